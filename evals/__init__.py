@@ -1,0 +1,1 @@
+"""Measure merged models: tasks, loss barriers, reports."""

@@ -1,0 +1,162 @@
+"""HANS scores: accuracy by heuristic and gold label, by subcase and by template, as the authors' scorer counts them.
+
+The published ids run ex0 to ex29999 in a fixed order, so `gold_by_position` scores a published prediction file without
+its sentences.
+
+Source: github.com/tommccoy1/hans, evaluate_heur_output.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from evals.hans_grammar import LABELS, SUBCASES, HansPair
+from merge.errors import TaskError
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class HansTable:
+    """Accuracies and how many pairs each rests on, keys in the order the pairs first show them.
+
+    `cells` is keyed by (heuristic, gold label). A pair with an empty template id counts everywhere but in `templates`.
+    """
+
+    accuracy: float
+    cells: Mapping[tuple[str, str], float]
+    subcases: Mapping[str, float]
+    templates: Mapping[str, float]
+    count: int
+    cell_counts: Mapping[tuple[str, str], int]
+    subcase_counts: Mapping[str, int]
+    template_counts: Mapping[str, int]
+
+    @property
+    def hans_lo(self) -> float:
+        """HANS-LO, the figure that sets generalisation apart: accuracy on non-entailed pairs with lexical overlap."""
+        return _cell(self, "lexical_overlap", "non-entailment")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as nested plain dicts, counts under "counts" in the same shape."""
+        return {
+            "accuracy": self.accuracy,
+            "heuristics": _nest(self.cells),
+            "subcases": dict(self.subcases),
+            "templates": dict(self.templates),
+            "counts": {
+                "pairs": self.count,
+                "heuristics": _nest(self.cell_counts),
+                "subcases": dict(self.subcase_counts),
+                "templates": dict(self.template_counts),
+            },
+        }
+
+
+def fold(label: str) -> str:
+    """Return "entailment" for exactly that, "non-entailment" for any other label: the authors' two-way rule."""
+    return label if label == "entailment" else "non-entailment"
+
+
+def score(pairs: Sequence[HansPair], predictions: Mapping[str, str]) -> HansTable:
+    """Return the accuracies of predictions (label by pair id), each folded to two labels.
+
+    Raises:
+        TaskError: pairs and predictions are not about the same ids, an id comes twice, or a gold label is unknown.
+    """
+    _check(pairs, predictions)
+    correct = [fold(predictions[pair.pair_id]) == pair.label for pair in pairs]
+    cells, cell_counts = _accuracies([(pair.heuristic, pair.label) for pair in pairs], correct)
+    subcases, subcase_counts = _accuracies([pair.subcase for pair in pairs], correct)
+    named = [(pair.template, hit) for pair, hit in zip(pairs, correct, strict=True) if pair.template]
+    templates, template_counts = _accuracies([name for name, _ in named], [hit for _, hit in named])
+    return HansTable(
+        accuracy=sum(correct) / len(correct),
+        cells=cells,
+        subcases=subcases,
+        templates=templates,
+        count=len(correct),
+        cell_counts=cell_counts,
+        subcase_counts=subcase_counts,
+        template_counts=template_counts,
+    )
+
+
+def official_text(table: HansTable) -> str:
+    """Return what the authors' scorer prints, byte for byte: four blocks, floats unrounded, a line break at the end.
+
+    Raises:
+        TaskError: a heuristic lacks one of the gold labels, where their scorer divides by zero.
+    """
+    heuristics = _nest(table.cells)
+    entailed = {name: _cell(table, name, "entailment") for name in heuristics}
+    non_entailed = {name: _cell(table, name, "non-entailment") for name in heuristics}
+    blocks = {
+        "Heuristic entailed results:": entailed,
+        "Heuristic non-entailed results:": non_entailed,
+        "Subcase results:": table.subcases,
+        "Template results:": table.templates,
+    }
+    return "\n".join(
+        "".join([f"{title}\n", *(f"{k}: {v}\n" for k, v in block.items())]) for title, block in blocks.items()
+    )
+
+
+def gold_by_position(count_per_subcase: int = 1000) -> list[HansPair]:
+    """Return the gold of HANS by position: pair exK belongs to subcase K // count_per_subcase, its sentences left empty.
+
+    Raises:
+        TaskError: the count is not a positive integer.
+    """
+    if type(count_per_subcase) is not int or count_per_subcase < 1:
+        raise TaskError(f"HANS: count_per_subcase must be an integer of at least 1, found {count_per_subcase!r}.")
+    cases = [case for case in SUBCASES for _ in range(count_per_subcase)]
+    return [HansPair(f"ex{k}", "", "", case.label, case.heuristic, case.name, "") for k, case in enumerate(cases)]
+
+
+def _check(pairs: Sequence[HansPair], predictions: Mapping[str, str]) -> None:
+    """Raise one error with every way in which the ids or gold labels are at fault."""
+    counts = Counter(pair.pair_id for pair in pairs)
+    faults = [] if pairs else ["there are no pairs to score"]
+    if twice := [name for name, count in counts.items() if count > 1]:
+        faults.append(f"{len(twice)} pair ids come more than once, the first is {twice[0]!r}")
+    if unknown := [pair for pair in pairs if pair.label not in LABELS]:
+        faults.append(
+            f"{len(unknown)} pairs have a gold label that is neither {' nor '.join(LABELS)}, the first is "
+            f"{unknown[0].pair_id!r} with {unknown[0].label!r}"
+        )
+    faults += _first(counts, predictions, f"of {len(counts)} pairs have no prediction")
+    faults += _first(predictions, counts, f"of {len(predictions)} predictions are for ids not among the pairs")
+    if faults:
+        raise TaskError(f"HANS cannot be scored: {'; '.join(faults)}. Were these predictions made on these pairs?")
+
+
+def _first(ids: Iterable[str], known: Collection[str], what: str) -> list[str]:
+    """Say how many ids are unknown, and which is the first; nothing where all are known."""
+    unknown = [name for name in ids if name not in known]
+    return [f"{len(unknown)} {what}, the first is {unknown[0]!r}"] if unknown else []
+
+
+def _accuracies(keys: Sequence[K], correct: Sequence[bool]) -> tuple[dict[K, float], dict[K, int]]:
+    """Return the accuracy and the count of every key, in order of first appearance."""
+    counts = Counter(keys)
+    hits = Counter(key for key, hit in zip(keys, correct, strict=True) if hit)
+    return {key: hits[key] / count for key, count in counts.items()}, dict(counts)
+
+
+def _cell(table: HansTable, heuristic: str, label: str) -> float:
+    """Return one cell's accuracy; a cell without pairs has none, and is an error."""
+    if (heuristic, label) not in table.cells:
+        raise TaskError(
+            f"HANS: no pair of these {table.count} is {heuristic} with gold label {label}; score all subcases."
+        )
+    return table.cells[heuristic, label]
+
+
+def _nest(cells: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
+    """Return {heuristic: {label: value}}, entailment first."""
+    heuristics = dict.fromkeys(heuristic for heuristic, _ in cells)
+    return {name: {label: cells[name, label] for label in LABELS if (name, label) in cells} for name in heuristics}

@@ -1,0 +1,1 @@
+"""Paths through weight space: what the loss does between models."""

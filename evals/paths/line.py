@@ -1,0 +1,99 @@
+"""The straight line between two models: its loss, and three ways to say how high the hill on it is.
+
+With L(lam) the loss at (1 - lam) a + lam b on a fixed set of rows and an even grid of lam from 0 to 1:
+
+    barrier        max_lam L(lam) - ((1 - lam) L(0) + lam L(1))        Entezari et al. 2022, arXiv:2110.06296, def. 2
+    epsilon        max_lam L(lam) - max(L(0), L(1)), at least 0        eps-connectedness
+    convexity gap  max over sub-segments [i, j] of their barrier       Juneja et al. 2023, arXiv:2205.12411, section 3
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A path's losses and accuracies, and what they say.
+
+    Attributes:
+        barrier_lam: where the barrier is reached.
+        convexity_interval: (lam_i, lam_k, lam_j): the segment whose hill at lam_k is the convexity gap.
+        standard_error: of the barrier, from the rows' own losses (paired: the same rows at every lam).
+    """
+
+    name: str
+    lam: tuple[float, ...]
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    barrier: float
+    barrier_lam: float
+    epsilon: float
+    convexity_gap: float
+    convexity_interval: tuple[float, float, float]
+    standard_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record of results.json."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def make_curve(name: str, lam: Sequence[float], losses: Any, correct: Any) -> Curve:
+    """Return the curve of per-row losses and per-row correctness.
+
+    Args:
+        lam: even grid from 0 to 1, shape (points,).
+        losses: float array (points, rows).
+        correct: bool array (points, rows).
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    grid = np.asarray(lam, dtype=np.float64)
+    mean = losses.mean(1)
+    above = mean - ((1 - grid) * mean[0] + grid * mean[-1])
+    peak = int(above.argmax())
+    rows = losses[peak] - ((1 - grid[peak]) * losses[0] + grid[peak] * losses[-1])
+    gap, (i, k, j) = convexity_gap(grid, mean)
+    return Curve(
+        name=name,
+        lam=tuple(grid.tolist()),
+        loss=tuple(mean.tolist()),
+        accuracy=tuple(np.asarray(correct, dtype=np.float64).mean(1).tolist()),
+        barrier=float(above[peak]),
+        barrier_lam=float(grid[peak]),
+        epsilon=max(0.0, float(mean.max() - max(mean[0], mean[-1]))),
+        convexity_gap=gap,
+        convexity_interval=(float(grid[i]), float(grid[k]), float(grid[j])),
+        standard_error=float(rows.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else 0.0,
+    )
+
+
+def convexity_gap(lam: Any, loss: Any) -> tuple[float, tuple[int, int, int]]:
+    """Return the largest height of the curve over a chord between two of its points, and (i, k, j) that shows it.
+
+    Equals the largest height of the curve over its lower convex hull; 0, with i = k = j, for a convex curve.
+    """
+    lam, loss = np.asarray(lam, dtype=np.float64), np.asarray(loss, dtype=np.float64)
+    hull: list[int] = []
+    for k in range(len(lam)):
+        while len(hull) > 1 and _turn(lam, loss, hull[-2], hull[-1], k) <= 0:
+            hull.pop()
+        hull.append(k)
+    best, witness = 0.0, (0, 0, 0)
+    for i, j in pairwise(hull):
+        for k in range(i + 1, j):
+            weight = (lam[k] - lam[i]) / (lam[j] - lam[i])
+            height = float(loss[k] - ((1 - weight) * loss[i] + weight * loss[j]))
+            if height > best:
+                best, witness = height, (i, k, j)
+    return best, witness
+
+
+def _turn(x: Any, y: Any, a: int, b: int, c: int) -> float:
+    """Return > 0 where a, b, c turn left: b lies below the chord from a to c."""
+    return float((x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a]))

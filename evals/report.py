@@ -1,0 +1,288 @@
+"""The results store, results.json, and the page made of it, index.html.
+
+The store is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores" and "barrier"
+have the fields in FIELDS, and other kinds are kept and listed as they are. JSON has no word for nan and infinity: a
+number that is not finite (the correlation of a constant prediction, the loss of a broken merge) is stored as null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from evals import tables
+from merge.errors import TaskError
+
+FORMAT = 1
+STORE, PAGE = "results.json", "index.html"
+LOCK_SECONDS = 30.0
+
+SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
+FIELDS: dict[str, dict[str, type]] = {
+    "scores": {**SETTING, "model": dict, "scores": dict},
+    "barrier": {**SETTING, "a": dict, "b": dict, "curves": list},
+}
+CURVE_LISTS = ("lam", "loss", "accuracy")
+CURVE_NUMBERS = ("barrier", "barrier_lam", "epsilon", "convexity_gap", "standard_error")
+
+
+def load_results(folder: Path | str) -> list[dict[str, Any]]:
+    """Return the records of a folder's results.json, oldest first; none if there is no such file.
+
+    Raises:
+        TaskError: the file cannot be read, is not JSON, or holds records that lack what their kind needs.
+    """
+    path = Path(folder) / STORE
+    try:
+        store = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{path} cannot be read: {_one_line(error)}") from None
+    if not isinstance(store, dict) or not isinstance(store.get("results"), list):
+        raise TaskError(f'{path} is not a results store: expected {{"format": {FORMAT}, "results": [...]}}.')
+    if store.get("format") != FORMAT:
+        raise TaskError(f"{path} has format {store.get('format')!r}; this version reads format {FORMAT}.")
+    results: list[dict[str, Any]] = store["results"]
+    faults = [fault for at, record in enumerate(results) for fault in _faults(record, f"results[{at}]")]
+    if faults:
+        raise TaskError(f"{path} holds malformed records: {'; '.join(faults)}")
+    return results
+
+
+def find(results: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
+    """Return the record with this key, or None."""
+    return next((record for record in results if record["key"] == key), None)
+
+
+def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
+    """Put a record into a folder's results.json, in the place of one with the same key or else at the end.
+
+    Processes may add at the same time: a lock file lets one in after the other, and the file is replaced whole.
+
+    Raises:
+        TaskError: the record lacks what its kind needs, or the file cannot be read, locked or written.
+    """
+    faults = _faults(record, "the record")
+    if faults:
+        raise TaskError(f"this result cannot be stored: {'; '.join(faults)}")
+    added = _plain(record, f"record {record['key']!r}")
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f"{STORE}.lock"):
+            results = load_results(folder)
+            if find(results, added["key"]) is None:
+                results = [*results, added]
+            else:
+                results = [added if old["key"] == added["key"] else old for old in results]
+            text = json.dumps({"format": FORMAT, "results": results}, indent=1, ensure_ascii=False, allow_nan=False)
+            _replace(folder / STORE, text + "\n")
+    except OSError as error:
+        raise TaskError(f"{folder / STORE} cannot be written: {_one_line(error)}") from None
+
+
+def write_page(folder: Path | str) -> Path:
+    """Write a folder's index.html from its results.json: one file that needs no other, no network and no script."""
+    from importlib.resources import files
+
+    import jinja2
+
+    folder = Path(folder)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["show"] = tables.show
+    environment.filters["numeric_columns"] = tables.numeric_columns
+    environment.tests["numeric"] = lambda cell: isinstance(cell, int | float)
+    source = files("evals").joinpath("page.html.j2").read_text(encoding="utf-8")
+    html = environment.from_string(source).render(page_context(load_results(folder)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / PAGE, html)
+    except OSError as error:
+        raise TaskError(f"{folder / PAGE} cannot be written: {_one_line(error)}") from None
+    return folder / PAGE
+
+
+def page_context(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the template shows; only results of one task, split, data and number of rows share a table."""
+    scores = _settings([record for record in results if record["kind"] == "scores"])
+    hans = _settings([record for record in results if record["kind"] == "scores" and record.get("hans")])
+    return {
+        "barriers": [_barrier_section(record, at) for at, record in enumerate(_of(results, "barrier"))],
+        "hans": [_hans_section(group, at) for at, group in enumerate(hans)],
+        "scores": [_score_section(group) for group in scores],
+        "others": [
+            {"key": record["key"], "kind": record["kind"], "rows": [["field", "value"], *tables.flatten(record)]}
+            for record in results
+            if record["kind"] not in FIELDS
+        ],
+        "sources": [_source(record) for record in results if record["kind"] in FIELDS],
+    }
+
+
+def _of(results: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    return [record for record in results if record["kind"] == kind]
+
+
+def _settings(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in SETTING), []).append(record)
+    return list(groups.values())
+
+
+def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    from evals.plots import barrier_figure, inline_svg
+
+    a, b = tables.model_labels([record["a"], record["b"]])
+    alignment = record.get("alignment") or {}
+    rest = tables.flatten({name: value for name, value in alignment.items() if name != "moved"})
+    label = f"Loss and accuracy on the straight line from {a} to {b}; the numbers are in the tables beside it."
+    return {
+        "record": record,
+        "a": a,
+        "b": b,
+        "rows": [row[4:] for row in tables.barrier_rows([record])],
+        "figure": Markup(inline_svg(barrier_figure(record), f"barrier{at}", label)),
+        "points": tables.point_rows(record),
+        "alignment": [["setting", "value"], *rest] if rest else [],
+        "moved": tables.flatten(alignment.get("moved", {})),
+        "notes": record.get("notes", []),
+    }
+
+
+def _hans_section(group: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    from evals.plots import hans_figure, inline_svg
+
+    figure = inline_svg(
+        hans_figure(group), f"hans{at}", "Accuracy on every HANS subcase; the numbers are tabled below."
+    )
+    titles = {"subcases": "Accuracy per subcase", "templates": "Accuracy per template", "counts": "Counts"}
+    parts = {title: tables.part_rows(group, part) for part, title in titles.items()}
+    return {
+        "record": group[0],
+        "rows": tables.hans_rows(group),
+        "figure": Markup(figure),
+        "parts": {title: rows for title, rows in parts.items() if len(rows) > 1},
+    }
+
+
+def _score_section(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    labels = tables.model_labels([record["model"] for record in group])
+    holders: dict[str, list[str]] = {}
+    for label, record in zip(labels, group, strict=True):
+        for note in record.get("notes", []):
+            holders.setdefault(note, []).append(label)
+    return {
+        "record": group[0],
+        "rows": [[row[0], *row[4:]] for row in tables.score_rows(group)],
+        "notes": [note if len(held) == len(group) else f"{', '.join(held)}: {note}" for note, held in holders.items()],
+    }
+
+
+def _source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where a record comes from, with every field that no section above has shown."""
+    shown = {*FIELDS[record["kind"]], "kind", "key", "hans", "notes", "alignment", "seconds", "versions"}
+    return {
+        "record": record,
+        "models": [record["model"]] if record["kind"] == "scores" else [record["a"], record["b"]],
+        "seconds": record.get("seconds"),
+        "versions": tables.flatten(record.get("versions", {})),
+        "rest": tables.flatten({name: value for name, value in record.items() if name not in shown}),
+    }
+
+
+def _faults(record: object, where: str) -> list[str]:
+    """Return what a record lacks, each fault with the place where it is."""
+    if not isinstance(record, Mapping):
+        return [f"{where} is not an object"]
+    faults = [f"{where} has no {name}" for name in ("kind", "key") if not isinstance(record.get(name), str)]
+    if faults:
+        return faults
+    where = f"{where} ({record['key']})"
+    for name, kind in FIELDS.get(record["kind"], {}).items():
+        if not isinstance(record.get(name), kind):
+            faults.append(f"{where}: {name} should be {kind.__name__}, found {type(record.get(name)).__name__}")
+        elif name in ("model", "a", "b") and not isinstance(record[name].get("name"), str):
+            faults.append(f"{where}: {name} has no name")
+        elif name == "curves":
+            faults += [
+                fault for at, curve in enumerate(record[name]) for fault in _curve_faults(curve, f"{where} [{at}]")
+            ]
+    hans = record.get("hans")
+    if record["kind"] == "scores" and hans:
+        missing = [name for name in ("accuracy", "heuristics", "subcases") if name not in hans]
+        faults += [f"{where}: hans has no {name}" for name in missing]
+    return faults
+
+
+def _curve_faults(curve: object, where: str) -> list[str]:
+    if not isinstance(curve, Mapping) or not isinstance(curve.get("name"), str):
+        return [f"{where}: a curve has no name"]
+    lengths = [len(curve[name]) if isinstance(curve.get(name), list | tuple) else 0 for name in CURVE_LISTS]
+    faults = [f"{where}: curve has no {name}" for name in CURVE_NUMBERS if name not in curve]
+    if min(lengths) < 2 or len(set(lengths)) > 1:
+        faults.append(f"{where}: {', '.join(CURVE_LISTS)} should have one length, two or more; found {lengths}")
+    return faults
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return the value as JSON can hold it, with null for a number that is not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(child, f"{where}, {name}") for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child, f"{where}[{at}]") for at, child in enumerate(value)]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    raise TaskError(f"{where} is a {type(value).__name__}, which JSON cannot hold; store a Python number.")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all: readers see the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 (the name the tests break)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    """Hold the lock file: only one process can create it. Waits LOCK_SECONDS for another to delete it."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with suppress(FileExistsError):
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+        if time.monotonic() > deadline:
+            raise TaskError(
+                f"{lock} has been there for {LOCK_SECONDS:g} s: another process is writing, or one was killed. "
+                "Delete it if nothing is running."
+            )
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

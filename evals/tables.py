@@ -1,0 +1,166 @@
+"""Rows for the page, the terminal and Markdown; the first row of every table is its header."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Cell = str | int | float | None
+Row = list[Cell]
+Record = Mapping[str, Any]
+
+# A HANS subcase says in its first two letters where it belongs: ln_passive is lexical overlap, non-entailment.
+HEURISTICS = {"l": "lexical_overlap", "s": "subsequence", "c": "constituent"}
+GOLDS = {"e": "entailment", "n": "non-entailment"}
+
+SETTING = ["task", "split", "n"]
+CURVE = ["curve", "barrier", "± s.e.", "at λ", "ε", "convexity gap", "gap between λ", "midpoint accuracy"]
+
+
+def show(cell: Cell) -> str:
+    """Return a cell as text: four decimals, two significant digits where those would hide the value, – for nothing."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return f"{cell:.4f}" if cell == 0 or abs(cell) >= 0.001 else f"{cell:.1e}"
+
+
+def model_labels(models: Sequence[Record]) -> list[str]:
+    """Return one label a model: its name, and the start of its hash where different weights share the name."""
+    weights = Counter(name for name, _ in {(model["name"], model.get("hash")) for model in models})
+    return [
+        f"{model['name']} ({str(model.get('hash'))[:8]})" if weights[model["name"]] > 1 else model["name"]
+        for model in models
+    ]
+
+
+def score_rows(results: Sequence[Record]) -> list[Row]:
+    """Return one row a scores record: model, task, split, n and every metric that any of them has."""
+    records = [record for record in results if record["kind"] == "scores"]
+    metrics = list(dict.fromkeys(metric for record in records for metric in record["scores"]))
+    rows: list[Row] = [["model", *SETTING, *metrics]]
+    for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
+        rows.append([label, *(record[name] for name in SETTING), *(record["scores"].get(metric) for metric in metrics)])
+    return rows
+
+
+def barrier_rows(results: Sequence[Record]) -> list[Row]:
+    """Return one row a curve: the two models, task, split, n, then what was measured on the way between them."""
+    rows: list[Row] = [["models", *SETTING, *CURVE]]
+    for record in results:
+        if record["kind"] != "barrier":
+            continue
+        pair = " → ".join(model_labels([record["a"], record["b"]]))
+        rows += [[pair, *(record[name] for name in SETTING), *_curve_row(curve)] for curve in record["curves"]]
+    return rows
+
+
+def _curve_row(curve: Record) -> Row:
+    # The middle is reported only where it was measured: a grid with an even number of points has none.
+    middle = [accuracy for lam, accuracy in zip(curve["lam"], curve["accuracy"], strict=True) if abs(lam - 0.5) < 1e-9]
+    interval = curve.get("convexity_interval")
+    return [
+        curve["name"],
+        curve["barrier"],
+        curve.get("standard_error"),
+        lam_text(curve.get("barrier_lam")),
+        curve.get("epsilon"),
+        curve.get("convexity_gap"),
+        f"{interval[0]:g} – {interval[2]:g}, worst at {interval[1]:g}" if interval else None,
+        middle[0] if middle else None,
+    ]
+
+
+def lam_text(lam: float | None) -> str | None:
+    """Return a coefficient as it would be typed: 0.5, not 0.5000."""
+    return None if lam is None else f"{lam:g}"
+
+
+def point_rows(record: Record) -> list[Row]:
+    """Return every measured point of a barrier record: λ, then loss and accuracy of each curve."""
+    curves = record["curves"]
+    lams = sorted({lam for curve in curves for lam in curve["lam"]})
+    rows: list[Row] = [["λ", *(f"{curve['name']}: {what}" for curve in curves for what in ("loss", "accuracy"))]]
+    for lam in lams:
+        points = [curve["lam"].index(lam) if lam in curve["lam"] else None for curve in curves]
+        values: Row = [
+            None if point is None else curve[what][point]
+            for curve, point in zip(curves, points, strict=True)
+            for what in ("loss", "accuracy")
+        ]
+        rows.append([lam_text(lam), *values])
+    return rows
+
+
+def hans_rows(results: Sequence[Record]) -> list[Row]:
+    """Return one row a model: overall accuracy, then the six cells, entailment first as in McCoy et al. 2019."""
+    records = [record for record in results if record.get("hans")]
+    seen = dict.fromkeys(heuristic for record in records for heuristic in record["hans"]["heuristics"])
+    cells = [(heuristic, gold) for gold in GOLDS.values() for heuristic in dict.fromkeys([*HEURISTICS.values(), *seen])]
+    rows: list[Row] = [["model", "overall", *(f"{heuristic.replace('_', ' ')}, {gold}" for heuristic, gold in cells)]]
+    for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
+        table = record["hans"]["heuristics"]
+        values = [table.get(heuristic, {}).get(gold) for heuristic, gold in cells]
+        rows.append([label, record["hans"]["accuracy"], *values])
+    return rows
+
+
+def part_rows(results: Sequence[Record], part: str) -> list[Row]:
+    """Return one row a subcase, template or count (`part` of the HANS table), one column a model."""
+    records = [record for record in results if record.get("hans")]
+    columns = [dict(flatten(record["hans"].get(part, {}))) for record in records]
+    rows: list[Row] = [[part.rstrip("s"), *model_labels([record["model"] for record in records])]]
+    rows += [[name, *(column.get(name) for column in columns)] for name in dict.fromkeys(n for c in columns for n in c)]
+    return rows
+
+
+def flatten(value: object, path: str = "") -> list[tuple[str, Cell]]:
+    """Return (path, leaf) for every leaf of nested dicts and lists."""
+    if isinstance(value, Mapping):
+        return [
+            leaf for key, child in value.items() for leaf in flatten(child, f"{path} / {key}" if path else str(key))
+        ]
+    if isinstance(value, list | tuple):
+        if all(isinstance(child, str) for child in value):
+            return [(path, ", ".join(value))]
+        return [leaf for at, child in enumerate(value) for leaf in flatten(child, f"{path}[{at}]")]
+    if value is None or isinstance(value, str | float) or type(value) is int:
+        return [(path, value)]
+    return [(path, str(value))]
+
+
+def numeric_columns(rows: Sequence[Row]) -> list[bool]:
+    """Return, for each column, whether its body holds numbers only; such columns align right."""
+    return [
+        len(rows) > 1 and all(cell is None or isinstance(cell, int | float) for cell in column)
+        for column in zip(*rows[1:], strict=True)
+    ] or [False] * len(rows[0])
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table; model names cannot break out of their cell."""
+    rule = ["---:" if numeric else "---" for numeric in numeric_columns(rows)]
+    header, *body = [[_markdown_cell(cell) for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    """Return the rows as text in columns, numbers to the right, for a terminal."""
+    right = numeric_columns(rows)
+    cells = [[show(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = " ".join(show(cell).split())
+    for plain, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*"), ("_", "\\_")):
+        text = text.replace(plain, safe)
+    return text

@@ -1,0 +1,241 @@
+"""Calibration text: the sentences on which two models' activations are compared in order to align them.
+
+Read from the package's own text, a file or a dataset on the Hub, always as a uniform sample over the whole of it: the
+first rows of a file are often all of one kind (one label, one template), and units that never fire cannot be matched.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+from merge.errors import CalibrationError, nearest
+from merge.table import Row, Source, Table, brief, listed, open_table, text_table
+
+TEXT_COLUMNS = ("text", "sentence", "content")
+PAIR_COLUMNS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text_a", "text_b"),
+)
+LABEL_COLUMNS = ("label", "gold_label", "labels", "class", "subcase", "heuristic")
+UNLABELLED = ("", "-", "-1", "None")  # how data sets mark a row without a label
+FEW = 200  # under this many texts the activation statistics, and so the matching, are noisy
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """A sample of texts, where it came from, and what the user should know about it.
+
+    Attributes:
+        samples: each (text,) or (text, text_pair), in random order, so that any first part is a uniform sample too.
+        source: one phrase for reports, such as "train.jsonl: 1,024 of 36,031 rows, column text, seed 0".
+        notes: sentences to show the user: choices made for them, and reasons to doubt the sample.
+    """
+
+    samples: tuple[tuple[str, ...], ...]
+    source: str
+    notes: tuple[str, ...]
+
+
+def read_calibration(
+    source: str | None, columns: tuple[str, ...] | None = None, samples: int = 1024, seed: int = 0
+) -> CalibrationText:
+    """Return up to `samples` texts or pairs drawn uniformly, without replacement, from the whole of `source`.
+
+    Args:
+        source: None for the package's own text; a file (.txt, one text a line; .jsonl, .csv, .tsv; each also .gz);
+            otherwise a Hub dataset: org/name, org/name:config, org/name:config/split or org/name:/split, where the
+            split left out is train and the config left out the default one. A path that exists is never a Hub id.
+        columns: the column that holds the text, or the two that hold a pair; None takes the only well-known choice.
+        samples: how many texts at most; a smaller source is used whole.
+        seed: of the draw; the same source, columns, samples and seed give the same result.
+    Raises:
+        CalibrationError: the source cannot be read, holds no text, or does not say which column is text.
+    """
+    if samples < 1:
+        raise CalibrationError(f"calibration text: {samples} samples were asked for; ask for 1 or more.")
+    table = _embedded() if source is None else open_table(source, "calibration text", CalibrationError)
+    if columns is not None:
+        _check_columns(table, columns)
+    draw = _draw(table, columns, samples, seed)
+    if not draw.kept:
+        blank = f" (all of its {draw.blank:,} {table.unit}s are blank)" if draw.blank else ""
+        raise CalibrationError(f"{table.source.name} is empty{blank}: give a source that holds some text.")
+    of_columns = f", column{'s' * (len(draw.columns) - 1)} {' + '.join(draw.columns)}" if table.has_columns else ""
+    return CalibrationText(
+        samples=tuple(kept.texts for kept in draw.kept),
+        source=f"{table.title}: {len(draw.kept):,} of {draw.seen:,} {table.unit}s{of_columns}, seed {seed}",
+        notes=tuple(_notes(table, draw, columns_given=columns is not None, embedded=source is None)),
+    )
+
+
+# ---- the sample ----
+
+
+class _Kept(NamedTuple):
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]  # in the order of _Draw.labels
+
+
+@final
+class _Reservoir:
+    """A uniform sample of the rows offered so far, in memory bounded by its size (algorithm R; Vitter 1985)."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seen = size, 0
+        self._random = random.Random(seed)
+        self._rows: list[_Kept] = []
+
+    def offer(self, row: _Kept) -> None:
+        """Keep row number t with probability size / t, in place of a random one kept before."""
+        self.seen += 1
+        if len(self._rows) < self.size:
+            self._rows.append(row)
+        elif (place := self._random.randrange(self.seen)) < self.size:
+            self._rows[place] = row
+
+    def shuffled(self) -> list[_Kept]:
+        """Return the kept rows in random order: their places in the reservoir still follow the file."""
+        return self._random.sample(self._rows, len(self._rows))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    kept: list[_Kept]
+    seen: int  # rows that hold text
+    blank: int  # rows that do not
+    columns: tuple[str, ...]
+    labels: dict[str, set[str]]  # label column -> values met in the whole source, at most two of them
+
+
+def _draw(table: Table, columns: tuple[str, ...] | None, samples: int, seed: int) -> _Draw:
+    """Return the sample of one pass over the table; its first row that is not blank decides the columns."""
+    reservoir, blank = _Reservoir(samples, seed), 0
+    chosen: tuple[str, ...] = ()
+    labels: dict[str, set[str]] = {}
+    for number, row in table.rows:
+        if row is None:
+            blank += 1
+            continue
+        if not chosen:
+            chosen = _choose_columns(table, tuple(row), columns)
+            labels = {name: set() for name in LABEL_COLUMNS if name in row and name not in chosen}
+        texts = _texts(table, number, row, chosen)
+        if not all(texts):  # half a pair is no pair
+            blank += 1
+            continue
+        values = tuple(str(row.get(name, "")).strip() for name in labels)
+        for value, met in zip(values, labels.values(), strict=True):
+            if len(met) < 2 and value not in UNLABELLED:
+                met.add(value)
+        reservoir.offer(_Kept(texts, values))
+    return _Draw(reservoir.shuffled(), reservoir.seen, blank, chosen, labels)
+
+
+def _texts(table: Table, number: int, row: Row, columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the row's text or pair, trimmed; a null is an empty text."""
+    texts = []
+    for column in columns:
+        if column not in row:
+            missing = f'expected a column "{brief(column)}", found {listed(row)}; give every row that column.'
+            raise table.fault(number, missing)
+        value = "" if row[column] is None else row[column]
+        if not isinstance(value, str):
+            found = f'expected text in column "{brief(column)}", found {type(value).__name__} {brief(str(value))};'
+            raise table.fault(number, f"{found} choose a column of text, or write it as a string.")
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            found = f'expected Unicode text in column "{brief(column)}", found half of a surrogate pair;'
+            raise table.fault(number, f"{found} write the character whole.")
+        texts.append(value.strip())
+    return tuple(texts)
+
+
+# ---- what the user should know ----
+
+
+def _notes(table: Table, draw: _Draw, columns_given: bool, embedded: bool) -> Iterator[str]:
+    """Yield the choices made for the user, then the reasons to doubt the sample."""
+    count, texts = len(draw.kept), [kept.texts for kept in draw.kept]
+    if embedded:
+        yield (
+            "no calibration text was given, so the package's own generic text was used; text from the models' "
+            "domain aligns better (--text FILE)"
+        )
+    if table.has_columns and not columns_given:
+        yield f"no columns were named, so {' + '.join(draw.columns)} was used: the only well-known choice there is"
+    if draw.blank:
+        left_out = "has no text and was" if draw.blank == 1 else "have no text and were"
+        yield f"{draw.blank:,} {table.unit}{'s' * (draw.blank > 1)} of {table.title} {left_out} left out"
+    if count < FEW:
+        yield (
+            f"the sample is small: {count} text{'s' * (count > 1)}; under {FEW} the activation statistics, and so the "
+            "matching, become noisy"
+        )
+    if not table.has_columns and all("\t" in text for (text,) in texts):
+        yield f"every sampled line of {table.title} holds a tab; if it is a table, rename it .tsv and name its columns"
+    for index, (column, met) in enumerate(draw.labels.items()):
+        values = {kept.labels[index] for kept in draw.kept}
+        if len(values) == 1 and count > 1 and not values & set(UNLABELLED):
+            scope = f", although {table.title} holds others" if len(met) > 1 else ""
+            yield (
+                f'the sample is one-sided: {column} is "{brief(values.pop())}" in every sampled {table.unit}{scope}; '
+                "units that other texts would excite are matched blindly"
+            )
+    repeats = count - len(set(texts))
+    if 2 * repeats > count:
+        yield (
+            f"{repeats:,} of {count:,} sampled texts repeat another one, so that the sample says less than its size "
+            f"promises; distinct texts: {count - repeats:,}"
+        )
+
+
+# ---- columns ----
+
+
+def _check_columns(table: Table, columns: tuple[str, ...]) -> None:
+    asked = " + ".join(columns)
+    if not table.has_columns:
+        raise CalibrationError(
+            f"{table.source.name}: column {asked!r} was asked for, but it has no columns, one text a line; "
+            "leave the columns out, or give a .jsonl, .csv or .tsv file."
+        )
+    if len(columns) not in (1, 2) or len(set(columns)) < len(columns):
+        raise CalibrationError(
+            f"{table.source.name}: expected one column (text) or two different ones (a pair), "
+            f"found {len(columns)}: {asked!r}."
+        )
+
+
+def _choose_columns(table: Table, header: tuple[str, ...], columns: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the columns asked for, or the only well-known text column or pair among those there are."""
+    if columns is not None:
+        unknown = [column for column in columns if column not in header]
+        if unknown:
+            hints = " ".join(
+                f'no column "{brief(column)}".{nearest(brief(column), map(brief, header))}' for column in unknown
+            )
+            raise CalibrationError(f"{table.source.name}: {hints}")
+        return columns
+    pairs = [pair for pair in PAIR_COLUMNS if set(pair) <= set(header)]
+    paired = {name for pair in pairs for name in pair}  # QNLI's sentence is half of its pair, not a text of its own
+    choices = [*pairs, *((name,) for name in TEXT_COLUMNS if name in header and name not in paired)]
+    if len(choices) == 1:
+        return choices[0]
+    found = f"more than one ({', '.join(' + '.join(choice) for choice in choices)})" if choices else "none"
+    raise CalibrationError(
+        f"{table.source.name}: expected one well-known text column or pair, found {found}; name one column, "
+        f"or two for a pair. Its columns: {listed(header)}."
+    )
+
+
+def _embedded() -> Table:
+    """Return the text that ships with the package."""
+    resource = importlib.resources.files("merge.alignment") / "calibration.txt"
+    source = Source("calibration text calibration.txt (the package's own)", CalibrationError)
+    return text_table(source, "the package's own generic text", lambda: resource.open("rb"))

@@ -1,0 +1,119 @@
+"""Which axes move is chosen without labels: the candidate whose midpoint is nearest to what the endpoints say together.
+
+Each candidate alignment is scored on calibration text by the mean KL divergence from the ensemble of the two endpoints
+(the average of their probabilities) to the model half way between them. Models without a task head are scored by
+1 - cosine between the midpoint's last hidden states and the mean of the endpoints'. Smaller is better, and moving
+nothing is always a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.alignment.pair import Alignment, Batch, Matcher, Pair
+from merge.inputs import attended
+from merge.permutation import Permutation, apply, apply_axes, identity
+from merge.spec import parse
+
+SCORES = {
+    "kl": "KL from ensemble to midpoint",
+    "mse": "squared error to the endpoints' mean",
+    "cosine": "1 - cosine to the endpoints' mean",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One alignment over some kinds of axes, and how far its midpoint is from the endpoints' ensemble."""
+
+    alignment: Alignment
+    score: float | None
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.alignment.kinds) or "nothing"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidates as scored, and the one that is kept; `score` names what was measured, None if nothing was."""
+
+    candidates: tuple[Candidate, ...]
+    kept: Candidate
+    score: str | None
+
+
+def choose(pair: Pair, matcher: Matcher, axes: frozenset[str] | None) -> Choice:
+    """Return the alignment over `axes`, or over the best of {nothing, all but the residual, all} when axes is None.
+
+    Without batches nothing can be scored: all axes move.
+    """
+    everything = frozenset(pair.kinds())
+    if axes is not None or not pair.batches:
+        fixed = Candidate(matcher(everything if axes is None else axes), None)
+        return Choice((fixed,), fixed, None)
+    nothing = Alignment(identity(pair.spec, pair.shapes), (), ())
+    wanted = [everything - {"residual"}, everything] if "residual" in everything else [everything]
+    found = [nothing, *(matcher(kinds) for kinds in wanted)]
+    values, kind = score([alignment.permutation for alignment in found], pair)
+    candidates = tuple(Candidate(alignment, value) for alignment, value in zip(found, values, strict=True))
+    return Choice(candidates, min(candidates, key=lambda c: c.score or 0.0), SCORES[kind])
+
+
+def score(permutations: Sequence[Permutation], pair: Pair) -> tuple[list[float], str]:
+    """Return each permutation's midpoint divergence, and which one it is (a key of SCORES).
+
+    Runs the endpoints once and one midpoint model for each distinct permutation, batch by batch.
+    """
+    endpoints = pair.model(pair.a), pair.model(pair.b)
+    midpoints = [pair.model(_midpoint(pair, p)) for p in permutations]
+    totals, count, kind = [0.0] * len(permutations), 0, "kl"
+    with torch.inference_mode():
+        for batch in pair.progress(pair.batches, "choosing which axes move"):
+            out_a, out_b = (_outputs(pair, model(**batch)) for model in endpoints)
+            rows = 0
+            for k, (p, model) in enumerate(zip(permutations, midpoints, strict=True)):
+                moved = {name: apply_axes(parse(pair.spec.outputs[name]), p, value) for name, value in out_b.items()}
+                value, rows, kind = _divergence(out_a, moved, _outputs(pair, model(**batch)), batch)
+                totals[k] += value
+            count += rows
+    return [total / count for total in totals], kind
+
+
+def _midpoint(pair: Pair, p: Permutation) -> dict[str, Tensor]:
+    moved = apply(pair.spec, p, pair.b)
+    return {
+        name: (tensor.float() + moved[name].float()) / 2 if tensor.is_floating_point() else tensor
+        for name, tensor in pair.a.items()
+    }
+
+
+def _outputs(pair: Pair, output: Any) -> dict[str, Tensor]:
+    return {name: output[name].float() for name in pair.spec.outputs}
+
+
+def _divergence(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], middle: Mapping[str, Tensor], batch: Batch
+) -> tuple[float, int, str]:
+    """Return (summed divergence, rows, kind) of one batch; several logits of one model are added up."""
+    if "last_hidden_state" in a:
+        mask = attended(batch)
+        mean = (a["last_hidden_state"] + b["last_hidden_state"])[mask] / 2
+        cosine = torch.cosine_similarity(middle["last_hidden_state"][mask], mean, dim=-1)
+        return float((1 - cosine).sum()), int(mask.sum()), "cosine"
+    total, rows, kind = 0.0, 0, "kl"
+    for name in a:
+        logits = [x[name] if x[name].ndim < 3 else x[name][attended(batch)] for x in (a, b, middle)]
+        rows = len(logits[0])
+        if logits[0].shape[-1] == 1:
+            total += float(((logits[0] + logits[1]) / 2 - logits[2]).square().sum())
+            kind = "mse"
+        else:
+            ensemble = torch.stack([x.log_softmax(-1) for x in logits[:2]]).logsumexp(0) - torch.log(torch.tensor(2.0))
+            total += float((ensemble.exp() * (ensemble - logits[2].log_softmax(-1))).sum())
+    return total, rows, kind

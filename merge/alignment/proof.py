@@ -1,0 +1,66 @@
+"""Proof: the aligned model is still the model it was.
+
+Both are run in float64 on the same inputs. An output that lives on a permuted axis (the hidden states of a model without
+a head) is compared after the same permutation. No merge happens unless they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merge.alignment.pair import Batch, Pair
+from merge.errors import AlignmentError
+from merge.permutation import Permutation, apply_axes
+from merge.spec import parse
+
+BOUND = 1e-9
+BATCHES, TEXTS_A_BATCH = 4, 4
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared: the largest difference of any output, in standard deviations of that output."""
+
+    error: float
+    bound: float
+    texts: int
+    outputs: tuple[str, ...]
+
+
+def prove(pair: Pair, aligned: Mapping[str, Tensor], p: Permutation, batches: tuple[Batch, ...]) -> Proof:
+    """Return the evidence that `aligned` computes what pair.b computes.
+
+    Args:
+        aligned: pair.b after p.
+        p: the permutation, for outputs that move with it.
+        batches: inputs, sorted by length or not; some texts of a few batches evenly spread over them are used.
+    Raises:
+        AlignmentError: an output differs by more than the bound, relative to its standard deviation.
+    """
+    before, after = pair.model(pair.b, torch.float64), pair.model(aligned, torch.float64)
+    worst, texts = 0.0, 0
+    with torch.inference_mode():
+        for batch in _spread(batches):
+            part = {name: tensor[:TEXTS_A_BATCH] for name, tensor in batch.items()}
+            old, new = before(**part), after(**part)
+            for name, line in pair.spec.outputs.items():
+                expected = apply_axes(parse(line), p, old[name])
+                spread = expected.std().clamp_min(torch.finfo(torch.float64).tiny)
+                worst = max(worst, float((new[name] - expected).abs().max() / spread))
+            texts += len(part["input_ids"])
+    if not worst <= BOUND:
+        raise AlignmentError(
+            f"the aligned model is not the model it was: outputs differ by {worst:.2g} standard deviations "
+            f"(bound {BOUND:g}, float64, {texts} texts). Nothing was merged; the {pair.spec.family} table does not fit it."
+        )
+    return Proof(worst, BOUND, texts, tuple(pair.spec.outputs))
+
+
+def _spread(batches: tuple[Batch, ...]) -> list[Batch]:
+    """Return up to BATCHES batches from the shortest to the longest, so that padding and long texts are both seen."""
+    count = min(BATCHES, len(batches))
+    return [batches[i * (len(batches) - 1) // max(count - 1, 1)] for i in range(count)]

@@ -1,0 +1,220 @@
+"""Bases: every model brought into the reference's basis, classes by name and units by alignment, and the proof of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from merge.alignment import aligner
+from merge.architectures import ARCHITECTURES, spec_for
+from merge.checkpoint import Checkpoint
+from merge.errors import CalibrationError, CheckpointError, MismatchError, SpecError
+from merge.heads import is_generic, label_names, label_order
+from merge.progress import Progress, silent
+from merge.recipe import AlignEntry, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from merge.alignment.choice import Choice
+    from merge.alignment.pair import Batch, Pair
+    from merge.alignment.proof import Proof
+    from merge.permutation import Permutation
+    from merge.spec import PermutationSpec
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What alignment did to one model."""
+
+    source: str
+    by: str
+    choice: Choice
+    proof: Proof
+    moved: Mapping[str, tuple[int, int]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures for the manifest."""
+        candidates = [{"axes": list(c.alignment.kinds), "score": c.score} for c in self.choice.candidates]
+        return {
+            "model": self.source,
+            "by": self.by,
+            "candidates": candidates,
+            "score": self.choice.score,
+            "kept": list(self.choice.kept.alignment.kinds),
+            "objective": list(self.choice.kept.alignment.objective),
+            "moved": {kind: list(counts) for kind, counts in self.moved.items()},
+            "proof": asdict(self.proof),
+        }
+
+
+@dataclass(frozen=True)
+class Bases:
+    """What takes each model into the reference's basis.
+
+    Attributes:
+        spec: the permutation spec; None when nothing has to be permuted.
+        labels: for each model the permutation of its classes alone, None where they stand as the reference's.
+        permutations: for each model the whole permutation, classes and units; None where nothing was permuted.
+        aligned: what alignment did to each model but the reference.
+        calibration: what text was used.
+    """
+
+    spec: PermutationSpec | None
+    labels: tuple[Permutation | None, ...]
+    permutations: tuple[Permutation | None, ...]
+    aligned: tuple[Aligned, ...] = ()
+    calibration: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_bases(recipe: Recipe, checkpoints: Sequence[Checkpoint], progress: Progress = silent) -> Bases:
+    """Match classes by name and, if the recipe says so, align every model to the first.
+
+    Raises:
+        MismatchError: label sets differ.
+        SpecError, AlignmentError, CalibrationError: from the alignment.
+    """
+    orders, notes = _match_labels(checkpoints)
+    needed = recipe.align.by != "none" or any(order is not None for order in orders)
+    spec = spec_for(checkpoints[0].config) if needed else None
+    labels = tuple(
+        None if order is None or spec is None else _label_permutation(spec, checkpoints[k], order)
+        for k, order in enumerate(orders)
+    )
+    bases = Bases(spec, labels, labels, notes=notes)
+    return bases if recipe.align.by == "none" else _align_all(recipe, checkpoints, bases, progress)
+
+
+def _match_labels(checkpoints: Sequence[Checkpoint]) -> tuple[list[tuple[int, ...] | None], tuple[str, ...]]:
+    """Return, for each model, the order that gives it the reference's classes (None where nothing moves), and notes."""
+    reference, notes = checkpoints[0], []
+    orders: list[tuple[int, ...] | None] = [None] * len(checkpoints)
+    count = _class_count(reference)
+    if count is None:
+        return orders, ()
+    wanted = label_names(reference.config, count)
+    for k, other in enumerate(checkpoints[1:], start=1):
+        order = label_order(wanted, label_names(other.config, count), reference.source, other.source)
+        if order == tuple(range(count)):
+            continue
+        if reference.model_type not in ARCHITECTURES:
+            raise MismatchError(
+                f"{other.source} has its labels in another order than {reference.source}, and {reference.model_type} has "
+                "no permutation table to reorder them by. Save it again with id2label in the same order."
+            )
+        orders[k] = order
+        notes.append(f"labels of {other.source} reordered by name to {', '.join(wanted)}")
+    if is_generic(wanted):
+        notes.append(
+            f"labels carry placeholder names ({', '.join(wanted)}) and were taken to mean the same in every model"
+        )
+    return orders, tuple(notes)
+
+
+def _class_count(checkpoint: Checkpoint) -> int | None:
+    """Return the number of classes, None for architectures without class labels."""
+    if not checkpoint.architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        return None
+    sizes = [t.shape[0] for n, t in checkpoint.tensors.items() if n.endswith(("classifier.bias", "out_proj.bias"))]
+    return sizes[0] if sizes else None
+
+
+def _label_permutation(spec: PermutationSpec, checkpoint: Checkpoint, order: tuple[int, ...]) -> Permutation:
+    import torch
+
+    from merge.permutation import Permutation, identity
+
+    still = identity(spec, checkpoint.shapes)
+    return Permutation({**still.indices, "labels": torch.tensor(order)}, still.outer)
+
+
+def _align_all(recipe: Recipe, checkpoints: Sequence[Checkpoint], bases: Bases, progress: Progress) -> Bases:
+    """Return the bases with every model aligned to the first, each alignment proved on its own model."""
+    from merge.alignment.choice import choose
+    from merge.alignment.pair import Pair
+    from merge.alignment.proof import prove
+    from merge.inputs import random_inputs
+    from merge.permutation import apply, compose
+
+    spec, reference = bases.spec, checkpoints[0]
+    if spec is None:
+        raise SpecError("an alignment needs a permutation spec")
+    spec.fit(reference.shapes)
+    batches, calibration, notes = calibrate(recipe.align, recipe.seed, reference)
+    tensors_a = finite_tensors(reference)
+    permutations, aligned = list(bases.permutations), []
+    for k, other in enumerate(checkpoints[1:], start=1):
+        labels = permutations[k]
+        tensors_b = finite_tensors(other) if labels is None else apply(spec, labels, finite_tensors(other))
+        pair = Pair(spec, tensors_a, tensors_b, reference.config, reference.written_name, batches, progress)
+        axes = None if recipe.align.axes is None else frozenset(recipe.align.axes)
+        choice = choose(pair, aligner(recipe.align.by)(pair), axes)
+        found = choice.kept.alignment.permutation
+        inputs = batches or random_inputs(reference.config, recipe.seed)
+        proof = prove(pair, apply(spec, found, tensors_b), found, inputs)
+        permutations[k] = found if labels is None else compose(found, labels)
+        aligned.append(Aligned(other.source, recipe.align.by, choice, proof, _moved_by_kind(pair, found)))
+    return replace(
+        bases,
+        permutations=tuple(permutations),
+        aligned=tuple(aligned),
+        calibration=calibration,
+        notes=(*bases.notes, *notes),
+    )
+
+
+def calibrate(
+    align: AlignEntry, seed: int, reference: Checkpoint
+) -> tuple[tuple[Batch, ...], str | None, tuple[str, ...]]:
+    """Return calibration batches tokenised for the reference, where the text came from, and notes on both.
+
+    Raises:
+        CalibrationError: the text cannot be read, or activations were asked for without a tokenizer.
+    """
+    from merge.alignment.calibration import read_calibration
+    from merge.inputs import load_tokenizer, tokenise
+
+    if not reference.has_tokenizer:
+        if align.by == "activations" or align.text is not None:
+            raise CalibrationError(
+                f"{reference.source} has no tokenizer to read text with. Use --align weights without --text."
+            )
+        note = f"{reference.source} has no tokenizer: which axes move could not be chosen on text, so all asked for do"
+        return (), None, (note,)
+    text = read_calibration(align.text, align.text_column, align.samples, seed)
+    batches, cut = tokenise(load_tokenizer(reference.folder), text.samples, reference.config)
+    return batches, text.source, (*text.notes, *cut)
+
+
+def _moved_by_kind(pair: Pair, permutation: Permutation) -> dict[str, tuple[int, int]]:
+    """Return kind of axis -> (units that change place, units), summed over layers; heads count as blocks."""
+    totals: dict[str, tuple[int, int]] = {}
+    for axis, (moved, units) in permutation.moved().items():
+        if axis in pair.spec.named:
+            continue
+        kind = pair.spec.kind(axis) if axis not in permutation.outer else f"inside {pair.spec.kind(axis)}"
+        old = totals.get(kind, (0, 0))
+        totals[kind] = (old[0] + moved, old[1] + units)
+    return totals
+
+
+def finite_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return every tensor of a checkpoint, in float32 or better.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    return {name: finite(checkpoint, name) for name in checkpoint.tensors}
+
+
+def finite(checkpoint: Checkpoint, name: str) -> Tensor:
+    import torch
+
+    tensor = checkpoint.tensor(name)
+    if not tensor.is_floating_point():
+        return tensor
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{checkpoint.source}: {name} holds NaN or infinity. This model is broken; leave it out.")
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,171 @@
+"""The model card: what was merged, what alignment did, how it scores; README.md of the output folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merge.errors import CheckpointError
+
+PIPELINES = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+}
+TAGS = ["merge", "merge-models"]
+
+
+def write_card(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write README.md from the facts of a run, or rewrite it with evaluation results (records of results.json)."""
+    front = yaml.safe_dump(metadata(facts, results), sort_keys=False, allow_unicode=True)
+    body = "\n".join([f"---\n{front}---", "", *_body(facts, results), ""])
+    (folder / "README.md").write_text(body.replace("{name}", facts["name"]), encoding="utf-8")
+
+
+def add_results(folder: Path, results_file: Path) -> int:
+    """Rewrite the card of a merged checkpoint with the scores of its own model in results.json; return how many.
+
+    Raises:
+        CheckpointError: the folder was not written by merge-models, or results.json holds nothing about it.
+    """
+    try:
+        facts = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
+        recorded = json.loads(results_file.read_text(encoding="utf-8"))["results"]
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{error.filename}: no such file. A card is made from a merged folder and a results.json."
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{results_file} or {folder / 'merge.json'} is malformed: {error}") from error
+    known = {m["content_hash"] for m in facts["models"]}
+    from merge.checkpoint import open_checkpoint
+
+    own = open_checkpoint(str(folder)).content_hash
+    wanted = [r for r in recorded if _about(r, own, known)]
+    if not any(_about(r, own, set()) for r in wanted):
+        raise CheckpointError(
+            f"{results_file} holds no score of {folder}. Evaluate it first: evaluate-models hans {folder}"
+        )
+    write_card(folder, {**facts, "recipe_yaml": (folder / "recipe.yaml").read_text(encoding="utf-8")}, wanted)
+    return len(wanted)
+
+
+def _about(record: Mapping[str, Any], own: str, parents: set[str]) -> bool:
+    if record["kind"] == "scores":
+        return record["model"]["hash"] in {own, *parents}
+    return {record["a"]["hash"], record["b"]["hash"]} <= parents
+
+
+def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return the card's YAML: base models by Hub id only, the licence only where every source states the same one."""
+    ids = list(dict.fromkeys(m["source"] for m in facts["models"] if m["commit"]))
+    licences = facts["licences"]
+    out: dict[str, Any] = {"library_name": "transformers", "tags": TAGS}
+    if len(licences) == 1 and licences[0] != "None":
+        out["license"] = licences[0]
+    if ids:
+        out |= {"base_model": ids, "base_model_relation": "merge"}
+    pipeline = next((p for ending, p in PIPELINES.items() if facts["architecture"].endswith(ending)), None)
+    if pipeline:
+        out["pipeline_tag"] = pipeline
+    own = [
+        r
+        for r in results
+        if r["kind"] == "scores" and r["model"]["hash"] not in {m["content_hash"] for m in facts["models"]}
+    ]
+    if own:
+        out["model-index"] = [{"name": "merged", "results": [_index_entry(r) for r in own]}]
+    return out
+
+
+def _index_entry(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "task": {"type": "text-classification"},
+        "dataset": {"name": record["task"], "type": record["task"], "split": record["split"]},
+        "metrics": [{"type": k, "value": v} for k, v in record["scores"].items() if isinstance(v, int | float)],
+    }
+
+
+def licence_of(card: Path) -> str | None:
+    """Return the licence a source's own card states, or None."""
+    if not card.is_file():
+        return None
+    found = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+    try:
+        stated = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return None
+    return str(stated["license"]) if isinstance(stated, dict) and stated.get("license") else None
+
+
+def _body(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["# {name}", "", f"{len(facts['models'])} models merged with merge-models by `{facts['method']}`.", ""]
+    lines += ["| model | commit | SHA-256 of its content |", "| --- | --- | --- |"]
+    lines += [f"| {m['source']} | {m['commit'] or 'local'} | `{m['content_hash'][:16]}` |" for m in facts["models"]]
+    lines += ["", "## Alignment", "", *(_alignment(facts) or ["None: the models were averaged as they are."])]
+    if results:
+        lines += ["", "## Scores", "", *_scores(results, facts)]
+    if facts["notes"]:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in facts["notes"])]
+    lines += ["", "## Recipe", "", "```yaml", facts["recipe_yaml"].strip(), "```", ""]
+    lines += ["Files, versions and hashes: `merge.json`. Load it with:", "", "```python"]
+    auto = next((a for ending, a in AUTO.items() if facts["architecture"].endswith(ending)), "AutoModel")
+    return [*lines, f"from transformers import {auto}", f'model = {auto}.from_pretrained("{{name}}")', "```"]
+
+
+AUTO = {
+    ending: f"AutoModel{ending}"
+    for ending in (*PIPELINES, "ForMultipleChoice", "ForNextSentencePrediction", "ForPreTraining")
+}
+
+
+def _alignment(facts: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for a in facts["alignment"]:
+        kept = ", ".join(a["kept"]) or "nothing"
+        lines.append(f"`{a['model']}` was aligned to the first model by {a['by']}; axes moved: **{kept}**.")
+        if a["score"]:
+            lines += ["", f"| axes | {a['score']} |", "| --- | --- |"]
+            lines += [f"| {', '.join(c['axes']) or 'nothing'} | {c['score']:.4g} |" for c in a["candidates"]]
+        moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in a["moved"].items())
+        lines += ["", f"Units that changed place: {moved}.", ""]
+        p = a["proof"]
+        lines.append(
+            f"Proof: before any averaging, the aligned model's {', '.join(p['outputs'])} equalled its own to {p['error']:.1e} "
+            f"standard deviations (bound {p['bound']:g}, float64, {p['texts']} texts)."
+        )
+    if lines and facts["calibration"]:
+        lines += ["", f"Calibration text: {facts['calibration']}."]
+    return lines
+
+
+def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[str]:
+    names = {m["content_hash"]: m["source"] for m in facts["models"]}
+    scores = [r for r in results if r["kind"] == "scores"]
+    lines = []
+    if scores:
+        lines += ["| model | task | rows | accuracy | loss |", "| --- | --- | --- | --- | --- |"]
+    for r in scores:
+        who = names.get(r["model"]["hash"], "**this merge**")
+        lines.append(
+            f"| {who} | {r['task']} ({r['data']}) | {r['n']} | {r['scores']['accuracy']:.4f} | {r['scores']['loss']:.4f} |"
+        )
+    for r in results:
+        if r["kind"] == "barrier":
+            lines += [
+                "",
+                f"Loss barrier on {r['task']} ({r['data']}, {r['n']} rows), {len(r['curves'][0]['lam'])} points:",
+                "",
+            ]
+            lines += ["| path | barrier | epsilon | convexity gap |", "| --- | --- | --- | --- |"]
+            lines += [
+                f"| {c['name']} | {c['barrier']:.4f} | {c['epsilon']:.4f} | {c['convexity_gap']:.4f} |"
+                for c in r["curves"]
+            ]
+    return lines

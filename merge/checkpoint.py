@@ -1,0 +1,371 @@
+"""Checkpoint: a local folder or Hub id, its config, its tensors (lazy, memory-mapped) and its side files.
+
+This is the one place that knows shards, legacy names, base-model prefixes, tied twins and stored dtypes. Tensors carry
+*canonical* names: LayerNorm.weight and .bias, always with the base-model prefix, tied twins once under their source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.errors import CheckpointError
+from merge.hub import download, looks_like_hub_id
+from merge.model import first_line, meta_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEGACY_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
+WEIGHT_ENDINGS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".ot",
+)
+TRAINING_FILES = (
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "training_args.bin",
+)
+INTEGER_DTYPES = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies and what its header says; `dtype` in safetensors' letters (F32, BF16, I64)."""
+
+    file: str
+    stored_name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_integer(self) -> bool:
+        return self.dtype in INTEGER_DTYPES
+
+    @property
+    def nbytes(self) -> int:
+        size = 1
+        for n in self.shape:
+            size *= n
+        return size * (1 if self.dtype == "BOOL" else int("".join(filter(str.isdigit, self.dtype.split("_")[0]))) // 8)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint opened by its headers; weights are read when asked for.
+
+    Attributes:
+        source: what the user typed.
+        folder: where the files lie.
+        commit: the Hub commit, or None for a local folder.
+        config: config.json.
+        tensors: canonical name -> where it is stored.
+        side_files: relative paths of tokenizer and other files that go along with the weights.
+        left_behind: relative paths of files that do not (weights of other formats, training state).
+        notes: what was canonicalised and deserves to be said.
+    """
+
+    source: str
+    folder: Path
+    commit: str | None
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    base_prefix: str
+    side_files: tuple[str, ...]
+    left_behind: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    _files: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config["model_type"])
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return any(Path(f).name in ("tokenizer.json", "vocab.txt") and "/" not in f for f in self.side_files)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Canonical name -> shape."""
+        return {name: stored.shape for name, stored in self.tensors.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one tensor by its canonical name: a view of the memory-mapped file, not to be written to.
+
+        Raises:
+            CheckpointError: the bytes cannot be read.
+        """
+        stored = self.tensors[name]
+        if stored.file not in self._files:
+            self._files[stored.file] = _open_weights(self.folder / stored.file)
+        return self._files[stored.file](stored.stored_name)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return every tensor by its canonical name, memory-mapped."""
+        return {name: self.tensor(name) for name in self.tensors}
+
+    def written_name(self, name: str) -> str:
+        """Return the name under which transformers writes the canonical `name` for this architecture."""
+        return name.removeprefix(f"{self.base_prefix}.") if self._is_base_model else name
+
+    @cached_property
+    def _is_base_model(self) -> bool:
+        return bool(self.base_prefix) and "For" not in self.architecture
+
+    @cached_property
+    def weight_hashes(self) -> dict[str, str]:
+        """SHA-256 of each weight file."""
+        return {name: file_hash(self.folder / name) for name in sorted({t.file for t in self.tensors.values()})}
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over weights, config and tokenizer: what decides the model's outputs."""
+        parts = dict(self.weight_hashes)
+        for name in ("config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+            if (self.folder / name).is_file():
+                parts[name] = file_hash(self.folder / name)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+    """Open a local folder, or a Hub id where no such folder exists, reading headers only.
+
+    Raises:
+        CheckpointError: the path is missing, is no checkpoint, or holds something that cannot be read.
+        HubError: a Hub id that cannot be fetched.
+    """
+    folder, commit = _locate(source, revision)
+    config = _read_config(folder, source)
+    stored = _read_headers(folder, source)
+    try:
+        skeleton = meta_model(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    prefix = str(skeleton.base_model_prefix)
+    expected = set(skeleton.state_dict())
+    tensors, notes = _canonicalise(stored, prefix, expected, source)
+    side, left = _list_files(folder, {t.file for t in stored.values()})
+    opened = Checkpoint(source, folder, commit, config, tensors, prefix, side, left, tuple(notes))
+    ties = {
+        _canonical_name(t, prefix, expected): _canonical_name(s, prefix, expected) for t, s in _ties(skeleton).items()
+    }
+    kept, said = _drop_copies(opened, ties)
+    return Checkpoint(source, folder, commit, config, kept, prefix, side, left, (*notes, *said))
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{source} is a local folder, which has no revision {revision!r}. Drop --revision.")
+        return folder, None
+    if folder.exists():
+        raise CheckpointError(f"{source} is a file; expected a checkpoint folder (config.json and model.safetensors).")
+    if looks_like_hub_id(source):
+        snapshot = download(source, revision)
+        return snapshot.folder, snapshot.commit
+    raise CheckpointError(f"{source}: no such folder, and not a Hub id of the form org/name.")
+
+
+def _read_config(folder: Path, source: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{source} is not a checkpoint: it has no config.json. Expected a folder as save_pretrained writes."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{source}: config.json cannot be read: {first_line(error)}") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(f"{source}: config.json names no model_type; this is not a transformers checkpoint.")
+    return config
+
+
+def _weight_files(folder: Path, source: str) -> list[str]:
+    """Return the weight files: safetensors first, .bin only where there is none; one file or the shards of an index."""
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (folder / index).is_file():
+            try:
+                shards = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError) as error:
+                raise CheckpointError(f"{source}: {index} is malformed: {first_line(error)}") from error
+            absent = [s for s in shards if not (folder / s).is_file()]
+            if absent:
+                raise CheckpointError(f"{source}: {index} lists {len(shards)} shards, missing {', '.join(absent)}.")
+            return shards
+        if (folder / single).is_file():
+            return [single]
+    raise CheckpointError(
+        f"{source} holds no weights: expected model.safetensors, its index with shards, or pytorch_model.bin."
+    )
+
+
+def _read_headers(folder: Path, source: str) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for file in _weight_files(folder, source):
+        path = folder / file
+        headers = _safetensors_headers(path) if file.endswith(".safetensors") else _pickle_headers(path)
+        for name, (shape, dtype) in headers:
+            if name in found:
+                raise CheckpointError(f"{source}: tensor {name} is in {found[name].file} and again in {file}.")
+            found[name] = StoredTensor(file, name, shape, dtype)
+    if not found:
+        raise CheckpointError(f"{source} holds no tensor.")
+    return found
+
+
+def _safetensors_headers(path: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.offset_keys():
+                part = file.get_slice(name)
+                yield name, (tuple(part.get_shape()), part.get_dtype())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as safetensors ({first_line(error)}). Truncated or corrupted? Copy it again."
+        ) from error
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    """Load a .bin with weights_only: tensors, never code."""
+    import pickle
+
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as a weights-only PyTorch file ({first_line(error)}). "
+            "Save it again with save_pretrained, which writes safetensors."
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{path}: expected a mapping of names to tensors, as save_pretrained wrote.")
+    return loaded
+
+
+def _pickle_headers(path: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
+    from safetensors.torch import _TYPES
+
+    letters = {dtype: name for name, dtype in _TYPES.items()}
+    for name, tensor in _load_pickle(path).items():
+        yield name, (tuple(tensor.shape), letters[tensor.dtype])
+
+
+def _open_weights(path: Path) -> Callable[[str], Tensor]:
+    if not path.name.endswith(".safetensors"):
+        loaded = _load_pickle(path)
+        return loaded.__getitem__
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened: Callable[[str], Tensor] = safe_open(path, framework="pt").get_tensor
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}).") from error
+    return opened
+
+
+def _canonical_name(name: str, prefix: str, expected: set[str]) -> str:
+    for old, new in LEGACY_ENDINGS.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    if not prefix or name.startswith(f"{prefix}."):
+        return name
+    base_model = not any(e.startswith(f"{prefix}.") for e in expected)
+    if (base_model and name in expected) or f"{prefix}.{name}" in expected:
+        return f"{prefix}.{name}"
+    return name
+
+
+def _canonicalise(
+    stored: Mapping[str, StoredTensor], prefix: str, expected: set[str], source: str
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    tensors: dict[str, StoredTensor] = {}
+    legacy = sum(name.endswith(tuple(LEGACY_ENDINGS)) for name in stored)
+    for name, where in stored.items():
+        canonical = _canonical_name(name, prefix, expected)
+        if canonical in tensors:
+            raise CheckpointError(
+                f"{source}: {tensors[canonical].stored_name} and {name} are both stored and mean the same tensor {canonical}."
+            )
+        tensors[canonical] = where
+    notes = [f"{source}: {legacy} tensors with the old names gamma and beta read as weight and bias"] if legacy else []
+    return tensors, notes
+
+
+def _ties(skeleton: Any) -> dict[str, str]:
+    """Return tied target -> source as transformers states them for this config."""
+    return {str(target): str(source) for target, source in skeleton.all_tied_weights_keys.items()}
+
+
+def _drop_copies(opened: Checkpoint, ties: Mapping[str, str]) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Drop what is stored twice (a tied twin) or derived (position_ids), after checking that it really is a copy."""
+    import torch
+
+    kept, notes = dict(opened.tensors), []
+    for target, source in ties.items():
+        if target not in kept:
+            continue
+        if source not in kept:
+            kept[source] = kept.pop(target)
+            continue
+        if not torch.equal(opened.tensor(target), opened.tensor(source)):
+            raise CheckpointError(
+                f"{opened.source}: {target} and {source} differ, but config.json ties them. "
+                "Set tie_word_embeddings to false, or save the model again with save_pretrained."
+            )
+        del kept[target]
+        notes.append(f"{opened.source}: {target} is a copy of {source} (tied); kept once")
+    for name in [n for n in kept if n.endswith(".position_ids")]:
+        ids = opened.tensor(name).flatten()
+        if not torch.equal(ids, torch.arange(len(ids), dtype=ids.dtype)):
+            raise CheckpointError(f"{opened.source}: {name} is not 0, 1, 2, ...: positions of its own cannot be kept.")
+        del kept[name]
+        notes.append(f"{opened.source}: {name} (0, 1, 2, ...) is no longer stored by transformers; left out")
+    return kept, notes
+
+
+def _list_files(folder: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (files that go along, files left behind): no weights, no training state, nothing hidden."""
+    side: list[str] = []
+    left: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        name = relative.as_posix()
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if not path.is_file() or hidden or name in ("config.json", "README.md") or name in weights:
+            continue
+        nested_checkpoint = relative.parts[0].startswith("checkpoint-")
+        unwanted = path.name.endswith(WEIGHT_ENDINGS) or path.name in TRAINING_FILES or nested_checkpoint
+        (left if unwanted else side).append(name)
+    return tuple(side), tuple(left)

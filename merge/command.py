@@ -1,0 +1,296 @@
+"""The merge-models command: merge (the default), push, card."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from merge.alignment import ALIGNERS
+from merge.errors import RecipeError, UsageError
+from merge.methods import METHODS
+from merge.terminal import common_options, progress, set_verbosity, start
+
+if TYPE_CHECKING:
+    from merge.bases import Aligned
+    from merge.recipe import Recipe
+    from merge.run import Report
+
+EPILOG = """\b
+Examples:
+  merge-models a/ b/ --align activations --text train.jsonl -o merged
+  merge-models a/ b/ c/ --weights 2,1,1 -o soup
+  merge-models a/ b/ --method slerp --set lam=0.3
+  merge-models --recipe recipes/align.yaml
+  merge-models org/a org/b --align weights --push-to-hub me/merged --private
+
+\b
+More commands:
+  merge-models push FOLDER ORG/NAME     put a merged folder on the Hub
+  merge-models card FOLDER --results F  write evaluation results into its card
+"""
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("models", nargs=-1)
+@click.option(
+    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="Read everything from a YAML recipe instead."
+)
+@click.option("--method", metavar="NAME", help=f"How to merge: {', '.join(METHODS)}.  [default: linear]")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting of the method; repeat for more.")
+@click.option("--weights", metavar="W,W,...", help="One weight per model, as --set weights=... would.")
+@click.option(
+    "--align", metavar="BY", help=f"Align to the first model by: {', '.join(ALIGNERS)}, none.  [default: none]"
+)
+@click.option("--text", help="Calibration text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id.")
+@click.option("--text-column", metavar="COL[,COL]", help="Column of --text to read; two for text pairs.")
+@click.option(
+    "--axes", metavar="KIND,...", help="Kinds of axes that move: residual, heads, ffn, pooler.  [default: chosen]"
+)
+@click.option("--samples", type=int, help="Calibration texts drawn from --text.  [default: 512]")
+@click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
+@click.option("--dtype", help="What to write: float32, float16, bfloat16, float64.  [default: as the models are]")
+@click.option("--revision", multiple=True, help="Hub revision; once for all models, or once for each.")
+@click.option("-o", "--output", help="Folder to write.  [default: merged]")
+@click.option("--force", is_flag=True, help="Replace the output folder if it is a checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Check, align and prove, but write nothing.")
+@click.option("--print-recipe", is_flag=True, help="Print the recipe that these flags spell, and stop.")
+@click.option("--push-to-hub", metavar="ORG/NAME", help="Push the result to the Hub afterwards.")
+@click.option("--private", is_flag=True, help="With --push-to-hub: a private repository.")
+@click.version_option(package_name="merge-models", prog_name="merge-models")
+@common_options
+def merge_command(models: tuple[str, ...], **options: Any) -> None:
+    """Align, merge and prove transformer models of one architecture.
+
+    MODELS are checkpoint folders or Hub ids (org/name); the first is the reference that others are aligned to. The
+    result is a standard checkpoint that from_pretrained loads.
+    """
+    set_verbosity(options["verbose"])
+    recipe = _recipe(models, options)
+    if options["print_recipe"]:
+        click.echo(recipe.to_yaml(), nl=False)
+        return
+    if options["private"] and not options["push_to_hub"]:
+        raise UsageError("--private belongs to --push-to-hub ORG/NAME.")
+    if options["push_to_hub"]:
+        from merge.hub import check_id
+
+        check_id(options["push_to_hub"])
+    from merge.run import report_facts, run
+
+    report = run(recipe, options["force"], options["dry_run"], progress(options["quiet"]))
+    if not options["quiet"]:
+        for note in report.notes:
+            click.echo(f"note: {note}", err=True)
+    if options["as_json"]:
+        facts = {k: v for k, v in report_facts(report).items() if k != "recipe_yaml"}
+        click.echo(json.dumps({"output": None if options["dry_run"] else recipe.output, **facts}, indent=2))
+    else:
+        click.echo(report_text(report, options["dry_run"]))
+    if options["push_to_hub"]:
+        _push(Path(recipe.output), options["push_to_hub"], options["private"] or None, None, options["dry_run"])
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="ORG/NAME")
+@click.option("--private/--public", default=None, help="Visibility of a new repository.  [default: the account's]")
+@click.option("--revision", help="Branch to commit to; made if it does not exist.")
+@click.option("--dry-run", is_flag=True, help="Show files, sizes, target and card; send nothing.")
+def push_command(folder: Path, repo_id: str, private: bool | None, revision: str | None, dry_run: bool) -> None:
+    """Put a merged FOLDER on the Hub as ORG/NAME, in one commit.
+
+    \b
+    Example:
+      merge-models push merged/ me/my-merge --private --dry-run
+    """
+    _push(folder, repo_id, private, revision, dry_run)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--results", type=click.Path(path_type=Path), required=True, help="A results.json of evaluate-models.")
+def card_command(folder: Path, results: Path) -> None:
+    """Write evaluation results into the card (README.md) of a merged FOLDER.
+
+    \b
+    Example:
+      merge-models card merged/ --results report/results.json
+    """
+    from merge.card import add_results
+
+    count = add_results(folder, results)
+    click.echo(f"{folder / 'README.md'}: {count} results")
+
+
+COMMANDS = {"push": push_command, "card": card_command}
+
+
+def main() -> None:
+    """Run merge-models: a first word that names a command runs it, anything else is a merge."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        start(COMMANDS[arguments[0]], f"merge-models {arguments[0]}", arguments[1:])
+    else:
+        start(merge_command, "merge-models", arguments)
+
+
+def _recipe(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
+    """Build the recipe from flags, or read it; --output, and nothing else, may change what a file says."""
+    from merge.recipe import Recipe, make_recipe, read_recipe
+
+    flags = (
+        "method",
+        "settings",
+        "weights",
+        "align",
+        "text",
+        "text_column",
+        "axes",
+        "samples",
+        "seed",
+        "dtype",
+        "revision",
+    )
+    given = [name for name in flags if options[name]]
+    if options["recipe_file"] is not None:
+        if models or given:
+            said = ["models", *given] if models else given
+            raise UsageError(
+                f"--recipe holds the whole run; it cannot be mixed with {', '.join(said)}. Only -o may be added."
+            )
+        recipe = read_recipe(options["recipe_file"])
+        return (
+            recipe
+            if options["output"] is None
+            else Recipe.model_validate({**recipe.model_dump(), "output": options["output"]})
+        )
+    if not models:
+        raise UsageError("no models given. Example: merge-models a/ b/ --align activations. See merge-models --help.")
+    settings = dict(_setting(text) for text in options["settings"])
+    if options["weights"]:
+        settings["weights"] = _listed(options["weights"], "--weights", number=True)
+    align = {
+        "by": options["align"],
+        "text": options["text"],
+        "text_column": _listed(options["text_column"], "--text-column") if options["text_column"] else None,
+        "axes": _listed(options["axes"], "--axes") if options["axes"] else None,
+        "samples": options["samples"],
+    }
+    record = {
+        "models": [
+            {"model": m, "revision": r} for m, r in zip(models, _revisions(models, options["revision"]), strict=True)
+        ],
+        "method": options["method"],
+        "settings": settings,
+        "align": {k: v for k, v in align.items() if v is not None},
+        "dtype": options["dtype"],
+        "seed": options["seed"],
+        "output": options["output"],
+    }
+    return make_recipe({k: v for k, v in record.items() if v is not None})
+
+
+def _revisions(models: tuple[str, ...], revisions: tuple[str, ...]) -> tuple[str | None, ...]:
+    if len(revisions) <= 1:
+        return (revisions or (None,)) * len(models)
+    if len(revisions) != len(models):
+        raise UsageError(f"{len(revisions)} revisions for {len(models)} models. Give one for all, or one for each.")
+    return revisions
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set expects KEY=VALUE, found {text!r}. Example: --set lam=0.3")
+    if "," in value:
+        return key, _listed(value, f"--set {key}", number=True)
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {key}: {value!r} is not a value.") from error
+    return key, _number(read) if isinstance(read, str) else read
+
+
+def _number(text: str) -> Any:
+    """Return the number a text spells (YAML reads 1e-3 as text), or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _listed(text: str, option: str, number: bool = False) -> tuple[Any, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    values = [_number(part) for part in parts] if number else parts
+    if "" in parts or (number and any(isinstance(value, str) for value in values)):
+        raise UsageError(f"{option} expects {'numbers' if number else 'names'} separated by commas, found {text!r}.")
+    return tuple(values)
+
+
+def _push(folder: Path, repo_id: str, private: bool | None, revision: str | None, dry_run: bool) -> None:
+    from merge.hub import plan_push, push
+
+    if dry_run and not folder.exists():
+        click.echo(f"would push {folder} to {repo_id} once it is written")
+        return
+    plan = plan_push(folder, repo_id, private)
+    if dry_run:
+        size = sum(size for _, size in plan.files)
+        click.echo(
+            f"would push {len(plan.files)} files, {size:,} bytes, to {plan.repo_id} ({plan.visibility}), in one commit:"
+        )
+        for name, bytes_ in plan.files:
+            click.echo(f"  {bytes_:>14,}  {name}")
+        click.echo(f"README.md:\n{plan.card}")
+        return
+    click.echo(f"pushed: {push(plan, message='Upload merge made with merge-models', revision=revision)}")
+
+
+def report_text(report: Report, dry_run: bool) -> str:
+    """Return what a run did, for the terminal."""
+    lines = []
+    for aligned in report.bases.aligned:
+        lines += _aligned_text(aligned, report.checkpoints[0].source)
+    if report.bases.calibration:
+        lines.append(f"calibration text: {report.bases.calibration}")
+    done = (
+        "nothing written (dry run)"
+        if dry_run
+        else f"wrote {report.recipe.output} ({report.bytes:,} bytes), which reloads"
+    )
+    names = ", ".join(c.source for c in report.checkpoints)
+    lines.append(f"merged {names} by {report.recipe.method}: {report.tensors} tensors, {done}; {report.seconds:.1f} s")
+    return "\n".join(lines)
+
+
+def _aligned_text(aligned: Aligned, reference: str) -> list[str]:
+    choice, kept = aligned.choice, aligned.choice.kept
+    lines = [f"aligned {aligned.source} to {reference} by {aligned.by}"]
+    if choice.score:
+        width = max(len(c.name) for c in choice.candidates)
+        lines.append(f"  {'axes that move':<{width}}  {choice.score}")
+        for candidate in choice.candidates:
+            mark = "  <- kept" if candidate is kept else ""
+            lines.append(f"  {candidate.name:<{width}}  {candidate.score:.4f}{mark}")
+    else:
+        lines.append(f"  axes that move: {kept.name} (not scored)")
+    objective = kept.alignment.objective
+    if objective:
+        unit = "mean correlation of matched units" if aligned.by == "activations" else "objective per sweep"
+        lines.append(f"  {unit}: {' -> '.join(f'{value:.4f}' for value in objective)}")
+    moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in aligned.moved.items())
+    proof = aligned.proof
+    lines.append(f"  units that changed place: {moved}")
+    lines.append(
+        f"  proof: {aligned.source} aligned equals itself to {proof.error:.1e} standard deviations of its "
+        f"{', '.join(proof.outputs)} (bound {proof.bound:g}, float64, {proof.texts} texts)"
+    )
+    if all(m == 0 for m, _ in aligned.moved.values()):
+        lines.append("  nothing had to move: the models already share a basis, as fine-tunes of one start do")
+    return lines

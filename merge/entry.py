@@ -1,0 +1,27 @@
+"""Start of `evaluate-models`: makes sure that the `evals` it imports is ours.
+
+Another distribution on PyPI also installs a package named `evals` and silently takes its place. This module is the one
+exception to the rule that merge never imports evals.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def evaluate_models() -> None:
+    """Run the evaluate-models command, or stop with one line naming the clash."""
+    ours = Path(__file__).resolve().parent.parent / "evals"
+    found = importlib.util.find_spec("evals")
+    origin = Path(found.origin).resolve().parent if found and found.origin else None
+    if origin != ours or importlib.util.find_spec("evals.command") is None:
+        sys.stderr.write(
+            f"evaluate-models: the package 'evals' found at {origin} is not the one of merge-models (expected {ours}). "
+            "Another distribution of that name is installed: pip uninstall evals, then reinstall merge-models.\n"
+        )
+        raise SystemExit(1)
+    from evals.command import main
+
+    main()

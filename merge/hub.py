@@ -1,0 +1,334 @@
+"""The Hugging Face Hub: take a checkpoint from it, plan a push, push.
+
+huggingface_hub is imported inside the functions that speak to the Hub, so asking whether a text is a Hub id costs
+nothing. Every failure is one HubError line; no message and no log line ever holds a token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from merge.errors import HubError, UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+# The Hub's own rule for a name, with the namespace obligatory; `\b` keeps '-' and '.' off both ends of a part.
+HUB_ID = re.compile(r"\b[\w\-.]{1,96}\b/\b[\w\-.]{1,96}\b", re.ASCII)
+
+# Weights, by the names transformers gives them: permutation.safetensors, optimizer.bin, training_args.bin are none.
+SAFETENSORS = "model*.safetensors"
+PICKLES = "pytorch_model*.bin"
+TEXT_FILES = ("*.json", "*.txt", "*.md", "*.yaml", "*.yml", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
+VOCABULARIES = ("*.model", "*.bpe", "bpe.codes", "*.tiktoken")  # of SentencePiece, BPE and tiktoken tokenizers
+SIDE_FILES = (*TEXT_FILES, *VOCABULARIES, "permutation.safetensors")
+# Folders that hold the model once more, in another runtime's format or from an earlier step of its training.
+OTHER_COPIES = ("onnx", "openvino", "coreml", "*.mlpackage", "checkpoint-*", "runs")
+
+# upload_folder starts a second commit after this many files; a model has a few dozen.
+FILES_IN_ONE_COMMIT = 250
+
+NO_ANSWER = 30.0  # seconds after which a silent Hub counts as no network; its client would wait for ever
+
+ADVICE = {
+    401: "set HF_TOKEN to a valid token or run `hf auth login`",
+    403: "set HF_TOKEN to a token that has the right to do this",
+    409: "something else is changing the repository: run it again",
+    412: "someone committed meanwhile: run it again",
+    429: "wait a few minutes and run it again",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint taken from the Hub: where it lies, and the commit it is."""
+
+    folder: Path
+    repo_id: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """Everything a push will do, known before the first request: what `--dry-run` shows and what `push` carries out.
+
+    `private` is None when the account (or a repository that already exists) decides; `files` are (path, bytes) pairs.
+    """
+
+    folder: Path
+    repo_id: str
+    private: bool | None
+    files: tuple[tuple[str, int], ...]
+    card: str
+
+    @property
+    def visibility(self) -> str:
+        """Return `private` in words."""
+        if self.private is None:
+            return "as the account's default"
+        return "private" if self.private else "public"
+
+
+def looks_like_hub_id(text: str) -> bool:
+    """Say whether `text` is an id `org/name` by the Hub's rules; a path such as ./a, /a/b, ~/a or a/ is none."""
+    if not HUB_ID.fullmatch(text):
+        return False
+    return "--" not in text and ".." not in text and not text.endswith(".git")
+
+
+def files_to_download(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the files of a repository that make a PyTorch checkpoint, in the order given.
+
+    A pickle (.bin) is taken only from a folder that has no safetensors.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    own = [path for path in paths if not any(_matches(part, OTHER_COPIES) for part in path.parts[:-1])]
+    safe_folders = {path.parent for path in own if _matches(path.name, (SAFETENSORS,))}
+    return tuple(
+        str(path)
+        for path in own
+        if _matches(path.name, (SAFETENSORS, *SIDE_FILES))
+        or (_matches(path.name, (PICKLES,)) and path.parent not in safe_folders)
+    )
+
+
+def download(repo_id: str, revision: str | None = None) -> Snapshot:
+    """Bring a checkpoint into the Hub's cache and return where it lies, pinned to its commit.
+
+    In offline mode the cached copy is returned. A network that fails is an error even if there is a cached copy, which
+    may be older than what was asked for.
+
+    Args:
+        repo_id: `org/name`.
+        revision: branch, tag or commit; the default branch if None.
+    Raises:
+        HubError: bad id, no such repository or revision, no access, no network, no weights.
+    """
+    check_id(repo_id)
+    asked = f"download {repo_id}" + (f" at {revision}" if revision else "")
+    with _hub_errors(asked, writing=False):
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        try:
+            info = HfApi().model_info(repo_id, revision=revision, timeout=NO_ANSWER)
+        except OfflineModeIsEnabled:
+            return _cached(repo_id, revision, asked)
+        names = [file.rfilename for file in info.siblings or ()]
+        wanted = files_to_download(names)
+        _require_weights(wanted, asked, found=names)
+        # The branch, not the commit, is asked for, so that the cache learns its name and offline mode finds it again.
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[_literal(name) for name in wanted]))
+    if folder.name != info.sha:
+        raise HubError(f"cannot {asked}: it was changed while being read ({info.sha} to {folder.name}); run it again")
+    return Snapshot(folder, repo_id, folder.name)
+
+
+def plan_push(folder: Path, repo_id: str, private: bool | None) -> PushPlan:
+    """Check a folder and return what a push of it would do; sends nothing.
+
+    Args:
+        folder: holds config.json, README.md (the card) and model*.safetensors; all its files are pushed.
+        repo_id: `org/name`.
+        private: True, False, or None to leave it to the account's default.
+    Raises:
+        UsageError: there is no such folder.
+        HubError: bad id, or the folder is not a model that can be pushed; every fault is listed.
+    """
+    check_id(repo_id)
+    if not folder.is_dir():
+        raise UsageError(f"cannot push {folder}: there is no such folder")
+    files = _files(folder)
+    names = [name for name, _ in files]
+    faults = [f"it has no {name}" for name in ("config.json", "README.md") if name not in names]
+    if not any("/" not in name and _matches(name, (SAFETENSORS,)) for name in names):
+        faults.append(f"it has no {SAFETENSORS}")
+    if len(files) > FILES_IN_ONE_COMMIT:
+        faults.append(f"it holds {len(files)} files, more than the {FILES_IN_ONE_COMMIT} of one commit")
+    if faults:
+        raise HubError(f"cannot push {folder}: {'; '.join(faults)}. Is this the folder of a merged model?")
+    return PushPlan(folder, repo_id, private, files, card=_read_card(folder / "README.md"))
+
+
+def push(
+    plan: PushPlan, *, message: str, revision: str | None = None, create_pr: bool = False, token: str | None = None
+) -> str:
+    """Push the planned folder in one commit and return its URL (with `create_pr`, the pull request's).
+
+    The token, the repository's visibility and the card are checked before any file goes up.
+
+    Args:
+        plan: from `plan_push`; the folder must not have changed since.
+        message: first line of the commit.
+        revision: branch to commit to, made if missing (or refs/pr/N); the default branch if None.
+        create_pr: open a pull request against the default branch instead.
+        token: None takes HF_TOKEN or the stored login.
+    Raises:
+        UsageError: the arguments do not fit together.
+        HubError: the Hub refused, or cannot be reached.
+    """
+    if create_pr and revision is not None:
+        raise UsageError(f"a pull request goes to the default branch: drop create_pr or the revision {revision!r}")
+    if not message.strip():
+        raise UsageError("a commit needs a message")
+    asked = f"push {plan.folder} to {plan.repo_id}"
+    if _files(plan.folder) != plan.files:
+        raise HubError(f"cannot {asked}: the folder has changed since the push was planned; plan it again")
+    with _hub_errors(asked, writing=True):
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=_clean(token))
+        _prepare_repository(api, plan, asked, revision=revision, create_pr=create_pr)
+        commit = api.upload_folder(
+            repo_id=plan.repo_id,
+            folder_path=plan.folder,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return str(commit.pr_url or commit.commit_url)
+
+
+def _prepare_repository(api: HfApi, plan: PushPlan, asked: str, *, revision: str | None, create_pr: bool) -> None:
+    """Make the repository and the branch if they are missing, and check that this push may go there.
+
+    create_repo goes first: it fails at once when the Hub cannot be reached, where upload_folder would try for 23 s.
+    """
+    api.create_repo(plan.repo_id, private=plan.private, exist_ok=True)
+    # create_repo is content with any token, even none, when the repository exists and is public.
+    api.auth_check(plan.repo_id, write=not create_pr)
+    private = api.model_info(plan.repo_id).private
+    if plan.private is not None and private is not plan.private:
+        raise HubError(
+            f"cannot {asked} as {plan.visibility}: the repository is {'private' if private else 'public'}; "
+            "push to another id, or change the repository's visibility in its settings on the Hub"
+        )
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
+
+
+def _cached(repo_id: str, revision: str | None, asked: str) -> Snapshot:
+    """Return the copy that the cache holds, which is all that offline mode can give."""
+    from huggingface_hub import snapshot_download
+
+    # config.json alone is required: which other files an earlier download left out cannot be known here.
+    folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True, allow_patterns=["config.json"]))
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    _require_weights(names, f"{asked} (offline mode is on, this is the cached copy)", found=names)
+    return Snapshot(folder, repo_id, folder.name)
+
+
+def check_id(repo_id: str) -> None:
+    """Raise a HubError unless `repo_id` is `org/name`."""
+    if not looks_like_hub_id(repo_id):
+        raise HubError(f"{repo_id!r} is not a Hub id: write org/name, in letters, digits, '-', '_' and '.'")
+
+
+def _require_weights(names: Iterable[str], asked: str, *, found: list[str]) -> None:
+    if not any(_matches(PurePosixPath(name).name, (SAFETENSORS, PICKLES)) for name in names):
+        shown = ", ".join(sorted(found)[:8]) + (", ..." if len(found) > 8 else "")
+        raise HubError(f"cannot {asked}: it holds no {SAFETENSORS} and no {PICKLES}, but: {shown or 'nothing'}")
+
+
+def _files(folder: Path) -> tuple[tuple[str, int], ...]:
+    """Return (path, bytes) of the files that upload_folder will take: all but git's and the Hub client's own."""
+    files = []
+    for path in folder.glob("**/*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and "/.git/" not in f"/{name}/" and "/.cache/huggingface/" not in f"/{name}/":
+            files.append((name, path.stat().st_size))
+    return tuple(sorted(files))
+
+
+def _read_card(path: Path) -> str:
+    """Return the card's text, having parsed its header as the Hub's readers do."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    try:
+        card = path.read_text(encoding="utf-8")
+        ModelCard(card)
+    except (ValueError, yaml.YAMLError) as error:
+        raise HubError(f"cannot push {path.parent}: the header of README.md is bad: {_one_line(error)}") from error
+    return card
+
+
+def _clean(token: str | None) -> str | None:
+    """Return the token without the white space around it.
+
+    A token that no HTTP header can hold is refused here, because the HTTP client's own message would quote it.
+    """
+    if token is not None and not re.fullmatch(r"[!-~]+", token.strip()):
+        raise UsageError("the token is empty or holds a space, a line break or a letter outside ASCII; copy it again")
+    return token and token.strip()
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _literal(name: str) -> str:
+    """Return a pattern that matches this name alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _hub_errors(asked: str, *, writing: bool) -> Iterator[None]:
+    """Turn whatever huggingface_hub, its HTTP client or hf_xet raises into one HubError line."""
+    import httpx2
+
+    try:
+        yield
+    # A refused connection (httpx2.ConnectError) is an HTTPError but no OSError; hf_xet raises OSError and RuntimeError.
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RuntimeError) as error:
+        raise HubError(f"cannot {asked}: {_reason(error, writing=writing)}") from error
+
+
+def _reason(error: BaseException, *, writing: bool) -> str:
+    """Say what happened and what to do."""
+    import httpx2
+    from huggingface_hub import constants, errors
+
+    instead = "" if writing else ", or give a local folder"
+    # Two wrappers that hide the cause: a file not found in the cache either, and an LFS upload that failed.
+    while isinstance(error, (errors.LocalEntryNotFoundError, RuntimeError)) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"offline mode is on; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE{instead}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"offline mode is on and the cache has no copy; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE{instead}"
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refusal(error, writing=writing)
+    if isinstance(error, httpx2.TransportError):
+        where = f"no network: {constants.ENDPOINT} cannot be reached ({_one_line(error)})"
+        return f"{where}; check the connection, or set HF_ENDPOINT to another Hub{instead}"
+    if "metadata in README.md" in str(error):
+        return f"{_one_line(error)}; mend the header of README.md and push again"
+    return _one_line(error) or type(error).__name__
+
+
+def _refusal(error: HfHubHTTPError, *, writing: bool) -> str:
+    """Say what the Hub answered and what to do."""
+    from huggingface_hub import errors
+
+    status = error.response.status_code
+    if isinstance(error, errors.GatedRepoError):
+        return "the repository is gated; ask for access on its page, then set HF_TOKEN or run `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision; give one of its branches, tags or commits"
+    # The Hub answers 401 for a repository one may not see; after create_repo it can only be the token.
+    if isinstance(error, errors.RepositoryNotFoundError) and not (writing and status == 401):
+        return "no such repository, or a private one; check the id, or set HF_TOKEN or run `hf auth login`"
+    advice = ADVICE.get(status, "the Hub is in trouble: try again later" if status >= 500 else "check what it names")
+    return f"the Hub answered {status} ({_one_line(error.server_message or error.response.reason_phrase)}); {advice}"

@@ -1,0 +1,131 @@
+"""Model inputs: text tokenised once and batched by length, or random tokens where there is no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.errors import CalibrationError
+
+MAX_LENGTH = 128
+# Small batches stay in the cache of a CPU core: measured best between 1,024 and 4,096 tokens.
+BATCH_TOKENS = 2048
+
+Batch = Mapping[str, Tensor]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a checkpoint folder.
+
+    Raises:
+        CalibrationError: transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise CalibrationError(f"{folder}: the tokenizer cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as a model takes them.
+
+    Attributes:
+        batches: input tensors; texts of similar length together, at most BATCH_TOKENS tokens a batch.
+        rows: for each batch, the indices of its texts.
+        cut: how many texts are longer than the model takes, so that only their start is read.
+    """
+
+    batches: tuple[Batch, ...]
+    rows: tuple[tuple[int, ...], ...]
+    cut: int
+
+
+def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Encoded:
+    """Tokenise texts or pairs once, sort them by length and batch them; pairs get their own token types."""
+    first = [text[0] for text in texts]
+    second = [text[1] for text in texts] if len(texts[0]) == 2 else None
+    full = tokenizer(first, second, verbose=False)
+    cut = sum(len(ids) > longest for ids in full["input_ids"])
+    if cut:
+        full = tokenizer(first, second, truncation=True, max_length=longest)
+    lengths = [len(ids) for ids in full["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    batches, rows, start = [], [], 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and lengths[order[end]] * (end - start + 1) <= BATCH_TOKENS:
+            end += 1
+        chosen = tuple(order[start:end])
+        batches.append(_padded(full, chosen, lengths[chosen[-1]], tokenizer.pad_token_id or 0))
+        rows.append(chosen)
+        start = end
+    return Encoded(tuple(batches), tuple(rows), cut)
+
+
+def _padded(full: Mapping[str, Any], rows: Sequence[int], width: int, pad: int) -> Batch:
+    """Return the chosen rows as tensors, padded on the right: ids with the pad token, masks and token types with 0."""
+    filled = {"input_ids": pad}
+    return {
+        name: torch.tensor([values[i] + [filled.get(name, 0)] * (width - len(values[i])) for i in rows])
+        for name, values in full.items()
+    }
+
+
+def tokenise(
+    tokenizer: Any, samples: Sequence[tuple[str, ...]], config: Mapping[str, Any]
+) -> tuple[tuple[Batch, ...], tuple[str, ...]]:
+    """Return calibration batches for a model, and a note if texts were cut.
+
+    Args:
+        samples: (text,) or (text, text_pair).
+        config: of the model; bounds the length and says whether it takes choices.
+    """
+    longest = min(MAX_LENGTH, int(config.get("max_position_embeddings", MAX_LENGTH)))
+    encoded = encode(tokenizer, samples, longest)
+    note = (
+        f"{encoded.cut} of {len(samples)} calibration texts are longer than {longest} tokens; only their start is read"
+    )
+    return tuple(_for_head(batch, config) for batch in encoded.batches), (note,) if encoded.cut else ()
+
+
+def random_inputs(config: Mapping[str, Any], seed: int = 0) -> tuple[Batch, ...]:
+    """Return four small batches of random tokens with random segments and some padding."""
+    generator = torch.Generator().manual_seed(seed)
+    length = min(24, int(config.get("max_position_embeddings", 24)))
+    batches = []
+    for _ in range(4):
+        shape = (4, length)
+        mask = torch.ones(shape, dtype=torch.int64)
+        mask[::2, length - length // 4 :] = 0
+        batch = {
+            "input_ids": torch.randint(int(config["vocab_size"]), shape, generator=generator),
+            "attention_mask": mask,
+        }
+        if config.get("type_vocab_size", 0) > 0:
+            batch["token_type_ids"] = torch.randint(int(config["type_vocab_size"]), shape, generator=generator)
+        batches.append(_for_head(batch, config))
+    return tuple(batches)
+
+
+def attended(batch: Batch) -> Tensor:
+    """Return which tokens are not padding, as booleans of shape (texts, length)."""
+    mask = batch["attention_mask"]
+    return mask.reshape(-1, mask.shape[-1]).bool()
+
+
+def _for_head(batch: Batch, config: Mapping[str, Any]) -> Batch:
+    """Give multiple-choice models their axis of choices: neighbouring texts become the choices of one question."""
+    architecture = str((config.get("architectures") or [""])[0])
+    if not architecture.endswith("ForMultipleChoice"):
+        return batch
+    count = len(batch["input_ids"])
+    choices = 2 if count % 2 == 0 else 1
+    return {name: tensor.reshape(count // choices, choices, -1) for name, tensor in batch.items()}

@@ -1,0 +1,145 @@
+"""Permutation: for every named axis, which old unit each new place takes.
+
+The one convention: place `i` of the new axis takes unit `p[i]` of the old one. On a split axis `(outer inner)` the
+outer array orders the blocks and row `j` of the inner array orders the units inside *new* block `j`:
+new block `j`, place `i` takes unit `inner[j, i]` of old block `outer[j]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from merge.errors import SpecError
+from merge.spec import PermutationSpec, TensorAxis
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Index arrays by axis name, and for each inner axis the outer axis whose blocks it orders.
+
+    Attributes:
+        indices: axis -> int64 array, shape (n,), or (blocks, n) for an inner axis.
+        outer: inner axis -> its outer axis.
+    """
+
+    indices: Mapping[str, Int[Tensor, ...]]
+    outer: Mapping[str, str]
+
+    def moved(self) -> dict[str, tuple[int, int]]:
+        """Return axis -> (units that change place, units); inner axes count inside their blocks."""
+        out = {}
+        for axis, index in self.indices.items():
+            rest = torch.arange(index.shape[-1]).expand_as(index)
+            out[axis] = (int((index != rest).sum()), index.numel())
+        return out
+
+    @property
+    def is_identity(self) -> bool:
+        return all(moved == 0 for moved, _ in self.moved().values())
+
+
+def identity(spec: PermutationSpec, shapes: Shapes) -> Permutation:
+    """Return the permutation that moves nothing; `shapes` are the tensors' shapes by canonical name."""
+    sizes = spec.fit(shapes)
+    indices = {axis: torch.arange(size[-1]).expand(size).clone() for axis, size in sizes.items()}
+    return Permutation(indices, {i: o for i, o in spec.outer.items() if i in sizes})
+
+
+def random(spec: PermutationSpec, shapes: Shapes, generator: torch.Generator) -> Permutation:
+    """Return a uniformly random element: every axis, every block and every order inside a block."""
+    still = identity(spec, shapes)
+    indices = {
+        axis: torch.rand(index.shape, generator=generator, dtype=torch.float64).argsort(-1)
+        for axis, index in still.indices.items()
+    }
+    return Permutation(indices, still.outer)
+
+
+def restrict(permutation: Permutation, axes: Iterable[str]) -> Permutation:
+    """Return the permutation that moves only these axes and leaves the others where they are."""
+    kept = set(axes)
+    indices = {
+        axis: index if axis in kept else torch.arange(index.shape[-1]).expand_as(index).clone()
+        for axis, index in permutation.indices.items()
+    }
+    return Permutation(indices, permutation.outer)
+
+
+def compose(p: Permutation, q: Permutation) -> Permutation:
+    """Return the permutation that applies q first, then p."""
+    indices = {}
+    for axis, index in p.indices.items():
+        if axis in p.outer:
+            blocks = p.indices[p.outer[axis]]
+            indices[axis] = torch.gather(q.indices[axis][blocks], 1, index)
+        else:
+            indices[axis] = q.indices[axis][index]
+    return Permutation(indices, p.outer)
+
+
+def inverse(p: Permutation) -> Permutation:
+    """Return the permutation that undoes p."""
+    indices = {}
+    for axis, index in p.indices.items():
+        undone = index.argsort(-1)
+        indices[axis] = undone[p.indices[p.outer[axis]].argsort()] if axis in p.outer else undone
+    return Permutation(indices, p.outer)
+
+
+def flat_index(axis: TensorAxis, p: Permutation) -> Int[Tensor, " n"] | None:
+    """Return the index array along one axis of a tensor; None when it may not move.
+
+    Raises:
+        SpecError: the permutation has no such axis.
+    """
+    unknown = [name for name in axis.names if name not in p.indices]
+    if unknown:
+        raise SpecError(f"the permutation has no axis {unknown[0]!r}. Was it made for another architecture or size?")
+    if axis.fixed:
+        return None
+    if len(axis.names) == 1:
+        return p.indices[axis.names[0]]
+    blocks, inner = (p.indices[name] for name in axis.names)
+    return (blocks[:, None] * inner.shape[1] + inner).reshape(-1)
+
+
+def apply_axes(axes: Iterable[TensorAxis], p: Permutation, tensor: Tensor) -> Tensor:
+    """Return the tensor with every named axis permuted; a copy unless nothing moves."""
+    for dim, axis in enumerate(axes):
+        index = flat_index(axis, p)
+        if index is not None and not torch.equal(index, torch.arange(len(index))):
+            tensor = tensor.index_select(dim, index)
+    return tensor
+
+
+def apply(spec: PermutationSpec, p: Permutation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the re-based tensors: the same function in another basis. Inputs are not written to."""
+    return {name: apply_axes(spec.axes(name), p, tensor) for name, tensor in tensors.items()}
+
+
+def save(p: Permutation, path: Path) -> None:
+    """Write index arrays as safetensors; the outer axes go into the file's metadata."""
+    from safetensors import torch as safetensors
+
+    metadata = {"format": "pt", **{f"outer.{inner}": outer for inner, outer in sorted(p.outer.items())}}
+    # save_file would make the file readable by its owner only.
+    path.write_bytes(safetensors.save({axis: i.contiguous() for axis, i in p.indices.items()}, metadata=metadata))
+
+
+def load(path: Path) -> Permutation:
+    """Read what `save` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        indices = {axis: file.get_tensor(axis) for axis in file.keys()}  # noqa: SIM118 - no mapping, has no __iter__
+    outer = {key.removeprefix("outer."): value for key, value in metadata.items() if key.startswith("outer.")}
+    return Permutation(indices, outer)

