@@ -1,0 +1,128 @@
+"""The battery every aligner faces: a planted element is found again, and what it finds keeps the function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from merge.alignment import ALIGNERS, aligner
+from merge.alignment.pair import Pair
+from merge.alignment.proof import prove
+from merge.architectures import spec_for
+from merge.errors import AlignmentError, UsageError
+from merge.inputs import random_inputs
+from merge.permutation import apply, identity, inverse, random, restrict
+from tiny import bert_config, random_tensors
+
+HEADS = ["BertForSequenceClassification", "BertModel", "BertForMaskedLM", "BertForTokenClassification"]
+
+
+def make_pair(architecture: str, planted_seed: int | None, noise: float = 0.0, other_seed: int = 0) -> tuple[Pair, Any]:
+    """Return a pair whose b is a, re-based by a random element and jittered; and the element that brings it back."""
+    config = bert_config(architecture)
+    base_model = architecture == "BertModel"
+
+    def tensors(seed: int) -> dict[str, torch.Tensor]:
+        drawn = random_tensors(config, seed, torch.float32)
+        return {f"bert.{name}": t for name, t in drawn.items()} if base_model else drawn
+
+    a, b, spec = tensors(0), tensors(other_seed), spec_for(config)
+    shapes = {name: tuple(t.shape) for name, t in a.items()}
+    generator = torch.Generator().manual_seed(11)
+    b = {name: t + noise * t.std() * torch.randn(t.shape, generator=generator) if t.numel() > 1 else t for name, t in b.items()}
+    planted = identity(spec, shapes)
+    if planted_seed is not None:
+        drawn = random(spec, shapes, torch.Generator().manual_seed(planted_seed))
+        planted = restrict(drawn, set(drawn.indices) - spec.named)
+    batches = tuple(batch for seed in range(40) for batch in random_inputs(config, seed))
+
+    def written(name: str) -> str:
+        return name.removeprefix("bert.") if base_model else name
+
+    return Pair(spec, a, apply(spec, planted, b), config, written, batches), inverse(planted)
+
+
+@pytest.fixture(params=ALIGNERS)
+def by(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def same(left: Any, right: Any) -> bool:
+    return all(torch.equal(left.indices[axis], right.indices[axis]) for axis in right.indices)
+
+
+@pytest.mark.parametrize("architecture", HEADS)
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_planted_element_is_recovered_heads_included(by: str, architecture: str, noise: float) -> None:
+    """The answer is known: the inverse of what was planted, on every axis, also when b was jittered."""
+    pair, wanted = make_pair(architecture, planted_seed=1, noise=noise)
+    found = aligner(by)(pair)(frozenset(pair.kinds()))
+    assert same(found.permutation, wanted)
+    assert not wanted.is_identity
+
+
+def test_a_model_aligned_to_itself_does_not_move(by: str) -> None:
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
+    assert aligner(by)(pair)(frozenset(pair.kinds())).permutation.is_identity
+
+
+def test_the_objective_never_decreases_and_is_one_on_a_planted_copy(by: str) -> None:
+    """It is normalised: 1 says that every unit found its own twin."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    objective = aligner(by)(pair)(frozenset(pair.kinds())).objective
+    assert all(later >= earlier for earlier, later in zip(objective, objective[1:], strict=False))
+    assert objective[-1] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_two_unrelated_models_match_better_than_chance_and_b_stays_itself(by: str) -> None:
+    """Independent weights correlate with nothing until they are matched; whatever is found keeps b's function."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    found = aligner(by)(pair)(frozenset(pair.kinds()))
+    assert found.objective[-1] > 0.08
+    assert prove(pair, apply(pair.spec, found.permutation, pair.b), found.permutation, pair.batches).error < 1e-9
+
+
+def test_only_the_kinds_asked_for_move(by: str) -> None:
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    found = aligner(by)(pair)(frozenset({"ffn"}))
+    moved = {pair.spec.kind(axis) for axis, (count, _) in found.permutation.moved().items() if count}
+    assert moved == {"ffn"}
+    assert found.kinds == ("ffn",)
+
+
+def test_labels_never_move_by_matching(by: str) -> None:
+    """Their order is given by names."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=3)
+    found = aligner(by)(pair)(frozenset(pair.kinds())).permutation
+    assert found.indices["labels"].tolist() == [0, 1, 2]
+    assert "labels" not in pair.kinds()
+
+
+def test_an_unknown_kind_is_an_error_that_lists_those_there_are(by: str) -> None:
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
+    with pytest.raises(AlignmentError, match="no axes ffnn. It has: residual, heads, ffn, pooler"):
+        aligner(by)(pair)(frozenset({"ffnn"}))
+
+
+def test_the_same_pair_gives_the_same_permutation(by: str) -> None:
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=4, other_seed=6)
+    first, second = (aligner(by)(pair)(frozenset(pair.kinds())) for _ in range(2))
+    assert same(first.permutation, second.permutation)
+    assert first.objective == second.objective
+
+
+def test_an_unknown_aligner_is_an_error_that_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'activations'"):
+        aligner("activatons")
+
+
+def test_the_proof_fails_when_one_axis_of_one_tensor_is_left_behind() -> None:
+    """The negative control of the proof: a table with one wrong line must not pass."""
+    pair, back = make_pair("BertForSequenceClassification", planted_seed=7)
+    aligned = apply(pair.spec, back, pair.b)
+    assert prove(pair, aligned, back, pair.batches).error < 1e-9
+    name = "bert.encoder.layer.1.attention.output.dense.weight"
+    with pytest.raises(AlignmentError, match="is not the model it was"):
+        prove(pair, aligned | {name: pair.b[name]}, back, pair.batches)

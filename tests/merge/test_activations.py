@@ -1,0 +1,71 @@
+"""Activation matching: streamed correlations, and what does not count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from contracts.test_aligners import make_pair
+from merge.alignment.activations import Moments, _collect, match_activations
+from merge.errors import AlignmentError
+
+
+def test_streamed_moments_give_pearson_correlations() -> None:
+    """Against numpy on all rows at once, in uneven batches, far from the origin where sums of squares cancel."""
+    generator = torch.Generator().manual_seed(0)
+    a = 50 + torch.randn(1000, 5, generator=generator)
+    b = a @ torch.randn(5, 7, generator=generator) - 30 + torch.randn(1000, 7, generator=generator)
+    sums = Moments()
+    for start, end in ((0, 3), (3, 400), (400, 401), (401, 1000)):
+        sums.add(a[start:end], b[start:end])
+    expected = np.corrcoef(a.double().numpy().T, b.double().numpy().T)[:5, 5:]
+    assert np.abs(sums.correlation().numpy() - expected).max() < 1e-5
+
+
+def test_a_unit_that_never_varies_correlates_with_nothing() -> None:
+    """Not NaN, and not noise divided by almost nothing."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(200, 3, generator=generator), torch.randn(200, 3, generator=generator)
+    a[:, 1] = 4.0
+    sums = Moments()
+    sums.add(a, b)
+    correlation = sums.correlation()
+    assert correlation[1].abs().max() == 0
+    assert correlation[0].abs().min() > 0
+
+
+def test_padding_is_masked_out() -> None:
+    """What stands on padded places changes nothing; what stands on real places does (the negative control)."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    batches = pair.batches[:3]
+
+    def correlations(place: slice) -> torch.Tensor:
+        changed = []
+        for batch in batches:
+            ids = batch["input_ids"].clone()
+            ids[::2, place] = (ids[::2, place] + 1) % 18
+            changed.append({**batch, "input_ids": ids})
+        return _collect(replace(pair, batches=tuple(changed)))["ffn0"][0].correlation()
+
+    plain = _collect(replace(pair, batches=batches))["ffn0"][0].correlation()
+    assert batches[0]["attention_mask"][0, -6:].sum() == 0
+    assert torch.allclose(correlations(slice(-6, None)), plain, atol=1e-5)
+    assert not torch.allclose(correlations(slice(0, 6)), plain, atol=1e-2)
+
+
+def test_the_order_of_batches_hardly_matters_and_a_rerun_is_identical() -> None:
+    """Sums are in float64: another order of the same rows gives the same correlations to rounding."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    one, again = (_collect(pair)["residual"][2].correlation() for _ in range(2))
+    turned = _collect(replace(pair, batches=pair.batches[::-1]))["residual"][2].correlation()
+    assert torch.equal(one, again)
+    assert torch.allclose(one, turned, atol=1e-6)
+
+
+def test_without_text_there_is_nothing_to_compare() -> None:
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    with pytest.raises(AlignmentError, match="needs calibration text"):
+        match_activations(replace(pair, batches=()))

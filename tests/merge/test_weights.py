@@ -1,0 +1,71 @@
+"""Weight matching: its objective by an independent formula, and what its details are for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from contracts.test_aligners import make_pair
+from merge.alignment.pair import Pair
+from merge.alignment.weights import match_weights
+from merge.permutation import Permutation, apply, identity, random, restrict
+
+
+def objective(pair: Pair, p: Permutation) -> float:
+    """Mean over entries of normalised products, in numpy: tensors that no axis can move are left out."""
+    moved = apply(pair.spec, p, pair.b)
+    total, entries = 0.0, 0
+    for name in pair.a:
+        if all(axis.fixed or axis.block in pair.spec.named for axis in pair.spec.axes(name)):
+            continue
+        left, right = (t.numpy().astype(np.float64) for t in (pair.a[name], moved[name]))
+        if left.ndim == 1:
+            left, right = left - left.mean(), right - right.mean()
+        scale = np.sqrt((left**2).mean() * (right**2).mean())
+        total += (left * right).sum() / scale
+        entries += left.size
+    return total / entries
+
+
+def test_the_objective_is_the_normalised_inner_product() -> None:
+    """Recomputed from the permutation that was found, and higher than where nothing or anything moves."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    found = match_weights(pair)(frozenset(pair.kinds()))
+    value = objective(pair, found.permutation)
+    assert abs(value - found.objective[-1]) < 1e-6
+    assert value > objective(pair, identity(pair.spec, pair.shapes)) + 0.05
+    anything = restrict(random(pair.spec, pair.shapes, torch.Generator().manual_seed(0)), set(pair.movable))
+    assert value > objective(pair, anything) + 0.05
+
+
+def test_the_result_is_a_coordinate_optimum() -> None:
+    """Swapping any two units of any one axis never raises the objective: no axis was left half done."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    found = match_weights(pair)(frozenset(pair.kinds())).permutation
+    best, tried = objective(pair, found), 0
+    for axis in ("residual", "ffn0", "pooler", "heads1"):
+        for i, j in ((0, 1), (1, 3), (2, 3)):
+            index = found.indices[axis].clone()
+            index[[i, j]] = index[[j, i]]
+            swapped = Permutation({**found.indices, axis: index}, found.outer)
+            assert objective(pair, swapped) <= best + 1e-9
+            tried += 1
+    assert tried == 12
+
+
+def test_rescaling_a_tensor_changes_nothing() -> None:
+    """Tensors are normalised: a model trained with larger weights in one place does not shout the others down."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    louder = {n: t * (1000 if n.endswith("word_embeddings.weight") else 1) for n, t in pair.b.items()}
+    plain, loud = (match_weights(p)(frozenset(pair.kinds())) for p in (pair, replace(pair, b=louder)))
+    assert all(torch.equal(plain.permutation.indices[a], loud.permutation.indices[a]) for a in plain.permutation.indices)
+
+
+def test_constant_vectors_say_nothing() -> None:
+    """Fresh LayerNorms are all ones and zeros; they must neither divide by zero nor move a unit."""
+    pair, wanted = make_pair("BertForSequenceClassification", planted_seed=3)
+    flat = {n: torch.full_like(t, 1.0) for n, t in pair.a.items() if "LayerNorm" in n}
+    found = match_weights(replace(pair, a={**pair.a, **flat}, b={**pair.b, **flat}))(frozenset(pair.kinds()))
+    assert all(torch.equal(found.permutation.indices[a], wanted.indices[a]) for a in wanted.indices)
