@@ -55,6 +55,25 @@ class HansTable:
             },
         }
 
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> HansTable:
+        """Return the table of which `to_json` returned these dicts."""
+
+        def cells(nested: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
+            return {(heuristic, label): value for heuristic, row in nested.items() for label, value in row.items()}
+
+        counts = table["counts"]
+        return cls(
+            accuracy=table["accuracy"],
+            cells=cells(table["heuristics"]),
+            subcases=dict(table["subcases"]),
+            templates=dict(table["templates"]),
+            count=counts["pairs"],
+            cell_counts=cells(counts["heuristics"]),
+            subcase_counts=dict(counts["subcases"]),
+            template_counts=dict(counts["templates"]),
+        )
+
 
 def fold(label: str) -> str:
     """Return "entailment" for exactly that, "non-entailment" for any other label: the authors' two-way rule."""

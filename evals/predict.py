@@ -14,6 +14,7 @@ from merge.checkpoint import Checkpoint
 from merge.errors import TaskError
 from merge.heads import label_names
 from merge.inputs import Encoded, encode, load_tokenizer
+from merge.model import model_config
 from merge.progress import Progress, silent
 
 MAX_LENGTH = 512
@@ -23,12 +24,21 @@ def encode_rows(checkpoint: Checkpoint, rows: Rows) -> Encoded:
     """Tokenise rows with a checkpoint's own tokenizer.
 
     Raises:
-        TaskError: the checkpoint has no tokenizer.
+        TaskError: the checkpoint has no tokenizer, or one with tokens that the model has no embedding of.
     """
     if not checkpoint.has_tokenizer:
         raise TaskError(f"{checkpoint.source} has no tokenizer; evaluation needs one. Copy tokenizer.json into it.")
-    longest = min(MAX_LENGTH, int(checkpoint.config.get("max_position_embeddings", MAX_LENGTH)))
-    return encode(load_tokenizer(checkpoint.folder), rows.texts, longest)
+    tokenizer = load_tokenizer(checkpoint.folder)
+    positions = int(checkpoint.config.get("max_position_embeddings", MAX_LENGTH))
+    encoded = encode(tokenizer, rows.texts, min(MAX_LENGTH, positions, tokenizer.model_max_length))
+    largest = max(int(batch["input_ids"].max()) for batch in encoded.batches)
+    known = int(checkpoint.config.get("vocab_size", largest + 1))
+    if largest >= known:
+        raise TaskError(
+            f"{checkpoint.source}: its tokenizer gives token {largest}, but the model knows {known:,} tokens. "
+            "These are not one model's; copy the tokenizer the model was trained with."
+        )
+    return encoded
 
 
 def predict(
@@ -56,8 +66,7 @@ def model_labels(checkpoint: Checkpoint, stated: Sequence[str] | None) -> tuple[
     """
     if not checkpoint.architecture.endswith("ForSequenceClassification"):
         raise TaskError(f"{checkpoint.source} is a {checkpoint.architecture}; this task needs a sequence classifier.")
-    names = [n for n in checkpoint.tensors if n.endswith(("classifier.bias", "classifier.out_proj.bias"))]
-    count = checkpoint.tensors[names[0]].shape[0] if names else 0
+    count = int(model_config(checkpoint.config).num_labels)
     if stated is not None and len(stated) != count:
         raise TaskError(
             f"{checkpoint.source} has {count} classes, but --labels names {len(stated)}: {', '.join(stated)}."

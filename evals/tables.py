@@ -149,9 +149,9 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def plain_table(rows: Sequence[Row]) -> str:
-    """Return the rows as text in columns, numbers to the right, for a terminal."""
+    """Return the rows as text in columns, numbers to the right, one line a row, for a terminal."""
     right = numeric_columns(rows)
-    cells = [[show(cell) for cell in row] for row in rows]
+    cells = [[" ".join(show(cell).split()) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) for row in cells

@@ -38,8 +38,8 @@ class Rows:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of texts and gold labels: the same rows, however they were read."""
-        text = repr((self.texts, self.gold, self.labels)).encode()
+        """SHA-256 of all that scores depend on, texts, gold labels and `extra`: the same rows, however they were read."""
+        text = repr((self.texts, self.gold, self.labels, self.extra)).encode()
         return hashlib.sha256(text).hexdigest()
 
     def sample(self, count: int | None, seed: int) -> Rows:
@@ -91,11 +91,13 @@ def column_of(task: EvalTask, model_labels: Sequence[str], source: str) -> tuple
     found = [known.get(_plain(name), coarse.get(_plain(name))) for name in model_labels]
     unknown = [name for name, k in zip(model_labels, found, strict=True) if k is None]
     if unknown or len({_plain(n) for n in model_labels}) != len(model_labels) or set(found) != set(known.values()):
-        hint = " Placeholder names say nothing:" if any(n.upper().startswith("LABEL_") for n in model_labels) else ""
+        placeholder = any(n.upper().startswith("LABEL_") for n in model_labels)
+        hint = "Placeholder names say nothing: give" if placeholder else "Give"
         expected = ", ".join(task.labels) + (f" (or {', '.join(task.coarse)})" if task.coarse else "")
+        example = task.coarse if len(task.coarse) == len(model_labels) else task.labels
         raise TaskError(
-            f"{source}: its labels {', '.join(model_labels)} are not those of {task.name}: {expected}.{hint} "
-            f"give its class names in the order of its logits: --labels {','.join(task.coarse or task.labels)}"
+            f"{source}: its labels {', '.join(model_labels)} are not those of {task.name}: {expected}. "
+            f"{hint} its class names in the order of its logits, such as --labels {','.join(example)}"
         )
     return tuple(k for k in found if k is not None)
 

@@ -15,11 +15,14 @@ def evaluate_models() -> None:
     """Run the evaluate-models command, or stop with one line naming the clash."""
     ours = Path(__file__).resolve().parent.parent / "evals"
     found = importlib.util.find_spec("evals")
-    origin = Path(found.origin).resolve().parent if found and found.origin else None
+    # A folder without __init__.py has no origin, only places; a module evals.py has a file of its own.
+    places = [*(found.submodule_search_locations or ()), found.origin] if found else []
+    origin = next((Path(place).resolve() for place in places if place), None)
     if origin != ours or importlib.util.find_spec("evals.command") is None:
         sys.stderr.write(
-            f"evaluate-models: the package 'evals' found at {origin} is not the one of merge-models (expected {ours}). "
-            "Another distribution of that name is installed: pip uninstall evals, then reinstall merge-models.\n"
+            f"evaluate-models: the package 'evals' found at {origin or 'no place'} is not the one of merge-models "
+            f"(expected {ours}). If another distribution of that name is installed: pip uninstall evals, then reinstall "
+            "merge-models.\n"
         )
         raise SystemExit(1)
     from evals.command import main

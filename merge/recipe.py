@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from merge.alignment import ALIGNERS
 from merge.errors import RecipeError, UsageError, nearest
@@ -22,7 +23,7 @@ class ModelEntry(_Record):
     """One model of the merge: a folder or Hub id, and optionally a weight and a Hub revision."""
 
     model: str = Field(min_length=1)
-    weight: float | None = None
+    weight: float | None = Field(default=None, strict=True)
     revision: str | None = None
 
 
@@ -41,7 +42,12 @@ class AlignEntry(_Record):
     text: str | None = None
     text_column: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=2)
     axes: tuple[str, ...] | None = Field(default=None, min_length=1)
-    samples: int = Field(default=512, gt=0)
+    samples: int = Field(default=512, gt=0, strict=True)
+
+    @field_validator("text_column", "axes", mode="before")
+    @classmethod
+    def _one_name(cls, names: Any) -> Any:
+        return [names] if isinstance(names, str) else names
 
     @field_validator("by")
     @classmethod
@@ -52,20 +58,23 @@ class AlignEntry(_Record):
 
     @model_validator(mode="after")
     def _only_with_alignment(self) -> AlignEntry:
-        if self.by == "none" and (self.text or self.text_column or self.axes):
-            raise ValueError("text, text_column and axes belong to an alignment. Add by: activations or by: weights.")
+        given = sorted(self.model_fields_set - {"by"})
+        if self.by == "none" and given:
+            verb = "belongs" if len(given) == 1 else "belong"
+            raise ValueError(f"{', '.join(given)} {verb} to an alignment. Add by: activations or by: weights.")
         return self
 
 
 class Recipe(_Record):
     """What is merged, how, and to where; the first model is the reference."""
 
-    models: tuple[ModelEntry, ...] = Field(min_length=1)
+    # In this order: settings are checked against the method and the models.
+    models: tuple[ModelEntry, ...]
     method: str = "linear"
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     align: AlignEntry = Field(default_factory=AlignEntry)
     dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, strict=True)
     output: str = Field(default="merged", min_length=1)
 
     @field_validator("models", mode="before")
@@ -75,6 +84,13 @@ class Recipe(_Record):
             [{"model": m} if isinstance(m, str) else m for m in models] if isinstance(models, list | tuple) else models
         )
 
+    @field_validator("models")
+    @classmethod
+    def _enough(cls, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
+        if len(models) < 2:
+            raise ValueError(f"a merge needs at least two models, found {['none', 'one'][len(models)]}")
+        return models
+
     @field_validator("method")
     @classmethod
     def _known_method(cls, method: str) -> str:
@@ -82,15 +98,16 @@ class Recipe(_Record):
             raise ValueError(f"unknown method {method!r}.{nearest(method, METHODS)}")
         return method
 
-    @model_validator(mode="after")
-    def _settings_fit(self) -> Recipe:
-        if len(self.models) < 2:
-            raise ValueError("a merge needs at least two models, found one")
-        try:
-            make_method(self.method, self.settings, [m.weight for m in self.models])
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-        return self
+    @field_validator("settings")
+    @classmethod
+    def _settings_fit(cls, settings: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        if {"models", "method"} <= set(info.data):  # else they are at fault themselves, and said so
+            try:
+                make_method(info.data["method"], settings, [m.weight for m in info.data["models"]])
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+        return settings
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `read_recipe` reads back to an equal record; what is not set is left out."""
@@ -127,13 +144,15 @@ def read_recipe(path: Path) -> Recipe:
         root = yaml.compose(text, Loader=_StrictLoader)
         values = yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
+        mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise RecipeError(f"{place}: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
+        raise RecipeError(f"{path}:{line}:{column}: character {error.character!r} is not allowed in YAML") from error
     if not isinstance(values, dict):
-        raise RecipeError(
-            f"{path}: a recipe is a mapping of keys (models, method, ...), found {type(values).__name__}."
-        )
+        found = "an empty file" if values is None else f"a {type(values).__name__}"
+        raise RecipeError(f"{path}:1:1: a recipe is a mapping of keys (models, method, ...), found {found}.")
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -142,16 +161,28 @@ def read_recipe(path: Path) -> Recipe:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without duplicate keys."""
+    """YAML without duplicate keys, where 1e-3 is a number (in YAML 1.1 it is text) and a date is text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name and form
+        letter: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+        for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
         return dict(super().construct_mapping(node, deep))
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
 
 
 def _place(node: Any, path: tuple[int | str, ...]) -> str:
@@ -169,9 +200,22 @@ def _place(node: Any, path: tuple[int | str, ...]) -> str:
     return f"{mark.line + 1}:{mark.column + 1}"
 
 
+# What pydantic says in the words of Python, in the words of YAML.
+TYPES = {
+    "tuple_type": "expected a list",
+    "model_type": "expected keys and values",
+    "dict_type": "expected keys and values",
+    "string_type": "expected text; put it in quotes if it is meant as text",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "invalid_key": "a key must be text",
+    "missing": "is required",
+}
+
+
 def _said(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = TYPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         owners: dict[str, type[BaseModel]] = {"align": AlignEntry, "models": ModelEntry}
         owner = owners.get(str(error["loc"][0]), Recipe) if len(error["loc"]) > 1 else Recipe

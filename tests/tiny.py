@@ -68,7 +68,9 @@ def save_checkpoint(
     model = build(config, tensors)
     model.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(written | {"architectures": config["architectures"]}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(written | {"architectures": config["architectures"]}), encoding="utf-8"
+    )
     if tokenizer:
         save_tokenizer(folder)
     return folder

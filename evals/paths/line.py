@@ -25,7 +25,7 @@ class Curve:
     Attributes:
         barrier_lam: where the barrier is reached.
         convexity_interval: (lam_i, lam_k, lam_j): the segment whose hill at lam_k is the convexity gap.
-        standard_error: of the barrier, from the rows' own losses (paired: the same rows at every lam).
+        standard_error: of the barrier, from the rows' own losses (paired: the same rows at every lam); None for one row.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Curve:
     epsilon: float
     convexity_gap: float
     convexity_interval: tuple[float, float, float]
-    standard_error: float
+    standard_error: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record of results.json."""
@@ -66,19 +66,22 @@ def make_curve(name: str, lam: Sequence[float], losses: Any, correct: Any) -> Cu
         accuracy=tuple(np.asarray(correct, dtype=np.float64).mean(1).tolist()),
         barrier=float(above[peak]),
         barrier_lam=float(grid[peak]),
-        epsilon=max(0.0, float(mean.max() - max(mean[0], mean[-1]))),
+        epsilon=float(mean.max() - np.maximum(mean[0], mean[-1])),
         convexity_gap=gap,
         convexity_interval=(float(grid[i]), float(grid[k]), float(grid[j])),
-        standard_error=float(rows.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else 0.0,
+        standard_error=float(rows.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None,
     )
 
 
 def convexity_gap(lam: Any, loss: Any) -> tuple[float, tuple[int, int, int]]:
     """Return the largest height of the curve over a chord between two of its points, and (i, k, j) that shows it.
 
-    Equals the largest height of the curve over its lower convex hull; 0, with i = k = j, for a convex curve.
+    Equals the largest height of the curve over its lower convex hull; 0, with i = k = j, for a convex curve; nan where
+    a loss is nan.
     """
     lam, loss = np.asarray(lam, dtype=np.float64), np.asarray(loss, dtype=np.float64)
+    if np.isnan(loss).any():
+        return math.nan, (0, 0, 0)
     hull: list[int] = []
     for k in range(len(lam)):
         while len(hull) > 1 and _turn(lam, loss, hull[-2], hull[-1], k) <= 0:

@@ -36,7 +36,8 @@ class GlueTable:
 
     def __call__(self, path: Path | None, seed: int) -> Rows:
         """Read the split from a file, a folder, or the Hub; `seed` is not used, nothing is drawn."""
-        source = f"{HUB}:{self.hub[0]}/{self.hub[1]}" if path is None else str(self._file(path))
+        file = None if path is None else self._file(path)
+        source = f"{HUB}:{self.hub[0]}/{self.hub[1]}" if file is None else str(file)
         table = open_table(source, f"{self.name} data", TaskError)
         texts: list[tuple[str, ...]] = []
         gold: list[int] = []
@@ -50,11 +51,17 @@ class GlueTable:
             ids.append(str(row.get("idx", row.get("index", row.get("pairID", len(ids))))))
         if not texts:
             raise TaskError(f"{self.name} data {source}: expected rows, found none.")
-        return Rows(
-            tuple(texts), tuple(gold), self.labels, f"{table.title}, {len(texts):,} rows", self.hub[1], tuple(ids)
-        )
+        data = f"{table.title}, {len(texts):,} rows"
+        return Rows(tuple(texts), tuple(gold), self.labels, data, self._split(file), tuple(ids))
+
+    def _split(self, file: Path | None) -> str:
+        """Return which split a file holds by its name: GLUE's own where it has GLUE's name, else what it is called."""
+        name = self.files[0] if file is None else file.name.removesuffix(".gz")
+        return self.hub[1] if name in self.files else Path(name).stem
 
     def _file(self, path: Path) -> Path:
+        if not path.exists():
+            raise TaskError(f"{self.name} data {path}: there is no such file or folder; check the path.")
         if not path.is_dir():
             return path
         found = [path / name for name in self._names() if (path / name).is_file()]
@@ -88,6 +95,8 @@ def _text(row: Mapping[str, object], names: tuple[str, ...], where: str) -> str:
     value = row[name]
     if not isinstance(value, str) or not value.strip():
         raise TaskError(f"{where}, column {name}: expected text, found {value!r}.")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise TaskError(f"{where}, column {name}: expected Unicode text, found half of a surrogate pair.")
     return value.strip()
 
 

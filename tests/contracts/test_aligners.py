@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from tiny import bert_config, random_tensors
 
 from merge.alignment import ALIGNERS, aligner
 from merge.alignment.pair import Pair
@@ -14,7 +16,6 @@ from merge.architectures import spec_for
 from merge.errors import AlignmentError, UsageError
 from merge.inputs import random_inputs
 from merge.permutation import apply, identity, inverse, random, restrict
-from tiny import bert_config, random_tensors
 
 HEADS = ["BertForSequenceClassification", "BertModel", "BertForMaskedLM", "BertForTokenClassification"]
 
@@ -31,7 +32,10 @@ def make_pair(architecture: str, planted_seed: int | None, noise: float = 0.0, o
     a, b, spec = tensors(0), tensors(other_seed), spec_for(config)
     shapes = {name: tuple(t.shape) for name, t in a.items()}
     generator = torch.Generator().manual_seed(11)
-    b = {name: t + noise * t.std() * torch.randn(t.shape, generator=generator) if t.numel() > 1 else t for name, t in b.items()}
+    b = {
+        name: t + noise * t.std() * torch.randn(t.shape, generator=generator) if t.numel() > 1 else t
+        for name, t in b.items()
+    }
     planted = identity(spec, shapes)
     if planted_seed is not None:
         drawn = random(spec, shapes, torch.Generator().manual_seed(planted_seed))
@@ -72,7 +76,7 @@ def test_the_objective_never_decreases_and_is_one_on_a_planted_copy(by: str) -> 
     """It is normalised: 1 says that every unit found its own twin."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
     objective = aligner(by)(pair)(frozenset(pair.kinds())).objective
-    assert all(later >= earlier for earlier, later in zip(objective, objective[1:], strict=False))
+    assert all(later >= earlier for earlier, later in pairwise(objective))
     assert objective[-1] == pytest.approx(1.0, abs=1e-5)
 
 

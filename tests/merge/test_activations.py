@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from contracts.test_aligners import make_pair
+
 from merge.alignment.activations import Moments, _collect, match_activations
 from merge.errors import AlignmentError
 

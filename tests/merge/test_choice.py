@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from contracts.test_aligners import make_pair
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from contracts.test_aligners import make_pair
 from merge.alignment import aligner
 from merge.alignment.choice import choose, score
 from merge.alignment.pair import Pair

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import bert_config, random_tensors
 
 from merge.architectures.bert import bert
 from merge.errors import SpecError
 from merge.permutation import Permutation, apply, compose, identity, inverse, load, random, restrict, save
-from tiny import bert_config, random_tensors
 
 CONFIG = bert_config()
 SPEC = bert(CONFIG)

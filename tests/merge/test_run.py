@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tiny import bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 
 from merge.architectures import spec_for
 from merge.card import add_results
@@ -18,7 +19,6 @@ from merge.errors import AlignmentError, CalibrationError, MismatchError
 from merge.permutation import apply, load, random, restrict
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
-from tiny import bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 
 
 def recipe(*models: Path, output: Path, **more: object) -> Recipe:
@@ -95,7 +95,9 @@ def test_swapped_labels_are_matched_by_name_and_alignment_comes_on_top(tmp_path:
     turned = tensors | {n: tensors[n][turn] for n in ("classifier.weight", "classifier.bias")}
     config = bert_config(labels=("contradiction", "entailment", "neutral"))
     b = plant(save_checkpoint(tmp_path / "turned", config, tensors=turned), tmp_path / "b")
-    report = run(recipe(a, b, output=tmp_path / "out", align={"by": "weights", "axes": ["residual", "heads", "ffn", "pooler"]}))
+    report = run(
+        recipe(a, b, output=tmp_path / "out", align={"by": "weights", "axes": ["residual", "heads", "ffn", "pooler"]})
+    )
     merged = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.allclose(merged[n], tensors[n], atol=1e-6) for n in tensors)
     assert any("reordered by name to entailment, neutral, contradiction" in note for note in report.notes)
@@ -201,7 +203,10 @@ def test_the_manifest_holds_true_hashes_and_the_card_the_evidence(pair: tuple[Pa
     for name, stated in manifest["files"].items():
         assert stated == hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest()
     for model, folder in zip(manifest["models"], pair, strict=True):
-        assert model["files"]["model.safetensors"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        assert (
+            model["files"]["model.safetensors"]
+            == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        )
     assert manifest["alignment"][0]["proof"]["error"] <= manifest["alignment"][0]["proof"]["bound"] == 1e-9
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- merge\n" in card

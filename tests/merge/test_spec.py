@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tiny import bert_config, random_tensors
 
 from merge.architectures.bert import bert
 from merge.errors import SpecError
 from merge.spec import PermutationSpec, TensorAxis, parse
-from tiny import bert_config, random_tensors
 
 
 def shapes_of(config: dict) -> dict[str, tuple[int, ...]]:
@@ -66,7 +66,10 @@ def test_a_size_that_contradicts_its_axis_names_both_tensors() -> None:
     with pytest.raises(SpecError) as caught:
         bert(config).fit(shapes)
     message = str(caught.value)
-    assert "bert.encoder.layer.1.intermediate.dense.weight has shape (48, 24)" in message or "already has size (48,)" in message
+    assert (
+        "bert.encoder.layer.1.intermediate.dense.weight has shape (48, 24)" in message
+        or "already has size (48,)" in message
+    )
     assert "ffn1" in message
 
 
@@ -77,7 +80,9 @@ def test_a_wrong_rank_and_an_odd_head_count_are_errors() -> None:
     with pytest.raises(SpecError, match="names 2 axes"):
         spec.fit({"bert.pooler.dense.weight": (24,)})
     with pytest.raises(SpecError, match="does not split into 5 blocks"):
-        PermutationSpec("bert", spec.lines, {"heads0": 5}).fit({"bert.encoder.layer.0.attention.self.query.bias": (24,)})
+        PermutationSpec("bert", spec.lines, {"heads0": 5}).fit(
+            {"bert.encoder.layer.0.attention.self.query.bias": (24,)}
+        )
 
 
 def test_all_faults_are_in_one_message() -> None:

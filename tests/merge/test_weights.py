@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-
 from contracts.test_aligners import make_pair
+
 from merge.alignment.pair import Pair
 from merge.alignment.weights import match_weights
 from merge.permutation import Permutation, apply, identity, random, restrict
@@ -60,7 +60,9 @@ def test_rescaling_a_tensor_changes_nothing() -> None:
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
     louder = {n: t * (1000 if n.endswith("word_embeddings.weight") else 1) for n, t in pair.b.items()}
     plain, loud = (match_weights(p)(frozenset(pair.kinds())) for p in (pair, replace(pair, b=louder)))
-    assert all(torch.equal(plain.permutation.indices[a], loud.permutation.indices[a]) for a in plain.permutation.indices)
+    assert all(
+        torch.equal(plain.permutation.indices[a], loud.permutation.indices[a]) for a in plain.permutation.indices
+    )
 
 
 def test_constant_vectors_say_nothing() -> None:
