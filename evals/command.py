@@ -15,13 +15,12 @@ from merge.errors import UsageError
 from merge.terminal import common_options, progress, set_verbosity, start
 
 if TYPE_CHECKING:
-    from evals.paths.line import Curve
     from evals.task import EvalTask, Rows
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings=SETTINGS)
+@click.group(context_settings=SETTINGS, no_args_is_help=False)
 @click.version_option(package_name="merge-models", prog_name="evaluate-models")
 def evaluate() -> None:
     """Measure models: scores on a task, the loss barrier between two models, a page with the curves.
@@ -41,9 +40,7 @@ def _data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path),
             help="File or folder of rows; else the task's own source.",
         ),
-        click.option(
-            "--labels", metavar="NAME,...", help="Class names in the order of the logits."
-        ),
+        click.option("--labels", metavar="NAME,...", help="Class names in the order of the logits."),
         click.option("--limit", type=click.IntRange(min=1), help="Evaluate on this many rows drawn at random."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw and of generated rows."),
         click.option(
@@ -79,19 +76,14 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, **options
       evaluate-models hans --predictions bert_preds.txt
     """
     set_verbosity(options["verbose"])
+    if form == "official" and options["as_json"]:
+        raise UsageError("--format official and --json are two forms of one answer; choose one.")
     if predictions is not None:
-        if models:
-            raise UsageError("--predictions scores a file; it takes no models.")
-        _score_predictions(predictions, options, form)
+        _score_predictions(predictions, models, options, form)
         return
-    records = _score_all("hans", models, options)
-    if form == "official":
-        from evals.hans_scores import HansTable, official_text
-
-        for record in records:
-            click.echo(official_text(HansTable.from_json(record["hans"])))
-        return
-    _show(records, options, "hans")
+    if form == "official" and len(models) > 1:
+        raise UsageError(f"--format official prints the scores of one model without its name; found {len(models)}.")
+    _show(_score_all("hans", models, options), options, form if form == "official" else "hans")
 
 
 @evaluate.command(context_settings=SETTINGS)
@@ -142,38 +134,42 @@ def main() -> None:
     start(evaluate, "evaluate-models", sys.argv[1:])
 
 
-def _rows(name: str, options: dict[str, Any]) -> tuple[EvalTask, Rows]:
-    from evals.tasks import find_task
-
-    task = find_task(name)
-    rows = task.read(options["data"], options["seed"]).sample(options["limit"], options["seed"])
-    return task, rows
+def _rows(task: EvalTask, options: dict[str, Any]) -> Rows:
+    return task.read(options["data"], options["seed"]).sample(options["limit"], options["seed"])
 
 
-def _stated_labels(options: dict[str, Any]) -> tuple[str, ...] | None:
-    if options["labels"] is None:
+def _listed(text: str | None, option: str) -> tuple[str, ...] | None:
+    """Return the names of a comma-separated option."""
+    if text is None:
         return None
-    return tuple(part.strip() for part in options["labels"].split(","))
+    parts = tuple(part.strip() for part in text.split(","))
+    if "" in parts:
+        raise UsageError(f"{option} expects names separated by commas, found {text!r}.")
+    return parts
 
 
 def _score_all(name: str, models: Sequence[str], options: dict[str, Any]) -> list[dict[str, Any]]:
     """Score every model on the task's rows, taking from the results folder what it already holds."""
-    from evals.measure import score_key, score_model
-    from evals.predict import match_labels
-    from evals.report import add_result, find, load_results
-    from merge.checkpoint import open_checkpoint
+    from evals.tasks import find_task
 
     if not models:
         raise UsageError("no models given. Example: evaluate-models hans merged/ a/ b/")
-    task, rows = _rows(name, options)
-    stated, shown = _stated_labels(options), progress(options["quiet"])
+    task, stated, shown = find_task(name), _listed(options["labels"], "--labels"), progress(options["quiet"])
+
+    from evals.measure import named, score_key, score_model
+    from evals.predict import match_labels
+    from evals.report import add_result
+    from merge.checkpoint import open_checkpoint
+
     checkpoints = [open_checkpoint(model) for model in models]
     for checkpoint in checkpoints:
         match_labels(task, checkpoint, stated)
-    known = load_results(options["output"]) if options["output"] and not options["force"] else []
-    records = []
+    known = _known(options)
+    rows = _rows(task, options)
+    records: list[dict[str, Any]] = []
     for checkpoint in checkpoints:
-        record = find(known, score_key(checkpoint, task, rows, stated))
+        said = {"model": named(checkpoint), "data": rows.data, "split": rows.split}
+        record = _stored([*known, *records], score_key(checkpoint, task, rows, stated), said, options["output"])
         if record is None:
             record = score_model(checkpoint, task, rows, stated, shown)
             if options["output"]:
@@ -182,11 +178,40 @@ def _score_all(name: str, models: Sequence[str], options: dict[str, Any]) -> lis
     return records
 
 
-def _score_predictions(path: Path, options: dict[str, Any], form: str) -> None:
+def _known(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the results that need not be computed again."""
+    from evals.report import load_results
+
+    if not options["output"]:
+        return []
+    stored = load_results(options["output"])
+    return [] if options["force"] else stored
+
+
+def _stored(
+    known: Sequence[dict[str, Any]], key: str, said: dict[str, Any], output: Path | None
+) -> dict[str, Any] | None:
+    """Return the result of that key, None if there is none; models and data go by the names of this run."""
+    from evals.report import add_result, find
+
+    found = find(known, key)
+    if found is None:
+        return None
+    told = {**found, **said}
+    if output and told != found:
+        add_result(output, told)
+    return told
+
+
+def _score_predictions(path: Path, models: Sequence[str], options: dict[str, Any], form: str) -> None:
     from evals.hans_scores import gold_by_position, official_text, score
     from evals.tables import hans_rows, part_rows, plain_table
     from evals.tasks.hans import read_pairs, read_predictions
 
+    flags = [f"--{name}" for name in ("labels", "limit", "output", "force") if options[name]]
+    if models or flags:
+        said = ["models"] * bool(models) + flags
+        raise UsageError(f"--predictions scores a file; it takes no {', '.join(said)}.")
     pairs = gold_by_position() if options["data"] is None else read_pairs(options["data"])
     table = score(pairs, read_predictions(path))
     if options["data"] is None and not options["quiet"]:
@@ -194,9 +219,9 @@ def _score_predictions(path: Path, options: dict[str, Any], form: str) -> None:
             "note: gold labels by pairID (1,000 a subcase, published order); --data gives the file itself", err=True
         )
     if options["as_json"]:
-        click.echo(json.dumps(table.to_json(), indent=2))
+        click.echo(_json(table.to_json()))
     elif form == "official":
-        click.echo(official_text(table))
+        click.echo(official_text(table), nl=False)
     else:
         record = {"model": {"name": path.name}, "hans": table.to_json()}
         click.echo(plain_table(hans_rows([record])))
@@ -208,58 +233,33 @@ def _score_predictions(path: Path, options: dict[str, Any], form: str) -> None:
 
 def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     """Measure the naive line and, if asked, the aligned one; store the record."""
-    import torch
-
-    from evals.measure import barrier_record, build_written, measure_line, record_key
-    from evals.predict import encode_rows, match_labels
-    from evals.report import add_result, find, load_results
-    from merge.bases import find_bases, finite_tensors
-    from merge.checkpoint import open_checkpoint
-    from merge.permutation import apply
-    from merge.preflight import preflight
+    from evals.tasks import find_task
     from merge.recipe import make_recipe
 
     begun = time.monotonic()
-    align = _align_entry(options)
-    task, rows = _rows(options["task"], options)
+    task, stated, shown = find_task(options["task"]), _listed(options["labels"], "--labels"), progress(options["quiet"])
+    recipe = make_recipe({"models": [a, b], "align": _align_entry(options), "seed": options["seed"]})
+
+    from evals.measure import barrier_key, barrier_record, measure_pair, named
+    from evals.predict import match_labels
+    from evals.report import add_result
+    from merge.bases import find_bases
+    from merge.checkpoint import open_checkpoint
+    from merge.preflight import preflight
+
     pair = open_checkpoint(a), open_checkpoint(b)
-    notes = list(preflight(pair, dtype="float32"))
-    stated, shown = _stated_labels(options), progress(options["quiet"])
-    columns = match_labels(task, pair[0], stated)
-    recipe = make_recipe({"models": [a, b], "align": align, "seed": options["seed"]})
-    key = record_key(
-        "barrier",
-        task.name,
-        rows.hash,
-        *(c.content_hash for c in pair),
-        options["points"],
-        align,
-        stated and list(stated),
-    )
-    known = load_results(options["output"]) if options["output"] and not options["force"] else []
-    if (found := find(known, key)) is not None:
-        return found
+    notes = preflight(pair, dtype="float32")
+    columns, known = match_labels(task, pair[0], stated), _known(options)
+    rows = _rows(task, options)
+    key = barrier_key(pair, task, rows, columns, recipe, options["points"])
+    said = {"a": named(pair[0]), "b": named(pair[1]), "data": rows.data, "split": rows.split}
+    record = _stored(known, key, said, options["output"])
+    if record is not None:
+        return record
     bases = find_bases(recipe, pair, shown)
-    encoded = encode_rows(pair[0], rows)
-    model, gold = build_written(pair[0]), torch.tensor(rows.gold)
-    start_a, end = ({c.written_name(n): t for n, t in finite_tensors(c).items()} for c in pair)
-    by_written = {pair[1].written_name(n): n for n in pair[1].tensors}
-    paths = [("naive", bases.labels[1])]
-    if bases.aligned:
-        paths.append((f"aligned ({recipe.align.by}; {bases.aligned[0].choice.kept.name})", bases.permutations[1]))
-    curves: list[Curve] = []
-    for name, permutation in paths:
-        tensors = end
-        if permutation is not None and bases.spec is not None:
-            moved = apply(bases.spec, permutation, {by_written[w]: t for w, t in end.items()})
-            tensors = {pair[1].written_name(n): t for n, t in moved.items()}
-        curves.append(
-            measure_line(name, start_a, tensors, model, encoded, gold, task, columns, options["points"], shown)
-        )
-    notes += bases.notes
-    if encoded.cut:
-        notes.append(f"{encoded.cut} rows are longer than the models take; only their start was read")
+    curves, more = measure_pair(pair, bases, task, rows, columns, options["points"], shown)
     alignment = bases.aligned[0].to_json() if bases.aligned else None
+    notes = (*notes, *bases.notes, *more)
     record = barrier_record(key, task, rows, pair, curves, alignment, notes, time.monotonic() - begun)
     if options["output"]:
         add_result(options["output"], record)
@@ -267,25 +267,35 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _align_entry(options: dict[str, Any]) -> dict[str, Any]:
+    flags = [
+        f"--{name.replace('_', '-')}"
+        for name in ("text", "text_column", "axes", "samples")
+        if options[name] is not None
+    ]
+    if flags and options["align"] in (None, "none"):
+        raise UsageError(f"without an alignment there is no use for {', '.join(flags)}. Add --align activations.")
     entry = {
         "by": options["align"],
         "text": options["text"],
-        "text_column": options["text_column"] and options["text_column"].split(","),
-        "axes": options["axes"] and options["axes"].split(","),
+        "text_column": _listed(options["text_column"], "--text-column"),
+        "axes": _listed(options["axes"], "--axes"),
         "samples": options["samples"],
     }
-    return {key: value for key, value in entry.items() if value}
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _show(records: Sequence[dict[str, Any]], options: dict[str, Any], kind: str) -> None:
     """Print the results, and rewrite figures and page of the results folder."""
+    from evals.hans_scores import HansTable, official_text
     from evals.tables import barrier_rows, hans_rows, part_rows, plain_table, score_rows
 
     if not options["quiet"]:
         for note in dict.fromkeys(note for record in records for note in record["notes"]):
             click.echo(f"note: {note}", err=True)
     if options["as_json"]:
-        click.echo(json.dumps(list(records), indent=2))
+        click.echo(_json(list(records)))
+    elif kind == "official":
+        click.echo(official_text(HansTable.from_json(records[0]["hans"])), nl=False)
     else:
         first = records[0]
         click.echo(f"{first['task']}: {first['data']}")
@@ -297,16 +307,23 @@ def _show(records: Sequence[dict[str, Any]], options: dict[str, Any], kind: str)
         _illustrate(options["output"], records, kind, options["quiet"])
 
 
+def _json(value: Any) -> str:
+    """Return JSON text, null for a number that is not finite: as results.json has it."""
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2)
+
+
 def _illustrate(folder: Path, records: Sequence[dict[str, Any]], kind: str, quiet: bool) -> None:
     from evals.plots import barrier_plot, hans_plot
-    from evals.report import load_results, write_page
+    from evals.report import SETTING, load_results, write_page
 
     made: list[Path] = []
     if kind == "barrier":
         for record in records:
             made += barrier_plot(record, folder / f"barrier-{_short(record)}")
-    if kind == "hans":
-        made += hans_plot([r for r in load_results(folder) if r["kind"] == "scores" and r.get("hans")], folder / "hans")
+    if kind in ("hans", "official"):
+        # One figure compares models on the same rows.
+        alike = [r for r in load_results(folder) if r.get("hans") and all(r[n] == records[0][n] for n in SETTING)]
+        made += hans_plot(alike, folder / "hans")
     made.append(write_page(folder))
     if not quiet:
         click.echo("wrote " + ", ".join(str(path) for path in [folder / "results.json", *made]), err=True)

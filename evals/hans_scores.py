@@ -125,7 +125,7 @@ def official_text(table: HansTable) -> str:
 
 
 def gold_by_position(count_per_subcase: int = 1000) -> list[HansPair]:
-    """Return the gold of HANS by position: pair exK belongs to subcase K // count_per_subcase, its sentences left empty.
+    """Return the gold of HANS by position: pair exK belongs to subcase K // count_per_subcase; sentences are empty.
 
     Raises:
         TaskError: the count is not a positive integer.

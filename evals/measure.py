@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,15 +19,18 @@ from evals.hans_scores import score as hans_table
 from evals.paths.line import Curve, make_curve
 from evals.predict import encode_rows, match_labels, predict, task_logits
 from evals.task import EvalTask, Rows
-from merge.bases import finite_tensors
-from merge.checkpoint import Checkpoint
+from merge.bases import Bases, finite_tensors
+from merge.checkpoint import Checkpoint, file_hash
 from merge.inputs import Encoded
 from merge.model import build, set_weights
+from merge.permutation import apply
 from merge.progress import Progress, silent
+from merge.recipe import Recipe
 
 T = TypeVar("T")
 
 POOLED = "classes that fold into one ({}) are pooled by their maximum in the loss; accuracy folds after the argmax"
+CUT = "only the start was read of rows longer than the model takes: {} of {}"
 
 
 def record_key(kind: str, *parts: Any) -> str:
@@ -36,8 +42,6 @@ def score_model(
     checkpoint: Checkpoint, task: EvalTask, rows: Rows, stated: Sequence[str] | None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Return the scores record of one model: loss, accuracy, and the HANS table where the rows are HANS pairs."""
-    from evals.scores import GlueScores
-
     begun = time.monotonic()
     columns = match_labels(task, checkpoint, stated)
     encoded = encode_rows(checkpoint, rows)
@@ -46,12 +50,12 @@ def score_model(
         predict(model, encoded, progress, f"predicting {task.name} with {checkpoint.source}"), columns, task
     )
     gold = torch.tensor(rows.gold)
-    scores = GlueScores(config_name=task.name).compute(predictions=predicted.tolist(), references=rows.gold)
+    scores = task_scores(task, predicted.tolist(), rows.gold)
     loss = float(torch.nn.functional.cross_entropy(logits.double(), gold))
     record = _setting("scores", score_key(checkpoint, task, rows, stated), task, rows) | {
         "model": named(checkpoint),
         "scores": {**scores, "loss": loss},
-        "notes": _notes(task, columns, encoded, [checkpoint.source]),
+        "notes": reading_notes(task, columns, encoded),
         "seconds": time.monotonic() - begun,
     }
     if task.name == "hans":
@@ -62,14 +66,77 @@ def score_model(
 
 
 def score_key(checkpoint: Checkpoint, task: EvalTask, rows: Rows, stated: Sequence[str] | None) -> str:
-    """Return the key under which a model's scores are stored."""
-    return record_key("scores", task.name, rows.hash, checkpoint.content_hash, stated and list(stated))
+    """Return the key under which a model's scores are stored: they depend on weights, rows and what its classes mean."""
+    return record_key("scores", task.name, rows.hash, checkpoint.content_hash, match_labels(task, checkpoint, stated))
+
+
+def task_scores(task: EvalTask, predictions: Sequence[int], gold: Sequence[int]) -> dict[str, float]:
+    """Return the task's official scores of predicted classes."""
+    from evals.scores import GlueScores
+
+    # evaluate keeps what it compares in files: of its own cache folder, shared and perhaps read-only, unless told otherwise.
+    with tempfile.TemporaryDirectory() as folder:
+        metric = GlueScores(config_name=task.name, cache_dir=folder)
+        return dict(metric.compute(predictions=predictions, references=gold))
 
 
 def build_written(checkpoint: Checkpoint) -> Any:
     """Return a checkpoint's model in float32."""
     tensors = {checkpoint.written_name(name): tensor for name, tensor in finite_tensors(checkpoint).items()}
     return build(checkpoint.config, tensors, torch.float32)
+
+
+def barrier_key(
+    pair: tuple[Checkpoint, Checkpoint],
+    task: EvalTask,
+    rows: Rows,
+    columns: Sequence[int],
+    recipe: Recipe,
+    points: int,
+) -> str:
+    """Return the key under which a pair's barrier is stored; calibration text counts by content, not by name."""
+    alignment: dict[str, Any] | None = None
+    if recipe.align.by != "none":
+        alignment = recipe.align.model_dump(mode="json") | {"seed": recipe.seed}
+        with suppress(OSError, TypeError):  # a Hub id, or the package's own text
+            alignment["text"] = file_hash(Path(alignment["text"]))
+    hashes = [checkpoint.content_hash for checkpoint in pair]
+    return record_key("barrier", task.name, rows.hash, hashes, points, columns, alignment)
+
+
+def measure_pair(
+    pair: tuple[Checkpoint, Checkpoint],
+    bases: Bases,
+    task: EvalTask,
+    rows: Rows,
+    columns: Sequence[int],
+    points: int,
+    progress: Progress = silent,
+) -> tuple[list[Curve], list[str]]:
+    """Return the curve of the naive line and, if b was aligned, that of the aligned one; and notes on the reading.
+
+    Args:
+        pair: a, and b in its own basis.
+        bases: what takes b to the label order of a, and to its units.
+        columns: for each class of a, the task's class.
+        points: of the even grid of lam, the ends included.
+    """
+    paths = [("naive", bases.labels[1])]
+    for aligned in bases.aligned:
+        paths.append((f"aligned ({aligned.by}; {aligned.choice.kept.name})", bases.permutations[1]))
+    encoded, gold, model = encode_rows(pair[0], rows), torch.tensor(rows.gold), build_written(pair[0])
+    a, b = (
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in finite_tensors(c).items()}
+        for c in pair
+    )
+    curves = []
+    for name, permutation in paths:
+        moved = b if permutation is None or bases.spec is None else apply(bases.spec, permutation, b)
+        start, end = (
+            {c.written_name(n): t for n, t in tensors.items()} for c, tensors in zip(pair, (a, moved), strict=True)
+        )
+        curves.append(measure_line(name, start, end, model, encoded, gold, task, columns, points, progress))
+    return curves, reading_notes(task, columns, encoded)
 
 
 def measure_line(
@@ -152,11 +219,12 @@ def _setting(kind: str, key: str, task: EvalTask, rows: Rows) -> dict[str, Any]:
     }
 
 
-def _notes(task: EvalTask, columns: Sequence[int], encoded: Encoded, sources: Sequence[str]) -> list[str]:
+def reading_notes(task: EvalTask, columns: Sequence[int], encoded: Encoded) -> list[str]:
     """Return what a reader of the scores must know."""
     notes = []
     if len(columns) > len(task.labels):
-        notes.append(POOLED.format(", ".join(task.coarse)))
+        targets = list(task.coarse.values())
+        notes.append(POOLED.format(", ".join(fine for fine, to in task.coarse.items() if targets.count(to) > 1)))
     if encoded.cut:
-        notes.append(f"{encoded.cut} rows are longer than {', '.join(sources)} take; only their start was read")
+        notes.append(CUT.format(f"{encoded.cut:,}", f"{sum(map(len, encoded.rows)):,}"))
     return notes

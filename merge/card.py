@@ -25,7 +25,7 @@ def write_card(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping
     """Write README.md from the facts of a run, or rewrite it with evaluation results (records of results.json)."""
     front = yaml.safe_dump(metadata(facts, results), sort_keys=False, allow_unicode=True)
     body = "\n".join([f"---\n{front}---", "", *_body(facts, results), ""])
-    (folder / "README.md").write_text(body.replace("{name}", facts["name"]), encoding="utf-8")
+    (folder / "README.md").write_text(body, encoding="utf-8")
 
 
 def add_results(folder: Path, results_file: Path) -> int:
@@ -34,32 +34,47 @@ def add_results(folder: Path, results_file: Path) -> int:
     Raises:
         CheckpointError: the folder was not written by merge-models, or results.json holds nothing about it.
     """
-    try:
-        facts = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
-        recorded = json.loads(results_file.read_text(encoding="utf-8"))["results"]
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{error.filename}: no such file. A card is made from a merged folder and a results.json."
-        ) from error
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{results_file} or {folder / 'merge.json'} is malformed: {error}") from error
-    known = {m["content_hash"] for m in facts["models"]}
-    from merge.checkpoint import open_checkpoint
+    from merge.checkpoint import file_hash, open_checkpoint
 
+    facts, results = _read_json(folder / "merge.json"), _read_json(results_file)
     own = open_checkpoint(str(folder)).content_hash
-    wanted = [r for r in recorded if _about(r, own, known)]
-    if not any(_about(r, own, set()) for r in wanted):
+    try:
+        known = {m["content_hash"] for m in facts["models"]}
+        wanted = [r for r in results["results"] if _about(r, own, known)]
+        if not any(_about(r, own, set()) for r in wanted):
+            raise CheckpointError(
+                f"{results_file} holds no score of {folder}. Evaluate it first: evaluate-models hans {folder}"
+            )
+        recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        write_card(folder, {**facts, "recipe_yaml": recipe}, wanted)
+        facts["files"]["README.md"] = file_hash(folder / "README.md")
+    except (KeyError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{results_file} holds no score of {folder}. Evaluate it first: evaluate-models hans {folder}"
-        )
-    write_card(folder, {**facts, "recipe_yaml": (folder / "recipe.yaml").read_text(encoding="utf-8")}, wanted)
+            f"{results_file} is not a results.json of evaluate-models, or {folder / 'merge.json'} not of merge-models "
+            f"({said})."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}.") from error
+    (folder / "merge.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return len(wanted)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {error.strerror}. A card is made from a merged folder and a results.json."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 
 def _about(record: Mapping[str, Any], own: str, parents: set[str]) -> bool:
     if record["kind"] == "scores":
         return record["model"]["hash"] in {own, *parents}
-    return {record["a"]["hash"], record["b"]["hash"]} <= parents
+    return record["kind"] == "barrier" and {record["a"]["hash"], record["b"]["hash"]} <= parents
 
 
 def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -80,7 +95,7 @@ def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()
         if r["kind"] == "scores" and r["model"]["hash"] not in {m["content_hash"] for m in facts["models"]}
     ]
     if own:
-        out["model-index"] = [{"name": "merged", "results": [_index_entry(r) for r in own]}]
+        out["model-index"] = [{"name": facts["name"], "results": [_index_entry(r) for r in own]}]
     return out
 
 
@@ -96,16 +111,22 @@ def licence_of(card: Path) -> str | None:
     """Return the licence a source's own card states, or None."""
     if not card.is_file():
         return None
-    found = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
         stated = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return None
-    return str(stated["license"]) if isinstance(stated, dict) and stated.get("license") else None
+    licence = stated.get("license") if isinstance(stated, dict) else None
+    return licence if isinstance(licence, str) else None
 
 
 def _body(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["# {name}", "", f"{len(facts['models'])} models merged with merge-models by `{facts['method']}`.", ""]
+    lines = [
+        f"# {facts['name']}",
+        "",
+        f"{len(facts['models'])} models merged with merge-models by `{facts['method']}`.",
+        "",
+    ]
     lines += ["| model | commit | SHA-256 of its content |", "| --- | --- | --- |"]
     lines += [f"| {m['source']} | {m['commit'] or 'local'} | `{m['content_hash'][:16]}` |" for m in facts["models"]]
     lines += ["", "## Alignment", "", *(_alignment(facts) or ["None: the models were averaged as they are."])]
@@ -116,7 +137,7 @@ def _body(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> lis
     lines += ["", "## Recipe", "", "```yaml", facts["recipe_yaml"].strip(), "```", ""]
     lines += ["Files, versions and hashes: `merge.json`. Load it with:", "", "```python"]
     auto = next((a for ending, a in AUTO.items() if facts["architecture"].endswith(ending)), "AutoModel")
-    return [*lines, f"from transformers import {auto}", f'model = {auto}.from_pretrained("{{name}}")', "```"]
+    return [*lines, f"from transformers import {auto}", f"model = {auto}.from_pretrained({facts['name']!r})", "```"]
 
 
 AUTO = {
@@ -154,7 +175,8 @@ def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> l
     for r in scores:
         who = names.get(r["model"]["hash"], "**this merge**")
         lines.append(
-            f"| {who} | {r['task']} ({r['data']}) | {r['n']} | {r['scores']['accuracy']:.4f} | {r['scores']['loss']:.4f} |"
+            f"| {who} | {r['task']} ({r['data']}) | {r['n']} | {_figure(r['scores'].get('accuracy'))} "
+            f"| {_figure(r['scores'].get('loss'))} |"
         )
     for r in results:
         if r["kind"] == "barrier":
@@ -165,7 +187,12 @@ def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> l
             ]
             lines += ["| path | barrier | epsilon | convexity gap |", "| --- | --- | --- | --- |"]
             lines += [
-                f"| {c['name']} | {c['barrier']:.4f} | {c['epsilon']:.4f} | {c['convexity_gap']:.4f} |"
+                f"| {c['name']} | {_figure(c['barrier'])} | {_figure(c['epsilon'])} | {_figure(c['convexity_gap'])} |"
                 for c in r["curves"]
             ]
     return lines
+
+
+def _figure(value: float | None) -> str:
+    """Return a number for a table; results.json has null for one that is not finite."""
+    return "-" if value is None else f"{value:.4f}"

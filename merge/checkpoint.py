@@ -1,6 +1,6 @@
 """Checkpoint: a local folder or Hub id, its config, its tensors (lazy, memory-mapped) and its side files.
 
-This is the one place that knows shards, legacy names, base-model prefixes, tied twins and stored dtypes. Tensors carry
+This is the one place that knows legacy names, base-model prefixes and tied twins (weight_files.py knows shards). Tensors carry
 *canonical* names: LayerNorm.weight and .bias, always with the base-model prefix, tied twins once under their source.
 """
 
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.errors import CheckpointError
 from merge.hub import download, looks_like_hub_id
-from merge.model import first_line, meta_model
+from merge.model import complete_config, first_line, meta_model
+from merge.weight_files import StoredTensor, open_weights, read_headers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEGACY_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
+LEGACY_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 WEIGHT_ENDINGS = (
     ".safetensors",
     ".safetensors.index.json",
@@ -32,36 +34,8 @@ WEIGHT_ENDINGS = (
     ".onnx",
     ".ot",
 )
-TRAINING_FILES = (
-    "optimizer.pt",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state.pth",
-    "trainer_state.json",
-    "training_args.bin",
-)
-INTEGER_DTYPES = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies and what its header says; `dtype` in safetensors' letters (F32, BF16, I64)."""
-
-    file: str
-    stored_name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def is_integer(self) -> bool:
-        return self.dtype in INTEGER_DTYPES
-
-    @property
-    def nbytes(self) -> int:
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size * (1 if self.dtype == "BOOL" else int("".join(filter(str.isdigit, self.dtype.split("_")[0]))) // 8)
+TRAINING_FILES = ("*.pt", "*.pth", "*.ckpt", "*.pkl", "trainer_state.json", "events.out.tfevents.*", "zero_to_fp32.py")
+TRAINING_FOLDERS = ("checkpoint-*", "runs", "global_step*")
 
 
 @dataclass(frozen=True)
@@ -72,8 +46,10 @@ class Checkpoint:
         source: what the user typed.
         folder: where the files lie.
         commit: the Hub commit, or None for a local folder.
-        config: config.json.
+        config: config.json, complete with the family's defaults.
         tensors: canonical name -> where it is stored.
+        base_prefix: what canonical names of the base model begin with, such as "bert".
+        writes_prefix: whether transformers writes these names with the prefix (it does not for the base model alone).
         side_files: relative paths of tokenizer and other files that go along with the weights.
         left_behind: relative paths of files that do not (weights of other formats, training state).
         notes: what was canonicalised and deserves to be said.
@@ -85,6 +61,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     base_prefix: str
+    writes_prefix: bool
     side_files: tuple[str, ...]
     left_behind: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -115,7 +92,7 @@ class Checkpoint:
         """
         stored = self.tensors[name]
         if stored.file not in self._files:
-            self._files[stored.file] = _open_weights(self.folder / stored.file)
+            self._files[stored.file] = open_weights(self.folder / stored.file)
         return self._files[stored.file](stored.stored_name)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -124,11 +101,7 @@ class Checkpoint:
 
     def written_name(self, name: str) -> str:
         """Return the name under which transformers writes the canonical `name` for this architecture."""
-        return name.removeprefix(f"{self.base_prefix}.") if self._is_base_model else name
-
-    @cached_property
-    def _is_base_model(self) -> bool:
-        return bool(self.base_prefix) and "For" not in self.architecture
+        return name if self.writes_prefix else name.removeprefix(f"{self.base_prefix}.")
 
     @cached_property
     def weight_hashes(self) -> dict[str, str]:
@@ -154,21 +127,25 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """
     folder, commit = _locate(source, revision)
     config = _read_config(folder, source)
-    stored = _read_headers(folder, source)
+    stored = read_headers(folder, source)
     try:
         skeleton = meta_model(config)
+        config = complete_config(config)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     prefix = str(skeleton.base_model_prefix)
-    expected = set(skeleton.state_dict())
-    tensors, notes = _canonicalise(stored, prefix, expected, source)
+    expected = {str(name): tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    writes_prefix = not prefix or any(name.startswith(f"{prefix}.") for name in expected)
+    tensors, notes = _canonicalise(stored, prefix, expected.keys(), source)
     side, left = _list_files(folder, {t.file for t in stored.values()})
-    opened = Checkpoint(source, folder, commit, config, tensors, prefix, side, left, tuple(notes))
+    opened = Checkpoint(source, folder, commit, config, tensors, prefix, writes_prefix, side, left, tuple(notes))
+    _check_shapes(opened, expected)
     ties = {
-        _canonical_name(t, prefix, expected): _canonical_name(s, prefix, expected) for t, s in _ties(skeleton).items()
+        _canonical_name(t, prefix, expected.keys()): _canonical_name(s, prefix, expected.keys())
+        for t, s in _ties(skeleton).items()
     }
     kept, said = _drop_copies(opened, ties)
-    return Checkpoint(source, folder, commit, config, kept, prefix, side, left, (*notes, *said))
+    return replace(opened, tensors=kept, notes=(*notes, *said))
 
 
 def file_hash(path: Path) -> str:
@@ -178,12 +155,16 @@ def file_hash(path: Path) -> str:
 
 
 def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(source).expanduser()
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a user that does not exist
+        raise CheckpointError(f"{source}: not a path that can be read: {first_line(error)}") from error
+    if is_folder:
         if revision is not None:
             raise CheckpointError(f"{source} is a local folder, which has no revision {revision!r}. Drop --revision.")
         return folder, None
-    if folder.exists():
+    if exists:
         raise CheckpointError(f"{source} is a file; expected a checkpoint folder (config.json and model.safetensors).")
     if looks_like_hub_id(source):
         snapshot = download(source, revision)
@@ -199,103 +180,14 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{source}: config.json cannot be read: {first_line(error)}") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise CheckpointError(f"{source}: config.json names no model_type; this is not a transformers checkpoint.")
     return config
 
 
-def _weight_files(folder: Path, source: str) -> list[str]:
-    """Return the weight files: safetensors first, .bin only where there is none; one file or the shards of an index."""
-    for single, index in (
-        ("model.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ):
-        if (folder / index).is_file():
-            try:
-                shards = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise CheckpointError(f"{source}: {index} is malformed: {first_line(error)}") from error
-            absent = [s for s in shards if not (folder / s).is_file()]
-            if absent:
-                raise CheckpointError(f"{source}: {index} lists {len(shards)} shards, missing {', '.join(absent)}.")
-            return shards
-        if (folder / single).is_file():
-            return [single]
-    raise CheckpointError(
-        f"{source} holds no weights: expected model.safetensors, its index with shards, or pytorch_model.bin."
-    )
-
-
-def _read_headers(folder: Path, source: str) -> dict[str, StoredTensor]:
-    found: dict[str, StoredTensor] = {}
-    for file in _weight_files(folder, source):
-        path = folder / file
-        headers = _safetensors_headers(path) if file.endswith(".safetensors") else _pickle_headers(path)
-        for name, (shape, dtype) in headers:
-            if name in found:
-                raise CheckpointError(f"{source}: tensor {name} is in {found[name].file} and again in {file}.")
-            found[name] = StoredTensor(file, name, shape, dtype)
-    if not found:
-        raise CheckpointError(f"{source} holds no tensor.")
-    return found
-
-
-def _safetensors_headers(path: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.offset_keys():
-                part = file.get_slice(name)
-                yield name, (tuple(part.get_shape()), part.get_dtype())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as safetensors ({first_line(error)}). Truncated or corrupted? Copy it again."
-        ) from error
-
-
-def _load_pickle(path: Path) -> dict[str, Tensor]:
-    """Load a .bin with weights_only: tensors, never code."""
-    import pickle
-
-    import torch
-
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as a weights-only PyTorch file ({first_line(error)}). "
-            "Save it again with save_pretrained, which writes safetensors."
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path}: expected a mapping of names to tensors, as save_pretrained wrote.")
-    return loaded
-
-
-def _pickle_headers(path: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
-    from safetensors.torch import _TYPES
-
-    letters = {dtype: name for name, dtype in _TYPES.items()}
-    for name, tensor in _load_pickle(path).items():
-        yield name, (tuple(tensor.shape), letters[tensor.dtype])
-
-
-def _open_weights(path: Path) -> Callable[[str], Tensor]:
-    if not path.name.endswith(".safetensors"):
-        loaded = _load_pickle(path)
-        return loaded.__getitem__
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        opened: Callable[[str], Tensor] = safe_open(path, framework="pt").get_tensor
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}).") from error
-    return opened
-
-
-def _canonical_name(name: str, prefix: str, expected: set[str]) -> str:
+def _canonical_name(name: str, prefix: str, expected: Set[str]) -> str:
     for old, new in LEGACY_ENDINGS.items():
         if name.endswith(old):
             name = name.removesuffix(old) + new
@@ -308,7 +200,7 @@ def _canonical_name(name: str, prefix: str, expected: set[str]) -> str:
 
 
 def _canonicalise(
-    stored: Mapping[str, StoredTensor], prefix: str, expected: set[str], source: str
+    stored: Mapping[str, StoredTensor], prefix: str, expected: Set[str], source: str
 ) -> tuple[dict[str, StoredTensor], list[str]]:
     tensors: dict[str, StoredTensor] = {}
     legacy = sum(name.endswith(tuple(LEGACY_ENDINGS)) for name in stored)
@@ -321,6 +213,20 @@ def _canonicalise(
         tensors[canonical] = where
     notes = [f"{source}: {legacy} tensors with the old names gamma and beta read as weight and bias"] if legacy else []
     return tensors, notes
+
+
+def _check_shapes(opened: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Stop when config.json describes another model than the weights are."""
+    wrong = [
+        f"{name} is {opened.tensors[name].shape}, by config.json {expected[written]}"
+        for name in opened.tensors
+        if (written := opened.written_name(name)) in expected and opened.tensors[name].shape != expected[written]
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"{opened.source}: the weights are not of the sizes that config.json states: {'; '.join(wrong[:3])}{more}."
+        )
 
 
 def _ties(skeleton: Any) -> dict[str, str]:
@@ -365,7 +271,15 @@ def _list_files(folder: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple
         hidden = any(part.startswith(".") for part in relative.parts)
         if not path.is_file() or hidden or name in ("config.json", "README.md") or name in weights:
             continue
-        nested_checkpoint = relative.parts[0].startswith("checkpoint-")
-        unwanted = path.name.endswith(WEIGHT_ENDINGS) or path.name in TRAINING_FILES or nested_checkpoint
+        if name.endswith(".index.json") and name.removesuffix(".index.json") not in weights:
+            continue  # of the shards that are read: it is made anew
+        training = _matches(path.name, TRAINING_FILES) or any(
+            _matches(p, TRAINING_FOLDERS) for p in relative.parts[:-1]
+        )
+        unwanted = path.name.endswith(WEIGHT_ENDINGS) or training
         (left if unwanted else side).append(name)
     return tuple(side), tuple(left)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -69,16 +69,16 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     result is a standard checkpoint that from_pretrained loads.
     """
     set_verbosity(options["verbose"])
-    recipe = _recipe(models, options)
-    if options["print_recipe"]:
-        click.echo(recipe.to_yaml(), nl=False)
-        return
     if options["private"] and not options["push_to_hub"]:
         raise UsageError("--private belongs to --push-to-hub ORG/NAME.")
     if options["push_to_hub"]:
         from merge.hub import check_id
 
         check_id(options["push_to_hub"])
+    recipe = _recipe(models, options)
+    if options["print_recipe"]:
+        click.echo(recipe.to_yaml(), nl=False)
+        return
     from merge.run import report_facts, run
 
     report = run(recipe, options["force"], options["dry_run"], progress(options["quiet"]))
@@ -90,8 +90,11 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
         click.echo(json.dumps({"output": None if options["dry_run"] else recipe.output, **facts}, indent=2))
     else:
         click.echo(report_text(report, options["dry_run"]))
-    if options["push_to_hub"]:
-        _push(Path(recipe.output), options["push_to_hub"], options["private"] or None, None, options["dry_run"])
+    if options["push_to_hub"] and options["dry_run"]:
+        click.echo(f"would push {recipe.output} to {options['push_to_hub']} once it is written", err=True)
+    elif options["push_to_hub"]:
+        # With --json nothing but the report goes to stdout.
+        _push(Path(recipe.output), options["push_to_hub"], options["private"] or None, None, err=options["as_json"])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,7 +110,10 @@ def push_command(folder: Path, repo_id: str, private: bool | None, revision: str
     Example:
       merge-models push merged/ me/my-merge --private --dry-run
     """
-    _push(folder, repo_id, private, revision, dry_run)
+    if dry_run:
+        _show_push(folder, repo_id, private)
+    else:
+        _push(folder, repo_id, private, revision)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -126,6 +132,11 @@ def card_command(folder: Path, results: Path) -> None:
     click.echo(f"{folder / 'README.md'}: {count} results")
 
 
+# fmt: off
+RECIPE_FLAGS = (
+    "method", "settings", "weights", "align", "text", "text_column", "axes", "samples", "seed", "dtype", "revision",
+)
+# fmt: on
 COMMANDS = {"push": push_command, "card": card_command}
 
 
@@ -140,22 +151,9 @@ def main() -> None:
 
 def _recipe(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
     """Build the recipe from flags, or read it; --output, and nothing else, may change what a file says."""
-    from merge.recipe import Recipe, make_recipe, read_recipe
+    from merge.recipe import make_recipe, read_recipe
 
-    flags = (
-        "method",
-        "settings",
-        "weights",
-        "align",
-        "text",
-        "text_column",
-        "axes",
-        "samples",
-        "seed",
-        "dtype",
-        "revision",
-    )
-    given = [name for name in flags if options[name]]
+    given = [name for name in RECIPE_FLAGS if options[name] not in (None, ())]
     if options["recipe_file"] is not None:
         if models or given:
             said = ["models", *given] if models else given
@@ -166,18 +164,21 @@ def _recipe(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
         return (
             recipe
             if options["output"] is None
-            else Recipe.model_validate({**recipe.model_dump(), "output": options["output"]})
+            else make_recipe({**recipe.model_dump(exclude_unset=True), "output": options["output"]})
         )
     if not models:
         raise UsageError("no models given. Example: merge-models a/ b/ --align activations. See merge-models --help.")
-    settings = dict(_setting(text) for text in options["settings"])
-    if options["weights"]:
-        settings["weights"] = _listed(options["weights"], "--weights", number=True)
+    settings = [_setting(text) for text in options["settings"]]
+    if options["weights"] is not None:
+        settings.append(("weights", _listed(options["weights"], "--weights", number=True)))
+    twice = {key for key, _ in settings if [k for k, _ in settings].count(key) > 1}
+    if twice:
+        raise UsageError(f"setting {', '.join(sorted(twice))} is given twice. Give it once.")
     align = {
         "by": options["align"],
         "text": options["text"],
-        "text_column": _listed(options["text_column"], "--text-column") if options["text_column"] else None,
-        "axes": _listed(options["axes"], "--axes") if options["axes"] else None,
+        "text_column": None if options["text_column"] is None else _listed(options["text_column"], "--text-column"),
+        "axes": None if options["axes"] is None else _listed(options["axes"], "--axes"),
         "samples": options["samples"],
     }
     record = {
@@ -185,7 +186,7 @@ def _recipe(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
             {"model": m, "revision": r} for m, r in zip(models, _revisions(models, options["revision"]), strict=True)
         ],
         "method": options["method"],
-        "settings": settings,
+        "settings": dict(settings),
         "align": {k: v for k, v in align.items() if v is not None},
         "dtype": options["dtype"],
         "seed": options["seed"],
@@ -203,22 +204,21 @@ def _revisions(models: tuple[str, ...], revisions: tuple[str, ...]) -> tuple[str
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    import yaml
+    from merge.recipe import read_value
 
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"--set expects KEY=VALUE, found {text!r}. Example: --set lam=0.3")
-    if "," in value:
+    if "," in value and not value.lstrip().startswith("["):
         return key, _listed(value, f"--set {key}", number=True)
     try:
-        read = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {key}: {value!r} is not a value.") from error
-    return key, _number(read) if isinstance(read, str) else read
+        return key, read_value(value)
+    except RecipeError as error:
+        raise RecipeError(f"--set {key}: {error}") from error
 
 
 def _number(text: str) -> Any:
-    """Return the number a text spells (YAML reads 1e-3 as text), or the text."""
+    """Return the number a text spells, or the text."""
     try:
         return float(text)
     except ValueError:
@@ -233,23 +233,24 @@ def _listed(text: str, option: str, number: bool = False) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _push(folder: Path, repo_id: str, private: bool | None, revision: str | None, dry_run: bool) -> None:
+def _push(folder: Path, repo_id: str, private: bool | None, revision: str | None, err: bool = False) -> None:
     from merge.hub import plan_push, push
 
-    if dry_run and not folder.exists():
-        click.echo(f"would push {folder} to {repo_id} once it is written")
-        return
+    url = push(plan_push(folder, repo_id, private), message="Upload merge made with merge-models", revision=revision)
+    click.echo(f"pushed: {url}", err=err)
+
+
+def _show_push(folder: Path, repo_id: str, private: bool | None) -> None:
+    from merge.hub import plan_push
+
     plan = plan_push(folder, repo_id, private)
-    if dry_run:
-        size = sum(size for _, size in plan.files)
-        click.echo(
-            f"would push {len(plan.files)} files, {size:,} bytes, to {plan.repo_id} ({plan.visibility}), in one commit:"
-        )
-        for name, bytes_ in plan.files:
-            click.echo(f"  {bytes_:>14,}  {name}")
-        click.echo(f"README.md:\n{plan.card}")
-        return
-    click.echo(f"pushed: {push(plan, message='Upload merge made with merge-models', revision=revision)}")
+    total = sum(size for _, size in plan.files)
+    click.echo(
+        f"would push {len(plan.files)} files, {total:,} bytes, to {plan.repo_id} ({plan.visibility}), in one commit:"
+    )
+    for name, size in plan.files:
+        click.echo(f"  {size:>14,}  {name}")
+    click.echo(f"README.md:\n{plan.card}")
 
 
 def report_text(report: Report, dry_run: bool) -> str:

@@ -19,6 +19,16 @@ def label_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
     return tuple(str(stated[key]) for key in sorted(stated, key=int))
 
 
+def class_names(config: Mapping[str, Any], architecture: str) -> tuple[str, ...] | None:
+    """Return the class names as transformers takes them from the config; None for an architecture without classes."""
+    if not architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        return None
+    from merge.model import model_config
+
+    stated = model_config(config).id2label
+    return tuple(str(stated[key]) for key in sorted(stated))
+
+
 def is_generic(names: tuple[str, ...]) -> bool:
     """Tell whether these are transformers' placeholder names, which say nothing about the classes."""
     return any(_GENERIC.fullmatch(name) for name in names)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from merge.errors import CheckpointError, nearest
+from merge.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -22,23 +22,47 @@ def model_class(config: Mapping[str, Any]) -> Any:
     import transformers
 
     names = config.get("architectures") or []
-    if len(names) != 1:
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"config.json must name one architecture, found {names!r}. Add the model's class name.")
     found = getattr(transformers, names[0], None)
-    if found is None:
-        known = [name for name in dir(transformers) if name.startswith(names[0][:4]) and "For" in name]
-        raise CheckpointError(f"transformers has no class {names[0]!r}.{nearest(names[0], known) if known else ''}")
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        known = [n for n in dir(transformers) if ("For" in n or n.endswith("Model")) and not n.startswith("Auto")]
+        raise CheckpointError(f"transformers has no model class {names[0]!r}.{closest(names[0], known)}")
     return found
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean X or Y?', or nothing when no name is near; for names too many to list."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=2)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def model_config(config: Mapping[str, Any]) -> Any:
     """Return the transformers config object of a config.json."""
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    name = str(config.get("model_type"))
+    if name not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"transformers has no model_type {name!r} (in config.json).{closest(name, CONFIG_MAPPING)}"
+        )
     try:
         return transformers.AutoConfig.for_model(**config)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"config.json is not one transformers understands: {first_line(error)}") from error
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise CheckpointError(f"config.json is not one transformers understands: {one_line(error)}") from error
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config.json with what it leaves to the family's own defaults (num_hidden_layers, vocab_size) written out."""
+    import transformers
+
+    general = transformers.PreTrainedConfig().to_dict()
+    stated = model_config(config).to_dict()
+    return {**config, **{k: v for k, v in stated.items() if k not in config and k not in general and v is not None}}
 
 
 def first_line(error: BaseException) -> str:
@@ -47,12 +71,27 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def one_line(error: BaseException) -> str:
+    """Return all lines of a short message as one."""
+    return " ".join(str(error).split())
+
+
 def meta_model(config: Mapping[str, Any]) -> Any:
-    """Return the model without memory: names, shapes and ties, no values."""
+    """Return the model without memory: names, shapes and ties, no values.
+
+    Raises:
+        CheckpointError: the config names no class, or none that can be built from it.
+    """
     import torch
 
-    with torch.device("meta"), quiet():
-        return model_class(config)(model_config(config))
+    made, settings = model_class(config), model_config(config)
+    try:
+        with torch.device("meta"), quiet():
+            return made(settings)
+    # Model code fails in its own words: ValueError, KeyError (an unknown hidden_act), RuntimeError (a size below 0).
+    except Exception as error:
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise CheckpointError(f"{made.__name__} cannot be built from config.json ({said})") from error
 
 
 def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Any:
@@ -72,7 +111,12 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch
     settings.dtype = dtype or next(iter(weights.values())).dtype
     with quiet():
         model, info = model_class(config).from_pretrained(
-            None, config=settings, state_dict=weights, output_loading_info=True, dtype=settings.dtype
+            None,
+            config=settings,
+            state_dict=weights,
+            output_loading_info=True,
+            dtype=settings.dtype,
+            ignore_mismatched_sizes=True,  # for its report; it is an error below
         )
     faults = loading_faults(info)
     if faults:
@@ -82,10 +126,10 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch
 
 def loading_faults(info: Mapping[str, Any]) -> list[str]:
     """Return what transformers said was missing, left over or of another shape while loading."""
-    kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected", "mismatched_keys": "of another shape"}
-    return [f"{word} {', '.join(sorted(map(str, info[key])))}" for key, word in kinds.items() if info[key]] + [
-        str(message) for message in info.get("error_msgs", ())
-    ]
+    kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected"}
+    faults = [f"{word} {', '.join(sorted(info[key]))}" for key, word in kinds.items() if info[key]]
+    faults += [f"{name} is {tuple(found)}, not {tuple(due)}" for name, found, due in sorted(info["mismatched_keys"])]
+    return faults + [str(message) for message in info.get("error_msgs", ())]
 
 
 def set_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:

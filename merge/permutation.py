@@ -7,6 +7,7 @@ new block `j`, place `i` takes unit `inner[j, i]` of old block `outer[j]`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,8 @@ def save(p: Permutation, path: Path) -> None:
     """Write index arrays as safetensors; the outer axes go into the file's metadata."""
     from safetensors import torch as safetensors
 
-    metadata = {"format": "pt", **{f"outer.{inner}": outer for inner, outer in sorted(p.outer.items())}}
+    # One entry only: safetensors writes several in an order that changes from call to call.
+    metadata = {"outer": json.dumps(dict(sorted(p.outer.items())))}
     # save_file would make the file readable by its owner only.
     path.write_bytes(safetensors.save({axis: i.contiguous() for axis, i in p.indices.items()}, metadata=metadata))
 
@@ -139,7 +141,6 @@ def load(path: Path) -> Permutation:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+        outer = json.loads((file.metadata() or {}).get("outer", "{}"))
         indices = {axis: file.get_tensor(axis) for axis in file.keys()}  # noqa: SIM118 - no mapping, has no __iter__
-    outer = {key.removeprefix("outer."): value for key, value in metadata.items() if key.startswith("outer.")}
     return Permutation(indices, outer)

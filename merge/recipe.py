@@ -58,7 +58,7 @@ class AlignEntry(_Record):
 
     @model_validator(mode="after")
     def _only_with_alignment(self) -> AlignEntry:
-        given = sorted(self.model_fields_set - {"by"})
+        given = sorted(name for name in self.model_fields_set - {"by"} if getattr(self, name) is not None)
         if self.by == "none" and given:
             verb = "belongs" if len(given) == 1 else "belong"
             raise ValueError(f"{', '.join(given)} {verb} to an alignment. Add by: activations or by: weights.")
@@ -89,6 +89,8 @@ class Recipe(_Record):
     def _enough(cls, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
         if len(models) < 2:
             raise ValueError(f"a merge needs at least two models, found {['none', 'one'][len(models)]}")
+        if len({entry.weight is None for entry in models}) == 2:
+            raise ValueError("some models have a weight and others have none. Give every model a weight, or none.")
         return models
 
     @field_validator("method")
@@ -113,9 +115,14 @@ class Recipe(_Record):
         """Return the recipe as YAML that `read_recipe` reads back to an equal record; what is not set is left out."""
         record = self.model_dump(mode="json", exclude_defaults=True)
         record["models"] = [m["model"] if set(m) == {"model"} else m for m in record["models"]]
-        return yaml.safe_dump(
-            {"models": record.pop("models"), **record}, sort_keys=False, allow_unicode=True, width=120
+        text: str = yaml.dump(
+            {"models": record.pop("models"), **record}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
         )
+        return text
+
+
+# What PyYAML lets through from int("x") and the like, when a document says !!int x.
+BAD_TAG = (ValueError, TypeError, LookupError, AttributeError)
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -150,6 +157,8 @@ def read_recipe(path: Path) -> Recipe:
     except yaml.reader.ReaderError as error:
         line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
         raise RecipeError(f"{path}:{line}:{column}: character {error.character!r} is not allowed in YAML") from error
+    except BAD_TAG as error:
+        raise RecipeError(f"{path}:1:1: a tag (!!int, !!float, ...) does not fit its value: {error}") from error
     if not isinstance(values, dict):
         found = "an empty file" if values is None else f"a {type(values).__name__}"
         raise RecipeError(f"{path}:1:1: a recipe is a mapping of keys (models, method, ...), found {found}.")
@@ -158,6 +167,20 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         lines = [f"{path}:{_place(root, e['loc'])}: {_said(e)}" for e in error.errors()]
         raise RecipeError("\n".join(lines)) from error
+
+
+def read_value(text: str) -> Any:
+    """Return the value that a recipe would read from this text: a number, true or false, text, a list.
+
+    Raises:
+        RecipeError: it is not a value.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, *BAD_TAG) as error:
+        raise RecipeError(
+            f"{text!r} is not a value that YAML can read. Put it in quotes if it is meant as text."
+        ) from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -180,9 +203,14 @@ class _StrictLoader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep))
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what `_StrictLoader` would not read as text."""
+
+
+for _resolver in (_StrictLoader, _Dumper):
+    _resolver.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _place(node: Any, path: tuple[int | str, ...]) -> str:
@@ -214,7 +242,8 @@ TYPES = {
 
 
 def _said(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    # What is wrong with settings is said by the method, which names itself.
+    key = ".".join(str(part) for part in error["loc"] if error["loc"] != ("settings",) or error["type"] in TYPES)
     message = TYPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         owners: dict[str, type[BaseModel]] = {"align": AlignEntry, "models": ModelEntry}

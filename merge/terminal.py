@@ -27,7 +27,7 @@ def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
     try:
         command.main(list(arguments), prog_name=name, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"{name}: {error.format_message()} See {name} --help.", err=True)
         sys.exit(2)
     except MergeError as error:
         click.echo(f"{name}: {error}", err=True)
@@ -37,6 +37,9 @@ def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (OSError, MemoryError) as error:  # of the machine, not of our making: a file taken away, a full memory
+        click.echo(f"{name}: {type(error).__name__}: {error}", err=True)
         sys.exit(1)
 
 
@@ -71,14 +74,18 @@ class _Counted(Sequence[T]):
 
     def __iter__(self) -> Iterator[T]:
         begun = shown = time.monotonic()
-        for done, item in enumerate(self.items):
-            if self.terminal and (done == 0 or time.monotonic() - shown > 0.1):
-                shown = time.monotonic()
-                sys.stderr.write(f"\r\033[K{self.label}: {done}/{len(self.items)}")
-                sys.stderr.flush()
-            yield item
-        end = "\r\033[K" if self.terminal else ""
-        sys.stderr.write(f"{end}{self.label}: {len(self.items)} done in {time.monotonic() - begun:.1f} s\n")
+        started, total = 0, len(self.items)
+        try:
+            for started, item in enumerate(self.items, start=1):
+                if self.terminal and (started == 1 or time.monotonic() - shown > 0.1):
+                    shown = time.monotonic()
+                    sys.stderr.write(f"\r\033[K{self.label}: {started}/{total}")
+                    sys.stderr.flush()
+                yield item
+        finally:  # also when the loop is left early: what is written next needs a line of its own
+            end = "\r\033[K" if self.terminal else ""
+            count = f"{total} done" if started == total else f"stopped at {started} of {total}"
+            sys.stderr.write(f"{end}{self.label}: {count} in {time.monotonic() - begun:.1f} s\n")
 
 
 def set_verbosity(verbose: bool) -> None:

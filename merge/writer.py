@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -35,6 +36,9 @@ def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
             raise OutputError(f"output {output} is, or holds, the input {folder}. Choose another -o.")
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise OutputError(f"output {output} exists and is not a folder. Choose another -o.")
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"output {output} cannot be made: {parent} is not a folder that can be written to.")
     if not output.exists():
         return
     if not force:
@@ -47,40 +51,51 @@ def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
 def staged(output: Path) -> Iterator[Path]:
     """Yield a temporary folder beside the output that becomes the output if the block succeeds.
 
-    On any error, Ctrl-C included, the temporary folder is removed and what was there before stays. Folders left by
-    killed runs are removed first.
+    On any error, Ctrl-C included, the temporary folder is removed (so are parents made for it) and what was there
+    before stays. Folders left by killed runs are removed first.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
-    parent = output.resolve().parent
-    temporary = parent / f".{output.name}.{MARKER}-{os.getpid()}"
+    target = output.resolve()
+    parent, made = target.parent, [folder for folder in target.parents if not folder.exists()]
+    temporary = parent / f".{target.name}.{MARKER}-{os.getpid()}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(parent, output.name)
+        _remove_leftovers(target)
         temporary.mkdir()
         yield temporary
         _sync(temporary)
-        _replace(temporary, output)
+        _replace(temporary, target)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"no space left on the disk of {parent}; nothing was written.") from error
         raise OutputError(f"{output} cannot be written: {first_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty: it holds the output
+                folder.rmdir()
 
 
-def _remove_leftovers(parent: Path, name: str) -> None:
-    for left in parent.glob(f".{name}.{MARKER}-*"):
-        pid = left.name.rsplit("-", 1)[1]
-        if pid.isdigit() and int(pid) != os.getpid() and not Path(f"/proc/{pid}").exists() and not _alive(int(pid)):
+def _remove_leftovers(target: Path) -> None:
+    """Remove what runs that no longer live left beside the target.
+
+    What a killed run had moved aside (-old) is the user's: it goes only if the target, its replacement, is in place.
+    """
+    for left in target.parent.glob(f".{glob.escape(target.name)}.{MARKER}-*"):
+        pid, old = left.name.removesuffix("-old").rsplit("-", 1)[1], left.name.endswith("-old")
+        if pid.isdigit() and not _alive(int(pid)) and (target.exists() or not old):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
+    """Say whether another process has this id; a folder under our own id is of an earlier one, as in containers."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -97,18 +112,19 @@ def _sync(folder: Path) -> None:
 
 
 def _replace(temporary: Path, output: Path) -> None:
-    """Rename into place; an existing folder is moved aside first and comes back if the rename fails."""
+    """Rename into place; an existing folder is moved aside first and comes back if that fails or is interrupted."""
     if not output.exists():
         temporary.rename(output)
         return
     aside = temporary.with_name(temporary.name + "-old")
-    output.rename(aside)
     try:
+        output.rename(aside)
         temporary.rename(output)
-    except OSError:
-        aside.rename(output)
+    except BaseException:
+        if not output.exists():
+            aside.rename(output)
         raise
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_weights(
@@ -140,9 +156,13 @@ def write_weights(
 def _write_safetensors(
     path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensor_of: Callable[[str], Tensor]
 ) -> None:
-    """Write header, then tensors one by one: u64 header length, JSON padded to 8 bytes, data without holes."""
+    """Write header, then tensors one by one: u64 header length, JSON padded to 8 bytes, data without holes.
+
+    Wider dtypes go first, as safetensors orders them, so that every tensor starts at a multiple of its item's size.
+    """
     from safetensors.torch import _TYPES
 
+    layout = dict(sorted(layout.items(), key=lambda item: -item[1][0].itemsize))
     letters = {dtype: name for name, dtype in _TYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -200,6 +220,9 @@ def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path) -> tu
         fresh = [fault for fault in faults if fault not in known]
         if fresh:
             raise OutputError(f"the merged checkpoint does not reload: {'; '.join(fresh)}. Nothing was written.")
+    notes = tuple(f"reloading says, of the reference too: {fault}" for fault in faults)
+    if model.config.is_encoder_decoder or model.main_input_name != "input_ids":
+        return (*notes, f"{type(model).__name__} was loaded but not run: only models of one text input are")
     model = model.float().eval()
     with torch.inference_mode():
         for batch in random_inputs(config):
@@ -208,16 +231,18 @@ def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path) -> tu
                     raise OutputError(
                         f"the merged model's {name} holds NaN or infinity on random tokens. Nothing was written."
                     )
-    return tuple(f"reloading says, of the reference too: {fault}" for fault in faults)
+    return notes
 
 
 def _load(folder: Path, config: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    from safetensors import SafetensorError
+
     with quiet():
         try:
             model, info = model_class(config).from_pretrained(
-                str(folder), output_loading_info=True, local_files_only=True
+                str(folder), output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise OutputError(
                 f"the merged checkpoint does not reload: {first_line(error)}. Nothing was written."
             ) from error

@@ -143,7 +143,9 @@ def main() -> None:
 def print_summary(report: Path, folder: Path) -> None:
     """Print the before and after, and load the merged checkpoint as any program would."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     results = json.loads((report / "results.json").read_text(encoding="utf-8"))["results"]
     curves = next(record for record in results if record["kind"] == "barrier")["curves"]
     hans = {r["model"]["name"]: r["scores"]["accuracy"] for r in results if r["kind"] == "scores"}

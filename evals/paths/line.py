@@ -44,6 +44,7 @@ class Curve:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+@np.errstate(invalid="ignore")  # inf - inf is nan, which is the answer
 def make_curve(name: str, lam: Sequence[float], losses: Any, correct: Any) -> Curve:
     """Return the curve of per-row losses and per-row correctness.
 

@@ -28,7 +28,7 @@ def read_pairs(path: Path) -> list[HansPair]:
     Columns of the published table are found by the names in its header; quotes are plain characters.
 
     Raises:
-        TaskError: the file is missing, empty or of another kind, or a row is malformed: says row, column, expected, found.
+        TaskError: the file is missing, empty or of another kind, or a row is malformed; rows are counted as lines.
     """
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind not in (".txt", ".tsv", ".jsonl"):
@@ -105,8 +105,8 @@ def _text_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     header = line.split("\t")
     if missing := [column for column in _TEXT_COLUMNS if header.count(column) != 1]:
         raise TaskError(
-            f"{path}, row {number}: expected a header that names each of {', '.join(_TEXT_COLUMNS)} once, parted by tabs; "
-            f"wrong for {', '.join(missing)}, found {line[:200]!r}."
+            f"{path}, row {number}: expected a header that names each of {', '.join(_TEXT_COLUMNS)} once, "
+            f"parted by tabs; wrong for {', '.join(missing)}, found {line[:200]!r}."
         )
     for number, line in lines:
         cells = line.split("\t")

@@ -49,7 +49,10 @@ class Choice:
 
 
 def choose(pair: Pair, matcher: Matcher, axes: frozenset[str] | None) -> Choice:
-    """Return the alignment over `axes`, or over the best of {nothing, all but the residual, all} when axes is None.
+    """Return the alignment over `axes`; when axes is None, over the best of the candidates.
+
+    Candidates, from little to much: nothing; what only the task head reads (the pooler, which fine-tunes of one start
+    take apart while everything below stays in one basis); that with heads and feed-forward units; everything.
 
     Without batches nothing can be scored: all axes move.
     """
@@ -58,8 +61,8 @@ def choose(pair: Pair, matcher: Matcher, axes: frozenset[str] | None) -> Choice:
         fixed = Candidate(matcher(everything if axes is None else axes), None)
         return Choice((fixed,), fixed, None)
     nothing = Alignment(identity(pair.spec, pair.shapes), (), ())
-    wanted = [everything - {"residual"}, everything] if "residual" in everything else [everything]
-    found = [nothing, *(matcher(kinds) for kinds in wanted)]
+    wanted = [everything - {"residual", "heads", "ffn"}, everything - {"residual"}, everything]
+    found = [nothing, *(matcher(kinds) for kinds in dict.fromkeys(wanted) if kinds)]
     values, kind = score([alignment.permutation for alignment in found], pair)
     candidates = tuple(Candidate(alignment, value) for alignment, value in zip(found, values, strict=True))
     return Choice(candidates, min(candidates, key=lambda c: c.score or 0.0), SCORES[kind])

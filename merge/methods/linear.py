@@ -29,6 +29,8 @@ class Linear:
     def __post_init__(self) -> None:
         if not isinstance(self.normalize, bool):
             raise UsageError(f"linear: normalize must be true or false, found {self.normalize!r}.")
+        if self.weights is not None and not isinstance(self.weights, tuple):
+            raise UsageError(f"linear: weights must be a list, one number per model, found {self.weights!r}.")
         for weight in self.weights or ():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
                 raise UsageError(f"linear: weights must be finite numbers, found {weight!r}.")

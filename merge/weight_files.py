@@ -1,0 +1,168 @@
+"""Weight files: safetensors and weights-only pickles, whole or in shards, known by their headers before they are read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merge.errors import CheckpointError
+from merge.model import first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INTEGER_DTYPES = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies and what its header says; `dtype` in safetensors' letters (F32, BF16, I64)."""
+
+    file: str
+    stored_name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_integer(self) -> bool:
+        return self.dtype in INTEGER_DTYPES
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        bits = 8 if self.dtype == "BOOL" else int("".join(filter(str.isdigit, self.dtype.split("_")[0])))
+        return self.elements * bits // 8
+
+
+def read_headers(folder: Path, source: str) -> dict[str, StoredTensor]:
+    """Return stored name -> where it lies, of every tensor of a folder.
+
+    Raises:
+        CheckpointError: there is no weight file, one cannot be read, or an index and its shards disagree.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file, promised in _weight_files(folder, source).items():
+        path = folder / file
+        headers = _safetensors_headers(path) if file.endswith(".safetensors") else _pickle_headers(path)
+        for name, (shape, dtype) in headers:
+            if name in found:
+                raise CheckpointError(f"{source}: tensor {name} is in {found[name].file} and again in {file}.")
+            found[name] = StoredTensor(file, name, shape, dtype)
+        lacking = [name for name in promised if name not in found or found[name].file != file]
+        if lacking:
+            raise CheckpointError(
+                f"{source}: {file} lacks {len(lacking)} tensors that the index places there, {lacking[0]} among them."
+            )
+    if not found:
+        raise CheckpointError(f"{source} holds no tensor.")
+    return found
+
+
+def _weight_files(folder: Path, source: str) -> dict[str, list[str]]:
+    """Return the weight files as transformers chooses: safetensors before .bin, one whole file before an index."""
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (folder / single).is_file():
+            return {single: []}
+        if (folder / index).is_file():
+            return _shards(folder, index, source)
+    raise CheckpointError(
+        f"{source} holds no weights: expected model.safetensors, its index with shards, or pytorch_model.bin."
+    )
+
+
+def _shards(folder: Path, index: str, source: str) -> dict[str, list[str]]:
+    """Return shard -> the tensors that the index says it holds."""
+    try:
+        placed = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+        shards: dict[str, list[str]] = {shard: [] for shard in sorted(set(placed.values()))}
+        foreign = [shard for shard in shards if Path(shard).name != shard]
+    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
+        raise CheckpointError(
+            f"{source}: {index} is malformed ({type(error).__name__}: {first_line(error)}); expected weight_map, "
+            "a mapping of tensor names to shard files."
+        ) from error
+    if foreign:
+        raise CheckpointError(f"{source}: {index} names shards outside its folder: {', '.join(foreign)}.")
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    if absent:
+        raise CheckpointError(f"{source}: {index} lists {len(shards)} shards, missing {', '.join(absent)}.")
+    for name, shard in placed.items():
+        shards[shard].append(name)
+    return shards
+
+
+def _safetensors_headers(path: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.offset_keys():
+                part = file.get_slice(name)
+                yield name, (tuple(part.get_shape()), part.get_dtype())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as safetensors ({first_line(error)}). Truncated or corrupted? Copy it again."
+        ) from error
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    """Load a .bin with weights_only: tensors, never code."""
+    import zipfile
+
+    import torch
+
+    try:
+        # Files from before torch 1.6 are no zip archives, and those cannot be mapped.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    # What a broken pickle makes the reader raise depends on where it breaks.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as a weights-only PyTorch file ({type(error).__name__}: {_sentence(error)}). "
+            "Save it again with save_pretrained, which writes safetensors."
+        ) from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
+        raise CheckpointError(f"{path}: expected a mapping of names to tensors, as save_pretrained wrote.")
+    return loaded
+
+
+def _sentence(error: BaseException) -> str:
+    """Return what torch.load found, without its advice to turn the check off."""
+    found = re.search(r"Unsupported (.*?)( was not|$)", str(error), re.MULTILINE)
+    return f"it holds {found[1]}" if found else first_line(error).split(". ")[0]
+
+
+def _pickle_headers(path: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
+    from safetensors.torch import _TYPES
+
+    letters = {dtype: name for name, dtype in _TYPES.items()}
+    for name, tensor in _load_pickle(path).items():
+        if tensor.dtype not in letters:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, which no safetensors file holds.")
+        yield name, (tuple(tensor.shape), letters[tensor.dtype])
+
+
+def open_weights(path: Path) -> Callable[[str], Tensor]:
+    """Return a function from a stored name to its tensor, memory-mapped where the file allows it."""
+    if not path.name.endswith(".safetensors"):
+        loaded = _load_pickle(path)
+        return loaded.__getitem__
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened: Callable[[str], Tensor] = safe_open(path, framework="pt").get_tensor
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}).") from error
+    return opened
