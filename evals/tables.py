@@ -70,7 +70,9 @@ def _curve_row(curve: Record) -> Row:
         lam_text(curve.get("barrier_lam")),
         curve.get("epsilon"),
         curve.get("convexity_gap"),
-        f"{interval[0]:g} – {interval[2]:g}, worst at {interval[1]:g}" if interval else None,
+        f"{interval[0]:g} – {interval[2]:g}, worst at {interval[1]:g}"
+        if interval and curve.get("convexity_gap")
+        else None,
         middle[0] if middle else None,
     ]
 

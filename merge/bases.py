@@ -11,6 +11,7 @@ from merge.architectures import ARCHITECTURES, spec_for
 from merge.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError, MismatchError, SpecError
 from merge.heads import is_generic, label_names, label_order
+from merge.model import model_config
 from merge.progress import Progress, silent
 from merge.recipe import AlignEntry, Recipe
 
@@ -117,8 +118,7 @@ def _class_count(checkpoint: Checkpoint) -> int | None:
     """Return the number of classes, None for architectures without class labels."""
     if not checkpoint.architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
         return None
-    sizes = [t.shape[0] for n, t in checkpoint.tensors.items() if n.endswith(("classifier.bias", "out_proj.bias"))]
-    return sizes[0] if sizes else None
+    return int(model_config(checkpoint.config).num_labels)
 
 
 def _label_permutation(spec: PermutationSpec, checkpoint: Checkpoint, order: tuple[int, ...]) -> Permutation:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from merge.errors import CalibrationError
+from merge.model import first_line
 
 MAX_LENGTH = 128
 # Small batches stay in the cache of a CPU core: measured best between 1,024 and 4,096 tokens.
@@ -29,8 +30,9 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise CalibrationError(f"{folder}: the tokenizer cannot be loaded: {str(error).splitlines()[0]}") from error
+    # The tokenizers library raises plain Exceptions for files it cannot read.
+    except Exception as error:
+        raise CalibrationError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)

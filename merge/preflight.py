@@ -175,12 +175,7 @@ def _space(reference: Checkpoint, dtype: str | None, output: Path) -> list[str]:
 
 def _notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
     notes = [note for c in checkpoints for note in c.notes]
-    reference = checkpoints[0]
-    if reference.left_behind:
-        notes.append(f"not copied from {reference.source}: {', '.join(reference.left_behind)}")
-    without = [
-        c.source for c in checkpoints if read_vocabulary(c.folder) is None
-    ]  # all can be read, or we are not here
+    without = [c.source for c in checkpoints if read_vocabulary(c.folder) is None]
     if without and len(without) < len(checkpoints):
         notes.append(f"no tokenizer in {', '.join(without)}: their vocabulary could not be compared")
     return notes

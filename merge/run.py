@@ -51,8 +51,10 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, progress: Pr
     method = make_method(recipe.method, recipe.settings, [m.weight for m in recipe.models])
     checkpoints = tuple(open_checkpoint(m.model, m.revision) for m in recipe.models)
     output = Path(recipe.output)
-    check_output(output, force or dry_run, [c.folder for c in checkpoints])
+    check_output(output, force, [c.folder for c in checkpoints])
     notes = preflight(checkpoints, recipe.dtype, output)
+    if left := checkpoints[0].left_behind:
+        notes = (*notes, f"not copied from {checkpoints[0].source}: {', '.join(left)}")
     bases = find_bases(recipe, checkpoints, progress)
     report = Report(recipe, checkpoints, bases, (*notes, *bases.notes), len(checkpoints[0].tensors), 0, 0.0)
     if dry_run:

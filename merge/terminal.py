@@ -23,6 +23,7 @@ def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         command.main(list(arguments), prog_name=name, standalone_mode=False)
@@ -49,43 +50,20 @@ def _interrupt(_signal: int, _frame: Any) -> None:
 
 def progress(quiet: bool) -> Progress:
     """Return progress for long loops on stderr: a line rewritten in place on a terminal, one line a loop elsewhere."""
-    return silent if quiet else _Shown(sys.stderr.isatty())
+    return silent if quiet else _counted
 
 
-class _Shown:
-    """Shows a count and the time taken of every loop it goes through."""
-
-    def __init__(self, terminal: bool) -> None:
-        self.terminal = terminal
-
-    def __call__(self, items: Sequence[T], label: str) -> Sequence[T]:
-        return _Counted(items, label, self.terminal)
-
-
-class _Counted(Sequence[T]):
-    def __init__(self, items: Sequence[T], label: str, terminal: bool) -> None:
-        self.items, self.label, self.terminal = items, label, terminal
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.items[index]
-
-    def __iter__(self) -> Iterator[T]:
-        begun = shown = time.monotonic()
-        started, total = 0, len(self.items)
-        try:
-            for started, item in enumerate(self.items, start=1):
-                if self.terminal and (started == 1 or time.monotonic() - shown > 0.1):
-                    shown = time.monotonic()
-                    sys.stderr.write(f"\r\033[K{self.label}: {started}/{total}")
-                    sys.stderr.flush()
-                yield item
-        finally:  # also when the loop is left early: what is written next needs a line of its own
-            end = "\r\033[K" if self.terminal else ""
-            count = f"{total} done" if started == total else f"stopped at {started} of {total}"
-            sys.stderr.write(f"{end}{self.label}: {count} in {time.monotonic() - begun:.1f} s\n")
+def _counted(items: Sequence[T], label: str) -> Iterator[T]:
+    terminal = sys.stderr.isatty()
+    begun = shown = time.monotonic()
+    for done, item in enumerate(items):
+        if terminal and (done == 0 or time.monotonic() - shown > 0.1):
+            shown = time.monotonic()
+            sys.stderr.write(f"\r\033[K{label}: {done}/{len(items)}")
+            sys.stderr.flush()
+        yield item
+    end = "\r\033[K" if terminal else ""
+    sys.stderr.write(f"{end}{label}: {len(items)} done in {time.monotonic() - begun:.1f} s\n")
 
 
 def set_verbosity(verbose: bool) -> None:

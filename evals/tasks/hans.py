@@ -140,6 +140,8 @@ def _pair(where: str, columns: tuple[str, ...], row: dict[str, object]) -> HansP
         if not isinstance(value, str) or not value.strip():
             found = repr(value) if column in row else f"only {', '.join(row)}"
             raise TaskError(f"{where}, column {column}: expected text, found {found}.")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise TaskError(f"{where}, column {column}: expected Unicode text, found half of a surrogate pair.")
         if field.name == "label" and value not in LABELS:
             raise TaskError(f"{where}, column {column}: expected {' or '.join(LABELS)}, found {value!r}.")
         values[field.name] = value

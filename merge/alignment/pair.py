@@ -68,7 +68,7 @@ class Alignment:
     Attributes:
         permutation: apply it to b.
         kinds: the kinds of axes that were allowed to move.
-        objective: what was maximised, normalised to [-1, 1]: at the start, then after each sweep; never decreasing.
+        objective: what was maximised, normalised to [-1, 1]: of the identity, then after each sweep; never decreasing.
     """
 
     permutation: Permutation

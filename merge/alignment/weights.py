@@ -71,7 +71,7 @@ class _Descent:
         """Start from the better of the identity and a first pass, then sweep until no axis changes."""
         start = self._first_pass()
         current = start if self._objective(start) > self._objective(self.still) else self.still
-        objective = [self._objective(current)]
+        objective = [self._objective(p) for p in (self.still, current)]
         for _ in range(MAX_SWEEPS):
             before = current
             for block in self._moves_in_order():

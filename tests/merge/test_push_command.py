@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import save_checkpoint
 
 from tests.loopback_hub import OWNER_TOKEN, LoopbackHub
-from tiny import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 READ_BACK = """
@@ -53,7 +53,9 @@ def test_a_merge_is_pushed_in_one_commit_read_back_and_merged_again(tmp_path: Pa
         repo = hub.repos["me/merged"]
         assert repo.private
         pushed = repo.at("main").files
-        assert set(pushed) == {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+        assert set(pushed) == {
+            p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()
+        }
         back = speak(tmp_path, hub.url, "-c", READ_BACK, "me/merged", str(tmp_path / "back.safetensors"))
         assert back.returncode == 0, back.stderr
         written, read = load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "back.safetensors")

@@ -1,0 +1,160 @@
+"""The card says what was merged and how it scores, in the forms that the Hub reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import save_checkpoint
+
+from merge.card import add_results, licence_of, metadata, write_card
+from merge.checkpoint import open_checkpoint
+from merge.errors import CheckpointError
+from merge.recipe import make_recipe
+from merge.run import run
+
+FACTS: dict[str, Any] = {
+    "name": "soup {name}",
+    "recipe_yaml": "models:\n- a\n- org/b\n",
+    "method": "linear",
+    "architecture": "BertForSequenceClassification",
+    "models": [
+        {"source": "a", "commit": None, "content_hash": "a" * 64},
+        {"source": "org/b", "commit": "c0ffee", "content_hash": "b" * 64},
+    ],
+    "licences": ["apache-2.0"],
+    "alignment": [],
+    "calibration": None,
+    "notes": ["labels of b reordered by name"],
+}
+
+
+def front(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    return loaded
+
+
+def test_the_header_names_hub_models_and_a_shared_licence_only(tmp_path: Path) -> None:
+    """A local path means nothing to a reader of the Hub, and a licence that not all sources state is not ours to give."""
+    write_card(tmp_path, FACTS)
+    assert front(tmp_path) == {
+        "library_name": "transformers",
+        "tags": ["merge", "merge-models"],
+        "license": "apache-2.0",
+        "base_model": ["org/b"],
+        "base_model_relation": "merge",
+        "pipeline_tag": "text-classification",
+    }
+    assert "license" not in metadata(FACTS | {"licences": ["None"]})
+    assert "license" not in metadata(FACTS | {"licences": ["apache-2.0", "mit"]})
+    assert "base_model" not in metadata(FACTS | {"models": FACTS["models"][:1]})
+
+
+def test_a_name_is_written_as_it_is(tmp_path: Path) -> None:
+    """Braces and quotes too: the text is not a template."""
+    write_card(tmp_path, FACTS | {"name": "it's {name}", "notes": ["{name}"]})
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "# it's {name}\n" in text
+    assert 'AutoModelForSequenceClassification.from_pretrained("it\'s {name}")' in text
+    assert "- {name}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\nlicense: mit\n---\n# x", "mit"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\ntags: [x]\n---\n", None),
+        ("---\n: [\n---\n", None),
+        ("---\ndate: 2020-99-99\n---\n", None),
+        ("# no header", None),
+        ("---\nlicense: mit\n---\n\xff", "mit"),
+    ],
+)
+def test_the_licence_of_a_source_is_read_off_its_card(text: str, expected: str | None, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(text.encode("latin-1"))
+    assert licence_of(tmp_path / "README.md") == expected
+    assert licence_of(tmp_path / "absent") is None
+
+
+def scored(checkpoint_hash: str, **scores: float | None) -> dict[str, Any]:
+    return {"kind": "scores", "task": "mnli", "data": "dev.jsonl", "split": "dev", "n": 40, "model": {"hash": checkpoint_hash},
+            "scores": scores}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+    """Return a merged folder, and the content hashes of the merge and its two models."""
+    folder = tmp_path_factory.mktemp("card")
+    for seed, name in enumerate("ab"):
+        save_checkpoint(folder / name, seed=seed)
+    run(make_recipe({"models": [str(folder / "a"), str(folder / "b")], "output": str(folder / "m")}))
+    return folder / "m", tuple(open_checkpoint(str(folder / name)).content_hash for name in "mab")
+
+
+def test_results_of_the_merge_and_its_models_enter_the_card(
+    merged: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Scores of the merge also as the Hub's model-index; those of strangers stay out; figures that are not finite are '-'."""
+    folder, (own, a, b) = merged
+    curve = {"name": "naive", "lam": [0, 1], "barrier": None, "epsilon": 0.25, "convexity_gap": 0.5}
+    barrier = {
+        "kind": "barrier",
+        "task": "mnli",
+        "data": "dev.jsonl",
+        "n": 40,
+        "a": {"hash": a},
+        "b": {"hash": b},
+        "curves": [curve],
+    }
+    barrier["curves"] = [curve]
+    stranger = {**barrier, "b": {"hash": "c" * 64}}
+    records = [scored(own, accuracy=0.75, loss=0.5), scored(a, accuracy=0.5), scored("d" * 64, accuracy=0.1, loss=1.0)]
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"results": [*records, barrier, stranger, {"kind": "new"}]}), encoding="utf-8")
+    assert add_results(folder, results) == 3
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| **this merge** | mnli (dev.jsonl) | 40 | 0.7500 | 0.5000 |" in text
+    assert f"| {folder.parent / 'a'} | mnli (dev.jsonl) | 40 | 0.5000 | - |" in text
+    assert "| naive | - | 0.2500 | 0.5000 |" in text
+    assert "0.1000" not in text
+    index = front(folder)["model-index"]
+    assert [entry["metrics"] for entry in index[0]["results"]] == [
+        [{"type": "accuracy", "value": 0.75}, {"type": "loss", "value": 0.5}]
+    ]
+    manifest = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
+    assert manifest["files"]["README.md"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "No such file"),
+        ("{", "is not JSON"),
+        ("[]", "is not a results.json"),
+        ('{"results": 5}', "is not a results.json"),
+        ('{"results": [{}]}', "is not a results.json"),
+        ('{"results": [{"kind": "scores"}]}', "is not a results.json"),
+        ('{"results": []}', "holds no score of"),
+    ],
+)
+def test_results_that_say_nothing_of_the_merge_are_one_line(
+    text: str | None, expected: str, merged: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
+    results = tmp_path / "results.json"
+    if text is not None:
+        results.write_text(text, encoding="utf-8")
+    before = (merged[0] / "README.md").read_bytes()
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        add_results(merged[0], results)
+    assert "\n" not in str(caught.value)
+    assert (merged[0] / "README.md").read_bytes() == before
+
+
+def test_a_folder_that_was_not_merged_is_one_line(merged: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="A card is made from a merged folder"):
+        add_results(merged[0].parent / "a", tmp_path / "results.json")
