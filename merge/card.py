@@ -80,10 +80,10 @@ def _about(record: Mapping[str, Any], own: str, parents: set[str]) -> bool:
 def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Return the card's YAML: base models by Hub id only, the licence only where every source states the same one."""
     ids = list(dict.fromkeys(m["source"] for m in facts["models"] if m["commit"]))
-    licences = facts["licences"]
+    licences = set(facts["licences"])
     out: dict[str, Any] = {"library_name": "transformers", "tags": TAGS}
-    if len(licences) == 1 and licences[0] != "None":
-        out["license"] = licences[0]
+    if len(licences) == 1 and None not in licences:
+        out["license"] = licences.pop()
     if ids:
         out |= {"base_model": ids, "base_model_relation": "merge"}
     pipeline = next((p for ending, p in PIPELINES.items() if facts["architecture"].endswith(ending)), None)

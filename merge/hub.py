@@ -28,7 +28,7 @@ SAFETENSORS = "model*.safetensors"
 PICKLES = "pytorch_model*.bin"
 TEXT_FILES = ("*.json", "*.txt", "*.md", "*.yaml", "*.yml", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 VOCABULARIES = ("*.model", "*.bpe", "bpe.codes", "*.tiktoken")  # of SentencePiece, BPE and tiktoken tokenizers
-SIDE_FILES = (*TEXT_FILES, *VOCABULARIES, "permutation.safetensors")
+SIDE_FILES = (*TEXT_FILES, *VOCABULARIES, "permutation*.safetensors")
 # Folders that hold the model once more, in another runtime's format or from an earlier step of its training.
 OTHER_COPIES = ("onnx", "openvino", "coreml", "*.mlpackage", "checkpoint-*", "runs")
 

@@ -19,6 +19,7 @@ from merge.methods import Method, make_method
 from merge.preflight import merged_config, preflight
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
+from merge.weight_files import StoredTensor
 from merge.writer import check_output, copy_side_files, reload_check, staged, write_json, write_weights
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, progress: Pr
     begun = time.monotonic()
     method = make_method(recipe.method, recipe.settings, [m.weight for m in recipe.models])
     checkpoints = tuple(open_checkpoint(m.model, m.revision) for m in recipe.models)
-    output = Path(recipe.output)
+    output = Path(recipe.output).expanduser()
     check_output(output, force, [c.folder for c in checkpoints])
     notes = preflight(checkpoints, recipe.dtype, output)
     if left := checkpoints[0].left_behind:
@@ -66,17 +67,11 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, progress: Pr
 
 def _write(folder: Path, report: Report, method: Method, progress: Progress) -> Report:
     """Write everything a merged checkpoint is made of, check that it loads, and return the report with what that said."""
-
     from merge.permutation import save
 
     reference, recipe, permutations = report.checkpoints[0], report.recipe, report.bases.permutations
-    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    canonical: dict[str, str] = {}
-    for name, stored in reference.tensors.items():
-        written = reference.written_name(name)
-        canonical[written] = name
-        wanted = stored.dtype if stored.is_integer or recipe.dtype is None else None
-        layout[written] = (_torch_dtype(wanted, recipe.dtype), stored.shape)
+    canonical = {reference.written_name(name): name for name in reference.tensors}
+    layout = {written: _planned(reference.tensors[name], recipe.dtype) for written, name in canonical.items()}
     merge_one = _merger(report.checkpoints, method, report.bases)
     ticks = iter(progress(list(layout), "merging tensors"))
 
@@ -85,16 +80,15 @@ def _write(folder: Path, report: Report, method: Method, progress: Progress) -> 
         return merge_one(canonical[written]).to(layout[written][0])
 
     total = write_weights(folder, layout, tensor_of)
+    next(ticks, None)
     config = merged_config(reference, recipe.dtype)
     write_json(folder / "config.json", config)
     copy_side_files(reference.folder, reference.side_files, folder)
     (folder / "recipe.yaml").write_text(_resolved_recipe(report), encoding="utf-8")
     for k, permutation in enumerate(permutations):
         if permutation is not None and not permutation.is_identity:
-            save(
-                permutation,
-                folder / ("permutation.safetensors" if len(permutations) == 2 else f"permutation-{k}.safetensors"),
-            )
+            name = "permutation.safetensors" if len(permutations) == 2 else f"permutation-{k}.safetensors"
+            save(permutation, folder / name)
     notes = reload_check(folder, config, reference.folder)
     report = dataclasses.replace(report, bytes=total, notes=(*report.notes, *notes))
     write_card(folder, report_facts(report))
@@ -102,12 +96,13 @@ def _write(folder: Path, report: Report, method: Method, progress: Progress) -> 
     return report
 
 
-def _torch_dtype(letters: str | None, stated: str | None) -> torch.dtype:
+def _planned(stored: StoredTensor, dtype: str | None) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Return dtype and shape of a tensor as it will be written: its own dtype unless another was asked for."""
     import torch
     from safetensors.torch import _TYPES
 
-    dtype: torch.dtype = _TYPES[letters] if letters is not None else getattr(torch, str(stated))
-    return dtype
+    own = stored.is_integer or dtype is None
+    return _TYPES[stored.dtype] if own else getattr(torch, str(dtype)), stored.shape
 
 
 def _merger(checkpoints: Sequence[Checkpoint], method: Method, bases: Bases) -> Callable[[str], Tensor]:
@@ -154,7 +149,7 @@ def report_facts(report: Report) -> dict[str, Any]:
             {"source": c.source, "commit": c.commit, "content_hash": c.content_hash, "files": c.weight_hashes}
             for c in report.checkpoints
         ],
-        "licences": sorted({str(licence_of(c.folder / "README.md")) for c in report.checkpoints}),
+        "licences": [licence_of(c.folder / "README.md") for c in report.checkpoints],
         "alignment": [a.to_json() for a in report.bases.aligned],
         "calibration": report.bases.calibration,
         "notes": list(report.notes),

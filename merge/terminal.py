@@ -56,14 +56,18 @@ def progress(quiet: bool) -> Progress:
 def _counted(items: Sequence[T], label: str) -> Iterator[T]:
     terminal = sys.stderr.isatty()
     begun = shown = time.monotonic()
-    for done, item in enumerate(items):
-        if terminal and (done == 0 or time.monotonic() - shown > 0.1):
-            shown = time.monotonic()
-            sys.stderr.write(f"\r\033[K{label}: {done}/{len(items)}")
-            sys.stderr.flush()
-        yield item
-    end = "\r\033[K" if terminal else ""
-    sys.stderr.write(f"{end}{label}: {len(items)} done in {time.monotonic() - begun:.1f} s\n")
+    started, total = 0, len(items)
+    try:
+        for started, item in enumerate(items, start=1):
+            if terminal and (started == 1 or time.monotonic() - shown > 0.1):
+                shown = time.monotonic()
+                sys.stderr.write(f"\r\033[K{label}: {started}/{total}")
+                sys.stderr.flush()
+            yield item
+    finally:  # also when the loop is left early: what is written next needs a line of its own
+        end = "\r\033[K" if terminal else ""
+        count = f"{total} done" if started == total else f"stopped at {started} of {total}"
+        sys.stderr.write(f"{end}{label}: {count} in {time.monotonic() - begun:.1f} s\n")
 
 
 def set_verbosity(verbose: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.errors import AlignmentError
+from merge.errors import UsageError, nearest
 from merge.model import build
 from merge.permutation import Permutation
 from merge.progress import Progress, silent
@@ -84,4 +84,4 @@ def check_kinds(pair: Pair, kinds: frozenset[str]) -> None:
     """Stop at a kind of axis the architecture does not have."""
     unknown = sorted(kinds - set(pair.kinds()))
     if unknown:
-        raise AlignmentError(f"{pair.spec.family} has no axes {', '.join(unknown)}. It has: {', '.join(pair.kinds())}.")
+        raise UsageError(f"{pair.spec.family} has no axes {unknown[0]!r}.{nearest(unknown[0], pair.kinds())}")

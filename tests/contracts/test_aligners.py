@@ -106,7 +106,7 @@ def test_labels_never_move_by_matching(by: str) -> None:
 
 def test_an_unknown_kind_is_an_error_that_lists_those_there_are(by: str) -> None:
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
-    with pytest.raises(AlignmentError, match="no axes ffnn. It has: residual, heads, ffn, pooler"):
+    with pytest.raises(UsageError, match="no axes 'ffnn'. Did you mean 'ffn'.* Known: ffn, heads, pooler, residual"):
         aligner(by)(pair)(frozenset({"ffnn"}))
 
 

@@ -49,7 +49,7 @@ def test_the_header_names_hub_models_and_a_shared_licence_only(tmp_path: Path) -
         "base_model_relation": "merge",
         "pipeline_tag": "text-classification",
     }
-    assert "license" not in metadata(FACTS | {"licences": ["None"]})
+    assert "license" not in metadata(FACTS | {"licences": ["apache-2.0", None]})
     assert "license" not in metadata(FACTS | {"licences": ["apache-2.0", "mit"]})
     assert "base_model" not in metadata(FACTS | {"models": FACTS["models"][:1]})
 

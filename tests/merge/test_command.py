@@ -177,7 +177,7 @@ BAD: dict[str, tuple[Callable[[], None], str, int, str]] = {
     "unknown aligner": (_nothing, "a b --align activation", 2, "Did you mean 'activations'?"),
     "unknown option": (_nothing, "a b --methd slerp", 2, "No such option '--methd'. (Did you mean one of: '--method'"),
     "unknown setting": (_nothing, "a b --method slerp --set lan=1", 2, "no setting 'lan'. Did you mean 'lam'?"),
-    "unknown axes": (_nothing, "a b --align weights --axes fnn", 1, "ffn"),
+    "unknown axes": (_nothing, "a b --align weights --axes fnn", 2, "Did you mean 'ffn'?"),
     "unknown dtype": (_nothing, "a b --dtype float31", 2, "dtype: Input should be 'float32'"),
     "not a number": (_nothing, "a b --seed x", 2, "Invalid value for '--seed'"),
     "no value": (_nothing, "a b --method", 2, "Option '--method' requires an argument"),
@@ -274,12 +274,12 @@ def test_json_alone_goes_to_stdout(run: Run) -> None:
 
 
 def test_a_dry_run_writes_nothing(run: Run, place: Path) -> None:
-    """Not even where an output exists; with --json and --push-to-hub stdout is still JSON alone."""
+    """Not even where an output exists, which it reports as the run would; with --json stdout is still JSON alone."""
     _output_exists()
     before = everything(place)
-    answer = run(
-        "a", "b", "--align", "weights", "--text", "text.txt", "--dry-run", "--push-to-hub", "me/merged", "--json"
-    )
+    asked = ["a", "b", "--align", "weights", "--text", "text.txt", "--dry-run", "--push-to-hub", "me/merged", "--json"]
+    assert "output merged exists" in run(*asked).err
+    answer = run(*asked, "--force")
     assert answer.code == 0
     assert json.loads(answer.out)["output"] is None
     assert "would push merged to me/merged once it is written" in answer.err
@@ -451,12 +451,16 @@ def test_a_killed_run_is_cleaned_up_by_the_next(place: Path, run: Run) -> None:
     assert list(place.glob(".merged.*")) == []
 
 
-def test_progress_on_a_terminal_leaves_the_cursor_on_a_fresh_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_on_a_terminal_leaves_the_cursor_on_a_fresh_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whether the loop ends or is left early, what comes next, an error perhaps, has a line to itself."""
-    from merge.terminal import _Counted
+    from merge.terminal import progress
 
-    assert list(_Counted([1, 2], "going", terminal=True)) == [1, 2]
-    for _ in _Counted([1, 2, 3], "going", terminal=True):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown_while = progress(quiet=False)
+    assert list(shown_while([1, 2], "going")) == [1, 2]
+    for _ in shown_while([1, 2, 3], "going"):
         break
     shown = capsys.readouterr().err
     assert shown.count("\n") == 2

@@ -351,3 +351,15 @@ def test_what_the_reference_lacks_too_is_a_note(tmp_path: Path) -> None:
     notes = reload_check(folder, config, written(tmp_path / "reference", tensors)[0])
     assert len(notes) == 1
     assert "of the reference too: missing bert.pooler.dense.bias, bert.pooler.dense.weight" in notes[0]
+
+
+def test_a_model_that_does_not_take_one_text_is_loaded_but_not_run(tmp_path: Path) -> None:
+    """An encoder-decoder needs inputs of two kinds; that it was not tried is said."""
+    import transformers
+
+    sizes = {"vocab_size": 20, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 1, "num_heads": 4}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    model.save_pretrained(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+    notes = reload_check(tmp_path / "m", config, tmp_path / "m")
+    assert notes == ("T5ForConditionalGeneration was loaded but not run: only models of one text input are",)
