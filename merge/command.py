@@ -94,7 +94,13 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
         click.echo(f"would push {recipe.output} to {options['push_to_hub']} once it is written", err=True)
     elif options["push_to_hub"]:
         # With --json nothing but the report goes to stdout.
-        _push(Path(recipe.output).expanduser(), options["push_to_hub"], options["private"] or None, None, err=options["as_json"])
+        _push(
+            Path(recipe.output).expanduser(),
+            options["push_to_hub"],
+            options["private"] or None,
+            None,
+            err=options["as_json"],
+        )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
