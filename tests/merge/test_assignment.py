@@ -33,6 +33,10 @@ def test_the_argmax_shortcut_is_taken_only_when_it_is_exact() -> None:
 def test_units_that_never_vary_stay_where_they_are() -> None:
     """Equal gains say nothing, and shuffling dead units would only make noise."""
     assert match_axis(torch.zeros(7, 7, dtype=torch.float64)).tolist() == list(range(7))
+    gain = torch.zeros(7, 7, dtype=torch.float64)
+    for place, unit in ((4, 0), (0, 5), (5, 4)):
+        gain[place, unit] = 1
+    assert match_axis(gain).tolist() == [5, 1, 2, 3, 0, 4, 6]
 
 
 def test_nan_and_infinity_are_errors() -> None:
