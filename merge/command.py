@@ -1,4 +1,4 @@
-"""The merge-models command: merge (the default), push, card."""
+"""The merge-models command: merge (the default), push, card, verify."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.alignment import ALIGNERS
-from merge.errors import RecipeError, UsageError
+from merge.errors import OutputError, RecipeError, UsageError
 from merge.methods import METHODS
 from merge.terminal import common_options, progress, set_verbosity, start
 
@@ -31,6 +31,7 @@ Examples:
 More commands:
   merge-models push FOLDER ORG/NAME     put a merged folder on the Hub
   merge-models card FOLDER --results F  write evaluation results into its card
+  merge-models verify FOLDER            is it still what its manifest says?
 """
 
 
@@ -138,12 +139,37 @@ def card_command(folder: Path, results: Path) -> None:
     click.echo(f"{folder / 'README.md'}: {count} results")
 
 
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def verify_command(folder: Path, as_json: bool) -> None:
+    """Recompute the hashes of a merged FOLDER and of its inputs, and compare them with merge.json.
+
+    Exits 1 if a file was changed, is missing or was added, or if an input that is found is not what was merged.
+
+    \b
+    Example:
+      merge-models verify merged/
+    """
+    from merge.verify import verify
+
+    found = verify(folder)
+    if as_json:
+        click.echo(json.dumps({"holds": found.holds, "files": found.files, "inputs": found.inputs}, indent=2))
+    else:
+        for kind, states in (("file", found.files), ("input", found.inputs)):
+            for name, state in states.items():
+                click.echo(f"{kind}  {state:<19}  {name}")
+    if not found.holds:
+        raise OutputError(f"{folder} is not what its manifest says, or an input has become another model.")
+
+
 # fmt: off
 RECIPE_FLAGS = (
     "method", "settings", "weights", "align", "text", "text_column", "axes", "samples", "seed", "dtype", "revision",
 )
 # fmt: on
-COMMANDS = {"push": push_command, "card": card_command}
+COMMANDS = {"push": push_command, "card": card_command, "verify": verify_command}
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ LEVELS = (
     ("alignment", "methods", "heads"),
     ("preflight", "recipe"),
     ("bases",),
-    ("writer", "card"),
+    ("writer", "card", "verify"),
     ("run",),
     ("command", "entry"),
 )

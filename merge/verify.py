@@ -1,0 +1,80 @@
+"""Verification: is a merged folder still what its manifest says it is, and are its inputs still those it was made of?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge.checkpoint import file_hash
+from merge.errors import CheckpointError
+
+MANIFEST = "merge.json"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found, by file and by input.
+
+    Attributes:
+        files: file -> "same", "changed", "missing" (in the manifest only) or "not in the manifest".
+        inputs: model, as it was named -> "same", "changed" or "not here".
+    """
+
+    files: Mapping[str, str]
+    inputs: Mapping[str, str]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every file is the one that was written, and no input that is here has become another."""
+        return set(self.files.values()) <= {"same"} and "changed" not in self.inputs.values()
+
+
+def verify(folder: Path) -> Verification:
+    """Recompute the SHA-256 of every file of a merged folder, and of the weights it was made from where they are found.
+
+    Inputs are looked for under the path they were given as; a Hub commit cannot change and is not fetched.
+
+    Raises:
+        CheckpointError: the folder has no manifest of ours.
+    """
+    stated = _read_manifest(folder)
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    files = {}
+    for name in sorted(found | set(stated["files"])):
+        if name not in stated["files"]:
+            files[name] = "not in the manifest"
+        elif name not in found:
+            files[name] = "missing"
+        else:
+            files[name] = "same" if file_hash(folder / name) == stated["files"][name] else "changed"
+    return Verification(files, {model["source"]: _input_state(model) for model in stated["models"]})
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder} cannot be verified: it has no {MANIFEST}, which merge-models writes.")
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        whole = isinstance(stated["files"], dict) and all(
+            {"source", "commit", "files"} <= set(m) for m in stated["models"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is malformed: {error!r}. Was it edited?") from error
+    if not whole:
+        raise CheckpointError(f"{path} is malformed: it does not state files and models. Was it edited?")
+    return dict(stated)
+
+
+def _input_state(model: Mapping[str, Any]) -> str:
+    """Return whether the weights of an input are still those that were merged."""
+    source = Path(model["source"]).expanduser()
+    if model["commit"] is not None or not source.is_dir():
+        return "not here"
+    same = all(
+        (source / name).is_file() and file_hash(source / name) == digest for name, digest in model["files"].items()
+    )
+    return "same" if same else "changed"

@@ -1,0 +1,107 @@
+"""merge-models verify: the manifest against the files, recomputed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import save_checkpoint
+
+from merge.card import add_results
+from merge.checkpoint import open_checkpoint
+from merge.command import main
+from merge.errors import CheckpointError
+from merge.recipe import make_recipe
+from merge.run import run
+from merge.verify import verify
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    folders = [str(save_checkpoint(tmp_path / name, seed=k)) for k, name in enumerate("ab")]
+    run(make_recipe({"models": folders, "output": str(tmp_path / "out")}))
+    return tmp_path / "out"
+
+
+def test_a_fresh_merge_holds(merged: Path) -> None:
+    """Every file but the manifest itself is listed, and both inputs are found."""
+    found = verify(merged)
+    assert found.holds
+    assert set(found.files) == {p.name for p in merged.iterdir()} - {"merge.json"}
+    assert set(found.inputs.values()) == {"same"}
+
+
+def test_one_changed_weight_is_found(merged: Path) -> None:
+    """One element of one tensor, the file's size and header unchanged."""
+    tensors = load_file(merged / "model.safetensors")
+    tensors["classifier.bias"] = tensors["classifier.bias"] + torch.tensor([0.0, 1e-3, 0.0])
+    size = (merged / "model.safetensors").stat().st_size
+    save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
+    assert (merged / "model.safetensors").stat().st_size == size
+    found = verify(merged)
+    assert not found.holds
+    assert found.files["model.safetensors"] == "changed"
+    assert [state for name, state in found.files.items() if name != "model.safetensors" and state != "same"] == []
+
+
+def test_missing_and_added_files_are_found(merged: Path) -> None:
+    (merged / "recipe.yaml").unlink()
+    (merged / "model-00001-of-00002.safetensors").write_bytes(b"stale")
+    found = verify(merged)
+    assert not found.holds
+    assert found.files["recipe.yaml"] == "missing"
+    assert found.files["model-00001-of-00002.safetensors"] == "not in the manifest"
+
+
+def test_an_input_that_became_another_model_is_found_and_an_absent_one_is_said(merged: Path) -> None:
+    save_checkpoint(merged.parent / "a", seed=7)
+    assert not verify(merged).holds
+    (merged.parent / "a").rename(merged.parent / "elsewhere")
+    found = verify(merged)
+    assert found.inputs[str(merged.parent / "a")] == "not here"
+    assert found.holds
+
+
+def test_scores_added_to_the_card_keep_the_manifest_true(merged: Path) -> None:
+    record = {
+        "kind": "scores", "key": "k", "task": "mnli", "split": "validation", "data": "rows", "n": 5,
+        "model": {"name": "out", "hash": open_checkpoint(str(merged)).content_hash},
+        "scores": {"accuracy": 0.5, "loss": 0.7},
+    }  # fmt: skip
+    results = merged.parent / "results.json"
+    results.write_text(json.dumps({"format": 1, "results": [record]}))
+    before = (merged / "README.md").read_bytes()
+    add_results(merged, results)
+    assert (merged / "README.md").read_bytes() != before
+    assert verify(merged).holds
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": {}, "models": [{}]}'])
+def test_a_malformed_manifest_is_one_line(text: str, merged: Path) -> None:
+    (merged / "merge.json").write_text(text)
+    with pytest.raises(CheckpointError, match="malformed") as caught:
+        verify(merged)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_says_each_file_and_exits_1_when_it_does_not_hold(
+    merged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["merge-models", "verify", str(merged)])
+    main()
+    assert "same                 model.safetensors" in capsys.readouterr().out
+    (merged / "config.json").write_text("{}")
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert "changed              config.json" in said.out
+    assert said.err.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["merge-models", "verify", str(merged.parent / "a")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no merge.json" in capsys.readouterr().err
