@@ -9,7 +9,7 @@ Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.0483
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,9 +127,11 @@ def _solve(pair: Pair, correlations: Mapping[str, Tensor], kinds: frozenset[str]
     still = identity(pair.spec, pair.shapes)
     movable, outer = pair.axes_of(kinds), still.outer
     indices = dict(still.indices)
-    for axis in movable - set(outer) - set(outer.values()):
+    for axis in movable:
+        if axis in outer or axis in outer.values():
+            continue
         indices[axis] = match_axis(_gain(correlations, axis))
-    for heads in {outer[axis] for axis in movable & set(outer)}:
+    for heads in dict.fromkeys(outer[axis] for axis in movable if axis in outer):
         inner = [axis for axis in outer if outer[axis] == heads]
         count, gains = still.indices[heads].numel(), []
         for axis in inner:
@@ -148,10 +150,12 @@ def _gain(correlations: Mapping[str, Tensor], axis: str) -> Tensor:
     return correlations[axis]
 
 
-def _matched(pair: Pair, correlations: Mapping[str, Tensor], movable: frozenset[str], p: Permutation) -> float:
+def _matched(pair: Pair, correlations: Mapping[str, Tensor], movable: Sequence[str], p: Permutation) -> float:
     """Return the mean correlation over all units of the movable axes as p matches them."""
     total, units = 0.0, 0
-    for axis in movable & set(correlations):
+    for axis in movable:
+        if axis not in correlations:
+            continue
         index = p.indices[axis]
         if axis in p.outer:
             index = (p.indices[p.outer[axis]][:, None] * index.shape[1] + index).reshape(-1)

@@ -52,9 +52,9 @@ class Pair:
         """Return the kinds of movable axes, in the order of the table: residual, heads, ffn, pooler."""
         return tuple(dict.fromkeys(self.spec.kind(axis) for axis in self.movable))
 
-    def axes_of(self, kinds: frozenset[str]) -> frozenset[str]:
-        """Return the movable axes of these kinds."""
-        return frozenset(axis for axis in self.movable if self.spec.kind(axis) in kinds)
+    def axes_of(self, kinds: frozenset[str]) -> tuple[str, ...]:
+        """Return the movable axes of these kinds, in the order of the table: sums over them must not depend on a set's."""
+        return tuple(axis for axis in self.movable if self.spec.kind(axis) in kinds)
 
     def model(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
         """Return a transformers model with these tensors, ready to run."""

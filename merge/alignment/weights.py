@@ -56,7 +56,7 @@ class _Descent:
         a: Mapping[str, Tensor],
         b: Mapping[str, Tensor],
         scale: Mapping[str, float],
-        movable: frozenset[str],
+        movable: tuple[str, ...],
     ) -> None:
         self.spec, self.a, self.b, self.scale, self.movable = pair.spec, a, b, scale, movable
         self.still = identity(pair.spec, pair.shapes)
@@ -145,7 +145,7 @@ class _Descent:
         gain matrix is only a linearisation.
         """
         tried = self._solve(move, p)
-        touched = {name for block in move for name, _ in self.touching[block]}
+        touched = dict.fromkeys(name for block in move for name, _ in self.touching[block])
         old = sum(self._share(name, p) for name in touched)
         new = sum(self._share(name, tried) for name in touched)
         return tried if new > old + TOLERANCE * self.entries else p

@@ -118,6 +118,13 @@ def test_the_same_pair_gives_the_same_permutation(by: str) -> None:
     assert first.objective == second.objective
 
 
+def test_axes_come_in_the_order_of_the_table() -> None:
+    """Floating-point sums over them end up in the manifest, and the order of a set changes from process to process."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
+    assert pair.axes_of(frozenset({"pooler", "ffn", "residual"})) == ("residual", "ffn0", "ffn1", "pooler")
+    assert pair.axes_of(frozenset(pair.kinds())) == pair.movable
+
+
 def test_an_unknown_aligner_is_an_error_that_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'activations'"):
         aligner("activatons")

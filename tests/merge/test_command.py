@@ -492,3 +492,18 @@ def _raiser(fault: BaseException) -> Callable[..., None]:
         raise fault
 
     return raise_it
+
+
+def test_another_process_with_another_hash_seed_writes_the_same_bytes(place: Path) -> None:
+    """Python orders a set of names differently in every process; no figure may follow it."""
+    written = []
+    for seed in ("1", "2"):
+        words = ["a", "b", "--align", "activations", "--text", "text.txt", "-o", "out", "-q", "--force"]
+        code = "from merge.command import main; main()"
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=place, env=environment, check=True, capture_output=True
+        )
+        written.append({path.name: path.read_bytes() for path in (place / "out").iterdir()})
+    assert written[0] == written[1]
+    assert "merge.json" in written[0]
