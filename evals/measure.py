@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import merge
+from evals.hans_scores import HANS_LO
 from evals.hans_scores import score as hans_table
+from evals.intervals import proportion_interval, score_intervals
+from evals.label_orders import order_notes
 from evals.paths.line import Curve, make_curve
-from evals.predict import encode_rows, match_labels, predict, task_logits
+from evals.predict import encode_rows, match_labels, model_labels, predict, task_logits
+from evals.predictions import PredictionTable, predictions_file, write_predictions_table
 from evals.task import EvalTask, Rows
-from merge.bases import Bases, finite_tensors
+from merge.material import finite_tensors
+from merge.bases import Bases
 from merge.checkpoint import Checkpoint
 from merge.hashes import file_hash
 from merge.inputs import Encoded
 from merge.model import build, set_weights
-from merge.permutation import apply
+from merge.transform import Transform, apply_transform
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 
 T = TypeVar("T")
 
 POOLED = "classes that fold into one ({}) are pooled by their maximum in the loss; accuracy folds after the argmax"
+CONSTANT = "every row was given the same prediction: {}"
 CUT = "only the start was read of rows longer than the model takes: {} of {}"
 
 
@@ -40,45 +46,96 @@ def record_key(kind: str, *parts: Any) -> str:
 
 
 def score_model(
-    checkpoint: Checkpoint, task: EvalTask, rows: Rows, stated: Sequence[str] | None, progress: Progress = silent
+    checkpoint: Checkpoint,
+    task: EvalTask,
+    rows: Rows,
+    stated: Sequence[str] | None,
+    progress: Progress = silent,
+    folder: Path | str | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the scores record of one model: loss, accuracy, and the HANS table where the rows are HANS pairs."""
+    """Return the scores record of one model: its scores with their intervals, and the HANS table for HANS pairs.
+
+    Args:
+        folder: of results.json; every row's prediction is written beside it, and the record names the file.
+        seed: of the bootstrap draws.
+    """
+    from evals.scores import task_scores  # loads evaluate, which takes seconds and which a barrier does not need
+
     begun = time.monotonic()
     columns = match_labels(task, checkpoint, stated)
     encoded = encode_rows(checkpoint, rows)
-    model = build_written(checkpoint)
-    logits, predicted = task_logits(
-        predict(model, encoded, progress, f"predicting {task.name} with {checkpoint.source}"), columns, task
-    )
-    gold = torch.tensor(rows.gold)
-    scores = task_scores(task, predicted.tolist(), rows.gold)
-    loss = float(torch.nn.functional.cross_entropy(logits.double(), gold))
+    label = f"predicting {task.name} with {checkpoint.source}"
+    raw = predict(build_written(checkpoint), encoded, progress, label)
+    loss, predicted = judge(raw, columns, task, rows)
     record = _setting("scores", score_key(checkpoint, task, rows, stated), task, rows) | {
         "model": named(checkpoint),
-        "scores": {**scores, "loss": loss},
-        "notes": reading_notes(task, columns, encoded),
-        "seconds": time.monotonic() - begun,
+        "seed": seed,
+        "scores": task_scores(task.metric, predicted.tolist(), rows.gold),
+        "intervals": score_intervals(task.metric, predicted.tolist(), rows.gold, seed),
     }
     if task.name == "hans":
-        labels = [task.labels[k] for k in predicted.tolist()]
-        table = hans_table(rows.extra, dict(zip(rows.ids, labels, strict=True)))
-        record["hans"] = table.to_json()
+        record |= _hans(record, [task.labels[k] for k in predicted.tolist()], rows)
+    record["scores"] = {**record["scores"], "loss": float(loss.mean())}
+    names = model_labels(checkpoint, stated)
+    notes = order_notes(task, names, columns, raw.argmax(1).tolist(), [int(k) for k in rows.gold])
+    record["notes"] = [*reading_notes(task, columns, encoded), *_constant_note(predicted, task), *notes]
+    record["seconds"] = time.monotonic() - begun
+    if folder is not None:
+        table = PredictionTable(
+            key=record["key"],
+            rows=rows.hash,
+            labels=task.labels,
+            classes=names,
+            ids=rows.ids,
+            gold=np.array(rows.gold),
+            predicted=predicted.numpy(),
+            logits=raw.numpy(),
+            heuristics=tuple(pair.heuristic for pair in rows.extra) if task.name == "hans" else (),
+        )
+        write_predictions_table(folder, table)
+        record["predictions"] = predictions_file(record["key"])
     return record
+
+
+def judge(raw: Tensor, columns: Sequence[int], task: EvalTask, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return (loss, prediction) of every row: cross-entropy and class, or squared error and number for regression.
+
+    Args:
+        raw: logits of the model's own classes, shape (rows, classes).
+        columns: for each class of the model, the task's class.
+    """
+    if task.regression:
+        said = raw[:, 0].double()
+        return (said - torch.tensor(rows.gold, dtype=torch.float64)) ** 2, said
+    logits, predicted = task_logits(raw, columns, task)
+    gold = torch.tensor(rows.gold, dtype=torch.int64)
+    return torch.nn.functional.cross_entropy(logits.double(), gold, reduction="none"), predicted
+
+
+def _hans(record: Mapping[str, Any], labels: Sequence[str], rows: Rows) -> dict[str, Any]:
+    """Return what HANS adds to a record: the table, and HANS-LO as a score of its own where rows are of that cell."""
+    table = hans_table(rows.extra, dict(zip(rows.ids, labels, strict=True)))
+    added: dict[str, Any] = {"hans": table.to_json()}
+    if count := table.cell_counts.get(HANS_LO):
+        interval = proportion_interval(round(table.hans_lo * count), count)
+        added["scores"] = {**record["scores"], "hans_lo": table.hans_lo}
+        added["intervals"] = {**record["intervals"], "hans_lo": interval.to_json()}
+    return added
+
+
+def _constant_note(predicted: Tensor, task: EvalTask) -> list[str]:
+    """Say so where every row of several was given the same prediction: no score of such a model means much."""
+    if len(predicted) < 2 or not bool((predicted == predicted[0]).all()):
+        return []
+    value = f"{float(predicted[0]):g}" if task.regression else task.labels[int(predicted[0])]
+    return [CONSTANT.format(value)]
 
 
 def score_key(checkpoint: Checkpoint, task: EvalTask, rows: Rows, stated: Sequence[str] | None) -> str:
     """Return the key under which a model's scores are stored: they depend on weights, rows and what its classes mean."""
-    return record_key("scores", task.name, rows.hash, checkpoint.content_hash, match_labels(task, checkpoint, stated))
-
-
-def task_scores(task: EvalTask, predictions: Sequence[int], gold: Sequence[int]) -> dict[str, float]:
-    """Return the task's official scores of predicted classes."""
-    from evals.scores import GlueScores
-
-    # evaluate keeps what it compares in files: of its own cache folder, shared and perhaps read-only, unless told otherwise.
-    with tempfile.TemporaryDirectory() as folder:
-        metric = GlueScores(config_name=task.name, cache_dir=folder)
-        return dict(metric.compute(predictions=predictions, references=gold))
+    columns = match_labels(task, checkpoint, stated)
+    return record_key("scores", task.name, task.metric, rows.hash, checkpoint.content_hash, columns)
 
 
 def build_written(checkpoint: Checkpoint) -> Any:
@@ -122,17 +179,18 @@ def measure_pair(
         columns: for each class of a, the task's class.
         points: of the even grid of lam, the ends included.
     """
-    paths = [("naive", bases.labels[1])]
+    labels = bases.labels[1]
+    paths = [("naive", None if labels is None else Transform(labels, {}))]
     for aligned in bases.aligned:
-        paths.append((f"aligned ({aligned.by}; {aligned.choice.kept.name})", bases.permutations[1]))
+        paths.append((f"aligned ({aligned.by}; {aligned.choice.kept.name})", bases.transforms[1]))
     encoded, gold, model = encode_rows(pair[0], rows), torch.tensor(rows.gold), build_written(pair[0])
     a, b = (
         {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in finite_tensors(c).items()}
         for c in pair
     )
     curves = []
-    for name, permutation in paths:
-        moved = b if permutation is None or bases.spec is None else apply(bases.spec, permutation, b)
+    for name, transform in paths:
+        moved = b if transform is None or bases.spec is None else apply_transform(bases.spec, transform, b)
         start, end = (
             {c.written_name(n): t for n, t in tensors.items()} for c, tensors in zip(pair, (a, moved), strict=True)
         )
@@ -215,6 +273,7 @@ def _setting(kind: str, key: str, task: EvalTask, rows: Rows) -> dict[str, Any]:
         "split": rows.split,
         "data": rows.data,
         "n": len(rows),
+        "rows": rows.hash,
         "labels": list(task.labels),
         "versions": versions,
     }
@@ -223,7 +282,7 @@ def _setting(kind: str, key: str, task: EvalTask, rows: Rows) -> dict[str, Any]:
 def reading_notes(task: EvalTask, columns: Sequence[int], encoded: Encoded) -> list[str]:
     """Return what a reader of the scores must know."""
     notes = []
-    if len(columns) > len(task.labels):
+    if len(columns) > len(task.labels) > 0:
         targets = list(task.coarse.values())
         notes.append(POOLED.format(", ".join(fine for fine, to in task.coarse.items() if targets.count(to) > 1)))
     if encoded.cut:

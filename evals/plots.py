@@ -1,4 +1,4 @@
-"""Figures of the results: the path between two models, and the thirty HANS subcases.
+"""Figures of the results: how all of them look, and the path between two models.
 
 The same record gives the same bytes: matplotlib's default style whatever the user's is, a fixed salt, no date. Text
 becomes outlines, so that a figure looks the same on a machine without the font.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import html
 import re
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.tables import GOLDS, HEURISTICS, Record, model_labels, show
-from merge.errors import TaskError
+from evals.tables import Record, model_labels, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +26,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, RULE, PAPER = "#1f2328", "#d8dee4", "#ffffff"
 # On the page these follow the reader's light or dark mode.
 THEME = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
-# What a subcase's first three letters say: ln_ is "lexical overlap, non-entailment".
-PREFIXES = {f"{h}{g}_": f"{HEURISTICS[h].replace('_', ' ')}, {GOLDS[g]}" for h in HEURISTICS for g in GOLDS}
 DPI = 150
 
 
@@ -40,6 +36,8 @@ def barrier_plot(record: Record, stem: Path) -> tuple[Path, Path]:
 
 def hans_plot(records: Sequence[Record], stem: Path) -> tuple[Path, Path]:
     """Write <stem>.png and <stem>.svg: the accuracy of every model on every HANS subcase."""
+    from evals.hans_figure import hans_figure
+
     return _save(hans_figure(records), stem)
 
 
@@ -55,13 +53,13 @@ def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 def _rendered(figure: Figure, kind: str) -> bytes:
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None, "Format": None, "Type": None}
     buffer = BytesIO()
-    with _settings():
+    with figure_settings():
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     return buffer.getvalue()
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def figure_settings() -> Iterator[None]:
     import matplotlib
     import matplotlib.style
 
@@ -119,13 +117,13 @@ def barrier_figure(record: Record) -> Figure:
     from matplotlib.figure import Figure
 
     curves = record["curves"]
-    with _settings():
+    with figure_settings():
         figure = Figure(figsize=(9.6, 3.9 + 0.2 * len(curves)), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         handles = []
         for at, curve in enumerate(curves):
-            _draw_curve(accuracy, curve["lam"], _numbers(curve["accuracy"]), at)
-            handles.append(_draw_curve(loss, curve["lam"], _numbers(curve["loss"]), at))
+            _draw_curve(accuracy, curve["lam"], numbers(curve["accuracy"]), at)
+            handles.append(_draw_curve(loss, curve["lam"], numbers(curve["loss"]), at))
         for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
             axes.margins(y=0.12)
             axes.set(xlabel="λ (0 = a, 1 = b)", ylabel=name, xlim=(-0.04, 1.04))
@@ -139,7 +137,7 @@ def barrier_figure(record: Record) -> Figure:
             loc="outside lower center",
             ncols=2,
         )
-        a, b = (_short(name) for name in model_labels([record["a"], record["b"]]))
+        a, b = (short(name) for name in model_labels([record["a"], record["b"]]))
         title = f"a = {a},  b = {b}\n{record['task']}, {record['split']}, n = {record['n']:,}"
         figure.suptitle(title, x=0.012, ha="left", fontsize=9)
         return figure
@@ -170,7 +168,7 @@ def _draw_gap(axes: Axes, curve: Record, at: int, shift: float) -> None:
     gap, where, lam = curve["barrier"], curve["barrier_lam"], curve["lam"]
     if where is None or gap is None or gap <= 0:
         return
-    first, last = _numbers([curve["loss"][0], curve["loss"][-1]])
+    first, last = numbers([curve["loss"][0], curve["loss"][-1]])
     line = first + (last - first) * (where - lam[0]) / (lam[-1] - lam[0])
     colour = COLOURS[at % len(COLOURS)]
     arrow = {"arrowstyle": "<->", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
@@ -193,97 +191,11 @@ def _draw_gap(axes: Axes, curve: Record, at: int, shift: float) -> None:
     )
 
 
-def hans_figure(records: Sequence[Record]) -> Figure:
-    """Return one row a subcase, grouped by heuristic and gold label, and one dot a model."""
-    from matplotlib.figure import Figure
-
-    records = [record for record in records if record.get("hans")]
-    if not records:
-        raise TaskError("no HANS table to draw: none of the records given has one (evaluate-models hans writes them).")
-    groups = _groups(dict.fromkeys(name for record in records for name in record["hans"]["subcases"]))
-    places, headings, bottom = _places(groups)
-    with _settings():
-        few = len(records) <= len(COLOURS)
-        legend_lines = len(records) // 2 + 1 if few else 1
-        figure = Figure(figsize=(7.4, 0.7 + 0.23 * bottom + 0.2 * legend_lines), layout="constrained")
-        axes = figure.subplots()
-        handles = _draw_models(axes, records, places) if few else _draw_crowd(axes, records, places)
-        chance = axes.axvline(0.5, color=INK, linestyle="--", linewidth=0.9, zorder=2)
-        for name, place in headings.items():
-            axes.text(-0.02, place, name, weight="bold", va="center", ha="right", transform=axes.get_yaxis_transform())
-        axes.set_yticks(list(places.values()), [_subcase_label(name) for name in places])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", visible=False)
-        axes.set(xlim=(-0.02, 1.02), ylim=(bottom - 0.4, -0.6), xlabel="accuracy (dashed: chance, 0.5)")
-        names = [*handles, "chance, 0.5"]
-        figure.legend([*handles.values(), chance], names, loc="outside upper left", ncols=2 if few else 3)
-        return figure
-
-
-def _draw_models(axes: Axes, records: Sequence[Record], places: Mapping[str, float]) -> dict[str, Any]:
-    """Draw a colour and a shape for each model, a little apart so that equal scores stay visible."""
-    handles = {}
-    for at, (record, label) in enumerate(zip(records, model_labels([r["model"] for r in records]), strict=True)):
-        shift = min(0.22, 0.66 / len(records)) * (at - (len(records) - 1) / 2)
-        style = {"marker": MARKERS[at], "color": COLOURS[at], "markersize": 5}
-        # The score comes first: a legend drops names that start with an underscore.
-        handles[f"{show(record['hans']['accuracy'])}  {_short(label)}"] = _draw_dots(
-            axes, record["hans"]["subcases"], places, shift, style
-        )
-    return handles
-
-
-def _draw_crowd(axes: Axes, records: Sequence[Record], places: Mapping[str, float]) -> dict[str, Any]:
-    """Draw many models as one cloud with its median."""
-    tables = [record["hans"]["subcases"] for record in records]
-    style = {"marker": "o", "color": COLOURS[1], "alpha": 0.45, "markersize": 3, "markeredgewidth": 0}
-    for at, table in enumerate(tables):
-        cloud = _draw_dots(axes, table, places, 0.5 * (at / (len(tables) - 1) - 0.5), style)
-    known = {name: [table[name] for table in tables if table.get(name) is not None] for name in places}
-    medians = {name: statistics.median(values) for name, values in known.items() if values}
-    style = {"marker": "|", "color": COLOURS[0], "markersize": 11, "markeredgewidth": 2}
-    return {f"{len(records)} models": cloud, "their median": _draw_dots(axes, medians, places, 0, style)}
-
-
-def _draw_dots(
-    axes: Axes, scores: Mapping[str, Any], places: Mapping[str, float], shift: float, style: Mapping[str, Any]
-) -> Any:
-    heights = [places[name] + shift for name in scores]
-    (dots,) = axes.plot(_numbers(scores.values()), heights, linestyle="none", clip_on=False, zorder=3, **style)
-    return dots
-
-
-def _groups(subcases: Iterable[str]) -> dict[str, list[str]]:
-    """Return the subcases by heuristic and gold label, in HANS's own order; what bears no such prefix comes last."""
-    groups: dict[str, list[str]] = {heading: [] for heading in [*PREFIXES.values(), "other"]}
-    for name in subcases:
-        groups[PREFIXES.get(name[:3], "other")].append(name)
-    return {heading: names for heading, names in groups.items() if names}
-
-
-def _subcase_label(name: str) -> str:
-    return (name[3:] if name[:3] in PREFIXES else name).replace("_", " ")
-
-
-def _places(groups: Mapping[str, Sequence[str]]) -> tuple[dict[str, float], dict[str, float], float]:
-    """Return the height of every subcase, of every heading, and the lowest height in use plus one."""
-    places: dict[str, float] = {}
-    headings: dict[str, float] = {}
-    height = 0.0
-    for heading, names in groups.items():
-        headings[heading] = height
-        for name in names:
-            height += 1
-            places[name] = height
-        height += 1.4
-    return places, headings, height - 0.4
-
-
-def _numbers(values: Any) -> list[float]:
+def numbers(values: Any) -> list[float]:
     """Return the values with nan, which matplotlib leaves out, where a score is undefined."""
     return [float("nan") if value is None else value for value in values]
 
 
-def _short(name: str, most: int = 44) -> str:
+def short(name: str, most: int = 44) -> str:
     """Return a name that fits a figure: the end of a long path says more than its start."""
     return name if len(name) <= most else "…" + name[-(most - 1) :]

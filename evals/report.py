@@ -2,7 +2,8 @@
 
 The store is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores" and "barrier"
 have the fields in FIELDS, and other kinds are kept and listed as they are. JSON has no word for nan and infinity: a
-number that is not finite (the correlation of a constant prediction, the loss of a broken merge) is stored as null.
+number that is not finite (the correlation of a constant prediction, the loss of a broken merge) is stored as null. A
+scores record may name the file of its predictions, which lies beside the store.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from evals import tables
 from merge.errors import TaskError
 
 FORMAT = 1
@@ -94,114 +94,25 @@ def write_page(folder: Path | str) -> Path:
 
     import jinja2
 
+    from evals import tables
+    from evals.page import page_context
+
     folder = Path(folder)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["show"] = tables.show
     environment.filters["numeric_columns"] = tables.numeric_columns
+    environment.tests["span"] = lambda cell: isinstance(cell, tables.Span)
     environment.tests["numeric"] = lambda cell: isinstance(cell, int | float)
     source = files("evals").joinpath("page.html.j2").read_text(encoding="utf-8")
-    html = environment.from_string(source).render(page_context(load_results(folder)))
+    html = environment.from_string(source).render(page_context(load_results(folder), folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / PAGE, html)
     except OSError as error:
         raise TaskError(f"{folder / PAGE} cannot be written: {_one_line(error)}") from None
     return folder / PAGE
-
-
-def page_context(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the template shows; only results of one task, split, data and number of rows share a table."""
-    scores = _settings([record for record in results if record["kind"] == "scores"])
-    hans = _settings([record for record in results if record["kind"] == "scores" and record.get("hans")])
-    return {
-        "barriers": [_barrier_section(record, at) for at, record in enumerate(_of(results, "barrier"))],
-        "hans": [_hans_section(group, at) for at, group in enumerate(hans)],
-        "scores": [_score_section(group) for group in scores],
-        "others": [
-            {"key": record["key"], "kind": record["kind"], "rows": [["field", "value"], *tables.flatten(record)]}
-            for record in results
-            if record["kind"] not in FIELDS
-        ],
-        "sources": [_source(record) for record in results if record["kind"] in FIELDS],
-    }
-
-
-def _of(results: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
-    return [record for record in results if record["kind"] == kind]
-
-
-def _settings(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for record in records:
-        groups.setdefault(tuple(record[name] for name in SETTING), []).append(record)
-    return list(groups.values())
-
-
-def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
-    from markupsafe import Markup
-
-    from evals.plots import barrier_figure, inline_svg
-
-    a, b = tables.model_labels([record["a"], record["b"]])
-    alignment = record.get("alignment") or {}
-    rest = tables.flatten({name: value for name, value in alignment.items() if name != "moved"})
-    label = f"Loss and accuracy on the straight line from {a} to {b}; the numbers are in the tables beside it."
-    return {
-        "record": record,
-        "a": a,
-        "b": b,
-        "rows": [row[4:] for row in tables.barrier_rows([record])],
-        "figure": Markup(inline_svg(barrier_figure(record), f"barrier{at}", label)),
-        "points": tables.point_rows(record),
-        "alignment": [["setting", "value"], *rest] if rest else [],
-        "moved": tables.flatten(alignment.get("moved", {})),
-        "notes": record.get("notes", []),
-    }
-
-
-def _hans_section(group: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]:
-    from markupsafe import Markup
-
-    from evals.plots import hans_figure, inline_svg
-
-    figure = inline_svg(
-        hans_figure(group), f"hans{at}", "Accuracy on every HANS subcase; the numbers are tabled below."
-    )
-    titles = {"subcases": "Accuracy per subcase", "templates": "Accuracy per template", "counts": "Counts"}
-    parts = {title: tables.part_rows(group, part) for part, title in titles.items()}
-    return {
-        "record": group[0],
-        "rows": tables.hans_rows(group),
-        "figure": Markup(figure),
-        "parts": {title: rows for title, rows in parts.items() if len(rows) > 1},
-    }
-
-
-def _score_section(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    labels = tables.model_labels([record["model"] for record in group])
-    holders: dict[str, list[str]] = {}
-    for label, record in zip(labels, group, strict=True):
-        for note in record.get("notes", []):
-            holders.setdefault(note, []).append(label)
-    return {
-        "record": group[0],
-        "rows": [[row[0], *row[4:]] for row in tables.score_rows(group)],
-        "notes": [note if len(held) == len(group) else f"{', '.join(held)}: {note}" for note, held in holders.items()],
-    }
-
-
-def _source(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where a record comes from, with every field that no section above has shown."""
-    shown = {*FIELDS[record["kind"]], "kind", "key", "hans", "notes", "alignment", "seconds", "versions"}
-    return {
-        "record": record,
-        "models": [record["model"]] if record["kind"] == "scores" else [record["a"], record["b"]],
-        "seconds": record.get("seconds"),
-        "versions": tables.flatten(record.get("versions", {})),
-        "rest": tables.flatten({name: value for name, value in record.items() if name not in shown}),
-    }
 
 
 def _faults(record: object, where: str) -> list[str]:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-Cell = str | int | float | None
+if TYPE_CHECKING:
+    from evals.compare import Comparison
+
+
+class Span(NamedTuple):
+    """An interval in one cell."""
+
+    low: float | None
+    high: float | None
+
+
+Cell = str | int | float | None | Span
 Row = list[Cell]
 Record = Mapping[str, Any]
 
@@ -20,6 +33,8 @@ CURVE = ["curve", "barrier", "± s.e.", "at λ", "ε", "convexity gap", "gap bet
 
 def show(cell: Cell) -> str:
     """Return a cell as text: four decimals, two significant digits where those would hide the value, – for nothing."""
+    if isinstance(cell, Span):
+        return "–" if cell.low is None else f"{show(cell.low)} to {show(cell.high)}"
     if cell is None:
         return "–"
     if isinstance(cell, str):
@@ -39,13 +54,56 @@ def model_labels(models: Sequence[Record]) -> list[str]:
 
 
 def score_rows(results: Sequence[Record]) -> list[Row]:
-    """Return one row a scores record: model, task, split, n and every metric that any of them has."""
+    """Return one row a scores record: model, task, split, n, and every metric and interval that any of them has."""
     records = [record for record in results if record["kind"] == "scores"]
     metrics = list(dict.fromkeys(metric for record in records for metric in record["scores"]))
-    rows: list[Row] = [["model", *SETTING, *metrics]]
+    sure = {metric: _level(records, metric) for metric in metrics}
+    columns = [name for m in metrics for name in ([m] if sure[m] is None else [m, f"{m}, {sure[m]:.0%} interval"])]
+    rows: list[Row] = [["model", *SETTING, *columns]]
     for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
-        rows.append([label, *(record[name] for name in SETTING), *(record["scores"].get(metric) for metric in metrics)])
+        cells: Row = []
+        for metric in metrics:
+            cells.append(record["scores"].get(metric))
+            cells += [] if sure[metric] is None else [_span(record.get("intervals", {}).get(metric))]
+        rows.append([label, *(record[name] for name in SETTING), *cells])
     return rows
+
+
+def _level(records: Sequence[Record], metric: str) -> float | None:
+    """Return the level of a metric's intervals, None where no record has one."""
+    found = (record.get("intervals", {}).get(metric) for record in records)
+    return next((interval["level"] for interval in found if interval), None)
+
+
+def _span(interval: Record | None) -> Span | None:
+    return None if interval is None else Span(interval["low"], interval["high"])
+
+
+def interval_rows(results: Sequence[Record]) -> list[Row]:
+    """Return one row a model and score with all that is known of its interval; no row at all where none has one."""
+    columns = ["low", "high", "standard_error", "level", "method"]
+    rows: list[Row] = [["model", "score", *(name.replace("_", " ") for name in columns)]]
+    records = [record for record in results if record["kind"] == "scores"]
+    for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
+        for score, interval in record.get("intervals", {}).items():
+            rows.append([label, score, *(interval[name] for name in columns)])
+    return rows if len(rows) > 1 else []
+
+
+def comparison_rows(comparisons: Sequence[Comparison]) -> list[Row]:
+    """Return one row a compared pair and score: the difference a - b, its interval, and McNemar's test."""
+    level = f"{comparisons[0].interval.level:.0%} interval" if comparisons else "interval"
+    rows: list[Row] = [["a", "b", "score", "n", "a - b", level, "only a right", "only b right", "McNemar p"]]
+    for one in comparisons:
+        counts: Row = [None] * 3 if one.test is None else [one.test.only_a, one.test.only_b, one.test.p]
+        span = Span(_finite(one.interval.low), _finite(one.interval.high))
+        rows.append([one.a, one.b, one.score, one.n, _finite(one.difference), span, *counts])
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    """Return None for a number that is not finite, as results.json has it."""
+    return value if abs(value) < float("inf") else None
 
 
 def barrier_rows(results: Sequence[Record]) -> list[Row]:
@@ -159,6 +217,22 @@ def plain_table(rows: Sequence[Row]) -> str:
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) for row in cells
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """Return the rows as CSV with every digit: an interval in two columns, nothing for a value there is none of."""
+    header, *body = rows
+    spans = [any(isinstance(row[at], Span) for row in body) for at in range(len(header))]
+    names = [[f"{name} low", f"{name} high"] if span else [name] for name, span in zip(header, spans, strict=True)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([name for pair in names for name in pair])
+    for row in body:
+        cells: list[Cell] = []
+        for cell, span in zip(row, spans, strict=True):
+            cells += [cell] if not span else [cell.low, cell.high] if isinstance(cell, Span) else [None, None]
+        writer.writerow(cells)
+    return text.getvalue()
 
 
 def _markdown_cell(cell: Cell) -> str:

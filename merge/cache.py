@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKSUM = "sha256"
 
 
 def cache_folder() -> Path:
@@ -30,14 +38,55 @@ def read_cached(kind: str, key: str) -> Any:
 
 def write_cached(kind: str, key: str, value: Any) -> None:
     """Keep a JSON value under this key: written beside its place and renamed, so that no reader meets half of it."""
-    text = json.dumps(value)
+    _write(kind, f"{key}.json", json.dumps(value).encode())
+
+
+def read_cached_tensors(kind: str, key: str) -> dict[str, Tensor] | None:
+    """Return the tensors kept under this key, or None where there are none, or (with a note) none that can be trusted."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        path = cache_folder() / kind / f"{key}.safetensors"
+        data = path.read_bytes()
+    except (OSError, RuntimeError):
+        return None
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError):
+        tensors = {}
+    kept = tensors.pop(CHECKSUM, None)
+    if kept is None or bytes(kept.tolist()) != _digest(tensors):
+        logging.getLogger(__name__).warning("%s is not what was written there; it is not used, and made again.", path)
+        return None
+    return tensors
+
+
+def write_cached_tensors(kind: str, key: str, tensors: Mapping[str, Tensor]) -> None:
+    """Keep tensors under this key, with a checksum of their names, types, shapes and bytes."""
+    import torch
+    from safetensors.torch import save
+
+    checksum = torch.tensor(list(_digest(tensors)), dtype=torch.uint8)
+    _write(kind, f"{key}.safetensors", save({**tensors, CHECKSUM: checksum}))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.digest()
+
+
+def _write(kind: str, name: str, data: bytes) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         folder = cache_folder() / kind
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{key}.")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).replace(folder / f"{key}.json")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(temporary).replace(folder / name)
         finally:
             Path(temporary).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from merge.errors import CheckpointError
+from merge.model_index import model_index
 
 PIPELINES = {
     "ForSequenceClassification": "text-classification",
@@ -95,17 +96,9 @@ def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()
         for r in results
         if r["kind"] == "scores" and r["model"]["hash"] not in {m["content_hash"] for m in facts["models"]}
     ]
-    if own:
-        out["model-index"] = [{"name": facts["name"], "results": [_index_entry(r) for r in own]}]
+    if index := model_index(facts["name"], own):
+        out["model-index"] = index
     return out
-
-
-def _index_entry(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "task": {"type": "text-classification"},
-        "dataset": {"name": record["task"], "type": record["task"], "split": record["split"]},
-        "metrics": [{"type": k, "value": v} for k, v in record["scores"].items() if isinstance(v, int | float)],
-    }
 
 
 def licence_of(card: Path) -> str | None:

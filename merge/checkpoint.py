@@ -1,24 +1,27 @@
 """Checkpoint: a local folder or Hub id, its config, its tensors (lazy, memory-mapped) and its side files.
 
-This is the one place that knows legacy names, base-model prefixes and tied twins (weight_files.py knows shards). Tensors carry
-*canonical* names: LayerNorm.weight and .bias, always with the base-model prefix, tied twins once under their source.
+Tensors carry *canonical* names (canonical_names.py), tied twins once under their source; buffers that older versions stored
+are left out. weight_files.py knows shards.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Set
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from merge.canonical_names import canonical_name, canonicalise
 from merge.errors import CheckpointError
 from merge.hashes import file_hash, remembered_hash
 from merge.hub import download, looks_like_hub_id
+from merge.legacy_buffers import buffer_of
 from merge.model import first_line
+from merge.side_files import side_files
 from merge.structure import Structure, structure_of
 from merge.weight_files import StoredTensor, as_array, open_arrays, open_weights, read_headers
 
@@ -27,20 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Opened = TypeVar("Opened")
-LEGACY_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-WEIGHT_ENDINGS = (
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".ot",
-)
-TRAINING_FILES = ("*.pt", "*.pth", "*.ckpt", "*.pkl", "trainer_state.json", "events.out.tfevents.*", "zero_to_fp32.py")
 SAMPLES = 64  # entries of a tensor that tell models apart
-TRAINING_FOLDERS = ("checkpoint-*", "runs", "global_step*")
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,8 @@ class Checkpoint:
             CheckpointError: the bytes cannot be read.
         """
         stored = self.tensors[name]
-        return self._opened(stored.file, open_weights)(stored.stored_name)
+        whole: Tensor = self._opened(stored.file, open_weights)(stored.stored_name)
+        return whole if stored.rows is None else whole[slice(*stored.rows)]
 
     def array(self, name: str) -> NDArray[Any]:
         """Return one tensor as a read-only numpy array, memory-mapped; from a pickle through torch.
@@ -130,7 +121,7 @@ class Checkpoint:
 
     def canonical_name(self, name: str) -> str:
         """Return the canonical name of what transformers writes, or once wrote, as `name`."""
-        return _canonical_name(name, self.structure.prefix, self.structure.shapes.keys())
+        return canonical_name(name, self.structure)
 
     @cached_property
     def weight_hashes(self) -> dict[str, str]:
@@ -171,14 +162,19 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         structure = structure_of(config)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
-    prefix, expected = structure.prefix, structure.shapes
-    writes_prefix = not prefix or any(name.startswith(f"{prefix}.") for name in expected)
-    tensors, notes = _canonicalise(stored, prefix, expected.keys(), source)
-    side, left = _list_files(folder, {t.file for t in stored.values()})
-    opened = Checkpoint(source, folder, commit, structure, tensors, writes_prefix, side, left, tuple(notes))
+    tensors, notes = canonicalise(stored, structure, source)
+    side, left = side_files(folder, {t.file for t in stored.values()})
+    opened = Checkpoint(source, folder, commit, structure, tensors, structure.writes_prefix, side, left, tuple(notes))
     _check_shapes(opened)
     kept, said = _drop_copies(opened)
-    return replace(opened, tensors=kept, notes=(*notes, *said))
+    kept = dict(sorted(kept.items()))  # whatever the order of files and shards: what is written has the reference's
+    return replace(opened, tensors=kept, notes=(*notes, *said, *_mixed_dtypes(kept, source)))
+
+
+def _mixed_dtypes(tensors: Mapping[str, StoredTensor], source: str) -> list[str]:
+    counts = Counter(stored.dtype for stored in tensors.values() if not stored.is_integer)
+    listed = ", ".join(f"{count} {dtype}" for dtype, count in sorted(counts.items()))
+    return [f"{source}: its tensors are of several dtypes: {listed}"] if len(counts) > 1 else []
 
 
 def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
@@ -214,34 +210,6 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
     return config
 
 
-def _canonical_name(name: str, prefix: str, expected: Set[str]) -> str:
-    for old, new in LEGACY_ENDINGS.items():
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    if not prefix or name.startswith(f"{prefix}."):
-        return name
-    base_model = not any(e.startswith(f"{prefix}.") for e in expected)
-    if (base_model and name in expected) or f"{prefix}.{name}" in expected:
-        return f"{prefix}.{name}"
-    return name
-
-
-def _canonicalise(
-    stored: Mapping[str, StoredTensor], prefix: str, expected: Set[str], source: str
-) -> tuple[dict[str, StoredTensor], list[str]]:
-    tensors: dict[str, StoredTensor] = {}
-    legacy = sum(name.endswith(tuple(LEGACY_ENDINGS)) for name in stored)
-    for name, where in stored.items():
-        canonical = _canonical_name(name, prefix, expected)
-        if canonical in tensors:
-            raise CheckpointError(
-                f"{source}: {tensors[canonical].stored_name} and {name} are both stored and mean the same tensor {canonical}."
-            )
-        tensors[canonical] = where
-    notes = [f"{source}: {legacy} tensors with the old names gamma and beta read as weight and bias"] if legacy else []
-    return tensors, notes
-
-
 def _check_shapes(opened: Checkpoint) -> None:
     """Stop when config.json describes another model than the weights are."""
     expected = opened.structure.shapes
@@ -274,13 +242,35 @@ def _drop_copies(opened: Checkpoint) -> tuple[dict[str, StoredTensor], list[str]
             )
         del kept[target]
         notes.append(f"{opened.source}: {target} is a copy of {source} (tied); kept once")
-    for name in [n for n in kept if n.endswith(".position_ids")]:
-        ids = opened.array(name).reshape(-1).tolist()
-        if ids != list(range(len(ids))):
-            raise CheckpointError(f"{opened.source}: {name} is not 0, 1, 2, ...: positions of its own cannot be kept.")
-        del kept[name]
-        notes.append(f"{opened.source}: {name} (0, 1, 2, ...) is no longer stored by transformers; left out")
-    return kept, notes
+    return _drop_buffers(opened, kept, notes)
+
+
+def _drop_buffers(
+    opened: Checkpoint, tensors: Mapping[str, StoredTensor], notes: list[str]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Drop what follows from the config, after checking that it really does."""
+    dropped: dict[str, list[str]] = {}
+    for name in (n for n in tensors if opened.written_name(n) not in opened.structure.shapes):
+        buffer = buffer_of(name, len(tensors[name].shape))
+        if buffer is None:
+            continue
+        if not buffer.holds(_numbers(opened, name), opened.structure):
+            raise CheckpointError(
+                f"{opened.source}: {name} is not {buffer.says}: {buffer.own} of its own cannot be kept."
+            )
+        dropped.setdefault(buffer.says, []).append(name)
+    said = [
+        f"{opened.source}: {first}{f' and {len(more)} more' if more else ''} ({says}) "
+        "is no longer stored by transformers; left out"
+        for says, (first, *more) in dropped.items()
+    ]
+    gone = {name for names in dropped.values() for name in names}
+    return {name: stored for name, stored in tensors.items() if name not in gone}, [*notes, *said]
+
+
+def _numbers(opened: Checkpoint, name: str) -> NDArray[Any]:
+    numbers = opened.array(name)
+    return numbers if numbers.dtype.kind != "V" else opened.tensor(name).float().numpy()
 
 
 def _equal(opened: Checkpoint, one: str, other: str) -> bool:
@@ -293,27 +283,3 @@ def _equal(opened: Checkpoint, one: str, other: str) -> bool:
     import torch  # the same numbers in other bytes: of another dtype, or zeros of another sign
 
     return torch.equal(opened.tensor(one), opened.tensor(other))
-
-
-def _list_files(folder: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (files that go along, files left behind): no weights, no training state, nothing hidden."""
-    side: list[str] = []
-    left: list[str] = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        name = relative.as_posix()
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if not path.is_file() or hidden or name in ("config.json", "README.md") or name in weights:
-            continue
-        if name.endswith(".index.json") and name.removesuffix(".index.json") not in weights:
-            continue  # of the shards that are read: it is made anew
-        training = _matches(path.name, TRAINING_FILES) or any(
-            _matches(p, TRAINING_FOLDERS) for p in relative.parts[:-1]
-        )
-        unwanted = path.name.endswith(WEIGHT_ENDINGS) or training
-        (left if unwanted else side).append(name)
-    return tuple(side), tuple(left)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merge.alignment.calibration import PAIR_COLUMNS, TEXT_COLUMNS, UNLABELLED
-from merge.bases import calibrate
+from merge.material import calibrate
 from merge.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError, MismatchError, nearest
 from merge.heads import class_names

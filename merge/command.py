@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.alignment import ALIGNERS
+from merge.align_options import FLAGS, align_entry, align_options
 from merge.errors import OutputError, RecipeError, UsageError
 from merge.methods import METHODS
 from merge.statistics_command import statistics_command
 from merge.terminal import common_options, progress, set_verbosity, start
 
 if TYPE_CHECKING:
-    from merge.bases import Aligned
+    from merge.aligned import Aligned
     from merge.recipe import Recipe
     from merge.report import Report
 
@@ -50,20 +50,16 @@ More commands:
     "--heads", metavar="RULE", help="Task heads: average, reference, drop or keep-all.  [default: labels must be equal]"
 )
 @click.option("--weights", metavar="W,W,...", help="One weight per model, as --set weights=... would.")
-@click.option(
-    "--align", metavar="BY", help=f"Align to the first model by: {', '.join(ALIGNERS)}, none.  [default: none]"
-)
-@click.option("--text", help="Calibration text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id.")
-@click.option("--text-column", metavar="COL[,COL]", help="Column of --text to read; two for text pairs.")
-@click.option(
-    "--axes", metavar="KIND,...", help="Kinds of axes that move: residual, heads, ffn, pooler.  [default: chosen]"
-)
-@click.option("--samples", type=int, help="Calibration texts drawn from --text.  [default: 512]")
+@align_options
 @click.option(
     "--statistics-text", metavar="TEXT", help="Text that fisher, regmean or cocktail read.  [default: our own]"
 )
 @click.option("--statistics-column", metavar="COL[,COL]", help="Column of --statistics-text to read; two for pairs.")
-@click.option("--label-column", metavar="COL", help="Column of class names in --statistics-text, for cocktail.")
+@click.option(
+    "--label-column",
+    metavar="COL",
+    help="Column of class names, for cocktail (in --statistics-text) and learned alignment (in --text).",
+)
 @click.option("--statistics-samples", type=int, help="Texts drawn from --statistics-text.  [default: 512]")
 @click.option(
     "--tokenizer", metavar="SOURCE", help="Whose vocabulary: reference, base, union or a model.  [default: all agree]"
@@ -192,9 +188,8 @@ def verify_command(folder: Path, as_json: bool) -> None:
 
 # fmt: off
 RECIPE_FLAGS = (
-    "base", "base_lacks", "heads", "method", "settings", "weights", "align", "text", "text_column", "axes", "samples",
-    "statistics_text", "statistics_column", "label_column", "statistics_samples", "tokenizer", "seed", "dtype",
-    "out_dtype", "revision",
+    "base", "base_lacks", "heads", "method", "settings", "weights", *FLAGS, "statistics_text",
+    "statistics_column", "label_column", "statistics_samples", "tokenizer", "seed", "dtype", "out_dtype", "revision",
 )
 # fmt: on
 COMMANDS = {
@@ -242,18 +237,14 @@ def _recipe(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
     twice = {key for key, _ in settings if [k for k, _ in settings].count(key) > 1}
     if twice:
         raise UsageError(f"setting {', '.join(sorted(twice))} is given twice. Give it once.")
-    align = {
-        "by": options["align"],
-        "text": options["text"],
-        "text_column": None if options["text_column"] is None else _listed(options["text_column"], "--text-column"),
-        "axes": None if options["axes"] is None else _listed(options["axes"], "--axes"),
-        "samples": options["samples"],
-    }
+    align, label_column = align_entry(options), options["label_column"]
+    if align.get("by") == "learned" and label_column is not None:
+        align, label_column = {**align, "label_column": label_column}, None
     column = options["statistics_column"]
     statistics = {
         "text": options["statistics_text"],
         "text_column": None if column is None else _listed(column, "--statistics-column"),
-        "label_column": options["label_column"],
+        "label_column": label_column,
         "samples": options["statistics_samples"],
     }
     record = {
@@ -263,9 +254,12 @@ def _recipe(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
         "base": options["base"],
         "base_lacks": options["base_lacks"],
         "heads": options["heads"],
-        "method": options["method"],
+        # One model that is moved, and nothing else, is not merged.
+        "method": "passthrough"
+        if options["method"] is None and len(models) == 1 and "apply" in align
+        else options["method"],
         "settings": dict(settings),
-        "align": {k: v for k, v in align.items() if v is not None},
+        "align": align,
         "statistics": {k: v for k, v in statistics.items() if v is not None} or None,
         "tokenizer": options["tokenizer"],
         "dtype": options["dtype"],
@@ -338,7 +332,7 @@ def report_text(report: Report, dry_run: bool) -> str:
     """Return what a run did, for the terminal."""
     lines = []
     for aligned in report.bases.aligned:
-        lines += _aligned_text(aligned, report.checkpoints[0].source)
+        lines += _aligned_text(aligned)
     if report.bases.calibration:
         lines.append(f"calibration text: {report.bases.calibration}")
     done = (
@@ -353,9 +347,10 @@ def report_text(report: Report, dry_run: bool) -> str:
     return "\n".join(lines)
 
 
-def _aligned_text(aligned: Aligned, reference: str) -> list[str]:
+def _aligned_text(aligned: Aligned) -> list[str]:
     choice, kept = aligned.choice, aligned.choice.kept
-    lines = [f"aligned {aligned.source} to {reference} by {aligned.by}"]
+    to = "" if aligned.reference == aligned.source else f" to {aligned.reference}"
+    lines = [f"aligned {aligned.source}{to} by {aligned.by}"]
     if choice.score:
         width = max(len(c.name) for c in choice.candidates)
         lines.append(f"  {'axes that move':<{width}}  {choice.score}")
@@ -375,6 +370,6 @@ def _aligned_text(aligned: Aligned, reference: str) -> list[str]:
         f"  proof: {aligned.source} aligned equals itself to {proof.error:.1e} standard deviations of its "
         f"{', '.join(proof.outputs)} (bound {proof.bound:g}, float64, {proof.texts} texts)"
     )
-    if all(m == 0 for m, _ in aligned.moved.values()):
+    if aligned.transform.is_identity:
         lines.append("  nothing had to move: the models already share a basis, as fine-tunes of one start do")
     return lines

@@ -27,6 +27,7 @@ from merge.plan import (
 )
 from merge.progress import Progress, silent
 from merge.reload import reload_check
+from merge.sentence_transformers import check_edited, is_module_tensor, with_modules, without_modules
 from merge.weight_writer import write_weights
 from merge.writer import check_output, copy_side_files, staged, write_json
 
@@ -44,7 +45,7 @@ class EditReport:
     """What an edit did, or in a dry run would do.
 
     Attributes:
-        checkpoint: the input.
+        checkpoint: the input, with the tensors of its sentence-transformers modules.
         plan: which layers the output has.
         config: config.json of the output.
         tensors: where its tensors come from, and which input tensors are in none.
@@ -118,6 +119,8 @@ def edit_layers(
 ) -> EditReport:
     """Write a checkpoint with the layers of a plan, checked by loading it; with `dry_run` only say what it would hold.
 
+    The modules of a sentence-transformers folder go along as they are, weights and all.
+
     Raises:
         MergeError: a child of it for every fault of plan, input or output; nothing is left half written.
     """
@@ -126,8 +129,10 @@ def edit_layers(
     if merged:
         raise UsageError(f"layer {merged[0]} of the plan is a merge of several; an edit only copies. Use merge-models.")
     check_output(output, force, [checkpoint.folder])
+    checkpoint = with_modules(checkpoint)
+    check_edited(checkpoint)
     config = planned_config(checkpoint.config, plan)
-    tensors = planned_tensors(checkpoint.config, checkpoint.shapes, plan)
+    tensors = _planned(checkpoint, plan)
     notes = (*checkpoint.notes, *plan_notes(checkpoint.config, plan), *(contribution.notes if contribution else ()))
     stale = [name for name in checkpoint.side_files if name in OF_THE_INPUT]
     if left := [*checkpoint.left_behind, *stale]:
@@ -140,24 +145,17 @@ def edit_layers(
     return replace(report, seconds=time.monotonic() - begun)
 
 
+def _planned(checkpoint: Checkpoint, plan: LayerPlan) -> PlannedTensors:
+    """Return where the tensors of the output come from: the model's by the plan, those of modules from themselves."""
+    planned = planned_tensors(checkpoint.config, without_modules(checkpoint).shapes, plan)
+    modules = {name: ((0, name),) for name in checkpoint.tensors if is_module_tensor(name)}
+    return replace(planned, sources={**planned.sources, **modules})
+
+
 def _write(folder: Path, report: EditReport, progress: Progress) -> EditReport:
     """Write everything the edited checkpoint is made of, and check that it loads."""
-    from safetensors.torch import _TYPES
-
     checkpoint = report.checkpoint
-    source = {checkpoint.written_name(name): one for name, ((_, one),) in report.tensors.sources.items()}
-    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        written: (_TYPES[checkpoint.tensors[name].dtype], checkpoint.tensors[name].shape)
-        for written, name in source.items()
-    }
-    ticks = iter(progress(list(layout), "copying tensors"))
-
-    def tensor_of(written: str) -> Tensor:
-        next(ticks)
-        return checkpoint.tensor(source[written])
-
-    total = write_weights(folder, layout, tensor_of)
-    next(ticks, None)
+    total = _copy_tensors(folder, report, progress)
     write_json(folder / "config.json", report.config)
     kept = tuple(name for name in checkpoint.side_files if name not in OF_THE_INPUT)
     copy_side_files(checkpoint.folder, kept, folder)
@@ -166,6 +164,31 @@ def _write(folder: Path, report: EditReport, progress: Progress) -> EditReport:
     (folder / "README.md").write_text(card(report), encoding="utf-8")
     write_json(folder / MANIFEST, manifest(report, folder))
     return report
+
+
+def _copy_tensors(folder: Path, report: EditReport, progress: Progress) -> int:
+    """Write every tensor, the model's into the folder and each module's into its own; return the bytes of all."""
+    from safetensors.torch import _TYPES
+
+    checkpoint, places = report.checkpoint, dict[str, dict[str, str]]()
+    for name, ((_, source),) in report.tensors.sources.items():
+        place, _, own = name.rpartition("/") if is_module_tensor(name) else ("", "", checkpoint.written_name(name))
+        places.setdefault(place, {})[own] = source
+    ticks, total = iter(progress(list(report.tensors.sources), "copying tensors")), 0
+    for place, sources in places.items():
+        layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            written: (_TYPES[checkpoint.tensors[name].dtype], checkpoint.tensors[name].shape)
+            for written, name in sources.items()
+        }
+
+        def tensor_of(written: str, sources: Mapping[str, str] = sources) -> Tensor:
+            next(ticks)
+            return checkpoint.tensor(sources[written])
+
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        total += write_weights(folder / place, layout, tensor_of)
+    next(ticks, None)
+    return total
 
 
 def edit_facts(report: EditReport) -> dict[str, Any]:
@@ -178,7 +201,7 @@ def edit_facts(report: EditReport) -> dict[str, Any]:
             {
                 "source": checkpoint.source,
                 "commit": checkpoint.commit,
-                "content_hash": checkpoint.content_hash,
+                "content_hash": without_modules(checkpoint).content_hash,
                 "files": checkpoint.weight_hashes,
             }
         ],
@@ -221,7 +244,7 @@ def card(report: EditReport) -> str:
         f"{len(report.plan.layers)} layers of the {report.total} of {checkpoint.source}, in this order and counted from "
         f"0: {kept}. Made with `edit-layers` of merge-models; nothing was trained, tensors are copied byte for byte.",
         f"Input: {checkpoint.source}, commit {checkpoint.commit or 'none (local)'}, SHA-256 of its content "
-        f"`{checkpoint.content_hash[:16]}`. Files, versions and hashes: `{MANIFEST}`.",
+        f"`{without_modules(checkpoint).content_hash[:16]}`. Files, versions and hashes: `{MANIFEST}`.",
     ]
     if report.notes:
         lines.append("\n".join(["## Notes", "", *(f"- {note}" for note in report.notes)]))

@@ -57,7 +57,7 @@ def edit_command() -> None:
     """Drop, reorder or repeat layers of one transformer model.
 
     Layers are counted from 0 and copied byte for byte; config.json is rewritten to say what the new model is. The
-    result is a standard checkpoint that from_pretrained loads.
+    result is a standard checkpoint that from_pretrained loads; a sentence-transformers folder keeps its modules.
     """
 
 

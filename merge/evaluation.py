@@ -81,5 +81,5 @@ def _command(entry: EvaluationEntry, seed: int, report: Path, models: Sequence[s
     if entry.labels is not None:
         options += ["--labels", ",".join(entry.labels)]
     root = str(Path(__file__).resolve().parents[1])
-    words = ["hans", *options, "--"] if entry.task == "hans" else ["glue", *options, "--", entry.task]
+    words = ["hans", *options, "--"] if entry.task == "hans" else ["score", *options, "--", entry.task]
     return [sys.executable, "-P", "-c", START, root, *words, *models]

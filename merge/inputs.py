@@ -39,11 +39,28 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Texts as a tokenizer reads them, in their own order and without padding.
+
+    Attributes:
+        fields: input name (`input_ids`, `token_type_ids`, ...) -> its values for all texts, one text after another.
+        lengths: tokens of each text.
+        pad: the token that fills shorter texts up.
+        cut: how many texts are longer than the model takes, so that only their start is here.
+    """
+
+    fields: Mapping[str, Tensor]
+    lengths: tuple[int, ...]
+    pad: int
+    cut: int
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Texts as a model takes them.
 
     Attributes:
-        batches: input tensors; texts of similar length together, at most BATCH_TOKENS tokens a batch.
+        batches: input tensors; texts of similar length together, a bounded number of tokens a batch.
         rows: for each batch, the indices of its texts.
         cut: how many texts are longer than the model takes, so that only their start is read.
     """
@@ -55,33 +72,57 @@ class Encoded:
 
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Encoded:
     """Tokenise texts or pairs once, sort them by length and batch them; pairs get their own token types."""
+    return batch_tokens(read_tokens(tokenizer, texts, longest), BATCH_TOKENS)
+
+
+def read_tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Tokens:
+    """Return the tokens of texts or pairs; of one that is longer than `longest`, what the tokenizer's truncation leaves."""
     first = [text[0] for text in texts]
     second = [text[1] for text in texts] if len(texts[0]) == 2 else None
-    full = tokenizer(first, second, verbose=False)
-    cut = sum(len(ids) > longest for ids in full["input_ids"])
-    if cut:
-        full = tokenizer(first, second, truncation=True, max_length=longest)
-    lengths = [len(ids) for ids in full["input_ids"]]
+    full = dict(tokenizer(first, second, verbose=False))
+    long = [k for k, ids in enumerate(full["input_ids"]) if len(ids) > longest]
+    if long:
+        pairs = None if second is None else [second[k] for k in long]
+        short = tokenizer([first[k] for k in long], pairs, truncation=True, max_length=longest)
+        for name, values in short.items():
+            for k, kept in zip(long, values, strict=True):
+                full[name][k] = kept
+    return Tokens(
+        fields={name: torch.tensor([v for text in values for v in text]) for name, values in full.items()},
+        lengths=tuple(len(ids) for ids in full["input_ids"]),
+        pad=tokenizer.pad_token_id or 0,
+        cut=len(long),
+    )
+
+
+def batch_tokens(tokens: Tokens, budget: int, even: float = 1.0) -> Encoded:
+    """Sort texts by length and batch them: at most `budget` tokens a batch, padding included, or a single text.
+
+    Args:
+        even: a batch that is full to this share of the budget ends where the next text is longer, and so needs less padding.
+    """
+    lengths = tokens.lengths
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    texts = {name: values.split(lengths) for name, values in tokens.fields.items()}
     batches, rows, start = [], [], 0
     while start < len(order):
         end = start + 1
-        while end < len(order) and lengths[order[end]] * (end - start + 1) <= BATCH_TOKENS:
+        while end < len(order) and lengths[order[end]] * (end - start + 1) <= budget:
+            width = lengths[order[end - 1]]
+            if lengths[order[end]] > width and width * (end - start) >= even * budget:
+                break
             end += 1
         chosen = tuple(order[start:end])
-        batches.append(_padded(full, chosen, lengths[chosen[-1]], tokenizer.pad_token_id or 0))
+        batches.append({name: _padded(name, [all_[i] for i in chosen], tokens.pad) for name, all_ in texts.items()})
         rows.append(chosen)
         start = end
-    return Encoded(tuple(batches), tuple(rows), cut)
+    return Encoded(tuple(batches), tuple(rows), tokens.cut)
 
 
-def _padded(full: Mapping[str, Any], rows: Sequence[int], width: int, pad: int) -> Batch:
-    """Return the chosen rows as tensors, padded on the right: ids with the pad token, masks and token types with 0."""
-    filled = {"input_ids": pad}
-    return {
-        name: torch.tensor([values[i] + [filled.get(name, 0)] * (width - len(values[i])) for i in rows])
-        for name, values in full.items()
-    }
+def _padded(name: str, texts: list[Tensor], pad: int) -> Tensor:
+    """Return one input of a batch, padded on the right: ids with the pad token, masks and token types with 0."""
+    filling = pad if name == "input_ids" else 0
+    return torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=filling)
 
 
 def tokenise(

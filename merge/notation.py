@@ -3,13 +3,15 @@
 -                      an axis that may not move (vocabulary, positions)
 residual               an axis that may be permuted; every axis of this name moves alike
 (heads0 qk0)           a split axis: blocks `heads0`, each with an inner order `qk0` of its own
-(heads0 -)             blocks that move, with an order inside that may not (rotary queries and keys)
+(heads0 -)             blocks that move, with an order inside that may not
+(heads0 -turn0)        the same, but signs, scales and rotations act inside under the name turn0 (rotary queries and keys)
 (heads0 queries0 v0)   three levels (grouped queries): key/value heads, the query heads of each, and an order inside
                        that depends on the key/value head alone; `(heads0 queries0 -)` where it may not move
 [a | b | c]            equal parts laid end to end, each an item of its own (fused queries, keys and values)
 (heads0 [qk0 | v0])    the parts of every block
 {heads0 qk0}           two axes of the tensor: the outer and the inner of a split axis (weights with an axis for heads)
 residual'              the axis takes the inverse transpose (role `in`); for permutations the two coincide
+residual=              the axis is permuted, but takes no sign, scale or rotation (role `=`): gains of a norm, gates
 
 encoder.layer.0.attention.self.query.weight   (heads0 qk0) residual'
 encoder.layer.0.intermediate.dense.weight     ffn0 residual'
@@ -28,7 +30,8 @@ from math import prod
 
 from merge.errors import SpecError
 
-_TOKEN = re.compile(r"[A-Za-z_][A-Za-z_0-9]*'?|-|[)\]}]'?|[(\[{|]")
+_TOKEN = re.compile(r"-?[A-Za-z_][A-Za-z_0-9]*['=]?|-|[)\]}]['=]?|[(\[{|]")
+_ROLES = {"'": "in", "=": "="}
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -40,16 +43,29 @@ class View:
         names: one for each level, outermost first; the last is `-` where that order may not move.
         shape: units at each level.
         strides, offset: in places of the axis.
+        turn: the name under which maps act on the last level where its order may not move; else empty.
+        role: of the last level: `out`, `in` or `=`.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int = 0
+    turn: str = ""
+    role: str = "out"
 
     @property
     def moving(self) -> tuple[str, ...]:
         return tuple(name for name in self.names if name != "-")
+
+    @property
+    def acting(self) -> str:
+        """The name under which maps act on the last level; empty where nothing does."""
+        return self.turn if self.names[-1] == "-" else self.names[-1]
+
+    def map_shape(self) -> tuple[int, ...]:
+        """Return the shape of a diagonal map on the last level: (n,), or (blocks, n) inside the blocks of the outermost."""
+        return self.shape if len(self.shape) == 1 else (self.shape[0], self.shape[-1])
 
     def index_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return axis -> shape of its index array: (n,) for the outermost, (blocks, n) for what is inside its blocks."""
@@ -72,15 +88,17 @@ class TensorAxis:
 
     Attributes:
         names: `-` is the last one where blocks move and the order inside them does not.
-        roles: `out` or `in` for each name.
+        roles: `out`, `in` or `=` for each name.
         parts: what lies end to end: in every block of the names, or along the axis where there are none.
         span: how many axes of the tensor it stands for.
+        turn: the name under which maps act on what may not be permuted (`-turn0`); its role is the last one.
     """
 
     names: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     parts: tuple[TensorAxis, ...] = ()
     span: int = 1
+    turn: str = ""
 
     @property
     def fixed(self) -> bool:
@@ -94,8 +112,8 @@ class TensorAxis:
         """Return (outer, inner) for every name inside the blocks of another."""
         if not self.names:
             return [pair for part in self.parts for pair in part.nested()]
-        inside = (*self.names[1:], *(name for part in self.parts for name in part.names))
-        return [(self.names[0], name) for name in inside if name != "-"]
+        inside = (*self.names[1:], self.turn, *(name for part in self.parts for name in (*part.names, part.turn)))
+        return [(self.names[0], name) for name in inside if name not in ("-", "")]
 
     def views(self, sizes: tuple[int, ...], counts: Mapping[str, int]) -> tuple[View, ...]:
         """Return the runs of units along the axis; together they hold every place once.
@@ -123,7 +141,8 @@ def _lay(axis: TensorAxis, into: View, size: int, counts: Mapping[str, int]) -> 
         names, shape, strides = (*names, outer), (*shape, counts[outer]), (*strides, size)
     if not axis.parts:
         last = axis.names[-1] if axis.names else "-"
-        yield View((*names, last), (*shape, size), (*strides, 1), into.offset)
+        role = axis.roles[-1] if axis.roles else "out"
+        yield View((*names, last), (*shape, size), (*strides, 1), into.offset, axis.turn, role)
         return
     if size % len(axis.parts):
         raise SpecError(f"axis of size {size} does not split into {len(axis.parts)} equal parts.")
@@ -182,15 +201,18 @@ class _Reader:
         if self.word == "-":
             self._next()
             return TensorAxis()
-        if not self.word[:1].isidentifier():
+        if not self.word.removeprefix("-")[:1].isidentifier():
             self._fail("-, name, (outer inner), (outer middle inner), [part | part] or {outer inner}")
-        return TensorAxis((self.word.rstrip("'"),), ("in" if self._next().endswith("'") else "out",))
+        word = self._next()
+        name, roles = word.strip("-'="), (_ROLES.get(word[-1], "out"),)
+        return TensorAxis(roles=roles, turn=name) if word.startswith("-") else TensorAxis((name,), roles)
 
     def _split(self) -> TensorAxis:
         opening = self._next()
         closing, most = _CLOSING[opening], 3 if opening == "(" else 2
         names: list[str] = []
         roles: list[str] = []
+        turn = ""
         parts: tuple[TensorAxis, ...] = ()
         while self.word[:1] != closing:
             if parts or names[-1:] == ["-"] or len(names) == most or self.word == "":
@@ -203,11 +225,12 @@ class _Reader:
                 self._fail("the name of the blocks before -")
             names += read.names or ("-",)
             roles += read.roles or ("out",)
+            turn = read.turn
         if len(names) < 2 and not parts:
             self._fail("the name of the order inside, or -")
-        if self._next().endswith("'"):
-            roles = ["in"] * len(roles)
-        return TensorAxis(tuple(names), tuple(roles), parts, 1 if opening == "(" else 2)
+        if mark := self._next()[1:]:
+            roles = [_ROLES[mark]] * len(roles)
+        return TensorAxis(tuple(names), tuple(roles), parts, 1 if opening == "(" else 2, turn)
 
     def _parts(self, nested: bool) -> tuple[TensorAxis, ...]:
         """Read [part | part]; inside a split axis a part is - or a name, elsewhere it may be a split axis too."""

@@ -33,7 +33,7 @@ class Permutation:
 
     Attributes:
         indices: axis -> int64 array, shape (n,), or (blocks, n) for an inner axis.
-        outer: inner axis -> its outer axis.
+        outer: inner axis -> its outer axis; also of orders that may not move but have a name (`-turn0`).
     """
 
     indices: Mapping[str, Int[Tensor, ...]]
@@ -56,7 +56,7 @@ def identity(spec: PermutationSpec, shapes: Shapes) -> Permutation:
     """Return the permutation that moves nothing; `shapes` are the tensors' shapes by canonical name."""
     sizes = spec.fit(shapes)
     indices = {axis: torch.arange(size[-1]).expand(size).clone() for axis, size in sizes.items()}
-    return Permutation(indices, {i: o for i, o in spec.outer.items() if i in sizes})
+    return Permutation(indices, {i: o for i, o in spec.outer.items() if o in sizes})
 
 
 def random(spec: PermutationSpec, shapes: Shapes, generator: torch.Generator) -> Permutation:

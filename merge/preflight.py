@@ -81,9 +81,9 @@ def _compare(
     missing = sorted(set(a.tensors) - set(b.tensors))
     extra = sorted(set(b.tensors) - set(a.tensors))
     if missing and not sliced:  # a plan of layers says itself what it takes from whom
-        faults.append(f"{b.source} lacks {_some(missing)} that {a.source} has.")
+        faults.append(f"{b.source} lacks {_some(missing)} that {a.source} has.{_pooler_advice(a, missing)}")
     if extra and not sliced:
-        faults.append(f"{b.source} has {_some(extra)} that {a.source} lacks.")
+        faults.append(f"{b.source} has {_some(extra)} that {a.source} lacks.{_pooler_advice(a, extra)}")
     faults += _shape_faults(a, b, own_vocabulary)
     mixed = [n for n in a.tensors if n in b.tensors and a.tensors[n].dtype != b.tensors[n].dtype]
     if mixed and dtype is None:
@@ -93,6 +93,12 @@ def _compare(
             f"{b.tensors[n].dtype} in {b.source}. Say what to write: --out-dtype float32."
         )
     return faults + ([] if own_vocabulary else _vocabulary_faults(a, b))
+
+
+def _pooler_advice(a: Checkpoint, names: Sequence[str]) -> str:
+    """Say what to do where a base model was saved without its pooler, as models of sentences often are."""
+    alone = not a.writes_prefix and all(".pooler." in name for name in names)
+    return " To merge all else: --heads drop takes the pooler of the first model that has one." if alone else ""
 
 
 def _compare_base(a: Checkpoint, base: Checkpoint, own_vocabulary: bool, whole: bool = True) -> list[str]:
@@ -279,7 +285,7 @@ def find_vocabulary(
     plan = plan_vocabulary([read_tokenizer(c.folder) for c in everyone], [c.source for c in everyone], sizes, wanted)
     _check_copied_rows(plan_heads(recipe.heads, models, base), plan)
     moved = any(rows.tolist() != list(range(size)) for rows, size in zip(plan.rows, sizes, strict=True))
-    if moved and recipe.align.by != "none":
+    if moved and recipe.align.moves:
         raise MismatchError(
             "models of different vocabularies cannot be aligned: they read different tokens in the same text. "
             "Merge them with --align none, or bring them into one vocabulary first."

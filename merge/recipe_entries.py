@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from merge.alignment import ALIGNERS
+from merge.alignment import ALIGNERS, MANY
 from merge.errors import UsageError, nearest
 from merge.gradient import is_gradient
 from merge.methods import METHODS
@@ -150,7 +150,7 @@ class EvaluationEntry(Record):
     """An evaluation of the merged model by evaluate-models, whose scores go into its card.
 
     Attributes:
-        task: a GLUE task, or hans.
+        task: a task that evaluate-models lists, or a task file (.yaml).
         data: a local file or folder instead of the Hub.
         limit: rows read.
         labels: class names in the order of the logits, for models that do not name them.
@@ -175,21 +175,42 @@ def known_method(method: str) -> str:
 
 
 class AlignEntry(Record):
-    """How models are aligned to the first one before they are merged.
+    """How models are aligned to the reference before they are merged.
 
     Attributes:
-        by: activations, weights or none.
+        by: auto, a matcher (weights, activations, ...) or none.
         text: calibration text, a file or Hub dataset id; the package's own text when None.
         text_column: one column (text) or two (a pair).
+        label_column: the column of class names, for `learned`; without it masked words are predicted.
         axes: kinds of axes that move; chosen without labels when None.
         samples: texts drawn at random from the whole file.
+        residual: what becomes of the stream between the layers: permutation, rotation (pre-LN models; the gains of their
+            norms are folded into what reads them) or identity.
+        basis: what moves inside heads: permutation, or orthogonal for rotations.
+        canonical: undo or keep the canonical weights that are matched.
+        restarts: further runs of weight matching from random beginnings.
+        steps: of `learned` and `annealing`.
+        both: let `learned` move the reference too.
+        reference: the model that the others are aligned to; the first when None.
+        apply: a transform.safetensors of an earlier run, instead of matching.
+        repair: set each unit's mean and spread in the merge to those of the models'.
     """
 
     by: str = "none"
     text: str | None = None
     text_column: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=2)
+    label_column: str | None = Field(default=None, min_length=1)
     axes: tuple[str, ...] | None = Field(default=None, min_length=1)
     samples: int = Field(default=512, gt=0, strict=True)
+    residual: Literal["permutation", "rotation", "identity"] | None = None
+    basis: Literal["permutation", "orthogonal"] | None = None
+    canonical: Literal["undo", "keep"] = "undo"
+    restarts: int = Field(default=0, ge=0, strict=True)
+    steps: int = Field(default=200, gt=0, strict=True)
+    both: bool = False
+    reference: str | None = Field(default=None, min_length=1)
+    apply: str | None = Field(default=None, min_length=1)
+    repair: bool = False
 
     @field_validator("text_column", "axes", mode="before")
     @classmethod
@@ -199,14 +220,24 @@ class AlignEntry(Record):
     @field_validator("by")
     @classmethod
     def _known_aligner(cls, by: str) -> str:
-        if by not in ("none", *ALIGNERS):
-            raise ValueError(f"unknown alignment {by!r}.{nearest(by, ['none', *ALIGNERS])}")
+        if by not in ("none", "auto", *ALIGNERS, *MANY):
+            raise ValueError(f"unknown alignment {by!r}.{nearest(by, ['none', 'auto', *ALIGNERS, *MANY])}")
         return by
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything is aligned at all."""
+        return self.by != "none" or self.apply is not None
 
     @model_validator(mode="after")
     def _only_with_alignment(self) -> AlignEntry:
-        given = sorted(name for name in self.model_fields_set - {"by"} if getattr(self, name) is not None)
-        if self.by == "none" and given:
-            verb = "belongs" if len(given) == 1 else "belong"
+        given = sorted(name for name in self.model_fields_set - {"by"} if getattr(self, name) not in (None, False))
+        verb = "belongs" if len(given) == 1 else "belong"
+        if self.apply is not None:
+            if self.by != "none" or set(given) - {"apply", "reference", "repair", "text", "text_column", "samples"}:
+                raise ValueError("apply repeats an alignment as it was found. Leave out by, and what belongs to it.")
+        elif self.by == "none" and given:
             raise ValueError(f"{', '.join(given)} {verb} to an alignment. Add by: activations or by: weights.")
+        if self.axes is not None and self.residual is not None:
+            raise ValueError("axes names the kinds that move, residual among them or not. Leave out one of the two.")
         return self

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge.cache import read_cached, write_cached
 from merge.errors import CheckpointError, OutputError
-from merge.model import first_line, loading_faults, model_class, quiet
+from merge.model import first_line, loading_faults, model_class, one_line, quiet
 from merge.structure import transformers_build
 from merge.weight_files import read_headers
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 2
+ANY_SIZE = 64  # of images, for convolutions, which take them of any
+# CANINE hashes its characters; FSMT reads and writes different languages.
+VOCABULARIES = ("vocab_size", "src_vocab_size", "num_hash_buckets")
+TEXT_FACTS = ("model_type", "type_vocab_size", "max_position_embeddings", "n_positions", "pad_token_id")
 
 
 def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path, always: bool = True) -> tuple[str, ...]:
@@ -22,7 +30,7 @@ def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path, alway
 
     What loading says follows from the config, the names, shapes and dtypes of the tensors, and transformers: where this
     very combination was loaded before, it is known, and is loaded again only if `always`. Faults the reference itself
-    has when it is loaded (a head its class does not know) are notes, not errors.
+    has when it is loaded (a head its class does not know) or run (inputs that cannot be made up) are notes, not errors.
 
     Raises:
         OutputError: a key is missing, unexpected or of another shape, or an output is not finite.
@@ -46,8 +54,6 @@ def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path, alway
 def _load_and_run(folder: Path, config: Mapping[str, Any], tolerated: Path) -> tuple[str, ...]:
     import torch
 
-    from merge.inputs import random_inputs
-
     model, faults = _load(folder, config)
     if faults:
         known = _load(tolerated, config)[1]
@@ -55,17 +61,89 @@ def _load_and_run(folder: Path, config: Mapping[str, Any], tolerated: Path) -> t
         if fresh:
             raise OutputError(f"the merged checkpoint does not reload: {'; '.join(fresh)}. Nothing was written.")
     notes = tuple(f"reloading says, of the reference too: {fault}" for fault in faults)
-    if model.config.is_encoder_decoder or model.main_input_name != "input_ids" or "vocab_size" not in config:
-        return (*notes, f"{type(model).__name__} was loaded but not run: only models of one text input are")
-    model = model.float().eval()
-    with torch.inference_mode():
-        for batch in random_inputs(config)[:1]:
-            for name, value in model(**batch).items():
-                if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
-                    raise OutputError(
-                        f"the merged model's {name} holds NaN or infinity on random tokens. Nothing was written."
-                    )
+    name, batch = type(model).__name__, trial_batch(model)
+    if model.main_input_name not in batch:
+        return (*notes, f"{name} was loaded but not run: it reads {model.main_input_name}, which cannot be made up")
+    outputs, failure = _run(model, batch)
+    if failure and not _run(_load(tolerated, config)[0], batch)[1]:
+        raise OutputError(f"the merged {name} does not run on random inputs: {failure}. Nothing was written.")
+    if failure:
+        return (*notes, f"{name} was loaded but not run: on random inputs it, and the reference too, says: {failure}")
+    for output, value in outputs.items():
+        if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+            raise OutputError(
+                f"the merged model's {output} holds NaN or infinity on random inputs. Nothing was written."
+            )
     return notes
+
+
+def _run(model: Any, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], str]:
+    """Return what a model says in float32, or why it says nothing."""
+    import torch
+
+    model.config.return_dict = True
+    try:
+        with torch.inference_mode(), quiet():
+            return model.float().eval()(**batch), ""
+    # Model code refuses its inputs in its own words.
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError) as error:
+        return {}, f"{type(error).__name__}: {one_line(error)}"
+
+
+def trial_batch(model: Any) -> dict[str, Tensor]:
+    """Return two random inputs of everything a model reads: tokens, one text padded, images, a decoder's tokens.
+
+    Only what its forward method takes and its config tells the size of; so a model of sound has none.
+    """
+    from merge.inputs import random_inputs
+
+    takes = inspect.signature(model.forward).parameters
+    whole = model.config.to_dict()
+    text, vision, decoder = (
+        {**whole, **next((whole[key] for key in keys if isinstance(whole.get(key), dict)), {})}
+        for keys in (("text_config", "encoder"), ("vision_config", "image_config", "encoder"), ("decoder",))
+    )
+    found: dict[str, Tensor] = {}
+    if "input_ids" in takes and _first(text, VOCABULARIES):
+        found |= _texts(text, type(model).__name__)
+    if "pixel_values" in takes:
+        size = _first(vision, ("image_size", "input_size"), ANY_SIZE)
+        found |= random_inputs({"image_size": size, "num_channels": _first(vision, ("num_channels",), 3)})[0]
+    if "decoder_input_ids" in takes and _first(decoder, VOCABULARIES):
+        found = _with_decoder(found, decoder, whole.get("decoder_start_token_id"))
+    return {name: tensor[:2] for name, tensor in found.items() if name in takes}
+
+
+def _texts(config: Mapping[str, Any], architecture: str) -> dict[str, Tensor]:
+    from merge.inputs import random_inputs
+
+    told = {key: config[key] for key in TEXT_FACTS if config.get(key) is not None}
+    stated = {**told, "vocab_size": _first(config, VOCABULARIES), "architectures": [architecture]}
+    return dict(random_inputs(stated)[0])
+
+
+def _with_decoder(found: Mapping[str, Tensor], config: Mapping[str, Any], start: int | None) -> dict[str, Tensor]:
+    """Return the inputs with the decoder's: its start token and then the text itself, each of which ends once.
+
+    BART's classifier reads the place where a text ends, and refuses texts that end more often than others.
+    """
+    import torch
+
+    vocabulary, end = _first(config, VOCABULARIES), config.get("eos_token_id")
+    ids = found["input_ids"] if "input_ids" in found else _texts(config, "")["input_ids"]
+    if isinstance(end, int) and "attention_mask" in found and end < vocabulary:
+        ids = torch.where(ids == end, (end + 1) % vocabulary, ids)
+        ids = ids.scatter(-1, found["attention_mask"].sum(-1, keepdim=True) - 1, end)
+        found = {**found, "input_ids": ids}
+    if start is None:
+        start = _first(config, ("bos_token_id", "pad_token_id"), 0)
+    begin = torch.full_like(ids[..., :1], start)
+    return {**found, "decoder_input_ids": torch.cat([begin, ids[..., :-1]], -1) % vocabulary}
+
+
+def _first(config: Mapping[str, Any], keys: Sequence[str], default: Any = None) -> Any:
+    """Return what a config says under the first of these keys that it has."""
+    return next((config[key] for key in keys if config.get(key) is not None), default)
 
 
 def _load(folder: Path, config: Mapping[str, Any]) -> tuple[Any, list[str]]:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did: printed, and the source of manifest and card."""
+    """What a run did: printed, and the source of manifest and card.
+
+    Attributes:
+        checkpoints, base: as they were aligned and merged.
+        inputs: models and base as they were given.
+    """
 
     recipe: Recipe
     checkpoints: tuple[Checkpoint, ...]
@@ -35,6 +40,7 @@ class Report:
     bases: Bases
     vocabulary: VocabularyPlan | None
     notes: tuple[str, ...]
+    inputs: tuple[tuple[Checkpoint, ...], Checkpoint | None]
     statistics: Mapping[str, Sequence[Statistics]] = field(default_factory=dict)
     bytes: int = 0
     seconds: float = 0.0
@@ -52,10 +58,10 @@ def report_facts(report: Report, output: Output | None = None) -> dict[str, Any]
         "method": report.recipe.method,
         "architecture": shown.owner.architecture,
         "model_type": shown.owner.model_type,
-        "models": [_identity(checkpoint) for checkpoint in report.checkpoints],
-        "base": None if report.base is None else _identity(report.base),
+        "models": [_identity(checkpoint) for checkpoint in report.inputs[0]],
+        "base": None if report.inputs[1] is None else _identity(report.inputs[1]),
         "layers": None if report.schedule.plan is None else report.schedule.plan.to_json(),
-        "licences": [licence_of(c.folder / "README.md") for c in report.checkpoints],
+        "licences": [licence_of(c.folder / "README.md") for c in report.inputs[0]],
         "alignment": [a.to_json() for a in report.bases.aligned],
         "calibration": report.bases.calibration,
         "statistics": {kind: [s.to_json() for s in found] for kind, found in report.statistics.items()},

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.arrays import NUMPY, Array, Arrays, TorchArrays, import_torch, suit_numpy
-from merge.bases import calibrate, find_bases
+from merge.bases import find_bases
 from merge.card import write_card
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.cocktail import cocktail_weights
 from merge.engine import CommonRows, Engine, Input, Job, check_device
 from merge.evaluation import check_evaluation, evaluate
 from merge.head_plan import Output, plan_heads
+from merge.material import calibrate
 from merge.preflight import DTYPES, find_vocabulary, merged_config, preflight, vocabulary_names
+from merge.prepared import prepared
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.reload import reload_check
@@ -37,9 +39,9 @@ from merge.writer import check_output, copy_side_files, staged, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merge.permutation import Permutation
     from merge.spec import PermutationSpec
     from merge.statistics import Statistics
+    from merge.transform import Transform
 
 
 LETTERS = {name: letters for letters, name in DTYPES.items()}  # torch's name of a dtype -> safetensors'
@@ -80,11 +82,13 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
     everyone = models if base is None else (*models, base)
     check_output(output, force, [c.folder for c in everyone])
     check_evaluation(recipe)
-    with ThreadPoolExecutor(1, thread_name_prefix="hashing") as hashing:
+    with ThreadPoolExecutor(1, thread_name_prefix="hashing") as hashing, ExitStack() as stack:
         # Meanwhile torch is imported and tensors are merged.
         hashes = [hashing.submit(_hash_weights, checkpoint) for checkpoint in everyone]
         try:
             notes = preflight(models, base, recipe, output)
+            ready = stack.enter_context(prepared(recipe.align, models, base, output))
+            inputs, models, base = (models, base), ready.models, ready.base
             schedule = make_schedule(recipe, models, base)
             check_device(means.device)
             for one in plan_heads(recipe.heads, models, base).outputs:
@@ -94,8 +98,14 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
                 import_torch()
             vocabulary = find_vocabulary(recipe, models, base)
             bases = find_bases(recipe, models, base, means.progress)
-            notes = (*notes, *schedule.notes, *(() if vocabulary is None else vocabulary.notes), *bases.notes)
-            report = Report(recipe, models, base, schedule, bases, vocabulary, notes)
+            notes = (
+                *notes,
+                *ready.notes,
+                *schedule.notes,
+                *(() if vocabulary is None else vocabulary.notes),
+                *bases.notes,
+            )
+            report = Report(recipe, models, base, schedule, bases, vocabulary, notes, inputs)
             if not dry_run:
                 report = _weigh(_measure(report, means), means, hashes)
                 with staged(output) as folder:
@@ -104,13 +114,13 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
             hashing.shutdown(wait=False, cancel_futures=True)
             raise
     if not dry_run:
-        report = dataclasses.replace(report, notes=(*report.notes, *evaluate(recipe, models, means.progress)))
+        report = dataclasses.replace(report, notes=(*report.notes, *evaluate(recipe, inputs[0], means.progress)))
     return dataclasses.replace(report, seconds=time.monotonic() - begun)
 
 
 def _plain(recipe: Recipe, schedule: Schedule, everyone: Sequence[Checkpoint], means: Means) -> bool:
     """Tell whether numpy can do all of this run's arithmetic, as far as the recipe and the headers say."""
-    as_stored = recipe.align.by == "none" and recipe.tokenizer is None and means.device == "cpu"
+    as_stored = not recipe.align.moves and recipe.tokenizer is None and means.device == "cpu"
     read = [tensor for checkpoint in everyone for tensor in checkpoint.tensors.values()]
     written = [_written(recipe, everyone[job.sources[0][0]].tensors[job.sources[0][1]]) for job in schedule.jobs]
     return as_stored and schedule.arithmetic and suit_numpy(read, written)
@@ -119,7 +129,7 @@ def _plain(recipe: Recipe, schedule: Schedule, everyone: Sequence[Checkpoint], m
 def _arrays(report: Report, means: Means) -> Arrays:
     """Return numpy's arrays where nothing of the run needs torch, else torch's; both write the same bytes."""
     everyone = [*report.checkpoints, *([] if report.base is None else [report.base])]
-    moved = any(p is not None for p in (*report.bases.permutations, report.bases.base_permutation))
+    moved = any(t is not None for t in (*report.bases.transforms, report.bases.base_transform))
     if not moved and _plain(report.recipe, report.schedule, everyone, means):
         return NUMPY
     import_torch()
@@ -136,18 +146,18 @@ def _measure(report: Report, means: Means) -> Report:
     if not kinds:
         return report
     from merge.statistics import statistics_for
-    from merge.statistics.permute import permute_statistics
+    from merge.statistics.permute import move_statistics
 
     recipe, bases, reference = report.recipe, report.bases, report.checkpoints[0]
     batches, text, notes = calibrate(recipe.statistics, recipe.seed, reference, needed=True)
     found: dict[str, list[Statistics]] = {kind: [] for kind in kinds}
     for kind in kinds:
-        for k, (checkpoint, permutation) in enumerate(zip(report.checkpoints, bases.permutations, strict=True)):
+        for k, (checkpoint, transform) in enumerate(zip(report.checkpoints, bases.transforms, strict=True)):
             measured = statistics_for(
                 without_modules(checkpoint), kind, batches, text=str(text), seed=recipe.seed, progress=means.progress
             )
-            if permutation is not None and (spec := bases.spec_of(k)) is not None:
-                measured = permute_statistics(spec, permutation, measured)
+            if transform is not None and (spec := bases.spec_of(k)) is not None:
+                measured = move_statistics(spec, transform, measured)
             found[kind].append(measured)
     return dataclasses.replace(report, statistics=found, notes=(*report.notes, *notes))
 
@@ -196,15 +206,9 @@ def _write_output(
     write_json(folder / "config.json", config)
     _copy_files(folder, report, owner)
     (folder / "recipe.yaml").write_text(f"# merge-models --recipe recipe.yaml\n{recipe.to_yaml()}", encoding="utf-8")
-    permutations = report.bases.permutations
-    for k, permutation in enumerate(permutations):
-        if permutation is not None and not permutation.is_identity:
-            from merge.permutation import save
-
-            name = "permutation.safetensors" if len(permutations) == 2 else f"permutation-{k}.safetensors"
-            save(permutation, folder / name)
+    _save_transforms(folder, report)
     # A model in another basis went through more hands than the layout shows.
-    notes = reload_check(folder, config, owner.folder, means.recheck or recipe.align.by != "none")
+    notes = reload_check(folder, config, owner.folder, means.recheck or recipe.align.moves)
     for found in hashes:
         found.result()
     size = sum(nbytes(dtype, shape) for dtype, shape in layout.values())
@@ -213,6 +217,17 @@ def _write_output(
     write_card(folder, facts)
     write_json(folder / "merge.json", manifest(facts, recipe.seed, folder, known))
     return report
+
+
+def _save_transforms(folder: Path, report: Report) -> None:
+    """Write what moved each model's units, for --apply."""
+    for aligned in report.bases.aligned:
+        if aligned.transform.is_identity or aligned.model >= len(report.checkpoints):
+            continue
+        from merge.transform import save_transform
+
+        name = "transform.safetensors" if len(report.checkpoints) <= 2 else f"transform-{aligned.model}.safetensors"
+        save_transform(aligned.spec, aligned.transform, folder / name)
 
 
 def _write_weights(
@@ -286,13 +301,13 @@ def _engine(report: Report, arrays: Arrays) -> Engine:
         _input(
             arrays,
             checkpoint,
-            permutation,
+            transform,
             bases.spec_of(k),
             {kind: found[k] for kind, found in report.statistics.items()},
         )
-        for k, (checkpoint, permutation) in enumerate(zip(report.checkpoints, bases.permutations, strict=True))
+        for k, (checkpoint, transform) in enumerate(zip(report.checkpoints, bases.transforms, strict=True))
     )
-    base = None if report.base is None else _input(arrays, report.base, bases.base_permutation, bases.spec_of(0), {})
+    base = None if report.base is None else _input(arrays, report.base, bases.base_transform, bases.spec_of(0), {})
     dtype = None if recipe.dtype is None else LETTERS[recipe.dtype]
     rows = None
     if report.vocabulary is not None:
@@ -303,20 +318,20 @@ def _engine(report: Report, arrays: Arrays) -> Engine:
 def _input(
     arrays: Arrays,
     checkpoint: Checkpoint,
-    permutation: Permutation | None,
+    transform: Transform | None,
     spec: PermutationSpec | None,
     statistics: Mapping[str, Statistics],
 ) -> Input:
-    """Return one model as the engine reads it: permuted tensor by tensor, if it was."""
+    """Return one model as the engine reads it: in the reference's basis, tensor by tensor."""
 
     def tensor(name: str) -> Array:
         if arrays is NUMPY:
             return checkpoint.array(name)
-        if permutation is None or spec is None:
+        if transform is None or spec is None:
             return checkpoint.tensor(name)
-        from merge.permutation import apply_axes
+        from merge.transform import apply_transform_axes
 
-        return apply_axes(spec.axes(name), permutation, checkpoint.tensor(name))
+        return apply_transform_axes(spec.axes(name), transform, checkpoint.tensor(name))
 
     def measured(kind: str, name: str) -> Tensor | None:
         from merge.statistics import statistics_at

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from merge.checkpoint import WEIGHT_ENDINGS, Checkpoint
+from merge.checkpoint import Checkpoint
 from merge.errors import CheckpointError, SpecError
 from merge.model import first_line
+from merge.side_files import WEIGHT_ENDINGS
 from merge.weight_files import read_headers
 
 LISTING = "modules.json"
@@ -28,6 +29,8 @@ POOLING_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+# Modules with a weight for each layer of the encoder.
+READS_LAYERS = ("WeightedLayerPooling",)
 # Settings that say what is so anyway.
 DEFAULTS = {
     "module_input_name": "sentence_embedding",
@@ -127,13 +130,27 @@ def with_modules(checkpoint: Checkpoint) -> Checkpoint:
         where = f"{checkpoint.source}/{module.path}"
         if all("/" in name.removeprefix(f"{module.path}/") for name in inside):
             raise CheckpointError(
-                f"{where}: a {module.kind} that keeps its weights in folders ({inside[0]}) cannot be merged."
+                f"{where}: a {module.kind} that keeps its weights in folders ({inside[0]}) can be neither merged nor edited."
             )
         for name, stored in read_headers(checkpoint.folder / module.path, where).items():
             found[f"{module.path}/{name}"] = replace(stored, file=f"{module.path}/{stored.file}")
             files.add(f"{module.path}/{stored.file}")
     left = tuple(name for name in checkpoint.left_behind if name not in files)
     return replace(checkpoint, tensors=found, left_behind=left) if files else checkpoint
+
+
+def check_edited(checkpoint: Checkpoint) -> None:
+    """Stop where a module of the pipeline reads the encoder's layers by their places, which an edit changes.
+
+    Raises:
+        CheckpointError: the modules hold a WeightedLayerPooling.
+    """
+    for module in read_modules(checkpoint.folder) or ():
+        if module.kind in READS_LAYERS:
+            raise CheckpointError(
+                f"{checkpoint.source}/{module.path}: {module.kind} has a weight for each layer's place, and would weigh "
+                f"other layers after an edit. Take it out of {LISTING}, or edit the encoder alone."
+            )
 
 
 def without_modules(checkpoint: Checkpoint) -> Checkpoint:

@@ -5,7 +5,7 @@
     embeddings.word_embeddings.weight             - residual
 
 A name is an axis that may be permuted, `-` one that may not; `(outer inner)` is split into blocks, each with an inner
-order of its own; `[a | b]` has parts end to end.
+order of its own; `[a | b]` has parts end to end. What acts on an axis besides permutations is said by its group.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class PermutationSpec:
         bound: how far outputs of a re-based model may differ, in standard deviations: rounding only, which is more where
             the model itself computes in float32.
         dtype: in which outputs are compared; float32 where the model runs in nothing else.
+        groups: axis without its layer's number -> name in `merge.groups.GROUPS`; "permutation" where none is given.
+        folded: the groups that differ once every gain on these axes is exactly one (`merge.transform.folded_spec`).
     """
 
     family: str
@@ -45,6 +47,8 @@ class PermutationSpec:
     named: frozenset[str] = frozenset()
     bound: float = 1e-9
     dtype: str = "float64"
+    groups: Mapping[str, str] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
 
     def axes(self, tensor: str) -> tuple[TensorAxis, ...]:
         """Return the axes of one tensor."""
@@ -54,6 +58,10 @@ class PermutationSpec:
         """Return the word a user knows an axis by: its name without the layer number; heads for what is inside heads."""
         outer = self.outer.get(axis, axis)
         return outer.rstrip("0123456789")
+
+    def group(self, axis: str) -> str:
+        """Return the name of the group that acts on an axis."""
+        return self.groups.get(axis.rstrip("0123456789"), "permutation")
 
     @cached_property
     def outer(self) -> dict[str, str]:

@@ -15,16 +15,18 @@ from merge.errors import RecipeError
 BAD_TAG = (ValueError, TypeError, LookupError, AttributeError)
 
 
-def read_document(path: Path) -> tuple[dict[str, Any], Any]:
+def read_document(path: Path, what: str = "recipe", keys: str = "models, method, ...") -> tuple[dict[str, Any], Any]:
     """Return a YAML file's mapping, and its node tree, in which `place` finds lines and columns.
 
+    Args:
+        what, keys: what the file is, and some of its keys, for errors.
     Raises:
         RecipeError: it cannot be read, is not YAML or not a mapping; as file:line:column: message.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from error
+        raise RecipeError(f"{what} {path} cannot be read: {error}") from error
     try:
         root = yaml.compose(text, Loader=_StrictLoader)
         values = yaml.load(text, Loader=_StrictLoader)
@@ -39,7 +41,7 @@ def read_document(path: Path) -> tuple[dict[str, Any], Any]:
         raise RecipeError(f"{path}:1:1: a tag (!!int, !!float, ...) does not fit its value: {error}") from error
     if not isinstance(values, dict):
         found = "an empty file" if values is None else f"a {type(values).__name__}"
-        raise RecipeError(f"{path}:1:1: a recipe is a mapping of keys (models, method, ...), found {found}.")
+        raise RecipeError(f"{path}:1:1: a {what} is a mapping of keys ({keys}), found {found}.")
     return values, root
 
 

@@ -12,7 +12,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Structure:
     @property
     def architecture(self) -> str:
         return str(self.config["architectures"][0])
+
+    @cached_property
+    def writes_prefix(self) -> bool:
+        """Whether transformers writes these names with the prefix; it does not for the base model alone."""
+        return not self.prefix or any(name.startswith(f"{self.prefix}.") for name in self.shapes)
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Table: rows of text files and Hub datasets, read one by one, with a fault that names file and line.
 
-Files are .txt (one text a line), .jsonl, .csv, .tsv, each also with .gz; a .tsv is read with quoting off.
+Files are .txt (one text a line), .jsonl, .csv, .tsv, .json, each also with .gz, and .parquet; a .tsv is read with
+quoting off. Where a parquet file or a Hub dataset stores classes as integers and names them, rows hold the names.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -65,13 +66,22 @@ class Table:
         return self.source.fault(number, what, self.place)
 
 
-def open_table(source: str, what: str, error: type[MergeError], kind: str | None = None) -> Table:
+def open_table(
+    source: str,
+    what: str,
+    error: type[MergeError],
+    kind: str | None = None,
+    names: Sequence[str] = (),
+    member: str | None = None,
+) -> Table:
     """Return the rows of the file of that name, or of the Hub dataset: org/name, org/name:config or .../split.
 
     Args:
         what: what is being read, such as "calibration text", for errors.
         error: raised for every fault.
         kind: the file's format (".tsv"), where its ending does not say it.
+        names: columns of a .tsv or .csv without a header; a first line with one of these in it is a header after all.
+        member: the list to read of a .json file that holds several by name.
     """
     if not source.strip():
         raise error(f"{what} {source!r}: the name is empty; give a file or a Hub dataset.")
@@ -83,7 +93,7 @@ def open_table(source: str, what: str, error: type[MergeError], kind: str | None
     if is_folder:
         raise error(f"{what} {source}: expected a file or a Hub dataset, found a folder; name one file in it.")
     if exists:
-        return _file_table(at, path, kind)
+        return _file_table(at, path, kind, names, member)
     hub_id = _HUB_ID.fullmatch(source)
     if hub_id is None or source.lower().endswith(_NEVER_HUB):
         advice = "check the path; a Hub dataset is written org/name, org/name:config or org/name:config/split."
@@ -97,20 +107,24 @@ def text_table(source: Source, title: str, open_bytes: Callable[[], AbstractCont
     return Table(source, title, _text_rows(source, _lines(source, open_bytes)), has_columns=False)
 
 
-def _file_table(at: Source, path: Path, kind: str | None) -> Table:
+def _file_table(at: Source, path: Path, kind: str | None, names: Sequence[str], member: str | None) -> Table:
     readers: dict[str, Callable[[Source, Iterator[str]], Rows]] = {
         ".txt": _text_rows,
         ".jsonl": _json_rows,
-        ".csv": partial(_delimited_rows, tabs=False),
-        ".tsv": partial(_delimited_rows, tabs=True),
+        ".csv": partial(_delimited_rows, tabs=False, names=names),
+        ".tsv": partial(_delimited_rows, tabs=True, names=names),
+        ".json": partial(_listed_rows, member=member),
     }
     name = path.name.lower()
     suffix = kind or Path(name.removesuffix(".gz")).suffix
+    if suffix == ".parquet":
+        return Table(at, path.name, _parquet_rows(at, path), place="row")
     if suffix not in readers:
-        known = f"expected a file ending in {', '.join(readers)}, or one of these and .gz"
+        known = f"expected a file ending in {', '.join(readers)}, one of these and .gz, or .parquet"
         raise at.error(f'{at.name}: {known}, found "{path.name}"; convert or rename it.')
     lines = _lines(at, lambda: gzip.GzipFile(path) if name.endswith(".gz") else path.open("rb"))
-    return Table(at, path.name, readers[suffix](at, lines), has_columns=suffix != ".txt")
+    place = "row" if suffix == ".json" else "line"
+    return Table(at, path.name, readers[suffix](at, lines), place, has_columns=suffix != ".txt")
 
 
 def _lines(at: Source, open_bytes: Callable[[], AbstractContextManager[Iterable[bytes]]]) -> Iterator[str]:
@@ -151,8 +165,59 @@ def _json_rows(at: Source, lines: Iterator[str]) -> Rows:
         yield number, row
 
 
-def _delimited_rows(at: Source, lines: Iterator[str], *, tabs: bool) -> Rows:
-    """Yield the rows under the header; each is counted by the line on which it starts."""
+def _listed_rows(at: Source, lines: Iterator[str], *, member: str | None) -> Rows:
+    """Yield the objects of one JSON list, or of the list of that name in one JSON object; counted from 1."""
+    try:
+        held = json.loads("".join(lines))
+    except (ValueError, RecursionError) as error:
+        raise at.error(f"{at.name}: expected JSON, found {brief(str(error), 100)}; correct the file.") from error
+    if member is not None and isinstance(held, dict):
+        if member not in held:
+            raise at.error(f"{at.name}: expected a list named {member!r}, found {listed(map(str, held))}.")
+        held = held[member]
+    if not isinstance(held, list):
+        raise at.error(
+            f"{at.name}: expected a JSON list of objects, found {brief(repr(held))}; write one object a row."
+        )
+    for number, row in enumerate(held, start=1):
+        if not isinstance(row, dict):
+            found = f'expected a JSON object such as {{"text": "..."}}, found {brief(repr(row))}'
+            raise at.fault(number, f"{found}; write objects.", "row")
+        yield number, row
+
+
+def _parquet_rows(at: Source, path: Path) -> Rows:
+    """Yield the rows of a parquet file, a thousand in memory at a time."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            said = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+            features = said.get("info", {}).get("features", {})
+            classes = {key: kind["names"] for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _named(row, classes)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        advice = "check that the file is whole and is parquet."
+        raise at.fault(number + 1, f"cannot be read: {brief(str(error), 200)}; {advice}", "row") from error
+
+
+def _named(row: Row, classes: Mapping[str, Sequence[str]]) -> Row:
+    """Return the row with the names of its classes for their integers; an integer that is no class (-1) stays."""
+    named = dict(row)
+    for column, names in classes.items():
+        value = row.get(column)
+        if isinstance(value, int) and 0 <= value < len(names):
+            named[column] = names[value]
+    return named
+
+
+def _delimited_rows(at: Source, lines: Iterator[str], *, tabs: bool, names: Sequence[str]) -> Rows:
+    """Yield the rows under the header, or all where `names` stand in for one; each counted by the line it starts on."""
     if tabs:
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         advice = "a .tsv file is read without quoting, one row a line"
@@ -169,6 +234,8 @@ def _delimited_rows(at: Source, lines: Iterator[str], *, tabs: bool) -> Rows:
         if cells is None:
             return
         blank = not any(cell.strip() for cell in cells)
+        if header is None and not blank and names and not set(names) & set(cells):
+            header = list(names)
         if header is None and not blank:
             header = cells
             twice = sorted({column for column in header if column and header.count(column) > 1})
@@ -188,10 +255,12 @@ def _hub_rows(at: Source, name: str, config: str | None, split: str) -> Rows:
     try:
         import datasets
 
-        for batch in datasets.load_dataset(name, config, split=split).iter(batch_size=1000):
+        loaded = datasets.load_dataset(name, config, split=split)
+        classes = {key: kind.names for key, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
+        for batch in loaded.iter(batch_size=1000):
             for values in zip(*batch.values(), strict=True):
                 number += 1
-                yield number, dict(zip(batch, values, strict=True))
+                yield number, _named(dict(zip(batch, values, strict=True)), classes)
     # The library fails with its own errors, the network's, the parser's and plain ValueErrors: all mean unread text.
     except Exception as error:
         found = f"is no file, and the Hub dataset {name} (config {config or 'default'}, split {split}) cannot be read"

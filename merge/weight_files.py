@@ -7,7 +7,7 @@ import math
 import mmap
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class StoredTensor:
 
     Attributes:
         offset: of its first byte in the file; None in a pickle, which torch alone can read.
+        rows: which rows it is of what the file holds under that name; None where it is all of it.
     """
 
     file: str
@@ -41,6 +42,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     offset: int | None = None
+    rows: tuple[int, int] | None = None
 
     @property
     def is_integer(self) -> bool:
@@ -53,6 +55,31 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         return nbytes(self.dtype, self.shape)
+
+    def blocks(self, count: int) -> tuple[StoredTensor, ...]:
+        """Return equal blocks of rows, in their order; the tensor itself where one is asked for.
+
+        Raises:
+            CheckpointError: the rows cannot be divided so.
+        """
+        if count == 1:
+            return (self,)
+        total, *others = self.shape or (1,)
+        if total % count:
+            raise CheckpointError(
+                f"{self.file}: {self.stored_name} of shape {self.shape} is not {count} equal blocks of rows."
+            )
+        size, shape = total // count, (total // count, *others)
+        step = nbytes(self.dtype, shape)
+        return tuple(
+            replace(
+                self,
+                shape=shape,
+                offset=None if self.offset is None else self.offset + k * step,
+                rows=(k * size, (k + 1) * size),
+            )
+            for k in range(count)
+        )
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:

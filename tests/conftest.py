@@ -24,15 +24,20 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import family_table
 import methods_table
 import pytest
+import symmetry_table
 
 NODES: list[tuple[str, str]] = []
 ROWS: list[dict[str, str]] = []
+SYMMETRIES: list[dict[str, str]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that write pages."""
     parser.addoption("--methods-table", type=Path, help="Write what the batteries found of every method to this page.")
     parser.addoption("--architectures-table", type=Path, help="Write what came of every family and head to this page.")
+    parser.addoption(
+        "--symmetries-table", type=Path, help="Write what the groups of every family came to to this page."
+    )
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -40,6 +45,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.failed:
         NODES.append((report.nodeid, report.outcome))
         ROWS.extend(row for name, row in report.user_properties if name == "family table")  # type: ignore[misc]
+        SYMMETRIES.extend(row for name, row in report.user_properties if name == "symmetry table")  # type: ignore[misc]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -50,3 +56,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         methods_table.write(path, NODES)
     if path := session.config.getoption("--architectures-table"):
         family_table.write(path, ROWS)
+    if path := session.config.getoption("--symmetries-table"):
+        symmetry_table.write(path, SYMMETRIES)

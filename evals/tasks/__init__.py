@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from evals.task import EvalTask
-from evals.tasks.glue import MNLI, SST2
+from evals.tasks.acceptability import COLA_IN_DOMAIN, COLA_OUT_OF_DOMAIN
+from evals.tasks.adversarial import ADVGLUE
+from evals.tasks.glue import COLA, MNLI, MNLI_MISMATCHED, MRPC, QNLI, QQP, RTE, SST2, WNLI
 from evals.tasks.hans import HANS
+from evals.tasks.nli import BREAKING_NLI, LINGNLI, SICK, SNLI, TAXINLI, XNLI
+from evals.tasks.paraphrase import PAWS_QQP, PAWS_WIKI
+from evals.tasks.sts import STSB
 from merge.errors import UsageError, nearest
 
-TASKS: dict[str, EvalTask] = {task.name: task for task in (MNLI, SST2, HANS)}
+_GLUE = (COLA, SST2, MRPC, QQP, STSB, MNLI, MNLI_MISMATCHED, QNLI, RTE, WNLI)
+_MORE = (
+    HANS,
+    PAWS_QQP,
+    PAWS_WIKI,
+    COLA_IN_DOMAIN,
+    COLA_OUT_OF_DOMAIN,
+    SNLI,
+    SICK,
+    XNLI,
+    BREAKING_NLI,
+    LINGNLI,
+    TAXINLI,
+)
+
+GLUE: dict[str, EvalTask] = {task.name: task for task in _GLUE}
+TASKS: dict[str, EvalTask] = {task.name: task for task in (*_GLUE, *_MORE, *ADVGLUE)}
+
+TASK_FILE = (".yaml", ".yml")
 
 
 def find_task(name: str) -> EvalTask:
-    """Return the task of that name.
+    """Return the task of that name, or the one that a file of that name (.yaml, .yml) describes.
 
     Raises:
-        UsageError: there is none; names the nearest.
+        UsageError: there is none; names the nearest. Or the file does not describe a task.
     """
+    if name.lower().endswith(TASK_FILE):
+        from evals.tasks.task_file import read_task
+
+        return read_task(Path(name))
     if name not in TASKS:
-        raise UsageError(f"unknown task {name!r}.{nearest(name, TASKS)}")
+        raise UsageError(f"unknown task {name!r}.{nearest(name, TASKS)} A task of your own is a file: TASK.yaml.")
     return TASKS[name]

@@ -10,8 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from evals.hans_grammar import LABELS, HansPair, generate
-from evals.hans_scores import fold
+from evals.hans_scores import PREDICTION_HEADER, fold
 from evals.task import EvalTask, Rows
+from evals.tasks.labels import NLI_ALIASES
 from merge.errors import TaskError
 
 __all__ = ["HANS", "fold", "read_pairs", "read_predictions"]
@@ -19,7 +20,6 @@ __all__ = ["HANS", "fold", "read_pairs", "read_predictions"]
 # The columns that make a pair, in the order of its fields; parse columns are not read.
 _TEXT_COLUMNS = ("pairID", "sentence1", "sentence2", "gold_label", "heuristic", "subcase", "template")
 _JSON_COLUMNS = ("pairID", "premise", "hypothesis", "label", "heuristic", "subcase", "template")
-_PREDICTION_HEADER = "pairID,gold_label"
 
 
 def read_pairs(path: Path) -> list[HansPair]:
@@ -61,8 +61,8 @@ def read_predictions(path: Path) -> dict[str, str]:
     predictions: dict[str, str] = {}
     lines = _lines(path)
     number, header = next(lines, (1, ""))
-    if header != _PREDICTION_HEADER:
-        raise TaskError(f"{path}, line {number}: expected the header {_PREDICTION_HEADER!r}, found {header!r}.")
+    if header != PREDICTION_HEADER:
+        raise TaskError(f"{path}, line {number}: expected the header {PREDICTION_HEADER!r}, found {header!r}.")
     for number, line in lines:
         name, comma, label = line.partition(",")
         if not (name and comma and label) or "," in label or line.split() != [line]:
@@ -94,7 +94,10 @@ HANS = EvalTask(
     "hans",
     LABELS,
     _read,
+    "hans",
     coarse={"entailment": "entailment", "neutral": "non-entailment", "contradiction": "non-entailment"},
+    aliases=NLI_ALIASES,
+    source="generated from its grammar",
 )
 
 

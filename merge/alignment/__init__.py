@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from merge.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from merge.alignment.pair import Matcher, Pair
+    from merge.alignment.pair import Alignment, Matcher, Pair
 
 # Name -> module and function, imported when used: they need torch, and --help does not.
 ALIGNERS: dict[str, tuple[str, str]] = {
     "activations": ("merge.alignment.activations", "match_activations"),
     "weights": ("merge.alignment.weights", "match_weights"),
 }
+
+# Those that match many models at once.
+MANY: dict[str, tuple[str, str]] = {}
+
+# Those that read text.
+NEED_TEXT = frozenset({"activations", "activations+weights", "learned"})
 
 
 def aligner(name: str) -> Callable[[Pair], Matcher]:
@@ -28,4 +34,11 @@ def aligner(name: str) -> Callable[[Pair], Matcher]:
         raise UsageError(f"unknown alignment {name!r}.{nearest(name, ['none', *ALIGNERS])}")
     module, function = ALIGNERS[name]
     found: Callable[[Pair], Matcher] = getattr(import_module(module), function)
+    return found
+
+
+def many_aligner(name: str) -> Callable[[Sequence[Pair], frozenset[str]], list[Alignment]]:
+    """Return the aligner of many models of that name: from their pairs with the reference to an alignment for each."""
+    module, function = MANY[name]
+    found: Callable[[Sequence[Pair], frozenset[str]], list[Alignment]] = getattr(import_module(module), function)
     return found

@@ -1,8 +1,12 @@
-"""Exact assignment: which unit of B fills each place of A."""
+"""Exact assignment: which unit of B fills each place of A.
+
+Three ways to the same optimum, the cheapest first: the row-wise argmax where it is one-to-one; for large matrices a sparse
+problem of the best candidates, proved optimal by its dual prices on the whole matrix; the Hungarian algorithm.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -13,12 +17,20 @@ from merge.errors import AlignmentError
 # Units that never vary have equal gains everywhere; this nudge keeps them where they are instead of shuffling them.
 TIE_BREAK = 1e-9
 
+# From this size on the sparse problem is cheaper than the dense one.
+LARGE = 1024
+# Candidates of each place and of each unit in the sparse problem, and how often it may be widened.
+CANDIDATES, ROUNDS = 40, 8
+# Of the largest gain: how far a reduced gain may be above zero and count as rounding; far below the nudge.
+SLACK = 1e-11
+# Rows of the matrix that are checked at a time.
+CHUNK = 256
+
 
 def match_axis(gain: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
     """Return the one-to-one matching of B's units to A's places with the largest total gain.
 
-    Maximises sum_i gain[i, p[i]] exactly: by the row-wise argmax where that is one-to-one, else by the Hungarian
-    algorithm. Ties go to the identity.
+    Maximises sum_i gain[i, p[i]] exactly. Ties go to the identity.
 
     Args:
         gain: gain[i, j] says how well unit j of B fills place i of A; float64, larger is better.
@@ -30,16 +42,114 @@ def match_axis(gain: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
     """
     from scipy.optimize import linear_sum_assignment
 
-    if not torch.isfinite(gain).all():
+    if not torch.isfinite(gain.sum()):  # a NaN or an infinity anywhere ends up in the sum
         raise AlignmentError(
             f"a gain matrix of size {len(gain)} holds NaN or infinity: do both models have finite weights?"
         )
-    nudged = gain.clone()
-    nudged.diagonal().add_(TIE_BREAK * gain.abs().max())
-    best = nudged.argmax(1)
-    if len(torch.unique(best)) == len(best):
+    least, most = gain.aminmax()
+    nudge = TIE_BREAK * max(-float(least), float(most))
+    worth, best = gain.max(1)
+    best = torch.where(gain.diagonal() + nudge >= worth, torch.arange(len(gain)), best)
+    if int(torch.bincount(best).max()) == 1:
         return best
+    found = match_sparse(gain, nudge) if len(gain) >= LARGE else None
+    if found is not None:
+        return found
+    nudged = gain.clone()
+    nudged.diagonal().add_(nudge)
     return torch.as_tensor(linear_sum_assignment(nudged.numpy(), maximize=True)[1])
+
+
+def match_sparse(gain: Float[Tensor, "n n"], nudge: float = 0.0) -> Int[Tensor, " n"] | None:
+    """Return the best matching by way of the best candidates alone, or None where that proves nothing.
+
+    Solves the problem on each place's and each unit's best candidates, finds prices u, v with u_i + v_j >= gain[i, j] on
+    them and equality where matched, and checks the inequality on the whole matrix: if it holds everywhere no matching
+    gains more (linear programming duality). Where it does not, those entries become candidates too.
+
+    Args:
+        gain: finite, float64.
+        nudge: what the diagonal is worth more than it says.
+    Source: Jonker and Volgenant 1987, doi:10.1007/BF02278710 (the sparse solver, in scipy).
+    """
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    n, top = len(gain), max(-float(gain.min()), float(gain.max()))
+    candidates = _candidates(gain)
+    for _ in range(ROUNDS):
+        rows, columns = candidates.nonzero(as_tuple=True)
+        if len(rows) > n * n // 8:
+            return None
+        entries = gain[rows, columns] + nudge * (rows == columns)
+        cost = (2 * top or 1.0) - entries  # positive: to scipy a stored zero is no edge
+        graph = csr_matrix((cost.numpy(), (rows.numpy(), columns.numpy())), shape=(n, n))
+        try:
+            matched = torch.as_tensor(min_weight_full_bipartite_matching(graph)[1]).long()
+        except ValueError:  # no full matching among the candidates
+            return None
+        places = torch.arange(n)
+        own = gain[places, matched] + nudge * (places == matched)
+        price = _prices(entries - own[rows], matched[rows], columns, n, SLACK * top / 10)
+        if price is None:
+            return None
+        if not _widen(candidates, gain, own - price[matched], price, SLACK * top):
+            return matched
+    return None
+
+
+def _candidates(gain: Float[Tensor, "n n"]) -> Tensor:
+    """Return a mask of every row's and every column's largest entries and of the diagonal."""
+    rounded, last = gain.float(), len(gain) - CANDIDATES
+    least = []
+    for entries in (rounded.T.contiguous().numpy(), rounded.numpy()):  # the copy first: each is reordered in place
+        entries.partition(last, axis=1)
+        least.append(torch.as_tensor(entries[:, last].copy()))
+    mask = gain >= least[1][:, None]
+    mask |= gain >= least[0]
+    mask.fill_diagonal_(True)
+    return mask
+
+
+def _prices(step: Tensor, source: Tensor, columns: Tensor, n: int, slack: float) -> Float[Tensor, " n"] | None:
+    """Return prices of the columns with v[columns] >= v[source] + step for every candidate (Bellman-Ford)."""
+    price = torch.zeros(n, dtype=torch.float64)
+    for _ in range(n):
+        raised = price.scatter_reduce(0, columns, price[source] + step, "amax")
+        if float((raised - price).max()) <= slack:
+            return price
+        price = raised
+    return None
+
+
+def _widen(mask: Tensor, gain: Tensor, rent: Tensor, price: Tensor, slack: float) -> int:
+    """Mark the entries that are worth more than both their prices together, and return how many there are."""
+    total = 0
+    for start in range(0, len(gain), CHUNK):
+        rows = slice(start, start + CHUNK)
+        over = gain[rows] - price > (rent[rows] + slack)[:, None]
+        count = int(over.sum())
+        if count:
+            mask[rows] |= over
+            total += count
+    return total
+
+
+def match_lazily(bound: Float[Tensor, "n n"], worth: Callable[[int, int], float]) -> Int[Tensor, " n"]:
+    """Return the best matching of pairs whose worth is dear to compute and never above a bound.
+
+    Matches on the bounds, replaces those of the matched pairs by what they are worth, and again, until every matched pair
+    is known. Exact: what is not matched could not be worth more than it was taken for.
+    """
+    taken, known = bound.clone(), set[tuple[int, int]]()
+    while True:
+        matched = match_axis(taken)
+        new = [pair for pair in enumerate(matched.tolist()) if pair not in known]
+        if not new:
+            return matched
+        for pair in new:
+            taken[pair] = worth(*pair)
+            known.add(pair)
 
 
 def match_heads(
@@ -47,8 +157,8 @@ def match_heads(
 ) -> tuple[Int[Tensor, " heads"], list[Int[Tensor, "heads n"]]]:
     """Return the matching of heads and, inside each matched pair, of units: the two-level assignment.
 
-    For every pair of heads the best inner order of each inner axis is found, and its total is what the pair is worth;
-    the heads are then matched on those totals. Exact, because the inner orders of different pairs do not interact.
+    What a pair of heads is worth is the total of the best inner order of each inner axis; the heads are matched on that.
+    Exact, because the inner orders of different pairs do not interact.
 
     Args:
         gains: one array per inner axis (qk, v): gains[a][g, i, h, j] says how well unit j of B's head h fills place i
@@ -56,15 +166,20 @@ def match_heads(
     Returns:
         (heads, inner): place g takes head heads[g] of B, with units inner[a][g] of that head.
     """
-    count = gains[0].shape[0]
-    totals = torch.zeros(count, count, dtype=torch.float64)
-    orders: list[list[list[Tensor]]] = [[[torch.empty(0)] * count for _ in range(count)] for _ in gains]
-    for axis, gain in enumerate(gains):
-        for g in range(count):
-            for h in range(count):
-                block = gain[g, :, h, :]
-                order = match_axis(block)
-                orders[axis][g][h] = order
-                totals[g, h] += block.gather(1, order[:, None]).sum()
-    heads = match_axis(totals)
-    return heads, [torch.stack([orders[a][g][int(heads[g])] for g in range(count)]) for a in range(len(gains))]
+    orders: dict[tuple[int, int], list[Tensor]] = {}
+
+    def worth(g: int, h: int) -> float:
+        blocks = [gain[g, :, h, :] for gain in gains]
+        orders[g, h] = [match_axis(block) for block in blocks]
+        return sum(
+            float(block.gather(1, order[:, None]).sum()) for block, order in zip(blocks, orders[g, h], strict=True)
+        )
+
+    heads = match_lazily(sum((inner_bound(gain) for gain in gains), torch.zeros(())), worth)
+    chosen = [orders[g, h] for g, h in enumerate(heads.tolist())]
+    return heads, [torch.stack([order[axis] for order in chosen]) for axis in range(len(gains))]
+
+
+def inner_bound(gain: Float[Tensor, "blocks n blocks n"]) -> Float[Tensor, "blocks blocks"]:
+    """Return what no order inside a pair of blocks can exceed: every place its best unit, or every unit its best place."""
+    return torch.minimum(gain.amax(3).sum(1), gain.amax(1).sum(-1))

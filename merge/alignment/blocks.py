@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from merge.alignment.assignment import match_axis, match_heads
+from merge.alignment.assignment import inner_bound, match_axis, match_heads, match_lazily
 
 Gains = Mapping[tuple[str, ...], Tensor]
 Orders = dict[str, Tensor]
@@ -40,18 +40,42 @@ def match_blocks(gains: Gains) -> dict[str, Int[Tensor, ...]]:
     if inner and all(len(names) == 2 and names[1] != "-" for names in gains):
         heads, inside = match_heads([gains[outer, name] for name in inner])
         return {outer: heads, **dict(zip(inner, inside, strict=True))}
-    worth = _alone(gains, blocks)
-    single, double = _single(gains), {names: gain for names, gain in gains.items() if len(_moving(names)) == 3}
-    orders: list[list[Orders]] = [[{} for _ in range(blocks)] for _ in range(blocks)]
-    for g in range(blocks):
-        for h in range(blocks):
-            pair = {name: gain[g, :, h, :] for name, gain in single.items()}
-            meeting = {names[1:]: gain[g, :, :, h, :, :] for names, gain in double.items()}
-            orders[g][h] = _match_inside(inner, pair, meeting)
-            worth[g, h] += _worth(orders[g][h], pair, meeting)
-    matched = match_axis(worth)
-    chosen = [orders[g][int(h)] for g, h in enumerate(matched)]
+    alone, single = _alone(gains, blocks), _single(gains)
+    double = {names: gain for names, gain in gains.items() if len(_moving(names)) == 3}
+    orders: dict[tuple[int, int], Orders] = {}
+
+    def worth(g: int, h: int) -> float:
+        orders[g, h], value = _pair(inner, single, double, g, h)
+        return float(alone[g, h]) + value
+
+    bound = alone + sum((inner_bound(gain) for gain in single.values()), torch.zeros(()))
+    bound += sum((inner_bound(gain.flatten(4).flatten(1, 2)) for gain in double.values()), torch.zeros(()))
+    matched = match_lazily(bound, worth)
+    chosen = [orders[g, h] for g, h in enumerate(matched.tolist())]
     return {outer: matched, **{name: torch.stack([order[name] for order in chosen]) for name in inner}}
+
+
+def match_inside(gains: Gains, matched: Int[Tensor, " blocks"]) -> dict[str, Int[Tensor, ...]]:
+    """Return the same where it is known already which block is which: the best orders inside the matched pairs.
+
+    Args:
+        gains: as `match_blocks` takes them.
+        matched: place g takes block matched[g] of B.
+    """
+    outer = next(names[0] for names in gains)
+    inner = list(dict.fromkeys(name for names in gains for name in names[1:] if name != "-"))
+    single = _single(gains)
+    double = {names: gain for names, gain in gains.items() if len(_moving(names)) == 3}
+    chosen = [_pair(inner, single, double, g, h)[0] for g, h in enumerate(matched.tolist())]
+    return {outer: matched, **{name: torch.stack([order[name] for order in chosen]) for name in inner}}
+
+
+def _pair(inner: Sequence[str], single: Mapping[str, Tensor], double: Gains, g: int, h: int) -> tuple[Orders, float]:
+    """Return the best orders inside one pair of blocks and what they gain."""
+    pair = {name: gain[g, :, h, :] for name, gain in single.items()}
+    meeting = {names[1:]: gain[g, :, :, h, :, :] for names, gain in double.items()}
+    orders = _match_inside(inner, pair, meeting)
+    return orders, _worth(orders, pair, meeting)
 
 
 def _moving(names: Sequence[str]) -> tuple[str, ...]:

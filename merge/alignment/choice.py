@@ -9,16 +9,17 @@ nothing is always a candidate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from merge.alignment.pair import Alignment, Batch, Matcher, Pair, in_dtype
+from merge.alignment.pair import Alignment, Batch, Matcher, Pair, as_transform, in_dtype
 from merge.inputs import attended
-from merge.permutation import Permutation, apply, apply_axes, identity
+from merge.permutation import Permutation, identity
 from merge.spec import parse
+from merge.transform import Transform, apply_transform, apply_transform_axes
 
 # Outputs that are hidden states or embeddings.
 FEATURES = ("last_hidden_state", "text_embeds", "image_embeds")
@@ -37,10 +38,11 @@ INSIDE = frozenset({"heads", "ffn", "talking"})
 
 @dataclass(frozen=True)
 class Candidate:
-    """One alignment over some kinds of axes, and how far its midpoint is from the endpoints' ensemble."""
+    """One alignment over some kinds of axes, the matcher that found it, and how far its midpoint is from the ensemble."""
 
     alignment: Alignment
     score: float | None
+    by: str | None = None
 
     @property
     def name(self) -> str:
@@ -56,45 +58,63 @@ class Choice:
     score: str | None
 
 
-def choose(pair: Pair, matcher: Matcher, axes: frozenset[str] | None) -> Choice:
-    """Return the alignment over `axes`; when axes is None, over the best of the candidates.
+def fixed(alignment: Alignment, by: str) -> Choice:
+    """Return the choice that is none: one alignment, not scored."""
+    only = Candidate(alignment, None, by)
+    return Choice((only,), only, None)
+
+
+def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | None) -> Choice:
+    """Return the best alignment over `axes` by any of the matchers; when axes is None, over the best choice of them.
 
     Candidates, from little to much: nothing; what only the task head reads (the pooler, which fine-tunes of one start
     take apart while everything below stays in one basis); that with heads and feed-forward units; everything.
 
-    Without batches nothing can be scored: all axes move.
+    Without batches nothing can be scored: all axes move, by the first matcher. Nor is a single alignment scored.
     """
     everything = frozenset(pair.kinds())
-    if axes is not None or not pair.batches:
-        fixed = Candidate(matcher(everything if axes is None else axes), None)
-        return Choice((fixed,), fixed, None)
-    nothing = Alignment(identity(pair.spec, pair.shapes), (), ())
-    streams, inside = (frozenset(k for k in everything if _word(k) in words) for words in (STREAM, INSIDE))
-    wanted = [everything - streams - inside, everything - streams, everything]
-    found = [nothing, *(matcher(kinds) for kinds in dict.fromkeys(wanted) if kinds)]
-    values, kind = score([alignment.permutation for alignment in found], pair)
-    candidates = tuple(Candidate(alignment, value) for alignment, value in zip(found, values, strict=True))
+    first = next(iter(matchers))
+    if not pair.batches or (axes is not None and len(matchers) == 1):
+        return fixed(matchers[first](everything if axes is None else axes), first)
+    nothing = Candidate(Alignment(identity(pair.spec, pair.shapes), (), ()), None)
+    inside = frozenset(k for k in everything if _word(k) in INSIDE)
+    outside = everything - streams(everything)
+    wanted = [outside - inside, outside, everything] if axes is None else [axes]
+    found = [nothing]
+    for by, matcher in matchers.items():
+        found += [Candidate(matcher(kinds), None, by) for kinds in dict.fromkeys(wanted) if kinds]
+    values, kind = score([candidate.alignment.transform for candidate in found], pair)
+    candidates = tuple(replace(candidate, score=value) for candidate, value in zip(found, values, strict=True))
     return Choice(candidates, min(candidates, key=lambda c: c.score or 0.0), SCORES[kind])
+
+
+def streams(kinds: frozenset[str]) -> frozenset[str]:
+    """Return the kinds of axes that are streams between the layers."""
+    return frozenset(kind for kind in kinds if _word(kind) in STREAM)
 
 
 def _word(kind: str) -> str:
     return kind.rsplit("_", 1)[-1]
 
 
-def score(permutations: Sequence[Permutation], pair: Pair) -> tuple[list[float], str]:
-    """Return each permutation's midpoint divergence, and which one it is (a key of SCORES).
+def score(moves: Sequence[Permutation | Transform], pair: Pair) -> tuple[list[float], str]:
+    """Return the midpoint divergence of each way to move b, and which one it is (a key of SCORES).
 
-    Runs the endpoints once and one midpoint model for each distinct permutation, batch by batch.
+    Runs the endpoints once and one midpoint model for each of them, batch by batch.
     """
+    transforms = [as_transform(moved) for moved in moves]
     endpoints = pair.model(pair.a), pair.model(pair.b)
-    midpoints = [pair.model(_midpoint(pair, p)) for p in permutations]
-    totals, count, kind = [0.0] * len(permutations), 0, "kl"
+    midpoints = [pair.model(_midpoint(pair, t)) for t in transforms]
+    totals, count, kind = [0.0] * len(transforms), 0, "kl"
     with torch.inference_mode():
         for batch in pair.progress(pair.batches, "choosing which axes move"):
             out_a, out_b = (_outputs(pair, model(**in_dtype(batch, torch.float32))) for model in endpoints)
             rows = 0
-            for k, (p, model) in enumerate(zip(permutations, midpoints, strict=True)):
-                moved = {name: apply_axes(parse(pair.spec.outputs[name]), p, value) for name, value in out_b.items()}
+            for k, (t, model) in enumerate(zip(transforms, midpoints, strict=True)):
+                moved = {
+                    name: apply_transform_axes(parse(pair.spec.outputs[name]), t, value)
+                    for name, value in out_b.items()
+                }
                 value, rows, kind = _divergence(
                     out_a, moved, _outputs(pair, model(**in_dtype(batch, torch.float32))), batch
                 )
@@ -103,8 +123,8 @@ def score(permutations: Sequence[Permutation], pair: Pair) -> tuple[list[float],
     return [total / count for total in totals], kind
 
 
-def _midpoint(pair: Pair, p: Permutation) -> dict[str, Tensor]:
-    moved = apply(pair.spec, p, pair.b)
+def _midpoint(pair: Pair, t: Transform) -> dict[str, Tensor]:
+    moved = apply_transform(pair.spec, t, pair.b)
     return {
         name: (tensor.float() + moved[name].float()) / 2 if tensor.is_floating_point() else tensor
         for name, tensor in pair.a.items()

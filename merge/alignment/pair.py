@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,28 @@ from merge.model import build
 from merge.permutation import Permutation
 from merge.progress import Progress, silent
 from merge.spec import PermutationSpec
+from merge.transform import Transform
 
 Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may ask of a matcher; each reads what concerns it.
+
+    Attributes:
+        basis: what moves inside heads: `permutation`, or `orthogonal` for rotations behind it.
+        restarts: further runs of weight matching from random beginnings, of which the best is kept.
+        steps: of gradient descent, or of annealing.
+        both: whether `learned` moves a as well.
+        seed: of everything random.
+    """
+
+    basis: str = "permutation"
+    restarts: int = 0
+    steps: int = 200
+    both: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,8 @@ class Pair:
         written_name: canonical name -> the name transformers gives it.
         batches: tokenised calibration text; empty when there is no tokenizer.
         progress: goes through long loops.
+        settings: what was asked of the matcher.
+        labels: for each batch the class of each text; empty where the text has none.
     """
 
     spec: PermutationSpec
@@ -38,6 +60,8 @@ class Pair:
     written_name: Callable[[str], str]
     batches: tuple[Batch, ...] = ()
     progress: Progress = silent
+    settings: Settings = Settings()
+    labels: tuple[Tensor, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -68,10 +92,12 @@ def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
 
 @dataclass(frozen=True)
 class Alignment:
-    """A permutation of b's units, and how it was found.
+    """A permutation of b's units, maps behind it, and how they were found.
 
     Attributes:
         permutation: apply it to b.
+        maps: axis -> the map that acts behind it, as in `merge.transform`; none by most matchers.
+        reference_maps: the same for a, which moves too where both ends were asked to.
         kinds: the kinds of axes that were allowed to move.
         objective: what was maximised, normalised to [-1, 1]: of the identity, then after each sweep; never decreasing.
     """
@@ -79,6 +105,17 @@ class Alignment:
     permutation: Permutation
     kinds: tuple[str, ...]
     objective: tuple[float, ...]
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    reference_maps: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def transform(self) -> Transform:
+        return Transform(self.permutation, self.maps)
+
+
+def as_transform(moved: Permutation | Transform) -> Transform:
+    """Return a permutation as the transform that is nothing more."""
+    return moved if isinstance(moved, Transform) else Transform(moved, {})
 
 
 # From the kinds of axes that may move to the alignment that is best over them.

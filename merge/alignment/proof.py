@@ -1,8 +1,7 @@
 """Proof: the aligned model is still the model it was.
 
-Both are run in float64 on the same inputs (in float32 where the model knows no other). An output that lives on a permuted
-axis (the hidden states of a model without a head) is compared after the same permutation. No merge happens unless they
-agree.
+Both are run in float64 on the same inputs (in float32 where the model knows no other). An output that lives on a moved axis
+(the hidden states of a model without a head) is compared after the same transform. No merge happens unless they agree.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge.alignment.pair import Batch, Pair, in_dtype
+from merge.alignment.pair import Batch, Pair, as_transform, in_dtype
 from merge.errors import AlignmentError
-from merge.permutation import Permutation, apply_axes
+from merge.permutation import Permutation
 from merge.spec import parse
+from merge.transform import Transform, apply_transform_axes
 
 BATCHES, TEXTS_A_BATCH = 4, 4
 
@@ -31,16 +31,19 @@ class Proof:
     outputs: tuple[str, ...]
 
 
-def prove(pair: Pair, aligned: Mapping[str, Tensor], p: Permutation, batches: tuple[Batch, ...]) -> Proof:
+def prove(
+    pair: Pair, aligned: Mapping[str, Tensor], moved: Permutation | Transform, batches: tuple[Batch, ...]
+) -> Proof:
     """Return the evidence that `aligned` computes what pair.b computes.
 
     Args:
-        aligned: pair.b after p.
-        p: the permutation, for outputs that move with it.
+        aligned: pair.b after what moved it.
+        moved: that permutation or transform, for outputs that move with it.
         batches: inputs, sorted by length or not; some texts of a few batches evenly spread over them are used.
     Raises:
         AlignmentError: an output differs by more than the spec's bound, relative to its standard deviation.
     """
+    transform = as_transform(moved)
     spec, dtype = pair.spec, getattr(torch, pair.spec.dtype)
     before, after = pair.model(pair.b, dtype), pair.model(aligned, dtype)
     worst, texts = 0.0, 0
@@ -49,7 +52,7 @@ def prove(pair: Pair, aligned: Mapping[str, Tensor], p: Permutation, batches: tu
             part = in_dtype({name: tensor[:TEXTS_A_BATCH] for name, tensor in batch.items()}, dtype)
             old, new = before(**part), after(**part)
             for name, line in spec.outputs.items():
-                expected = apply_axes(parse(line), p, old[name])
+                expected = apply_transform_axes(parse(line), transform, old[name])
                 spread = expected.std().clamp_min(torch.finfo(dtype).tiny)
                 worst = max(worst, float((new[name] - expected).abs().max() / spread))
             texts += len(next(iter(part.values())))

@@ -1,174 +1,174 @@
-"""Weight matching: coordinate descent on the inner product of the two models' weights.
+"""Weight matching: coordinate descent on the inner product of the two models' weights, `merge.alignment.objective`.
 
-Maximises  J(p) = sum_t <A_t, p(B)_t> / (rms(A_t) rms(B_t))  over one axis at a time, everything else held; heads and
-what is inside them move together, by an assignment of both. Dividing by the root mean square makes every *entry*
-count alike: a tensor weighs as much as it has entries. Vectors are centred first, because a constant (the ones of a
-LayerNorm gain) fits every order equally and would only hide what differs.
+One axis at a time, everything else held; heads and what is inside them move together, by an assignment of both. The
+residual is matched first, on the embeddings, then heads and feed-forward units on that. An axis is matched again only when
+an axis that its gains depend on has changed.
 
 Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2 and algorithm 1.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from merge.alignment.assignment import match_axis
-from merge.alignment.blocks import match_blocks
+from merge.alignment.blocks import match_blocks, match_inside
+from merge.alignment.circuits import circuit_gains
+from merge.alignment.objective import Objective, State, same, weights_of
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
-from merge.notation import View
-from merge.permutation import Permutation, apply_axes, flat_index, identity, places, take
+from merge.errors import UsageError, nearest
+from merge.permutation import Permutation, identity, random, restrict
 
 MAX_SWEEPS = 50
-# A gain below this share of the objective is rounding, not progress.
+# A change of one axis that gains less than this for each entry is rounding, not progress.
 TOLERANCE = 1e-12
+# Sweeps end when one gains less than this share of the objective.
+ENOUGH = 1e-6
+
+HEADS = ("rows", "circuits")
 
 
-def match_weights(pair: Pair) -> Matcher:
-    """Return the matcher that aligns b to a by weights alone; it needs no data and is deterministic."""
-    a = {name: _centred(tensor) for name, tensor in pair.a.items()}
-    b = {name: _centred(tensor) for name, tensor in pair.b.items()}
-    scale = {name: _scale(a[name], b[name]) for name in a}
+def match_weights(pair: Pair, restarts: int = 0, seed: int = 0, heads: str = "rows") -> Matcher:
+    """Return the matcher that aligns b to a by weights alone; it needs no data and is deterministic.
+
+    Args:
+        restarts: further descents from random permutations with the axes in random order; the best of all is kept.
+        seed: of the restarts.
+        heads: what says which head is which: `rows`, the best order of the rows inside (exact for permutations), or
+            `circuits`, products of weights that no basis inside heads can change.
+    Raises:
+        UsageError: heads is neither, or restarts is negative.
+    """
+    if heads not in HEADS:
+        raise UsageError(f"heads are matched by rows or circuits, not by {heads!r}.{nearest(heads, HEADS)}")
+    if restarts < 0:
+        raise UsageError(f"restarts is {restarts}; it counts further descents. Give 0 or more.")
+    weights = weights_of(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        return _Descent(pair, a, b, scale, pair.axes_of(kinds)).run(tuple(k for k in pair.kinds() if k in kinds))
+        still = identity(pair.spec, pair.shapes)
+        descent = _Descent(Objective(pair, weights, pair.axes_of(kinds)), still, heads == "circuits")
+        objective = descent.objective
+        best = descent.run()
+        nothing = best.history[0]
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(restarts):
+            order = torch.randperm(len(objective.touches), generator=generator).tolist()
+            start = restrict(random(pair.spec, pair.shapes, generator), set(objective.movable))
+            descent.decided.clear()
+            tried = descent.sweeps(
+                start, objective.shares(objective.moving, start), [tuple(objective.touches)[k] for k in order]
+            )
+            if tried.history[-1] > best.history[-1] * (1 + ENOUGH):
+                best = _Found(tried.permutation, (nothing, tried.history[-1]))
+        values = tuple(value / objective.entries for value in best.history)
+        return Alignment(best.permutation, tuple(k for k in pair.kinds() if k in kinds), values)
 
     return match
 
 
-def _centred(tensor: Tensor) -> Tensor:
-    return tensor - tensor.mean() if tensor.ndim == 1 else tensor
-
-
-def _scale(a: Tensor, b: Tensor) -> float:
-    product = float(a.double().square().mean().sqrt() * b.double().square().mean().sqrt())
-    return 1 / product if product > 0 else 0.0
-
-
 @dataclass(frozen=True)
-class _Touch:
-    """A run of units of the axis that is matched, in one tensor.
+class _Found:
+    """Where a descent ended, and J after each sweep."""
 
-    Attributes:
-        item: of the tensor's line, from 0.
-        view: where the units lie along it.
-        others: the movable names along the tensor's other axes.
-    """
-
-    tensor: str
-    item: int
-    view: View
-    others: frozenset[str]
+    permutation: Permutation
+    history: tuple[float, ...]
 
 
 class _Descent:
-    """One run of the coordinate descent: the current permutation and each tensor's share of the objective."""
+    """Coordinate descent from a start to where no axis alone can gain."""
 
-    def __init__(
-        self,
-        pair: Pair,
-        a: Mapping[str, Tensor],
-        b: Mapping[str, Tensor],
-        scale: Mapping[str, float],
-        movable: tuple[str, ...],
-    ) -> None:
-        self.spec, self.a, self.b, self.scale, self.movable = pair.spec, a, b, scale, movable
-        self.still = identity(pair.spec, pair.shapes)
-        self.moves: dict[str, list[_Touch]] = {}
-        for name in a:
-            views = self.spec.views(name, tuple(a[name].shape))
-            names = [{word for view in along for word in view.moving if word in movable} for along in views]
-            for item, along in enumerate(views):
-                others = frozenset().union(*(names[k] for k in range(len(names)) if k != item))
-                for view in along:
-                    if view.names[0] in movable:
-                        self.moves.setdefault(view.names[0], []).append(_Touch(name, item, view, others))
-        self.touched = {move: dict.fromkeys(touch.tensor for touch in found) for move, found in self.moves.items()}
-        self.moving = {name for found in self.touched.values() for name in found}
-        self.entries = sum(a[name].numel() for name in a if name in self.moving) or 1
+    def __init__(self, objective: Objective, still: Permutation, circuits: bool) -> None:
+        self.objective, self.still, self.circuits = objective, still, circuits
+        self.moves = tuple(objective.touches)
+        self.axes = {move: objective.axes_of(move) for move in self.moves}
+        self.context = {move: objective.context(move) for move in self.moves}
+        # What each axis and those it depends on were when it was last matched.
+        self.settled: dict[str, State] = {}
+        # Blocks of which circuits have said which is which.
+        self.decided: set[str] = set()
 
-    def run(self, kinds: tuple[str, ...]) -> Alignment:
-        """Start from the better of the identity and a first pass, then sweep until no axis changes."""
-        start = self._first_pass()
-        current = start if self._objective(start) > self._objective(self.still) else self.still
-        objective = [self._objective(p) for p in (self.still, current)]
+    def run(self) -> _Found:
+        """Descend from the better of the identity and a first pass."""
+        objective = self.objective
+        first = self._first_pass()
+        tried = [(p, objective.shares(objective.moving, p)) for p in (self.still, first)]
+        nothing, passed = (sum(shares.values()) for _, shares in tried)
+        found = self.sweeps(*tried[passed > nothing], self.moves)
+        return _Found(found.permutation, (nothing, *found.history))
+
+    def sweeps(self, start: Permutation, known: Mapping[str, float], order: Sequence[str]) -> _Found:
+        """Match every axis in turn until none changes, or a sweep hardly gains; known are the start's shares of J."""
+        current, shares = start, dict(known)
+        history = [sum(shares.values())]
         for _ in range(MAX_SWEEPS):
             before = current
-            for move in self.moves:
-                current = self._improve(current, move)
+            for move in order:
+                current = self._improve(current, move, shares)
             if current is before:
                 break
-            objective.append(self._objective(current))
-        return Alignment(current, kinds, tuple(value / self.entries for value in objective))
+            history.append(sum(shares.values()))
+            if history[-1] - history[-2] < ENOUGH * abs(history[-2]):
+                break
+        return _Found(current, tuple(history))
 
-    def _share(self, name: str, p: Permutation) -> float:
-        moved = apply_axes(self.spec.axes(name), p, self.b[name])
-        return self.scale[name] * float(torch.sum(self.a[name].double() * moved.double()))
+    def _state(self, move: str, p: Permutation) -> State:
+        return tuple(p.indices[axis] for axis in (*self.axes[move], *self.context[move]))
 
-    def _objective(self, p: Permutation) -> float:
-        return sum(self._share(name, p) for name in self.a if name in self.moving)
-
-    def _gains(self, move: str, p: Permutation, matched: frozenset[str] | None) -> dict[tuple[str, ...], Tensor]:
-        """Return, by the names of a view's levels, the gain of putting b's units in the places of this axis.
-
-        The arrays have the levels' sizes twice: first a's places, then b's units. Every other axis is as p has it.
-
-        Args:
-            matched: if given, only tensors whose other axes are fixed or among these count: the order of an axis
-                that has not been matched yet says nothing.
-        """
-        total: dict[tuple[str, ...], Tensor] = {}
-        for touch in self.moves[move]:
-            names, shape = touch.view.names, touch.view.shape
-            if matched is not None and not touch.others <= matched:
-                part = torch.zeros(*shape, *shape, dtype=torch.float64)
-            else:
-                rows_a, rows_b = self._rows(touch, self.a, None), self._rows(touch, self.b, p)
-                part = (rows_a @ rows_b.T).reshape(*shape, *shape) * self.scale[touch.tensor]
-            total[names] = total[names].add_(part) if names in total else part
-        return total
-
-    def _rows(self, touch: _Touch, tensors: Mapping[str, Tensor], p: Permutation | None) -> Float[Tensor, "units rest"]:
-        """Return the units of a view as rows, with the tensor's other axes as p has them."""
-        tensor, dim, units, span = tensors[touch.tensor], 0, 0, 1
-        for item, axis in enumerate(self.spec.axes(touch.tensor)):
-            if item == touch.item:
-                units, span = dim, axis.span
-            elif p is not None:
-                tensor = take(tensor, dim, axis.span, flat_index(axis, p, tuple(tensor.shape[dim : dim + axis.span])))
-            dim += axis.span
-        flat = tensor.flatten(units, units + span - 1).movedim(units, 0)
-        whole = math.prod(touch.view.shape) == len(flat)
-        rows = flat if whole else flat[places(touch.view).reshape(-1)]
-        return rows.reshape(len(rows), -1).double()
+    def _is_linear(self, move: str) -> bool:
+        """Return whether the gains of an axis do not depend on its own order."""
+        return set(self.axes[move]).isdisjoint(self.context[move])
 
     def _solve(self, move: str, p: Permutation, matched: frozenset[str] | None = None) -> Permutation:
-        gains = self._gains(move, p, matched)
+        """Return p with one axis, or blocks and what is inside them, at their best."""
+        gains = self.objective.gains(move, p, matched)
         alone = gains.get((move,))
-        found = {move: match_axis(alone)} if alone is not None and len(gains) == 1 else match_blocks(gains)
+        if alone is not None and len(gains) == 1:
+            found = {move: match_axis(alone)}
+        elif not self.circuits:
+            found = match_blocks(gains)
+        else:
+            # Circuits say it once: what rows gain by other pairs of blocks is not what tells blocks apart.
+            which = (
+                p.indices[move] if move in self.decided else match_blocks(circuit_gains(self.objective, move, p))[move]
+            )
+            self.decided.add(move)
+            found = match_inside(gains, which)
         return Permutation({**p.indices, **found}, p.outer)
 
-    def _improve(self, p: Permutation, move: str) -> Permutation:
-        """Return p with this coordinate at its best, or p itself when that gains nothing.
+    def _improve(self, p: Permutation, move: str, shares: dict[str, float]) -> Permutation:
+        """Return p with this coordinate at its best, or p itself when that gains nothing; bring the shares up to date.
 
         The comparison is on the tensors themselves: where one axis stands twice in a tensor (the MLM transform) the
         gain matrix is only a linearisation.
         """
+        if move in self.settled and same(self.settled[move], self._state(move, p)):
+            return p
         tried = self._solve(move, p)
-        old = sum(self._share(name, p) for name in self.touched[move])
-        new = sum(self._share(name, tried) for name in self.touched[move])
-        return tried if new > old + TOLERANCE * self.entries else p
+        tensors = self.objective.tensors[move]
+        if all(torch.equal(tried.indices[axis], p.indices[axis]) for axis in self.axes[move]):
+            tried = p
+        else:
+            new = self.objective.shares(tensors, tried)
+            gained = sum(new.values()) - sum(shares[name] for name in tensors)
+            if gained > TOLERANCE * self.objective.entries:
+                shares |= new
+            else:
+                tried = p
+        if tried is p or self._is_linear(move):
+            self.settled[move] = self._state(move, tried)
+        return tried
 
     def _first_pass(self) -> Permutation:
         """Match each axis in turn against what is already matched: embeddings fix the residual, that the layers."""
         p, matched = self.still, frozenset[str]()
-        for move, touches in self.moves.items():
+        for move, axes in self.axes.items():
             p = self._solve(move, p, matched)
-            matched |= {name for touch in touches for name in touch.view.moving}
+            if matched.issuperset(self.context[move]) and self._is_linear(move):
+                self.settled[move] = self._state(move, p)
+            matched |= set(axes)
         return p

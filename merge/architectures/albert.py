@@ -21,13 +21,13 @@ LAYER = {
     "attention.value.bias": "(heads{i} v{i})",
     "attention.dense.weight": "residual (heads{i} v{i})'",
     "attention.dense.bias": "residual",
-    "attention.LayerNorm.weight": "residual",
+    "attention.LayerNorm.weight": "residual=",
     "attention.LayerNorm.bias": "residual",
     "ffn.weight": "ffn{i} residual'",
     "ffn.bias": "ffn{i}",
     "ffn_output.weight": "residual ffn{i}'",
     "ffn_output.bias": "residual",
-    "full_layer_layer_norm.weight": "residual",
+    "full_layer_layer_norm.weight": "residual=",
     "full_layer_layer_norm.bias": "residual",
 }
 PROJECTION = {
@@ -37,8 +37,8 @@ PROJECTION = {
 POOLER = {"pooler.weight": "pooler residual'", "pooler.bias": "pooler"}
 LANGUAGE_MODEL = Head(
     {
-        "predictions.dense.weight": "{decoded} residual'",
-        "predictions.dense.bias": "{decoded}",
+        "predictions.dense.weight": "{decoded}= residual'",
+        "predictions.dense.bias": "{decoded}=",
         "predictions.LayerNorm.weight": "{decoded}",
         "predictions.LayerNorm.bias": "{decoded}",
         "predictions.bias": "-",

@@ -1,7 +1,8 @@
 """CLIP: two pre-LN encoders, of texts and of images, each with a residual stream of its own, and the axis they meet on.
 
 Both projections write the same `projection` axis, which their similarity reads: it moves on both sides alike. Pixels and
-channels of a patch and its place are fixed.
+channels of a patch and its place are fixed. The similarity is of directions: the projection axis takes every rotation. The
+text stream does so once its gains are folded; the norm in front of the layers of the image's keeps that one from it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from merge.architectures.encoder import activation_group
 from merge.errors import SpecError, nearest
 from merge.spec import PermutationSpec
 
@@ -21,13 +23,13 @@ LAYER = {
     "self_attn.v_proj.bias": "({side}_heads{i} {side}_v{i})",
     "self_attn.out_proj.weight": "{side}_residual ({side}_heads{i} {side}_v{i})'",
     "self_attn.out_proj.bias": "{side}_residual",
-    "layer_norm1.weight": "{side}_residual",
+    "layer_norm1.weight": "{side}_residual=",
     "layer_norm1.bias": "{side}_residual",
     "mlp.fc1.weight": "{side}_ffn{i} {side}_residual'",
     "mlp.fc1.bias": "{side}_ffn{i}",
     "mlp.fc2.weight": "{side}_residual {side}_ffn{i}'",
     "mlp.fc2.bias": "{side}_residual",
-    "layer_norm2.weight": "{side}_residual",
+    "layer_norm2.weight": "{side}_residual=",
     "layer_norm2.bias": "{side}_residual",
 }
 LAYER_TAPS = {
@@ -40,16 +42,16 @@ ENCODER = {
     "text": {
         "embeddings.token_embedding.weight": "- text_residual",
         "embeddings.position_embedding.weight": "- text_residual",
-        "final_layer_norm.weight": "text_residual",
+        "final_layer_norm.weight": "text_residual=",
         "final_layer_norm.bias": "text_residual",
     },
     "vision": {
         "embeddings.class_embedding": "vision_residual",
         "embeddings.patch_embedding.weight": "vision_residual - - -",
         "embeddings.position_embedding.weight": "- vision_residual",
-        "pre_layrnorm.weight": "vision_residual",
+        "pre_layrnorm.weight": "vision_residual=",
         "pre_layrnorm.bias": "vision_residual",
-        "post_layernorm.weight": "vision_residual",
+        "post_layernorm.weight": "vision_residual=",
         "post_layernorm.bias": "vision_residual",
     },
 }
@@ -120,4 +122,11 @@ def clip(config: Mapping[str, Any]) -> PermutationSpec:
     for name in outside:
         if name.endswith("projection.weight"):
             taps["projection"] = (*taps.get("projection", ()), f"{prefix}{name.removesuffix('.weight')}:out")
-    return PermutationSpec("clip", lines, sizes, taps, outputs, frozenset({"labels"}))
+    groups = {"projection": "orthogonal" if len(encoders) == 2 else "linear"}
+    for side in encoders:
+        own = config.get(f"{side}_config") or config
+        groups |= {f"{side}_residual": "sign", f"{side}_qk": "linear", f"{side}_v": "linear"}
+        groups[f"{side}_ffn"] = activation_group(own.get("hidden_act", "quick_gelu"))
+    folded = {"text_residual": "orthogonal_one"} if "text" in encoders else {}
+    named = frozenset({"labels"})
+    return PermutationSpec("clip", lines, sizes, taps, outputs, named, groups=groups, folded=folded)

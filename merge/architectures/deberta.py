@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.architectures.encoder import EMBEDDINGS, FEED_FORWARD, POST_LN, Family, encoder_spec
+from merge.architectures.encoder import EMBEDDINGS, FEED_FORWARD, POST_LN, Family, activation_group, encoder_spec
 from merge.architectures.head import (
     BASE_WITHOUT_POOLER,
     BERT_LANGUAGE_MODEL,
@@ -41,7 +41,7 @@ LAYER = {
 
 ENCODER = EMBEDDINGS | {
     "embeddings.embed_proj.weight": "residual {words}'",
-    "embeddings.LayerNorm.weight": "residual",
+    "embeddings.LayerNorm.weight": "residual=",
     "embeddings.LayerNorm.bias": "residual",
     "encoder.rel_embeddings.weight": "- residual",
 }
@@ -80,8 +80,19 @@ BOUND = 1e-4
 def deberta(config: Mapping[str, Any]) -> PermutationSpec:
     """Return the spec of a DeBERTa with any of its task heads."""
     talking = {"talking{i}": ("attention.self.head_logits_proj:out",)} if config.get("talking_head") else {}
-    family = replace(DEBERTA, layer_taps={**DEBERTA.layer_taps, **talking})
+    family = replace(DEBERTA, layer_taps={**DEBERTA.layer_taps, **talking}, groups=groups_of(config))
     return replace(encoder_spec(family, config, word_axis(config)), bound=BOUND)
+
+
+def groups_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the groups of a DeBERTa's axes that are not those of every family.
+
+    Narrow embeddings are read by a projection alone and take every map; where the decoder is their table too, the order
+    and the signs that are their own inverse transpose.
+    """
+    decoder = "MaskedLM" in str(config.get("architectures")) and config.get("tie_word_embeddings", True)
+    pooler = activation_group(config.get("pooler_hidden_act", "gelu"))
+    return {"pooler": pooler, "embedding": "signed" if decoder else "linear"}
 
 
 def word_axis(config: Mapping[str, Any]) -> str:

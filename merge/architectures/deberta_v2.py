@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.architectures.deberta import ENCODER, HEADS, OUTPUT, POOLER, POOLER_TAP, word_axis
-from merge.architectures.encoder import Family, encoder_spec
+from merge.architectures.deberta import ENCODER, HEADS, OUTPUT, POOLER, POOLER_TAP, groups_of, word_axis
+from merge.architectures.encoder import Family, activation_group, encoder_spec
 from merge.architectures.head import Head
 from merge.errors import SpecError
 from merge.spec import PermutationSpec
@@ -28,11 +28,11 @@ LAYER = {
     **OUTPUT,
 }
 
-RELATIVE_NORM = {"encoder.LayerNorm.weight": "residual", "encoder.LayerNorm.bias": "residual"}
+RELATIVE_NORM = {"encoder.LayerNorm.weight": "residual=", "encoder.LayerNorm.bias": "residual"}
 CONVOLUTION = {
     "encoder.conv.conv.weight": "residual residual' -",
     "encoder.conv.conv.bias": "residual",
-    "encoder.conv.LayerNorm.weight": "residual",
+    "encoder.conv.LayerNorm.weight": "residual=",
     "encoder.conv.LayerNorm.bias": "residual",
 }
 
@@ -71,7 +71,10 @@ def deberta_v2(config: Mapping[str, Any]) -> PermutationSpec:
         )
     normed = config.get("relative_attention") and "layer_norm" in str(config.get("norm_rel_ebd", "none"))
     parts = (RELATIVE_NORM if normed else {}) | (CONVOLUTION if config.get("conv_kernel_size") else {})
-    spec = encoder_spec(replace(DEBERTA_V2, encoder=ENCODER | parts), config, word_axis(config))
+    own = groups_of(config)
+    if config.get("conv_kernel_size") and activation_group(config.get("conv_act", "tanh")) not in ("signed", "linear"):
+        own["residual"] = "permutation"  # behind an activation that is not odd
+    spec = encoder_spec(replace(DEBERTA_V2, encoder=ENCODER | parts, groups=own), config, word_axis(config))
     # The norm of the relative embeddings sees no tokens, so no padding.
     whole = "deberta.encoder.LayerNorm:out"
     return replace(spec, taps={a: tuple(s + ":all" * (s == whole) for s in sites) for a, sites in spec.taps.items()})

@@ -3,7 +3,8 @@
 The model is built with random parameters, run once while every dimension is followed (`trace`), and what may move is
 written in the notation (`items`). Then the proof every table faces: a random element on all axes at once keeps the
 outputs in float64. If it does not, the axes that fail alone are fixed; if none does, or nothing is left that moves,
-there is no spec. Roles (`in`, `out`) are not derived: a permutation does not tell them apart.
+there is no spec. Roles (`in`, `out`, `=`) are not derived: a permutation does not tell them apart. So every axis has the
+group of permutations, and nothing else acts on it.
 """
 
 from __future__ import annotations

@@ -24,13 +24,13 @@ LAYER = {
     "attention.v_lin.bias": "(heads{i} v{i})",
     "attention.out_lin.weight": "residual (heads{i} v{i})'",
     "attention.out_lin.bias": "residual",
-    "sa_layer_norm.weight": "residual",
+    "sa_layer_norm.weight": "residual=",
     "sa_layer_norm.bias": "residual",
     "ffn.lin1.weight": "ffn{i} residual'",
     "ffn.lin1.bias": "ffn{i}",
     "ffn.lin2.weight": "residual ffn{i}'",
     "ffn.lin2.bias": "residual",
-    "output_layer_norm.weight": "residual",
+    "output_layer_norm.weight": "residual=",
     "output_layer_norm.bias": "residual",
 }
 PRE_CLASSIFIER = {
@@ -40,8 +40,8 @@ PRE_CLASSIFIER = {
 # Before its ReLU, where no unit is silent on every text.
 PRE_CLASSIFIER_TAPS = {"pre_classifier": ("pre_classifier:out",)}
 LANGUAGE_MODEL = {
-    "vocab_transform.weight": "{decoded} residual'",
-    "vocab_transform.bias": "{decoded}",
+    "vocab_transform.weight": "{decoded}= residual'",
+    "vocab_transform.bias": "{decoded}=",
     "vocab_layer_norm.weight": "{decoded}",
     "vocab_layer_norm.bias": "{decoded}",
     "vocab_projector.weight": "- {decoded}'",
@@ -74,6 +74,8 @@ DISTILBERT = Family(
         **EMBEDDINGS_NORM,
     },
     layer=LAYER,
+    activation="activation",
+    groups={"pre_classifier": "positive"},
     layer_path="transformer.layer.{i}",
     taps={},
     layer_taps={

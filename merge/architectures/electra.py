@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, Family, encoder_spec
+from merge.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, Family, activation_group, encoder_spec
 from merge.architectures.head import (
     BASE_WITHOUT_POOLER,
     DENSE_SEQUENCE_CLASSIFICATION,
@@ -25,8 +25,8 @@ PROJECTION = {
 }
 GENERATOR = Head(
     {
-        "generator_predictions.dense.weight": "{decoded} residual'",
-        "generator_predictions.dense.bias": "{decoded}",
+        "generator_predictions.dense.weight": "{decoded}= residual'",
+        "generator_predictions.dense.bias": "{decoded}=",
         "generator_predictions.LayerNorm.weight": "{decoded}",
         "generator_predictions.LayerNorm.bias": "{decoded}",
         "generator_lm_head.weight": "- {decoded}'",
@@ -79,7 +79,16 @@ ELECTRA = Family(
 def electra(config: Mapping[str, Any]) -> PermutationSpec:
     """Return the spec of an ELECTRA with any of its task heads."""
     words = "residual" if config["embedding_size"] == config["hidden_size"] else "embedding"
-    family = ELECTRA
+    summary = activation_group(config.get("summary_activation", "gelu"))
+    groups = {
+        "classifier": "permutation",  # behind a GELU
+        "discriminator": activation_group(config.get("hidden_act", "gelu")),
+        "summary": summary,
+    }
+    family = replace(ELECTRA, groups=groups)
     if not config.get("summary_use_proj", True):
-        family = replace(ELECTRA, heads={**ELECTRA.heads, "ForMultipleChoice": MULTIPLE_CHOICE_UNPROJECTED})
+        # It activates the stream itself.
+        if "MultipleChoice" in str(config.get("architectures")) and summary not in ("signed", "linear"):
+            family = replace(family, groups={**groups, "residual": "permutation"})
+        family = replace(family, heads={**ELECTRA.heads, "ForMultipleChoice": MULTIPLE_CHOICE_UNPROJECTED})
     return encoder_spec(family, config, words)

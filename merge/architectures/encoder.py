@@ -4,6 +4,10 @@ One permutation of the residual stream for the whole model: after the LayerNorms
 stream, before the sublayers (pre-LN) they read it; either way they are permuted along. Q and K share their inner
 order, V and the output projection theirs; a head moves as one block of all four. The key bias adds a constant to every
 score of a query, which softmax cancels: its order can never show in the outputs.
+
+Besides permutations: one sign for the whole stream, because a LayerNorm is odd but for its bias (one rotation of it where
+the gains before the sublayers are folded away); every invertible map inside a head, between Q and K, and between V and the
+output projection; on hidden units what their activation commutes with.
 """
 
 from __future__ import annotations
@@ -34,9 +38,9 @@ FEED_FORWARD = {
     "output.dense.bias": "residual",
 }
 POST_LN = {
-    "attention.output.LayerNorm.weight": "residual",
+    "attention.output.LayerNorm.weight": "residual=",
     "attention.output.LayerNorm.bias": "residual",
-    "output.LayerNorm.weight": "residual",
+    "output.LayerNorm.weight": "residual=",
     "output.LayerNorm.bias": "residual",
 }
 POST_LN_LAYER = ATTENTION | POST_LN | FEED_FORWARD
@@ -53,7 +57,7 @@ EMBEDDINGS = {
     "embeddings.token_type_embeddings.weight": "- {words}",
 }
 EMBEDDINGS_NORM = {
-    "embeddings.LayerNorm.weight": "{words}",
+    "embeddings.LayerNorm.weight": "{words}=",
     "embeddings.LayerNorm.bias": "{words}",
 }
 POOLER = {
@@ -61,6 +65,24 @@ POOLER = {
     "pooler.dense.bias": "pooler",
 }
 POOLER_TAPS = {"pooler": ("pooler.activation:out",)}
+
+# Groups of the axes that families share, by kind. Of `transform`: the norm behind a head's activation takes any scale.
+GROUPS = {
+    "residual": "sign",
+    "embedding": "sign",
+    "qk": "linear",
+    "v": "linear",
+    "pooler": "signed",
+    "transform": "real",
+}
+# Activation -> the group of units that it commutes with; others commute with permutations alone.
+ACTIVATIONS = {
+    "relu": "positive",
+    "leaky_relu": "positive",
+    "tanh": "signed",
+    "linear": "linear",
+    "None": "linear",
+}
 
 _PLAIN_AXIS = re.compile(r"[A-Za-z_]\w*")
 
@@ -80,6 +102,9 @@ class Family:
         taps: axis -> sites outside the layers.
         layer_taps: axis -> sites after the layer's path.
         attention_heads: the axis of the attention heads of layer i; one for all where something shared reads them.
+        activation: the config's key of the activation between the feed-forward layers.
+        groups: kind of axis -> group, where it is not that of GROUPS, of the head or of the activation.
+        folded: kind of axis -> group once the norms' gains are folded into what reads them, where that can be done.
     """
 
     name: str
@@ -92,6 +117,9 @@ class Family:
     taps: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: POOLER_TAPS)
     layer_taps: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: LAYER_TAPS)
     attention_heads: str = "heads{i}"
+    activation: str = "hidden_act"
+    groups: Mapping[str, str] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
 
 
 def encoder_spec(
@@ -127,6 +155,11 @@ def encoder_spec(
             for axis, sites in family.layer_taps.items()
         }
     lines |= {name: line.format(words=words, decoded=decoded) for name, line in head.lines.items()}
+    groups = (
+        GROUPS | {"ffn": activation_group(config.get(family.activation, "gelu"))} | {**head.groups, **family.groups}
+    )
+    # A head whose hidden units lie on the stream, as one tied to the embeddings has them, gives the stream their basis.
+    hidden = decoded == words and any("{decoded}" in line for line in head.lines.values())
     return PermutationSpec(
         family=family.name,
         lines=lines,
@@ -134,7 +167,14 @@ def encoder_spec(
         taps={**_norm_taps(lines), **taps, **head.taps},
         outputs=head.outputs,
         named=frozenset({"labels"}),
+        groups=groups,
+        folded={} if hidden else family.folded,
     )
+
+
+def activation_group(name: object) -> str:
+    """Return the group that commutes with an activation, by transformers' name for it; None is no activation."""
+    return ACTIVATIONS.get(str(name), "permutation")
 
 
 def _head(family: Family, config: Mapping[str, Any]) -> Head:
@@ -149,6 +189,6 @@ def _norm_taps(lines: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Return axis -> outputs of the LayerNorms on it: those whose weight has one axis, and no head's blocks."""
     sites: dict[str, list[str]] = {}
     for name, line in lines.items():
-        if name.endswith(".weight") and _PLAIN_AXIS.fullmatch(line):
-            sites.setdefault(line, []).append(name.removesuffix(".weight") + ":out")
+        if name.endswith(".weight") and _PLAIN_AXIS.fullmatch(line.removesuffix("=")):
+            sites.setdefault(line.removesuffix("="), []).append(name.removesuffix(".weight") + ":out")
     return {axis: tuple(found) for axis, found in sites.items()}

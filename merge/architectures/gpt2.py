@@ -13,13 +13,13 @@ from merge.architectures.head import BASE_WITHOUT_POOLER, LOGITS, QUESTION_ANSWE
 from merge.spec import PermutationSpec
 
 LAYER = {
-    "ln_1.weight": "residual",
+    "ln_1.weight": "residual=",
     "ln_1.bias": "residual",
     "attn.c_attn.weight": "residual' [(heads{i} qk{i}) | (heads{i} qk{i}') | (heads{i} v{i})]",
     "attn.c_attn.bias": "[(heads{i} qk{i}) | (heads{i} qk{i}') | (heads{i} v{i})]",
     "attn.c_proj.weight": "(heads{i} v{i})' residual",
     "attn.c_proj.bias": "residual",
-    "ln_2.weight": "residual",
+    "ln_2.weight": "residual=",
     "ln_2.bias": "residual",
     "mlp.c_fc.weight": "residual' ffn{i}",
     "mlp.c_fc.bias": "ffn{i}",
@@ -44,7 +44,7 @@ GPT2 = Family(
     encoder={
         "wte.weight": "- residual",
         "wpe.weight": "- residual",
-        "ln_f.weight": "residual",
+        "ln_f.weight": "residual=",
         "ln_f.bias": "residual",
     },
     layer=LAYER,
@@ -55,6 +55,8 @@ GPT2 = Family(
         "v{i}": ("attn.c_proj:in",),
         "ffn{i}": ("mlp.c_proj:in",),
     },
+    activation="activation_function",
+    folded={"residual": "orthogonal_one"},
 )
 
 

@@ -2,7 +2,8 @@
 
 A line may name two axes that the config decides: `{words}` is the axis of the word embedding table (the residual
 stream, or an axis of its own where the table is factorised), `{decoded}` the axis the vocabulary decoder reads:
-`{words}` where the decoder is the word embedding table itself, else `transform`, the head's own.
+`{words}` where the decoder is the word embedding table itself, else `transform`, the head's own. What an activation and
+a norm stand behind is only permuted (`{decoded}=`); signs and scales go into the norm's gain and bias instead.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ class Head:
         lines: tensor -> notation; a tensor that a tied model does not store is listed all the same.
         outputs: output name of the model -> notation.
         taps: axis -> sites of its activations; those of a LayerNorm are known from its line.
+        groups: kind of axis -> group, for the head's own axes.
     """
 
     lines: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     taps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def both(one: Head, other: Head, outputs: Mapping[str, str]) -> Head:
     """Return a head of two parts, as pre-training has, with its own names of the outputs."""
-    return Head({**one.lines, **other.lines}, outputs, {**one.taps, **other.taps})
+    return Head({**one.lines, **other.lines}, outputs, {**one.taps, **other.taps}, {**one.groups, **other.groups})
 
 
 LOGITS = {"logits": "- - -"}
@@ -51,6 +54,7 @@ DENSE_SEQUENCE_CLASSIFICATION = Head(
     },
     {"logits": "- labels"},
     {"classifier": ("classifier.out_proj:in",)},
+    {"classifier": "signed"},
 )
 TOKEN_CLASSIFICATION = Head(
     {"classifier.weight": "labels residual'", "classifier.bias": "labels"},
@@ -63,8 +67,8 @@ NEXT_SENTENCE = Head({"cls.seq_relationship.weight": "- pooler'", "cls.seq_relat
 # BERT's language model; `bias` is the decoder's where tied, and idle beside decoder.bias where not.
 BERT_LANGUAGE_MODEL = Head(
     {
-        "cls.predictions.transform.dense.weight": "{decoded} residual'",
-        "cls.predictions.transform.dense.bias": "{decoded}",
+        "cls.predictions.transform.dense.weight": "{decoded}= residual'",
+        "cls.predictions.transform.dense.bias": "{decoded}=",
         "cls.predictions.transform.LayerNorm.weight": "{decoded}",
         "cls.predictions.transform.LayerNorm.bias": "{decoded}",
         "cls.predictions.bias": "-",
@@ -75,8 +79,8 @@ BERT_LANGUAGE_MODEL = Head(
 )
 ROBERTA_LANGUAGE_MODEL = Head(
     {
-        "lm_head.dense.weight": "{decoded} residual'",
-        "lm_head.dense.bias": "{decoded}",
+        "lm_head.dense.weight": "{decoded}= residual'",
+        "lm_head.dense.bias": "{decoded}=",
         "lm_head.layer_norm.weight": "{decoded}",
         "lm_head.layer_norm.bias": "{decoded}",
         "lm_head.bias": "-",

@@ -22,10 +22,10 @@ LAYER = {
     "attention.attn.v.bias": "(heads v{i})",
     "attention.attn.o.weight": "residual (heads v{i})'",
     "attention.attn.o.bias": "residual",
-    "attention.LayerNorm.weight": "residual",
+    "attention.LayerNorm.weight": "residual=",
     "attention.LayerNorm.bias": "residual",
     **FEED_FORWARD,
-    "output.LayerNorm.weight": "residual",
+    "output.LayerNorm.weight": "residual=",
     "output.LayerNorm.bias": "residual",
 }
 

@@ -1,7 +1,8 @@
 """Nomic BERT: post-LN, rotary positions, gated feed-forward layers.
 
 Files hold queries, keys and values in one tensor, transformers three; both are listed. Rotary positions fix the order
-inside queries and keys.
+inside queries and keys; pairs of places (i, i + n/2) take one complex number. `gate_proj` is activated, `up_proj` multiplies
+it and takes scales.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ from merge.architectures.head import (
 from merge.spec import PermutationSpec
 
 LAYER = {
-    "self_attn.q_proj.weight": "(heads{i} -) residual'",
-    "self_attn.k_proj.weight": "(heads{i} -) residual'",
+    "self_attn.q_proj.weight": "(heads{i} -turn{i}) residual'",
+    "self_attn.k_proj.weight": "(heads{i} -turn{i}') residual'",
     "self_attn.v_proj.weight": "(heads{i} v{i}) residual'",
     "self_attn.o_proj.weight": "residual (heads{i} v{i})'",
-    "post_attention_layernorm.weight": "residual",
+    "post_attention_layernorm.weight": "residual=",
     "post_attention_layernorm.bias": "residual",
-    "mlp.gate_proj.weight": "ffn{i} residual'",
+    "mlp.gate_proj.weight": "ffn{i}= residual'",
     "mlp.up_proj.weight": "ffn{i} residual'",
     "mlp.down_proj.weight": "residual ffn{i}'",
-    "post_mlp_layernorm.weight": "residual",
+    "post_mlp_layernorm.weight": "residual=",
     "post_mlp_layernorm.bias": "residual",
 }
 # As files name it.
 STORED_LAYER = {
-    "attn.Wqkv.weight": "[(heads{i} -) | (heads{i} -) | (heads{i} v{i})] residual'",
+    "attn.Wqkv.weight": "[(heads{i} -turn{i}) | (heads{i} -turn{i}') | (heads{i} v{i})] residual'",
     "attn.out_proj.weight": "residual (heads{i} v{i})'",
-    "norm1.weight": "residual",
+    "norm1.weight": "residual=",
     "norm1.bias": "residual",
     "mlp.fc11.weight": "ffn{i} residual'",
-    "mlp.fc12.weight": "ffn{i} residual'",
+    "mlp.fc12.weight": "ffn{i}= residual'",
     "mlp.fc2.weight": "residual ffn{i}'",
-    "norm2.weight": "residual",
+    "norm2.weight": "residual=",
     "norm2.bias": "residual",
 }
-STORED = {"emb_ln.weight": "residual", "emb_ln.bias": "residual"}
+STORED = {"emb_ln.weight": "residual=", "emb_ln.bias": "residual"}
 LANGUAGE_MODEL = Head(
     {name.replace("LayerNorm", "layer_norm"): line for name, line in BERT_LANGUAGE_MODEL.lines.items()},
     BERT_LANGUAGE_MODEL.outputs,
@@ -64,7 +65,7 @@ NOMIC_BERT = Family(
     encoder={
         "embeddings.word_embeddings.weight": "- residual",
         "embeddings.token_type_embeddings.weight": "- residual",
-        "embeddings.LayerNorm.weight": "residual",
+        "embeddings.LayerNorm.weight": "residual=",
         "embeddings.LayerNorm.bias": "residual",
         **POOLER,
     },
@@ -76,6 +77,7 @@ NOMIC_BERT = Family(
         "v{i}": ("self_attn.o_proj:in",),
         "ffn{i}": ("mlp.down_proj:in",),
     },
+    groups={"turn": "rotary", "ffn": "real"},
 )
 
 

@@ -1,7 +1,8 @@
 """The BERT-like families with the LayerNorm before each sublayer: Megatron-BERT, RoBERTa-PreLayerNorm, XLM-RoBERTa-XL.
 
 The stream itself is never normalised, so the embeddings, both output projections and every reader share its order, and
-one more LayerNorm stands at the end.
+one more LayerNorm stands at the end. Where the embeddings have no norm of their own, every gain can be folded into what reads
+it, and the stream rotated.
 """
 
 from __future__ import annotations
@@ -26,26 +27,27 @@ MEGATRON_BERT = Family(
     stem="MegatronBert",
     prefix="bert",
     heads=BERT_HEADS,
-    encoder=EMBEDDINGS | {"encoder.ln.weight": "residual", "encoder.ln.bias": "residual"} | POOLER,
+    encoder=EMBEDDINGS | {"encoder.ln.weight": "residual=", "encoder.ln.bias": "residual"} | POOLER,
     layer={
-        "attention.ln.weight": "residual",
+        "attention.ln.weight": "residual=",
         "attention.ln.bias": "residual",
-        "ln.weight": "residual",
+        "ln.weight": "residual=",
         "ln.bias": "residual",
         **ATTENTION,
         **FEED_FORWARD,
     },
+    folded={"residual": "orthogonal_one"},
 )
 ROBERTA_PRELAYERNORM = Family(
     name="roberta-prelayernorm",
     stem="RobertaPreLayerNorm",
     prefix="roberta_prelayernorm",
     heads=ROBERTA_HEADS,
-    encoder=EMBEDDINGS | EMBEDDINGS_NORM | {"LayerNorm.weight": "residual", "LayerNorm.bias": "residual"} | POOLER,
+    encoder=EMBEDDINGS | EMBEDDINGS_NORM | {"LayerNorm.weight": "residual=", "LayerNorm.bias": "residual"} | POOLER,
     layer={
-        "attention.LayerNorm.weight": "residual",
+        "attention.LayerNorm.weight": "residual=",
         "attention.LayerNorm.bias": "residual",
-        "intermediate.LayerNorm.weight": "residual",
+        "intermediate.LayerNorm.weight": "residual=",
         "intermediate.LayerNorm.bias": "residual",
         **ATTENTION,
         **FEED_FORWARD,
@@ -56,15 +58,16 @@ XLM_ROBERTA_XL = Family(
     stem="XLMRobertaXL",
     prefix="roberta",
     heads=ROBERTA_HEADS,
-    encoder=EMBEDDINGS | {"encoder.LayerNorm.weight": "residual", "encoder.LayerNorm.bias": "residual"} | POOLER,
+    encoder=EMBEDDINGS | {"encoder.LayerNorm.weight": "residual=", "encoder.LayerNorm.bias": "residual"} | POOLER,
     layer={
-        "attention.self_attn_layer_norm.weight": "residual",
+        "attention.self_attn_layer_norm.weight": "residual=",
         "attention.self_attn_layer_norm.bias": "residual",
-        "LayerNorm.weight": "residual",
+        "LayerNorm.weight": "residual=",
         "LayerNorm.bias": "residual",
         **ATTENTION,
         **FEED_FORWARD,
     },
+    folded={"residual": "orthogonal_one"},
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.architectures.encoder import FEED_FORWARD, POOLER, POOLER_TAPS, Family, encoder_spec
+from merge.architectures.encoder import FEED_FORWARD, POOLER, POOLER_TAPS, Family, activation_group, encoder_spec
 from merge.architectures.head import Head
 from merge.spec import PermutationSpec
 
@@ -23,13 +23,13 @@ EMBEDDINGS = {
     "embeddings.position_embeddings": "- - residual",
     "embeddings.patch_embeddings.projection.weight": "residual - - -",
     "embeddings.patch_embeddings.projection.bias": "residual",
-    "layernorm.weight": "residual",
+    "layernorm.weight": "residual=",
     "layernorm.bias": "residual",
 }
 NORMS = {
-    "layernorm_before.weight": "residual",
+    "layernorm_before.weight": "residual=",
     "layernorm_before.bias": "residual",
-    "layernorm_after.weight": "residual",
+    "layernorm_after.weight": "residual=",
     "layernorm_after.bias": "residual",
 }
 LAYER = {
@@ -46,8 +46,8 @@ LAYER = {
     "mlp.fc2.weight": "residual ffn{i}'",
     "mlp.fc2.bias": "residual",
     **NORMS,
-    "lambda_1": "residual",
-    "lambda_2": "residual",
+    "lambda_1": "residual=",
+    "lambda_2": "residual=",
     "relative_position_bias.relative_position_bias_table": "- {heads}",
 }
 # As files name it.
@@ -62,8 +62,8 @@ STORED_LAYER = {
     "attention.output.dense.bias": "residual",
     **FEED_FORWARD,
     **NORMS,
-    "lambda_1": "residual",
-    "lambda_2": "residual",
+    "lambda_1": "residual=",
+    "lambda_2": "residual=",
     "attention.attention.relative_position_bias.relative_position_bias_table": "- {heads}",
 }
 SHARED_BIAS = (
@@ -117,6 +117,8 @@ def vit(config: Mapping[str, Any]) -> PermutationSpec:
             "ffn{i}": ("mlp.fc2:in",),
         },
         attention_heads=heads,
+        groups={"pooler": activation_group(config.get("pooler_act", "tanh"))},
+        folded={"residual": "orthogonal_one"},
     )
     spec = encoder_spec(family, config)
     stored: dict[str, str] = {}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.architectures.encoder import Family, encoder_spec
+from merge.architectures.encoder import Family, activation_group, encoder_spec
 from merge.architectures.head import BASE_WITHOUT_POOLER, LOGITS, QUESTION_ANSWERING, TOKEN_CLASSIFICATION, Head
 from merge.spec import PermutationSpec
 
@@ -26,13 +26,13 @@ LAYER = {
     "rel_attn.r_s_bias": "{{heads{i} qk{i}}}",
     "rel_attn.r_w_bias": "{{heads{i} qk{i}}}",
     "rel_attn.seg_embed": "- {{heads{i} qk{i}}}'",
-    "rel_attn.layer_norm.weight": "residual",
+    "rel_attn.layer_norm.weight": "residual=",
     "rel_attn.layer_norm.bias": "residual",
     "ff.layer_1.weight": "ffn{i} residual'",
     "ff.layer_1.bias": "ffn{i}",
     "ff.layer_2.weight": "residual ffn{i}'",
     "ff.layer_2.bias": "residual",
-    "ff.layer_norm.weight": "residual",
+    "ff.layer_norm.weight": "residual=",
     "ff.layer_norm.bias": "residual",
 }
 
@@ -67,6 +67,7 @@ XLNET = Family(
     layer_path="layer.{i}",
     taps={},
     layer_taps={"ffn{i}": ("ff.layer_2:in",)},
+    activation="ff_activation",
 )
 
 
@@ -76,7 +77,8 @@ BOUND = 1e-4
 
 def xlnet(config: Mapping[str, Any]) -> PermutationSpec:
     """Return the spec of an XLNet with any of its task heads but the beam search of XLNetForQuestionAnswering."""
-    spec = encoder_spec(XLNET, config, layer_count="n_layer", head_count="n_head")
+    family = replace(XLNET, groups={"summary": activation_group(config.get("summary_activation", "tanh"))})
+    spec = encoder_spec(family, config, layer_count="n_layer", head_count="n_head")
     taps = {
         axis: tuple(f"{site}:time" if site.startswith("transformer.") else site for site in sites)
         for axis, sites in spec.taps.items()

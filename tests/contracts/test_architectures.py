@@ -103,7 +103,7 @@ def fixed_once(line: str) -> Iterator[str]:
         items[-1:] = [f"{items[-1]} {word}"] if inside else [*items[-1:], word]
     for place, item in enumerate(items):
         fixed = [] if item == "-" else ["- -" if item.startswith("{") else "-"]
-        inner = re.finditer(r"\w+'?(?=\s*[|\])}])", item)
+        inner = re.finditer(r"(?<![-\w])\w+['=]?(?=\s*[|\])}])", item)
         for mutant in [*fixed, *(f"{item[: name.start()]}-{item[name.end() :]}" for name in inner)]:
             yield " ".join([*items[:place], mutant, *items[place + 1 :]])
 

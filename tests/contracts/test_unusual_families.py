@@ -128,7 +128,7 @@ def test_candidates_know_the_two_streams_of_clip_and_the_heads_of_llama() -> Non
         (FIRST["llama"], {"heads", "ffn"}, {"residual"}),
     ):
         pair, _ = make_pair(name, batches=2)
-        tried = [frozenset(c.alignment.kinds) for c in choose(pair, aligner("weights")(pair), None).candidates]
+        tried = [frozenset(c.alignment.kinds) for c in choose(pair, {"weights": aligner("weights")(pair)}, None).candidates]
         task = frozenset(pair.kinds()) - inside - stream
         assert tried == list(dict.fromkeys([frozenset(), task, task | inside, task | inside | stream]))
 
@@ -136,7 +136,7 @@ def test_candidates_know_the_two_streams_of_clip_and_the_heads_of_llama() -> Non
 def test_a_planted_vision_model_is_aligned_by_its_images() -> None:
     """Scores and proof read pixels, which have no padding; moving everything back is the best candidate."""
     pair, wanted = make_pair("ViTModel", batches=4)
-    kept = choose(pair, aligner("weights")(pair), None).kept
+    kept = choose(pair, {"weights": aligner("weights")(pair)}, None).kept
     assert wrong(kept.alignment.permutation, wanted) == set()
     assert kept.score == pytest.approx(0.0, abs=1e-5)
 

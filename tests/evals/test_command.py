@@ -81,6 +81,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(root / "larger", bert_config(intermediate_size=48), seed=2)
     save_checkpoint(root / "sentiment", bert_config(labels=("negative", "positive")), seed=3)
     save_checkpoint(root / "bare", bert_config(labels=("LABEL_0", "LABEL_1", "LABEL_2")), seed=1)
+    save_checkpoint(root / "one", bert_config(labels=("LABEL_0",)), seed=4)
     save_checkpoint(root / "masked", bert_config("BertForMaskedLM"))
     save_checkpoint(root / "mute", tokenizer=False)
     write_text(root / "text.txt", 250)
@@ -116,6 +117,10 @@ def store(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
 
 
+def written_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def no_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let any prediction fail the test."""
 
@@ -136,7 +141,7 @@ def test_hans_prints_a_row_a_model_and_writes_a_report(run: Run, zoo: Path) -> N
     assert "60 of 30,000 rows drawn with seed 0" in said.out.splitlines()[0]
     table = said.out.splitlines()[1:]
     assert [line.split()[0] for line in table] == ["model", str(zoo / "a"), str(zoo / "b")]
-    assert {path.name for path in Path("report").iterdir()} == {"results.json", "hans.png", "hans.svg", "index.html"}
+    assert written_in(Path("report")) == {"results.json", "predictions", "hans.png", "hans.svg", "index.html"}
     records = store(Path("report"))
     assert [record["model"]["name"] for record in records] == [str(zoo / "a"), str(zoo / "b")]
     assert all(record["n"] == 60 for record in records)
@@ -316,11 +321,11 @@ def test_glue_prints_the_scores_of_every_model(run: Run, zoo: Path) -> None:
     assert said.code == 0
     lines = said.out.splitlines()
     assert lines[0] == "mnli: mnli.jsonl, 60 rows"
-    assert lines[1].split() == ["model", "task", "split", "n", "accuracy", "loss"]
+    assert lines[1].split()[:5] == ["model", "task", "split", "n", "accuracy"]
     for line, record in zip(lines[2:], store(Path("report")), strict=True):
         assert line.split()[:4] == [record["model"]["name"], "mnli", "mnli", "60"]
-        assert line.split()[4:] == [f"{record['scores'][name]:.4f}" for name in ("accuracy", "loss")]
-    assert {path.name for path in Path("report").iterdir()} == {"results.json", "index.html"}
+        assert {f"{record['scores'][name]:.4f}" for name in ("accuracy", "loss")} <= set(line.split())
+    assert written_in(Path("report")) == {"results.json", "predictions", "index.html"}
 
 
 def test_json_is_all_there_is_on_stdout(run: Run, zoo: Path) -> None:
@@ -345,6 +350,84 @@ def test_json_has_null_for_a_loss_that_is_not_finite(run: Run, zoo: Path, monkey
     said = run("glue", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "--json")
     (record,) = json.loads(said.out, parse_constant=refuse)
     assert record["scores"]["loss"] is None
+
+
+# ---- any task ----
+
+
+def test_score_takes_a_task_file(run: Run, zoo: Path) -> None:
+    """The zoo's own rows under another name: the scores are those of mnli, the record says whose task it is."""
+    Path("mine.yaml").write_text(
+        f"name: mine\ndata: {zoo / 'mnli.jsonl'}\ncolumns: [premise, hypothesis]\nlabel_column: label\n"
+        "labels: [entailment, neutral, contradiction]\n",
+        encoding="utf-8",
+    )
+    said = run("score", "mine.yaml", zoo / "a", "--json", "-q")
+    assert said.code == 0, said.err
+    (mine,), (mnli,) = (
+        json.loads(said.out),
+        json.loads(run("score", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "--json", "-q").out),
+    )
+    assert (mine["task"], mnli["task"]) == ("mine", "mnli")
+    assert mine["scores"] == mnli["scores"]
+    assert mine["key"] != mnli["key"]
+
+
+def test_score_on_hans_is_the_hans_command(run: Run, zoo: Path) -> None:
+    words = [zoo / "a", "--data", zoo / "hans.jsonl", "-q"]
+    assert run("score", "hans", *words, "--json").code == 0
+    (one,), (other,) = (json.loads(run(*name, *words, "--json").out) for name in (["score", "hans"], ["hans"]))
+    assert one["hans"] == other["hans"]
+
+
+def test_a_model_of_one_output_is_scored_on_a_number(run: Run, zoo: Path) -> None:
+    """Pearson, Spearman and the mean squared error; nothing is pooled and no order of classes is doubted."""
+    path = Path("sts.jsonl")
+    rows = [{"sentence1": "the doctor", "sentence2": "a river " * (k % 5 + 1), "label": k % 6} for k in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    said = run("glue", "stsb", zoo / "one", "--data", path, "--json")
+    assert said.code == 0, said.err
+    (record,) = json.loads(said.out)
+    assert {"pearson", "spearmanr", "loss"} <= set(record["scores"])
+    assert record["labels"] == []
+    assert not any("pooled" in note or "order" in note for note in record["notes"])
+
+
+def test_classes_in_another_order_are_noted_with_the_accuracy_of_every_order(
+    run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is right on every row, under its own names and under names turned round: the note says which."""
+    words = ["score", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "--json"]
+    lines = [json.loads(line) for line in (zoo / "mnli.jsonl").read_text(encoding="utf-8").splitlines()]
+    gold = torch.tensor([NLI.index(line["label"]) for line in lines])
+    monkeypatch.setattr(measure, "predict", lambda *_, **__: torch.nn.functional.one_hot(gold, 3).float())
+    (right,) = json.loads(run(*words).out)
+    assert right["scores"]["accuracy"] == 1
+    assert not any("looks wrong" in note for note in right["notes"])
+    said = run(*words, "--labels", "contradiction,entailment,neutral")
+    (wrong,) = json.loads(said.out)
+    assert wrong["scores"]["accuracy"] == 0
+    (note,) = [note for note in wrong["notes"] if "looks wrong" in note]
+    assert "accuracy on mnli is 0.0000 as they are named and 1.0000 in another order" in note
+    assert note.endswith("--labels entailment,neutral,contradiction")
+    assert note in said.err
+
+
+def test_tasks_lists_every_task(run: Run) -> None:
+    """Name, classes in their order, scores and source, as text and as JSON."""
+    from evals.tasks import TASKS
+
+    listing = json.loads(run("tasks", "--json").out)
+    assert [row["name"] for row in listing] == list(TASKS)
+    assert listing[0] == {
+        "name": "cola",
+        "labels": ["unacceptable", "acceptable"],
+        "metrics": ["matthews_correlation"],
+        "source": "nyu-mll/glue:cola/validation",
+    }
+    said = run("tasks")
+    assert said.code == 0
+    assert [line.split()[0] for line in said.out.splitlines()] == ["task", *TASKS]
 
 
 # ---- barrier ----
@@ -436,15 +519,25 @@ def assert_refused(said: Said, *parts: str, code: int = 1) -> None:
 
 PAIR = ["barrier", "ZOO/a", "ZOO/b", "--task", "mnli"]
 BAD: list[tuple[str, list[str], tuple[str, ...], int]] = [
-    ("unknown task", ["glue", "mnly", "ZOO/a"], ("unknown task 'mnly'", "Did you mean 'mnli'?", "hans, mnli, sst2"), 2),
+    ("unknown task", ["glue", "mnly", "ZOO/a"], ("unknown task 'mnly' of GLUE", "Did you mean 'mnli'?", "sst2"), 2),
+    ("a task that is not GLUE's", ["glue", "hans", "ZOO/a"], ("'hans' of GLUE", "evaluate-models score hans takes it"), 2),
+    ("a task file that is not GLUE's", ["glue", "t.yaml", "ZOO/a"], ("evaluate-models score t.yaml takes it",), 2),
+    ("unknown task to score", ["score", "sickk", "ZOO/a"], ("Did you mean 'sick'?", "is a file: TASK.yaml"), 2),
+    ("no models to score", ["score", "sick"], ("no models given",), 2),
+    ("missing task file", ["score", "none.yaml", "ZOO/a"], ("task file none.yaml cannot be read",), 2),
+    ("no source", ["score", "sick", "ZOO/a"], ("it is not on the Hub", "--data: a file such as SICK_test_annotated.txt"), 1),
+    ("labels of a number", ["glue", "stsb", "ZOO/one", "--labels", "x"], ("--labels names classes; stsb asks for a number",), 2),
+    ("a classifier for a number", ["glue", "stsb", "ZOO/a"], ("stsb asks for a number",), 1),
+    ("barrier of a number", ["barrier", "ZOO/one", "ZOO/one", "--task", "stsb"], ("this task has no classes",), 2),
+    ("two classes for three", ["score", "snli", "ZOO/a", "ZOO/sentiment"], ("gold labels are not folded",), 1),
     ("unknown task of a barrier", ["barrier", "ZOO/a", "ZOO/b", "--task", "han"], ("Did you mean 'hans'?",), 2),
     ("no models", ["hans"], ("no models given. Example: evaluate-models hans",), 2),
     ("no models for glue", ["glue", "mnli"], ("no models given",), 2),
     ("empty name in labels", ["hans", "ZOO/a", "--labels", "a,,b"], ("--labels expects names separated by commas",), 2),
     ("unknown aligner", [*PAIR, "--align", "activation"], ("Did you mean 'activations'?",), 2),
-    ("text without align", [*PAIR, "--text", "x.txt"], ("no use for --text. Add --align activations",), 2),
-    ("axes without align", [*PAIR, "--axes", "ffn"], ("no use for --axes",), 2),
-    ("samples without align", [*PAIR, "--samples", "9"], ("no use for --samples",), 2),
+    ("text without align", [*PAIR, "--text", "x.txt"], ("text belongs to an alignment",), 2),
+    ("axes without align", [*PAIR, "--axes", "ffn"], ("axes belongs to an alignment",), 2),
+    ("samples without align", [*PAIR, "--samples", "9"], ("samples belongs to an alignment",), 2),
     ("no samples", [*PAIR, "--align", "weights", "--samples", "0"], ("greater than 0",), 2),
     ("empty axes", [*PAIR, "--align", "weights", "--axes", ""], ("--axes expects names",), 2),
     ("missing model", ["hans", "ZOO/a", "ZOO/none"], ("none: no such folder",), 1),
@@ -551,7 +644,7 @@ def subprocess_of(program: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("word", ["", "hans", "glue", "barrier"])
+@pytest.mark.parametrize("word", ["", "score", "hans", "glue", "compare", "barrier", "tasks"])
 def test_help_shows_examples(run: Run, word: str) -> None:
     said = run(*([word] if word else []), "--help")
     assert (said.code, said.err) == (0, "")
@@ -565,7 +658,7 @@ def test_help_imports_nothing_heavy() -> None:
     program = """
 import sys
 from merge.entry import evaluate_models
-for words in (["--help"], ["barrier", "--help"], ["hans"], ["glue", "mnly", "m"]):
+for words in (["--help"], ["barrier", "--help"], ["hans"], ["glue", "mnly", "m"], ["tasks"]):
     sys.argv = ["evaluate-models", *words]
     try:
         evaluate_models()
@@ -576,8 +669,9 @@ print([name for name in heavy if name in sys.modules], file=sys.stderr)
 """
     done = subprocess_of(program)
     assert done.stderr.splitlines()[-1] == "[]"
-    assert "exit 2" in done.stderr
+    assert done.stderr.count("exit 2") == 2
     assert done.stdout.count("Usage: evaluate-models") == 2
+    assert "advglue_rte" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["package", "namespace", "module"])

@@ -213,7 +213,8 @@ def test_a_malformed_row_is_one_line_with_its_place(tmp_path: Path, line: str, p
         ("a.tsv", ["sentence\tlabel"], ("expected rows, found none",)),
         ("a.jsonl", [], ("expected rows, found none",)),
         ("a.txt", ["one", "two"], ("line 1", "expected a column sentence", "found text")),
-        ("a.parquet", ["x"], ("a.parquet", ".jsonl, .csv, .tsv")),
+        ("a.parquet", ["x"], ("a.parquet", "row 1", "cannot be read", "is parquet")),
+        ("a.docx", ["x"], ("a.docx", ".jsonl, .csv, .tsv")),
     ],
 )  # fmt: skip
 def test_a_malformed_table_is_one_line_with_its_place(

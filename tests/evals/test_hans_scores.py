@@ -8,14 +8,14 @@ import gzip
 import json
 import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from evals.hans_grammar import HansPair, generate
-from evals.hans_scores import HansTable, fold, gold_by_position, official_text, score
+from evals.hans_scores import HansTable, fold, gold_by_position, official_text, score, write_predictions
 from evals.tasks.hans import read_pairs, read_predictions
 from merge.errors import TaskError
 
@@ -205,6 +205,83 @@ def test_pairs_without_a_template_have_no_line_for_it() -> None:
     assert (table.templates, table.template_counts) == ({}, {})
     assert (table.count, table.accuracy, len(table.subcases)) == (30, 0.5, 30)
     assert official_text(table).endswith("ce_adverb: 1.0\n\nTemplate results:\n")
+
+
+# ---- prediction files, out and in ----
+
+
+def counted(path: Path, pairs: Sequence[HansPair]) -> tuple[Counter, Counter]:
+    """Return (right, all) by heuristic and gold label and by subcase: the file by csv, the count by Counter, no more."""
+    gold = {pair.pair_id: pair for pair in pairs}
+    right: Counter = Counter()
+    every: Counter = Counter()
+    with path.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            pair = gold[row["pairID"]]
+            hit = (row["gold_label"] == "entailment") == (pair.label == "entailment")
+            for key in ("all", (pair.heuristic, pair.label), pair.subcase):
+                every[key] += 1
+                right[key] += hit
+    return right, every
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_of_a_written_file_are_a_second_program_s_to_the_last_digit(tmp_path: Path, seed: int) -> None:
+    """Four synthetic files of three-way labels, written and read by us, and by csv and Counter on the file itself."""
+    pairs = generate(20, seed)
+    guesses, path = random_guesses(pairs, seed), tmp_path / "preds.txt"
+    write_predictions(path, list(guesses), list(guesses.values()))
+    assert read_predictions(path) == guesses
+    table, (right, every) = score(pairs, read_predictions(path)), counted(path, pairs)
+    assert table.accuracy == right["all"] / every["all"]
+    assert table.cells == {key: right[key] / every[key] for key in table.cells}
+    assert table.subcases == {key: right[key] / every[key] for key in table.subcases}
+    assert len(every) == 1 + len(table.cells) + len(table.subcases) == 1 + 6 + 30
+    path.write_text(path.read_text().replace("ex7,", "ex7,x-"))  # the control: one label more that is not entailment
+    turned = score(pairs, read_predictions(path))
+    assert (turned == table) is (guesses["ex7"] != "entailment")
+
+
+def test_a_prediction_file_is_written_as_published(tmp_path: Path) -> None:
+    """The bytes of the published format: a header, id and label parted by a comma, a line break after each."""
+    path = tmp_path / "new" / "preds.txt"
+    write_predictions(path, ["ex1", "ex0"], ["neutral", "entailment"])
+    assert path.read_bytes() == b"pairID,gold_label\nex1,neutral\nex0,entailment\n"
+    assert [entry.name for entry in path.parent.iterdir()] == ["preds.txt"]
+
+
+@needs_data
+def test_a_published_file_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    """Read and written again, the authors' own file is what it was."""
+    published = DATA / "published_predictions" / "bert_preds.txt.gz"
+    said = read_predictions(published)
+    write_predictions(tmp_path / "out.txt", list(said), list(said.values()))
+    assert (tmp_path / "out.txt").read_bytes().rstrip(b"\n") == gzip.decompress(published.read_bytes()).rstrip(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("ids", "labels", "message"),
+    [
+        (["ex0", "ex1"], ["entailment"], "2 ids but 1 labels"),
+        (["ex0", "ex0"], ["entailment"] * 2, "1 ids come more than once, the first is 'ex0'"),
+        (["ex0"], ["not entailment"], "hold a comma or white space, the first is 'not entailment'"),
+        (["ex,0"], ["entailment"], "the first is 'ex,0'"),
+        (["ex0"], [""], "1 ids or labels are empty"),
+    ],
+)
+def test_predictions_that_could_not_be_read_back_are_not_written(
+    tmp_path: Path, ids: list[str], labels: list[str], message: str
+) -> None:
+    with pytest.raises(TaskError, match=message):
+        write_predictions(tmp_path / "preds.txt", ids, labels)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prediction_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TaskError, match=r"preds\.txt cannot be written: ") as caught:
+        write_predictions(tmp_path / "file" / "preds.txt", ["ex0"], ["entailment"])
+    assert "\n" not in str(caught.value)
 
 
 @needs_data

@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -20,6 +23,7 @@ from evals.hans_grammar import HansPair
 from evals.measure import barrier_key, barrier_record, measure_pair, named, record_key, score_key, score_model
 from evals.paths.line import Curve
 from evals.predict import match_labels
+from evals.predictions import read_predictions_table
 from evals.report import add_result, load_results
 from evals.task import EvalTask, Rows
 from evals.tasks import TASKS
@@ -198,14 +202,93 @@ def test_a_scores_record_says_what_was_measured_on_what(models: tuple[Path, Path
     )  # fmt: skip
     assert record["labels"] == list(NLI)
     assert record["key"] == score_key(checkpoint, MNLI, rows, None)
-    assert record["notes"] == []
+    assert record["rows"] == rows.hash
+    assert record["seed"] == 0
     assert "hans" not in record
+    assert "predictions" not in record
     assert set(record["versions"]) == {"merge-models", "torch", "transformers"}
     add_result(tmp_path, record)
     assert load_results(tmp_path) == json.loads(json.dumps([record]))
 
 
-def test_a_hans_record_holds_the_table(models: tuple[Path, Path]) -> None:
+def test_intervals_stand_beside_the_scores(models: tuple[Path, Path]) -> None:
+    """Wilson's interval of the accuracy by scipy; the loss has none; the seed is recorded."""
+    record = score_model(opened(models[0]), MNLI, rows_of(), None, seed=7)
+    (name,) = record["intervals"]
+    hits = round(record["scores"]["accuracy"] * 40)
+    expected = scipy.stats.binomtest(hits, 40).proportion_ci(method="wilson")
+    found = record["intervals"][name]
+    assert (name, found["method"], found["level"], record["seed"]) == ("accuracy", "Wilson", 0.95, 7)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_every_row_s_prediction_lies_beside_the_record(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Logits as transformers gives them one row at a time, and what follows from them; the record names the file."""
+    checkpoint, rows = opened(models[1]), rows_of()
+    record = score_model(checkpoint, MNLI, rows, None, folder=tmp_path)
+    assert record["predictions"] == f"predictions/{record['key']}.parquet"
+    table = read_predictions_table(tmp_path / record["predictions"])
+    assert (table.key, table.rows, table.ids) == (record["key"], rows.hash, rows.ids)
+    assert (table.labels, table.classes, table.heuristics) == (MNLI.labels, NLI, ())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(models[1]))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(str(models[1])).eval()
+    with torch.no_grad():
+        expected = torch.cat([model(**tokenizer(*texts, return_tensors="pt")).logits for texts in rows.texts]).numpy()
+    np.testing.assert_allclose(table.logits, expected, rtol=0, atol=1e-5)
+    assert table.gold.tolist() == list(rows.gold)
+    assert table.predicted.tolist() == expected.argmax(1).tolist()
+    assert float((table.gold == table.predicted).mean()) == record["scores"]["accuracy"]
+    assert np.abs(expected[1:] - table.logits[:-1]).max() > 1e-3  # rows shifted by one are told apart
+
+
+def test_a_model_that_says_one_class_is_said_to(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """A head that is all bias predicts class 2; without the bias predictions vary, and nothing is said."""
+    tensors = random_tensors(bert_config(), 2, torch.float32)
+    flat = tensors | {"classifier.weight": torch.zeros(3, 24), "classifier.bias": torch.tensor([0.0, 0.0, 1.0])}
+    record = score_model(opened(save_checkpoint(tmp_path / "flat", tensors=flat)), MNLI, rows_of(), None)
+    assert record["notes"][:1] == ["every row was given the same prediction: contradiction"]
+    steep = tensors | {"classifier.weight": 50 * tensors["classifier.weight"], "classifier.bias": torch.zeros(3)}
+    checkpoint = opened(save_checkpoint(tmp_path / "steep", tensors=steep))
+    record = score_model(checkpoint, MNLI, rows_of(), None, folder=tmp_path)
+    assert len(set(read_predictions_table(tmp_path / record["predictions"]).predicted.tolist())) > 1
+    assert not any("same prediction" in note for note in record["notes"])
+
+
+def test_a_task_with_a_score_of_its_own_is_scored_by_it(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two-class paraphrases: accuracy and F1 of the stored predictions, by scikit-learn."""
+    config = bert_config(labels=("no", "yes"))
+    checkpoint = opened(save_checkpoint(tmp_path / "two", config, seed=5))
+    task = EvalTask("pairs", ("no", "yes"), lambda *_: rows, metric="mrpc")
+    rows = replace(rows_of(), labels=task.labels, gold=tuple(k % 2 for k in range(40)))
+    record = score_model(checkpoint, task, rows, None, folder=tmp_path)
+    said = read_predictions_table(tmp_path / record["predictions"]).predicted
+    assert record["scores"]["f1"] == sklearn.metrics.f1_score(rows.gold, said, zero_division=0)
+    assert record["scores"]["accuracy"] == sklearn.metrics.accuracy_score(rows.gold, said)
+    assert list(record["scores"]) == ["accuracy", "f1", "loss"]
+    assert list(record["intervals"]) == ["accuracy", "f1"]
+
+
+def test_a_regression_task_is_scored_by_its_one_output(tmp_path: Path) -> None:
+    """Correlations by scipy and the mean squared error of the single logit, each row by transformers alone."""
+    checkpoint = opened(save_checkpoint(tmp_path / "one", bert_config(labels=("LABEL_0",)), seed=6))
+    task = EvalTask("likeness", (), lambda *_: rows, metric="stsb")
+    generator = random.Random(1)
+    rows = replace(rows_of(), labels=(), gold=tuple(generator.uniform(0, 5) for _ in range(40)))
+    record = score_model(checkpoint, task, rows, None, folder=tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "one"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "one")).eval()
+    with torch.no_grad():
+        said = np.array([float(model(**tokenizer(*texts, return_tensors="pt")).logits) for texts in rows.texts])
+    assert record["scores"]["pearson"] == pytest.approx(scipy.stats.pearsonr(rows.gold, said)[0], abs=1e-5)
+    assert record["scores"]["spearmanr"] == pytest.approx(scipy.stats.spearmanr(rows.gold, said)[0], abs=1e-2)
+    assert record["scores"]["loss"] == pytest.approx(float(np.mean((said - np.array(rows.gold)) ** 2)), abs=1e-4)
+    table = read_predictions_table(tmp_path / record["predictions"])
+    np.testing.assert_allclose(table.predicted, said, rtol=0, atol=1e-5)
+    assert table.gold.tolist() == list(rows.gold)
+    assert record["notes"] == []
+
+
+def test_a_hans_record_holds_the_table(models: tuple[Path, Path], tmp_path: Path) -> None:
     """Accuracy by heuristic and gold label, counted here from the accuracy of each row's own prediction."""
     texts = rows_of(40).texts
     where = [("lexical_overlap", "ln_passive"), ("subsequence", "se_adjective")]
@@ -224,6 +307,17 @@ def test_a_hans_record_holds_the_table(models: tuple[Path, Path]) -> None:
     cell = [hits[k] for k in range(40) if k % 2 == 1 and gold[k] == 1]
     assert record["hans"]["heuristics"]["subsequence"]["non-entailment"] == pytest.approx(sum(cell) / len(cell))
     assert record["hans"]["counts"]["pairs"] == 40
+    # HANS-LO: lexical overlap without entailment, a score of its own with an interval of its own.
+    low = [hits[k] for k in range(40) if k % 2 == 0 and gold[k] == 1]
+    assert list(record["scores"]) == ["accuracy", "hans_lo", "loss"]
+    assert record["scores"]["hans_lo"] == pytest.approx(sum(low) / len(low))
+    expected = scipy.stats.binomtest(sum(low), len(low)).proportion_ci(method="wilson")
+    assert record["intervals"]["hans_lo"]["low"] == pytest.approx(expected.low, abs=1e-12)
+    kept = [k for k in range(40) if k % 2 == 1]
+    pick = {name: tuple(getattr(rows, name)[k] for k in kept) for name in ("texts", "gold", "ids", "extra")}
+    without = score_model(opened(models[0]), HANS, replace(rows, **pick), None, folder=tmp_path)
+    assert "hans_lo" not in without["scores"] | without["intervals"]
+    assert read_predictions_table(tmp_path / without["predictions"]).heuristics == ("subsequence",) * 20
 
 
 def test_a_barrier_record_holds_curves_and_both_models(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from matplotlib.text import Annotation, Text
 from PIL import Image
 
 from evals import plots
-from evals.plots import barrier_figure, barrier_plot, hans_figure, hans_plot, inline_svg
+from evals.hans_figure import hans_figure
+from evals.plots import barrier_figure, barrier_plot, hans_plot, inline_svg
+from evals.tables import GOLDS
 from merge.errors import TaskError
 
 LAM = [i / 10 for i in range(11)]
@@ -208,7 +210,7 @@ def test_hans_groups_the_thirty_subcases_by_heuristic_and_gold() -> None:
     record["hans"]["subcases"] = dict(sorted(record["hans"]["subcases"].items(), key=lambda item: item[0][::-1]))
     axes = hans_figure([record]).axes[0]
     headings = sorted((text.get_position()[1], text.get_text()) for text in axes.texts)
-    expected = [f"{h}, {g}" for h in ("lexical overlap", "subsequence", "constituent") for g in plots.GOLDS.values()]
+    expected = [f"{h}, {g}" for h in ("lexical overlap", "subsequence", "constituent") for g in GOLDS.values()]
     assert [name for _, name in headings] == expected
     ticks = dict(zip(axes.get_yticks(), (label.get_text() for label in axes.get_yticklabels()), strict=True))
     assert len(ticks) == 30
@@ -244,22 +246,48 @@ def test_hans_labels_stay_apart_and_inside(count: int) -> None:
     shown = [*axes.get_yticklabels(), *axes.texts, *legend]
     extents = boxes(figure, shown)
     width, height = figure.get_size_inches() * figure.dpi
-    assert len(shown) == 36 + len(legend)
+    assert len(shown) == 36 + len(legend) + (3 * 31 if count > 6 else 0)
     assert overlaps(extents) == 0
     assert (extents[:, :2] >= -1).all()
     assert (extents[:, 2:] <= [width + 1, height + 1]).all()
 
 
-def test_many_models_become_a_cloud_with_its_median() -> None:
-    """A hundred colours tell nobody apart; the spread and the middle are what one looks for."""
+def test_many_models_become_a_cloud_with_its_range_and_median() -> None:
+    """A hundred colours tell nobody apart; worst, middle and best are what one looks for, drawn and in figures."""
     records = [hans(f"{seed}/", seed) for seed in range(41)]
-    figure = hans_figure(records)
-    *clouds, median, _ = figure.axes[0].lines
+    axes = hans_figure(records).axes[0]
+    *clouds, median, _ = axes.lines
     assert len(clouds) == 41
-    expected = np.median([list(record["hans"]["subcases"].values()) for record in records], axis=0)
+    values = np.array([[record["hans"]["subcases"][name] for name in SUBCASES] for record in records])
+    expected = np.percentile(values, [0, 50, 100], axis=0).T
     drawn = dict(zip(median.get_ydata(), median.get_xdata(), strict=True))
-    np.testing.assert_allclose(sorted(drawn.values()), sorted(expected), rtol=0, atol=1e-10)
-    assert figure.legends[0].get_texts()[0].get_text() == "41 models"
+    np.testing.assert_allclose(sorted(drawn.values()), sorted(expected[:, 1]), rtol=0, atol=1e-10)
+    # Bands and figures stand in the row of their own median.
+    assert len(axes.patches) == 30
+    written: dict[float, list[str]] = {}
+    for text in axes.texts:
+        if isinstance(text, Annotation):
+            written.setdefault(text.xy[1], []).append(text.get_text())
+    assert written.pop(0) == ["min", "med.", "max"]
+    found = []
+    for band in axes.patches:
+        low, high, place = band.get_x(), band.get_x() + band.get_width(), band.get_y() + band.get_height() / 2
+        row = min(drawn, key=lambda y: abs(y - place))
+        found.append((low, drawn[row], high))
+        assert written[row] == [f"{value:.2f}" for value in found[-1]]
+    np.testing.assert_allclose(sorted(found), sorted(map(tuple, expected)), rtol=0, atol=1e-10)
+    assert hans_figure(records).legends[0].get_texts()[0].get_text() == "41 models"
+    assert not hans_figure(records[:6]).axes[0].patches  # few models are told apart instead
+
+
+def test_a_subcase_that_no_model_has_a_score_of_is_a_dash() -> None:
+    """Many broken models are drawn all the same: no band, no dot, and – for each figure."""
+    records = [hans(f"{seed}/", seed) for seed in range(8)]
+    for record in records:
+        record["hans"]["subcases"]["ln_passive"] = None
+    figure = hans_figure(records)
+    boxes(figure, [])
+    assert texts(figure).count("–") == 3
 
 
 def test_subcases_of_another_grammar_are_shown_as_other() -> None:

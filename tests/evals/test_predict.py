@@ -14,12 +14,12 @@ from tiny import WORDS, bert_config, random_tensors, save_checkpoint, save_token
 from torch import Tensor
 
 from evals.measure import build_written
-from evals.predict import encode_rows, predict, task_logits
+from evals.predict import CPU_TOKENS, encode_rows, predict, task_logits, token_budget
 from evals.task import Rows
 from evals.tasks import TASKS
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.errors import TaskError
-from merge.inputs import BATCH_TOKENS, Encoded
+from merge.inputs import Encoded
 
 MNLI, HANS = TASKS["mnli"], TASKS["hans"]
 
@@ -105,7 +105,68 @@ def test_every_row_is_in_one_batch_and_batches_are_bounded(checkpoint: Checkpoin
     texts = drawn_texts(300, 14, pairs=True, seed=2)
     encoded = encode_rows(checkpoint, rows_of(texts))
     assert sorted(k for rows in encoded.rows for k in rows) == list(range(300))
-    assert all(batch["input_ids"].numel() <= BATCH_TOKENS for batch in encoded.batches)
+    assert all(batch["input_ids"].numel() <= CPU_TOKENS for batch in encoded.batches)
+
+
+def masks_of_layers(monkeypatch: pytest.MonkeyPatch, model: Any, encoded: Encoded) -> list[bool]:
+    """Return, for each batch, whether its layers were given an attention mask."""
+    seen: list[bool] = []
+    layer = model.bert.encoder.layer[0].attention.self
+    plain = layer.forward
+
+    def forward(hidden: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
+        seen.append(attention_mask is not None)
+        return plain(hidden, attention_mask=attention_mask, **others)
+
+    monkeypatch.setattr(layer, "forward", forward, raising=False)
+    predict(model, encoded)
+    return seen[-len(encoded.batches) :]
+
+
+def test_batches_of_one_length_need_no_mask(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
+    """200 rows of each of two lengths: a batch is half full where the length changes, and ends there.
+
+    The control: a few rows of each of many lengths share a batch, which is padded and has a mask.
+    """
+    model = build_written(checkpoint)
+    even = encode_rows(checkpoint, rows_of([("the",), ("the lawyer",)] * 200))
+    assert [tuple(batch["input_ids"].shape) for batch in even.batches] == [(200, 3), (200, 4)]
+    assert masks_of_layers(monkeypatch, model, even) == [False, False]
+    mixed = encode_rows(checkpoint, rows_of([("the " * k,) for k in range(1, 12)]))
+    assert masks_of_layers(monkeypatch, model, mixed) == [True]
+
+
+def test_a_batch_beyond_memory_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
+    """A device with room for 100 tokens: the same logits in the same places, and what did not fit is not tried again.
+
+    The control: a single row that does not fit is an error, not an endless loop.
+    """
+    texts = drawn_texts(60, 13, pairs=True)
+    model, encoded = build_written(checkpoint), encode_rows(checkpoint, rows_of(texts))
+    expected, plain = predict(model, encoded), model.forward
+    asked: list[int] = []
+    room = 100
+
+    def forward(**batch: Tensor) -> Any:
+        asked.append(batch["input_ids"].numel())
+        if asked[-1] > room:
+            raise torch.OutOfMemoryError
+        return plain(**batch)
+
+    monkeypatch.setattr(model, "forward", forward, raising=False)
+    assert torch.allclose(predict(model, encoded), expected, atol=1e-5, rtol=0)
+    failed = [tokens for tokens in asked if tokens > room]
+    assert len(encoded.batches) > 1
+    assert failed == sorted(failed, reverse=True)
+    assert 1 < len(failed) < 2 * len(encoded.batches)
+    room = 3
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(model, encoded)
+
+
+def test_a_graphics_card_is_given_larger_batches() -> None:
+    assert token_budget("cpu") == CPU_TOKENS
+    assert token_budget("cuda") == token_budget(torch.device("cuda", 0)) > 10 * CPU_TOKENS
 
 
 def test_overlong_rows_are_cut_as_transformers_cuts_them_and_counted(folder: Path, checkpoint: Checkpoint) -> None:
@@ -116,6 +177,17 @@ def test_overlong_rows_are_cut_as_transformers_cuts_them_and_counted(folder: Pat
     assert encoded.cut == 2
     assert max(batch["input_ids"].shape[1] for batch in encoded.batches) == 32
     assert torch.allclose(logits, one_by_one(folder, [fits, cut, far]), atol=1e-5, rtol=0)
+
+
+def test_a_position_table_that_starts_behind_the_padding_is_obeyed(tmp_path: Path) -> None:
+    """RoBERTa's 32 places hold 30 tokens; a text of 32 would leave its table."""
+    config = bert_config() | {"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]}
+    folder = save_checkpoint(tmp_path / "a", config | {"pad_token_id": 1}, seed=1)
+    texts = [("the " * 20, "river " * 12), ("the", "river")]
+    logits, encoded = ours(open_checkpoint(str(folder)), texts)
+    assert encoded.cut == 1
+    assert max(batch["input_ids"].shape[1] for batch in encoded.batches) == 30
+    assert torch.isfinite(logits).all()
 
 
 def test_a_tokenizer_with_a_shorter_limit_is_obeyed(tmp_path: Path) -> None:
@@ -166,6 +238,8 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_one_line(tmp_path: Path) -> None:
 
 
 def test_nothing_to_predict_is_one_line(checkpoint: Checkpoint) -> None:
+    with pytest.raises(TaskError, match="no rows"):
+        encode_rows(checkpoint, rows_of([]))
     with pytest.raises(TaskError, match="no rows"):
         predict(build_written(checkpoint), Encoded((), (), 0))
 

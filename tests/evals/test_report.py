@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import html
+import io
 import json
 import math
 import multiprocessing
@@ -26,6 +28,9 @@ from merge.errors import TaskError
 SUBCASES = {"ln_passive": 0.03, "le_conjunction": 0.84, "sn_NP/S": 0.02, "se_adjective": 1.0, "cn_adverb": 0.06}
 
 
+INTERVAL = {"low": 0.8358, "high": 0.8502, "standard_error": 0.0037, "level": 0.95, "method": "Wilson"}
+
+
 def scores(name: str = "a/", **changes: Any) -> dict[str, Any]:
     record = {
         "kind": "scores",
@@ -37,6 +42,7 @@ def scores(name: str = "a/", **changes: Any) -> dict[str, Any]:
         "model": {"name": name, "hash": "3f" * 32},
         "labels": ["entailment", "neutral", "contradiction"],
         "scores": {"accuracy": 0.8431, "loss": 0.4512},
+        "intervals": {"accuracy": INTERVAL},
         "notes": ["labels matched by name"],
         "seconds": 31.25,
         "versions": {"torch": "2.13.0"},
@@ -545,11 +551,47 @@ def test_curves_on_different_grids_share_one_table_of_points() -> None:
 
 def test_a_metric_that_a_task_lacks_is_an_empty_cell() -> None:
     """One table over several tasks has the metrics of all of them; absent is not zero."""
-    records = [scores("a/"), scores("a/", task="cola", scores={"matthews_correlation": 0.52, "accuracy": 0.81})]
+    cola_scores = {"matthews_correlation": 0.52, "accuracy": 0.81}
+    records = [scores("a/"), scores("a/", task="cola", scores=cola_scores, intervals={})]
     header, mnli, cola = tables.score_rows([*records, barrier()])
-    assert header == ["model", "task", "split", "n", "accuracy", "loss", "matthews_correlation"]
-    assert mnli[4:] == [0.8431, 0.4512, None]
-    assert cola[4:] == [0.81, None, 0.52]
+    assert header == [
+        "model",
+        "task",
+        "split",
+        "n",
+        "accuracy",
+        "accuracy, 95% interval",
+        "loss",
+        "matthews_correlation",
+    ]
+    assert mnli[4:] == [0.8431, tables.Span(0.8358, 0.8502), 0.4512, None]
+    assert cola[4:] == [0.81, None, None, 0.52]
+
+
+def test_a_score_without_intervals_has_no_column_for_them() -> None:
+    """Results of an earlier version have none; nothing is invented for them."""
+    record = {name: value for name, value in scores().items() if name != "intervals"}
+    assert tables.score_rows([record])[0] == ["model", "task", "split", "n", "accuracy", "loss"]
+    assert tables.interval_rows([record]) == []
+    header, row = tables.interval_rows([record, scores("b/")])
+    assert header == ["model", "score", "low", "high", "standard error", "level", "method"]
+    assert row == ["b/", "accuracy", *INTERVAL.values()]
+
+
+def test_an_interval_is_one_cell_for_people_and_two_columns_for_programs() -> None:
+    """CSV keeps every digit and has nothing where there is nothing; a comma in a name does not part it."""
+    rows = tables.score_rows([scores("a, b/", scores={"accuracy": 1 / 3}), scores("c/", intervals={}, scores={})])
+    assert "0.8358 to 0.8502" in tables.plain_table(rows)
+    assert "| 0.8358 to 0.8502 |" in tables.markdown_table(rows)
+    assert tables.show(tables.Span(None, None)) == "–"
+    text = tables.csv_table(rows)
+    assert list(csv.reader(io.StringIO(text))) == [
+        ["model", "task", "split", "n", "accuracy", "accuracy, 95% interval low", "accuracy, 95% interval high"],
+        ["a, b/", "mnli", "validation_matched", "9815", repr(1 / 3), "0.8358", "0.8502"],
+        ["c/", "mnli", "validation_matched", "9815", "", "", ""],
+    ]
+    assert text.endswith("\n")
+    assert "\r" not in text
 
 
 def test_the_six_hans_cells_stand_in_the_paper_s_order() -> None:
@@ -563,6 +605,6 @@ def test_the_six_hans_cells_stand_in_the_paper_s_order() -> None:
 def test_a_markdown_table_keeps_its_columns_whatever_a_model_is_called() -> None:
     """A bar or a line break in a name would end the cell, and a tag would reach the model card."""
     lines = tables.markdown_table(tables.score_rows([scores("a|b\n<i>`*_"), scores("c/")])).splitlines()
-    assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: |"
+    assert lines[1] == "| --- | --- | --- | ---: | ---: | --- | ---: |"
     assert lines[2].startswith(r"| a\|b &lt;i>\`\*\_ | mnli | validation\_matched | 9,815 | 0.8431 |")
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {7}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {8}

@@ -13,7 +13,7 @@ from tiny import NLI, bert_config, random_tensors, save_checkpoint
 
 from evals.measure import build_written
 from evals.predict import encode_rows, match_labels, model_labels, predict, task_logits
-from evals.task import Rows, column_of
+from evals.task import Rows, column_of, plain
 from evals.tasks import TASKS
 from merge.checkpoint import open_checkpoint
 from merge.errors import TaskError
@@ -83,8 +83,49 @@ def test_three_classes_fold_into_two() -> None:
 
 
 def test_two_classes_never_unfold_into_three() -> None:
-    """A HANS model cannot say which of the two MNLI classes it means."""
-    fails(("entailment", "non-entailment"), "mnli")
+    """A HANS model cannot say which of the two MNLI classes it means, and gold labels are not folded for it unasked."""
+    said = fails(("entailment", "non-entailment"), "mnli")
+    assert "tells 2 classes apart where the task has 3, and gold labels are not folded for it" in said
+
+
+@pytest.mark.parametrize("task", ["rte", "wnli", "advglue_rte", "hans"])
+def test_three_way_models_fold_on_every_two_way_task_of_inference(task: str) -> None:
+    entailment = TASKS[task].labels.index("entailment")
+    folded = column_of(TASKS[task], ("contradict", "Entails", "neutral"), "m/")
+    assert folded == (1 - entailment, entailment, 1 - entailment)
+
+
+@pytest.mark.parametrize("task", ["qnli", "advglue_qnli"])
+def test_three_way_models_do_not_fold_on_questions(task: str) -> None:
+    """QNLI calls its classes as inference does, but asks whether a sentence answers a question."""
+    fails(NLI, task)
+
+
+@pytest.mark.parametrize("task", ["mrpc", "qqp", "paws_qqp", "paws_wiki"])
+@pytest.mark.parametrize("word", ["equivalent", "duplicate", "paraphrase"])
+def test_paraphrase_has_three_names(task: str, word: str) -> None:
+    """A QQP model is scored on PAWS by name; two of the names are one class twice."""
+    assert column_of(TASKS[task], (word, f"not_{word}"), "m/") == (1, 0)
+    assert column_of(TASKS[task], (f"NOT {word}", word.title()), "m/") == (0, 1)
+    fails(("duplicate", "paraphrase"), task)
+
+
+def test_acceptability_has_two_names() -> None:
+    assert column_of(TASKS["cola"], ("grammatical", "ungrammatical"), "m/") == (1, 0)
+
+
+def test_a_number_takes_a_model_of_one_output() -> None:
+    """Whatever that output is called; a classifier is refused."""
+    assert column_of(TASKS["stsb"], ("LABEL_0",), "m/") == (0,)
+    with pytest.raises(TaskError, match="stsb asks for a number, .* found 2 classes: negative, positive"):
+        column_of(TASKS["stsb"], ("negative", "positive"), "m/")
+
+
+def test_only_what_says_nothing_is_left_out_of_a_name() -> None:
+    """Case and joints between words; a sign is no joint, and none is not a negation."""
+    assert plain("Not Entailment") == plain("NON-ENTAILMENT") == plain("nonentailment") == plain("not_entailment")
+    assert plain("not_x") == plain("non x") == plain("Non-X")
+    assert len({plain(name) for name in ("-1", "1", "none", "note", "nonx", "x", "-")}) == 7
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ from itertools import permutations
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
-from merge.alignment.assignment import match_axis, match_heads
+from merge.alignment import assignment
+from merge.alignment.assignment import inner_bound, match_axis, match_heads, match_lazily, match_sparse
 from merge.errors import AlignmentError
 
 
@@ -71,3 +73,77 @@ def test_two_level_matching_is_best_over_heads_and_what_is_inside_them() -> None
     )
     assert found == pytest.approx(worth(best), abs=1e-12)
     assert worth(best) > worth(tuple(reversed(best)))
+
+
+def gain_of(kind: str, n: int, seed: int) -> torch.Tensor:
+    """Return gains as they come: of unrelated units, of units with a twin in noise, with dead units, of equal ones."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(n, 64, generator=generator, dtype=torch.float64) for _ in range(2))
+    gain = a @ (b if kind == "unrelated" else a[torch.randperm(n, generator=generator)] + 2 * b).T
+    if kind == "dead":
+        gain[: n // 8] = gain[:, n // 3 : n // 2] = 0
+    return gain.round() if kind == "ties" else gain
+
+
+@pytest.mark.parametrize("kind", ["unrelated", "twins", "dead", "ties"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_sparse_way_gains_what_the_dense_one_does(kind: str, seed: int) -> None:
+    """Proved by prices where it answers; where it does not, match_axis goes the dense way."""
+    gain = gain_of(kind, 1100, seed)
+    rows, columns = linear_sum_assignment(gain.numpy(), maximize=True)
+    best = float(gain.numpy()[rows, columns].sum())
+    found = match_axis(gain)
+    assert sorted(found.tolist()) == list(range(1100))
+    assert float(gain.gather(1, found[:, None]).sum()) == pytest.approx(
+        best, rel=1e-6 if kind in ("dead", "ties") else 1e-12
+    )
+    sparse = match_sparse(gain)
+    if kind in ("unrelated", "twins"):
+        assert sparse is not None
+        assert sparse.tolist() == columns.tolist()
+    elif sparse is not None:
+        assert float(gain.gather(1, sparse[:, None]).sum()) == pytest.approx(best, rel=1e-9)
+
+
+def test_too_few_candidates_are_widened_until_the_prices_prove_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From two candidates each the first answer is wrong; without the check on the whole matrix it would be given."""
+    gain = gain_of("unrelated", 300, 0)
+    columns = linear_sum_assignment(gain.numpy(), maximize=True)[1]
+    monkeypatch.setattr(assignment, "CANDIDATES", 3)
+    monkeypatch.setattr(assignment, "ROUNDS", 50)
+    found = match_sparse(gain)
+    assert found is not None
+    assert found.tolist() == columns.tolist()
+    monkeypatch.setattr(assignment, "_widen", lambda *_: 0)
+    unproved = match_sparse(gain)
+    assert unproved is None or unproved.tolist() != columns.tolist()
+
+
+def test_lazy_matching_asks_for_few_pairs_and_is_exact() -> None:
+    """Bounds that are tight where it matters leave most pairs unasked; loose ones cost more but change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    worth = torch.rand(12, 12, generator=generator, dtype=torch.float64)
+    best = linear_sum_assignment(worth.numpy(), maximize=True)[1].tolist()
+    for slack, most in ((0.1, 100), (10.0, 144)):
+        asked: list[tuple[int, int]] = []
+
+        def value(g: int, h: int, asked: list[tuple[int, int]] = asked) -> float:
+            asked.append((g, h))
+            return float(worth[g, h])
+
+        bound = worth + slack * torch.rand(12, 12, generator=generator, dtype=torch.float64)
+        assert match_lazily(bound, value).tolist() == best
+        assert len(set(asked)) == len(asked) <= most
+    assert worth.argmax(1).tolist() != best
+
+
+def test_the_bound_of_a_pair_is_never_below_its_worth() -> None:
+    gain = torch.randn(3, 5, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bound, above = inner_bound(gain), 0
+    for g in range(3):
+        for h in range(3):
+            rows, columns = linear_sum_assignment(gain[g, :, h].numpy(), maximize=True)
+            worth = float(gain[g, :, h].numpy()[rows, columns].sum())
+            assert float(bound[g, h]) >= worth - 1e-12
+            above += float(bound[g, h]) > worth + 1e-3
+    assert above > 0

@@ -45,7 +45,7 @@ def test_the_score_is_the_mean_kl_from_the_ensemble_to_the_midpoint() -> None:
 def test_a_planted_copy_is_best_with_every_axis_moved(by: str) -> None:
     """Its midpoint is the model itself: the divergence vanishes for all axes, and for no other candidate."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
-    choice = choose(pair, aligner(by)(pair), None)
+    choice = choose(pair, {by: aligner(by)(pair)}, None)
     names = [c.name for c in choice.candidates]
     assert names == ["nothing", "pooler", "heads, ffn, pooler", "residual, heads, ffn, pooler"]
     assert choice.kept.name == "residual, heads, ffn, pooler"
@@ -56,14 +56,14 @@ def test_a_planted_copy_is_best_with_every_axis_moved(by: str) -> None:
 def test_nothing_moves_when_nothing_is_better() -> None:
     """The honest null: a model and itself tie on every candidate, and the first, nothing, is kept."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
-    choice = choose(pair, aligner("activations")(pair), None)
+    choice = choose(pair, {"activations": aligner("activations")(pair)}, None)
     assert choice.kept.name == "nothing"
     assert choice.kept.alignment.permutation.is_identity
 
 
 def test_axes_that_are_asked_for_are_not_scored() -> None:
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
-    choice = choose(pair, aligner("weights")(pair), frozenset({"ffn", "heads"}))
+    choice = choose(pair, {"weights": aligner("weights")(pair)}, frozenset({"ffn", "heads"}))
     assert choice.score is None
     assert choice.kept.name == "heads, ffn"
 
@@ -71,7 +71,7 @@ def test_axes_that_are_asked_for_are_not_scored() -> None:
 def test_without_text_all_axes_move() -> None:
     pair, back = make_pair("BertForSequenceClassification", planted_seed=2)
     pair = replace(pair, batches=())
-    choice = choose(pair, aligner("weights")(pair), None)
+    choice = choose(pair, {"weights": aligner("weights")(pair)}, None)
     assert choice.score is None
     assert all(torch.equal(choice.kept.alignment.permutation.indices[a], back.indices[a]) for a in back.indices)
 

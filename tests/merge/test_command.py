@@ -322,7 +322,7 @@ def test_the_printed_recipe_runs_to_the_same_weights(run: Run, place: Path) -> N
     assert run("--recipe", "r.yaml", "-o", "y").code == 0
     assert run("--recipe", "x/recipe.yaml", "-o", "z").code == 0
     x, y, z = (everything(place / name) for name in "xyz")
-    for name in ("model.safetensors", "permutation.safetensors", "config.json"):
+    for name in ("model.safetensors", "transform.safetensors", "config.json"):
         assert x[name] == y[name] == z[name]
 
 

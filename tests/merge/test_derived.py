@@ -33,11 +33,13 @@ BROKEN = 1e-3
 
 
 def spelt(lines: Mapping[str, str], names: set[str]) -> dict[str, str]:
-    """Return lines without roles, axes renamed in the order they first appear: equal groups, equal lines."""
+    """Return lines without roles and names of fixed orders, axes renamed as they first appear: equal groups, equal lines."""
     seen: dict[str, str] = {}
     return {
         name: re.sub(
-            r"[A-Za-z_]\w*", lambda word: seen.setdefault(word[0], f"x{len(seen)}"), lines[name].replace("'", "")
+            r"[A-Za-z_]\w*",
+            lambda word: seen.setdefault(word[0], f"x{len(seen)}"),
+            re.sub(r"['=]|(?<=-)\w+", "", lines[name]),
         )
         for name in sorted(names)
     }

@@ -21,14 +21,15 @@ import transformers
 import yaml
 from layered import FAMILY, STACK, checkpoint_of, difference, sliced_model
 from safetensors.torch import load_file, save_file
+from sentence import TEXTS, dense_of, embeddings, needs_library, save_sentence, write_json
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 from merge.checkpoint import open_checkpoint
 from merge.edit import edit_layers
 from merge.edit_command import edit_main
-from merge.errors import OutputError, UsageError
+from merge.errors import CheckpointError, OutputError, UsageError
 from merge.hub import plan_push
-from merge.model import model_class
+from merge.model import build, model_class
 from merge.plan import LayerPlan
 
 
@@ -147,7 +148,6 @@ def test_layers_are_copied_byte_for_byte(arguments: tuple[str, ...], run: Run, p
         assert hashlib.sha256((place / "out" / name).read_bytes()).hexdigest() == digest
 
 
-# What is not of one text input is loaded again but not run; the written model is run here.
 @pytest.mark.parametrize("kind", ["albert", "modernbert", "gpt2", "qwen2", "xlnet", "vit", "t5", "deberta-v2"])
 def test_the_written_model_computes_what_its_layers_computed(kind: str, tmp_path: Path) -> None:
     """From the disk to the disk, against the list of modules sliced by hand."""
@@ -282,6 +282,82 @@ def test_side_files_go_along_but_not_the_story_of_the_input(run: Run, place: Pat
     assert (place / "edited/modules.json").read_text() == "[]"
     assert not (place / "edited/merge.json").exists()
     assert json.loads((place / "edited/edit.json").read_text())["format"] == 1
+
+
+def test_a_sentence_transformers_folder_goes_along_whole(run: Run, place: Path) -> None:
+    """Every file of the pipeline is the input's, weights of modules too; only the encoder, its config and the card differ."""
+    folder = save_sentence(place / "s", layers=4, prompts={"query": "the "})
+    answer = run("drop", "s", "--layers", "1,2", "-o", "out")
+    assert answer.code == 0, answer.err
+    assert "not copied" not in answer.err
+    before, after = (
+        {p.relative_to(f).as_posix(): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+        for f in (folder, place / "out")
+    )
+    assert {name for name in after if before.get(name) != after[name]} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "edit.json",
+    }
+    assert before.keys() <= after.keys()
+    assert {"2_Dense/model.safetensors", "1_Pooling/config.json", "modules.json"} <= after.keys()
+    assert stored_bytes(place / "out/2_Dense/model.safetensors") == stored_bytes(folder / "2_Dense/model.safetensors")
+    manifest = json.loads(after["edit.json"])
+    dense = hashlib.sha256(before["2_Dense/model.safetensors"]).hexdigest()
+    assert manifest["files"]["2_Dense/model.safetensors"] == dense
+    assert manifest["models"][0]["files"]["2_Dense/model.safetensors"] == dense
+    assert manifest["models"][0]["content_hash"] == open_checkpoint("s").content_hash
+    assert not any("Dense" in name for name in manifest["left_out"])
+
+
+@needs_library
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_library_embeds_with_an_edited_folder_as_the_layers_sliced_by_hand(tmp_path: Path) -> None:
+    """Mean, dense layer, tanh and normalisation behind the list of modules cut by hand, to 1e-5; uncut it is far off."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = save_sentence(tmp_path / "s", layers=4)
+    edit_layers(open_checkpoint(str(folder)), LayerPlan.keep([0, 3]), tmp_path / "out")
+    model = build(json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors"))
+    whole = embeddings(model, folder, dense_of(folder))
+    model.encoder.layer = torch.nn.ModuleList([model.encoder.layer[0], model.encoder.layer[3]])
+    wanted = embeddings(model, folder, dense_of(folder))
+    library = SentenceTransformer(str(tmp_path / "out"), device="cpu", local_files_only=True)
+    found = library.encode(TEXTS, convert_to_tensor=True)
+    assert found.shape == wanted.shape
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert (found - whole).abs().max() > 1e-2
+
+
+def test_a_pickled_module_is_written_as_safetensors_and_the_pickle_left(run: Run, place: Path) -> None:
+    """Whether it is all there is or lies beside the safetensors, where that it is left is said."""
+    folder = save_sentence(place / "s")
+    torch.save(dense_of(folder), folder / "2_Dense/pytorch_model.bin")
+    before = stored_bytes(folder / "2_Dense/model.safetensors")
+    beside = run("drop", "s", "--layers", "0", "-o", "beside")
+    assert "not copied from s: 2_Dense/pytorch_model.bin" in beside.err
+    (folder / "2_Dense/model.safetensors").unlink()
+    alone = run("drop", "s", "--layers", "0", "-o", "alone")
+    assert (alone.code, "not copied" in alone.err) == (0, False)
+    for name in ("beside", "alone"):
+        assert stored_bytes(place / name / "2_Dense/model.safetensors") == before
+        assert not (place / name / "2_Dense/pytorch_model.bin").exists()
+
+
+def test_a_module_that_weighs_every_layer_by_its_place_is_refused(place: Path) -> None:
+    """It would be loaded, and mix other layers than it was trained on; without it the same folder is edited."""
+    folder = save_sentence(place / "s")
+    listed = json.loads((folder / "modules.json").read_text())
+    kind = "sentence_transformers.models.WeightedLayerPooling"
+    write_json(folder / "modules.json", [*listed, {"idx": 4, "name": "4", "path": "4_Weighted", "type": kind}])
+    write_json(folder / "4_Weighted/config.json", {"num_hidden_layers": 2, "layer_start": 0})
+    save_file({"layer_weights": torch.ones(3)}, folder / "4_Weighted/model.safetensors")
+    with pytest.raises(CheckpointError, match="4_Weighted: WeightedLayerPooling has a weight for each layer's place"):
+        edit_layers(open_checkpoint("s"), LayerPlan.keep([1]), place / "out")
+    assert not (place / "out").exists()
+    write_json(folder / "modules.json", listed)
+    assert edit_layers(open_checkpoint("s"), LayerPlan.keep([1]), place / "out").dropped == (0,)
 
 
 def test_the_card_states_what_was_done_and_the_licence_of_the_input(run: Run, place: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_command_is_what_a_user_would_type() -> None:
     entry = EvaluationEntry(task="mnli", data="d.tsv", limit=5, labels=("no", "yes"))
     command = module._command(entry, 7, Path("out-report"), ["out", "-a"])
     assert command[:4] == [sys.executable, "-P", "-c", START]
-    words = ["glue", "-q", "-o", "out-report", "--seed", "7", "--data", "d.tsv", "--limit", "5", "--labels", "no,yes"]
+    words = ["score", "-q", "-o", "out-report", "--seed", "7", "--data", "d.tsv", "--limit", "5", "--labels", "no,yes"]
     assert command[5:] == [*words, "--", "mnli", "out", "-a"]
     hans = module._command(EvaluationEntry(task="hans"), 0, Path("r"), ["out"])
     assert hans[5:] == ["hans", "-q", "-o", "r", "--seed", "0", "--", "out"]

@@ -300,8 +300,9 @@ def test_a_head_follows_its_encoder_into_the_basis_of_the_reference(
         wanted, found = outputs(folders[k], batches), outputs(tmp_path / f"out{k}" / folders[k].name, batches)
         for one, other in zip(wanted, found, strict=True):
             assert torch.allclose(one["logits"], other["logits"], atol=1e-5)
-        permutation = report.bases.permutations[k]
-        assert permutation is not None
+        transform = report.bases.transforms[k]
+        assert transform is not None
+        permutation = transform.permutation
         assert permutation.moved()["residual"][0] > 10
         unmoved = tensors(folders[k])
         moved = tensors(tmp_path / f"out{k}" / folders[k].name)
@@ -321,8 +322,9 @@ def test_an_aligned_average_moves_classifiers_before_their_rows_are_averaged(nli
     align = {"by": "weights", "axes": ["residual", "heads", "ffn", "pooler"]}
     report = merged(tmp_path / "out", nli, two, heads="average", align=align)
     a, b, out = (tensors(folder)["classifier.weight"] for folder in (nli, two, tmp_path / "out"))
-    permutation = report.bases.permutations[1]
-    assert permutation is not None
+    transform = report.bases.transforms[1]
+    assert transform is not None
+    permutation = transform.permutation
     order = permutation.indices["pooler"]
     assert not torch.equal(order, torch.arange(len(order)))
     assert torch.allclose(out[1], (a[1] + b[0][order]) / 2, atol=1e-6)
@@ -333,8 +335,9 @@ def test_a_dropped_head_does_not_hinder_alignment(nli: Path, ner: Path, tmp_path
     """The merged encoder is the average of the reference's and the permuted one, the pooler moved with its own model."""
     align = {"by": "weights", "axes": ["residual", "heads", "ffn"]}
     report = merged(tmp_path / "out", ner, nli, heads="drop", align=align)
-    permutation = report.bases.permutations[1]
-    assert permutation is not None
+    transform = report.bases.transforms[1]
+    assert transform is not None
+    permutation = transform.permutation
     spec = spec_for(bert_config("BertModel"))
     a, b, out = tensors(ner), tensors(nli), tensors(tmp_path / "out")
     for name in encoder_part(out):
@@ -481,8 +484,8 @@ def test_statistics_of_each_model_are_measured_with_its_own_head(by: str, nli: P
     ]
     name = "bert.encoder.layer.0.intermediate.dense.bias"
     a, b, out = (tensors(folder)[name] for folder in (nli, ner, tmp_path / "out" / "nli"))
-    permutation = report.bases.permutations[1]
-    order = torch.arange(len(b)) if permutation is None else permutation.indices["ffn0"]
+    transform = report.bases.transforms[1]
+    order = torch.arange(len(b)) if transform is None else transform.permutation.indices["ffn0"]
     f, g = (one.tensors[name] / one.mean for one in report.statistics["fisher"])
     assert torch.equal(torch.arange(len(b)), order) == (by == "none")
     expected = (f * a + g * b[order]) / (f + g)

@@ -1,13 +1,15 @@
-"""Inputs fit the model: no longer than the places it can tell."""
+"""Inputs fit the model: no longer than the places it can tell, and batched without losing or mixing anything."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from architecture_case import CASES
-from tiny import random_tensors
+from tiny import random_tensors, save_tokenizer
 
-from merge.inputs import MAX_LENGTH, positions, random_inputs
+from merge.inputs import MAX_LENGTH, Tokens, batch_tokens, encode, load_tokenizer, positions, random_inputs
 from merge.model import build
 
 
@@ -37,3 +39,59 @@ def test_a_text_of_that_length_runs_and_a_longer_one_does_not(name: str) -> None
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=ids)
     assert all(batch["input_ids"].shape[1] <= most for batch in random_inputs(config))
+
+
+# ---- tokens and batches ----
+
+TEXTS = [("the doctor saw",), ("who",), ("the " * 40,), ("a lawyer helped the doctor",), ("who saw",), ("river",)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    (folder / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    return load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs"])
+def test_batches_are_what_the_tokenizer_itself_pads(tokenizer: Any, pairs: bool) -> None:
+    """Each batch, unsorted and unbatched by hand, is the tokenizer's own truncated and padded reading of its texts."""
+    texts = [(*text, "near the river") for text in TEXTS] if pairs else TEXTS
+    found = encode(tokenizer, texts, 16)
+    assert found.cut == 1
+    assert sorted(k for rows in found.rows for k in rows) == list(range(len(texts)))
+    for batch, rows in zip(found.batches, found.rows, strict=True):
+        columns = [list(column) for column in zip(*(texts[k] for k in rows), strict=True)]
+        due = tokenizer(*columns, truncation=True, max_length=16, padding=True, return_tensors="pt")
+        assert batch.keys() == due.keys()
+        assert all(torch.equal(batch[name], due[name]) for name in due)
+
+
+def test_rows_are_sorted_by_length_and_then_by_place(tokenizer: Any) -> None:
+    assert [k for rows in encode(tokenizer, TEXTS, 16).rows for k in rows] == [1, 5, 4, 0, 3, 2]
+
+
+def planned(lengths: tuple[int, ...], budget: int, even: float = 1.0) -> list[list[int]]:
+    """Return the lengths of the texts of each batch; every value of a text is its own length."""
+    flat = torch.tensor([n for n in lengths for _ in range(n)])
+    found = batch_tokens(Tokens({"input_ids": flat}, lengths, pad=99, cut=0), budget, even)
+    for batch, rows in zip(found.batches, found.rows, strict=True):
+        for line, k in zip(batch["input_ids"].tolist(), rows, strict=True):
+            assert line == [lengths[k]] * lengths[k] + [99] * (len(line) - lengths[k])
+    return [[lengths[k] for k in rows] for rows in found.rows]
+
+
+def test_a_batch_holds_at_most_its_budget_with_padding() -> None:
+    """Three texts of 4 fit 12 tokens; with one of 5 beside them they would be 20. One beyond the budget goes alone."""
+    assert planned((5, 4, 4, 13, 4), 12) == [[4, 4, 4], [5], [13]]
+    assert planned((5, 4, 4, 13, 4), 20) == [[4, 4, 4, 5], [13]]
+    assert planned((4, 4), 7) == [[4], [4]]
+
+
+def test_a_batch_that_is_full_enough_ends_where_texts_get_longer() -> None:
+    """At half of 16 tokens: two of 4 are enough and the 5 starts anew, although all three would fit; one of 4 is not."""
+    assert planned((4, 4, 5), 16, even=0.5) == [[4, 4], [5]]
+    assert planned((4, 5, 5), 16, even=0.5) == [[4, 5, 5]]
+    assert planned((4, 4, 4, 4, 4), 16, even=0.5) == [[4, 4, 4, 4], [4]]
+    assert planned((4, 4, 5), 16) == [[4, 4, 5]]

@@ -240,3 +240,16 @@ def test_a_permutation_of_another_number_of_heads_is_an_error() -> None:
     for wrong in (12, 48, 26):
         with pytest.raises(SpecError, match="another size|does not split"):
             apply(spec, p, {"t": torch.ones(wrong)})
+
+
+def test_a_named_fixed_order_is_fixed_and_an_axis_permuted_only_is_permuted() -> None:
+    """Names of fixed orders and the role `=` are for maps: to a permutation the tables are those without them."""
+    named = PermutationSpec("named", {"q": "(h -turn') r'", "g": "r=", "w": "[f= | f]"}, {"h": 2})
+    plain = PermutationSpec("plain", {"q": "(h -) r", "g": "r", "w": "[f | f]"}, {"h": 2})
+    tensors = {"q": torch.randn(8, 5), "g": torch.randn(5), "w": torch.randn(6)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    p = random(named, shapes, torch.Generator().manual_seed(1))
+    assert p.indices.keys() == {"h", "r", "f"}
+    assert p.outer == {"turn": "h"}
+    assert equal(apply(named, p, tensors), apply(plain, p, tensors))
+    assert not equal(apply(named, p, tensors), tensors)

@@ -16,9 +16,10 @@ from merge.architectures import spec_for
 from merge.card import add_results
 from merge.checkpoint import open_checkpoint
 from merge.errors import AlignmentError, CalibrationError, MismatchError
-from merge.permutation import apply, load, random, restrict
+from merge.permutation import apply, random, restrict
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
+from merge.transform import apply_transform, load_transform
 
 
 def recipe(*models: Path, output: Path, **more: object) -> Recipe:
@@ -75,13 +76,15 @@ def test_merging_a_model_with_its_re_based_copy_gives_the_model_back(by: str, tm
     assert any(not torch.allclose(naive[n], original[n], atol=1e-2) for n in original)
 
 
-def test_the_saved_permutation_repeats_the_alignment(tmp_path: Path) -> None:
-    """b under permutation.safetensors, averaged with a by hand, is the merge."""
+def test_the_saved_transform_repeats_the_alignment(tmp_path: Path) -> None:
+    """b under transform.safetensors, averaged with a by hand, is the merge."""
     a, b = save_checkpoint(tmp_path / "a", seed=0), save_checkpoint(tmp_path / "b", seed=1)
     text = str(write_text(tmp_path / "sample.txt"))
     run(recipe(a, b, output=tmp_path / "out", align={"by": "activations", "text": text, "axes": ["heads", "ffn"]}))
     opened = open_checkpoint(str(b))
-    moved = apply(spec_for(opened.config), load(tmp_path / "out" / "permutation.safetensors"), opened.state_dict())
+    spec = spec_for(opened.config)
+    saved = load_transform(spec, tmp_path / "out" / "transform.safetensors")
+    moved = apply_transform(spec, saved, opened.state_dict())
     reference, merged = load_file(a / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.allclose(merged[n], (reference[n] + moved[n]) / 2, atol=1e-6) for n in merged)
     assert any(not torch.equal(moved[n], opened.tensor(n)) for n in moved)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentence import OUT, SIZE, TEXTS, dense_of, dense_weights, embed, needs_library, save_sentence, write_json
 from tiny import bert_config, save_checkpoint
-from torch import Tensor
 
 from merge.architectures import spec_for
 from merge.checkpoint import open_checkpoint
@@ -37,10 +37,6 @@ from merge.sentence_transformers import (
 )
 from merge.verify import verify
 
-INSTALLED = importlib.util.find_spec("sentence_transformers") is not None
-needs_library = pytest.mark.skipif(not INSTALLED, reason="needs sentence-transformers (dependency group: sentence)")
-SIZE, OUT = 24, 10
-TEXTS = ["the doctor saw a lawyer", "who helped the river", "a doctor near the lawyers quietly helped", "the ."]
 OLD_POOLING = {
     "word_embedding_dimension": SIZE,
     "pooling_mode_cls_token": False,
@@ -49,64 +45,8 @@ OLD_POOLING = {
 }
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def dense_weights(seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(100 + seed)
-    return {
-        "linear.weight": 0.3 * torch.randn(OUT, SIZE, generator=generator),
-        "linear.bias": 0.3 * torch.randn(OUT, generator=generator),
-    }
-
-
-def save_sentence(
-    folder: Path, seed: int = 0, pooling: dict[str, Any] | None = None, dense: bool = True, **general: Any
-) -> Path:
-    """Write a folder as SentenceTransformer.save does: encoder, pooling, a dense layer with tanh, normalisation."""
-    save_checkpoint(folder, bert_config("BertModel"), seed=seed)
-    kinds = ["Transformer", "Pooling", *(["Dense"] if dense else []), "Normalize"]
-    package = "sentence_transformers.models"
-    modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"{package}.{kind}"}
-        for i, kind in enumerate(kinds)
-    ]
-    write_json(folder / "modules.json", modules)
-    write_json(folder / "1_Pooling" / "config.json", pooling or {"embedding_dimension": SIZE, "pooling_mode": "mean"})
-    if dense:
-        tanh = "torch.nn.modules.activation.Tanh"
-        settings = {"in_features": SIZE, "out_features": OUT, "bias": True, "activation_function": tanh}
-        write_json(folder / "2_Dense" / "config.json", settings)
-        save_file(dense_weights(seed), folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config_sentence_transformers.json", {"__version__": {}, "prompts": {}} | general)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 32, "do_lower_case": False})
-    return folder
-
-
 def merged(output: Path, *models: Path, **more: Any) -> Report:
     return run(make_recipe({"models": [str(m) for m in models], "output": str(output), **more}))
-
-
-def dense_of(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "2_Dense" / "model.safetensors")
-
-
-def embed(
-    folder: Path, encoder: dict[str, Tensor], dense: dict[str, Tensor] | None, texts: list[str] = TEXTS
-) -> Tensor:
-    """Return normalised embeddings of texts from tensors in memory: mean over the tokens, a dense layer, tanh."""
-    opened = open_checkpoint(str(folder))
-    model = build(opened.config, encoder)
-    batch = load_tokenizer(folder)(texts, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        hidden = model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).float()
-        pooled = (hidden * mask).sum(1) / mask.sum(1)
-        if dense is not None:
-            pooled = torch.tanh(pooled @ dense["linear.weight"].T + dense["linear.bias"])
-        return torch.nn.functional.normalize(pooled, dim=-1)
 
 
 @pytest.fixture

@@ -30,6 +30,50 @@ def test_a_prime_marks_the_contravariant_role() -> None:
     assert parse("residual (heads0 v0)'")[1].roles == ("in", "in")
 
 
+def test_an_equals_sign_marks_what_is_permuted_only() -> None:
+    """Gains and gates: role `=`, on a name, on the order inside, or on a whole bracket."""
+    assert parse("residual=") == (TensorAxis(("residual",), ("=",)),)
+    assert parse("(heads0 qk0=)")[0].roles == ("out", "=")
+    assert parse("(heads0 qk0)=")[0].roles == ("=", "=")
+    assert [part.roles for part in parse("[ffn0= | ffn0]")[0].parts] == [("=",), ("out",)]
+    assert parse("residual=")[0].mentions() == ["residual"]
+
+
+def test_a_fixed_order_may_have_a_name_under_which_maps_act() -> None:
+    """To a permutation `-turn0` is `-`; the name and the role are for maps."""
+    (axis,) = parse("(heads0 -turn0')")
+    assert (axis.names, axis.turn, axis.roles) == (("heads0", "-"), "turn0", ("out", "in"))
+    assert axis.mentions() == ["heads0"]
+    assert axis.nested() == [("heads0", "turn0")]
+    assert parse("(heads0 -)")[0].turn == ""
+    (plain,) = parse("-turn0")
+    assert plain.fixed
+    assert (plain.turn, plain.roles) == ("turn0", ("out",))
+    assert [part.turn for part in parse("(h [-t | -t' | v])")[0].parts] == ["t", "t", ""]
+
+
+def test_views_say_what_acts_on_their_last_level_and_how() -> None:
+    """Of a fused, rotary tensor: queries out, keys in, values under their own name."""
+    (axis,) = parse("[(h -t) | (h -t') | (h v) | (h -)]")
+    views = axis.views((24,), {"h": 2})
+    assert [view.acting for view in views] == ["t", "t", "v", ""]
+    assert [view.role for view in views] == ["out", "in", "out", "out"]
+    assert [view.names for view in views] == [("h", "-"), ("h", "-"), ("h", "v"), ("h", "-")]
+    assert views[0].map_shape() == (2, 3)
+    assert views[0].index_shapes() == {"h": (2,)}
+    (grouped,) = parse("(h q -t)")[0].views((24,), {"h": 2, "q": 3})
+    assert grouped.map_shape() == (2, 4)
+
+
+def test_a_spec_knows_the_group_of_every_axis() -> None:
+    """By the name without its layer's number; what is not named is permuted."""
+    spec = PermutationSpec("rotary", {"q": "(heads0 -turn0) residual'", "w": "ffn12"}, groups={"turn": "rotary"})
+    assert [spec.group(axis) for axis in ("turn0", "turn31", "ffn12")] == ["rotary", "rotary", "permutation"]
+    assert spec.outer == {"turn0": "heads0"}
+    assert spec.kind("turn0") == "heads"
+    assert "turn0" not in PermutationSpec("r", spec.lines, {"heads0": 2}).fit({"q": (8, 3), "w": (5,)})
+
+
 @pytest.mark.parametrize("line", ["(heads0)", "residual,ffn", "heads0 qk0)", "3d", "a (b c)d"])
 def test_a_malformed_line_says_where_reading_stopped(line: str) -> None:
     """A table is typed by hand; a typing error must not become another meaning."""
@@ -58,6 +102,12 @@ def test_a_malformed_line_says_where_reading_stopped(line: str) -> None:
         ("x {a b)", ")"),
         ("a''", "'"),
         ("-'", "'"),
+        ("a='", "'"),
+        ("a =", "="),
+        ("-=", "="),
+        ("--a", "-a"),
+        ("(-a b)", "b)"),  # blocks have a name of their own
+        ("(a -t b)", "b)"),
         ("a |b", "|b"),
         ("a[b | c]", "[b | c]"),
         ("(a b)(c d)", "(c d)"),

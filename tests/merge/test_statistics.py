@@ -34,8 +34,9 @@ from merge.statistics import (
     statistics_key,
     write_statistics,
 )
-from merge.statistics.permute import permute_statistics
+from merge.statistics.permute import move_statistics
 from merge.statistics_command import statistics_command
+from merge.transform import Transform
 
 NAME = "bert.encoder.layer.0.intermediate.dense.weight"
 
@@ -295,7 +296,7 @@ def test_the_statistics_of_a_permuted_model_are_the_permuted_statistics(
         save_checkpoint(tmp_path / "b", config, tensors=apply(spec, p, tensors)),
     ]
     plain, expected = (measure(open_checkpoint(str(f)), kind, random_inputs(config)) for f in folders)
-    found = permute_statistics(spec, p, plain)
+    found = move_statistics(spec, Transform(p, {}), plain)
     moved = 0
     assert found.tensors.keys() == expected.tensors.keys()
     for name, tensor in expected.tensors.items():
@@ -311,7 +312,7 @@ def test_a_weight_stored_as_in_out_is_permuted_by_its_first_axis(checkpoint: Che
     p = random(spec, checkpoint.shapes, torch.Generator().manual_seed(2))
     found = measured(checkpoint)
     square = {NAME: torch.arange(1600.0).reshape(40, 40)}
-    turned = permute_statistics(spec, p, dataclasses.replace(found, tensors=square, transposed=(NAME,)))
+    turned = move_statistics(spec, Transform(p, {}), dataclasses.replace(found, tensors=square, transposed=(NAME,)))
     order = p.indices["ffn0"]
     assert torch.equal(turned.tensors[NAME], square[NAME][order][:, order])
 

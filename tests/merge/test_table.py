@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +59,8 @@ def test_the_kind_leaves_compression_to_the_ending(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_lists_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("x\n", encoding="utf-8")
-    assert "expected a file ending in .txt, .jsonl, .csv, .tsv" in fails(str(tmp_path / "data.txt"), kind=".parquet")
+    known = "expected a file ending in .txt, .jsonl, .csv, .tsv, .json, one of these and .gz, or .parquet"
+    assert known in fails(str(tmp_path / "data.txt"), kind=".xml")
 
 
 def test_plain_text_has_lines_and_tables_have_rows(tmp_path: Path) -> None:
@@ -165,3 +168,110 @@ def test_long_texts_are_cut_in_messages() -> None:
     assert len(brief("word " * 100, 20)) == 20
     assert listed(["a", "b\nc"]) == "a, b c"
     assert listed([]) == "nothing"
+
+
+# ---- tables without a header ----
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [(".tsv", "\t"), (".csv", ",")])
+def test_names_stand_in_for_a_header_that_is_not_there(tmp_path: Path, suffix: str, mark: str) -> None:
+    """The first line is a row then; without names, the control, it is the header."""
+    path = tmp_path / f"a{suffix}"
+    path.write_text(f"x{mark}1\ny{mark}2\n", encoding="utf-8")
+    named = [row for _, row in open_table(str(path), "data", TaskError, names=("text", "label")).rows]
+    assert named == [{"text": "x", "label": "1"}, {"text": "y", "label": "2"}]
+    assert [row for _, row in open_table(str(path), "data", TaskError).rows] == [{"x": "y", "1": "2"}]
+
+
+def test_a_first_line_with_one_of_the_names_is_a_header_after_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("label\tmore\n1\tx\n", encoding="utf-8")
+    rows = open_table(str(path), "data", TaskError, names=("text", "label")).rows
+    assert list(rows) == [(2, {"label": "1", "more": "x"})]
+
+
+def test_a_row_with_fewer_fields_than_names_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("x\t1\ny\n", encoding="utf-8")
+    with pytest.raises(TaskError, match=r"line 2: expected 2 fields \(text, label\), found 1"):
+        list(open_table(str(path), "data", TaskError, names=("text", "label")).rows)
+
+
+# ---- .json ----
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_a_json_list_is_a_table(tmp_path: Path, name: str) -> None:
+    """Objects in one list, or in one of several lists by name; rows are counted from 1."""
+    text = json.dumps({"first": [{"x": 1}], "second": [{"x": 2}, {"x": 3}]})
+    write = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    (tmp_path / name).write_bytes(write)
+    table = open_table(str(tmp_path / name), "data", TaskError, member="second")
+    assert (table.place, table.unit) == ("row", "row")
+    assert list(table.rows) == [(1, {"x": 2}), (2, {"x": 3})]
+    (tmp_path / "b.json").write_text('[{"x": 2}, {"x": 3}]', encoding="utf-8")
+    for member in (None, "second"):
+        assert list(open_table(str(tmp_path / "b.json"), "d", TaskError, member=member).rows)[1] == (2, {"x": 3})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[{]", "expected JSON, found"),
+        ('{"third": []}', "expected a list named 'second', found third"),
+        ('{"second": 5}', "expected a JSON list of objects, found 5"),
+        ('[{"x": 1}, 2]', "row 2: expected a JSON object"),
+    ],
+)
+def test_a_malformed_json_table_is_one_line(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(TaskError, match=found) as caught:
+        list(open_table(str(tmp_path / "a.json"), "data", TaskError, member="second").rows)
+    assert "\n" not in str(caught.value)
+
+
+# ---- .parquet, and classes that are stored as integers ----
+
+
+def classes(rows: int) -> Any:
+    """Return a data set whose label is stored as an integer, -1 for none, under the names b (0) and a (1)."""
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["b", "a"])})
+    labels = [k % 3 - 1 for k in range(rows)]
+    return datasets.Dataset.from_dict({"text": [f"t{k}" for k in range(rows)], "label": labels}, features=features)
+
+
+def test_a_parquet_file_is_a_table_whose_classes_go_by_name(tmp_path: Path) -> None:
+    """More rows than are read at once; a label that is no class stays what it is."""
+    classes(2500).to_parquet(tmp_path / "a.parquet")
+    found = rows_of(tmp_path / "a.parquet")
+    assert [number for number, _ in found] == list(range(1, 2501))
+    expected = [{"text": f"t{k}", "label": (-1, "b", "a")[k % 3]} for k in range(2500)]
+    assert [row for _, row in found] == expected
+    assert open_table(str(tmp_path / "a.parquet"), "data", TaskError).place == "row"
+
+
+def test_a_parquet_file_without_names_keeps_its_integers(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1, 0], "y": ["a", None]}), tmp_path / "a.parquet")
+    assert rows_of(tmp_path / "a.parquet") == [(1, {"x": 1, "y": "a"}), (2, {"x": 0, "y": None})]
+
+
+def test_a_broken_parquet_file_is_one_line(tmp_path: Path) -> None:
+    classes(10).to_parquet(tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for broken in (b"", b"x", whole[:-20]):
+        (tmp_path / "a.parquet").write_bytes(broken)
+        assert "row 1: cannot be read" in fails(str(tmp_path / "a.parquet"))
+
+
+def test_a_hub_datasets_classes_go_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the integers is the data set's own affair; a table's reader sees names."""
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: classes(3))
+    rows = open_table("org/name", "data", TaskError).rows
+    assert [row["label"] for _, row in rows if row is not None] == [-1, "b", "a"]

@@ -11,6 +11,7 @@ from contracts.test_aligners import make_pair
 
 from merge.alignment.pair import Pair
 from merge.alignment.weights import match_weights
+from merge.errors import UsageError
 from merge.permutation import Permutation, apply, identity, random, restrict
 
 
@@ -80,3 +81,34 @@ def test_the_first_pass_builds_on_what_is_matched_already() -> None:
     objective = match_weights(pair)(frozenset(pair.kinds())).objective
     assert objective[1] == pytest.approx(objective_of(pair, wanted), abs=1e-6)
     assert objective[1] > objective[0] + 0.1
+
+
+@pytest.mark.parametrize("other_seed", [5, 6])
+def test_products_in_float32_find_what_float64_finds(other_seed: int) -> None:
+    """The same permutation, also of unrelated models, where gains are close; the objective is summed in float64 anyway."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=other_seed)
+    double = replace(pair, **{side: {n: t.double() for n, t in getattr(pair, side).items()} for side in "ab"})
+    single, exact = (match_weights(p)(frozenset(pair.kinds())) for p in (pair, double))
+    for axis, index in exact.permutation.indices.items():
+        assert torch.equal(single.permutation.indices[axis], index)
+    assert single.objective == pytest.approx(exact.objective, abs=1e-6)
+    assert not exact.permutation.is_identity
+
+
+def test_restarts_never_end_lower_and_the_seed_decides() -> None:
+    """Unrelated models have many optima: the best of several descents is kept, the same for the same seed."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    kinds = frozenset(pair.kinds())
+    once = match_weights(pair)(kinds)
+    several, again, other = (match_weights(pair, restarts=4, seed=seed)(kinds) for seed in (1, 1, 2))
+    assert several.objective == again.objective
+    assert min(several.objective[-1], other.objective[-1]) >= once.objective[-1]
+    assert max(several.objective[-1], other.objective[-1]) > once.objective[-1] + 1e-4
+    assert objective_of(pair, several.permutation) == pytest.approx(several.objective[-1], abs=1e-6)
+    assert several.objective[0] == once.objective[0]
+
+
+def test_a_negative_number_of_restarts_is_an_error() -> None:
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=3)
+    with pytest.raises(UsageError, match="restarts is -1"):
+        match_weights(pair, restarts=-1)

@@ -18,13 +18,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
 import merge.weight_writer
 import merge.writer
 from merge.errors import OutputError
-from merge.reload import reload_check
 from merge.weight_writer import write_weights
 from merge.writer import MARKER, check_output, copy_side_files, staged, write_json
 
@@ -298,71 +296,3 @@ def test_an_output_that_is_or_holds_an_input_is_refused(tmp_path: Path) -> None:
             check_output(output, True, [model])
     with pytest.raises(OutputError, match="is, or holds, the input"):
         check_output(model, True, [tmp_path / "link"])
-
-
-CONFIG = bert_config()
-TENSORS = random_tensors(CONFIG, 0, torch.float32)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("reference") / "m", CONFIG, tensors=TENSORS, tokenizer=False)
-
-
-def written(folder: Path, tensors: dict[str, Tensor]) -> tuple[Path, dict[str, Any]]:
-    folder.mkdir()
-    write_weights(folder, layout(tensors), tensors.__getitem__)
-    write_json(folder / "config.json", CONFIG)
-    return folder, CONFIG
-
-
-def test_a_sound_checkpoint_reloads_without_a_note(reference: Path, tmp_path: Path) -> None:
-    assert reload_check(*written(tmp_path / "m", TENSORS), reference) == ()
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"classifier.weight": None}, "missing classifier.weight"),
-        ({"extra": torch.ones(1)}, "unexpected extra"),
-        ({"classifier.weight": torch.ones(3, 25)}, r"classifier.weight is \(3, 25\), not \(3, 24\)"),
-        ({"classifier.bias": torch.tensor([0.0, float("nan"), 0.0])}, "logits holds NaN or infinity"),
-        ({"classifier.bias": torch.tensor([0.0, float("inf"), 0.0])}, "logits holds NaN or infinity"),
-    ],
-)
-def test_a_checkpoint_that_does_not_reload_is_an_error(
-    change: dict[str, Tensor | None], expected: str, reference: Path, tmp_path: Path
-) -> None:
-    """What from_pretrained would only warn of, or what shows in the outputs alone."""
-    tensors = {name: tensor for name, tensor in (TENSORS | change).items() if tensor is not None}
-    with pytest.raises(OutputError, match=expected) as caught:
-        reload_check(*written(tmp_path / "m", tensors), reference)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_cannot_be_read_back_is_an_error(reference: Path, tmp_path: Path) -> None:
-    folder, config = written(tmp_path / "m", TENSORS)
-    (folder / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(OutputError, match="does not reload"):
-        reload_check(folder, config, reference)
-
-
-def test_what_the_reference_lacks_too_is_a_note(tmp_path: Path) -> None:
-    """A model that never had its pooler is merged as it is, and that is said."""
-    tensors = {name: tensor for name, tensor in TENSORS.items() if "pooler" not in name}
-    folder, config = written(tmp_path / "m", tensors)
-    notes = reload_check(folder, config, written(tmp_path / "reference", tensors)[0])
-    assert len(notes) == 1
-    assert "of the reference too: missing bert.pooler.dense.bias, bert.pooler.dense.weight" in notes[0]
-
-
-def test_a_model_that_does_not_take_one_text_is_loaded_but_not_run(tmp_path: Path) -> None:
-    """An encoder-decoder needs inputs of two kinds; that it was not tried is said."""
-    import transformers
-
-    sizes = {"vocab_size": 20, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 1, "num_heads": 4}
-    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
-    model.save_pretrained(tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
-    notes = reload_check(tmp_path / "m", config, tmp_path / "m")
-    assert notes == ("T5ForConditionalGeneration was loaded but not run: only models of one text input are",)

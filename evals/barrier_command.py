@@ -1,0 +1,73 @@
+"""The command that measures the loss on the way from one model to another: barrier."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from evals.answers import SETTINGS, data_options, known_results, listed, read_rows, show, stored_result
+from merge.align_options import align_entry, align_options
+from merge.errors import UsageError
+from merge.terminal import common_options, progress, set_verbosity
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("a")
+@click.argument("b")
+@click.option("--task", required=True, help="A task of classes: evaluate-models tasks, or a TASK.yaml.")
+@align_options
+@click.option(
+    "--points", type=click.IntRange(min=3), default=11, show_default=True, help="Points on the line, ends included."
+)
+@data_options
+@common_options
+def barrier(a: str, b: str, **options: Any) -> None:
+    """Measure the loss along the straight line from A to B: barrier, epsilon, convexity gap.
+
+    \b
+    Example:
+      evaluate-models barrier a/ b/ --task hans --align activations --text train.jsonl -o report
+    """
+    set_verbosity(options["verbose"])
+    show([_barrier(a, b, options)], options, "barrier")
+
+
+def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Measure the naive line and, if asked, the aligned one; store the record."""
+    from evals.tasks import find_task
+    from merge.recipe import make_recipe
+
+    begun = time.monotonic()
+    task, stated, shown = find_task(options["task"]), listed(options["labels"], "--labels"), progress(options["quiet"])
+    if task.regression:
+        raise UsageError(f"--task {task.name}: the barrier is one of cross-entropy, and this task has no classes.")
+    recipe = make_recipe(
+        {"models": [a, b], "align": align_entry(options), "seed": options["seed"], "out_dtype": "float32"}
+    )
+
+    from evals.measure import barrier_key, barrier_record, measure_pair, named
+    from evals.predict import match_labels
+    from evals.report import add_result
+    from merge.bases import find_bases
+    from merge.checkpoint import open_checkpoint
+    from merge.preflight import preflight
+
+    pair = open_checkpoint(a), open_checkpoint(b)
+    notes = preflight(pair, recipe=recipe)
+    columns, known = match_labels(task, pair[0], stated), known_results(options)
+    rows = read_rows(task, options)
+    key = barrier_key(pair, task, rows, columns, recipe, options["points"])
+    said = {"a": named(pair[0]), "b": named(pair[1]), "data": rows.data, "split": rows.split}
+    record = stored_result(known, key, said, options["output"])
+    if record is not None:
+        return record
+    bases = find_bases(recipe, pair, progress=shown)
+    curves, more = measure_pair(pair, bases, task, rows, columns, options["points"], shown)
+    alignment = bases.aligned[0].to_json() if bases.aligned else None
+    notes = (*notes, *bases.notes, *more)
+    record = barrier_record(key, task, rows, pair, curves, alignment, notes, time.monotonic() - begun)
+    if options["output"]:
+        add_result(options["output"], record)
+    return record

@@ -1,0 +1,137 @@
+"""The figure of the thirty HANS subcases: a dot a model, and for many models the range between the worst and the best.
+
+Models that differ only in their seed agree on held-out rows and scatter here (McCoy, Min and Linzen 2020, "BERTs of a
+feather do not generalize together", arXiv:1911.02969, figure 2): the range says more than any one of them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evals.plots import COLOURS, INK, MARKERS, RULE, figure_settings, numbers, short
+from evals.tables import GOLDS, HEURISTICS, Record, model_labels, show
+from merge.errors import TaskError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What a subcase's first three letters say: ln_ is "lexical overlap, non-entailment".
+PREFIXES = {f"{h}{g}_": f"{HEURISTICS[h].replace('_', ' ')}, {GOLDS[g]}" for h in HEURISTICS for g in GOLDS}
+
+
+def hans_figure(records: Sequence[Record]) -> Figure:
+    """Return one row a subcase, grouped by heuristic and gold label, and one dot a model."""
+    from matplotlib.figure import Figure
+
+    records = [record for record in records if record.get("hans")]
+    if not records:
+        raise TaskError("no HANS table to draw: none of the records given has one (evaluate-models hans writes them).")
+    groups = _groups(dict.fromkeys(name for record in records for name in record["hans"]["subcases"]))
+    places, headings, bottom = _places(groups)
+    with figure_settings():
+        few = len(records) <= len(COLOURS)
+        legend_lines = len(records) // 2 + 1 if few else 1
+        figure = Figure(figsize=(7.4 if few else 8.4, 0.7 + 0.23 * bottom + 0.2 * legend_lines), layout="constrained")
+        axes = figure.subplots()
+        handles = _draw_models(axes, records, places) if few else _draw_crowd(axes, records, places)
+        chance = axes.axvline(0.5, color=INK, linestyle="--", linewidth=0.9, zorder=2)
+        for name, place in headings.items():
+            axes.text(-0.02, place, name, weight="bold", va="center", ha="right", transform=axes.get_yaxis_transform())
+        axes.set_yticks(list(places.values()), [_subcase_label(name) for name in places])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", visible=False)
+        axes.set(xlim=(-0.02, 1.02), ylim=(bottom - 0.4, -0.6), xlabel="accuracy (dashed: chance, 0.5)")
+        names = [*handles, "chance, 0.5"]
+        figure.legend([*handles.values(), chance], names, loc="outside upper left", ncols=2 if few else 4)
+        return figure
+
+
+def _draw_models(axes: Axes, records: Sequence[Record], places: Mapping[str, float]) -> dict[str, Any]:
+    """Draw a colour and a shape for each model, a little apart so that equal scores stay visible."""
+    handles = {}
+    for at, (record, label) in enumerate(zip(records, model_labels([r["model"] for r in records]), strict=True)):
+        shift = min(0.22, 0.66 / len(records)) * (at - (len(records) - 1) / 2)
+        style = {"marker": MARKERS[at], "color": COLOURS[at], "markersize": 5}
+        # The score comes first: a legend drops names that start with an underscore.
+        handles[f"{show(record['hans']['accuracy'])}  {short(label)}"] = _draw_dots(
+            axes, record["hans"]["subcases"], places, shift, style
+        )
+    return handles
+
+
+def _draw_crowd(axes: Axes, records: Sequence[Record], places: Mapping[str, float]) -> dict[str, Any]:
+    """Draw many models as one cloud in a band from the worst to the best, with their median; the three in figures."""
+    tables = [record["hans"]["subcases"] for record in records]
+    known = {name: sorted(table[name] for table in tables if table.get(name) is not None) for name in places}
+    span = {name: (v[0], statistics.median(v), v[-1]) if v else (math.nan,) * 3 for name, v in known.items()}
+    low, middle, high = (dict(zip(span, values, strict=True)) for values in zip(*span.values(), strict=True))
+    widths = [high[name] - low[name] for name in places]
+    bands = axes.barh(
+        list(places.values()), widths, left=list(low.values()), height=0.62, color=RULE, linewidth=0, zorder=1.5
+    )
+    _write_figures(axes, 0, ["min", "med.", "max"], weight="bold")
+    for name, place in places.items():
+        _write_figures(axes, place, ["–" if math.isnan(value) else f"{value:.2f}" for value in span[name]])
+    style = {"marker": "o", "color": COLOURS[1], "alpha": 0.45, "markersize": 2.6, "markeredgewidth": 0}
+    # Models stand in each row by their order, so that the same one is at the same height in all of them.
+    for at, table in enumerate(tables):
+        cloud = _draw_dots(axes, table, places, 0.5 * (at / (len(tables) - 1) - 0.5), style)
+    style = {"marker": "|", "color": COLOURS[0], "markersize": 11, "markeredgewidth": 2}
+    handles = {f"{len(records)} models": cloud, "worst to best": bands}
+    return {**handles, "median": _draw_dots(axes, middle, places, 0, style)}
+
+
+def _write_figures(axes: Axes, height: float, figures: Sequence[str], **style: Any) -> None:
+    """Write a row of the table to the right of the axes."""
+    for at, figure in enumerate(figures):
+        # In points from the axes: a share of their width would move as the layout makes room for it.
+        axes.annotate(
+            figure,
+            (1, height),
+            xytext=(34 + 28 * at, 0),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            va="center",
+            ha="right",
+            fontsize=7.5,
+            annotation_clip=False,
+            **style,
+        )
+
+
+def _draw_dots(
+    axes: Axes, scores: Mapping[str, Any], places: Mapping[str, float], shift: float, style: Mapping[str, Any]
+) -> Any:
+    heights = [places[name] + shift for name in scores]
+    (dots,) = axes.plot(numbers(scores.values()), heights, linestyle="none", clip_on=False, zorder=3, **style)
+    return dots
+
+
+def _groups(subcases: Iterable[str]) -> dict[str, list[str]]:
+    """Return the subcases by heuristic and gold label, in HANS's own order; what bears no such prefix comes last."""
+    groups: dict[str, list[str]] = {heading: [] for heading in [*PREFIXES.values(), "other"]}
+    for name in subcases:
+        groups[PREFIXES.get(name[:3], "other")].append(name)
+    return {heading: names for heading, names in groups.items() if names}
+
+
+def _subcase_label(name: str) -> str:
+    return (name[3:] if name[:3] in PREFIXES else name).replace("_", " ")
+
+
+def _places(groups: Mapping[str, Sequence[str]]) -> tuple[dict[str, float], dict[str, float], float]:
+    """Return the height of every subcase, of every heading, and the lowest height in use plus one."""
+    places: dict[str, float] = {}
+    headings: dict[str, float] = {}
+    height = 0.0
+    for heading, names in groups.items():
+        headings[heading] = height
+        for name in names:
+            height += 1
+            places[name] = height
+        height += 1.4
+    return places, headings, height - 0.4

@@ -1,0 +1,128 @@
+"""What the page shows of a results store: a section for each barrier, HANS set and task, and where all came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals import tables
+from evals.predictions import has_predictions
+from evals.report import FIELDS, SETTING
+
+
+def page_context(results: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """Return what the template shows; only results of one task, split, data and number of rows share a table.
+
+    Args:
+        folder: where the predictions lie that the differences between models are made of.
+    """
+    scores = _settings([record for record in results if record["kind"] == "scores"])
+    hans = _settings([record for record in results if record["kind"] == "scores" and record.get("hans")])
+    return {
+        "barriers": [_barrier_section(record, at) for at, record in enumerate(_of(results, "barrier"))],
+        "hans": [_hans_section(group, at) for at, group in enumerate(hans)],
+        "scores": [_score_section(group, folder) for group in scores],
+        "others": [
+            {"key": record["key"], "kind": record["kind"], "rows": [["field", "value"], *tables.flatten(record)]}
+            for record in results
+            if record["kind"] not in FIELDS
+        ],
+        "sources": [_source(record) for record in results if record["kind"] in FIELDS],
+    }
+
+
+def _of(results: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    return [record for record in results if record["kind"] == kind]
+
+
+def _settings(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in SETTING), []).append(record)
+    return list(groups.values())
+
+
+def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    from evals.plots import barrier_figure, inline_svg
+
+    a, b = tables.model_labels([record["a"], record["b"]])
+    alignment = record.get("alignment") or {}
+    rest = tables.flatten({name: value for name, value in alignment.items() if name != "moved"})
+    label = f"Loss and accuracy on the straight line from {a} to {b}; the numbers are in the tables beside it."
+    return {
+        "record": record,
+        "a": a,
+        "b": b,
+        "rows": [row[4:] for row in tables.barrier_rows([record])],
+        "figure": Markup(inline_svg(barrier_figure(record), f"barrier{at}", label)),
+        "points": tables.point_rows(record),
+        "alignment": [["setting", "value"], *rest] if rest else [],
+        "moved": tables.flatten(alignment.get("moved", {})),
+        "notes": record.get("notes", []),
+    }
+
+
+def _hans_section(group: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    from evals.hans_figure import hans_figure
+    from evals.plots import inline_svg
+
+    figure = inline_svg(
+        hans_figure(group), f"hans{at}", "Accuracy on every HANS subcase; the numbers are tabled below."
+    )
+    titles = {"subcases": "Accuracy per subcase", "templates": "Accuracy per template", "counts": "Counts"}
+    parts = {title: tables.part_rows(group, part) for part, title in titles.items()}
+    return {
+        "record": group[0],
+        "rows": tables.hans_rows(group),
+        "figure": Markup(figure),
+        "parts": {title: rows for title, rows in parts.items() if len(rows) > 1},
+    }
+
+
+def _score_section(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    labels = tables.model_labels([record["model"] for record in group])
+    holders: dict[str, list[str]] = {}
+    for label, record in zip(labels, group, strict=True):
+        for note in record.get("notes", []):
+            holders.setdefault(note, []).append(label)
+    return {
+        "record": group[0],
+        "rows": [[row[0], *row[4:]] for row in tables.score_rows(group)],
+        "intervals": tables.interval_rows(group),
+        "differences": _differences(group, folder),
+        "notes": [note if len(held) == len(group) else f"{', '.join(held)}: {note}" for note, held in holders.items()],
+    }
+
+
+def _differences(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:
+    """Return the differences of the group's first model to the others, and whom lack of predictions leaves out.
+
+    All pairs of a hundred models would be five thousand rows; `evaluate-models compare` gives them.
+    """
+    from evals.compare import compare_records
+
+    if len(group) < 2:
+        return None
+    held = [r for r in group if has_predictions(folder, r) and r.get("rows") == group[0].get("rows")]
+    out = [record["model"] for record in group if record not in held]
+    if not held or held[0] is not group[0]:
+        return {"rows": [], "out": tables.model_labels([record["model"] for record in group])}
+    rows = tables.comparison_rows(compare_records(folder, held, first_only=True))
+    return {"rows": rows if len(rows) > 1 else [], "out": tables.model_labels(out)}
+
+
+def _source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where a record comes from, with every field that no section above has shown."""
+    shown = {*FIELDS[record["kind"]], "kind", "key", "hans", "notes", "alignment", "seconds", "versions", "intervals"}
+    return {
+        "record": record,
+        "models": [record["model"]] if record["kind"] == "scores" else [record["a"], record["b"]],
+        "seconds": record.get("seconds"),
+        "versions": tables.flatten(record.get("versions", {})),
+        "rest": tables.flatten({name: value for name, value in record.items() if name not in shown}),
+    }

@@ -1,0 +1,142 @@
+"""The table of every row's prediction beside results.json: predictions/<key>.parquet, written and read back.
+
+Columns: `id`, `gold` and `predicted` (class names; numbers for a regression task), and one float32 column
+`logit <class>` for each of the model's own classes; for HANS also `heuristic`. The file's metadata names what it is about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.errors import TaskError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FOLDER, LOGIT, METADATA = "predictions", "logit ", b"merge-models"
+
+
+@dataclass(frozen=True)
+class PredictionTable:
+    """What one model said about every row.
+
+    Attributes:
+        key: of the record in results.json.
+        rows: hash of the rows; tables of the same hash hold the same rows in the same order.
+        labels: the task's class names, () for a regression task.
+        classes: the model's own class names, one a column of `logits`.
+        gold, predicted: index into `labels`, shape (rows,); numbers for a regression task.
+        logits: shape (rows, classes).
+        heuristics: of each row of HANS; () for other tasks.
+    """
+
+    key: str
+    rows: str
+    labels: tuple[str, ...]
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    gold: NDArray[Any]
+    predicted: NDArray[Any]
+    logits: NDArray[Any]
+    heuristics: tuple[str, ...] = ()
+
+
+def predictions_file(key: str) -> str:
+    """Return where the predictions of a record lie, relative to the folder of results.json."""
+    return f"{FOLDER}/{key}.parquet"
+
+
+def has_predictions(folder: Path | str | None, record: Mapping[str, Any]) -> bool:
+    """Return whether a scores record has its predictions beside it; records of other kinds need none."""
+    if record["kind"] != "scores":
+        return True
+    name = record.get("predictions")
+    return folder is not None and isinstance(name, str) and (Path(folder) / name).is_file()
+
+
+def write_predictions_table(folder: Path | str, table: PredictionTable) -> Path:
+    """Write a table whole or not at all and return its path.
+
+    Raises:
+        TaskError: it cannot be written.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    columns: dict[str, Any] = {"id": pyarrow.array(table.ids, pyarrow.string())}
+    for name, values in (("gold", table.gold), ("predicted", table.predicted)):
+        columns[name] = _names(values, table.labels) if table.labels else pyarrow.array(values, pyarrow.float64())
+    for name, logits in zip(table.classes, table.logits.T, strict=True):
+        columns[LOGIT + name] = pyarrow.array(logits, pyarrow.float32())
+    if table.heuristics:
+        columns["heuristic"] = pyarrow.array(table.heuristics, pyarrow.string()).dictionary_encode()
+    about = {"key": table.key, "rows": table.rows, "labels": table.labels, "classes": table.classes}
+    made = pyarrow.table(columns).replace_schema_metadata({METADATA: json.dumps(about)})
+    path = Path(folder) / predictions_file(table.key)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                pyarrow.parquet.write_table(made, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise TaskError(f"{path} cannot be written: {' '.join(str(error).split())}") from None
+    return path
+
+
+def read_predictions_table(path: Path | str) -> PredictionTable:
+    """Return the table of a predictions file.
+
+    Raises:
+        TaskError: the file is missing or is not one of evaluate-models.
+    """
+    import numpy as np
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with Path(path).open("rb") as file:
+            table = pyarrow.parquet.read_table(file)
+        about = json.loads((table.schema.metadata or {})[METADATA])
+        labels, classes = tuple(about["labels"]), tuple(about["classes"])
+        gold, predicted = (_values(table.column(name), labels) for name in ("gold", "predicted"))
+        logits = np.stack([table.column(LOGIT + name).to_numpy() for name in classes], axis=1)
+        ids = tuple(table.column("id").to_pylist())
+        heuristics = tuple(table.column("heuristic").to_pylist()) if "heuristic" in table.column_names else ()
+        return PredictionTable(about["key"], about["rows"], labels, classes, ids, gold, predicted, logits, heuristics)
+    except FileNotFoundError:
+        raise TaskError(
+            f"{path}: there is no such file. Score the model again with -o and the same folder to write it."
+        ) from None
+    except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise TaskError(
+            f"{path} is not a predictions file of evaluate-models ({said}). Delete it and score again."
+        ) from None
+
+
+def _names(values: Sequence[int] | NDArray[Any], labels: Sequence[str]) -> Any:
+    """Return class names as a dictionary column: small, and readable by other programs."""
+    import pyarrow
+
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array(values, pyarrow.int32()), list(labels))
+
+
+def _values(column: Any, labels: Sequence[str]) -> NDArray[Any]:
+    """Return class indices of a column of class names; the numbers themselves where there are no labels."""
+    import numpy as np
+
+    if not labels:
+        return np.asarray(column.to_numpy(), dtype=np.float64)
+    index = {name: k for k, name in enumerate(labels)}
+    return np.array([index[name] for name in column.to_pylist()], dtype=np.int64)

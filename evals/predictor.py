@@ -1,0 +1,171 @@
+"""Predictor: one model in memory that takes the weights of many checkpoints in turn; and what half precision changes."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evals.predict import encode_rows, predict, token_budget
+from evals.task import Rows
+from merge.checkpoint import Checkpoint
+from merge.errors import TaskError
+from merge.inputs import Encoded
+from merge.material import finite_tensors
+from merge.model import build, set_weights
+from merge.preflight import HARMLESS
+from merge.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model in memory whose weights are replaced in place: nothing is built again for the next checkpoint.
+
+    Attributes:
+        like: the checkpoint it was made for; what it loads must have its config and its tensors' shapes.
+        model: on its device and in its dtype, in evaluation mode.
+    """
+
+    like: Checkpoint
+    model: Any = field(repr=False)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take a checkpoint's weights.
+
+        Raises:
+            TaskError: it is another architecture, or of other sizes.
+            CheckpointError: a tensor holds NaN or infinity.
+        """
+        _check_alike(self.like, checkpoint)
+        self.set(_written(checkpoint))
+
+    def set(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take weights by the names transformers writes: all of them, so that none is left from before.
+
+        Raises:
+            TaskError: a tensor is missing or left over.
+        """
+        due = {self.like.written_name(name) for name in self.like.tensors}
+        if odd := sorted(due ^ tensors.keys()):
+            what = "missing" if odd[0] in due else "unknown"
+            raise TaskError(f"{self.like.source}: {len(odd)} tensors do not fit; {odd[0]} is {what}. Give all by name.")
+        set_weights(self.model, tensors)
+
+    def encode(self, rows: Rows, cache: bool = True) -> Encoded:
+        """Return rows for this model's device, as the tokenizer of `like` reads them."""
+        return encode_rows(self.like, rows, token_budget(self.model.device), cache)
+
+    def logits(
+        self, encoded: Encoded, progress: Progress = silent, label: str = "predicting"
+    ) -> Float[Tensor, "rows classes"]:
+        """Return the logits of every row under the weights it has now; float32, on the CPU."""
+        return predict(self.model, encoded, progress, label)
+
+
+def make_predictor(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Predictor:
+    """Return a predictor that has this checkpoint's weights.
+
+    Args:
+        dtype: of weights and of all that is computed; below float32, `precision_change` says what that does.
+    """
+    if emulated(dtype, device):
+        logging.getLogger(__name__).warning(
+            "this machine has no instructions for %s on %s: float32 is exact, and faster here.",
+            str(dtype).removeprefix("torch."),
+            torch.device(device).type,
+        )
+    return Predictor(checkpoint, build(checkpoint.config, _written(checkpoint), dtype).to(device))
+
+
+def emulated(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
+    """Say whether a device is known to compute a half-precision dtype by way of float32."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if torch.device(device).type == "cuda":
+        return dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False)
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return torch.device(device).type == "cpu" and x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far two sets of logits for the same rows are apart.
+
+    Attributes:
+        rows: how many were compared.
+        changed: how many of them are decided otherwise.
+        largest: the largest difference of any logit.
+    """
+
+    rows: int
+    changed: int
+    largest: float
+
+    @property
+    def share(self) -> float:
+        """The share of changed decisions."""
+        return self.changed / self.rows
+
+
+def change(exact: Float[Tensor, "rows classes"], other: Float[Tensor, "rows classes"]) -> Change:
+    """Return how many rows are decided otherwise (another largest logit), and how far their logits are apart.
+
+    A regression model has one logit and decides nothing: there, only `largest` says something.
+    """
+    differing = exact.argmax(1) != other.argmax(1)
+    return Change(len(exact), int(differing.sum()), float((exact - other).abs().max()))
+
+
+def precision_change(
+    checkpoint: Checkpoint,
+    rows: Rows,
+    dtype: torch.dtype,
+    count: int | None = 500,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Change:
+    """Return what computing in `dtype` changes against float32, measured on rows drawn at random.
+
+    Args:
+        count: how many rows are drawn; all when None.
+    """
+    sample = rows.sample(count, seed)
+    exact, other = (make_predictor(checkpoint, kind, device) for kind in (torch.float32, dtype))
+    encoded = exact.encode(sample)
+    return change(exact.logits(encoded), other.logits(encoded))
+
+
+def _written(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    return {checkpoint.written_name(name): tensor for name, tensor in finite_tensors(checkpoint).items()}
+
+
+def _check_alike(like: Checkpoint, other: Checkpoint) -> None:
+    """Compare what decides the outputs besides the weights; each checkpoint's own labels may differ."""
+    left, right = like.structure.settings, other.structure.settings
+    faults = [
+        f"{k} is {right.get(k)!r}, not {left.get(k)!r}"
+        for k in like.structure.known
+        if k not in HARMLESS and left.get(k) != right.get(k)
+    ]
+    if like.architecture != other.architecture:
+        faults = [f"it is a {other.architecture}, not a {like.architecture}"]
+    shapes, found = like.shapes, other.shapes
+    faults += [
+        f"{name} is {found.get(name, 'absent')}, not {shapes.get(name, 'absent')}"
+        for name in sorted(shapes.keys() | found.keys())
+        if shapes.get(name) != found.get(name)
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise TaskError(
+            f"{other.source} does not fit a predictor made for {like.source}: {'; '.join(faults[:3])}{more}. "
+            "Make one for it."
+        )

@@ -1,0 +1,44 @@
+"""AdvGLUE: development rows of six GLUE tasks, rewritten to mislead models; one dev.json holds them all.
+
+Source: Wang et al. 2021, arXiv:2111.02840.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from evals.task import EvalTask
+from evals.tasks import glue
+from evals.tasks.table import TaskTable, make_task
+
+HUB = "AI-Secure/adv_glue"
+
+
+def _adversarial(table: TaskTable, part: str, config: str, member: str, metric: str) -> EvalTask:
+    """Return the adversarial part of a GLUE task.
+
+    Args:
+        part: what the task and its .jsonl file are called.
+        config: the configuration on the Hub.
+        member: its list in dev.json.
+    """
+    made = replace(
+        table,
+        name=f"advglue_{part}",
+        files=("dev.json", f"{part}.jsonl"),
+        split="validation",
+        source=f"{HUB}:{config}/validation",
+        folders=("advglue",),
+        member=member,
+    )
+    return make_task(made, metric)
+
+
+ADVGLUE = (
+    _adversarial(glue.SST2_TABLE, "sst2", "adv_sst2", "sst2", "sst2"),
+    _adversarial(glue.QQP_TABLE, "qqp", "adv_qqp", "qqp", "qqp"),
+    _adversarial(glue.MNLI_TABLE, "mnli", "adv_mnli", "mnli", "mnli"),
+    _adversarial(glue.MNLI_MISMATCHED_TABLE, "mnli_mm", "adv_mnli_mismatched", "mnli-mm", "mnli"),
+    _adversarial(glue.QNLI_TABLE, "qnli", "adv_qnli", "qnli", "qnli"),
+    _adversarial(glue.RTE_TABLE, "rte", "adv_rte", "rte", "rte"),
+)

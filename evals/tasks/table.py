@@ -1,0 +1,246 @@
+"""TaskTable: where a task keeps its rows, what its columns and labels are called, and how they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evals.task import EvalTask, Rows, class_names, plain
+from merge.errors import TaskError
+from merge.table import Row, Table, open_table
+
+# What a row is called, in the words of the published files.
+_IDS = ("idx", "index", "pairID", "pair_ID", "id")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows start to stop, of a file that holds `whole` of them."""
+
+    start: int
+    stop: int
+    whole: int
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """Where a task keeps its rows; called with a path and a seed, it reads them.
+
+    Attributes:
+        labels: class names in the task's integer order; none where the label is a number (regression).
+        columns: the text columns' names; each entry lists the names they go by.
+        label_columns: the names the label column goes by.
+        files: what the file of the split is called in a folder, first found first; a .txt of that name is tab-separated.
+        split: what those files and `source` hold.
+        source: the Hub dataset (or file) read when no path is given; None where there is none.
+        folders: what the task's own folder is called in a folder of many tasks (the GLUE download).
+        coarse, aliases: other names of the classes, as in EvalTask.
+        header: columns of a .tsv that has no header line.
+        unlabelled: what stands for the label of a row whose annotators did not agree; such rows are left out.
+        only: (column, value): rows that say another value are left out; a file without the column has one value.
+        part: the rows of the task, where files of those names and `source` hold more.
+        part_files: files that hold the part alone.
+        member: the task's list in a .json file that holds several.
+        scale: the smallest and largest number of a regression label.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    columns: tuple[tuple[str, ...], ...]
+    label_columns: tuple[str, ...]
+    files: tuple[str, ...]
+    split: str
+    source: str | None
+    folders: tuple[str, ...] = ()
+    coarse: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    header: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    only: tuple[str, str] | None = None
+    part: Part | None = None
+    part_files: tuple[str, ...] = ()
+    member: str | None = None
+    scale: tuple[float, float] = (-math.inf, math.inf)
+
+    def __call__(self, path: Path | None, seed: int) -> Rows:
+        """Read the split from a file, a folder, or the task's own source; `seed` is not used, nothing is drawn.
+
+        Raises:
+            TaskError: nothing is there, or a row is malformed; names file, row and column.
+        """
+        file = None if path is None else self._file(path)
+        table = self._open(file)
+        names, digits, fine = class_names(self.labels, self.coarse, self.aliases), self._digits(), self._fine()
+        texts: list[tuple[str, ...]] = []
+        gold: list[int | float] = []
+        ids: list[str] = []
+        passed = {"label": 0, "value": 0, "folded": 0}
+        for number, row in table.rows:
+            if row is None:
+                continue
+            if self.only is not None and str(row.get(self.only[0], self.only[1])) != self.only[1]:
+                passed["value"] += 1
+                continue
+            text = tuple(_text(row, known, table, number) for known in self.columns)
+            column, value = self._label(row, table, number)
+            if str(value).strip() in self.unlabelled:
+                passed["label"] += 1
+                continue
+            texts.append(text)
+            if self.labels:
+                name = plain(str(value))
+                passed["folded"] += name in fine
+                gold.append(self._class(value, names.get(name, digits.get(name)), column, table, number))
+            else:
+                gold.append(self._number(value, column, table, number))
+            ids.append(str(next((row[name] for name in _IDS if name in row), len(ids))))
+        return self._rows(file, table, texts, gold, ids, passed)
+
+    def _rows(
+        self,
+        file: Path | None,
+        table: Table,
+        texts: list[tuple[str, ...]],
+        gold: list[int | float],
+        ids: list[str],
+        passed: dict[str, int],
+    ) -> Rows:
+        """Return the rows of the task, with what was left out of them said."""
+        if not texts:
+            raise TaskError(f"{table.source.name}: expected rows, found none{' with a label' * bool(passed['label'])}.")
+        said = ""
+        if self.part is not None and (file is None or _plain_name(file) not in self.part_files):
+            if len(texts) != self.part.whole and (file is None or _plain_name(file) in self.files):
+                raise TaskError(
+                    f"{table.source.name}: expected the whole split of {self.part.whole:,} rows, of which {self.name} is "
+                    f"{self.part.start:,} to {self.part.stop - 1:,}, found {len(texts):,}. Give a file of the part itself: "
+                    f"{' or '.join(self.part_files)}."
+                )
+            if len(texts) == self.part.whole:
+                kept = slice(self.part.start, self.part.stop)
+                said = f"; rows {self.part.start:,} to {self.part.stop - 1:,} of {len(texts):,}"
+                texts, gold, ids = texts[kept], gold[kept], ids[kept]
+        if passed["label"]:
+            said += f"; {_counted(passed['label'])} without a gold label left out"
+        if passed["value"] and self.only is not None:
+            said += f"; {_counted(passed['value'])} whose {self.only[0]} is not {self.only[1]} left out"
+        if passed["folded"]:
+            labels = f"gold label{'s' * (passed['folded'] != 1)}"
+            said += f"; {passed['folded']:,} {labels} folded into {', '.join(sorted(set(self.coarse.values())))}"
+        if len(set(ids)) != len(ids):  # prediction files need one name a row
+            ids = [str(k) for k in range(len(ids))]
+        data = f"{table.title}, {_counted(len(texts))}{said}"
+        return Rows(tuple(texts), tuple(gold), self.labels, data, self._split(file), tuple(ids))
+
+    def _open(self, file: Path | None) -> Table:
+        what = f"{self.name} data"
+        if file is None:
+            if self.source is None:
+                raise TaskError(
+                    f"{what}: it is not on the Hub in a form that can be read; give it with --data: a file such as "
+                    f"{self.files[0]}, or the folder that holds it."
+                )
+            return open_table(self.source, what, TaskError, names=self.header, member=self.member)
+        name = _plain_name(file)
+        kind = ".tsv" if name in (*self.files, *self.part_files) and name.endswith(".txt") else None
+        header = self.header if name.endswith(".tsv") else ()
+        return open_table(str(file), what, TaskError, kind, header, self.member)
+
+    def _split(self, file: Path | None) -> str:
+        """Return which split a file holds by its name: GLUE's own where it has GLUE's name, else what it is called."""
+        if file is None or _plain_name(file) in (*self.files, *self.part_files):
+            return self.split
+        return Path(_plain_name(file)).stem
+
+    def _file(self, path: Path) -> Path:
+        if not path.exists():
+            raise TaskError(f"{self.name} data {path}: there is no such file or folder; check the path.")
+        if not path.is_dir():
+            return path
+        found = next((file for file in self._candidates(path) if file.is_file()), None)
+        if found is None:
+            known = ", ".join((*self.part_files, *self.files))
+            expected = (
+                f"expected one of {known} (or .gz) in the folder" if known else "found a folder; name one file in it"
+            )
+            raise TaskError(f"{self.name} data {path}: {expected}.")
+        return found
+
+    def _candidates(self, path: Path) -> Iterator[Path]:
+        for folder in (path, *(path / name for name in self.folders)):
+            for name in (*self.part_files, *self.files):
+                yield from (folder / name, folder / f"{name}.gz")
+
+    def _digits(self) -> dict[str, int]:
+        """Return the integers that stand for classes, unless classes are named by digits themselves."""
+        if any(name.isdigit() for name in self.labels):
+            return {}
+        return {str(k): k for k in range(len(self.labels))}
+
+    def _fine(self) -> set[str]:
+        """Return the names of classes finer than the task's own."""
+        fine = {plain(name) for name in self.coarse} - {plain(name) for name in self.labels}
+        return fine | {plain(alias) for alias, name in self.aliases.items() if plain(name) in fine}
+
+    def _label(self, row: Row, table: Table, number: int) -> tuple[str, object]:
+        name = next((column for column in self.label_columns if column in row), None)
+        if name is None:
+            raise table.fault(number, f"expected a column {' or '.join(self.label_columns)}, found {', '.join(row)}.")
+        return name, row[name]
+
+    def _class(self, value: object, found: int | None, column: str, table: Table, number: int) -> int:
+        if found is not None and not isinstance(value, bool | float):
+            return found
+        known = f"{', '.join(self.labels)}{f' or 0 to {len(self.labels) - 1}' if self._digits() else ''}"
+        raise TaskError(
+            f"{_place(table, number, column)}: expected {known}, found {value!r}. "
+            "Test splits carry no labels; use validation."
+        )
+
+    def _number(self, value: object, column: str, table: Table, number: int) -> float:
+        low, high = self.scale
+        try:
+            found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        except ValueError:
+            found = math.nan
+        if not (math.isfinite(found) and low <= found <= high):
+            known = f"a number from {low:g} to {high:g}" if math.isfinite(high) else "a finite number"
+            raise TaskError(f"{_place(table, number, column)}: expected {known}, found {value!r}.")
+        return found
+
+
+def make_task(table: TaskTable, metric: str) -> EvalTask:
+    """Return the task of a table, scored by that configuration of evals.scores."""
+    source = f"--data {table.files[0]}" if table.source is None else table.source
+    return EvalTask(table.name, table.labels, table, metric, table.coarse, table.aliases, source)
+
+
+def _plain_name(file: Path) -> str:
+    return file.name.removesuffix(".gz")
+
+
+def _counted(rows: int) -> str:
+    return f"{rows:,} row{'s' * (rows != 1)}"
+
+
+def _place(table: Table, number: int, column: str) -> str:
+    return f"{table.source.name}, {table.place} {number}, column {column}"
+
+
+def _text(row: Row, names: tuple[str, ...], table: Table, number: int) -> str:
+    name = next((n for n in names if n in row), None)
+    if name is None:
+        raise table.fault(number, f"expected a column {' or '.join(names)}, found {', '.join(row)}.")
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise TaskError(f"{_place(table, number, name)}: expected text, found {value!r}.")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise TaskError(f"{_place(table, number, name)}: expected Unicode text, found half of a surrogate pair.")
+    if value[:2] in ("b'", 'b"') and len(value) > 3 and value[-1] == value[1]:  # as a script for PAWS-QQP writes it
+        raise TaskError(
+            f"{_place(table, number, name)}: expected text, found bytes as Python prints them: {value[:40]!r}. "
+            "Write the text itself (bytes.decode) where the file is made."
+        )
+    return value.strip()

@@ -1,0 +1,173 @@
+"""Task files: a user's own task as a short YAML record, read where the name of a task may stand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from evals.task import METRICS, EvalTask, Rows, plain
+from evals.tasks.table import TaskTable, make_task
+from merge.errors import RecipeError, TaskError, UsageError, nearest
+from merge.recipe import TYPES
+from merge.strict_yaml import place, read_document
+
+# A score as a file names it -> the configuration of evals.scores that computes it; GLUE's own names will do too.
+SCORES = {"accuracy": "sst2", "f1": "mrpc", "matthews_correlation": "cola", "pearson": "stsb"}
+
+# A Hub dataset is named with its split: one that is left out would be the training set.
+_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*:[^/:]*/(?P<split>\w[\w.-]*)")
+
+
+class TaskRecord(BaseModel):
+    """A task file's keys; unknown ones are errors.
+
+    Attributes:
+        name: what results call the task.
+        data: a file (.csv, .tsv, .jsonl, .json, .parquet), its path seen from the task file, or a Hub dataset
+            (org/name:config/split).
+        columns: the column of the text, or the two of a pair.
+        label_column: the column of the label.
+        labels: class names in the order of the integers that the label column may hold instead.
+        regression: the label is a number; instead of labels.
+        metric: accuracy, f1 (with accuracy), matthews_correlation, pearson (with spearmanr), or a GLUE task's name.
+        aliases: another name of a class -> the class.
+        coarse: a finer class -> the class it folds into, of models and of gold labels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    data: str = Field(min_length=1)
+    columns: tuple[str, ...] = Field(min_length=1, max_length=2)
+    label_column: str = Field(min_length=1)
+    regression: bool = Field(default=False, strict=True)
+    labels: tuple[str, ...] = ()
+    metric: str | None = None
+    coarse: dict[str, str] = Field(default_factory=dict)
+    aliases: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _one_column(cls, columns: Any) -> Any:
+        return [columns] if isinstance(columns, str) else columns
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(labels) < 2 or len({plain(name) for name in labels}) != len(labels):
+            raise ValueError(f"expected at least two classes of different names, found {', '.join(labels) or 'none'}")
+        return labels
+
+    @field_validator("coarse", "aliases")
+    @classmethod
+    def _names_known(cls, names: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        labels = info.data.get("labels")
+        known = {plain(name): name for name in (*(labels or ()), *info.data.get("coarse", {}))}
+        for other, name in names.items() if labels else ():  # without labels, that is the fault
+            if plain(name) not in known:
+                raise ValueError(f"{other!r} stands for {name!r}, which is no class.{nearest(name, known.values())}")
+        return names
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str | None) -> str | None:
+        if metric is not None and metric not in {**SCORES, **METRICS}:
+            raise ValueError(f"unknown metric {metric!r}.{nearest(metric, SCORES)}")
+        return metric
+
+    @model_validator(mode="after")
+    def _fits(self) -> TaskRecord:
+        """Check that the label is of one kind, and that the metric is of that kind."""
+        if self.regression == bool(self.labels):
+            raise ValueError("a task has either labels (its class names) or regression: true")
+        if self.regression and (self.aliases or self.coarse):
+            raise ValueError("aliases and coarse name classes; a regression task has none")
+        scores = METRICS[self.scores]
+        if self.regression != ("pearson" in scores):
+            expected = "pearson" if self.regression else "accuracy, f1 or matthews_correlation"
+            raise ValueError(
+                f"metric {self.metric} does not fit {'numbers' if self.regression else 'classes'}: {expected}"
+            )
+        if "f1" in scores and len(self.labels) != 2:
+            raise ValueError(f"metric f1 is that of the second of two classes; found {len(self.labels)}")
+        return self
+
+    @property
+    def scores(self) -> str:
+        """The configuration of evals.scores."""
+        metric = self.metric or ("pearson" if self.regression else "accuracy")
+        return SCORES.get(metric, metric)
+
+
+def read_task(path: Path) -> EvalTask:
+    """Return the task that a YAML file describes.
+
+    Raises:
+        UsageError: it cannot be read, or describes none; each fault as file:line:column: key: message.
+    """
+    from evals.tasks import TASKS
+
+    try:
+        values, root = read_document(path, "task file", "name, data, columns, ...")
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
+    try:
+        record = TaskRecord.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("\n".join(f"{path}:{place(root, e['loc'])}: {_said(e)}" for e in error.errors())) from error
+    if record.name in TASKS:
+        at = place(root, ("name",))
+        raise UsageError(
+            f"{path}:{at}: name: {record.name!r} is a task that is built in; give yours a name of its own."
+        )
+    return _task(record, path)
+
+
+def _task(record: TaskRecord, path: Path) -> EvalTask:
+    hub = _HUB.fullmatch(record.data)
+    table = TaskTable(
+        name=record.name,
+        labels=record.labels,
+        columns=tuple((column,) for column in record.columns),
+        label_columns=(record.label_column,),
+        files=(),
+        split=hub["split"] if hub else "",
+        source=record.data,
+        coarse=record.coarse,
+        aliases=record.aliases,
+    )
+
+    def read(data: Path | None, seed: int) -> Rows:
+        return table(_found(record, path) if data is None else data, seed)
+
+    return replace(make_task(table, record.scores), read=read, source=f"{path.name}: {record.data}")
+
+
+def _found(record: TaskRecord, path: Path) -> Path | None:
+    """Return the task's file; None where its data is a Hub dataset.
+
+    Raises:
+        TaskError: it is neither; a path is seen from the task file, never from where the command is typed.
+    """
+    file = path.parent / record.data
+    if file.exists():
+        return file
+    if _HUB.fullmatch(record.data) and not Path(record.data).exists():
+        return None
+    raise TaskError(
+        f"{record.name} data {file}: there is no such file. Paths in {path} are seen from its own folder; a Hub dataset "
+        "is named with its split: org/name:config/split."
+    )
+
+
+def _said(error: Any) -> str:
+    """Return what pydantic found in a task file, in the words of YAML."""
+    key = ".".join(str(part) for part in error["loc"])
+    message = TYPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = f"unknown key.{nearest(str(error['loc'][-1]), TaskRecord.model_fields)}"
+    return f"{key}: {message}" if key else message

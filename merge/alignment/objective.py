@@ -1,0 +1,218 @@
+"""Objective: how alike two models' weights are under a permutation of b, and what every axis could gain.
+
+    J(p) = sum_t <A_t, p(B)_t> / (rms(A_t) rms(B_t))
+
+Dividing by the root mean square makes every *entry* count alike: a tensor weighs as much as it has entries. Vectors are
+centred first, because a constant (the ones of a LayerNorm gain) fits every order equally and would only hide what differs.
+
+Gains are products of matrices: in float32 (float64 for float64 models), added up in float64. J itself is summed in float64
+on the tensors, a piece at a time. What an axis gains from tensors that depend on the same other axes is remembered: after
+the heads of one layer change, only their share of the residual's gain is computed again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from merge.alignment.pair import Pair
+from merge.notation import TensorAxis, View
+from merge.permutation import Permutation, flat_index, places, take
+
+# Entries whose product is taken in float64 at a time, and the most bytes of gains that are remembered for one axis.
+CHUNK = 1 << 17
+REMEMBERED = 1 << 29
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Both models' tensors with vectors centred, and one over the root mean square of each; 0 where that is 0."""
+
+    a: Mapping[str, Tensor]
+    b: Mapping[str, Tensor]
+    scale_a: Mapping[str, float]
+    scale_b: Mapping[str, float]
+
+    def scale(self, name: str) -> float:
+        return self.scale_a[name] * self.scale_b[name]
+
+
+def weights_of(pair: Pair) -> Weights:
+    """Return a pair's weights as they are compared; matrices are shared with the pair, not copied."""
+    a, b = ({name: _centred(tensor) for name, tensor in side.items()} for side in (pair.a, pair.b))
+    scales = ({name: _scale(tensor) for name, tensor in side.items()} for side in (a, b))
+    return Weights(a, b, *scales)
+
+
+def _centred(tensor: Tensor) -> Tensor:
+    return tensor - tensor.mean() if tensor.ndim == 1 and tensor.is_floating_point() else tensor
+
+
+def _scale(tensor: Tensor) -> float:
+    total = sum(float(piece.double().square().sum()) for piece in tensor.reshape(-1).split(CHUNK))
+    return math.sqrt(tensor.numel() / total) if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Touch:
+    """A run of units of an axis in one tensor.
+
+    Attributes:
+        item: of the tensor's line, from 0.
+        view: where the units lie along it.
+        others: the movable names along the tensor's other axes.
+        alone: whether the tensor has no other axes.
+    """
+
+    tensor: str
+    item: int
+    view: View
+    others: frozenset[str]
+    alone: bool
+
+
+def touches(pair: Pair, movable: tuple[str, ...]) -> dict[str, list[Touch]]:
+    """Return movable axis, or the blocks' of a split one -> where its units stand, in the order of the tensors."""
+    found: dict[str, list[Touch]] = {}
+    for name in pair.a:
+        views = pair.spec.views(name, tuple(pair.a[name].shape))
+        names = [{word for view in along for word in view.moving if word in movable} for along in views]
+        for item, along in enumerate(views):
+            others = frozenset().union(*(names[k] for k in range(len(names)) if k != item))
+            for view in along:
+                if view.names[0] in movable:
+                    found.setdefault(view.names[0], []).append(Touch(name, item, view, others, len(views) == 1))
+    return found
+
+
+State = tuple[Tensor, ...]
+Names = tuple[str, ...]
+
+
+class Objective:
+    """J over some movable axes of a pair, its shares by tensor and the gains of each axis."""
+
+    def __init__(self, pair: Pair, weights: Weights, movable: tuple[str, ...]) -> None:
+        self.spec, self.weights, self.movable = pair.spec, weights, movable
+        self.touches = touches(pair, movable)
+        self.tensors = {move: tuple(dict.fromkeys(t.tensor for t in found)) for move, found in self.touches.items()}
+        moving = {name for found in self.tensors.values() for name in found}
+        self.moving = tuple(name for name in pair.a if name in moving)
+        self.entries = sum(pair.a[name].numel() for name in self.moving) or 1
+        found_dtypes = {side[name].dtype for side in (weights.a, weights.b) for name in self.moving}
+        self.dtype = torch.float64 if torch.float64 in found_dtypes else torch.float32
+        self.groups: dict[str, dict[tuple[Names, frozenset[str]], list[Touch]]] = {}
+        for move, found in self.touches.items():
+            for touch in found:
+                self.groups.setdefault(move, {}).setdefault((touch.view.names, touch.others), []).append(touch)
+        self._remembered: dict[tuple[str, Names, frozenset[str]], tuple[State, Tensor]] = {}
+
+    def share(self, name: str, p: Permutation) -> float:
+        """Return one tensor's part of J, in float64."""
+        axes, a, b = self.spec.axes(name), self.weights.a[name], self.weights.b[name]
+        return self.weights.scale(name) * inner(axes, p, a, b)
+
+    def shares(self, names: tuple[str, ...], p: Permutation) -> dict[str, float]:
+        return {name: self.share(name, p) for name in names}
+
+    def axes_of(self, move: str) -> tuple[str, ...]:
+        """Return the axes that are matched together: the blocks' and those inside them."""
+        names = dict.fromkeys(name for touch in self.touches[move] for name in touch.view.moving)
+        return tuple(name for name in names if name in self.movable)
+
+    def context(self, move: str) -> tuple[str, ...]:
+        """Return the axes that the gains of this one depend on."""
+        return tuple(sorted(frozenset().union(*(touch.others for touch in self.touches[move]))))
+
+    def gains(self, move: str, p: Permutation, matched: frozenset[str] | None = None) -> dict[Names, Tensor]:
+        """Return, by the names of a view's levels, the gain of putting b's units in the places of this axis.
+
+        The arrays have the levels' sizes twice: first a's places, then b's units; float64. Every other axis is as p has
+        it.
+
+        Args:
+            matched: if given, only tensors whose other axes are fixed or among these count: the order of an axis
+                that has not been matched yet says nothing.
+        """
+        groups = self.groups[move]
+        shapes = {names: found[0].view.shape for (names, _), found in groups.items()}
+        needed = 8 * len(groups) * max(math.prod(shape) for shape in shapes.values()) ** 2
+        remember = len({others for _, others in groups if others}) > 1 and needed <= REMEMBERED
+        total: dict[Names, Tensor] = {}
+        for names in dict.fromkeys(names for names, _ in groups):
+            known = [others for n, others in groups if n == names and (matched is None or others <= matched)]
+            shape = shapes[names]
+            if remember:
+                gain = torch.zeros(math.prod(shape), math.prod(shape), dtype=torch.float64)
+                for others in known:
+                    gain += self._recall(move, names, others, p)
+            else:
+                found = [touch for others in known for touch in groups[names, others]]
+                gain = self._product(math.prod(shape), found, p).double()
+            total[names] = gain.reshape(*shape, *shape)
+        return total
+
+    def _recall(self, move: str, names: Names, others: frozenset[str], p: Permutation) -> Tensor:
+        """Return a group's gain, computed again if one of the axes it depends on has changed."""
+        key, state = (move, names, others), tuple(p.indices[axis] for axis in sorted(others))
+        if key not in self._remembered or not same(self._remembered[key][0], state):
+            found = self.groups[move][names, others]
+            self._remembered[key] = state, self._product(math.prod(found[0].view.shape), found, p).double()
+        return self._remembered[key][1]
+
+    def _product(self, units: int, found: list[Touch], p: Permutation) -> Tensor:
+        """Return the scaled products of rows of a with rows of b, added up over tensors; vectors make one matrix."""
+        total = torch.zeros(units, units, dtype=self.dtype)
+        vectors = [touch for touch in found if touch.alone]
+        for touch in found:
+            if not touch.alone:
+                rows_a, rows_b = self.rows(touch, "a", None), self.rows(touch, "b", p)
+                total.addmm_(rows_a, rows_b.T, alpha=self.weights.scale(touch.tensor))
+        if vectors:
+            columns_a = [self.rows(touch, "a", None) * self.weights.scale(touch.tensor) for touch in vectors]
+            columns_b = [self.rows(touch, "b", p) for touch in vectors]
+            total.addmm_(torch.cat(columns_a, 1), torch.cat(columns_b, 1).T)
+        return total
+
+    def rows(self, touch: Touch, side: str, p: Permutation | None) -> Float[Tensor, "units rest"]:
+        """Return a model's units of a view as rows, with the tensor's other axes as p has them."""
+        tensor, dim, units, span = getattr(self.weights, side)[touch.tensor], 0, 0, 1
+        tensor = tensor.to(self.dtype)
+        for item, axis in enumerate(self.spec.axes(touch.tensor)):
+            if item == touch.item:
+                units, span = dim, axis.span
+            elif p is not None:
+                tensor = take(tensor, dim, axis.span, flat_index(axis, p, tuple(tensor.shape[dim : dim + axis.span])))
+            dim += axis.span
+        flat = tensor.flatten(units, units + span - 1).movedim(units, 0)
+        whole = math.prod(touch.view.shape) == len(flat)
+        rows = flat if whole else flat[places(touch.view).reshape(-1)]
+        return rows.reshape(len(rows), -1)
+
+
+def same(left: State, right: State) -> bool:
+    """Return whether index arrays are equal, one by one."""
+    return all(x is y or torch.equal(x, y) for x, y in zip(left, right, strict=True))
+
+
+def inner(axes: tuple[TensorAxis, ...], p: Permutation, a: Tensor, b: Tensor) -> float:
+    """Return <a, p(b)>, summed in float64 over pieces of rows."""
+    shapes, dim = [], 0
+    for axis in axes:
+        shapes.append(tuple(b.shape[dim : dim + axis.span]))
+        dim += axis.span
+    orders = [flat_index(axis, p, shape) for axis, shape in zip(axes, shapes, strict=True)]
+    left, right = (x.flatten(0, axes[0].span - 1) if axes[0].span > 1 else x for x in (a, b))
+    rows, total = max(1, CHUNK * len(left) // max(left.numel(), 1)), 0.0
+    for start in range(0, len(left), rows):
+        chunk = slice(start, start + rows)
+        moved, dim = right[chunk] if orders[0] is None else right[orders[0][chunk]], 1
+        for axis, order in zip(axes[1:], orders[1:], strict=True):
+            moved, dim = take(moved, dim, axis.span, order), dim + axis.span
+        total += float(torch.dot(left[chunk].double().reshape(-1), moved.double().reshape(-1)))
+    return total

@@ -1,0 +1,58 @@
+"""Canonical names: today's, always with the base model's prefix, whatever a file calls its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from merge.errors import CheckpointError
+from merge.legacy_buffers import buffer_of
+from merge.legacy_names import names_today
+from merge.structure import Structure
+from merge.weight_files import StoredTensor
+
+LEGACY_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+def canonical_name(name: str, structure: Structure) -> str:
+    """Return the canonical name of what is stored as `name`, by rules that need no transformers."""
+    prefix, expected = structure.prefix, structure.shapes
+    for old, new in LEGACY_ENDINGS.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    if not prefix or name.startswith(f"{prefix}."):
+        return name
+    of_base = f"{prefix}.{name}" in expected if structure.writes_prefix else name in expected
+    return f"{prefix}.{name}" if of_base else name
+
+
+def canonicalise(
+    stored: Mapping[str, StoredTensor], structure: Structure, source: str
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Return the tensors by their canonical names, and what is to be said of it.
+
+    Raises:
+        CheckpointError: two of them mean the same tensor.
+    """
+    known = {canonical_name(name, structure) for name in structure.shapes}
+    canonical = {name: canonical_name(name, structure) for name in stored}
+    strange = [n for n in stored if canonical[n] not in known and not buffer_of(n, len(stored[n].shape))]
+    renamed = names_today(structure, strange)
+    tensors: dict[str, StoredTensor] = {}
+    for name, where in stored.items():
+        today = [canonical_name(part, structure) for part in renamed.get(name, ())] or [canonical[name]]
+        for one, block in zip(today, where.blocks(len(today)), strict=True):
+            if one in tensors:
+                raise CheckpointError(
+                    f"{source}: {tensors[one].stored_name} and {name} are both stored and mean the same tensor {one}."
+                )
+            tensors[one] = block
+    notes = []
+    if legacy := sum(name.endswith(tuple(LEGACY_ENDINGS)) for name in stored):
+        notes.append(f"{source}: {legacy} tensors with the old names gamma and beta read as weight and bias")
+    if renamed:
+        name, parts = next(iter(renamed.items()))
+        notes.append(
+            f"{source}: {len(renamed)} tensors with older names are read and written under those that transformers gives "
+            f"them today: {name} as {', '.join(parts)}, for one"
+        )
+    return tensors, notes

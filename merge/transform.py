@@ -1,0 +1,246 @@
+"""Transform: the general element of a model's symmetries; a permutation and, behind it, an invertible map on some axes.
+
+The one convention: the permutation acts first (as `merge.permutation` says), then the map of every axis that has one, in
+the new order. On x along an axis, in float64:
+
+    role out   x -> G x             rows that write the axis, biases, embeddings
+    role in    x -> G^-T x          columns that read it: y^T x is what it was
+    role =     x -> x               gains and gates: permuted only
+
+A map is a diagonal (n,) or a matrix (n, n); on an axis inside blocks (blocks, n) or (blocks, n, n), block h in the *new*
+order. Grouped queries `(heads0 queries0 v0)` take the map of their key/value head, every one of them. What is in the group
+of an axis is said by its table (`PermutationSpec.groups`) and checked by `check_transform`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from merge.errors import SpecError, nearest
+from merge.groups import GROUPS, Group
+from merge.maps import act, carried, inverted, product
+from merge.notation import TensorAxis
+from merge.permutation import Permutation, Shapes, apply_axes, identity, random, restrict
+from merge.permutation import compose as compose_permutations
+from merge.permutation import counts as sizes_of
+from merge.permutation import inverse as inverse_permutation
+from merge.spec import PermutationSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A permutation, and the maps that act behind it.
+
+    Attributes:
+        permutation: of every axis that may be permuted.
+        maps: axis -> diagonal or matrices, float64; axes without one are permuted only.
+    """
+
+    permutation: Permutation
+    maps: Mapping[str, Float[Tensor, ...]]
+
+    @property
+    def is_identity(self) -> bool:
+        return self.permutation.is_identity and not self.maps
+
+
+def axis_sizes(spec: PermutationSpec, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Return axis -> (n,) or (blocks, n), for axes that may be permuted and for those that take maps alone."""
+    found = spec.fit(shapes)
+    for name, shape in shapes.items():
+        for view in (view for along in spec.views(name, shape) for view in along if view.turn):
+            if found.setdefault(view.turn, view.map_shape()) != view.map_shape():
+                raise SpecError(
+                    f'{spec.family} spec does not fit: {name} has shape {shape}, but axis "{view.turn}" already has '
+                    f"size {found[view.turn]}."
+                )
+    return found
+
+
+def identity_transform(spec: PermutationSpec, shapes: Shapes) -> Transform:
+    """Return the transform that changes nothing; `shapes` are the tensors' shapes by canonical name."""
+    return Transform(identity(spec, shapes), {})
+
+
+def random_transform(spec: PermutationSpec, shapes: Shapes, generator: torch.Generator) -> Transform:
+    """Return a random, well-conditioned element: every axis permuted, and a map of its group on each that has one."""
+    permutation, maps = random(spec, shapes, generator), {}
+    for axis, shape in axis_sizes(spec, shapes).items():
+        drawn = _group(spec, axis).random(shape, generator)
+        if drawn is not None:
+            maps[axis] = drawn
+    return Transform(_still_where_none(spec, permutation), maps)
+
+
+def _still_where_none(spec: PermutationSpec, p: Permutation) -> Permutation:
+    return restrict(p, [axis for axis in p.indices if spec.group(axis) != "none"])
+
+
+def restrict_transform(transform: Transform, axes: Iterable[str]) -> Transform:
+    """Return the transform that acts on these axes alone."""
+    kept = set(axes)
+    maps = {axis: mapped for axis, mapped in transform.maps.items() if axis in kept}
+    return Transform(restrict(transform.permutation, kept), maps)
+
+
+def compose(t: Transform, u: Transform) -> Transform:
+    """Return the transform that applies u first, then t.
+
+    M_t P_t M_u P_u = (M_t P_t M_u P_t^-1) (P_t P_u): the first map is carried through the second permutation.
+    """
+    maps = {axis: carried(axis, mapped, t.permutation) for axis, mapped in u.maps.items()}
+    for axis, mapped in t.maps.items():
+        maps[axis] = product(axis, mapped, maps[axis], t.permutation) if axis in maps else mapped
+    return Transform(compose_permutations(t.permutation, u.permutation), maps)
+
+
+def inverse(transform: Transform) -> Transform:
+    """Return the transform that undoes this one: (M P)^-1 = (P^-1 M^-1 P) P^-1."""
+    back = inverse_permutation(transform.permutation)
+    maps = {axis: carried(axis, inverted(axis, mapped, back), back) for axis, mapped in transform.maps.items()}
+    return Transform(back, maps)
+
+
+def apply_transform(spec: PermutationSpec, transform: Transform, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors in the transform's basis: the same function. Inputs are not written to.
+
+    What no map acts on is moved bit for bit; the others are computed in float64 and cast back, each to its own dtype.
+
+    Raises:
+        SpecError: a map does not fit a tensor, or a rotation meets a gain that is not constant.
+    """
+    out = {}
+    for name, tensor in tensors.items():
+        try:
+            out[name] = apply_transform_axes(spec.axes(name), transform, tensor)
+        except SpecError as error:
+            raise SpecError(f"{name}: {error}") from error
+    return out
+
+
+def apply_transform_axes(axes: Iterable[TensorAxis], transform: Transform, tensor: Tensor) -> Tensor:
+    """Return one tensor, or an output of the model, in the transform's basis."""
+    line = tuple(axes)
+    moved = apply_axes(line, transform.permutation, tensor)
+    if not transform.maps:
+        return moved
+    counts, out, dim = sizes_of(transform.permutation), moved, 0
+    for axis in line:
+        if not transform.maps.keys().isdisjoint(_acting(axis)):
+            for view in axis.views(tuple(moved.shape[dim : dim + axis.span]), counts):
+                if blocks := transform.maps.keys() & set(view.names[:-1]):
+                    raise SpecError(f"axis {min(blocks)!r} counts blocks, which may change places, but take no map.")
+                if view.acting in transform.maps:
+                    out = act(transform.maps[view.acting], view, out, dim, axis.span)
+        dim += axis.span
+    return out if out is moved else out.to(tensor.dtype)
+
+
+def check_transform(spec: PermutationSpec, transform: Transform) -> None:
+    """Raise SpecError unless every map is an element of the group that the spec gives to its axis."""
+    p = transform.permutation
+    known = {name for line in spec.lines for axis in spec.axes(line) for name in _acting(axis)}
+    for axis, mapped in transform.maps.items():
+        if axis not in known:
+            raise SpecError(f"the transform has a map on axis {axis!r}; {spec.family} has none.{nearest(axis, known)}")
+        inside, name = axis in p.outer, spec.group(axis)
+        shape = tuple(p.indices[axis].shape) if axis in p.indices else tuple(mapped.shape[: 2 if inside else 1])
+        if inside and shape[:1] != tuple(p.indices[p.outer[axis]].shape):
+            blocks = len(p.indices[p.outer[axis]])
+            raise SpecError(f"the map of axis {axis!r} has {shape[0]} blocks, {p.outer[axis]!r} has {blocks}.")
+        if not _group(spec, axis).contains(mapped, shape):
+            raise SpecError(
+                f"the map of axis {axis!r}, {_said(mapped)} on {shape} units, is not in its group {name!r} "
+                f"({GROUPS[name].says})."
+            )
+    for axis, index in p.indices.items():
+        if spec.group(axis) == "none" and not bool((index == torch.arange(index.shape[-1])).all()):
+            raise SpecError(f"the transform permutes axis {axis!r}, whose group is 'none' ({GROUPS['none'].says}).")
+
+
+def _said(mapped: Tensor) -> str:
+    return f"{str(mapped.dtype).removeprefix('torch.')} {tuple(mapped.shape)}"
+
+
+def _acting(axis: TensorAxis) -> list[str]:
+    return [*axis.mentions(), *(name for name in (axis.turn, *(part.turn for part in axis.parts)) if name)]
+
+
+def _group(spec: PermutationSpec, axis: str) -> Group:
+    name = spec.group(axis)
+    if name not in GROUPS:
+        raise SpecError(f"the {spec.family} table gives axis {axis!r} the group {name!r}.{nearest(name, GROUPS)}")
+    return GROUPS[name]
+
+
+def folded_spec(spec: PermutationSpec) -> PermutationSpec:
+    """Return the spec of the same model once the gains of its norms are folded into what reads them: exactly one.
+
+    The residual stream then takes every rotation (RMSNorm), or every one that fixes the ones vector (LayerNorm).
+    Folding itself is not done here; a gain that is not one is refused when a rotation meets it.
+
+    Raises:
+        SpecError: the gains of this architecture lie in the stream itself (post-LN), or its head reads the stream's basis.
+    """
+    if not spec.folded:
+        raise SpecError(
+            f"the residual stream of {spec.family} with this head cannot be rotated: a norm's gain, or a function of single "
+            "units, lies in the stream itself. Permute it instead."
+        )
+    return replace(spec, groups={**spec.groups, **spec.folded}, folded={})
+
+
+def save_transform(spec: PermutationSpec, transform: Transform, path: Path) -> None:
+    """Write a transform as safetensors, with the format's version and the family; the file appears whole or not at all."""
+    from safetensors import torch as safetensors
+
+    check_transform(spec, transform)
+    tensors = {f"permutation/{axis}": index.contiguous() for axis, index in transform.permutation.indices.items()}
+    tensors |= {f"map/{axis}": mapped.contiguous() for axis, mapped in transform.maps.items()}
+    facts = {"format": FORMAT, "family": spec.family, "outer": dict(sorted(transform.permutation.outer.items()))}
+    # One entry only: safetensors writes several in an order that changes from call to call.
+    data = safetensors.save(tensors, metadata={"transform": json.dumps(facts)})
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def load_transform(spec: PermutationSpec, path: Path) -> Transform:
+    """Read what `save_transform` wrote.
+
+    Raises:
+        SpecError: the file is no transform, of another version or family, or a map is in no group of the spec's.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("transform", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - has no __iter__
+    except (OSError, SafetensorError) as error:
+        raise SpecError(f"{path} cannot be read as a transform: {error}") from error
+    if facts is None:
+        raise SpecError(
+            f"{path} is no transform: its metadata has no entry 'transform'. Was it written by save_transform?"
+        )
+    if facts["format"] != FORMAT:
+        raise SpecError(f"{path} is a transform of format {facts['format']}; this version reads {FORMAT}.")
+    if facts["family"] != spec.family:
+        raise SpecError(f"{path} is a transform of {facts['family']}, not of {spec.family}.")
+    parts: dict[str, dict[str, Tensor]] = {"permutation": {}, "map": {}}
+    for name, tensor in tensors.items():
+        part, axis = name.split("/", 1)
+        parts[part][axis] = tensor
+    transform = Transform(Permutation(parts["permutation"], facts["outer"]), parts["map"])
+    check_transform(spec, transform)
+    return transform

@@ -1,0 +1,71 @@
+"""What the cache gives back is what was put there, or nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from merge.cache import cache_folder, read_cached, read_cached_tensors, write_cached, write_cached_tensors
+
+TENSORS = {"ids": torch.arange(12, dtype=torch.int32).reshape(3, 4), "cut": torch.tensor(2), "none": torch.zeros(0)}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_tensors_come_back_with_dtype_and_shape_and_nothing_else() -> None:
+    assert read_cached_tensors("made", "k") is None
+    write_cached_tensors("made", "k", TENSORS)
+    found = read_cached_tensors("made", "k")
+    assert found is not None
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert read_cached_tensors("made", "other") is None
+    assert [path.name for path in (cache_folder() / "made").iterdir()] == ["k.safetensors"]
+
+
+@pytest.mark.parametrize("fault", ["one bit of a value", "half of it", "nothing", "no checksum"])
+def test_a_file_that_changed_is_not_trusted_and_said(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A flipped bit leaves a valid file, which only the checksum tells apart; written again it is read again."""
+    from safetensors.torch import save
+
+    write_cached_tensors("made", "k", TENSORS)
+    path = cache_folder() / "made" / "k.safetensors"
+    data = path.read_bytes()
+    at = data.index(bytes(TENSORS["ids"].numpy().tobytes()))
+    flipped = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    broken = {
+        "one bit of a value": flipped,
+        "half of it": data[: len(data) // 2],
+        "nothing": b"",
+        "no checksum": save(TENSORS),
+    }
+    path.write_bytes(broken[fault])
+    with caplog.at_level(logging.WARNING):
+        assert read_cached_tensors("made", "k") is None
+    assert caplog.messages == [f"{path} is not what was written there; it is not used, and made again."]
+    write_cached_tensors("made", "k", TENSORS)
+    assert read_cached_tensors("made", "k") is not None
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(own_folder: Path) -> None:
+    own_folder.write_text("a file where the folder should be")
+    write_cached_tensors("made", "k", TENSORS)
+    write_cached("made", "k", [1])
+    assert read_cached_tensors("made", "k") is None
+    assert read_cached("made", "k") is None
+
+
+def test_values_come_back() -> None:
+    write_cached("made", "k", {"a": [1, "é"]})
+    assert read_cached("made", "k") == {"a": [1, "é"]}
+    (cache_folder() / "made" / "k.json").write_text("{")
+    assert read_cached("made", "k") is None
