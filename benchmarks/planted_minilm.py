@@ -25,7 +25,7 @@ from merge.alignment.calibration import read_calibration
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
 from merge.architectures import spec_for
-from merge.bases import finite_tensors
+from merge.material import finite_tensors
 from merge.checkpoint import open_checkpoint
 from merge.inputs import load_tokenizer, tokenise
 from merge.model import set_weights

@@ -26,6 +26,8 @@ from merge.terminal import common_options, progress, set_verbosity
 def barrier(a: str, b: str, **options: Any) -> None:
     """Measure the loss along the straight line from A to B: barrier, epsilon, convexity gap.
 
+    The calibrated barrier is that of the losses at every model's best temperature, fitted on the rows it is reported on.
+
     \b
     Example:
       evaluate-models barrier a/ b/ --task hans --align activations --text train.jsonl -o report

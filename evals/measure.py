@@ -20,18 +20,19 @@ from evals.hans_scores import score as hans_table
 from evals.intervals import proportion_interval, score_intervals
 from evals.label_orders import order_notes
 from evals.paths.line import Curve, make_curve
+from evals.paths.temperature import best_temperature
 from evals.predict import encode_rows, match_labels, model_labels, predict, task_logits
 from evals.predictions import PredictionTable, predictions_file, write_predictions_table
 from evals.task import EvalTask, Rows
-from merge.material import finite_tensors
 from merge.bases import Bases
 from merge.checkpoint import Checkpoint
 from merge.hashes import file_hash
 from merge.inputs import Encoded
+from merge.material import finite_tensors
 from merge.model import build, set_weights
-from merge.transform import Transform, apply_transform
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
+from merge.transform import Transform, apply_transform
 
 T = TypeVar("T")
 
@@ -210,7 +211,7 @@ def measure_line(
     points: int,
     progress: Progress = silent,
 ) -> Curve:
-    """Return the curve of losses along (1 - lam) a + lam b.
+    """Return the curve of losses along (1 - lam) a + lam b, raw and at every point's best temperature on these rows.
 
     Args:
         a, b: float32 tensors by written name; b in the basis and label order of a.
@@ -220,7 +221,7 @@ def measure_line(
         points: of the even grid of lam, the ends included.
     """
     lam = [k / (points - 1) for k in range(points)]
-    losses, correct = [], []
+    losses, correct, temperatures, calibrated = [], [], [], []
     ticks = iter(progress(range(points * len(encoded.batches)), f"{name} path"))
 
     def ticking(items: Sequence[T], label: str) -> Iterable[T]:
@@ -230,10 +231,13 @@ def measure_line(
         set_weights(model, {n: torch.lerp(a[n], b[n], at) if a[n].is_floating_point() else a[n] for n in a})
         raw = predict(model, encoded, ticking)
         logits, predicted = task_logits(raw, columns, task)
-        losses.append(torch.nn.functional.cross_entropy(logits.double(), gold, reduction="none"))
+        exact = logits.double()
+        losses.append(torch.nn.functional.cross_entropy(exact, gold, reduction="none"))
         correct.append(predicted == gold)
+        temperatures.append(best_temperature(exact.numpy(), gold.numpy()))
+        calibrated.append(float(torch.nn.functional.cross_entropy(exact / temperatures[-1], gold)))
     next(ticks, None)
-    return make_curve(name, lam, torch.stack(losses).numpy(), torch.stack(correct).numpy())
+    return make_curve(name, lam, torch.stack(losses).numpy(), torch.stack(correct).numpy(), temperatures, calibrated)
 
 
 def barrier_record(

@@ -127,13 +127,19 @@ def barrier_figure(record: Record) -> Figure:
         for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
             axes.margins(y=0.12)
             axes.set(xlabel="λ (0 = a, 1 = b)", ylabel=name, xlim=(-0.04, 1.04))
+        calibrated = [_draw_calibrated(loss, curve, at) for at, curve in enumerate(curves) if curve.get("calibrated")]
         for at, curve in enumerate(curves):
             _draw_gap(loss, curve, at, shift=0.012 * (at - (len(curves) - 1) / 2))
         line, ends = handles[0][1:]
         names = [_legend_name(curve) for curve in curves]
         figure.legend(
-            [*(handle[0] for handle in handles), line, ends],
-            [*names, "straight line between the ends", "the models a and b"],
+            [*(handle[0] for handle in handles), line, ends, *calibrated[:1]],
+            [
+                *names,
+                "straight line between the ends",
+                "the models a and b",
+                *["at the best temperature"][: len(calibrated)],
+            ],
             loc="outside lower center",
             ncols=2,
         )
@@ -144,8 +150,9 @@ def barrier_figure(record: Record) -> Figure:
 
 
 def _legend_name(curve: Record) -> str:
-    error = curve.get("standard_error")
-    return f"{curve['name']}: barrier {show(curve['barrier'])}" + (f" ± {show(error)}" if error is not None else "")
+    error, calibrated = curve.get("standard_error"), curve.get("calibrated_barrier")
+    name = f"{curve['name']}: barrier {show(curve['barrier'])}" + (f" ± {show(error)}" if error is not None else "")
+    return name + (f" (calibrated {show(calibrated)})" if calibrated is not None else "")
 
 
 def _draw_curve(axes: Axes, lam: Sequence[float], values: Sequence[float], at: int) -> tuple[Any, Any, Any]:
@@ -156,6 +163,15 @@ def _draw_curve(axes: Axes, lam: Sequence[float], values: Sequence[float], at: i
     (line,) = axes.plot(ends, heights, color=INK, linestyle="--", linewidth=0.9, zorder=2)
     (dots,) = axes.plot(ends, heights, "o", markersize=8, color=PAPER, markeredgecolor=INK, zorder=4)
     return curve, line, dots
+
+
+def _draw_calibrated(axes: Axes, curve: Record, at: int) -> Any:
+    """Draw the losses at the best temperature of each point, in the colour of their curve; return what a legend shows."""
+    colour = COLOURS[at % len(COLOURS)]
+    (line,) = axes.plot(
+        curve["lam"], numbers(curve["calibrated"]), color=colour, linestyle=":", linewidth=1.4, zorder=2.5
+    )
+    return line
 
 
 def _draw_gap(axes: Axes, curve: Record, at: int, shift: float) -> None:

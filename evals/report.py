@@ -29,6 +29,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "barrier": {**SETTING, "a": dict, "b": dict, "curves": list},
 }
 CURVE_LISTS = ("lam", "loss", "accuracy")
+CALIBRATED_LISTS = ("temperature", "calibrated")  # where temperatures were looked for
 CURVE_NUMBERS = ("barrier", "barrier_lam", "epsilon", "convexity_gap", "standard_error")
 
 
@@ -142,10 +143,11 @@ def _faults(record: object, where: str) -> list[str]:
 def _curve_faults(curve: object, where: str) -> list[str]:
     if not isinstance(curve, Mapping) or not isinstance(curve.get("name"), str):
         return [f"{where}: a curve has no name"]
-    lengths = [len(curve[name]) if isinstance(curve.get(name), list | tuple) else 0 for name in CURVE_LISTS]
+    lists = (*CURVE_LISTS, *(name for name in CALIBRATED_LISTS if curve.get(name)))
+    lengths = [len(curve[name]) if isinstance(curve.get(name), list | tuple) else 0 for name in lists]
     faults = [f"{where}: curve has no {name}" for name in CURVE_NUMBERS if name not in curve]
     if min(lengths) < 2 or len(set(lengths)) > 1:
-        faults.append(f"{where}: {', '.join(CURVE_LISTS)} should have one length, two or more; found {lengths}")
+        faults.append(f"{where}: {', '.join(lists)} should have one length, two or more; found {lengths}")
     return faults
 
 

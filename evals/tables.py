@@ -28,7 +28,9 @@ HEURISTICS = {"l": "lexical_overlap", "s": "subsequence", "c": "constituent"}
 GOLDS = {"e": "entailment", "n": "non-entailment"}
 
 SETTING = ["task", "split", "n"]
-CURVE = ["curve", "barrier", "± s.e.", "at λ", "ε", "convexity gap", "gap between λ", "midpoint accuracy"]
+CURVE = ["curve", "barrier", "± s.e.", "at λ", "calibrated", "ε", "convexity gap", "gap between λ", "midpoint accuracy"]
+# What a curve may also have at every point, and what it is called.
+CALIBRATED = {"calibrated": "calibrated loss", "temperature": "temperature"}
 
 
 def show(cell: Cell) -> str:
@@ -126,6 +128,7 @@ def _curve_row(curve: Record) -> Row:
         curve["barrier"],
         curve.get("standard_error"),
         lam_text(curve.get("barrier_lam")),
+        curve.get("calibrated_barrier"),
         curve.get("epsilon"),
         curve.get("convexity_gap"),
         f"{interval[0]:g} – {interval[2]:g}, worst at {interval[1]:g}"
@@ -141,17 +144,15 @@ def lam_text(lam: float | None) -> str | None:
 
 
 def point_rows(record: Record) -> list[Row]:
-    """Return every measured point of a barrier record: λ, then loss and accuracy of each curve."""
+    """Return every measured point of a barrier record: λ, then what was measured of each curve, temperatures if they were."""
     curves = record["curves"]
     lams = sorted({lam for curve in curves for lam in curve["lam"]})
-    rows: list[Row] = [["λ", *(f"{curve['name']}: {what}" for curve in curves for what in ("loss", "accuracy"))]]
+    shown = [
+        (curve, what) for curve in curves for what in ("loss", "accuracy", *(w for w in CALIBRATED if curve.get(w)))
+    ]
+    rows: list[Row] = [["λ", *(f"{curve['name']}: {CALIBRATED.get(what, what)}" for curve, what in shown)]]
     for lam in lams:
-        points = [curve["lam"].index(lam) if lam in curve["lam"] else None for curve in curves]
-        values: Row = [
-            None if point is None else curve[what][point]
-            for curve, point in zip(curves, points, strict=True)
-            for what in ("loss", "accuracy")
-        ]
+        values: Row = [curve[what][curve["lam"].index(lam)] if lam in curve["lam"] else None for curve, what in shown]
         rows.append([lam_text(lam), *values])
     return rows
 

@@ -8,12 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.alignment import MANY, NEED_TEXT, aligner, many_aligner
+from merge.alignment import AS_MERGED, MANY, aligner, many_aligner
 from merge.architectures import spec_for
 from merge.checkpoint import Checkpoint
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.head_plan import HeadPlan
-from merge.material import calibrate, finite_tensors
+from merge.material import Material, finite_tensors, read_material
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.recipe_entries import AlignEntry
@@ -103,10 +103,10 @@ def align_all(
     entry, at = recipe.align, reference_of(recipe.align, checkpoints)
     spec, stand_in = _without_pooler(_spec_moved(spec, entry), checkpoints[at])
     spec.fit(checkpoints[at].shapes)
-    batches, calibration, notes = calibrate(entry, recipe.seed, checkpoints[at], entry.by in NEED_TEXT)
-    inputs = batches or random_inputs(checkpoints[at].config, recipe.seed)
+    material = read_material(entry, recipe.seed, checkpoints[at])
+    inputs = material.batches or random_inputs(checkpoints[at].config, recipe.seed)
     moving = [k for k in range(len(checkpoints)) if k != at] or [at]
-    pairs = _pairs(recipe, checkpoints, spec, labels, stand_in, batches, progress)
+    pairs = _pairs(recipe, checkpoints, spec, labels, stand_in, material, progress)
     transforms: list[Transform | None] = [None] * len(checkpoints)
     aligned: list[Aligned] = []
     for k, pair, choice in _choices(entry, at, moving, pairs):
@@ -121,7 +121,7 @@ def align_all(
         aligned.append(
             Aligned(checkpoints[k].source, to, by, k, choice, proof, found, own, _moved_by_kind(pair, found))
         )
-    return Alignments(tuple(transforms), tuple(aligned), calibration, notes)
+    return Alignments(tuple(transforms), tuple(aligned), material.source, material.notes)
 
 
 def reference_of(entry: AlignEntry, checkpoints: Sequence[Checkpoint]) -> int:
@@ -151,7 +151,7 @@ def _pairs(
     spec: PermutationSpec,
     labels: Sequence[Permutation | None],
     stand_in: Mapping[str, Tensor],
-    batches: tuple[Batch, ...],
+    material: Material,
     progress: Progress,
 ) -> Callable[[int, int], Pair]:
     """Return what makes the pair of two checkpoints by their places; a model that was read last is not read again."""
@@ -169,7 +169,8 @@ def _pairs(
 
     def pair(a: int, b: int) -> Pair:
         config, name = reference.config, reference.written_name
-        return Pair(spec, tensors(a), tensors(b), config, name, batches, progress, settings)
+        told = (material.labels, material.mask_token, material.special_tokens)
+        return Pair(spec, tensors(a), tensors(b), config, name, material.batches, progress, settings, *told)
 
     return pair
 
@@ -190,7 +191,9 @@ def _choices(
         if entry.apply is not None:
             yield k, pair, fixed(_repeated(entry.apply, pair), entry.apply)
             continue
-        matchers: dict[str, Matcher] = {entry.by: aligner(entry.by)(_canonical(pair))}
+        matchers: dict[str, Matcher] = {
+            entry.by: aligner(entry.by)(pair if entry.by in AS_MERGED else _canonical(pair))
+        }
         yield k, pair, choose(pair, matchers, _stated_kinds(entry, pair))
 
 
@@ -269,7 +272,7 @@ def _without_pooler(spec: PermutationSpec, reference: Checkpoint) -> tuple[Permu
     axes = {name for line in absent for name in spec.axes(line)[0].names}
 
     def still(lines: Mapping[str, str]) -> dict[str, str]:
-        return {n: " ".join("-" if i.rstrip("'") in axes else i for i in line.split(" ")) for n, line in lines.items()}
+        return {n: " ".join("-" if i.rstrip("'=") in axes else i for i in line.split(" ")) for n, line in lines.items()}
 
     taps = {axis: sites for axis, sites in spec.taps.items() if axis not in axes}
     without = replace(spec, lines=still(spec.lines), outputs=still(spec.outputs), taps=taps)

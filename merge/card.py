@@ -179,9 +179,10 @@ def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> l
                 f"Loss barrier on {r['task']} ({r['data']}, {r['n']} rows), {len(r['curves'][0]['lam'])} points:",
                 "",
             ]
-            lines += ["| path | barrier | epsilon | convexity gap |", "| --- | --- | --- | --- |"]
+            lines += ["| path | barrier | calibrated | epsilon | convexity gap |", "| --- | --- | --- | --- | --- |"]
             lines += [
-                f"| {c['name']} | {_figure(c['barrier'])} | {_figure(c['epsilon'])} | {_figure(c['convexity_gap'])} |"
+                f"| {c['name']} | {_figure(c['barrier'])} | {_figure(c.get('calibrated_barrier'))} | {_figure(c['epsilon'])} "
+                f"| {_figure(c['convexity_gap'])} |"
                 for c in r["curves"]
             ]
     return lines

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from merge.alignment.calibration import PAIR_COLUMNS, TEXT_COLUMNS, UNLABELLED
-from merge.material import calibrate
 from merge.checkpoint import Checkpoint
-from merge.errors import CalibrationError, CheckpointError, MismatchError, nearest
-from merge.heads import class_names
+from merge.errors import CalibrationError, CheckpointError, MismatchError
+from merge.examples import Examples, draw_examples, gold_of
+from merge.material import calibrate
 from merge.methods import make_method
 from merge.methods.cocktail import Cocktail
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.recipe_entries import StatisticsEntry
-from merge.table import Row, Table, listed, open_table
 
 if TYPE_CHECKING:
     import torch
@@ -28,23 +24,6 @@ if TYPE_CHECKING:
 
 SEQUENCE, MASKED = "ForSequenceClassification", "ForMaskedLM"
 MASKED_SHARE = 0.15
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Labelled texts.
-
-    Attributes:
-        texts: (text,) or (text, text_pair).
-        labels: the name of each text's class, as the data has it.
-        source: where they came from, for reports.
-        notes: what was left out.
-    """
-
-    texts: tuple[tuple[str, ...], ...]
-    labels: tuple[str, ...]
-    source: str
-    notes: tuple[str, ...] = ()
 
 
 def cocktail_weights(
@@ -144,25 +123,6 @@ def _label_losses(
     return losses, examples.source, tuple(notes)
 
 
-def gold_of(examples: Examples, model: Checkpoint) -> list[int]:
-    """Return the class of every example by its place in the model's own logits; names without regard to case.
-
-    Raises:
-        MismatchError: a label is none of the model's classes, or a class stands twice.
-    """
-    names = class_names(model.structure) or ()
-    places = {name.strip().casefold(): k for k, name in enumerate(names)}
-    if len(places) < len(names):
-        raise MismatchError(f"{model.source}: a label stands twice in id2label: {', '.join(names)}.")
-    unknown = sorted({label for label in examples.labels if label.casefold() not in places})
-    if unknown:
-        raise MismatchError(
-            f"labels of {examples.source} are no classes of {model.source}: {listed(unknown[:5])}; its classes: "
-            f"{listed(names)}. Classes are matched by name: write these names into the label column, or set id2label."
-        )
-    return [places[label.casefold()] for label in examples.labels]
-
-
 def label_loss(model: Checkpoint, encoded: Encoded, gold: Sequence[int]) -> float:
     """Return the mean cross-entropy of the labels."""
     import torch
@@ -232,7 +192,7 @@ def masked_places(words: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def read_examples(entry: StatisticsEntry, seed: int) -> Examples:
-    """Return labelled examples drawn at random from the whole of a file or Hub dataset.
+    """Return the labelled examples that the recipe names.
 
     Raises:
         CalibrationError: no file or label column is named, a column is missing, or no row has a label.
@@ -242,47 +202,4 @@ def read_examples(entry: StatisticsEntry, seed: int) -> Examples:
             "cocktail needs labelled examples. Say where they are, in a recipe: statistics: {text: dev.jsonl, "
             "label_column: label}; as flags: --statistics-text dev.jsonl --label-column label."
         )
-    table = open_table(entry.text, "labelled examples", CalibrationError)
-    rows: list[tuple[tuple[str, ...], str]] = []
-    left_out, columns = 0, entry.text_column or ()
-    for number, row in table.rows:
-        if row is None:
-            continue
-        columns = columns or _text_columns(table, row)
-        _check_columns(table, number, row, (*columns, entry.label_column))
-        texts, label = tuple(_text(row[column]) for column in columns), _text(row[entry.label_column])
-        if all(texts) and label not in UNLABELLED:
-            rows.append((texts, label))
-        else:
-            left_out += 1
-    if not rows:
-        raise CalibrationError(f"{table.source.name}: expected rows with text and a label, found none.")
-    kept = rows if len(rows) <= entry.samples else random.Random(seed).sample(rows, entry.samples)
-    said = f"{table.title}: {len(kept):,} of {len(rows):,} labelled {table.unit}s, column {' + '.join(columns)}, seed {seed}"
-    notes = (f"{left_out:,} {table.unit}s of {table.title} have no text or no label and were left out",)
-    return Examples(
-        tuple(texts for texts, _ in kept), tuple(label for _, label in kept), said, notes if left_out else ()
-    )
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _check_columns(table: Table, number: int, row: Row, columns: Iterable[str]) -> None:
-    for column in columns:
-        if column not in row:
-            raise table.fault(number, f"no column {column!r}.{nearest(column, row)}")
-
-
-def _text_columns(table: Table, row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the only well-known text column or pair of the first row."""
-    pairs = [pair for pair in PAIR_COLUMNS if set(pair) <= set(row)]
-    paired = {name for pair in pairs for name in pair}
-    choices = [*pairs, *((name,) for name in TEXT_COLUMNS if name in row and name not in paired)]
-    if len(choices) != 1:
-        raise CalibrationError(
-            f"{table.source.name}: expected one well-known text column or pair, found {len(choices)}. Name it: "
-            f"text_column. Its columns: {listed(row)}."
-        )
-    return choices[0]
+    return draw_examples(entry.text, entry.text_column, entry.label_column, entry.samples, seed)

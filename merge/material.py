@@ -2,16 +2,79 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from merge.alignment import NEED_TEXT
 from merge.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError
+from merge.examples import draw_examples, gold_of
 from merge.recipe_entries import AlignEntry, StatisticsEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from merge.alignment.pair import Batch
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an alignment reads.
+
+    Attributes:
+        batches: calibration text, tokenised for the reference; none without a tokenizer.
+        source: where the text came from.
+        notes: on both.
+        labels: for each batch the class of each text, by its place in the reference's logits; empty where none was asked for.
+        mask_token: of the reference's tokenizer, for what masks words; None without.
+        special_tokens: those that frame a text.
+    """
+
+    batches: tuple[Batch, ...]
+    source: str | None
+    notes: tuple[str, ...]
+    labels: tuple[Tensor, ...] = ()
+    mask_token: int | None = None
+    special_tokens: tuple[int, ...] = ()
+
+
+def read_material(entry: AlignEntry, seed: int, reference: Checkpoint) -> Material:
+    """Return what an alignment reads: text, with its labels where a column of them is named.
+
+    Raises:
+        CalibrationError: the text cannot be read, or it is needed and there is no tokenizer to read it with.
+        MismatchError: a label is no class of the reference.
+    """
+    if entry.label_column is not None:
+        return _with_labels(entry, entry.label_column, seed, reference)
+    batches, source, notes = calibrate(entry, seed, reference, entry.by in NEED_TEXT)
+    if not batches or entry.by != "learned":
+        return Material(batches, source, notes)
+    from merge.inputs import load_tokenizer
+
+    tokenizer = load_tokenizer(reference.folder)
+    return Material(batches, source, notes, (), tokenizer.mask_token_id, tuple(sorted(tokenizer.all_special_ids)))
+
+
+def _with_labels(entry: AlignEntry, column: str, seed: int, reference: Checkpoint) -> Material:
+    import torch
+
+    from merge.inputs import MAX_LENGTH, encode, load_tokenizer, positions
+
+    if entry.text is None:
+        raise CalibrationError(
+            f"label_column {column!r} names the labels of a text, and no text is given. Add text: train.jsonl."
+        )
+    if not reference.has_tokenizer:
+        raise CalibrationError(f"{reference.source} has no tokenizer to read text with. Put one into its folder.")
+    examples = draw_examples(entry.text, entry.text_column, column, entry.samples, seed)
+    gold = torch.tensor(gold_of(examples, reference))
+    longest = min(MAX_LENGTH, positions(reference.config))
+    encoded = encode(load_tokenizer(reference.folder), examples.texts, longest)
+    cut = f"{encoded.cut} of {len(gold)} calibration texts are longer than {longest} tokens; only their start is read"
+    labels = tuple(gold[list(rows)] for rows in encoded.rows)
+    notes = (*examples.notes, *([cut] if encoded.cut else []))
+    return Material(encoded.batches, f"{examples.source}, labels {column}", notes, labels)
 
 
 def calibrate(

@@ -84,7 +84,7 @@ def test_every_method_leaves_the_function_of_b_alone(kind: str) -> None:
     between = contest(kind)
     scale = float(between.exact_ends[1].abs().max())
     held = [name for name in METHODS if name not in SOFT]
-    assert len(held) >= 11
+    assert len(held) >= 9
     for name in held:
         measured = measure(name, METHODS[name], between, points=3)
         assert measured.changed < 1e-6 * scale, name  # float32 tensors: a map rounds them once, a permutation never

@@ -23,7 +23,7 @@ LEVELS = (
     ("transform",),
     ("gauges",),
     ("alignment", "methods", "heads", "vocabulary"),
-    ("contribution", "statistics", "recipe_entries", "head_plan", "label_average", "align_options"),
+    ("contribution", "statistics", "recipe_entries", "head_plan", "label_average", "align_options", "examples"),
     ("recipe", "material"),
     ("aligned",),
     ("engine", "mergekit_methods"),

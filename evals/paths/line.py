@@ -1,10 +1,12 @@
-"""The straight line between two models: its loss, and three ways to say how high the hill on it is.
+"""The straight line between two models: its loss, and how high the hill on it is.
 
 With L(lam) the loss at (1 - lam) a + lam b on a fixed set of rows and an even grid of lam from 0 to 1:
 
     barrier        max_lam L(lam) - ((1 - lam) L(0) + lam L(1))        Entezari et al. 2022, arXiv:2110.06296, def. 2
     epsilon        max_lam L(lam) - max(L(0), L(1)), at least 0        eps-connectedness
     convexity gap  max over sub-segments [i, j] of their barrier       Juneja et al. 2023, arXiv:2205.12411, section 3
+
+The calibrated barrier is that of the losses which every model, the ends too, has at its best temperature.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ class Curve:
         barrier_lam: where the barrier is reached.
         convexity_interval: (lam_i, lam_k, lam_j): the segment whose hill at lam_k is the convexity gap.
         standard_error: of the barrier, from the rows' own losses (paired: the same rows at every lam); None for one row.
+        temperature: the best one at every lam, fitted on these very rows; empty where it was not looked for.
+        calibrated: losses there.
+        calibrated_barrier: of those losses; None where there are none.
     """
 
     name: str
@@ -38,6 +43,9 @@ class Curve:
     convexity_gap: float
     convexity_interval: tuple[float, float, float]
     standard_error: float | None
+    temperature: tuple[float, ...] = ()
+    calibrated: tuple[float, ...] = ()
+    calibrated_barrier: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record of results.json."""
@@ -45,18 +53,27 @@ class Curve:
 
 
 @np.errstate(invalid="ignore")  # inf - inf is nan, which is the answer
-def make_curve(name: str, lam: Sequence[float], losses: Any, correct: Any) -> Curve:
+def make_curve(
+    name: str,
+    lam: Sequence[float],
+    losses: Any,
+    correct: Any,
+    temperature: Sequence[float] = (),
+    calibrated: Sequence[float] = (),
+) -> Curve:
     """Return the curve of per-row losses and per-row correctness.
 
     Args:
         lam: even grid from 0 to 1, shape (points,).
         losses: float array (points, rows).
         correct: bool array (points, rows).
+        temperature: the best one at every lam, if it was looked for.
+        calibrated: mean loss of the rows at that temperature.
     """
     losses = np.asarray(losses, dtype=np.float64)
     grid = np.asarray(lam, dtype=np.float64)
     mean = losses.mean(1)
-    above = mean - ((1 - grid) * mean[0] + grid * mean[-1])
+    above = _above(grid, mean)
     peak = int(above.argmax())
     rows = losses[peak] - ((1 - grid[peak]) * losses[0] + grid[peak] * losses[-1])
     gap, (i, k, j) = convexity_gap(grid, mean)
@@ -71,7 +88,15 @@ def make_curve(name: str, lam: Sequence[float], losses: Any, correct: Any) -> Cu
         convexity_gap=gap,
         convexity_interval=(float(grid[i]), float(grid[k]), float(grid[j])),
         standard_error=float(rows.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None,
+        temperature=tuple(map(float, temperature)),
+        calibrated=tuple(map(float, calibrated)),
+        calibrated_barrier=float(_above(grid, np.asarray(calibrated)).max()) if len(calibrated) else None,
     )
+
+
+def _above(grid: Any, mean: Any) -> Any:
+    """Return by how much each loss exceeds the straight line between those of the ends."""
+    return mean - ((1 - grid) * mean[0] + grid * mean[-1])
 
 
 def convexity_gap(lam: Any, loss: Any) -> tuple[float, tuple[int, int, int]]:

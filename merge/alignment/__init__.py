@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Name -> module and function, imported when used: they need torch, and --help does not.
 ALIGNERS: dict[str, tuple[str, str]] = {
     "activations": ("merge.alignment.activations", "match_activations"),
+    "learned": ("merge.alignment.learned", "match_learned"),
     "weights": ("merge.alignment.weights", "match_weights"),
 }
 
@@ -22,6 +23,9 @@ MANY: dict[str, tuple[str, str]] = {}
 
 # Those that read text.
 NEED_TEXT = frozenset({"activations", "activations+weights", "learned"})
+
+# Those that compare models as they are merged, not their canonical forms.
+AS_MERGED = frozenset({"learned"})
 
 
 def aligner(name: str) -> Callable[[Pair], Matcher]:

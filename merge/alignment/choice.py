@@ -83,7 +83,7 @@ def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | N
     found = [nothing]
     for by, matcher in matchers.items():
         found += [Candidate(matcher(kinds), None, by) for kinds in dict.fromkeys(wanted) if kinds]
-    values, kind = score([candidate.alignment.transform for candidate in found], pair)
+    values, kind = score([candidate.alignment for candidate in found], pair)
     candidates = tuple(replace(candidate, score=value) for candidate, value in zip(found, values, strict=True))
     return Choice(candidates, min(candidates, key=lambda c: c.score or 0.0), SCORES[kind])
 
@@ -97,47 +97,50 @@ def _word(kind: str) -> str:
     return kind.rsplit("_", 1)[-1]
 
 
-def score(moves: Sequence[Permutation | Transform], pair: Pair) -> tuple[list[float], str]:
+def score(moves: Sequence[Permutation | Transform | Alignment], pair: Pair) -> tuple[list[float], str]:
     """Return the midpoint divergence of each way to move b, and which one it is (a key of SCORES).
 
-    Runs the endpoints once and one midpoint model for each of them, batch by batch.
+    Runs the endpoints once and one midpoint model for each of them, batch by batch. An alignment may move a as well,
+    though no axis that an output shows.
     """
-    transforms = [as_transform(moved) for moved in moves]
+    transforms = [moved.transform if isinstance(moved, Alignment) else as_transform(moved) for moved in moves]
+    references = [moved.reference_maps if isinstance(moved, Alignment) else {} for moved in moves]
     endpoints = pair.model(pair.a), pair.model(pair.b)
-    midpoints = [pair.model(_midpoint(pair, t)) for t in transforms]
+    midpoints = [pair.model(_midpoint(pair, *both)) for both in zip(transforms, references, strict=True)]
     totals, count, kind = [0.0] * len(transforms), 0, "kl"
     with torch.inference_mode():
         for batch in pair.progress(pair.batches, "choosing which axes move"):
-            out_a, out_b = (_outputs(pair, model(**in_dtype(batch, torch.float32))) for model in endpoints)
+            out_a, out_b = (say(pair, model(**in_dtype(batch, torch.float32))) for model in endpoints)
             rows = 0
             for k, (t, model) in enumerate(zip(transforms, midpoints, strict=True)):
                 moved = {
                     name: apply_transform_axes(parse(pair.spec.outputs[name]), t, value)
                     for name, value in out_b.items()
                 }
-                value, rows, kind = _divergence(
-                    out_a, moved, _outputs(pair, model(**in_dtype(batch, torch.float32))), batch
-                )
-                totals[k] += value
+                value, rows, kind = divergence(out_a, moved, say(pair, model(**in_dtype(batch, torch.float32))), batch)
+                totals[k] += float(value)
             count += rows
     return [total / count for total in totals], kind
 
 
-def _midpoint(pair: Pair, t: Transform) -> dict[str, Tensor]:
-    moved = apply_transform(pair.spec, t, pair.b)
+def _midpoint(pair: Pair, t: Transform, reference_maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    moved, a = apply_transform(pair.spec, t, pair.b), pair.a
+    if reference_maps:
+        a = apply_transform(pair.spec, Transform(identity(pair.spec, pair.shapes), reference_maps), a)
     return {
         name: (tensor.float() + moved[name].float()) / 2 if tensor.is_floating_point() else tensor
-        for name, tensor in pair.a.items()
+        for name, tensor in a.items()
     }
 
 
-def _outputs(pair: Pair, output: Any) -> dict[str, Tensor]:
+def say(pair: Pair, output: Any) -> dict[str, Tensor]:
+    """Return what a model gives back, by the names of the spec's outputs, in float32."""
     return {name: output[name].float() for name in pair.spec.outputs}
 
 
-def _divergence(
+def divergence(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], middle: Mapping[str, Tensor], batch: Batch
-) -> tuple[float, int, str]:
+) -> tuple[Tensor, int, str]:
     """Return (summed divergence, rows, kind) of one batch; several logits of one model are added up.
 
     A model that has hidden states or embeddings to show is measured by those, not by logits.
@@ -146,17 +149,17 @@ def _divergence(
     if shown:
         one, other, between = (torch.cat([_tokens(x[name], batch) for name in shown]) for x in (a, b, middle))
         cosine = torch.cosine_similarity(between, (one + other) / 2, dim=-1)
-        return float((1 - cosine).sum()), len(cosine), "cosine"
-    total, rows, kind = 0.0, 0, "kl"
+        return (1 - cosine).sum(), len(cosine), "cosine"
+    total, rows, kind = torch.zeros(()), 0, "kl"
     for name in a:
         logits = [_tokens(x[name], batch) for x in (a, b, middle)]
         rows = len(logits[0])
         if logits[0].shape[-1] == 1:
-            total += float(((logits[0] + logits[1]) / 2 - logits[2]).square().sum())
+            total = total + ((logits[0] + logits[1]) / 2 - logits[2]).square().sum()
             kind = "mse"
         else:
             ensemble = torch.stack([x.log_softmax(-1) for x in logits[:2]]).logsumexp(0) - torch.log(torch.tensor(2.0))
-            total += float((ensemble.exp() * (ensemble - logits[2].log_softmax(-1))).sum())
+            total = total + (ensemble.exp() * (ensemble - logits[2].log_softmax(-1))).sum()
     return total, rows, kind
 
 

@@ -51,6 +51,8 @@ class Pair:
         progress: goes through long loops.
         settings: what was asked of the matcher.
         labels: for each batch the class of each text; empty where the text has none.
+        mask_token: what a masked language model reads instead of a word; None where it is not known.
+        special_tokens: those that frame a text, which are never masked.
     """
 
     spec: PermutationSpec
@@ -62,6 +64,8 @@ class Pair:
     progress: Progress = silent
     settings: Settings = Settings()
     labels: tuple[Tensor, ...] = ()
+    mask_token: int | None = None
+    special_tokens: tuple[int, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -99,7 +103,8 @@ class Alignment:
         maps: axis -> the map that acts behind it, as in `merge.transform`; none by most matchers.
         reference_maps: the same for a, which moves too where both ends were asked to.
         kinds: the kinds of axes that were allowed to move.
-        objective: what was maximised, normalised to [-1, 1]: of the identity, then after each sweep; never decreasing.
+        objective: what was maximised, normalised to [-1, 1]: of the identity, then after each sweep; never decreasing. Of
+            `learned`, minus the loss on held-out texts: of its start, then of each better step.
     """
 
     permutation: Permutation

@@ -145,8 +145,24 @@ def test_the_record_holds_lists_and_numbers_only() -> None:
     assert record["lam"] == [0.0, 0.5, 1.0]
     assert record["loss"] == [1.5, 3.0, 1.5]
     assert record["convexity_interval"] == [0.0, 0.5, 1.0]
-    assert {type(value) for value in record.values()} <= {str, float, list}
+    assert (record["temperature"], record["calibrated"], record["calibrated_barrier"]) == ([], [], None)
+    assert {type(value) for value in record.values()} <= {str, float, list, type(None)}
     assert set(record) == {
         "name", "lam", "loss", "accuracy", "barrier", "barrier_lam", "epsilon", "convexity_gap", "convexity_interval",
-        "standard_error",
+        "standard_error", "temperature", "calibrated", "calibrated_barrier",
     }  # fmt: skip
+
+
+def test_the_calibrated_barrier_is_the_barrier_of_the_calibrated_losses() -> None:
+    """By the formula, max of loss - chord, from numbers whose answer is plain: 0.9 - (0.5 + 0.3) / 2 = 0.5."""
+    curve = make_curve("naive", [0, 0.5, 1], np.ones((3, 2)), np.zeros((3, 2), bool), [1, 2, 1], [0.5, 0.9, 0.3])
+    assert curve.calibrated_barrier == pytest.approx(0.5, abs=1e-12)
+    assert (curve.temperature, curve.calibrated) == ((1.0, 2.0, 1.0), (0.5, 0.9, 0.3))
+    assert curve.barrier == 0
+
+
+def test_a_broken_calibrated_loss_is_never_a_flat_path() -> None:
+    """As of the raw losses: what is no number stays none."""
+    curve = make_curve("naive", [0, 0.5, 1], np.ones((3, 1)), np.zeros((3, 1), bool), [1, 1, 1], [0.5, math.nan, 0.3])
+    assert curve.calibrated_barrier is not None
+    assert math.isnan(curve.calibrated_barrier)

@@ -95,17 +95,18 @@ def test_products_in_float32_find_what_float64_finds(other_seed: int) -> None:
     assert not exact.permutation.is_identity
 
 
-def test_restarts_never_end_lower_and_the_seed_decides() -> None:
+def test_restarts_find_higher_optima_and_the_seed_decides() -> None:
     """Unrelated models have many optima: the best of several descents is kept, the same for the same seed."""
-    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
-    kinds = frozenset(pair.kinds())
-    once = match_weights(pair)(kinds)
-    several, again, other = (match_weights(pair, restarts=4, seed=seed)(kinds) for seed in (1, 1, 2))
-    assert several.objective == again.objective
-    assert min(several.objective[-1], other.objective[-1]) >= once.objective[-1]
-    assert max(several.objective[-1], other.objective[-1]) > once.objective[-1] + 1e-4
-    assert objective_of(pair, several.permutation) == pytest.approx(several.objective[-1], abs=1e-6)
-    assert several.objective[0] == once.objective[0]
+    gained = []
+    for other_seed in (5, 7):
+        pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=other_seed)
+        once, several, again = (match_weights(pair, restarts=n)(frozenset(pair.kinds())) for n in (0, 12, 12))
+        assert several.objective == again.objective
+        assert several.objective[0] == once.objective[0]
+        assert objective_of(pair, several.permutation) == pytest.approx(several.objective[-1], abs=1e-6)
+        gained.append(several.objective[-1] - once.objective[-1])
+    assert min(gained) >= 0
+    assert max(gained) > 1e-4
 
 
 def test_a_negative_number_of_restarts_is_an_error() -> None:

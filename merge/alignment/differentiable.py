@@ -1,0 +1,207 @@
+"""Differentiable maps: coordinates on the continuous groups around the identity, and weights as a smooth function of them.
+
+    linear            G = exp(Z)                                 G^-T = exp(-Z)^T
+    orthogonal        O = (I - S/2)^-1 (I + S/2), S = Z - Z^T    O^-T = O      (Cayley)
+    orthogonal_one    the same, S between the ones vector's complement, so that O 1 = 1
+    positive, real    s = exp(z)                                 1/s
+    rotary            r e^(i theta), r = exp(z)                  e^(i theta) / r
+
+At zero each is the identity, and every value is an element of its group: a model moved along them stays the model it is.
+Of the other groups (permutations, signs) the identity is alone: nothing moves along them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from merge.groups import Shape, complex_map, is_full
+from merge.permutation import places
+from merge.spec import PermutationSpec
+
+# A map, and its inverse transpose.
+Both = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Coordinates on a group.
+
+    Attributes:
+        shape: of the axis -> of its coordinates.
+        at: coordinates, with any axes in front -> the map there and its inverse transpose.
+    """
+
+    shape: Callable[[Shape], Shape]
+    at: Callable[[Tensor], Both]
+
+
+def _square(shape: Shape) -> Shape:
+    return (*shape, shape[-1])
+
+
+def _linear(z: Float[Tensor, "... n n"]) -> Both:
+    return torch.linalg.matrix_exp(z), torch.linalg.matrix_exp(-z).mT
+
+
+def _cayley(skew: Float[Tensor, "... n n"]) -> Both:
+    one = torch.eye(skew.shape[-1], dtype=skew.dtype)
+    turned = torch.linalg.solve(one - skew / 2, one + skew / 2)
+    return turned, turned
+
+
+def _orthogonal(z: Float[Tensor, "... n n"]) -> Both:
+    return _cayley(z - z.mT)
+
+
+def _orthogonal_one(z: Float[Tensor, "... n n"]) -> Both:
+    centred = z - z.mean(-1, keepdim=True)
+    centred = centred - centred.mean(-2, keepdim=True)
+    return _cayley(centred - centred.mT)
+
+
+def _scale(z: Tensor) -> Both:
+    return z.exp(), (-z).exp()
+
+
+def _rotary(adjacent: bool) -> Callable[[Tensor], Both]:
+    def at(z: Float[Tensor, "... n"]) -> Both:
+        size, angle = z.chunk(2, -1)
+        real, imaginary = angle.cos(), angle.sin()
+        return (
+            complex_map(size.exp() * real, size.exp() * imaginary, adjacent),
+            complex_map((-size).exp() * real, (-size).exp() * imaginary, adjacent),
+        )
+
+    return at
+
+
+CHARTS: Mapping[str, Chart] = {
+    "linear": Chart(_square, _linear),
+    "orthogonal": Chart(_square, _orthogonal),
+    "orthogonal_one": Chart(_square, _orthogonal_one),
+    "positive": Chart(lambda shape: shape, _scale),
+    "real": Chart(lambda shape: shape, _scale),
+    "rotary": Chart(lambda shape: shape, _rotary(adjacent=False)),
+    "rotary_adjacent": Chart(lambda shape: shape, _rotary(adjacent=True)),
+}
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where a model stands: coordinates of axes of one group and one shape, stacked, float64.
+
+    Attributes:
+        group: of all these axes.
+        axes: one for each entry of `values` along its first axis.
+        shape: of each axis.
+        values: what gradients are taken by; zero is the identity.
+    """
+
+    group: str
+    axes: tuple[str, ...]
+    shape: Shape
+    values: Tensor
+
+
+def origin(spec: PermutationSpec, axes: Mapping[str, Shape]) -> tuple[Coordinates, ...]:
+    """Return the identity in coordinates of every axis whose group has some; ready for gradients."""
+    alike: dict[tuple[str, Shape], list[str]] = {}
+    for axis, shape in axes.items():
+        if spec.group(axis) in CHARTS:
+            alike.setdefault((spec.group(axis), shape), []).append(axis)
+    return tuple(
+        Coordinates(group, tuple(names), shape, _zeros(len(names), CHARTS[group].shape(shape)))
+        for (group, shape), names in alike.items()
+    )
+
+
+def _zeros(count: int, shape: Shape) -> Tensor:
+    return torch.zeros(count, *shape, dtype=torch.float64, requires_grad=True)
+
+
+def maps_at(coordinates: Sequence[Coordinates]) -> dict[str, Both]:
+    """Return axis -> its map, and the inverse transpose, at these coordinates; float64."""
+    found: dict[str, Both] = {}
+    for part in coordinates:
+        out, into = CHARTS[part.group].at(part.values)
+        found |= {axis: (out[k], into[k]) for k, axis in enumerate(part.axes)}
+    return found
+
+
+@dataclass(frozen=True)
+class Action:
+    """Where the map of an axis acts on a tensor.
+
+    Attributes:
+        axis: whose map.
+        dim, span: of the tensor's axes, laid flat.
+        where: places of the units there, block by block; None for all of them in order.
+        shape: of the axis: (n,), or (blocks, n) inside blocks.
+        between: units are (blocks, between, n); every level between takes its block's map.
+        into: whether the inverse transpose acts.
+    """
+
+    axis: str
+    dim: int
+    span: int
+    where: Tensor | None
+    shape: Shape
+    between: int
+    into: bool
+
+
+def actions(
+    spec: PermutationSpec, shapes: Mapping[str, tuple[int, ...]], axes: Collection[str]
+) -> dict[str, tuple[Action, ...]]:
+    """Return tensor -> where maps of these axes act on it; tensors that none acts on are left out.
+
+    Gains and gates (role `=`) are no factors of a map: nothing acts on them.
+    """
+    found = {}
+    for name, shape in shapes.items():
+        acting, dim = [], 0
+        for item, along in zip(spec.axes(name), spec.views(name, shape), strict=True):
+            size = math.prod(shape[dim : dim + item.span])
+            for view in along:
+                if view.acting in axes and view.role != "=":
+                    where = places(view).reshape(-1)
+                    whole = torch.equal(where, torch.arange(size))
+                    rest = (view.map_shape(), math.prod(view.shape[1:-1]), view.role == "in")
+                    acting.append(Action(view.acting, dim, item.span, None if whole else where, *rest))
+            dim += item.span
+        if acting:
+            found[name] = tuple(acting)
+    return found
+
+
+def moved(tensor: Tensor, acting: Sequence[Action], maps: Mapping[str, Both]) -> Tensor:
+    """Return a tensor under the maps, in its own dtype; a function that gradients go through.
+
+    The same as `merge.transform.apply_transform_axes` but for the precision, and for a check that gains allow a rotation.
+    """
+    for action in acting:
+        mapped = maps[action.axis][action.into].to(tensor.dtype)
+        sizes = tensor.shape[action.dim : action.dim + action.span]
+        flat = tensor.flatten(action.dim, action.dim + action.span - 1).movedim(action.dim, -1)
+        units = flat if action.where is None else flat[..., action.where]
+        new = _mapped(mapped, action, units)
+        out = new if action.where is None else flat.index_copy(-1, action.where, new)
+        tensor = out.movedim(-1, action.dim).unflatten(action.dim, sizes)
+    return tensor
+
+
+def _mapped(mapped: Tensor, action: Action, units: Float[Tensor, "... units"]) -> Float[Tensor, "... units"]:
+    n = action.shape[-1]
+    blocks = action.shape[0] if len(action.shape) > 1 else 1
+    split = units.reshape(-1, blocks, action.between, n)
+    if is_full(mapped, action.shape):
+        new = torch.einsum("rbqn,bmn->rbqm", split, mapped.reshape(blocks, n, n))
+    else:
+        new = split * mapped.reshape(blocks, 1, n)
+    return new.reshape(units.shape)

@@ -1,0 +1,106 @@
+"""Frank-Wolfe: all axes matched at once, on soft permutations, and made hard again at the end.
+
+The objective of weight matching is maximised over doubly stochastic matrices, one for every axis. Each step goes from the
+current point M towards the permutation S that the gradient likes best,
+
+    S = argmax_S <grad J(M), S>,    M <- M + step (S - M),    step = argmax over [0, 1] of J(M + step (S - M)),
+
+where S is one assignment an axis (of blocks and what is inside them together) and J along the line is a polynomial of
+degree two. It ends where a step gains next to nothing; the nearest permutation to M, improved by weight matching, is the
+answer if it is better than where weight matching alone ends. From such an end itself Frank-Wolfe could not start: an
+optimum in each axis alone is a point where it stands still. It starts from the mixture of that end with all others, and
+from the identity.
+
+Function-preserving: what is returned is a permutation.
+
+Source: Crisostomi et al. 2024, arXiv:2405.17897, algorithm 1 (for two models).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from merge.alignment.ascent import climb
+from merge.alignment.objective import Objective, weights_of
+from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
+from merge.alignment.soft import Relaxation, Soft, along, toward
+from merge.alignment.weights import match_weights
+from merge.errors import AlignmentError
+from merge.permutation import Permutation, identity
+
+# A step that gains less than this share of the objective is the last; and the most steps from one start.
+ENOUGH, MOST = 1e-6, 100
+# How much of a start is the mixture of everything, for the start not to be a vertex.
+SOFTENED = 0.5
+# An objective this near to that of equal models leaves nothing to search for.
+EQUAL = 1 - 1e-6
+
+
+def match_frank_wolfe(pair: Pair) -> Matcher:
+    """Return the matcher that aligns b to a by weights, all axes jointly; deterministic, never worse than `weights`."""
+    weights, plain = weights_of(pair), match_weights(pair)
+
+    def match(kinds: frozenset[str]) -> Alignment:
+        check_kinds(pair, kinds)
+        begun = plain(kinds)
+        objective = Objective(pair, weights, pair.axes_of(kinds))
+        if begun.objective[-1] > EQUAL or not objective.moving:
+            return begun
+        relaxed, still = Relaxation(objective), identity(pair.spec, pair.shapes)
+        best, value = begun.permutation, begun.objective[-1] * objective.entries
+        for start in _starts(relaxed, still, begun.permutation):
+            found = rounded(relaxed, maximised(relaxed, start)[0], still)
+            found, reached = climb(objective, found)
+            if reached > value * (1 + ENOUGH):
+                best, value = found, reached
+        history = (*begun.objective, value / objective.entries)
+        return Alignment(best, begun.kinds, history if best is not begun.permutation else begun.objective)
+
+    return match
+
+
+def _starts(relaxed: Relaxation, still: Permutation, begun: Permutation) -> Iterator[Soft]:
+    yield toward(relaxed.vertex(begun), relaxed.barycentre(), SOFTENED)
+    yield relaxed.vertex(still)
+
+
+def maximised(relaxed: Relaxation, start: Soft) -> tuple[Soft, tuple[float, ...]]:
+    """Return where Frank-Wolfe ends, and J at the start and after each step; never decreasing.
+
+    Raises:
+        AlignmentError: a tensor has more than two axes that move, so that J along a line is no parabola.
+    """
+    if relaxed.degree > 2:
+        raise AlignmentError(
+            f"frank-wolfe follows parabolas; {relaxed.objective.spec.family} has a tensor with {relaxed.degree} movable "
+            "axes. Use --align weights."
+        )
+    soft, history = start, list[float]()
+    for _ in range(MOST):
+        value, gradient = relaxed.gradient(soft)
+        history.append(value)
+        vertex = relaxed.vertex(relaxed.best(gradient))
+        slope, end = along(gradient, soft, vertex), relaxed.value(vertex)
+        step, gained = parabola(value, slope, end)
+        if gained <= ENOUGH * abs(value):
+            break
+        soft = toward(soft, vertex, step)
+    return soft, tuple(history)
+
+
+def parabola(value: float, slope: float, end: float) -> tuple[float, float]:
+    """Return where on [0, 1] a parabola is largest, and by how much it lies above its beginning.
+
+    Args:
+        value, slope: at 0.
+        end: its value at 1.
+    """
+    bend = end - value - slope
+    tried = [1.0] + ([-slope / (2 * bend)] if bend < 0 and 0 < -slope / (2 * bend) < 1 else [])
+    gained, step = max((slope * x + bend * x * x, x) for x in tried)
+    return (step, gained) if gained > 0 else (0.0, 0.0)
+
+
+def rounded(relaxed: Relaxation, soft: Soft, still: Permutation) -> Permutation:
+    """Return the permutation nearest to a soft one: an assignment on its entries."""
+    return Permutation({**still.indices, **relaxed.best(soft).indices}, still.outer)

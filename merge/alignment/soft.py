@@ -1,0 +1,152 @@
+"""Soft permutations: a doubly stochastic matrix for every view of an axis, and the objective as a smooth function of them.
+
+Place i takes the mixture sum_j M[i, j] of b's units; a permutation is the case of zeros and ones. Inside blocks the matrix
+is over all units of the axis: entry ((g, i), (h, j)) says how much of unit j of b's block h goes to place i of block g.
+
+    J(M) = sum_t <A_t, M_1 B_t M_2^T> / (rms(A_t) rms(B_t))
+
+is linear in each matrix, so its gradient by one of them is a gain matrix as `merge.alignment.objective` has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from merge.alignment.assignment import match_axis
+from merge.alignment.blocks import match_blocks
+from merge.alignment.objective import Objective
+from merge.notation import View, contiguous
+from merge.permutation import Permutation, places, view_index
+
+Names = tuple[str, ...]
+# By the names of a view's levels: a matrix over its units, a's places along the rows.
+Soft = dict[Names, Tensor]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One movable item of a tensor's line: where it stands, its views, and how many axes of the tensor it spans."""
+
+    dim: int
+    span: int
+    views: tuple[View, ...]
+
+
+class Relaxation:
+    """The objective of a pair over soft permutations."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self.dtype = objective, objective.dtype
+        self.items = {name: self._items(name) for name in objective.moving}
+        found = [view for items in self.items.values() for item in items for view in item.views]
+        # Each as if it stood alone.
+        self.views = {v.names: contiguous(v.names, v.shape) for v in found if v.names[0] in objective.touches}
+
+    def _items(self, name: str) -> tuple[Item, ...]:
+        """Return the items of a tensor's line that move."""
+        spec, shape, dim, found = self.objective.spec, tuple(self.objective.weights.a[name].shape), 0, []
+        for axis, views in zip(spec.axes(name), spec.views(name, shape), strict=True):
+            if any(view.names[0] in self.objective.touches for view in views):
+                found.append(Item(dim, axis.span, views))
+            dim += axis.span
+        return tuple(found)
+
+    @property
+    def degree(self) -> int:
+        """The degree of J along a line: how often a tensor is multiplied."""
+        return max((len(items) for items in self.items.values()), default=0)
+
+    def vertex(self, p: Permutation) -> Soft:
+        """Return a permutation as matrices."""
+        found = {}
+        for names, view in self.views.items():
+            index = view_index(view, p).reshape(-1)
+            found[names] = torch.zeros(len(index), len(index), dtype=self.dtype)
+            found[names].scatter_(1, index[:, None], 1.0)
+        return found
+
+    def barycentre(self) -> Soft:
+        """Return the mixture in which every unit has the same part in every place."""
+        sizes = {names: math.prod(view.shape) for names, view in self.views.items()}
+        return {names: torch.full((n, n), 1 / n, dtype=self.dtype) for names, n in sizes.items()}
+
+    def best(self, gains: Soft) -> Permutation:
+        """Return the permutation with the largest <gains, M>; other axes stay. Exact but for grouped queries."""
+        moves: dict[str, dict[Names, Tensor]] = {}
+        for names, gain in gains.items():
+            shape = self.views[names].shape
+            moves.setdefault(names[0], {})[names] = gain.double().reshape(*shape, *shape)
+        indices: dict[str, Int[Tensor, ...]] = {}
+        for move, own in moves.items():
+            alone = own.get((move,))
+            indices |= {move: match_axis(alone)} if alone is not None and len(own) == 1 else match_blocks(own)
+        return Permutation(indices, {})
+
+    def value(self, soft: Soft) -> float:
+        """Return J at a soft permutation."""
+        return self.gradient(soft)[0]
+
+    def gradient(self, soft: Soft) -> tuple[float, Soft]:
+        """Return J and its gradient, float64 sums of products in the objective's dtype."""
+        weights, total = self.objective.weights, 0.0
+        sums = {n: torch.zeros(len(m), len(m), dtype=torch.float64) for n, m in soft.items()}
+        for name, items in self.items.items():
+            a, b = (side[name].to(self.dtype) for side in (weights.a, weights.b))
+            matrices = [item_matrix(item, soft) for item in items]
+            for k, item in enumerate(items):
+                others = [(items[j], matrices[j]) for j in range(len(items)) if j != k]
+                gain = rows(a, item) @ rows(mixed(b, others), item).T
+                gain *= weights.scale(name)
+                if k == 0:
+                    total += float((gain.double() * matrices[0]).sum())
+                for view in item.views:
+                    if view.names in soft:
+                        at = places(view).reshape(-1)
+                        sums[view.names] += gain if len(at) == len(gain) else gain[at[:, None], at]
+        return total, sums
+
+
+def item_matrix(item: Item, soft: Soft) -> Float[Tensor, "n n"]:
+    """Return the matrix along a whole item: the views' laid end to end, places that do not move as they are."""
+    only = soft.get(item.views[0].names)
+    size = sum(math.prod(view.shape) for view in item.views)
+    if len(item.views) == 1 and only is not None:
+        return only
+    like = next(soft[view.names] for view in item.views if view.names in soft)
+    out = torch.zeros(size, size, dtype=like.dtype)
+    for view in item.views:
+        at = places(view).reshape(-1)
+        out[at[:, None], at] = soft[view.names] if view.names in soft else torch.eye(len(at), dtype=like.dtype)
+    return out
+
+
+def rows(tensor: Tensor, item: Item) -> Float[Tensor, "units rest"]:
+    """Return a tensor with the units of an item along the rows."""
+    flat = tensor.flatten(item.dim, item.dim + item.span - 1).movedim(item.dim, 0)
+    return flat.reshape(len(flat), -1)
+
+
+def mixed(tensor: Tensor, moving: Sequence[tuple[Item, Tensor]]) -> Tensor:
+    """Return the tensor with the matrices multiplied along their items; gradients go through."""
+    for item, matrix in moving:
+        sizes = tensor.shape[item.dim : item.dim + item.span]
+        flat = tensor.flatten(item.dim, item.dim + item.span - 1)
+        new = torch.tensordot(matrix, flat, dims=([1], [item.dim]))
+        tensor = new.movedim(0, item.dim).unflatten(item.dim, sizes)
+    return tensor
+
+
+def toward(soft: Soft, other: Mapping[Names, Tensor], step: float) -> Soft:
+    """Return the point that lies `step` of the way to another."""
+    return {names: torch.lerp(matrix, other[names].to(matrix.dtype), step) for names, matrix in soft.items()}
+
+
+def along(gradient: Soft, soft: Soft, other: Soft) -> float:
+    """Return the slope of J at a point towards another."""
+    return sum(float((g * (other[names] - soft[names]).double()).sum()) for names, g in gradient.items())

@@ -1,0 +1,194 @@
+"""Layers that a repair measures: which linear layers they are, and the means and spreads of their units on text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from merge.alignment.pair import Batch, in_dtype
+from merge.errors import AlignmentError
+from merge.inputs import attended
+from merge.progress import Progress, silent
+from merge.spec import PermutationSpec
+
+# The last word of the kind of axis whose units are repaired where they are made.
+MADE = "ffn"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear layer that is repaired.
+
+    Attributes:
+        module: its path in the model.
+        weight: canonical name.
+        bias: the same; None where it has none and only spreads can be set.
+        out: the axis of the weight along which its units lie.
+        kind: "kind of axis read -> kind of axis written".
+        order: how rows lie in its output, as behind the sites of a spec: "", "time" or "all".
+    """
+
+    module: str
+    weight: str
+    bias: str | None
+    out: int
+    kind: str
+    order: str
+
+
+class Moments:
+    """Running mean and variance of units, in float64, about the first batch's mean."""
+
+    def __init__(self) -> None:
+        self.rows, self.calls = 0, 0
+
+    def add(self, rows: Float[Tensor, "rows units"]) -> None:
+        """Take in the rows of one call of a layer."""
+        exact = rows.double()
+        if self.calls == 0:
+            self.shift = exact.mean(0)
+            self.sums, self.squares = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
+        exact = exact - self.shift
+        self.sums += exact.sum(0)
+        self.squares += exact.square().sum(0)
+        self.rows, self.calls = self.rows + len(rows), self.calls + 1
+
+    @property
+    def mean(self) -> Float[Tensor, " units"]:
+        return self.shift + self.sums / self.rows
+
+    @property
+    def deviation(self) -> Float[Tensor, " units"]:
+        return (self.squares / self.rows - (self.sums / self.rows).square()).clamp_min(0).sqrt()
+
+
+def find_sites(
+    model: Any, spec: PermutationSpec, names: Iterable[str], written_name: Callable[[str], str]
+) -> tuple[Site, ...]:
+    """Return the linear layers that make feed-forward units, or read what attention heads gathered.
+
+    Not one whose weight is another module's too (an embedding table), whatever it makes.
+    """
+    modules, uses, known = dict(model.named_modules()), dict[int, int](), frozenset(names)
+    for module in modules.values():
+        for parameter in module.parameters(recurse=False):
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    found = []
+    for name in names:
+        path = written_name(name).removesuffix(".weight")
+        out = _out_axis(modules.get(path))
+        if out is None or not name.endswith(".weight") or uses[id(modules[path].weight)] > 1:
+            continue
+        into, made = (spec.axes(name)[k] for k in (1 - out, out))
+        if made.fixed or made.parts or len(made.names) > 1 or made.names[0] in spec.named:
+            continue
+        written, heads = spec.kind(made.names[0]), bool(into.nested())
+        if not heads and written.rsplit("_", 1)[-1] != MADE:
+            continue
+        read = spec.kind(into.mentions()[0]) if into.mentions() else "inputs"
+        bias = name.removesuffix("weight") + "bias"
+        order = _order(spec, name.removesuffix(".weight"))
+        found.append(Site(path, name, bias if bias in known else None, out, f"{read} -> {written}", order))
+    return tuple(found)
+
+
+def _out_axis(module: Any) -> int | None:
+    """Return the axis of a linear layer's weight along which its units lie; None for any other module."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return 0 if isinstance(module, nn.Linear) else 1 if isinstance(module, Conv1D) else None
+
+
+def _order(spec: PermutationSpec, module: str) -> str:
+    """Return how rows lie in the activations nearest to a module: what the spec says of the site of the longest common path."""
+    path, best, order = module.split("."), -1, ""
+    for site in (site for sites in spec.taps.values() for site in sites):
+        other, *rest = site.split(":")
+        common = next((k for k, (x, y) in enumerate(zip(path, other.split("."), strict=False)) if x != y), len(path))
+        if common > best:
+            best, order = common, rest[1] if len(rest) > 1 else ""
+    return order
+
+
+class _EnoughError(Exception):
+    """Ends a forward pass of which no more is needed."""
+
+
+def measure(
+    model: Any,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    progress: Progress = silent,
+    label: str = "",
+    calls: int | None = None,
+) -> dict[str, Moments]:
+    """Return the moments of every site's units, by the name of its weight, in the order the layers run; padding is left out.
+
+    Args:
+        calls: of the sites, over all batches; a pass then ends as soon as it has had its share of them.
+    Raises:
+        AlignmentError: rows cannot be told from padding.
+    """
+    found: dict[str, Moments] = {}
+    share = None if calls is None else calls // len(batches)
+    with torch.inference_mode(), _listening(model, sites, found, share) as attend:
+        for batch in progress(batches, label) if label else batches:
+            attend(batch)
+            try:
+                model(**in_dtype(batch, torch.float32))
+            except _EnoughError:
+                continue
+    return found
+
+
+@contextmanager
+def _listening(
+    model: Any, sites: Sequence[Site], found: dict[str, Moments], share: int | None
+) -> Iterator[Callable[[Batch], None]]:
+    """Yield what says which batch comes next; forward passes then add the sites' outputs to their moments."""
+    modules, current, seen = dict(model.named_modules()), list[Batch](), [0]
+
+    def attend(batch: Batch) -> None:
+        current[:], seen[0] = [batch], 0
+
+    def listen(site: Site) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Tensor) -> None:
+            found.setdefault(site.weight, Moments()).add(_rows(output, current[0], site))
+            seen[0] += 1
+            if seen[0] == share:
+                raise _EnoughError
+
+        return hook
+
+    handles = [modules[site.module].register_forward_hook(listen(site)) for site in sites]
+    try:
+        yield attend
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows(output: Tensor, batch: Batch, site: Site) -> Float[Tensor, "rows units"]:
+    """Return a layer's outputs as rows without padding."""
+    if site.order == "all" or "attention_mask" not in batch:
+        return output.flatten(0, -2)
+    mask = attended(batch)
+    if site.order == "time" and output.ndim == 3:
+        output = output.transpose(0, 1)
+    if output.shape[:-1] == mask.shape:
+        return output[mask]
+    if output.ndim == 2 and len(output) == len(mask):
+        return output
+    if output.ndim == 2 and len(output) == mask.numel():
+        return output[mask.reshape(-1)]
+    raise AlignmentError(
+        f"repair: the layer of {site.weight} gives a tensor of shape {tuple(output.shape)}; expected one row a token or a text "
+        f"of a batch of shape {tuple(mask.shape)}. Its padding cannot be told apart; leave out --repair."
+    )
