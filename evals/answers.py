@@ -12,8 +12,10 @@ import click
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
+    from evals.tables import Row
     from evals.task import EvalTask, Rows
 
+TABLES = ("plain", "markdown", "csv")
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -35,6 +37,47 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --device and --no-cache."""
+    device = click.option(
+        "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where models compute."
+    )
+    cache = click.option("--no-cache", is_flag=True, help="Tokenise anew; read and keep no tokens.")
+    return device(cache(command))
+
+
+def table_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --table."""
+    return click.option(
+        "--table", type=click.Choice(TABLES), default="plain", show_default=True, help="Form of the tables."
+    )(command)
+
+
+def check_forms(options: dict[str, Any], official: bool = False) -> None:
+    """Refuse two forms of one answer."""
+    said = [
+        name
+        for name, asked in (
+            ("--format official", official),
+            (f"--table {options['table']}", options["table"] != "plain"),
+            ("--json", options["as_json"]),
+        )
+        if asked
+    ]
+    if len(said) > 1:
+        raise UsageError(f"{' and '.join(said)} are two forms of one answer; choose one.")
+
+
+def check_device(options: dict[str, Any]) -> None:
+    """Refuse --device cuda where there is no GPU, before anything is read."""
+    if options["device"] != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no GPU on this machine. Leave it out to compute on the CPU.")
 
 
 def read_rows(task: EvalTask, options: dict[str, Any]) -> Rows:
@@ -78,9 +121,12 @@ def stored_result(
 
 
 def show(records: Sequence[dict[str, Any]], options: dict[str, Any], kind: str) -> None:
-    """Print the results, and rewrite figures and page of the results folder."""
+    """Print the results, and rewrite figures and page of the results folder.
+
+    Args:
+        kind: of the answer: scores, hans, barrier, or official (the HANS authors' text).
+    """
     from evals.hans_scores import HansTable, official_text
-    from evals.tables import barrier_rows, hans_rows, part_rows, plain_table, score_rows
 
     if not options["quiet"]:
         for note in dict.fromkeys(note for record in records for note in record["notes"]):
@@ -90,14 +136,32 @@ def show(records: Sequence[dict[str, Any]], options: dict[str, Any], kind: str) 
     elif kind == "official":
         click.echo(official_text(HansTable.from_json(records[0]["hans"])), nl=False)
     else:
-        first = records[0]
-        click.echo(f"{first['task']}: {first['data']}")
-        rows = {"hans": hans_rows, "scores": score_rows, "barrier": barrier_rows}[kind](records)
-        click.echo(plain_table(rows))
-        for part in ("subcases", "templates") if kind == "hans" and options["detail"] else ():
-            click.echo(plain_table(part_rows(records, part)))
+        plain = options["table"] == "plain"
+        for line in dict.fromkeys(f"{record['task']}: {record['data']}" for record in records):
+            if plain or not options["quiet"]:
+                click.echo(line, err=not plain)  # a table in a format stands alone
+        show_tables(_tables(records, kind, options), options["table"])
     if options["output"]:
         _illustrate(options["output"], records, kind, options["quiet"])
+
+
+def _tables(records: Sequence[dict[str, Any]], kind: str, options: dict[str, Any]) -> list[list[Row]]:
+    from evals.tables import barrier_rows, hans_rows, part_rows, score_rows
+
+    tables = [{"hans": hans_rows, "scores": score_rows, "barrier": barrier_rows}[kind](records)]
+    if kind == "scores" and any(record.get("hans") for record in records):
+        tables.append(hans_rows(records))
+    if kind == "hans" and options.get("detail"):
+        tables += [part_rows(records, part) for part in ("subcases", "templates")]
+    return tables
+
+
+def show_tables(tables: Sequence[list[Row]], form: str) -> None:
+    """Print tables as text in columns, as Markdown or as CSV; in these two an empty line parts them."""
+    from evals.tables import csv_table, markdown_table, plain_table
+
+    shown = {"plain": plain_table, "markdown": markdown_table, "csv": csv_table}[form]
+    click.echo(("\n" if form == "plain" else "\n\n").join(shown(rows).rstrip("\n") for rows in tables))
 
 
 def json_text(value: Any) -> str:
@@ -113,9 +177,9 @@ def _illustrate(folder: Path, records: Sequence[dict[str, Any]], kind: str, quie
     if kind == "barrier":
         for record in records:
             made += barrier_plot(record, folder / f"barrier-{_short(record)}")
-    if kind in ("hans", "official"):
+    if pairs := [record for record in records if record.get("hans")]:
         # One figure compares models on the same rows.
-        alike = [r for r in load_results(folder) if r.get("hans") and all(r[n] == records[0][n] for n in SETTING)]
+        alike = [r for r in load_results(folder) if r.get("hans") and all(r[n] == pairs[0][n] for n in SETTING)]
         made += hans_plot(alike, folder / "hans")
     made.append(write_page(folder))
     if not quiet:

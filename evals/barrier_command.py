@@ -7,7 +7,20 @@ from typing import Any
 
 import click
 
-from evals.answers import SETTINGS, data_options, known_results, listed, read_rows, show, stored_result
+from evals.answers import (
+    SETTINGS,
+    check_device,
+    check_forms,
+    data_options,
+    known_results,
+    listed,
+    model_options,
+    read_rows,
+    show,
+    stored_result,
+    table_option,
+)
+from evals.processes import crew, device_here
 from merge.align_options import align_entry, align_options
 from merge.errors import UsageError
 from merge.terminal import common_options, progress, set_verbosity
@@ -22,6 +35,8 @@ from merge.terminal import common_options, progress, set_verbosity
     "--points", type=click.IntRange(min=3), default=11, show_default=True, help="Points on the line, ends included."
 )
 @data_options
+@model_options
+@table_option
 @common_options
 def barrier(a: str, b: str, **options: Any) -> None:
     """Measure the loss along the straight line from A to B: barrier, epsilon, convexity gap.
@@ -33,6 +48,8 @@ def barrier(a: str, b: str, **options: Any) -> None:
       evaluate-models barrier a/ b/ --task hans --align activations --text train.jsonl -o report
     """
     set_verbosity(options["verbose"])
+    check_forms(options)
+    check_device(options)
     show([_barrier(a, b, options)], options, "barrier")
 
 
@@ -49,8 +66,10 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
         {"models": [a, b], "align": align_entry(options), "seed": options["seed"], "out_dtype": "float32"}
     )
 
-    from evals.measure import barrier_key, barrier_record, measure_pair, named
+    from evals.barrier import barrier_key, barrier_record, measure_pair
+    from evals.measure import named
     from evals.predict import match_labels
+    from evals.predictor import make_predictor
     from evals.report import add_result
     from merge.bases import find_bases
     from merge.checkpoint import open_checkpoint
@@ -66,7 +85,10 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     if record is not None:
         return record
     bases = find_bases(recipe, pair, progress=shown)
-    curves, more = measure_pair(pair, bases, task, rows, columns, options["points"], shown)
+    predictor = make_predictor(
+        pair[0], device=device_here(options["device"]), cache=not options["no_cache"], crew=crew()
+    )
+    curves, more = measure_pair(pair, bases, task, rows, columns, options["points"], shown, predictor)
     alignment = bases.aligned[0].to_json() if bases.aligned else None
     notes = (*notes, *bases.notes, *more)
     record = barrier_record(key, task, rows, pair, curves, alignment, notes, time.monotonic() - begun)

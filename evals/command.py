@@ -9,8 +9,11 @@ import click
 from evals.answers import SETTINGS
 from evals.barrier_command import barrier
 from evals.compare_command import compare
+from evals.processes import dismiss, serve, world
 from evals.score_command import glue, hans, score, tasks
 from merge.terminal import start
+
+INTERRUPTED = 130
 
 
 @click.group(context_settings=SETTINGS, no_args_is_help=False)
@@ -24,9 +27,11 @@ def evaluate() -> None:
       evaluate-models glue mnli merged/ a/ b/ --data dev_matched.tsv -o report
       evaluate-models score paws_wiki merged/ a/ b/ -o report
       evaluate-models score mytask.yaml merged/ a/ b/
+      evaluate-models glue all merged/ a/ b/ --data glue_data/ --table markdown
       evaluate-models compare report mnli
       evaluate-models barrier a/ b/ --task mnli --align activations --text train.jsonl -o report
       evaluate-models tasks
+      torchrun --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
     """
 
 
@@ -35,5 +40,17 @@ for _command in (score, glue, hans, compare, barrier, tasks):
 
 
 def main() -> None:
-    """Run evaluate-models."""
-    start(evaluate, "evaluate-models", sys.argv[1:])
+    """Run evaluate-models; of several processes the first runs it, and the others do as it says."""
+    rank, size = world()
+    if rank:
+        sys.exit(serve())
+    if size == 1:
+        start(evaluate, "evaluate-models", sys.argv[1:])
+        return
+    try:
+        start(evaluate, "evaluate-models", sys.argv[1:])
+    except SystemExit as stop:
+        if stop.code != INTERRUPTED:  # then the others may be waiting for more than leave
+            dismiss()
+        raise
+    dismiss()

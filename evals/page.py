@@ -50,7 +50,9 @@ def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
 
     a, b = tables.model_labels([record["a"], record["b"]])
     alignment = record.get("alignment") or {}
-    rest = tables.flatten({name: value for name, value in alignment.items() if name != "moved"})
+    # Of match quality the kinds of axes are shown; every single axis is in results.json.
+    quality = {name: value for name, value in alignment.get("quality", {}).items() if name != "axes"}
+    rest = tables.flatten({**{k: v for k, v in alignment.items() if k not in ("moved", "quality")}, **quality})
     label = f"Loss and accuracy on the straight line from {a} to {b}; the numbers are in the tables beside it."
     return {
         "record": record,

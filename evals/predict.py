@@ -51,18 +51,33 @@ def predict(
     """
     if not encoded.batches:
         raise TaskError("there are no rows to predict.")
-    parts: list[Tensor] = []
-    order: list[int] = []
-    most = max(batch["input_ids"].numel() for batch in encoded.batches)
-    proof = {name: tensor[:2].to(model.device) for name, tensor in encoded.batches[0].items()}
-    with torch.inference_mode(), first_token_only(model, proof):
-        for batch, rows in progress(list(zip(encoded.batches, encoded.rows, strict=True)), label):
-            found, most = _batch_logits(model, batch, most)
-            parts += found
-            order += rows
-    ordered = torch.cat(parts).float().cpu()
+    return in_order(batch_logits(model, encoded.batches, proof_of(encoded), progress, label), encoded)
+
+
+def proof_of(encoded: Encoded) -> Batch:
+    """Return the small batch on which the short cut is tried."""
+    return {name: tensor[:2] for name, tensor in encoded.batches[0].items()}
+
+
+def batch_logits(
+    model: Any, batches: Sequence[Batch], proof: Batch, progress: Progress = silent, label: str = "predicting"
+) -> list[Float[Tensor, "rows classes"]]:
+    """Return the logits of each batch; float32, on the CPU."""
+    most = max((batch["input_ids"].numel() for batch in batches), default=0)
+    found = []
+    small = {name: tensor.to(model.device) for name, tensor in proof.items()}
+    with torch.inference_mode(), first_token_only(model, small):
+        for batch in progress(batches, label):
+            parts, most = _batch_logits(model, batch, most)
+            found.append(torch.cat(parts))
+    return [logits.float().cpu() for logits in found]
+
+
+def in_order(parts: Sequence[Float[Tensor, "rows classes"]], encoded: Encoded) -> Float[Tensor, "rows classes"]:
+    """Return the logits of batches in the order of the rows."""
+    ordered = torch.cat(list(parts))
     logits = torch.empty_like(ordered)
-    logits[torch.tensor(order)] = ordered
+    logits[torch.tensor([row for rows in encoded.rows for row in rows])] = ordered
     return logits
 
 

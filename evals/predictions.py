@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.report import locked
 from merge.errors import TaskError
 
 if TYPE_CHECKING:
@@ -81,14 +82,15 @@ def write_predictions_table(folder: Path | str, table: PredictionTable) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                pyarrow.parquet.write_table(made, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with locked(Path(folder)):
+            try:
+                with temporary.open("wb") as file:
+                    pyarrow.parquet.write_table(made, file, compression="zstd")
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise TaskError(f"{path} cannot be written: {' '.join(str(error).split())}") from None
     return path

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evals.predict import encode_rows, predict, token_budget
+from evals.processes import Crew
 from evals.task import Rows
 from merge.checkpoint import Checkpoint
 from merge.errors import TaskError
@@ -30,10 +31,18 @@ class Predictor:
     Attributes:
         like: the checkpoint it was made for; what it loads must have its config and its tensors' shapes.
         model: on its device and in its dtype, in evaluation mode.
+        cache: whether tokens are read from the cache and kept there.
+        crew: the processes that share the work; None for this one alone.
     """
 
     like: Checkpoint
     model: Any = field(repr=False)
+    cache: bool = True
+    crew: Crew | None = None
+
+    def fits(self, checkpoint: Checkpoint) -> bool:
+        """Say whether `load` takes a checkpoint: same architecture, settings and shapes."""
+        return not _differences(self.like, checkpoint)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint's weights.
@@ -57,24 +66,36 @@ class Predictor:
             raise TaskError(f"{self.like.source}: {len(odd)} tensors do not fit; {odd[0]} is {what}. Give all by name.")
         set_weights(self.model, tensors)
 
-    def encode(self, rows: Rows, cache: bool = True) -> Encoded:
-        """Return rows for this model's device, as the tokenizer of `like` reads them."""
-        return encode_rows(self.like, rows, token_budget(self.model.device), cache)
+    def encode(self, rows: Rows, of: Checkpoint | None = None) -> Encoded:
+        """Return rows for this model's device, as the tokenizer of a checkpoint reads them; of `like` if none is given."""
+        return encode_rows(of or self.like, rows, token_budget(self.model.device), self.cache)
+
+    def steps(self, encoded: Encoded) -> int:
+        """Return how many batches this process goes through."""
+        return len(encoded.batches[:: self.crew.size if self.crew else 1])
 
     def logits(
         self, encoded: Encoded, progress: Progress = silent, label: str = "predicting"
     ) -> Float[Tensor, "rows classes"]:
         """Return the logits of every row under the weights it has now; float32, on the CPU."""
-        return predict(self.model, encoded, progress, label)
+        if self.crew is None:
+            return predict(self.model, encoded, progress, label)
+        names = tuple(sorted(self.like.written_name(name) for name in self.like.tensors))
+        return self.crew.predict(self.like.config, self.model, names, encoded, progress, label)
 
 
 def make_predictor(
-    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    checkpoint: Checkpoint,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    cache: bool = True,
+    crew: Crew | None = None,
 ) -> Predictor:
     """Return a predictor that has this checkpoint's weights.
 
     Args:
         dtype: of weights and of all that is computed; below float32, `precision_change` says what that does.
+        cache, crew: as in Predictor.
     """
     if emulated(dtype, device):
         logging.getLogger(__name__).warning(
@@ -82,7 +103,12 @@ def make_predictor(
             str(dtype).removeprefix("torch."),
             torch.device(device).type,
         )
-    return Predictor(checkpoint, build(checkpoint.config, _written(checkpoint), dtype).to(device))
+    return Predictor(checkpoint, build_written(checkpoint, dtype).to(device), cache, crew)
+
+
+def build_written(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a checkpoint's model."""
+    return build(checkpoint.config, _written(checkpoint), dtype)
 
 
 def emulated(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
@@ -131,6 +157,7 @@ def precision_change(
     count: int | None = 500,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    cache: bool = True,
 ) -> Change:
     """Return what computing in `dtype` changes against float32, measured on rows drawn at random.
 
@@ -138,7 +165,7 @@ def precision_change(
         count: how many rows are drawn; all when None.
     """
     sample = rows.sample(count, seed)
-    exact, other = (make_predictor(checkpoint, kind, device) for kind in (torch.float32, dtype))
+    exact, other = (make_predictor(checkpoint, kind, device, cache) for kind in (torch.float32, dtype))
     encoded = exact.encode(sample)
     return change(exact.logits(encoded), other.logits(encoded))
 
@@ -147,8 +174,8 @@ def _written(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {checkpoint.written_name(name): tensor for name, tensor in finite_tensors(checkpoint).items()}
 
 
-def _check_alike(like: Checkpoint, other: Checkpoint) -> None:
-    """Compare what decides the outputs besides the weights; each checkpoint's own labels may differ."""
+def _differences(like: Checkpoint, other: Checkpoint) -> list[str]:
+    """Return in what checkpoints differ that decides the outputs, besides the weights; labels may differ."""
     left, right = like.structure.settings, other.structure.settings
     faults = [
         f"{k} is {right.get(k)!r}, not {left.get(k)!r}"
@@ -158,12 +185,15 @@ def _check_alike(like: Checkpoint, other: Checkpoint) -> None:
     if like.architecture != other.architecture:
         faults = [f"it is a {other.architecture}, not a {like.architecture}"]
     shapes, found = like.shapes, other.shapes
-    faults += [
+    return faults + [
         f"{name} is {found.get(name, 'absent')}, not {shapes.get(name, 'absent')}"
         for name in sorted(shapes.keys() | found.keys())
         if shapes.get(name) != found.get(name)
     ]
-    if faults:
+
+
+def _check_alike(like: Checkpoint, other: Checkpoint) -> None:
+    if faults := _differences(like, other):
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise TaskError(
             f"{other.source} does not fit a predictor made for {like.source}: {'; '.join(faults[:3])}{more}. "

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from merge.errors import TaskError
 FORMAT = 1
 STORE, PAGE = "results.json", "index.html"
 LOCK_SECONDS = 30.0
+# What a process writes before it is renamed; found by who holds the lock, it is what a killed one left.
+LITTER = (f".{STORE}.*.tmp", f".{PAGE}.*.tmp", "predictions/.*.parquet.*.tmp")
 
 SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
 FIELDS: dict[str, dict[str, type]] = {
@@ -77,7 +79,7 @@ def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{STORE}.lock"):
+        with locked(folder):
             results = load_results(folder)
             if find(results, added["key"]) is None:
                 results = [*results, added]
@@ -110,7 +112,8 @@ def write_page(folder: Path | str) -> Path:
     html = environment.from_string(source).render(page_context(load_results(folder), folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / PAGE, html)
+        with locked(folder):
+            _replace(folder / PAGE, html)
     except OSError as error:
         raise TaskError(f"{folder / PAGE} cannot be written: {_one_line(error)}") from None
     return folder / PAGE
@@ -178,23 +181,38 @@ def _replace(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _locked(lock: Path) -> Iterator[None]:
-    """Hold the lock file: only one process can create it. Waits LOCK_SECONDS for another to delete it."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        with suppress(FileExistsError):
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            break
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a results folder, which one process at a time can; waits LOCK_SECONDS for another to be done.
+
+    The lock is the kernel's: that of a killed process is gone with it, and the half-written files that it left are cleared.
+    """
+    lock, deadline = folder / f"{STORE}.lock", time.monotonic() + LOCK_SECONDS
+    while (handle := _taken(lock)) is None:
         if time.monotonic() > deadline:
-            raise TaskError(
-                f"{lock} has been there for {LOCK_SECONDS:g} s: another process is writing, or one was killed. "
-                "Delete it if nothing is running."
-            )
+            raise TaskError(f"{lock} has been held for {LOCK_SECONDS:g} s: another process is writing. Try again.")
         time.sleep(0.01)
     try:
+        for litter in [found for pattern in LITTER for found in folder.glob(pattern)]:
+            litter.unlink(missing_ok=True)
         yield
     finally:
         lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _taken(lock: Path) -> int | None:
+    """Return the open lock file if it could be locked, and is still the one that others will open."""
+    import fcntl
+
+    handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(handle)
+    return None
 
 
 def _one_line(error: Exception) -> str:

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from evals.answers import SETTINGS, data_options, json_text, known_results, listed, read_rows, show, stored_result
+from evals.answers import (
+    SETTINGS,
+    check_forms,
+    data_options,
+    json_text,
+    listed,
+    model_options,
+    show,
+    show_tables,
+    table_option,
+)
+from evals.choice import ALL
+from evals.scoring import score_all
 from merge.errors import UsageError, nearest
-from merge.terminal import common_options, progress, set_verbosity
+from merge.terminal import common_options, set_verbosity
 
-if TYPE_CHECKING:
-    from evals.task import EvalTask
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def score_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command that scores models."""
+    command = click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="float32",
+        show_default=True,
+        help="What models compute in; below float32 a note says how many decisions that changes.",
+    )(command)
+    for add in (model_options, data_options, table_option, common_options):
+        command = add(command)
+    return command
 
 
 @click.command(context_settings=SETTINGS)
@@ -25,9 +50,15 @@ if TYPE_CHECKING:
     "--format", "form", type=click.Choice(["table", "official"]), default="table", show_default=True, help="Text form."
 )
 @click.option("--detail", is_flag=True, help="Also print accuracy per subcase and per template.")
-@data_options
-@common_options
-def hans(models: tuple[str, ...], predictions: Path | None, form: str, **options: Any) -> None:
+@click.option(
+    "--write-predictions",
+    "written",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write the model's predictions as the authors' scorer reads them.",
+)
+@score_options
+def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: Path | None, **options: Any) -> None:
     """Score MODELS on HANS: by which strategy do they infer?
 
     Without --data the 30 subcases are generated from the HANS grammar, 1,000 pairs each. Models with three NLI labels
@@ -37,54 +68,70 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, **options
     Examples:
       evaluate-models hans merged/ a/ b/ -o report
       evaluate-models hans a/ --data heuristics_evaluation_set.txt
-      evaluate-models hans --predictions bert_preds.txt
+      evaluate-models hans a/ --write-predictions preds.txt
+      evaluate-models hans --predictions preds.txt
     """
     from evals.tasks import find_task
 
     set_verbosity(options["verbose"])
-    if form == "official" and options["as_json"]:
-        raise UsageError("--format official and --json are two forms of one answer; choose one.")
+    check_forms(options, official=form == "official")
     if predictions is not None:
-        _score_predictions(predictions, models, options, form)
+        _score_predictions(predictions, models, {**options, "write-predictions": written}, form)
         return
     if form == "official" and len(models) > 1:
         raise UsageError(f"--format official prints the scores of one model without its name; found {len(models)}.")
-    show(_score_all(find_task("hans"), models, options), options, form if form == "official" else "hans")
+    if written is not None and len(models) > 1:
+        raise UsageError(f"--write-predictions writes those of one model; found {len(models)}.")
+    task = find_task("hans")
+    scored = score_all([task], models, options)
+    if written is not None:
+        from evals.hans_scores import write_predictions
+
+        table = scored[0].predictions(options["output"])
+        write_predictions(written, table.ids, [task.labels[k] for k in table.predicted.tolist()])
+        if not options["quiet"]:
+            click.echo(f"wrote {written}", err=True)
+    show([one.record for one in scored], options, form if form == "official" else "hans")
 
 
 @click.command(context_settings=SETTINGS)
 @click.argument("task")
 @click.argument("models", nargs=-1)
-@data_options
-@common_options
+@score_options
 def glue(task: str, models: tuple[str, ...], **options: Any) -> None:
-    """Score MODELS on a GLUE TASK.
+    """Score MODELS on a GLUE TASK, on several (TASK,TASK), or on all whose labels fit (all).
 
     cola, sst2, mrpc, qqp, stsb, mnli (matched), mnli_mismatched, qnli, rte, wnli; on their development sets. --data takes
-    GLUE's own folders and files (dev.tsv) as well as .jsonl, .csv and .parquet.
+    GLUE's own folders and files (dev.tsv) as well as .jsonl, .csv and .parquet; for several tasks, the folder of theirs.
 
     \b
     Examples:
       evaluate-models glue mnli merged/ a/ b/ --data validation_matched.jsonl -o report
       evaluate-models glue cola merged/ a/ b/ --data glue_data/
+      evaluate-models glue all merged/ a/ b/ --data glue_data/ --table markdown
     """
     from evals.tasks import GLUE, TASK_FILE, TASKS
 
     set_verbosity(options["verbose"])
-    if task not in GLUE:
-        elsewhere = task in TASKS or task.lower().endswith(TASK_FILE)
-        advice = f" evaluate-models score {task} takes it." if elsewhere else " For others: evaluate-models tasks."
-        raise UsageError(f"unknown task {task!r} of GLUE.{nearest(task, GLUE)}{advice}")
-    show(_score_all(GLUE[task], models, options), options, "scores")
+    check_forms(options)
+    names = tuple(GLUE) if task == ALL else listed(task, "TASK") or ()
+    for name in names:
+        if name not in GLUE:
+            elsewhere = name in TASKS or name.lower().endswith(TASK_FILE)
+            advice = f" evaluate-models score {name} takes it." if elsewhere else " For others: evaluate-models tasks."
+            raise UsageError(f"unknown task {name!r} of GLUE.{nearest(name, GLUE)}{advice}")
+    scored = score_all([GLUE[name] for name in dict.fromkeys(names)], models, options, task == ALL)
+    show([one.record for one in scored], options, "scores")
 
 
 @click.command(context_settings=SETTINGS)
 @click.argument("task")
 @click.argument("models", nargs=-1)
-@data_options
-@common_options
+@score_options
 def score(task: str, models: tuple[str, ...], **options: Any) -> None:
     """Score MODELS on a TASK: one that evaluate-models tasks lists, or a file of your own (.yaml).
+
+    Several are TASK,TASK, and all whose labels fit are `all`; --data is then a folder of their folders.
 
     \b
     A task file holds:
@@ -103,14 +150,18 @@ def score(task: str, models: tuple[str, ...], **options: Any) -> None:
       evaluate-models score reviews.yaml merged/ a/ b/
       evaluate-models score snli a/ --labels contradiction,entailment,neutral
     """
-    from evals.tasks import find_task
+    from evals.tasks import TASKS, find_task
 
     set_verbosity(options["verbose"])
-    found = find_task(task)
-    show(_score_all(found, models, options), options, "hans" if found.name == "hans" else "scores")
+    check_forms(options)
+    names = tuple(TASKS) if task == ALL else listed(task, "TASK") or ()
+    found = [find_task(name) for name in dict.fromkeys(names)]
+    records = [one.record for one in score_all(found, models, options, task == ALL)]
+    show(records, options, "hans" if all(record.get("hans") for record in records) else "scores")
 
 
 @click.command(context_settings=SETTINGS)
+@table_option
 @common_options
 def tasks(**options: Any) -> None:
     """List the tasks: their classes in integer order, their scores, and where their rows come from.
@@ -120,11 +171,12 @@ def tasks(**options: Any) -> None:
       evaluate-models tasks
       evaluate-models tasks --json
     """
-    from evals.tables import Row, plain_table
+    from evals.tables import Row
     from evals.task import METRICS
     from evals.tasks import TASKS
 
     set_verbosity(options["verbose"])
+    check_forms(options)
     listing = [
         {"name": t.name, "labels": list(t.labels), "metrics": list(METRICS[t.metric]), "source": t.source}
         for t in TASKS.values()
@@ -135,51 +187,20 @@ def tasks(**options: Any) -> None:
     rows: list[Row] = [["task", "labels", "scores", "source"]]
     for t in TASKS.values():
         rows.append([t.name, ", ".join(t.labels) or "a number", ", ".join(METRICS[t.metric]), t.source])
-    click.echo(plain_table(rows))
+    show_tables([rows], options["table"])
     if not options["quiet"]:
         click.echo(
             "note: --data FILE reads any of them from a file; --data in the last column: it has no other", err=True
         )
 
 
-def _score_all(task: EvalTask, models: Sequence[str], options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Score every model on the task's rows, taking from the results folder what it already holds."""
-    if not models:
-        raise UsageError("no models given. Example: evaluate-models hans merged/ a/ b/")
-    stated, shown = listed(options["labels"], "--labels"), progress(options["quiet"])
-    if task.regression and stated is not None:
-        raise UsageError(f"--labels names classes; {task.name} asks for a number and has none. Leave it out.")
-
-    from evals.measure import named, score_key, score_model
-    from evals.predict import match_labels
-    from evals.predictions import has_predictions
-    from evals.report import add_result
-    from merge.checkpoint import open_checkpoint
-
-    checkpoints = [open_checkpoint(model) for model in models]
-    for checkpoint in checkpoints:
-        match_labels(task, checkpoint, stated)
-    known = known_results(options)
-    rows = read_rows(task, options)
-    records: list[dict[str, Any]] = []
-    for checkpoint in checkpoints:
-        said = {"model": named(checkpoint), "data": rows.data, "split": rows.split}
-        record = stored_result([*known, *records], score_key(checkpoint, task, rows, stated), said, options["output"])
-        if record is None or (options["output"] and not has_predictions(options["output"], record)):
-            record = score_model(checkpoint, task, rows, stated, shown, options["output"], options["seed"])
-            if options["output"]:
-                add_result(options["output"], record)
-        records.append(record)
-    return records
-
-
 def _score_predictions(path: Path, models: Sequence[str], options: dict[str, Any], form: str) -> None:
     from evals.hans_scores import gold_by_position, official_text
     from evals.hans_scores import score as score_pairs
-    from evals.tables import hans_rows, part_rows, plain_table
+    from evals.tables import hans_rows, part_rows
     from evals.tasks.hans import read_pairs, read_predictions
 
-    flags = [f"--{name}" for name in ("labels", "limit", "output", "force") if options[name]]
+    flags = [f"--{name}" for name in ("labels", "limit", "output", "force", "write-predictions") if options[name]]
     if models or flags:
         said = ["models"] * bool(models) + flags
         raise UsageError(f"--predictions scores a file; it takes no {', '.join(said)}.")
@@ -195,8 +216,5 @@ def _score_predictions(path: Path, models: Sequence[str], options: dict[str, Any
         click.echo(official_text(table), nl=False)
     else:
         record = {"model": {"name": path.name}, "hans": table.to_json()}
-        click.echo(plain_table(hans_rows([record])))
-        if options["detail"]:
-            click.echo(plain_table(part_rows([record], "subcases")))
-        if table.templates and options["detail"]:
-            click.echo(plain_table(part_rows([record], "templates")))
+        parts = ["subcases", *(["templates"] if table.templates else [])] if options["detail"] else []
+        show_tables([hans_rows([record]), *(part_rows([record], part) for part in parts)], options["table"])

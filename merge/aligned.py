@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from merge.alignment import AS_MERGED, MANY, aligner, many_aligner
 from merge.architectures import spec_for
 from merge.checkpoint import Checkpoint
+from merge.choices import choices, decide
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.head_plan import HeadPlan
 from merge.material import Material, finite_tensors, read_material
@@ -23,8 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from merge.alignment.choice import Choice
-    from merge.alignment.pair import Alignment, Batch, Matcher, Pair
+    from merge.alignment.pair import Alignment, Batch, Pair
     from merge.alignment.proof import Proof
+    from merge.alignment.quality import Quality
     from merge.permutation import Permutation
     from merge.spec import PermutationSpec
     from merge.transform import Transform
@@ -41,6 +41,7 @@ class Aligned:
         transform: of its units, classes aside.
         spec: which the transform is read by.
         moved: kind of axis -> (units that change place, units).
+        quality: how alike the units are that it put in one place; None where one common start said that nothing has to move.
     """
 
     source: str
@@ -52,10 +53,14 @@ class Aligned:
     transform: Transform
     spec: PermutationSpec
     moved: Mapping[str, tuple[int, int]]
+    quality: Quality | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures for the manifest."""
-        candidates = [{"axes": list(c.alignment.kinds), "by": c.by, "score": c.score} for c in self.choice.candidates]
+        choice, names = self.choice, ("by", "basis", "rotated", "score")
+        candidates = [
+            {"axes": list(c.alignment.kinds), **{name: getattr(c, name) for name in names}} for c in choice.candidates
+        ]
         return {
             "model": self.source,
             "reference": self.reference,
@@ -63,21 +68,31 @@ class Aligned:
             "candidates": candidates,
             "score": self.choice.score,
             "kept": list(self.choice.kept.alignment.kinds),
+            "kept_by": choice.kept.by,
+            "kept_basis": choice.kept.basis,
+            **({} if choice.start is None else {"common_start": choice.start.to_json()}),
             "objective": list(self.choice.kept.alignment.objective),
             "moved": {kind: list(counts) for kind, counts in self.moved.items()},
             "maps": sorted(self.transform.maps),
             "proof": asdict(self.proof),
+            **({} if self.quality is None else {"quality": self.quality.to_json()}),
         }
 
 
 @dataclass(frozen=True)
 class Alignments:
-    """What takes each checkpoint to the reference's units, None for one that stays, and what was done for it."""
+    """What takes each checkpoint to the reference's units, None for one that stays, and what was done for it.
+
+    Attributes:
+        rotated: choices that rotate the residual stream of models whose norms are folded, which these are not: nothing
+            else was done then.
+    """
 
     transforms: tuple[Transform | None, ...]
     aligned: tuple[Aligned, ...]
     calibration: str | None
     notes: tuple[str, ...]
+    rotated: tuple[Choice, ...] = ()
 
 
 def align_all(
@@ -87,6 +102,8 @@ def align_all(
     labels: Sequence[Permutation | None],
     heads: HeadPlan,
     progress: Progress = silent,
+    rotate: bool = False,
+    decided: Sequence[Choice] = (),
 ) -> Alignments:
     """Return what aligns every checkpoint to the recipe's reference, each proved on its own model.
 
@@ -95,33 +112,47 @@ def align_all(
         spec: of the reference.
         labels: what brings the classes of each into one order; applied before anything is compared.
         heads: which models go on with a head that others do not have.
+        rotate: whether auto may choose to rotate the residual stream, for which models have to be prepared.
+        decided: what auto chose for each model that moves, before they were.
     Raises:
         AlignmentError, CalibrationError, SpecError: from the alignment.
     """
+    from merge.alignment.quality import match_quality
     from merge.inputs import random_inputs
 
     entry, at = recipe.align, reference_of(recipe.align, checkpoints)
     spec, stand_in = _without_pooler(_spec_moved(spec, entry), checkpoints[at])
     spec.fit(checkpoints[at].shapes)
-    material = read_material(entry, recipe.seed, checkpoints[at])
-    inputs = material.batches or random_inputs(checkpoints[at].config, recipe.seed)
+    read = cache(partial(read_material, entry, recipe.seed, checkpoints[at]))
     moving = [k for k in range(len(checkpoints)) if k != at] or [at]
-    pairs = _pairs(recipe, checkpoints, spec, labels, stand_in, material, progress)
+    pairs = _pairs(recipe, checkpoints, spec, labels, stand_in, read, progress)
     transforms: list[Transform | None] = [None] * len(checkpoints)
     aligned: list[Aligned] = []
-    for k, pair, choice in _choices(entry, at, moving, pairs):
+    if not decided and entry.by == "auto":
+        decided = decide(entry, at, moving, pairs, rotate)
+        if rotate and all(choice.kept.rotated for choice in decided):
+            return Alignments(tuple(transforms), (), None, (), tuple(decided))
+    for k, pair, choice in choices(entry, at, moving, pairs, decided):
         kept = choice.kept.alignment
+        inputs = () if choice.common else read().batches or random_inputs(checkpoints[at].config, recipe.seed)
         found, own, proof = kept.transform, spec, _proved(pair, kept.transform, inputs)
         if not heads.whole and k < len(heads.models) and heads.carried[k] is not heads.merged[k]:
             found, own, proof = _carry(heads.carried[k], found, inputs)
-        transforms[k] = found
+        transforms[k] = None if choice.common else found
         if kept.reference_maps:
             transforms[at] = _moved_reference(pair, kept, inputs, len(moving))
-        by, to = entry.apply or entry.by, checkpoints[at].source
-        aligned.append(
-            Aligned(checkpoints[k].source, to, by, k, choice, proof, found, own, _moved_by_kind(pair, found))
-        )
-    return Alignments(tuple(transforms), tuple(aligned), material.source, material.notes)
+        names = checkpoints[k].source, checkpoints[at].source, entry.apply or entry.by
+        quality = None if choice.common else match_quality(pair, kept)
+        aligned.append(Aligned(*names, k, choice, proof, found, own, _moved_by_kind(pair, found), quality))
+    told = read() if read.cache_info().currsize else Material((), None, ())
+    return Alignments(tuple(transforms), tuple(aligned), told.source, (*told.notes, *_notes(aligned)))
+
+
+def _notes(aligned: Sequence[Aligned]) -> Iterator[str]:
+    """Yield what is to be said of choices and their quality."""
+    for one in aligned:
+        for note in (*one.choice.notes, *(one.quality.notes if one.quality else ())):
+            yield f"{one.source}: {note}"
 
 
 def reference_of(entry: AlignEntry, checkpoints: Sequence[Checkpoint]) -> int:
@@ -151,10 +182,13 @@ def _pairs(
     spec: PermutationSpec,
     labels: Sequence[Permutation | None],
     stand_in: Mapping[str, Tensor],
-    material: Material,
+    read: Callable[[], Material],
     progress: Progress,
-) -> Callable[[int, int], Pair]:
-    """Return what makes the pair of two checkpoints by their places; a model that was read last is not read again."""
+) -> Callable[..., Pair]:
+    """Return what makes the pair of two checkpoints by their places; a model that was read last is not read again.
+
+    With text=False it has none, and none is read.
+    """
     from merge.alignment.pair import Pair, Settings
     from merge.permutation import apply
 
@@ -167,86 +201,24 @@ def _pairs(
         own, order = finite_tensors(checkpoints[k]), labels[k]
         return (own if order is None else apply(spec, order, own)) | dict(stand_in)
 
-    def pair(a: int, b: int) -> Pair:
+    def pair(a: int, b: int, text: bool = True) -> Pair:
         config, name = reference.config, reference.written_name
+        material = read() if text else Material((), None, ())
         told = (material.labels, material.mask_token, material.special_tokens)
         return Pair(spec, tensors(a), tensors(b), config, name, material.batches, progress, settings, *told)
 
     return pair
 
 
-def _choices(
-    entry: AlignEntry, at: int, moving: Sequence[int], pairs: Callable[[int, int], Pair]
-) -> Iterator[tuple[int, Pair, Choice]]:
-    """Yield (place, pair with the reference, what was chosen) of every checkpoint that moves."""
-    from merge.alignment.choice import choose, fixed
-
-    if entry.by in MANY:
-        all_pairs = [pairs(at, k) for k in moving]
-        found = many_aligner(entry.by)([_canonical(pair) for pair in all_pairs], _kinds(entry, all_pairs[0]))
-        yield from ((k, pair, fixed(one, entry.by)) for k, pair, one in zip(moving, all_pairs, found, strict=True))
-        return
-    for k in moving:
-        pair = pairs(at, k)
-        if entry.apply is not None:
-            yield k, pair, fixed(_repeated(entry.apply, pair), entry.apply)
-            continue
-        matchers: dict[str, Matcher] = {
-            entry.by: aligner(entry.by)(pair if entry.by in AS_MERGED else _canonical(pair))
-        }
-        yield k, pair, choose(pair, matchers, _stated_kinds(entry, pair))
-
-
-def _canonical(pair: Pair) -> Pair:
-    """Return the pair as it is compared: without what the outputs cannot show."""
-    from merge.gauges import canonical
-
-    a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
-    return replace(pair, a=a, b=b)
-
-
-def _stated_kinds(entry: AlignEntry, pair: Pair) -> frozenset[str] | None:
-    """Return the kinds of axes that were asked to move; None where they are to be chosen."""
-    from merge.alignment.choice import streams
-
-    if entry.axes is not None:
-        return frozenset(entry.axes)
-    if entry.residual is None:
-        return None
-    everything = frozenset(pair.kinds())
-    return everything - streams(everything) if entry.residual == "identity" else everything
-
-
-def _kinds(entry: AlignEntry, pair: Pair) -> frozenset[str]:
-    stated = _stated_kinds(entry, pair)
-    return frozenset(pair.kinds()) if stated is None else stated
-
-
-def _repeated(path: str, pair: Pair) -> Alignment:
-    """Return the alignment of an earlier run."""
-    from merge.alignment.pair import Alignment
-    from merge.permutation import identity
-    from merge.transform import load_transform
-
-    found = load_transform(pair.spec, Path(path).expanduser())
-    still = identity(pair.spec, pair.shapes).indices
-    off = sorted(
-        axis for axis, index in still.items() if found.permutation.indices.get(axis, index).shape != index.shape
-    )
-    if off or set(still) != set(found.permutation.indices):
-        raise AlignmentError(
-            f"{path} was made for a model of another size or head (axis {(off or sorted(still))[0]!r})."
-        )
-    kinds = {pair.spec.kind(axis) for axis, (moved, _) in found.permutation.moved().items() if moved}
-    kinds |= {pair.spec.kind(axis) for axis in found.maps}
-    return Alignment(found.permutation, tuple(kind for kind in pair.kinds() if kind in kinds), (), found.maps)
-
-
 def _proved(pair: Pair, transform: Transform, inputs: tuple[Batch, ...]) -> Proof:
-    from merge.alignment.proof import prove
+    from merge.alignment.proof import Proof, prove
     from merge.transform import apply_transform
 
-    return prove(pair, apply_transform(pair.spec, transform, pair.b), transform, inputs)
+    if not inputs:
+        return Proof(0.0, pair.spec.bound, 0, tuple(pair.spec.outputs))
+    # Maps are proved in float64: in the dtype of the checkpoint they round what they act on.
+    b = {n: t.double() if transform.maps and t.is_floating_point() else t for n, t in pair.b.items()}
+    return prove(replace(pair, b=b), apply_transform(pair.spec, transform, b), transform, inputs)
 
 
 def _moved_reference(pair: Pair, kept: Alignment, inputs: tuple[Batch, ...], moving: int) -> Transform:

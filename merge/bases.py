@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from merge.aligned import Aligned, align_all
+from merge.aligned import Aligned, Alignments, align_all
 from merge.architectures import spec_for, spec_note
 from merge.checkpoint import Checkpoint
 from merge.errors import MismatchError
-from merge.head_plan import HeadPlan, plan_heads
+from merge.head_plan import plan_heads
 from merge.heads import class_names, is_generic, label_order
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.sentence_transformers import module_lines
 
 if TYPE_CHECKING:
+    from merge.alignment.choice import Choice
     from merge.permutation import Permutation
     from merge.spec import PermutationSpec
     from merge.transform import Transform
@@ -34,6 +35,8 @@ class Bases:
         aligned: what alignment did to each model but the reference.
         calibration: what text was used.
         specs: for each model the spec that its transform is read by, where heads make them differ.
+        rotated: what auto chose, where it rotates the residual stream: models have to be prepared for it, and nothing was
+            moved yet.
     """
 
     spec: PermutationSpec | None
@@ -44,6 +47,7 @@ class Bases:
     calibration: str | None = None
     notes: tuple[str, ...] = ()
     specs: tuple[PermutationSpec, ...] = ()
+    rotated: tuple[Choice, ...] = ()
 
     def spec_of(self, model: int) -> PermutationSpec | None:
         """Return the spec of one model's tensors, its head and modules included."""
@@ -51,10 +55,17 @@ class Bases:
 
 
 def find_bases(
-    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None = None, progress: Progress = silent
+    recipe: Recipe,
+    models: Sequence[Checkpoint],
+    base: Checkpoint | None = None,
+    progress: Progress = silent,
+    rotate: bool = False,
+    decided: Sequence[Choice] = (),
 ) -> Bases:
     """Match classes by name and, if the recipe says so, align every model, and the base, to the first model.
 
+    Args:
+        rotate, decided: as `merge.aligned.align_all` takes them.
     Raises:
         MismatchError: label sets differ, or the base is of another architecture than the models to be aligned.
         SpecError, AlignmentError, CalibrationError: from the alignment.
@@ -85,7 +96,8 @@ def find_bases(
     )
     bases = Bases(spec, labels, tuple(map(_as_transform, labels)), notes=notes)
     if recipe.align.moves:
-        bases = _with_alignments(recipe, checkpoints, bases, spec, heads, progress)
+        done = align_all(recipe, checkpoints, spec, labels, heads, progress, rotate, decided)
+        bases = replace(_with_alignments(bases, done), rotated=done.rotated)
     if any(transform is not None for transform in bases.transforms):
         bases = replace(bases, specs=tuple(map(_whole_spec, heads.carried)))
     if not alike:
@@ -100,18 +112,10 @@ def _as_transform(labels: Permutation | None) -> Transform | None:
     return None if labels is None else Transform(labels, {})
 
 
-def _with_alignments(
-    recipe: Recipe,
-    checkpoints: Sequence[Checkpoint],
-    bases: Bases,
-    spec: PermutationSpec,
-    heads: HeadPlan,
-    progress: Progress,
-) -> Bases:
+def _with_alignments(bases: Bases, done: Alignments) -> Bases:
     """Return the bases with every model's units brought to the reference's, behind its classes."""
     from merge.transform import compose
 
-    done = align_all(recipe, checkpoints, spec, bases.labels, heads, progress)
     transforms = tuple(
         found if labels is None or found is None else compose(found, labels)
         for found, labels in zip(done.transforms, bases.transforms, strict=True)

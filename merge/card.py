@@ -144,20 +144,55 @@ def _alignment(facts: Mapping[str, Any]) -> list[str]:
     lines = []
     for a in facts["alignment"]:
         kept = ", ".join(a["kept"]) or "nothing"
+        if (start := a.get("common_start")) and start["common"]:
+            lines.append(
+                f"`{a['model']}` was kept as it is: it and the first model have one common start ({start['says']})."
+            )
+            continue
         lines.append(f"`{a['model']}` was aligned to the first model by {a['by']}; axes moved: **{kept}**.")
         if a["score"]:
-            lines += ["", f"| axes | {a['score']} |", "| --- | --- |"]
-            lines += [f"| {', '.join(c['axes']) or 'nothing'} | {c['score']:.4g} |" for c in a["candidates"]]
+            lines += ["", f"| axes | matched by | inside heads | {a['score']} |", "| --- | --- | --- | --- |"]
+            lines += [
+                f"| {', '.join(c['axes']) or 'nothing'}{' (rotated)' * c['rotated']} | {c['by'] or ''} | {c['basis'] or ''} "
+                f"| {c['score']:.4g} |"
+                for c in a["candidates"]
+            ]
         moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in a["moved"].items())
-        lines += ["", f"Units that changed place: {moved}.", ""]
+        lines += ["", f"Units that changed place: {moved}.", "", *_quality(a.get("quality")), ""]
         p = a["proof"]
         lines.append(
             f"Proof: before any averaging, the aligned model's {', '.join(p['outputs'])} equalled its own to {p['error']:.1e} "
             f"standard deviations (bound {p['bound']:g}, float64, {p['texts']} texts)."
         )
+    if repair := facts.get("repair"):
+        said = "; ".join(f"{k['kind']} {_share(k['before'])} of it, now {_share(k['after'])}" for k in repair["kinds"])
+        lines += [
+            "",
+            f"Repair: units had lost variance against the models (median unit): {said or 'none was repaired'}.",
+        ]
     if lines and facts["calibration"]:
         lines += ["", f"Calibration text: {facts['calibration']}."]
     return lines
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _quality(quality: Mapping[str, Any] | None) -> list[str]:
+    """Return how alike the matched units are; nothing for a run that did not measure it."""
+    if quality is None:
+        return []
+    lines = [f"| axes | {quality['measure']} | random units | shuffled scores | p | in place | moved by |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {k['kind']} | {k['score']:.3f} | {k['random']:.3f} | {k['shuffled']:.3f} | {k['p']:.3f} | {k['still']:.0%} "
+        f"| {quality['groups'][k['kind']]} |"
+        for k in quality["kinds"]
+    ]
+    before, after = quality["distance"]
+    text = "Of units matched at random, and of the same scores matched in random order: what chance makes of them."
+    return [*lines, "", f"{text} Distance of canonical weights, |A - B| / |A|: {before:.3f}, aligned {after:.3f}."]
 
 
 def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[str]:

@@ -351,21 +351,24 @@ def _aligned_text(aligned: Aligned) -> list[str]:
     choice, kept = aligned.choice, aligned.choice.kept
     to = "" if aligned.reference == aligned.source else f" to {aligned.reference}"
     lines = [f"aligned {aligned.source}{to} by {aligned.by}"]
+    if choice.common:
+        return [*lines, f"  {choice.start}"]
     if choice.score:
-        width = max(len(c.name) for c in choice.candidates)
-        lines.append(f"  {'axes that move':<{width}}  {choice.score}")
-        for candidate in choice.candidates:
-            mark = "  <- kept" if candidate is kept else ""
-            lines.append(f"  {candidate.name:<{width}}  {candidate.score:.4f}{mark}")
+        head, *body = choice.table()
+        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+        for row, candidate in zip((head, *body), (None, *choice.candidates), strict=True):
+            cells = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+            lines.append(f"  {cells}  <- kept" if candidate is kept else f"  {cells}".rstrip())
     else:
         lines.append(f"  axes that move: {kept.name} (not scored)")
     objective = kept.alignment.objective
     if objective:
-        unit = "mean correlation of matched units" if aligned.by == "activations" else "objective per sweep"
+        unit = "mean correlation of matched units" if kept.by == "activations" else "objective per sweep"
         lines.append(f"  {unit}: {' -> '.join(f'{value:.4f}' for value in objective)}")
     moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in aligned.moved.items())
     proof = aligned.proof
     lines.append(f"  units that changed place: {moved}")
+    lines += [f"  {line}" for line in (aligned.quality.table() if aligned.quality else ())]
     lines.append(
         f"  proof: {aligned.source} aligned equals itself to {proof.error:.1e} standard deviations of its "
         f"{', '.join(proof.outputs)} (bound {proof.bound:g}, float64, {proof.texts} texts)"

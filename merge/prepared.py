@@ -1,4 +1,6 @@
-"""Prepared: models rewritten before they are aligned, without a change of their function, as checkpoints of their own.
+"""Prepared: models rewritten before they are aligned, as checkpoints of their own; their function stays.
+
+The one exception is `resized`: transport carries a model of other widths into the reference's, approximately.
 
 Folding the gains of norms and keeping canonical weights change tensors that the engine would read as they are stored.
 What is written here lies in a temporary folder beside the output and goes with the run.
@@ -60,6 +62,67 @@ def prepared(
         yield Prepared(tuple(written[: len(models)]), None if base is None else written[-1], tuple(notes))
 
 
+# The config entries that name the width of the feed-forward layers.
+WIDTHS = frozenset({"intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff", "encoder_ffn_dim"})
+
+
+@contextmanager
+def resized(entry: AlignEntry, models: Sequence[Checkpoint], seed: int, beside: Path) -> Iterator[Prepared]:
+    """Yield the models in the reference's feed-forward widths: by transport alone, others stay as they are.
+
+    Models that differ in more than that are left for the pre-flight to name.
+
+    Args:
+        seed: of the calibration texts, or of random inputs where there is no tokenizer.
+        beside: as `prepared` has it.
+    """
+    at = next((k for k, model in enumerate(models) if model.source == entry.reference), 0)
+    others = [k for k, model in enumerate(models) if entry.by == "transport" and _wider(models[at], model)]
+    if not others:
+        yield Prepared(tuple(models), None)
+        return
+    parent = next(folder for folder in beside.expanduser().resolve().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".resized-", dir=parent) as place:
+        found, notes = list(models), []
+        for k in others:
+            found[k], note = _resized(entry, models[at], models[k], seed, Path(place) / str(k))
+            notes.append(note)
+        yield Prepared(tuple(found), None, tuple(notes))
+
+
+def _wider(reference: Checkpoint, model: Checkpoint) -> bool:
+    """Return whether a model differs from the reference in the width of its feed-forward layers, and in no other size."""
+    if model.architecture != reference.architecture or model.tensors.keys() != reference.tensors.keys():
+        return False
+    unlike = [n for n, stored in reference.tensors.items() if model.tensors[n].shape != stored.shape]
+    settings = [{k: v for k, v in c.structure.settings.items() if k in WIDTHS} for c in (reference, model)]
+    spec = spec_for(reference.config)
+    kinds = {spec.kind(axis).rsplit("_", 1)[-1] for n in unlike for item in spec.axes(n) for axis in item.mentions()}
+    return bool(unlike) and settings[0] != settings[1] and "ffn" in kinds
+
+
+def _resized(
+    entry: AlignEntry, reference: Checkpoint, model: Checkpoint, seed: int, folder: Path
+) -> tuple[Checkpoint, str]:
+    from merge.alignment.pair import Pair
+    from merge.alignment.transport import change, transported
+    from merge.inputs import random_inputs
+    from merge.material import calibrate
+
+    a, b = without_modules(reference), without_modules(model)
+    batches = calibrate(entry, seed, reference, needed=False)[0] or random_inputs(a.config, seed)
+    pair = Pair(spec_for(a.config), finite_tensors(a), finite_tensors(b), a.config, a.written_name, batches)
+    found = transported(pair)
+    wanted = {k: v for k, v in a.structure.settings.items() if k in WIDTHS & set(a.structure.known)}
+    changed = change(pair, found.tensors, b.config)
+    said = ", ".join(dict.fromkeys(f"{plan.shape[1]} to {plan.shape[0]}" for plan in found.plans.values()))
+    note = (
+        f"not function-preserving: {model.source} was approximated, its feed-forward layers carried from {said} units; its "
+        f"outputs changed by {changed:.2g} of their standard deviation (root mean square)"
+    )
+    return _stored(model, folder, found.tensors, {**b.config, **wanted}), note
+
+
 def _rewritten(entry: AlignEntry, checkpoint: Checkpoint, folder: Path, notes: dict[str, None]) -> Checkpoint:
     from merge.gauges import canonical, fold_norms
 
@@ -75,8 +138,15 @@ def _rewritten(entry: AlignEntry, checkpoint: Checkpoint, folder: Path, notes: d
         folded = fold_norms(spec_for(config), config, tensors)
         tensors, config = folded.tensors, folded.config
         notes |= dict.fromkeys((_FOLDED, *folded.notes))
+    return _stored(checkpoint, folder, tensors, config)
+
+
+def _stored(
+    checkpoint: Checkpoint, folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> Checkpoint:
+    """Return the checkpoint with these tensors and this config, written to a folder; modules around it are copied."""
     folder.mkdir()
-    _write(folder, own, tensors, config)
+    _write(folder, without_modules(checkpoint), tensors, config)
     for file in sorted({stored.file for name, stored in checkpoint.tensors.items() if is_module_tensor(name)}):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint.folder / file, folder / file)

@@ -188,7 +188,7 @@ class AlignEntry(Record):
             norms are folded into what reads them) or identity.
         basis: what moves inside heads: permutation, or orthogonal for rotations.
         canonical: undo or keep the canonical weights that are matched.
-        restarts: further runs of weight matching from random beginnings.
+        restarts: further runs of weight matching, each from the best so far with a part of it shuffled.
         steps: of `learned` and `annealing`.
         both: let `learned` move the reference too.
         reference: the model that the others are aligned to; the first when None.
@@ -238,6 +238,8 @@ class AlignEntry(Record):
                 raise ValueError("apply repeats an alignment as it was found. Leave out by, and what belongs to it.")
         elif self.by == "none" and given:
             raise ValueError(f"{', '.join(given)} {verb} to an alignment. Add by: activations or by: weights.")
+        if self.label_column is not None and self.by != "learned":
+            raise ValueError("label_column belongs to by: learned; other alignments read no labels. Leave it out.")
         if self.axes is not None and self.residual is not None:
             raise ValueError("axes names the kinds that move, residual among them or not. Leave out one of the two.")
         return self

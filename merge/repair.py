@@ -72,10 +72,14 @@ class RepairReport:
         """What a user should know of it."""
         if not self.kinds:
             return ("repair: this architecture has no linear layers whose units can be repaired",)
-        said = "; ".join(f"{k.kind} {k.before:.2f} -> {k.after:.2f}" for k in self.kinds)
-        return (
-            f"repaired the variance of {sum(k.layers for k in self.kinds)} layers' units (of the models' own): {said}",
-        )
+        said = "; ".join(f"{k.kind} {k.before:.2f} -> {k.after:.2f}" for k in self.kinds if k.before and k.after)
+        layers, dead = sum(k.layers for k in self.kinds), sum(k.dead for k in self.kinds)
+        notes = [f"repair: variance of units as a share of the models' own, {layers} layers: {said or 'none varies'}"]
+        if dead:
+            notes.append(f"repair: {dead} units that hardly vary were left as they were")
+        if lacking := [k.kind for k in self.kinds if not k.bias]:
+            notes.append(f"repair: where layers have no bias, means are scaled and not set: {', '.join(lacking)}")
+        return tuple(notes)
 
 
 def repair(

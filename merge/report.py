@@ -31,6 +31,7 @@ class Report:
     Attributes:
         checkpoints, base: as they were aligned and merged.
         inputs: models and base as they were given.
+        repair: what a repair of the written weights did.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class Report:
     notes: tuple[str, ...]
     inputs: tuple[tuple[Checkpoint, ...], Checkpoint | None]
     statistics: Mapping[str, Sequence[Statistics]] = field(default_factory=dict)
+    repair: Mapping[str, Any] | None = None
     bytes: int = 0
     seconds: float = 0.0
 
@@ -64,6 +66,7 @@ def report_facts(report: Report, output: Output | None = None) -> dict[str, Any]
         "licences": [licence_of(c.folder / "README.md") for c in report.inputs[0]],
         "alignment": [a.to_json() for a in report.bases.aligned],
         "calibration": report.bases.calibration,
+        **({} if report.repair is None else {"repair": dict(report.repair)}),
         "statistics": {kind: [s.to_json() for s in found] for kind, found in report.statistics.items()},
         "notes": list(report.notes),
     }

@@ -21,20 +21,21 @@ from merge.engine import CommonRows, Engine, Input, Job, check_device
 from merge.evaluation import check_evaluation, evaluate
 from merge.head_plan import Output, plan_heads
 from merge.material import calibrate
+from merge.output_files import copy_files, save_alignment
 from merge.preflight import DTYPES, find_vocabulary, merged_config, preflight, vocabulary_names
-from merge.prepared import prepared
+from merge.prepared import prepared, resized
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.reload import reload_check
+from merge.repair_run import check_repair, repair_written
 from merge.report import Report, manifest, report_facts
 from merge.schedule import Schedule, make_schedule
 from merge.sentence_transformers import is_module_tensor, with_modules, without_modules
 from merge.soup import greedy_soup
-from merge.tokenizer_files import tokenizer_names
-from merge.vocabulary import config_changes, write_tokenizer
+from merge.vocabulary import config_changes
 from merge.weight_files import StoredTensor, nbytes
 from merge.weight_writer import open_writer
-from merge.writer import check_output, copy_side_files, staged, write_json
+from merge.writer import check_output, staged, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,8 +87,10 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
         # Meanwhile torch is imported and tensors are merged.
         hashes = [hashing.submit(_hash_weights, checkpoint) for checkpoint in everyone]
         try:
-            notes = preflight(models, base, recipe, output)
-            ready = stack.enter_context(prepared(recipe.align, models, base, output))
+            check_repair(recipe, models)
+            fitted = stack.enter_context(resized(recipe.align, models, recipe.seed, output))
+            notes = (*preflight(fitted.models, base, recipe, output), *fitted.notes)
+            ready = stack.enter_context(prepared(recipe.align, fitted.models, base, output))
             inputs, models, base = (models, base), ready.models, ready.base
             schedule = make_schedule(recipe, models, base)
             check_device(means.device)
@@ -97,7 +100,13 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
             if not _plain(recipe, schedule, everyone, means):
                 import_torch()
             vocabulary = find_vocabulary(recipe, models, base)
-            bases = find_bases(recipe, models, base, means.progress)
+            bases = find_bases(recipe, models, base, means.progress, rotate=True)
+            if bases.rotated:
+                recipe = _rotating(recipe)
+                ready = stack.enter_context(prepared(recipe.align, *inputs, output))
+                models, base = ready.models, ready.base
+                schedule, vocabulary = make_schedule(recipe, models, base), find_vocabulary(recipe, models, base)
+                bases = find_bases(recipe, models, base, means.progress, decided=bases.rotated)
             notes = (
                 *notes,
                 *ready.notes,
@@ -116,6 +125,11 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
     if not dry_run:
         report = dataclasses.replace(report, notes=(*report.notes, *evaluate(recipe, inputs[0], means.progress)))
     return dataclasses.replace(report, seconds=time.monotonic() - begun)
+
+
+def _rotating(recipe: Recipe) -> Recipe:
+    """Return the recipe with the rotation of the residual stream that auto chose."""
+    return recipe.model_copy(update={"align": recipe.align.model_copy(update={"residual": "rotation"})})
 
 
 def _plain(recipe: Recipe, schedule: Schedule, everyone: Sequence[Checkpoint], means: Means) -> bool:
@@ -187,7 +201,8 @@ def _write(folder: Path, report: Report, means: Means, hashes: Sequence[Future[d
             folder / output.folder, dataclasses.replace(report, schedule=schedule), output, means, hashes
         )
         total += done.bytes
-        report = dataclasses.replace(report, notes=tuple(dict.fromkeys((*report.notes, *done.notes))))
+        notes = tuple(dict.fromkeys((*report.notes, *done.notes)))
+        report = dataclasses.replace(report, notes=notes, repair=done.repair)
     return dataclasses.replace(report, bytes=total)
 
 
@@ -204,9 +219,12 @@ def _write_output(
         model = next(k for k, checkpoint in enumerate(report.checkpoints) if checkpoint.source == owner.source)
         config = {**config, **config_changes(report.vocabulary, config, model)}
     write_json(folder / "config.json", config)
-    _copy_files(folder, report, owner)
+    copy_files(folder, report, owner)
     (folder / "recipe.yaml").write_text(f"# merge-models --recipe recipe.yaml\n{recipe.to_yaml()}", encoding="utf-8")
-    _save_transforms(folder, report)
+    save_alignment(folder, report)
+    if recipe.align.repair:
+        report, repaired = repair_written(folder, report, _engine(report, _arrays(report, means)), means.progress)
+        known |= repaired
     # A model in another basis went through more hands than the layout shows.
     notes = reload_check(folder, config, owner.folder, means.recheck or recipe.align.moves)
     for found in hashes:
@@ -217,17 +235,6 @@ def _write_output(
     write_card(folder, facts)
     write_json(folder / "merge.json", manifest(facts, recipe.seed, folder, known))
     return report
-
-
-def _save_transforms(folder: Path, report: Report) -> None:
-    """Write what moved each model's units, for --apply."""
-    for aligned in report.bases.aligned:
-        if aligned.transform.is_identity or aligned.model >= len(report.checkpoints):
-            continue
-        from merge.transform import save_transform
-
-        name = "transform.safetensors" if len(report.checkpoints) <= 2 else f"transform-{aligned.model}.safetensors"
-        save_transform(aligned.spec, aligned.transform, folder / name)
 
 
 def _write_weights(
@@ -259,18 +266,6 @@ def _write_weights(
     for place, writer in writers.items():
         known |= {f"{place}/{name}".lstrip("/"): digest for name, digest in writer.hashes.items()}
     return known
-
-
-def _copy_files(folder: Path, report: Report, owner: Checkpoint) -> None:
-    """Copy a model's side files; the tokenizer is the one whose vocabulary the result has."""
-    vocabulary = report.vocabulary
-    if vocabulary is None:
-        copy_side_files(owner.folder, owner.side_files, folder)
-        return
-    everyone = [*report.checkpoints, *([] if report.base is None else [report.base])]
-    own = set(tokenizer_names(owner.folder))
-    copy_side_files(owner.folder, tuple(name for name in owner.side_files if name not in own), folder)
-    write_tokenizer(vocabulary, everyone[vocabulary.chosen].folder, folder)
 
 
 def _planned(job: Job, report: Report) -> tuple[str, tuple[int, ...]]:

@@ -21,7 +21,7 @@ from zoo.line import Contest, coolness, measure
 from zoo.methods import METHODS, SOFT, Aligned, moved, naive, straight
 from zoo.training import Training, trained
 
-from merge.alignment.pair import Pair
+from merge.alignment.pair import Pair, Settings
 from merge.architectures import spec_for
 from merge.errors import UsageError
 from merge.permutation import random
@@ -59,7 +59,7 @@ def contest(kind: str, planted: bool = False) -> Contest:
         labels = torch.randint(3, (12,), generator=generator)
     a, b = (random_tensors(config, seed, torch.float32) for seed in (0, 1))
     spec = spec_for(config)
-    pair = Pair(spec, a, b, config, str, (inputs,))
+    pair = Pair(spec, a, b, config, str, (inputs,), settings=Settings(steps=2), mask_token=4)
     if planted:
         pair = replace(pair, b=moved(replace(pair, b=a), random(spec, pair.shapes, generator)).pair.b)
     return Contest(pair, ({**inputs, "labels": labels},))
@@ -84,7 +84,7 @@ def test_every_method_leaves_the_function_of_b_alone(kind: str) -> None:
     between = contest(kind)
     scale = float(between.exact_ends[1].abs().max())
     held = [name for name in METHODS if name not in SOFT]
-    assert len(held) >= 9
+    assert len(held) >= 10
     for name in held:
         measured = measure(name, METHODS[name], between, points=3)
         assert measured.changed < 1e-6 * scale, name  # float32 tensors: a map rounds them once, a permutation never
@@ -234,3 +234,9 @@ def test_a_word_that_no_method_holds_is_named() -> None:
     assert list(select(METHODS, None)) == list(METHODS)
     with pytest.raises(UsageError, match="no method has 'weigths'"):
         select(METHODS, ["weigths"])
+
+
+def test_an_even_grid_is_refused() -> None:
+    """Half way would fall between two of its points, and the table would show another loss under that name."""
+    with pytest.raises(UsageError, match="--points is 4"):
+        measure("naive", naive, contest("bert"), points=4)

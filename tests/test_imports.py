@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a module imports only from lines above its own, a package also from itself.
 LEVELS = (
     ("errors",),
-    ("hub", "table", "progress", "cache", "gradient", "strict_yaml", "notation", "groups", "model_index"),
+    ("alignment_plot", "hub", "table", "progress", "cache", "gradient", "strict_yaml", "notation", "groups", "model_index"),
     ("model", "terminal", "hashes"),
     ("weight_files", "structure", "layer_stacks", "side_files"),
     ("arrays", "legacy_buffers", "legacy_names"),
@@ -31,7 +31,10 @@ LEVELS = (
     ("bases", "mergekit_document"),
     ("writer", "reload", "card", "verify"),
     ("prepared",),
+    ("repair_sites",),
+    ("repair",),
     ("soup", "cocktail", "evaluation", "report"),
+    ("repair_run", "output_files"),
     ("run", "edit", "mergekit_yaml", "recipe_schema"),
     ("edit_command", "statistics_command"),
     ("command", "entry"),

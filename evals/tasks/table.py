@@ -35,7 +35,7 @@ class TaskTable:
         files: what the file of the split is called in a folder, first found first; a .txt of that name is tab-separated.
         split: what those files and `source` hold.
         source: the Hub dataset (or file) read when no path is given; None where there is none.
-        folders: what the task's own folder is called in a folder of many tasks (the GLUE download).
+        folders: what the task's own folder is called in a folder of many tasks (the GLUE download); its name always may.
         coarse, aliases: other names of the classes, as in EvalTask.
         header: columns of a .tsv that has no header line.
         unlabelled: what stands for the label of a row whose annotators did not agree; such rows are left out.
@@ -159,7 +159,7 @@ class TaskTable:
             raise TaskError(f"{self.name} data {path}: there is no such file or folder; check the path.")
         if not path.is_dir():
             return path
-        found = next((file for file in self._candidates(path) if file.is_file()), None)
+        found = self.find(path)
         if found is None:
             known = ", ".join((*self.part_files, *self.files))
             expected = (
@@ -168,8 +168,12 @@ class TaskTable:
             raise TaskError(f"{self.name} data {path}: {expected}.")
         return found
 
+    def find(self, path: Path) -> Path | None:
+        """Return the task's file in a folder, or None where there is none."""
+        return next((file for file in self._candidates(path) if file.is_file()), None)
+
     def _candidates(self, path: Path) -> Iterator[Path]:
-        for folder in (path, *(path / name for name in self.folders)):
+        for folder in (path, path / self.name, *(path / name for name in self.folders)):
             for name in (*self.part_files, *self.files):
                 yield from (folder / name, folder / f"{name}.gz")
 

@@ -14,18 +14,22 @@ if TYPE_CHECKING:
 # Name -> module and function, imported when used: they need torch, and --help does not.
 ALIGNERS: dict[str, tuple[str, str]] = {
     "activations": ("merge.alignment.activations", "match_activations"),
+    "annealing": ("merge.alignment.annealing", "match_annealing"),
+    "frank-wolfe": ("merge.alignment.frank_wolfe", "match_frank_wolfe"),
     "learned": ("merge.alignment.learned", "match_learned"),
+    "sinkhorn": ("merge.alignment.sinkhorn", "match_sinkhorn"),
+    "transport": ("merge.alignment.transport", "match_transport"),
     "weights": ("merge.alignment.weights", "match_weights"),
 }
 
 # Those that match many models at once.
-MANY: dict[str, tuple[str, str]] = {}
+MANY: dict[str, tuple[str, str]] = {"universe": ("merge.alignment.universe", "match_universe")}
 
 # Those that read text.
-NEED_TEXT = frozenset({"activations", "activations+weights", "learned"})
+NEED_TEXT = frozenset({"activations", "activations+weights", "annealing", "learned"})
 
 # Those that compare models as they are merged, not their canonical forms.
-AS_MERGED = frozenset({"learned"})
+AS_MERGED = frozenset({"annealing", "learned"})
 
 
 def aligner(name: str) -> Callable[[Pair], Matcher]:

@@ -53,12 +53,16 @@ class Moments:
         self.cross += a.T @ b
         self.count += len(a)
 
-    def correlation(self) -> Float[Tensor, "m n"]:
-        """Return Pearson correlations, float64; 0 for a unit that never varies."""
+    def covariance(self) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"], Float[Tensor, " n"]]:
+        """Return covariances, and the variances of a's units and of b's; float64."""
         means = [s / self.count for s in self.sums]
         spread = [(q / self.count - m.square()).clamp_min(0) for q, m in zip(self.squares, means, strict=True)]
+        return self.cross / self.count - means[0][:, None] * means[1], spread[0], spread[1]
+
+    def correlation(self) -> Float[Tensor, "m n"]:
+        """Return Pearson correlations, float64; 0 for a unit that never varies."""
+        covariance, *spread = self.covariance()
         factor = [torch.where(v > DEAD * v.mean(), v, torch.inf).rsqrt() for v in spread]
-        covariance = self.cross / self.count - means[0][:, None] * means[1]
         return covariance * factor[0][:, None] * factor[1]
 
 
@@ -70,7 +74,7 @@ def match_activations(pair: Pair) -> Matcher:
     """
     if not pair.batches:
         raise AlignmentError("activation matching needs calibration text and a tokenizer. Use --align weights without.")
-    correlations = _correlations(pair)
+    correlations = unit_correlations(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
@@ -79,11 +83,11 @@ def match_activations(pair: Pair) -> Matcher:
     return match
 
 
-def _correlations(pair: Pair) -> Correlations:
+def unit_correlations(pair: Pair) -> Correlations:
     """Return what the units of each view correlate, averaged over its sites."""
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
     found = {}
-    for line, sites in _collect(pair).items():
+    for line, sites in collect(pair).items():
         correlation = torch.stack([site.correlation() for site in sites]).mean(0)
         names = tuple(line.split())
         rest = len(correlation) // math.prod(counts[name] for name in names if name != "-")
@@ -91,7 +95,7 @@ def _correlations(pair: Pair) -> Correlations:
     return found
 
 
-def _collect(pair: Pair) -> dict[str, list[Moments]]:
+def collect(pair: Pair) -> dict[str, list[Moments]]:
     """Run both models over the batches and return the cross-moments of every site, by the names of the levels there."""
     models = [pair.model(pair.a), pair.model(pair.b)]
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
@@ -171,7 +175,7 @@ def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Ali
     for view, correlation in correlations.items():
         if view.names[0] in movable:
             moves.setdefault(view.names[0], {})[view.names] = correlation.reshape(*view.shape, *view.shape)
-    _check_seen(movable, moves)
+    check_seen(movable, moves)
     indices = dict(still.indices)
     for move, gains in moves.items():
         indices |= {move: match_axis(gains[move,])} if (move,) in gains and len(gains) == 1 else match_blocks(gains)
@@ -180,7 +184,7 @@ def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Ali
     return Alignment(found, tuple(k for k in pair.kinds() if k in kinds), tuple(values))
 
 
-def _check_seen(movable: Sequence[str], moves: Mapping[str, Mapping[tuple[str, ...], Tensor]]) -> None:
+def check_seen(movable: Sequence[str], moves: Mapping[str, Mapping[tuple[str, ...], Tensor]]) -> None:
     """Stop at an axis that no activation shows."""
     seen = {name for gains in moves.values() for names in gains for name in names}
     for axis in movable:

@@ -8,15 +8,17 @@ nothing is always a candidate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from merge.alignment.common_start import CommonStart
 from merge.alignment.pair import Alignment, Batch, Matcher, Pair, as_transform, in_dtype
 from merge.inputs import attended
+from merge.model import set_weights
 from merge.permutation import Permutation, identity
 from merge.spec import parse
 from merge.transform import Transform, apply_transform, apply_transform_axes
@@ -30,32 +32,69 @@ SCORES = {
     "cosine": "1 - cosine to the endpoints' mean",
 }
 
-
 # The last word of a kind (text_residual is CLIP's) that says it is of the stream between the layers, or inside one.
 STREAM = frozenset({"residual", "embedding"})
 INSIDE = frozenset({"heads", "ffn", "talking"})
 
+# Scores that differ by less are the same: rounding of float32 models. The first of them is kept, which moves least.
+ROUNDING = 1e-6
+# What the endpoints say is remembered up to so many bytes; beyond, they are run again for every candidate.
+REMEMBERED = 1 << 29
+# On fewer texts, or where both endpoints together give one class to more than this share of them, scores say little.
+ENOUGH_TEXTS, ONE_SIDED = 256, 0.9
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """One alignment over some kinds of axes, the matcher that found it, and how far its midpoint is from the ensemble."""
+    """One alignment over some kinds of axes, how it was found, and how far its midpoint is from the ensemble.
+
+    Attributes:
+        by, basis: the matcher, and what it moved inside heads; None where nothing was matched or nothing was asked.
+        rotated: of models whose norms are folded, the residual stream turned.
+    """
 
     alignment: Alignment
     score: float | None
     by: str | None = None
+    basis: str | None = None
+    rotated: bool = False
 
     @property
     def name(self) -> str:
-        return ", ".join(self.alignment.kinds) or "nothing"
+        kinds = self.alignment.kinds
+        return (
+            ", ".join(f"rotated {kind}" if self.rotated and kind in streams(kinds) else kind for kind in kinds)
+            or "nothing"
+        )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidates as scored, and the one that is kept; `score` names what was measured, None if nothing was."""
+    """The candidates as scored, and the one that is kept.
+
+    Attributes:
+        score: what was measured, None if nothing was.
+        notes: what is to be said of the choice.
+        start: whether both models come of one start, where that was looked at.
+    """
 
     candidates: tuple[Candidate, ...]
     kept: Candidate
     score: str | None
+    notes: tuple[str, ...] = ()
+    start: CommonStart | None = None
+
+    @property
+    def common(self) -> bool:
+        """Whether nothing moves because both models come of one start."""
+        return self.start is not None and self.start.common
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Return what was measured as rows of text, a header first; what is the same for all candidates is left out."""
+        rows = [("axes that move", "matched by", "inside heads", self.score or "")]
+        rows += [(c.name, c.by or "", c.basis or "", f"{c.score:.4f}") for c in self.candidates]
+        told = [k for k, column in enumerate(zip(*rows[1:], strict=True)) if k in (0, 3) or len({*column} - {""}) > 1]
+        return [tuple(row[k] for k in told) for row in rows]
 
 
 def fixed(alignment: Alignment, by: str) -> Choice:
@@ -64,11 +103,13 @@ def fixed(alignment: Alignment, by: str) -> Choice:
     return Choice((only,), only, None)
 
 
+def nothing(pair: Pair) -> Candidate:
+    """Return the candidate that moves nothing."""
+    return Candidate(Alignment(identity(pair.spec, pair.shapes), (), ()), None)
+
+
 def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | None) -> Choice:
     """Return the best alignment over `axes` by any of the matchers; when axes is None, over the best choice of them.
-
-    Candidates, from little to much: nothing; what only the task head reads (the pooler, which fine-tunes of one start
-    take apart while everything below stays in one basis); that with heads and feed-forward units; everything.
 
     Without batches nothing can be scored: all axes move, by the first matcher. Nor is a single alignment scored.
     """
@@ -76,51 +117,122 @@ def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | N
     first = next(iter(matchers))
     if not pair.batches or (axes is not None and len(matchers) == 1):
         return fixed(matchers[first](everything if axes is None else axes), first)
-    nothing = Candidate(Alignment(identity(pair.spec, pair.shapes), (), ()), None)
-    inside = frozenset(k for k in everything if _word(k) in INSIDE)
+    wanted = sets_of_axes(pair) if axes is None else (axes,)
+    found = [Candidate(matcher(kinds), None, by) for by, matcher in matchers.items() for kinds in wanted]
+    ends = Ends(pair)
+    scored, kind = scores([nothing(pair), *found], pair, ends)
+    return Choice(scored, best(scored), SCORES[kind], ends.notes())
+
+
+def sets_of_axes(pair: Pair) -> tuple[frozenset[str], ...]:
+    """Return the kinds of axes that candidates move, from little to much.
+
+    What only the task head reads (the pooler, which fine-tunes of one start take apart while everything below stays in
+    one basis); that with heads and feed-forward units; everything.
+    """
+    everything = frozenset(pair.kinds())
     outside = everything - streams(everything)
-    wanted = [outside - inside, outside, everything] if axes is None else [axes]
-    found = [nothing]
-    for by, matcher in matchers.items():
-        found += [Candidate(matcher(kinds), None, by) for kinds in dict.fromkeys(wanted) if kinds]
-    values, kind = score([candidate.alignment for candidate in found], pair)
-    candidates = tuple(replace(candidate, score=value) for candidate, value in zip(found, values, strict=True))
-    return Choice(candidates, min(candidates, key=lambda c: c.score or 0.0), SCORES[kind])
+    wanted = (head_kinds(everything), outside, everything)
+    return tuple(kinds for kinds in dict.fromkeys(wanted) if kinds)
 
 
-def streams(kinds: frozenset[str]) -> frozenset[str]:
+def streams(kinds: Collection[str]) -> frozenset[str]:
     """Return the kinds of axes that are streams between the layers."""
     return frozenset(kind for kind in kinds if _word(kind) in STREAM)
+
+
+def head_kinds(kinds: Collection[str]) -> frozenset[str]:
+    """Return the kinds of axes that are neither streams nor inside layers: what the task head reads."""
+    return frozenset(kind for kind in kinds if _word(kind) not in STREAM | INSIDE)
 
 
 def _word(kind: str) -> str:
     return kind.rsplit("_", 1)[-1]
 
 
-def score(moves: Sequence[Permutation | Transform | Alignment], pair: Pair) -> tuple[list[float], str]:
+def best(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate with the lowest score; of those that differ by rounding, the first."""
+    values = [candidate.score for candidate in candidates if candidate.score is not None]
+    return next(c for c in candidates if c.score is not None and c.score <= min(values) + ROUNDING)
+
+
+class Ends:
+    """What the two models of a pair say to its batches: run once, and again only where it is too much to remember."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair, self.models = pair, (pair.model(pair.a), pair.model(pair.b))
+        self._remembered: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        self._bytes = 0
+        self._classes: dict[int, Tensor] = {}
+
+    def __call__(self, k: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the outputs of a and of b for batch k."""
+        if k in self._remembered:
+            return self._remembered[k]
+        batch = in_dtype(self.pair.batches[k], torch.float32)
+        a, b = (say(self.pair, model(**batch)) for model in self.models)
+        if list(a) == ["logits"] and a["logits"].ndim == 2 and a["logits"].shape[1] > 1:
+            self._classes[k] = (a["logits"].softmax(-1) + b["logits"].softmax(-1)).argmax(-1)
+        self._bytes += sum(out.nbytes for said in (a, b) for out in said.values())
+        if self._bytes <= REMEMBERED:
+            self._remembered[k] = a, b
+        return a, b
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be said of the texts, once all have been read: too few, or nearly all of one class."""
+        texts = sum(len(next(iter(batch.values()))) for batch in self.pair.batches)
+        notes = []
+        if texts < ENOUGH_TEXTS:
+            notes.append(
+                f"the choice of axes rests on {texts} texts only; with {ENOUGH_TEXTS} or more it is surer (--text)"
+            )
+        if self._classes:
+            counts = torch.cat(list(self._classes.values())).bincount()
+            share, at = float(counts.max() / counts.sum()), int(counts.argmax())
+            if share > ONE_SIDED:
+                name = (self.pair.config.get("id2label") or {}).get(str(at), f"LABEL_{at}")
+                notes.append(
+                    f"the calibration text is one-sided: both models together call {share:.0%} of it {name!r}, so that the "
+                    "choice of axes may not hold elsewhere. Give a random sample of all classes (--text)"
+                )
+        return tuple(notes)
+
+
+def scores(candidates: Sequence[Candidate], pair: Pair, ends: Ends) -> tuple[tuple[Candidate, ...], str]:
+    """Return the candidates with their scores, and which score it is (a key of SCORES)."""
+    values, kind = score([candidate.alignment for candidate in candidates], pair, ends)
+    return tuple(replace(c, score=value) for c, value in zip(candidates, values, strict=True)), kind
+
+
+def score(
+    moves: Sequence[Permutation | Transform | Alignment], pair: Pair, ends: Ends | None = None
+) -> tuple[list[float], str]:
     """Return the midpoint divergence of each way to move b, and which one it is (a key of SCORES).
 
-    Runs the endpoints once and one midpoint model for each of them, batch by batch. An alignment may move a as well,
-    though no axis that an output shows.
+    One midpoint model is alive at a time. An alignment may move a as well, though no axis that an output shows.
+
+    Args:
+        ends: of this pair, or of one with the same functions, where they have been asked already.
     """
-    transforms = [moved.transform if isinstance(moved, Alignment) else as_transform(moved) for moved in moves]
-    references = [moved.reference_maps if isinstance(moved, Alignment) else {} for moved in moves]
-    endpoints = pair.model(pair.a), pair.model(pair.b)
-    midpoints = [pair.model(_midpoint(pair, *both)) for both in zip(transforms, references, strict=True)]
-    totals, count, kind = [0.0] * len(transforms), 0, "kl"
+    ends = ends or Ends(pair)
+    lines = {name: parse(line) for name, line in pair.spec.outputs.items()}
+    model, found, kind = pair.model(pair.a), [], "kl"
     with torch.inference_mode():
-        for batch in pair.progress(pair.batches, "choosing which axes move"):
-            out_a, out_b = (say(pair, model(**in_dtype(batch, torch.float32))) for model in endpoints)
-            rows = 0
-            for k, (t, model) in enumerate(zip(transforms, midpoints, strict=True)):
-                moved = {
-                    name: apply_transform_axes(parse(pair.spec.outputs[name]), t, value)
-                    for name, value in out_b.items()
-                }
-                value, rows, kind = divergence(out_a, moved, say(pair, model(**in_dtype(batch, torch.float32))), batch)
-                totals[k] += float(value)
-            count += rows
-    return [total / count for total in totals], kind
+        for move in pair.progress(moves, "choosing which axes move"):
+            transform, maps = (
+                (move.transform, move.reference_maps) if isinstance(move, Alignment) else (as_transform(move), {})
+            )
+            middle = _midpoint(pair, transform, maps)
+            set_weights(model, {pair.written_name(name): tensor for name, tensor in middle.items()})
+            total, count = 0.0, 0
+            for k, batch in enumerate(pair.batches):
+                a, b = ends(k)
+                b = {name: apply_transform_axes(lines[name], transform, value) for name, value in b.items()}
+                between = say(pair, model(**in_dtype(batch, torch.float32)))
+                value, rows, kind = divergence(a, b, between, batch)
+                total, count = total + float(value), count + rows
+            found.append(total / count)
+    return found, kind
 
 
 def _midpoint(pair: Pair, t: Transform, reference_maps: Mapping[str, Tensor]) -> dict[str, Tensor]:

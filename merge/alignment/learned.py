@@ -31,9 +31,9 @@ from merge.permutation import identity
 from merge.spec import parse
 from merge.transform import Transform, apply_transform, axis_sizes, check_transform, compose
 
-RATE, TEXTS = 5e-3, 16
+RATE, TEXTS = 1e-2, 16
 LAM = (0.4, 0.6)
-# The rate was measured on matrices of this width; of wider ones more entries change, and a step should turn no further.
+# The rate was measured on models of this width; of wider matrices more entries change, and a step should turn no further.
 WIDTH = 64
 # How often the held-out texts are asked about in a run.
 CHECKS = 20
@@ -68,12 +68,15 @@ def match_learned(pair: Pair) -> Matcher:
 
 
 def start(pair: Pair) -> Matcher:
-    """Return the matcher whose alignments are learned from: the best there is without gradients."""
+    """Return the matcher whose alignments are learned from: the best there is without gradients.
+
+    Heads are turned, whatever basis was asked for: they are about to be.
+    """
     from merge.alignment import ALIGNERS, aligner
 
     by = "activations+weights" if "activations+weights" in ALIGNERS else "activations"
     a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
-    return aligner(by)(replace(pair, a=a, b=b))
+    return aligner(by)(replace(pair, a=a, b=b, settings=replace(pair.settings, basis="orthogonal")))
 
 
 def free_axes(pair: Pair, kinds: frozenset[str]) -> dict[str, Shape]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ class Settings:
 
     Attributes:
         basis: what moves inside heads: `permutation`, or `orthogonal` for rotations behind it.
-        restarts: further runs of weight matching from random beginnings, of which the best is kept.
+        restarts: further runs of weight matching, each from the best so far with a part of it shuffled.
         steps: of gradient descent, or of annealing.
         both: whether `learned` moves a as well.
         seed: of everything random.
@@ -87,6 +87,13 @@ class Pair:
     def model(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
         """Return a transformers model with these tensors, ready to run."""
         return build(self.config, {self.written_name(name): tensor for name, tensor in tensors.items()}, dtype)
+
+
+def spread(batches: Sequence[Batch], tokens: int) -> tuple[Batch, ...]:
+    """Return some of the batches, evenly spread from first to last, that hold about so many tokens; at least one."""
+    size = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
+    count = min(len(batches), max(1, round(len(batches) * tokens / max(size, 1))))
+    return tuple(batches[(2 * k + 1) * len(batches) // (2 * count)] for k in range(count))
 
 
 def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:

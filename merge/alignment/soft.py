@@ -88,6 +88,10 @@ class Relaxation:
             indices |= {move: match_axis(alone)} if alone is not None and len(own) == 1 else match_blocks(own)
         return Permutation(indices, {})
 
+    def moving(self, name: str, soft: Soft) -> list[tuple[Item, Tensor]]:
+        """Return the movable items of a tensor, each with the matrix along it."""
+        return [(item, item_matrix(item, soft)) for item in self.items[name]]
+
     def value(self, soft: Soft) -> float:
         """Return J at a soft permutation."""
         return self.gradient(soft)[0]
@@ -98,13 +102,13 @@ class Relaxation:
         sums = {n: torch.zeros(len(m), len(m), dtype=torch.float64) for n, m in soft.items()}
         for name, items in self.items.items():
             a, b = (side[name].to(self.dtype) for side in (weights.a, weights.b))
-            matrices = [item_matrix(item, soft) for item in items]
+            moving = self.moving(name, soft)
             for k, item in enumerate(items):
-                others = [(items[j], matrices[j]) for j in range(len(items)) if j != k]
+                others = moving[:k] + moving[k + 1 :]
                 gain = rows(a, item) @ rows(mixed(b, others), item).T
                 gain *= weights.scale(name)
                 if k == 0:
-                    total += float((gain.double() * matrices[0]).sum())
+                    total += float((gain.double() * moving[0][1]).sum())
                 for view in item.views:
                     if view.names in soft:
                         at = places(view).reshape(-1)

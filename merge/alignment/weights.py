@@ -34,13 +34,14 @@ SHAKEN = 1 / 3
 HEADS = ("rows", "circuits")
 
 
-def match_weights(pair: Pair, restarts: int = 0, seed: int = 0, heads: str = "rows") -> Matcher:
+def match_weights(pair: Pair, restarts: int | None = None, seed: int | None = None, heads: str = "rows") -> Matcher:
     """Return the matcher that aligns b to a by weights alone; it needs no data and is deterministic.
 
     Args:
         restarts: further descents, each from the best so far with a third of the units of the busiest axis shuffled
             (the residual, where it moves) and the axes in random order; the best of all is kept.
-        seed: of the restarts.
+            None is what the pair's settings say.
+        seed: of the restarts; None is what the pair's settings say.
         heads: what says which head is which: `rows`, the best order of the rows inside (exact for permutations), or
             `circuits`, products of weights that no basis inside heads can change.
     Raises:
@@ -48,6 +49,8 @@ def match_weights(pair: Pair, restarts: int = 0, seed: int = 0, heads: str = "ro
     """
     if heads not in HEADS:
         raise UsageError(f"heads are matched by rows or circuits, not by {heads!r}.{nearest(heads, HEADS)}")
+    restarts = pair.settings.restarts if restarts is None else restarts
+    seed = pair.settings.seed if seed is None else seed
     if restarts < 0:
         raise UsageError(f"restarts is {restarts}; it counts further descents. Give 0 or more.")
     weights = weights_of(pair)

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write_text
 from torch import Tensor
 
+from evals.barrier import barrier_key, barrier_record, measure_pair
 from evals.hans_grammar import HansPair
-from evals.measure import barrier_key, barrier_record, measure_pair, named, record_key, score_key, score_model
+from evals.measure import named, record_key, score_key, score_model
 from evals.paths.line import Curve
 from evals.predict import match_labels
 from evals.predictions import read_predictions_table
@@ -107,7 +108,7 @@ def test_ends_agree_with_the_scores_of_each_model(models: tuple[Path, Path]) -> 
     rows = rows_of()
     (curve,), _ = line(*models, rows, points=3)
     for folder, at in zip(models, (0, -1), strict=True):
-        scores = score_model(opened(folder), MNLI, rows, None)["scores"]
+        scores = score_model(opened(folder), MNLI, rows, None)[0]["scores"]
         assert abs(scores["loss"] - curve.loss[at]) < 1e-6
         assert scores["accuracy"] == curve.accuracy[at]
 
@@ -192,7 +193,7 @@ def test_the_weights_read_are_not_written_to(models: tuple[Path, Path]) -> None:
 def test_a_scores_record_says_what_was_measured_on_what(models: tuple[Path, Path], tmp_path: Path) -> None:
     """Loss and accuracy as by hand, the setting, the model by name and content; it goes into results.json and back."""
     checkpoint, rows = opened(models[0]), rows_of()
-    record = score_model(checkpoint, MNLI, rows, None)
+    record, _ = score_model(checkpoint, MNLI, rows, None)
     loss, accuracy = by_hand(models[0], rows)
     assert abs(record["scores"]["loss"] - loss) < 1e-5
     assert record["scores"]["accuracy"] == pytest.approx(accuracy, abs=1e-12)
@@ -213,7 +214,7 @@ def test_a_scores_record_says_what_was_measured_on_what(models: tuple[Path, Path
 
 def test_intervals_stand_beside_the_scores(models: tuple[Path, Path]) -> None:
     """Wilson's interval of the accuracy by scipy; the loss has none; the seed is recorded."""
-    record = score_model(opened(models[0]), MNLI, rows_of(), None, seed=7)
+    record, _ = score_model(opened(models[0]), MNLI, rows_of(), None, seed=7)
     (name,) = record["intervals"]
     hits = round(record["scores"]["accuracy"] * 40)
     expected = scipy.stats.binomtest(hits, 40).proportion_ci(method="wilson")
@@ -225,7 +226,7 @@ def test_intervals_stand_beside_the_scores(models: tuple[Path, Path]) -> None:
 def test_every_row_s_prediction_lies_beside_the_record(models: tuple[Path, Path], tmp_path: Path) -> None:
     """Logits as transformers gives them one row at a time, and what follows from them; the record names the file."""
     checkpoint, rows = opened(models[1]), rows_of()
-    record = score_model(checkpoint, MNLI, rows, None, folder=tmp_path)
+    record, _ = score_model(checkpoint, MNLI, rows, None, folder=tmp_path)
     assert record["predictions"] == f"predictions/{record['key']}.parquet"
     table = read_predictions_table(tmp_path / record["predictions"])
     assert (table.key, table.rows, table.ids) == (record["key"], rows.hash, rows.ids)
@@ -245,11 +246,11 @@ def test_a_model_that_says_one_class_is_said_to(models: tuple[Path, Path], tmp_p
     """A head that is all bias predicts class 2; without the bias predictions vary, and nothing is said."""
     tensors = random_tensors(bert_config(), 2, torch.float32)
     flat = tensors | {"classifier.weight": torch.zeros(3, 24), "classifier.bias": torch.tensor([0.0, 0.0, 1.0])}
-    record = score_model(opened(save_checkpoint(tmp_path / "flat", tensors=flat)), MNLI, rows_of(), None)
+    record, _ = score_model(opened(save_checkpoint(tmp_path / "flat", tensors=flat)), MNLI, rows_of(), None)
     assert record["notes"][:1] == ["every row was given the same prediction: contradiction"]
     steep = tensors | {"classifier.weight": 50 * tensors["classifier.weight"], "classifier.bias": torch.zeros(3)}
     checkpoint = opened(save_checkpoint(tmp_path / "steep", tensors=steep))
-    record = score_model(checkpoint, MNLI, rows_of(), None, folder=tmp_path)
+    record, _ = score_model(checkpoint, MNLI, rows_of(), None, folder=tmp_path)
     assert len(set(read_predictions_table(tmp_path / record["predictions"]).predicted.tolist())) > 1
     assert not any("same prediction" in note for note in record["notes"])
 
@@ -260,7 +261,7 @@ def test_a_task_with_a_score_of_its_own_is_scored_by_it(models: tuple[Path, Path
     checkpoint = opened(save_checkpoint(tmp_path / "two", config, seed=5))
     task = EvalTask("pairs", ("no", "yes"), lambda *_: rows, metric="mrpc")
     rows = replace(rows_of(), labels=task.labels, gold=tuple(k % 2 for k in range(40)))
-    record = score_model(checkpoint, task, rows, None, folder=tmp_path)
+    record, _ = score_model(checkpoint, task, rows, None, folder=tmp_path)
     said = read_predictions_table(tmp_path / record["predictions"]).predicted
     assert record["scores"]["f1"] == sklearn.metrics.f1_score(rows.gold, said, zero_division=0)
     assert record["scores"]["accuracy"] == sklearn.metrics.accuracy_score(rows.gold, said)
@@ -274,7 +275,7 @@ def test_a_regression_task_is_scored_by_its_one_output(tmp_path: Path) -> None:
     task = EvalTask("likeness", (), lambda *_: rows, metric="stsb")
     generator = random.Random(1)
     rows = replace(rows_of(), labels=(), gold=tuple(generator.uniform(0, 5) for _ in range(40)))
-    record = score_model(checkpoint, task, rows, None, folder=tmp_path)
+    record, _ = score_model(checkpoint, task, rows, None, folder=tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "one"))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "one")).eval()
     with torch.no_grad():
@@ -297,7 +298,7 @@ def test_a_hans_record_holds_the_table(models: tuple[Path, Path], tmp_path: Path
     )
     gold = tuple(k // 2 % 2 for k in range(40))
     rows = Rows(texts, gold, HANS.labels, "made", "test", tuple(p.pair_id for p in pairs), pairs)
-    record = score_model(opened(models[0]), HANS, rows, None)
+    record, _ = score_model(opened(models[0]), HANS, rows, None)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(models[0]))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(str(models[0])).eval()
     with torch.no_grad():
@@ -315,7 +316,7 @@ def test_a_hans_record_holds_the_table(models: tuple[Path, Path], tmp_path: Path
     assert record["intervals"]["hans_lo"]["low"] == pytest.approx(expected.low, abs=1e-12)
     kept = [k for k in range(40) if k % 2 == 1]
     pick = {name: tuple(getattr(rows, name)[k] for k in kept) for name in ("texts", "gold", "ids", "extra")}
-    without = score_model(opened(models[0]), HANS, replace(rows, **pick), None, folder=tmp_path)
+    without, _ = score_model(opened(models[0]), HANS, replace(rows, **pick), None, folder=tmp_path)
     assert "hans_lo" not in without["scores"] | without["intervals"]
     assert read_predictions_table(tmp_path / without["predictions"]).heuristics == ("subsequence",) * 20
 

@@ -13,8 +13,8 @@ import transformers
 from tiny import WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer
 from torch import Tensor
 
-from evals.measure import build_written
 from evals.predict import CPU_TOKENS, encode_rows, predict, task_logits, token_budget
+from evals.predictor import build_written
 from evals.task import Rows
 from evals.tasks import TASKS
 from merge.checkpoint import Checkpoint, open_checkpoint

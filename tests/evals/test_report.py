@@ -79,6 +79,9 @@ def curve(name: str, height: float) -> dict[str, Any]:
         "convexity_gap": height,
         "convexity_interval": [0.0, 0.5, 1.0],
         "standard_error": 0.012,
+        "temperature": [1.1 + height * x * (1 - x) for x in lam],
+        "calibrated": [0.47 + 0.7 * height * math.sin(math.pi * x) for x in lam],
+        "calibrated_barrier": 0.7 * height,
     }
 
 
@@ -203,7 +206,7 @@ def test_a_malformed_record_is_refused_before_anything_is_written(tmp_path: Path
     uneven.pop("epsilon")
     with pytest.raises(TaskError) as caught:
         add_result(tmp_path, barrier(curves=[uneven], a={"hash": "3f"}, task=7))
-    for fault in ("task should be str", "a has no name", "found [5, 2, 5]", "curve has no epsilon"):
+    for fault in ("task should be str", "a has no name", "found [5, 2, 5, 5, 5]", "curve has no epsilon"):
         assert fault in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -255,7 +258,7 @@ def test_without_the_lock_a_record_is_lost(tmp_path: Path, monkeypatch: pytest.M
             replace(path, text)
 
     monkeypatch.setattr(report, "_replace", replace_late)
-    monkeypatch.setattr(report, "_locked", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(report, "locked", lambda _: contextlib.nullcontext())
     writers = [threading.Thread(target=add_result, args=(tmp_path, scores(name))) for name in ("a/", "b/")]
     for thread in writers:
         thread.start()
@@ -279,8 +282,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process cannot tidy up: its lock stays, and the next writer says so instead of waiting for ever."""
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    """A killed process cannot tidy up: the next writer is not kept waiting by its lock, and clears what it left."""
     add_result(tmp_path, scores())
     before = store_text(tmp_path)
     process = multiprocessing.get_context("spawn").Process(target=die_while_writing, args=(str(tmp_path),))
@@ -288,12 +291,23 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: 
     process.join()
     assert process.exitcode == 9
     assert store_text(tmp_path) == before
-    monkeypatch.setattr(report, "LOCK_SECONDS", 0.05)
-    with pytest.raises(TaskError, match=r"results\.json\.lock has been there for 0\.05 s.*Delete it"):
-        add_result(tmp_path, scores("b/"))
-    (tmp_path / "results.json.lock").unlink()
+    assert len(list(tmp_path.iterdir())) == 3  # with its lock and the new text
     add_result(tmp_path, scores("b/"))
     assert len(load_results(tmp_path)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_lock_that_is_held_is_waited_for_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the test above: while its holder lives, nobody else writes."""
+    add_result(tmp_path, scores())
+    before = store_text(tmp_path)
+    monkeypatch.setattr(report, "LOCK_SECONDS", 0.05)
+    with (
+        report.locked(tmp_path),
+        pytest.raises(TaskError, match=r"results\.json\.lock has been held for 0\.05 s"),
+    ):
+        add_result(tmp_path, scores("b/"))
+    assert store_text(tmp_path) == before
 
 
 # The page
@@ -544,9 +558,12 @@ def test_curves_on_different_grids_share_one_table_of_points() -> None:
     fine, coarse = curve("fine", 1.0), curve("coarse", 0.5)
     for name in ("lam", "loss", "accuracy"):
         coarse[name] = coarse[name][::2]
+    del coarse["calibrated"], coarse["temperature"]
     rows = tables.point_rows(barrier(curves=[fine, coarse]))
     assert [row[0] for row in rows[1:]] == ["0", "0.25", "0.5", "0.75", "1"]
-    assert [row[3] for row in rows[1:]] == [coarse["loss"][0], None, coarse["loss"][1], None, coarse["loss"][2]]
+    assert rows[0][3:6] == ["fine: calibrated loss", "fine: temperature", "coarse: loss"]
+    assert [row[3] for row in rows[1:]] == fine["calibrated"]
+    assert [row[5] for row in rows[1:]] == [coarse["loss"][0], None, coarse["loss"][1], None, coarse["loss"][2]]
 
 
 def test_a_metric_that_a_task_lacks_is_an_empty_cell() -> None:

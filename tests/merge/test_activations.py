@@ -9,7 +9,7 @@ import pytest
 import torch
 from contracts.test_aligners import make_pair
 
-from merge.alignment.activations import Moments, _collect, match_activations
+from merge.alignment.activations import Moments, collect, match_activations
 from merge.errors import AlignmentError
 
 
@@ -48,9 +48,9 @@ def test_padding_is_masked_out() -> None:
             ids = batch["input_ids"].clone()
             ids[::2, place] = (ids[::2, place] + 1) % 18
             changed.append({**batch, "input_ids": ids})
-        return _collect(replace(pair, batches=tuple(changed)))["ffn0"][0].correlation()
+        return collect(replace(pair, batches=tuple(changed)))["ffn0"][0].correlation()
 
-    plain = _collect(replace(pair, batches=batches))["ffn0"][0].correlation()
+    plain = collect(replace(pair, batches=batches))["ffn0"][0].correlation()
     assert batches[0]["attention_mask"][0, -6:].sum() == 0
     assert torch.allclose(correlations(slice(-6, None)), plain, atol=1e-5)
     assert not torch.allclose(correlations(slice(0, 6)), plain, atol=1e-2)
@@ -59,8 +59,8 @@ def test_padding_is_masked_out() -> None:
 def test_the_order_of_batches_hardly_matters_and_a_rerun_is_identical() -> None:
     """Sums are in float64: another order of the same rows gives the same correlations to rounding."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
-    one, again = (_collect(pair)["residual"][2].correlation() for _ in range(2))
-    turned = _collect(replace(pair, batches=pair.batches[::-1]))["residual"][2].correlation()
+    one, again = (collect(pair)["residual"][2].correlation() for _ in range(2))
+    turned = collect(replace(pair, batches=pair.batches[::-1]))["residual"][2].correlation()
     assert torch.equal(one, again)
     assert torch.allclose(one, turned, atol=1e-6)
 

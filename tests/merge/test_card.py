@@ -102,6 +102,7 @@ def test_results_of_the_merge_and_its_models_enter_the_card(
     """Scores of the merge also as the Hub's model-index; those of strangers stay out; figures that are not finite are '-'."""
     folder, (own, a, b) = merged
     curve = {"name": "naive", "lam": [0, 1], "barrier": None, "epsilon": 0.25, "convexity_gap": 0.5}
+    curve["calibrated_barrier"] = 0.125
     barrier = {
         "kind": "barrier",
         "task": "mnli",
@@ -120,7 +121,7 @@ def test_results_of_the_merge_and_its_models_enter_the_card(
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "| **this merge** | mnli (dev.jsonl) | 40 | 0.7500 | 0.5000 |" in text
     assert f"| {folder.parent / 'a'} | mnli (dev.jsonl) | 40 | 0.5000 | - |" in text
-    assert "| naive | - | 0.2500 | 0.5000 |" in text
+    assert "| naive | - | 0.1250 | 0.2500 | 0.5000 |" in text
     assert "0.1000" not in text
     index = front(folder)["model-index"]
     assert [entry["metrics"] for entry in index[0]["results"]] == [

@@ -13,9 +13,9 @@ from merge.alignment.calibration import read_calibration
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
 from merge.architectures import spec_for
-from merge.material import finite_tensors
 from merge.checkpoint import open_checkpoint
 from merge.inputs import load_tokenizer, tokenise
+from merge.material import finite_tensors
 from merge.permutation import apply, inverse, random
 from merge.recipe import make_recipe
 from merge.run import run
@@ -32,7 +32,7 @@ def minilm() -> str:
     return str(get_model_path())
 
 
-@pytest.mark.parametrize("by", ALIGNERS)
+@pytest.mark.parametrize("by", sorted(ALIGNERS.keys() - {"learned"}))
 def test_a_planted_element_of_the_real_model_is_recovered_on_every_axis(by: str) -> None:
     """26 axes, 72 heads; the known answer is the inverse of what was planted, and the copy computes the same."""
     checkpoint = open_checkpoint(minilm())

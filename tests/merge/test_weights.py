@@ -109,6 +109,15 @@ def test_restarts_find_higher_optima_and_the_seed_decides() -> None:
     assert max(gained) > 1e-4
 
 
+def test_restarts_and_seed_are_read_off_the_pair() -> None:
+    """A recipe states them there: the same as given by hand, and not what a single descent finds."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    kinds = frozenset(pair.kinds())
+    asked = match_weights(replace(pair, settings=replace(pair.settings, restarts=12, seed=0)))(kinds)
+    assert asked.objective == match_weights(pair, restarts=12, seed=0)(kinds).objective
+    assert asked.objective[-1] > match_weights(pair)(kinds).objective[-1] + 1e-4
+
+
 def test_a_negative_number_of_restarts_is_an_error() -> None:
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=3)
     with pytest.raises(UsageError, match="restarts is -1"):

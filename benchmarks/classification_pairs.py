@@ -1,0 +1,208 @@
+"""Pairs of classifiers trained from scratch: does the label-free choice of axes find what the labels would?
+
+    python benchmarks/classification_pairs.py --folder zoo
+
+Four BERTs (2 layers, hidden 96, 4 heads, 384 feed-forward units) are trained from four seeds on inference pairs of the
+HANS grammar's training half (about 30 CPU seconds each, once). For each pair of them, and for every method and every
+candidate that `choose` scores, its labelled loss barrier on the grammar's other half stands beside its label-free score
+on random training rows: the KL divergence from the ensemble of the ends to the model half way. Then: how well the two
+correlate, what `choose` keeps, and what that costs against the best of its candidates and gains against moving nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from scipy.stats import pearsonr, spearmanr
+from zoo.board import header, select
+from zoo.line import Contest, Measured, measure
+from zoo.methods import METHODS, Aligned, Method, placed
+from zoo.pairs import open_pair
+from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
+from zoo.training import Trained, Training, trained
+
+from merge.alignment import ALIGNERS, aligner
+from merge.alignment.choice import Candidate, Choice, choose, score
+from merge.alignment.pair import Pair
+from merge.inputs import tokenise
+
+PAIRS = ((0, 1), (0, 2), (1, 2), (2, 3), (0, 3))
+LABELS = ("entailment", "non-entailment")
+TRAINING = Training(steps=800, rate=2e-3, warm_up=240, decay=0.01)
+BATCH, SAMPLES, TRAIN_PER_SUBCASE = 64, 1500, 1000
+
+
+def hans_examples(per_subcase: int, half: str) -> Examples:
+    """Return pairs of the HANS grammar in random order."""
+    from evals.hans_grammar import generate
+
+    pairs = generate(per_subcase=per_subcase, seed=0, half="train" if half == "train" else "evaluation")
+    random.Random(0).shuffle(pairs)
+    texts = tuple((pair.premise, pair.hypothesis) for pair in pairs)
+    return Examples(texts, tuple(LABELS.index(pair.label) for pair in pairs), LABELS)
+
+
+def classifier_config(vocabulary: int) -> dict[str, Any]:
+    """Return the config of a small two-class BERT."""
+    return {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "vocab_size": vocabulary,
+        "hidden_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 384,
+        "max_position_embeddings": 48,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "id2label": {str(i): label for i, label in enumerate(LABELS)},
+        "label2id": {label: i for i, label in enumerate(LABELS)},
+    }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one pair: its labelled barrier, and its label-free score where a transform of b says it all."""
+
+    measured: Measured
+    score: float | None
+
+    @property
+    def barrier(self) -> float:
+        return self.measured.raw.barrier
+
+
+def fixed(aligned: Aligned) -> Method:
+    """Return the method that has found this already."""
+    return lambda _pair: aligned
+
+
+def name_of(by: str, candidate: Candidate, pair: Pair) -> str:
+    """Return the row a candidate of an aligner stands in: that of the method that does the same, if there is one."""
+    kinds = candidate.alignment.kinds
+    return f"{by}: {'all' if len(kinds) == len(pair.kinds()) else candidate.name}" if kinds else "naive"
+
+
+def rows_of(
+    contest: Contest, choices: Mapping[str, Choice], methods: Mapping[str, Method], points: int
+) -> dict[str, Row]:
+    """Return what is measured of every method and of every candidate of every choice, by name."""
+    named = dict(methods)
+    for by, choice in choices.items():
+        for candidate in choice.candidates:
+            if (name := name_of(by, candidate, contest.pair)) not in named:
+                named[name] = fixed(placed(contest.pair, candidate.alignment))
+    measured = {name: measure(name, method, contest, points) for name, method in named.items()}
+    moves = {n: m.aligned.transform for n, m in measured.items() if m.aligned.transform is not None}
+    scores = dict(zip(moves, score(list(moves.values()), contest.pair)[0], strict=True))
+    return {name: Row(one, scores.get(name)) for name, one in measured.items()}
+
+
+def print_rows(title: str, rows: Mapping[str, Row]) -> None:
+    """Print the rows of one pair, best barrier first."""
+    width = max(map(len, rows))
+    print(f"\n{title:<{width}}  barrier  calibrated  half way  accuracy    score   changed")
+    for name, row in sorted(rows.items(), key=lambda item: item[1].barrier):
+        one = row.measured
+        accuracy = one.raw.accuracy[len(one.raw.accuracy) // 2]
+        free = "       -" if row.score is None else f"{row.score:8.4f}"
+        print(f"{name:<{width}}  {row.barrier:7.3f}  {one.calibrated.barrier:10.3f}  {one.midpoint:8.3f}", end="  ")
+        print(f"{accuracy:8.3f} {free}   {one.changed:7.1e}", flush=True)
+
+
+def print_choice(
+    pairs: Mapping[str, Pair], choices: Mapping[str, Mapping[str, Choice]], found: Mapping[str, Mapping[str, Row]]
+) -> None:
+    """Print what is kept in every pair, and what that costs and gains in barrier."""
+    print(f"\n{'what choose keeps':<44}  barrier  {'best candidate':<32}  regret    naive     gain")
+    for by in next(iter(choices.values())):
+        regrets, gains = [], []
+        for name, rows in found.items():
+            pair, choice = pairs[name], choices[name][by]
+            barriers = {(row := name_of(by, c, pair)): rows[row].barrier for c in choice.candidates}
+            kept, best = name_of(by, choice.kept, pair), min(barriers, key=lambda row: barriers[row])
+            regrets.append(barriers[kept] - barriers[best])
+            gains.append(rows["naive"].barrier - barriers[kept])
+            print(f"{name}  {kept:<39}  {barriers[kept]:7.3f}  {best:<32} {regrets[-1]:7.3f}", end="")
+            print(f"  {rows['naive'].barrier:7.3f}  {gains[-1]:7.3f}")
+        print(f"{by}: mean regret {fmean(regrets):.3f}, mean gain over naive {fmean(gains):.3f}; ", end="")
+        print(f"the best candidate kept in {sum(r <= 1e-12 for r in regrets)} of {len(regrets)} pairs")
+
+
+def print_correlation(rows: Mapping[str, Mapping[str, Row]]) -> None:
+    """Print how barrier and score go together, over all rows and inside the pairs."""
+    inside = []
+    everything: list[tuple[float, float]] = []
+    for found in rows.values():
+        distinct = {(row.barrier, row.score) for row in found.values() if row.score is not None}
+        points = [(barrier, free) for barrier, free in sorted(distinct) if free is not None]
+        inside.append(float(spearmanr(*zip(*points, strict=True)).statistic))
+        everything += points
+    pearson = float(pearsonr(*zip(*everything, strict=True)).statistic)
+    print(
+        f"\nbarrier against score, each different model once: Pearson {pearson:.3f} over {len(everything)} models;",
+        end=" ",
+    )
+    print(f"Spearman inside a pair {min(inside):.2f} to {max(inside):.2f}, mean {fmean(inside):.2f}")
+
+
+def train_all(args: argparse.Namespace) -> tuple[dict[int, Trained], Any, Examples]:
+    """Return the classifiers by seed, their tokenizer and their training rows."""
+    examples = hans_examples(TRAIN_PER_SUBCASE, "train")
+    tokenizer = word_tokenizer(examples.texts)
+    batches = training_batches(tokenizer, examples, BATCH)
+    models = {}
+    training = Training(args.steps, TRAINING.rate, TRAINING.warm_up, TRAINING.decay)
+    for seed in sorted({seed for pair in args.pairs for seed in pair}):
+        folder, config = args.folder / f"classifier-{seed}", classifier_config(len(tokenizer))
+        models[seed] = trained(folder, config, training, seed, batches, tokenizer=tokenizer)
+    return models, tokenizer, examples
+
+
+def main() -> None:
+    """Train or read the classifiers and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where the models are kept (default: zoo)")
+    parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words, and naive")
+    parser.add_argument("--aligners", nargs="+", choices=tuple(ALIGNERS), default=list(ALIGNERS), help="default: all")
+    parser.add_argument("--points", type=int, default=7, help="models on the line, ends included (default: 7)")
+    parser.add_argument("--rows", type=int, default=50, help="rows a subcase that are measured on (default: 50 x 30)")
+    parser.add_argument("--steps", type=int, default=TRAINING.steps, help=f"of training (default: {TRAINING.steps})")
+    args = parser.parse_args()
+
+    args.pairs = PAIRS
+    torch.set_num_threads(1)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    models, tokenizer, examples = train_all(args)
+    held_out = labelled_rows(tokenizer, hans_examples(args.rows, "evaluation"))
+    # The training rows are in random order, so that the first are a random sample.
+    samples = examples.texts[:SAMPLES]
+    methods = {n: m for n, m in select(METHODS, args.methods).items() if not n.endswith(": chosen")}
+    print(header())
+    for seed, model in models.items():
+        print(f"classifier {seed}: training loss {model.loss:.3f} in {model.seconds:.0f} CPU s")
+    rows: dict[str, dict[str, Row]] = {}
+    choices: dict[str, dict[str, Choice]] = {}
+    pairs: dict[str, Pair] = {}
+    for a, b in PAIRS:
+        name, pair = f"{a}-{b}", open_pair(models[a].folder, models[b].folder, ())
+        batches, _ = tokenise(tokenizer, samples, pair.config)
+        pair = replace(pair, batches=batches)
+        pairs[name] = pair
+        choices[name] = {by: choose(pair, {by: aligner(by)(pair)}, None) for by in args.aligners}
+        contest = Contest(pair, held_out)
+        rows[name] = rows_of(contest, choices[name], methods, args.points)
+        print_rows(name, rows[name])
+    print_choice(pairs, choices, rows)
+    print_correlation(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Two fine-tunes of one start are in one basis already: an alignment has to find that out, and leave them there.
+
+    python benchmarks/same_start.py --folder zoo
+    python benchmarks/same_start.py --models A B --rows validation.jsonl.gz --text train.jsonl.gz
+
+Without --models, a classifier is trained on the HANS grammar for a while and goes on from there twice, in another order
+of the rows (about half a CPU minute, once). With --models, two classifiers of premise and hypothesis are read; --rows
+are labelled by the names of their classes, --text is what they are aligned on; both are JSONL. Printed, for each aligner
+over all axes and as `choose` restricts it: the share of units that stay where they are, by kind of axis (heads: whole
+heads; inside heads: units in their head), and the loss barrier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from classification_pairs import BATCH, TRAIN_PER_SUBCASE, classifier_config, hans_examples
+from zoo.board import header
+from zoo.line import Contest, Measured, measure
+from zoo.methods import Method, chosen, matched, naive
+from zoo.pairs import open_pair
+from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
+from zoo.training import Training, trained
+
+from merge.alignment import ALIGNERS
+from merge.alignment.pair import Pair
+from merge.inputs import load_tokenizer, tokenise
+from merge.transform import Transform
+
+COMMON = Training(steps=400, rate=2e-3, warm_up=120, decay=0.01)
+APART = Training(steps=300, rate=1e-3, warm_up=30, decay=0.01)
+
+
+def make_forks(folder: Path) -> tuple[Path, Path]:
+    """Return two classifiers that go on from one trained start, each in its own order of the rows."""
+    examples = hans_examples(TRAIN_PER_SUBCASE, "train")
+    tokenizer = word_tokenizer(examples.texts)
+    batches, config = training_batches(tokenizer, examples, BATCH), classifier_config(len(tokenizer))
+    start = trained(folder / "fork-start", config, COMMON, 0, batches, tokenizer=tokenizer)
+    a, b = (
+        trained(folder / f"fork-{seed}", config, APART, seed, batches, start=start.folder, tokenizer=tokenizer)
+        for seed in (1, 2)
+    )
+    return a.folder, b.folder
+
+
+def read_pairs(path: Path, labels: Mapping[str, int], count: int) -> Examples:
+    """Return a random part of a JSONL file of premise, hypothesis and the name of a class."""
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    random.Random(0).shuffle(rows)
+    texts = tuple((row["premise"], row["hypothesis"]) for row in rows[:count])
+    return Examples(texts, tuple(labels[row["label"]] for row in rows[:count]), tuple(labels))
+
+
+def stay(pair: Pair, transform: Transform) -> dict[str, float]:
+    """Return kind of axis -> share of its units that stay where they are."""
+    totals: dict[str, tuple[int, int]] = {}
+    for axis, (gone, units) in transform.permutation.moved().items():
+        if axis not in pair.spec.named:
+            kind = f"inside {pair.spec.kind(axis)}" if axis in transform.permutation.outer else pair.spec.kind(axis)
+            old = totals.get(kind, (0, 0))
+            totals[kind] = (old[0] + gone, old[1] + units)
+    return {kind: 1 - gone / units for kind, (gone, units) in totals.items()}
+
+
+def print_rows(pair: Pair, found: Mapping[str, Measured]) -> None:
+    """Print the table."""
+    shares = {n: stay(pair, m.aligned.transform) for n, m in found.items() if m.aligned.transform is not None}
+    kinds = list(shares["naive"])
+    print(f"\n{'share of units that stay':<26}" + "".join(f"{kind:>14}" for kind in kinds), end="")
+    print("    barrier  half way  accuracy   changed  kept")
+    for name, one in found.items():
+        line = f"{name:<26}" + "".join(f"{shares[name][kind]:14.3f}" for kind in kinds)
+        middle = len(one.raw.accuracy) // 2
+        line += f"    {one.raw.barrier:7.4f}  {one.midpoint:8.4f}  {one.raw.accuracy[middle]:8.3f}   {one.changed:7.1e}"
+        print(f"{line}  {one.note}", flush=True)
+
+
+def open_contest(args: argparse.Namespace) -> Contest:
+    """Return the two fine-tunes and the rows to measure them on."""
+    a, b = args.models or make_forks(args.folder)
+    tokenizer: Any = load_tokenizer(a)
+    pair = open_pair(a, b, ())
+    if args.models:
+        labels = {name: int(i) for i, name in pair.config["id2label"].items()}
+        rows, texts = read_pairs(args.rows, labels, args.count), read_pairs(args.text, labels, args.samples).texts
+    else:
+        rows = hans_examples(args.count // 30, "evaluation")
+        texts = hans_examples(TRAIN_PER_SUBCASE, "train").texts[: args.samples]
+    batches, _ = tokenise(tokenizer, texts, pair.config)
+    return Contest(replace(pair, batches=batches), labelled_rows(tokenizer, rows))
+
+
+def main() -> None:
+    """Read or train the fine-tunes and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where made models are kept (default: zoo)")
+    parser.add_argument(
+        "--models", nargs=2, type=Path, metavar=("A", "B"), help="folders of two fine-tunes of one start"
+    )
+    parser.add_argument("--rows", type=Path, help="with --models: labelled pairs to measure on")
+    parser.add_argument("--text", type=Path, help="with --models: pairs to align on")
+    parser.add_argument("--count", type=int, default=1500, help="rows measured on (default: 1500)")
+    parser.add_argument("--samples", type=int, default=512, help="pairs aligned on (default: 512)")
+    parser.add_argument(
+        "--aligners",
+        nargs="+",
+        choices=tuple(ALIGNERS),
+        default=["weights", "activations"],
+        help="default: weights activations",
+    )
+    parser.add_argument("--points", type=int, default=5, help="models on the line, ends included (default: 5)")
+    args = parser.parse_args()
+    if args.models and not (args.rows and args.text):
+        parser.error("--models needs --rows and --text")
+
+    torch.set_num_threads(1)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    contest = open_contest(args)
+    methods: dict[str, Method] = {"naive": naive}
+    for by in args.aligners:
+        methods |= {f"{by}: all": matched(by), f"{by}: chosen": chosen(by)}
+    print(header())
+    found = {name: measure(name, method, contest, args.points) for name, method in methods.items()}
+    print_rows(contest.pair, found)
+
+
+if __name__ == "__main__":
+    main()

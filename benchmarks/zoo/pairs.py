@@ -1,0 +1,33 @@
+"""Two trained models as the pair an aligner sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from merge.alignment.pair import Batch, Pair
+from merge.architectures import spec_for
+from merge.checkpoint import open_checkpoint
+from merge.material import finite_tensors
+
+
+def open_pair(
+    a: Path, b: Path, batches: Sequence[Batch], mask: int | None = None, special: tuple[int, ...] = ()
+) -> Pair:
+    """Return the models of two folders as a pair, with the text it is aligned on.
+
+    Args:
+        mask: the token that hides a word from a masked language model.
+        special: tokens that are never hidden.
+    """
+    first, second = open_checkpoint(str(a)), open_checkpoint(str(b))
+    return Pair(
+        spec_for(first.config),
+        finite_tensors(first),
+        finite_tensors(second),
+        first.config,
+        first.written_name,
+        tuple(batches),
+        mask_token=mask,
+        special_tokens=special,
+    )

@@ -1,0 +1,121 @@
+"""Balance: a model's weights in the scale that its heads and units choose themselves, without a change of its function.
+
+A head shows only W_Q^T W_K and W_O W_V, a gated unit only the product of what it reads and what it writes: how the factors
+share their size is nobody's business, and differs between models. Balanced, both weigh alike:
+
+    linear     out^T into = U S V^T  ->  S^.5 U^T and S^.5 V^T     every head
+    rotary     |out| = |into|                                      every pair of places
+    scales     |out| = |into|                                      every unit
+
+What is left of these groups after that stretches nothing: rotations, phases and signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from merge.alignment.procrustes import balancing
+from merge.groups import Shape, complex_map, pairs
+from merge.permutation import identity, places
+from merge.spec import PermutationSpec
+from merge.transform import Transform, axis_sizes
+
+# A head that shows a direction less than this share of its strongest is left as it is: its factors say nothing there, and
+# a map that balanced it would cost digits.
+FAINT = 1e-4
+
+Rows = Float[Tensor, "blocks n columns"]
+
+
+def balance(spec: PermutationSpec, tensors: Mapping[str, Tensor], groups: Mapping[str, str]) -> Transform:
+    """Return the transform that balances a model on these axes; those whose group stretches nothing stay.
+
+    Args:
+        tensors: canonical, so that biases which the outputs cannot show weigh nothing.
+        groups: axis -> group that acts on it.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    sizes = axis_sizes(spec, shapes)
+    stretched = [axis for axis, group in groups.items() if group in BALANCES]
+    rows = factor_rows(spec, tensors, stretched)
+    maps = {}
+    for axis in stretched:
+        out, into = (_laid(found, sizes[axis]) for found in rows[axis])
+        if out is not None and into is not None:
+            maps[axis] = BALANCES[groups[axis]](out, into).reshape(_map_shape(groups[axis], sizes[axis]))
+    return Transform(identity(spec, shapes), maps)
+
+
+def factor_rows(
+    spec: PermutationSpec, tensors: Mapping[str, Tensor], axes: Collection[str]
+) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+    """Return axis -> (arrays of role out, of role in), float64, each (levels..., columns)."""
+    found: dict[str, tuple[list[Tensor], list[Tensor]]] = {axis: ([], []) for axis in axes}
+    for name, tensor in tensors.items():
+        dim = 0
+        for axis, along in zip(spec.axes(name), spec.views(name, tuple(tensor.shape)), strict=True):
+            for view in along:
+                if view.acting in found and view.role != "=":
+                    flat = tensor.flatten(dim, dim + axis.span - 1).movedim(dim, 0)
+                    units = flat[places(view).reshape(-1)].double().reshape(*view.shape, -1)
+                    found[view.acting][view.role == "in"].append(units)
+            dim += axis.span
+    return found
+
+
+def _laid(arrays: list[Tensor], shape: Shape) -> Rows | None:
+    """Return all columns side by side for every unit; those of a level between the blocks and the units count together."""
+    if not arrays:
+        return None
+    flat = [x.movedim(1, 2).flatten(2) if x.ndim == 4 else x for x in arrays]
+    blocks = shape[0] if len(shape) > 1 else 1
+    return torch.cat([x.reshape(blocks, shape[-1], -1) for x in flat], 2)
+
+
+def _map_shape(group: str, shape: Shape) -> Shape:
+    return shape if group in ("positive", "real") else (*shape, shape[-1])
+
+
+def _linear(out: Rows, into: Rows) -> Float[Tensor, "blocks n n"]:
+    left, right = (torch.linalg.qr(x.mT).R for x in (out, into))
+    shown = torch.linalg.svdvals(left @ right.mT)
+    n = out.shape[1]
+    maps = torch.eye(n, dtype=torch.float64).repeat(len(out), 1, 1)
+    # With fewer columns than units some direction is never shown.
+    whole = (shown[:, -1] > FAINT * shown[:, 0]) & (min(out.shape[2], into.shape[2]) >= n)
+    if bool(whole.any()):
+        maps[whole] = balancing(out[whole], into[whole])
+    return maps
+
+
+def _scales(out: Rows, into: Rows) -> Float[Tensor, "blocks n"]:
+    return _ratio(into.square().sum(2), out.square().sum(2))
+
+
+def _ratio(squares_in: Tensor, squares_out: Tensor) -> Tensor:
+    """Return (|into| / |out|)^.5, and 1 where one of them is zero."""
+    whole = (squares_in > 0) & (squares_out > 0)
+    return torch.where(whole, squares_in / torch.where(whole, squares_out, 1.0), 1.0) ** 0.25
+
+
+def _rotary(adjacent: bool) -> Callable[[Rows, Rows], Float[Tensor, "blocks n n"]]:
+    def maps(out: Rows, into: Rows) -> Float[Tensor, "blocks n n"]:
+        one, other = pairs(out.shape[1], adjacent)
+        squares = [x.square().sum(2) for x in (into, out)]
+        size = _ratio(*(x[:, one] + x[:, other] for x in squares))
+        return complex_map(size, torch.zeros_like(size), adjacent)
+
+    return maps
+
+
+BALANCES: Mapping[str, Callable[[Rows, Rows], Tensor]] = {
+    "linear": _linear,
+    "positive": _scales,
+    "real": _scales,
+    "rotary": _rotary(adjacent=False),
+    "rotary_adjacent": _rotary(adjacent=True),
+}

@@ -1,0 +1,161 @@
+"""Sinkhorn: permutations by gradient descent, through the operator that makes any matrix doubly stochastic.
+
+Every axis has free parameters Z. The soft permutation M = Sinkhorn(Z / temperature), rows and columns of exp(Z /
+temperature) brought to sum one in turn, in logarithms, moves b, and Adam descends the distance of the weights
+
+    L(Z) = sum_t || A_t / rms(A_t) - M_1 (B_t / rms(B_t)) M_2^T ||^2
+
+while the temperature falls, so that M nears a permutation. Along the way M is rounded by an assignment on its entries; the
+best of those, of the identity and of weight matching, which it starts near, is kept. It reads no text.
+
+Function-preserving: what is returned is a permutation. (The soft one, which is not, is never applied.)
+
+Source: Pena et al. 2023, arXiv:2212.12042 (with gradients through the iterations instead of implicit ones).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from merge.alignment.frank_wolfe import rounded
+from merge.alignment.objective import Objective, weights_of
+from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
+from merge.alignment.soft import Names, Relaxation, Soft, mixed
+from merge.alignment.weights import match_weights
+from merge.errors import AlignmentError
+from merge.permutation import Permutation, identity
+
+# Units of the largest axis: every step holds the products of ROUNDS normalisations of a matrix over them.
+LARGEST = 1024
+ROUNDS = 10
+RATE = 0.05
+# Of Z / temperature at the start, what the units that weight matching pairs are ahead by: one part in e^AHEAD.
+AHEAD = 1.0
+HOT, COLD = 1.0, 0.1
+# How often in a run the soft permutation is rounded, and how many roundings alike end it.
+CHECKS, ALIKE = 20, 4
+ENOUGH, EQUAL = 1e-6, 1 - 1e-6
+
+# Axis -> parameters: (n, n), or (blocks, blocks, n, n) inside blocks, for every pair of them.
+Parameters = Mapping[str, Tensor]
+
+
+def match_sinkhorn(pair: Pair) -> Matcher:
+    """Return the matcher that aligns b to a by gradient descent on soft permutations; never worse than `weights`.
+
+    Raises:
+        AlignmentError: an axis is too large for it.
+    """
+    weights, plain = weights_of(pair), match_weights(pair)
+
+    def match(kinds: frozenset[str]) -> Alignment:
+        check_kinds(pair, kinds)
+        objective = Objective(pair, weights, pair.axes_of(kinds))
+        relaxed = Relaxation(objective)
+        _check_size(relaxed)
+        begun = plain(kinds)
+        if begun.objective[-1] > EQUAL or not objective.moving:
+            return begun
+        found, value = descended(relaxed, pair, begun.permutation)
+        if value <= begun.objective[-1] + ENOUGH * abs(begun.objective[-1]):
+            return begun
+        return Alignment(found, begun.kinds, (*begun.objective, value))
+
+    return match
+
+
+def _check_size(relaxed: Relaxation) -> None:
+    for names, view in relaxed.views.items():
+        units = math.prod(view.shape)
+        if units > LARGEST:
+            raise AlignmentError(
+                f"sinkhorn takes axes of up to {LARGEST} units; axis {names[0]!r} has {units}, and every one of its steps would "
+                f"hold {ROUNDS * 2 * units * units * 4 / 1e9:.1f} GB for it. Use --align frank-wolfe."
+            )
+
+
+def descended(relaxed: Relaxation, pair: Pair, start: Permutation | None) -> tuple[Permutation, float]:
+    """Return the best permutation on the way down, and its objective, normalised.
+
+    Args:
+        start: that the parameters lean to; None for none, with every unit everywhere alike.
+    """
+    objective, still = relaxed.objective, identity(pair.spec, pair.shapes)
+    parameters = _origin(relaxed, still, start)
+    optimiser = torch.optim.Adam(list(parameters.values()), lr=RATE)
+    steps, best, value = pair.settings.steps, still, -math.inf
+    every, alike = max(1, steps // CHECKS), 0
+    for step in pair.progress(range(steps), "descending on soft permutations"):
+        soft = soft_at(relaxed, parameters, HOT * (COLD / HOT) ** (step / max(steps - 1, 1)))
+        optimiser.zero_grad()
+        distance(relaxed, soft).backward()
+        optimiser.step()
+        if (step + 1) % every and step + 1 < steps:
+            continue
+        found = rounded(relaxed, {names: matrix.detach() for names, matrix in soft.items()}, still)
+        reached = sum(objective.shares(objective.moving, found).values()) / objective.entries
+        alike = alike + 1 if reached == value else 0
+        if reached > value:
+            best, value = found, reached
+        elif alike == ALIKE:
+            break
+    return best, value
+
+
+def _origin(relaxed: Relaxation, still: Permutation, start: Permutation | None) -> Parameters:
+    """Return parameters for every axis that the views name, leaning to the start."""
+    names = dict.fromkeys(name for found in relaxed.views for name in found if name != "-")
+    parameters = {}
+    for name in names:
+        index = (start or still).indices[name]
+        size = index.shape[-1]
+        ahead = AHEAD * torch.nn.functional.one_hot(index, size).to(relaxed.dtype) * (start is not None)
+        if index.ndim > 1:
+            ahead = ahead[:, None].expand(len(index), len(index), size, size)
+        parameters[name] = ahead.clone().requires_grad_()
+    return parameters
+
+
+def soft_at(relaxed: Relaxation, parameters: Parameters, temperature: float) -> Soft:
+    """Return the soft permutation of these parameters; blocks times what is inside each pair of them."""
+    made = {name: sinkhorn(z / temperature, ROUNDS) for name, z in parameters.items()}
+    return {names: _product(names, view.shape, made) for names, view in relaxed.views.items()}
+
+
+def _product(names: Names, shape: tuple[int, ...], made: Parameters) -> Float[Tensor, "units units"]:
+    out = made[names[0]]
+    for level, name in enumerate(names[1:], 1):
+        size = shape[level]
+        inside = torch.eye(size, dtype=out.dtype).expand(shape[0], shape[0], size, size) if name == "-" else made[name]
+        # An entry (g, h) of the blocks scales all that is inside their pair, whatever lies between.
+        between = math.prod(shape[1:level])
+        out = torch.einsum("gqhp,ghij->gqihpj", out.reshape(shape[0], between, shape[0], between), inside)
+    units = math.prod(shape)
+    return out.reshape(units, units)
+
+
+def sinkhorn(scores: Float[Tensor, "*batch n n"], rounds: int) -> Float[Tensor, "*batch n n"]:
+    """Return exp(scores) after its rows and its columns were scaled to sum one, in turn; in logarithms."""
+    for _ in range(rounds):
+        scores = scores - scores.logsumexp(-1, keepdim=True)
+        scores = scores - scores.logsumexp(-2, keepdim=True)
+    return scores.exp()
+
+
+def distance(relaxed: Relaxation, soft: Soft) -> Tensor:
+    """Return the squared distance of a's weights to b's under a soft permutation, tensors at root mean square one.
+
+    Divided by the number of entries: two models that have nothing in common are 2 apart, less what M averages away.
+    """
+    objective, total = relaxed.objective, torch.zeros(())
+    weights = objective.weights
+    for name in objective.moving:
+        a, b = weights.a[name] * weights.scale_a[name], weights.b[name] * weights.scale_b[name]
+        moved = mixed(b.to(relaxed.dtype), relaxed.moving(name, soft))
+        total = total + (a.to(relaxed.dtype) - moved).square().sum()
+    return total / objective.entries

@@ -1,0 +1,215 @@
+"""Transport: units of b carried to places of a by optimal transport, layer by layer, also where there are more or fewer.
+
+The cost of carrying unit j to place i is the distance of their weights, every tensor at root mean square one,
+
+    T = argmin sum_ij T_ij D_ij,    D_ij = sqrt(sum_t || A_t[i] - B_t[j] ||^2),    T 1 = 1 / n_a,  T^T 1 = 1 / n_b,
+
+with tensors whose other axes are matched already. Of equal widths the best plan is a permutation: `match_transport` finds
+it axis by axis, once for what is matched before it and once for all, and is function-preserving.
+
+`transported` takes models of different feed-forward widths. It is NOT function-preserving: place i becomes the mixture of
+the units carried there, and what reads unit j reads the places it was carried to,
+
+    rows that write the axis   W' = n_a T W       columns that read it   W' = W (n_b T)^T
+
+The function stays only where the units that share a place are alike. The residual stream, heads and depth must agree.
+
+Source: Singh and Jaggi 2020, arXiv:1910.05653.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from merge.alignment.assignment import match_axis
+from merge.alignment.blocks import match_blocks
+from merge.alignment.objective import Objective, weights_of
+from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
+from merge.errors import AlignmentError
+from merge.model import build
+from merge.notation import View
+from merge.permutation import Permutation, apply_axes, identity, places
+
+# Up to so many copies of units a plan is exact; beyond, its entropy is held up by this share of the mean cost.
+COPIES = 4096
+BLUR, ROUNDS = 0.01, 2000
+
+
+def match_transport(pair: Pair) -> Matcher:
+    """Return the matcher that carries b's units to a's places layer by layer; never worse than nothing."""
+    weights = weights_of(pair)
+
+    def match(kinds: frozenset[str]) -> Alignment:
+        check_kinds(pair, kinds)
+        objective, still = Objective(pair, weights, pair.axes_of(kinds)), identity(pair.spec, pair.shapes)
+        p, matched = still, frozenset[str]()
+        for seen_all in (False, True):
+            for move in objective.touches:
+                p = _carried(objective, move, p, None if seen_all else matched)
+                matched |= set(objective.axes_of(move))
+        values = [sum(objective.shares(objective.moving, q).values()) / objective.entries for q in (still, p)]
+        names = tuple(kind for kind in pair.kinds() if kind in kinds)
+        better = values[1] > values[0]
+        return Alignment(p if better else still, names, tuple(values if better else values[:1]))
+
+    return match
+
+
+def _carried(objective: Objective, move: str, p: Permutation, matched: frozenset[str] | None) -> Permutation:
+    """Return p with one axis, or blocks and what is inside them, at the least distance; the others are held."""
+    gains, weights = {}, objective.weights
+    for names, likeness in objective.gains(move, p, matched).items():
+        units = math.isqrt(likeness.numel())
+        squares = [torch.zeros(units, dtype=torch.float64) for _ in "ab"]
+        for touch in objective.touches[move]:
+            if touch.view.names == names and (matched is None or touch.others <= matched):
+                for own, side in zip(squares, "ab", strict=True):
+                    scale = (weights.scale_a if side == "a" else weights.scale_b)[touch.tensor]
+                    own += objective.rows(touch, side, None).double().square().sum(1) * scale**2
+        apart = squares[0][:, None] + squares[1] - 2 * likeness.reshape(units, units)
+        gains[names] = -apart.clamp_min(0).sqrt().reshape(likeness.shape)
+    found = {move: match_axis(gains[move,])} if set(gains) == {(move,)} else match_blocks(gains)
+    return Permutation({**p.indices, **found}, p.outer)
+
+
+@dataclass(frozen=True)
+class Transported:
+    """Model b in a's shapes, approximately, and the plan of every axis that had another width: (n_a, n_b)."""
+
+    tensors: Mapping[str, Tensor]
+    plans: Mapping[str, Float[Tensor, "n_a n_b"]]
+
+
+def transported(pair: Pair) -> Transported:
+    """Return b re-expressed in the widths of a, in its own units elsewhere. It is no longer the model it was.
+
+    Args:
+        pair: of equal tensors but for the sizes of feed-forward axes.
+    Raises:
+        AlignmentError: another axis differs, or a tensor has two axes that differ.
+    """
+    axes = widths(pair)
+    inside = {name for name in pair.a if pair.a[name].shape != pair.b[name].shape}
+    a, b = ({n: t for n, t in side.items() if n not in inside} for side in (pair.a, pair.b))
+    rest = replace(pair, a=a, b=b)
+    p = match_transport(rest)(frozenset(rest.kinds())).permutation
+    sizes = {name: tuple(tensor.shape) for name, tensor in pair.b.items()}
+    p = Permutation({**identity(pair.spec, sizes).indices, **p.indices}, p.outer)
+    plans = {axis: plan(_apart(pair, axis, p)) for axis in axes}
+    return Transported({n: _fitted(pair, n, plans) if n in inside else t for n, t in pair.b.items()}, plans)
+
+
+def change(pair: Pair, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
+    """Return how far outputs are from b's once it is these tensors: root mean square, in standard deviations of the output.
+
+    Args:
+        tensors: b in a's shapes.
+        config: b's own.
+    """
+    before = build(config, {pair.written_name(name): tensor for name, tensor in pair.b.items()}, torch.float32)
+    after, worst = pair.model(tensors), 0.0
+    with torch.inference_mode():
+        said = [[model(**in_dtype(batch, torch.float32)) for model in (before, after)] for batch in pair.batches]
+    for name in pair.spec.outputs:
+        old, new = (torch.cat([both[k][name].flatten().double() for both in said]) for k in range(2))
+        worst = max(worst, float((new - old).square().mean().sqrt() / old.std().clamp_min(1e-30)))
+    return worst
+
+
+def widths(pair: Pair) -> dict[str, tuple[int, int]]:
+    """Return the axes on which the models differ -> units of a, units of b.
+
+    Raises:
+        AlignmentError: one of them is not a feed-forward axis.
+    """
+    sides = ({name: tuple(t.shape) for name, t in side.items()} for side in (pair.a, pair.b))
+    own, other = (pair.spec.fit(shapes) for shapes in sides)
+    found = {axis: (size[-1], other[axis][-1]) for axis, size in own.items() if other[axis] != size}
+    for axis, (n, m) in found.items():
+        if len(own[axis]) > 1 or pair.spec.kind(axis).rsplit("_", 1)[-1] != "ffn":
+            raise AlignmentError(
+                f"transport takes models of different feed-forward widths; they differ in axis {axis!r} ({n} and {m} units)."
+            )
+    return found
+
+
+def _apart(pair: Pair, axis: str, p: Permutation) -> Float[Tensor, "n_a n_b"]:
+    """Return the distance of every place of a from every unit of b, b's other axes being as p has them."""
+    total: Tensor | float = 0.0
+    for name, a in pair.a.items():
+        b = pair.b[name]
+        for k, (one, other) in _views(pair, name, axis):
+            left, right = (_rows(t, k, view) for t, view in ((a, one), (apply_axes(pair.spec.axes(name), p, b), other)))
+            left, right = (x / x.square().mean().sqrt().clamp_min(torch.finfo(x.dtype).tiny) for x in (left, right))
+            total = total + torch.cdist(left, right).square()
+    return torch.as_tensor(total).sqrt()
+
+
+def _views(pair: Pair, name: str, axis: str) -> list[tuple[int, tuple[View, View]]]:
+    """Return where units of an axis lie in a tensor: the item, and the views there in a and in b."""
+    sides = (pair.spec.views(name, tuple(side[name].shape)) for side in (pair.a, pair.b))
+    found = [
+        (k, (one, other))
+        for k, both in enumerate(zip(*sides, strict=True))
+        for one, other in zip(*both, strict=True)
+        if one.names == (axis,)
+    ]
+    if len({k for k, _ in found}) > 1:
+        raise AlignmentError(
+            f"{name} has axis {axis!r} twice; transport between different widths is not defined for it."
+        )
+    return found
+
+
+def _rows(tensor: Tensor, dim: int, view: View) -> Float[Tensor, "units rest"]:
+    units = tensor.double().movedim(dim, 0)[places(view).reshape(-1)]
+    return units.reshape(len(units), -1)
+
+
+def _fitted(pair: Pair, name: str, plans: Mapping[str, Tensor]) -> Tensor:
+    """Return one of b's tensors with its units carried to a's places."""
+    old, new = pair.b[name].double(), torch.zeros(pair.a[name].shape, dtype=torch.float64)
+    for axis, carried in plans.items():
+        for k, (one, other) in _views(pair, name, axis):
+            n_a, n_b = carried.shape
+            share = carried * (n_b if one.role == "in" else n_a)
+            units = old.movedim(k, 0)[places(other).reshape(-1)]
+            new.movedim(k, 0)[places(one).reshape(-1)] = torch.tensordot(share, units, dims=1)
+    return new.to(pair.b[name].dtype)
+
+
+def plan(cost: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """Return the transport plan of least cost between n places and m units of equal mass; its entries sum to one.
+
+    Exact as long as both sides can be laid out as equally many copies, up to COPIES of them: the best plan between equal
+    masses is an assignment of copies. Beyond that, the plan is blurred by a little entropy (`blurred_plan`).
+    """
+    n, m = cost.shape
+    copies = math.lcm(n, m)
+    if copies > COPIES:
+        return blurred_plan(cost)
+    rows, columns = (torch.arange(copies) // (copies // size) for size in (n, m))
+    taken = match_axis(-cost.double()[rows][:, columns])
+    found = torch.zeros(n, m, dtype=torch.float64)
+    found.index_put_((rows, columns[taken]), torch.tensor(1 / copies, dtype=torch.float64), accumulate=True)
+    return found
+
+
+def blurred_plan(cost: Float[Tensor, "n m"], blur: float = BLUR, rounds: int = ROUNDS) -> Float[Tensor, "n m"]:
+    """Return the plan of least cost minus blur * mean(cost) * entropy, by Sinkhorn's scalings in logarithms."""
+    n, m = cost.shape
+    scores = -cost.double() / (blur * float(cost.mean()) or 1.0)
+    for _ in range(rounds):
+        before = scores
+        scores = scores - scores.logsumexp(1, keepdim=True) - math.log(n)
+        scores = scores - scores.logsumexp(0, keepdim=True) - math.log(m)
+        if float((scores - before).abs().max()) < 1e-9:
+            break
+    return scores.exp()

@@ -1,0 +1,93 @@
+"""Choices: what every model of a run is aligned by, as the recipe's align entry says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merge.alignment import AS_MERGED, MANY, aligner, many_aligner
+from merge.errors import AlignmentError
+from merge.recipe_entries import AlignEntry
+
+if TYPE_CHECKING:
+    from merge.alignment.choice import Choice
+    from merge.alignment.pair import Alignment, Matcher, Pair
+
+
+def choices(
+    entry: AlignEntry, at: int, moving: Sequence[int], pairs: Callable[..., Pair], decided: Sequence[Choice]
+) -> Iterator[tuple[int, Pair, Choice]]:
+    """Yield (place, pair with the reference, what was chosen) of every checkpoint that moves."""
+    from merge.alignment.auto import in_canonical_form
+    from merge.alignment.choice import choose, fixed
+
+    if decided:
+        for k, choice in zip(moving, decided, strict=True):
+            yield k, pairs(at, k, text=not choice.common), choice
+        return
+    if entry.by in MANY:
+        all_pairs = [pairs(at, k) for k in moving]
+        found = many_aligner(entry.by)([in_canonical_form(pair) for pair in all_pairs], _kinds(entry, all_pairs[0]))
+        yield from ((k, pair, fixed(one, entry.by)) for k, pair, one in zip(moving, all_pairs, found, strict=True))
+        return
+    for k in moving:
+        pair = pairs(at, k)
+        if entry.apply is not None:
+            yield k, pair, fixed(_repeated(entry.apply, pair), entry.apply)
+            continue
+        matchers: dict[str, Matcher] = {
+            entry.by: aligner(entry.by)(pair if entry.by in AS_MERGED else in_canonical_form(pair))
+        }
+        yield k, pair, choose(pair, matchers, _stated_kinds(entry, pair))
+
+
+def decide(
+    entry: AlignEntry, at: int, moving: Sequence[int], pairs: Callable[..., Pair], rotate: bool
+) -> Sequence[Choice]:
+    """Return what auto chooses for every checkpoint that moves."""
+    from merge.alignment.auto import Auto, agreed
+
+    found = []
+    for k in moving:
+        pair = pairs(at, k, text=False)
+        found.append(Auto(_stated_kinds(entry, pair), entry.basis, rotate)(pair, partial(pairs, at, k)))
+    return agreed(found) if rotate else found
+
+
+def _stated_kinds(entry: AlignEntry, pair: Pair) -> frozenset[str] | None:
+    """Return the kinds of axes that were asked to move; None where they are to be chosen."""
+    from merge.alignment.choice import streams
+
+    if entry.axes is not None:
+        return frozenset(entry.axes)
+    if entry.residual is None:
+        return None
+    everything = frozenset(pair.kinds())
+    return everything - streams(everything) if entry.residual == "identity" else everything
+
+
+def _kinds(entry: AlignEntry, pair: Pair) -> frozenset[str]:
+    stated = _stated_kinds(entry, pair)
+    return frozenset(pair.kinds()) if stated is None else stated
+
+
+def _repeated(path: str, pair: Pair) -> Alignment:
+    """Return the alignment of an earlier run."""
+    from merge.alignment.pair import Alignment
+    from merge.permutation import identity
+    from merge.transform import load_transform
+
+    found = load_transform(pair.spec, Path(path).expanduser())
+    still = identity(pair.spec, pair.shapes).indices
+    off = sorted(
+        axis for axis, index in still.items() if found.permutation.indices.get(axis, index).shape != index.shape
+    )
+    if off or set(still) != set(found.permutation.indices):
+        raise AlignmentError(
+            f"{path} was made for a model of another size or head (axis {(off or sorted(still))[0]!r})."
+        )
+    kinds = {pair.spec.kind(axis) for axis, (moved, _) in found.permutation.moved().items() if moved}
+    kinds |= {pair.spec.kind(axis) for axis in found.maps}
+    return Alignment(found.permutation, tuple(kind for kind in pair.kinds() if kind in kinds), (), found.maps)

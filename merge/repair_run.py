@@ -1,0 +1,113 @@
+"""Repair as a step of a run: the checkpoint that was just written, read back, repaired and written again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.aligned import reference_of
+from merge.arrays import TORCH
+from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.engine import Engine, Job
+from merge.errors import UsageError
+from merge.material import calibrate
+from merge.methods.slerp import Slerp
+from merge.progress import Progress
+from merge.recipe import Recipe
+from merge.report import Report
+from merge.sentence_transformers import is_module_tensor
+from merge.weight_writer import open_writer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Of a few thousand tokens means and spreads are known to a few hundredths, and every layer is measured anew.
+TOKENS = 8192
+
+
+def check_repair(recipe: Recipe, models: Sequence[Checkpoint]) -> None:
+    """Stop before any work where a repair that was asked for cannot be done.
+
+    Raises:
+        UsageError: layers or tokens of the result are not those of every model, there is one model, or no tokenizer.
+    """
+    if not recipe.align.repair:
+        return
+    reference = models[reference_of(recipe.align, models)]
+    faults = {
+        "slices, whose layers are not those of every model": recipe.slices is not None,
+        "a tokenizer rule, under which the models read other tokens": recipe.tokenizer is not None,
+        "a single model, which no averaging has changed": len(models) == 1,
+        f"{reference.source}, which has no tokenizer to read text with": not reference.has_tokenizer,
+    }
+    for what, holds in faults.items():
+        if holds:
+            raise UsageError(f"--repair does not go with {what}. Leave out one of the two.")
+
+
+def repair_written(folder: Path, report: Report, engine: Engine, progress: Progress) -> tuple[Report, dict[str, str]]:
+    """Repair the checkpoint in a folder; return the report with what that did, and the hashes of its weight files.
+
+    Args:
+        engine: over the models that were merged, each in the basis of the merge.
+    Raises:
+        AlignmentError, CalibrationError: from the repair and its text.
+    """
+    from merge.alignment.pair import spread
+    from merge.architectures import spec_for
+    from merge.repair import repair
+
+    entry, recipe = report.recipe.align, report.recipe
+    reference = report.checkpoints[reference_of(entry, report.checkpoints)]
+    batches, _, _ = calibrate(entry, recipe.seed, reference, needed=True)
+    written = open_checkpoint(str(folder))
+    merged = {name: written.tensor(name).clone() for name in written.tensors}
+    jobs = {job.name: job for job in report.schedule.jobs if not is_module_tensor(job.name)}
+    tensors, done = repair(
+        written.config,
+        merged,
+        _endpoints(engine, jobs, len(report.checkpoints)),
+        lambda name: shares(jobs[name], len(report.checkpoints)),
+        spread(batches, TOKENS),
+        spec_for(written.config),
+        written.written_name,
+        progress,
+    )
+    hashes = _write(folder, written, tensors)
+    return replace(report, repair=done.to_json(), notes=(*report.notes, *done.notes)), hashes
+
+
+def _endpoints(engine: Engine, jobs: Mapping[str, Job], count: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors of every model that have a part in the result, under their names there."""
+    for model in range(count):
+        yield {
+            name: engine.models[model].tensor(source)
+            for name, job in jobs.items()
+            for of, source in job.sources
+            if of == model
+        }
+
+
+def shares(job: Job, count: int) -> tuple[float, ...]:
+    """Return what each model counts in one tensor of the merge: by its method's weights, or slerp's lam; else all alike."""
+    if isinstance(job.method, Slerp):
+        return 1 - float(job.method.lam), float(job.method.lam)
+    weights = getattr(job.method, "weights", None)
+    return (1.0,) * count if weights is None or len(weights) != count else tuple(map(float, weights))
+
+
+def _write(folder: Path, written: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write tensors in the place of a checkpoint's own and return the files' hashes."""
+    stored = {written.written_name(name): written.tensors[name] for name in tensors}
+    layout = {name: (one.dtype, tuple(one.shape)) for name, one in stored.items()}
+    ready: dict[str, Any] = {written.written_name(name): tensor.contiguous() for name, tensor in tensors.items()}
+    with tempfile.TemporaryDirectory(prefix=".repair-", dir=folder) as place:
+        with open_writer(Path(place), layout) as writer:
+            for name in writer.places:
+                writer.write(name, TORCH.dtype(ready[name]), TORCH.raw(ready[name]))
+        for path in sorted(Path(place).iterdir()):
+            path.replace(folder / path.name)
+    return writer.hashes

@@ -1,0 +1,245 @@
+"""Many processes say what one says, to the last bit, and end together when one of them fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import NLI, WORDS, save_checkpoint
+from torch import Tensor
+
+from evals import processes
+from evals.command import evaluate
+from evals.predict import in_order
+from evals.predictions import read_predictions_table, write_predictions_table
+from evals.predictor import Predictor, make_predictor
+from evals.processes import Answer, Crew, Job, device_here, world
+from evals.task import Rows
+from merge.checkpoint import open_checkpoint
+from merge.errors import TaskError
+from merge.inputs import Encoded
+
+ROOT = Path(__file__).parents[2]
+# Starts the command as torchrun would, with a fault planted in the second process.
+FAULTY = """
+import os, sys
+from evals import predict
+from merge.entry import evaluate_models
+
+def fail(*_, **__):
+    raise ValueError("planted\\nfault")
+
+if os.environ["RANK"] == "1":
+    predict.batch_logits = fail
+sys.argv[0] = "evaluate-models"
+evaluate_models()
+"""
+
+
+def sentence(generator: random.Random, longest: int) -> str:
+    return " ".join(generator.choices(WORDS[:11], k=generator.randint(1, longest)))
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of two models and rows of two tasks."""
+    root, generator = tmp_path_factory.mktemp("zoo"), random.Random(0)
+    for seed, name in enumerate("ab"):
+        save_checkpoint(root / name, seed=seed)
+    labels = {"mnli/validation_matched.jsonl": NLI, "rte/validation.jsonl": ("entailment", "not_entailment")}
+    for name, known in labels.items():
+        (root / "data" / name).parent.mkdir(parents=True)
+        rows = [
+            {
+                "sentence1": sentence(generator, 12),
+                "sentence2": sentence(generator, 8),
+                "label": generator.choice(known),
+            }
+            for _ in range(150)
+        ]
+        (root / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return root
+
+
+def words(zoo: Path, output: Path) -> list[str]:
+    return ["score", "mnli,rte", str(zoo / "a"), str(zoo / "b"), "--data", str(zoo / "data"), "-o", str(output)]
+
+
+def launched(*command: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    return subprocess.run(
+        [*torchrun, "--master-port", "0", *map(str, command)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """Return what a results folder holds: records without their seconds, all other files byte for byte."""
+    held: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "index.html":
+            held[str(path.relative_to(folder))] = path.read_bytes()
+    text = held["results.json"].decode()
+    held["results.json"] = "\n".join(line for line in text.splitlines() if '"seconds"' not in line)
+    return held
+
+
+def test_two_processes_write_the_files_of_one(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two models on two tasks; the control is one logit, changed by one bit."""
+    evaluate.main(words(zoo, tmp_path / "one"), standalone_mode=False)
+    said = capsys.readouterr()
+    done = launched(sys.executable, "-c", "from evals.command import main; main()", *words(zoo, tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == said.out
+    assert done.stderr.count("predicting mnli with") == 2  # the first process alone shows progress
+    one, two = files(tmp_path / "one"), files(tmp_path / "two")
+    assert len(one) == 5
+    assert one == two
+    for path in (tmp_path / "two" / "predictions").iterdir():
+        table = read_predictions_table(path)
+        assert len(set(table.ids)) == len(table.ids) == 150
+        logits = table.logits.copy()
+        logits[7, 0] = np.nextafter(logits[7, 0], np.float32(9))
+        write_predictions_table(tmp_path / "two", replace(table, logits=logits))
+    changed = files(tmp_path / "two")
+    assert [name for name in one if one[name] != changed[name]] == [name for name in one if name != "results.json"]
+
+
+def test_a_process_that_fails_ends_all_with_one_line(zoo: Path, tmp_path: Path) -> None:
+    """The second process cannot predict: the first says so, and nothing is stored. Torchrun adds a report of its own."""
+    script = tmp_path / "faulty.py"
+    script.write_text(FAULTY, encoding="utf-8")
+    done = launched(sys.executable, script, *words(zoo, tmp_path / "report"))
+    assert done.returncode != 0
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("evaluate-models:")]
+    assert "failed on 1 of 2 processes: process 1: ValueError: planted fault" in line
+    assert not (tmp_path / "report").exists()
+
+
+# ---- without starting any ----
+
+
+@pytest.fixture
+def predictor(zoo: Path) -> Predictor:
+    return make_predictor(open_checkpoint(str(zoo / "a")))
+
+
+@pytest.fixture
+def encoded(predictor: Predictor) -> Encoded:
+    generator = random.Random(1)
+    texts = tuple((sentence(generator, 12), sentence(generator, 9)) for _ in range(300))
+    return predictor.encode(Rows(texts, (0,) * 300, NLI, "made", "test", tuple(map(str, range(300)))))
+
+
+class Loopback:
+    """The other processes of a crew, in this one: what is sent to them goes to workers, whose answers come back."""
+
+    def __init__(self, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.workers = [processes._Worker(rank, size) for rank in range(1, size)]
+        self.job: Job | None = None
+        self.sent: list[Tensor] = []
+        self.builds = 0
+        for name in ("_send", "_broadcast", "_gather"):
+            monkeypatch.setattr(processes, name, getattr(self, name[1:]))
+
+    def send(self, job: Job) -> None:
+        self.job, self.sent = job, []
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        self.sent.append(tensor.clone())
+        return tensor
+
+    def gather(self, answer: Answer) -> list[Answer]:
+        assert self.job is not None
+        tensors = {fact[0]: tensor for fact, tensor in zip(self.job.tensors, self.sent, strict=True)}
+        done = [worker.do(self.job, tensors) for worker in self.workers]
+        models = [worker.model for worker in self.workers]
+        self.workers = [worker for _, worker in done]
+        self.builds += sum(worker.model is not before for worker, before in zip(self.workers, models, strict=True))
+        return [*(said for said, _ in done[::-1]), answer]  # in whatever order they come
+
+
+@pytest.mark.parametrize("size", [2, 3, 40])
+def test_shared_logits_are_those_of_one_process(
+    size: int, predictor: Predictor, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, with more processes than batches too; a model is built once, and takes the next weights."""
+    loopback = Loopback(size, monkeypatch)
+    shared = replace(predictor, crew=Crew(size))
+    assert len(encoded.batches) < 40
+    first = predictor.logits(encoded)
+    assert torch.equal(shared.logits(encoded), first)
+    other = {name: 1.5 * tensor for name, tensor in predictor.model.state_dict().items()}
+    predictor.set({name: other[name] for name in map(predictor.like.written_name, predictor.like.tensors)})
+    assert torch.equal(shared.logits(encoded), predictor.logits(encoded))
+    assert not torch.equal(predictor.logits(encoded), first)
+    assert loopback.builds == size - 1
+    assert shared.steps(encoded) == len(range(0, len(encoded.batches), size))
+
+
+def test_batches_put_together_in_another_order_are_seen(predictor: Predictor, encoded: Encoded) -> None:
+    """The control: the plan of batches decides which row a logit belongs to."""
+    from evals.predict import batch_logits, proof_of
+
+    parts = batch_logits(predictor.model, encoded.batches, proof_of(encoded))
+    assert torch.equal(in_order(parts, encoded), predictor.logits(encoded))
+    assert not torch.equal(in_order(parts[::-1], encoded), predictor.logits(encoded))
+
+
+def test_a_worker_that_fails_names_itself(
+    predictor: Predictor, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers instead of leaving the others to wait, and builds anew for the next job."""
+    loopback = Loopback(3, monkeypatch)
+    shared = replace(predictor, crew=Crew(3))
+    with monkeypatch.context() as patch:
+        patch.setattr("merge.model.build", lambda *_: [][0])
+        with pytest.raises(TaskError, match="on 2 of 3 processes: process 2: IndexError: .*; process 1: IndexError"):
+            shared.logits(encoded)
+    assert torch.equal(shared.logits(encoded), predictor.logits(encoded))
+    assert loopback.builds == 2
+
+
+def test_its_own_failure_is_raised_once_the_others_were_heard(
+    predictor: Predictor, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for its answer: without it they would wait for ever."""
+    Loopback(2, monkeypatch)
+    heard: list[Answer] = []
+    monkeypatch.setattr(processes, "_gather", lambda answer: heard.append(answer) or [answer])
+
+    def fail(*_: object) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr("evals.predict.batch_logits", fail)
+    with pytest.raises(MemoryError, match="full"):
+        replace(predictor, crew=Crew(2)).logits(encoded)
+    assert [answer.fault for answer in heard] == ["failed"]
+
+
+def test_the_world_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has a GPU of its own; without torchrun there is one process, and no crew."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert world() == (0, 1)
+    assert processes.crew() is None
+    assert (device_here("cpu"), device_here("cuda")) == ("cpu", "cuda:0")
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert world() == (5, 8)
+    assert (device_here("cpu"), device_here("cuda")) == ("cpu", "cuda:1")

@@ -1,0 +1,161 @@
+"""Transport: plans against linear programming, and models of other widths that are known to be the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from contracts.test_aligners import make_pair
+from scipy.optimize import linprog
+from tiny import bert_config, random_tensors, save_checkpoint
+from torch import Tensor
+
+from merge.alignment.pair import Pair
+from merge.alignment.transport import blurred_plan, change, match_transport, plan, transported
+from merge.architectures import spec_for
+from merge.checkpoint import open_checkpoint
+from merge.command import merge_command
+from merge.errors import AlignmentError
+from merge.inputs import random_inputs
+from merge.permutation import Permutation, apply, identity
+
+UNITS = 12
+
+
+def least_cost(cost: np.ndarray) -> float:
+    """The optimum of the transport problem by linear programming."""
+    n, m = cost.shape
+    rows, columns = np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))
+    masses = np.concatenate([np.full(n, 1 / n), np.full(m, 1 / m)])
+    return float(linprog(cost.reshape(-1), A_eq=np.vstack([rows, columns]), b_eq=masses).fun)
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 6), (4, 6), (6, 3), (5, 7)])
+def test_a_plan_costs_what_linear_programming_finds(n: int, m: int) -> None:
+    """And it is a plan: equal masses leave and arrive. One that ignores the cost pays more."""
+    cost = np.random.default_rng(n * m).random((n, m))
+    found = plan(torch.from_numpy(cost)).numpy()
+    assert np.allclose(found.sum(1), 1 / n)
+    assert np.allclose(found.sum(0), 1 / m)
+    assert (found * cost).sum() == pytest.approx(least_cost(cost), abs=1e-12)
+    assert cost.mean() > least_cost(cost) + 0.05
+
+
+def test_a_blurred_plan_nears_the_exact_one() -> None:
+    """Both sides keep their masses; the more blur, the more it costs."""
+    cost = np.random.default_rng(0).random((5, 7))
+    costs = []
+    for blur in (0.01, 0.1, 1.0):
+        found = blurred_plan(torch.from_numpy(cost), blur, 20000).numpy()
+        assert np.allclose(found.sum(1), 1 / 5, atol=1e-6)
+        assert np.allclose(found.sum(0), 1 / 7, atol=1e-6)
+        costs.append((found * cost).sum())
+    assert costs[0] == pytest.approx(least_cost(cost), rel=0.01)
+    assert costs[0] < costs[1] - 1e-3 < costs[2] - 2e-3
+
+
+def model(units: int, seed: int = 0) -> tuple[dict[str, object], dict[str, Tensor]]:
+    config = bert_config(intermediate_size=units)
+    return config, random_tensors(config, seed, torch.float32)
+
+
+def split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same function with every feed-forward unit in two halves."""
+    out = dict(tensors)
+    for layer in range(2):
+        stem = f"bert.encoder.layer.{layer}"
+        for name in (f"{stem}.intermediate.dense.weight", f"{stem}.intermediate.dense.bias"):
+            out[name] = tensors[name].repeat_interleave(2, 0)
+        name = f"{stem}.output.dense.weight"
+        out[name] = tensors[name].repeat_interleave(2, 1) / 2
+    return out
+
+
+def pair_of(a: tuple[dict[str, object], dict[str, Tensor]], b: dict[str, Tensor]) -> Pair:
+    return Pair(spec_for(a[0]), a[1], b, a[0], str, random_inputs(a[0], 0))
+
+
+def shuffled(config: dict[str, object], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same function with feed-forward units and residual in other orders."""
+    spec, shapes = spec_for(config), {name: tuple(t.shape) for name, t in tensors.items()}
+    generator, still = torch.Generator().manual_seed(4), identity(spec, shapes)
+    moved = {
+        axis: torch.randperm(len(i), generator=generator) if axis in ("ffn0", "ffn1", "residual") else i
+        for axis, i in still.indices.items()
+    }
+    return apply(spec, Permutation(moved, still.outer), tensors)
+
+
+def test_a_model_whose_units_are_split_in_two_comes_back_whole() -> None:
+    """Half of each unit, twice, in any order: carried together they are the unit again, so nothing changes."""
+    narrow = model(UNITS)
+    wide = bert_config(intermediate_size=2 * UNITS)
+    b = shuffled(wide, split(narrow[1]))
+    pair = pair_of(narrow, b)
+    found = transported(pair)
+    assert {name: tuple(t.shape) for name, t in found.tensors.items()} == pair.shapes
+    assert {axis: tuple(p.shape) for axis, p in found.plans.items()} == dict.fromkeys(("ffn0", "ffn1"), (UNITS, 24))
+    assert change(pair, found.tensors, wide) < 1e-5
+    aligned = match_transport(replace(pair, b=found.tensors))(frozenset(pair.kinds())).permutation
+    back = apply(pair.spec, aligned, found.tensors)
+    assert all(torch.allclose(back[name], narrow[1][name], atol=1e-6) for name in narrow[1])
+    assert not aligned.is_identity
+
+
+def test_a_narrow_model_fills_a_wide_one_without_a_change() -> None:
+    """Every unit is carried to two places, half its weight read from each."""
+    narrow, wide = model(UNITS), model(2 * UNITS, 1)
+    found = transported(pair_of(wide, narrow[1]))
+    assert change(pair_of(wide, narrow[1]), found.tensors, narrow[0]) < 1e-5
+    stem = "bert.encoder.layer.0.intermediate.dense.weight"
+    assert len(found.tensors[stem].unique(dim=0)) == UNITS
+
+
+def test_unrelated_units_that_share_a_place_change_the_function() -> None:
+    """The negative control of both: it is an approximation, and says by how much; nothing but the layers is touched."""
+    narrow, wide = model(UNITS), model(UNITS + 7, 1)
+    pair = pair_of(narrow, wide[1])
+    found = transported(pair)
+    assert change(pair, found.tensors, wide[0]) > 0.05
+    kept = [name for name in pair.b if ".intermediate." not in name and not name.endswith("output.dense.weight")]
+    assert len(kept) > 20
+    assert all(torch.equal(found.tensors[name], pair.b[name]) for name in kept)
+
+
+def test_equal_widths_are_a_permutation_found_in_noise() -> None:
+    pair, wanted = make_pair("BertForSequenceClassification", planted_seed=3, noise=0.3)
+    found = match_transport(pair)(frozenset(pair.kinds()))
+    assert all(torch.equal(found.permutation.indices[axis], i) for axis, i in wanted.indices.items())
+
+
+def test_another_axis_that_differs_is_refused() -> None:
+    narrow = model(UNITS)
+    config = bert_config(hidden_size=32)
+    with pytest.raises(
+        AlignmentError, match="feed-forward widths; they differ in axis 'residual' \\(24 and 32 units\\)"
+    ):
+        transported(pair_of(narrow, random_tensors(config, 0, torch.float32)))
+
+
+def test_the_command_carries_a_wider_model_and_says_that_it_changed(tmp_path: Path) -> None:
+    """The result has the first model's shapes; every other alignment refuses the pair."""
+    a, b = (tmp_path / name for name in "ab")
+    save_checkpoint(a, bert_config(), 0)
+    save_checkpoint(b, bert_config(intermediate_size=56), 1)
+    output = tmp_path / "out"
+    given = [str(a), str(b), "-o", str(output), "--samples", "20", "--align"]
+    refused = CliRunner().invoke(merge_command, [*given, "weights"])
+    assert refused.exit_code != 0
+    assert not output.exists()
+    result = CliRunner().invoke(merge_command, [*given, "transport"])
+    assert result.exit_code == 0, result.output
+    assert f"not function-preserving: {b} was approximated" in result.output
+    assert "from 56 to 40 units" in result.output
+    shapes = [{name: t.shape for name, t in open_checkpoint(str(path)).tensors.items()} for path in (a, output)]
+    assert shapes[0] == shapes[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
