@@ -12,7 +12,18 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a module imports only from lines above its own, a package also from itself.
 LEVELS = (
     ("errors",),
-    ("alignment_plot", "hub", "table", "progress", "cache", "gradient", "strict_yaml", "notation", "groups", "model_index"),
+    (
+        "alignment_plot",
+        "hub",
+        "table",
+        "progress",
+        "cache",
+        "gradient",
+        "strict_yaml",
+        "notation",
+        "groups",
+        "model_index",
+    ),
     ("model", "terminal", "hashes"),
     ("weight_files", "structure", "layer_stacks", "side_files"),
     ("arrays", "legacy_buffers", "legacy_names"),
@@ -25,6 +36,7 @@ LEVELS = (
     ("alignment", "methods", "heads", "vocabulary"),
     ("contribution", "statistics", "recipe_entries", "head_plan", "label_average", "align_options", "examples"),
     ("recipe", "material"),
+    ("choices",),
     ("aligned",),
     ("engine", "mergekit_methods"),
     ("preflight", "schedule", "mergekit_parameters"),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from merge.alignment.procrustes import balancing
 from merge.groups import Shape, complex_map, pairs
-from merge.permutation import identity, places
+from merge.permutation import Permutation, places
 from merge.spec import PermutationSpec
 from merge.transform import Transform, axis_sizes
 
@@ -31,15 +31,17 @@ FAINT = 1e-4
 Rows = Float[Tensor, "blocks n columns"]
 
 
-def balance(spec: PermutationSpec, tensors: Mapping[str, Tensor], groups: Mapping[str, str]) -> Transform:
+def balance(
+    spec: PermutationSpec, tensors: Mapping[str, Tensor], groups: Mapping[str, str], still: Permutation
+) -> Transform:
     """Return the transform that balances a model on these axes; those whose group stretches nothing stay.
 
     Args:
-        tensors: canonical, so that biases which the outputs cannot show weigh nothing.
+        tensors: those on the axes, canonical, so that biases which the outputs cannot show weigh nothing.
         groups: axis -> group that acts on it.
+        still: the identity of the whole model.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    sizes = axis_sizes(spec, shapes)
+    sizes = axis_sizes(spec, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     stretched = [axis for axis, group in groups.items() if group in BALANCES]
     rows = factor_rows(spec, tensors, stretched)
     maps = {}
@@ -47,7 +49,7 @@ def balance(spec: PermutationSpec, tensors: Mapping[str, Tensor], groups: Mappin
         out, into = (_laid(found, sizes[axis]) for found in rows[axis])
         if out is not None and into is not None:
             maps[axis] = BALANCES[groups[axis]](out, into).reshape(_map_shape(groups[axis], sizes[axis]))
-    return Transform(identity(spec, shapes), maps)
+    return Transform(still, maps)
 
 
 def factor_rows(

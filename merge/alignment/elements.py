@@ -52,7 +52,7 @@ def best_element(group: str, gain: Gain, still: Gain | None = None) -> Element:
     return BEST[group](gain, held)
 
 
-def most_worth(group: str, gains: Float[Tensor, "... n n"]) -> Float[Tensor, "..."]:
+def most_worth(group: str, gains: Float[Tensor, "... n n"]) -> Float[Tensor, ...]:
     """Return for many gains at once what no element is worth more than."""
     if group in ("linear", "orthogonal", "orthogonal_one"):
         # The singular values' sum, which the best rotation is worth, by way of the sum of their squares.
@@ -84,9 +84,7 @@ def _signed(gain: Gain, still: Gain) -> Element:
 def _one_sign(gain: Gain, still: Gain) -> Element:
     """Return the better of the best permutation and the best one with the whole axis turned."""
     found = [Element(match_axis(sign * gain + still)) for sign in (1, -1)]
-    plain, turned = (
-        sign * one.worth(gain) + one.worth(still) for sign, one in zip((1, -1), found, strict=True)
-    )
+    plain, turned = (sign * one.worth(gain) + one.worth(still) for sign, one in zip((1, -1), found, strict=True))
     if plain >= turned:
         return found[0]
     return Element(found[1].index, -torch.ones(len(gain), dtype=torch.float64))

@@ -1,43 +1,45 @@
-"""Frame: a pair in which both models are balanced, and b is brought to a step by step.
+"""Frame: a pair of models, b rewritten step by step until it is as near to a as the symmetries let it come.
 
-    J = sum_t <A_t, B_t> / (rms(A_t) rms(B_t))
+    J = 1 - |A - B|^2 / (|A|^2 + |B|^2) = 2 <A, B> / (|A|^2 + |B|^2)
 
-is the objective of weight matching over tensors as they are now: b's are rewritten with every step, so that each step is
-the best one from where it stands. Steps stretch nothing, so that no rms changes. In the end
+over all tensors that move; 1 says that b has become a. Every step is the best one along one axis, or along blocks and
+what is inside them, from where b stands, and is taken only if it gains. Where a group stretches there are two such steps,
+and the one that gains more is taken: the best rotation of b as it is, and the best one between both models balanced,
 
-    found = (balance of a)^-1 . steps . (balance of b)
+    (balance of a)^-1 . rotation . (balance of b),
 
-acts on b as it was given. Vectors are centred as in weight matching, but not where that would not commute with the maps.
+which finds b however it was stretched, and fits less well where it was not. Vectors are centred, because a constant fits
+every order alike, but not where that would not commute with the maps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.balance import balance
-from merge.alignment.objective import CHUNK, Objective, Touch, Weights
+from merge.alignment.balance import BALANCES, balance
+from merge.alignment.objective import CHUNK, Touch, touches
 from merge.alignment.pair import Pair
 from merge.alignment.turned_blocks import Slot, match_move
-from merge.permutation import Permutation, identity
+from merge.permutation import Permutation, identity, places
+from merge.spec import PermutationSpec
 from merge.transform import Transform, apply_transform, apply_transform_axes, axis_sizes, compose, inverse
 
 # Groups that leave the mean of a vector where it is, or turn all of it.
 KEEP_MEAN = frozenset({"permutation", "none", "sign", "orthogonal_one"})
 ROTATIONS = frozenset({"orthogonal", "orthogonal_one"})
-# A map that differs from the identity by less is rounding.
-ROUNDING = 1e-9
+
+Tensors = Mapping[str, Tensor]
 
 
 def turns(pair: Pair) -> bool:
     """Return whether maps were asked for: bases inside heads, or a residual stream that may be rotated."""
-    return pair.settings.basis == "orthogonal" or any(
-        pair.spec.group(axis) in ROTATIONS for axis in axis_sizes(pair.spec, pair.shapes)
-    )
+    axes = axis_sizes(pair.spec, pair.shapes)
+    return pair.settings.basis == "orthogonal" or any(pair.spec.group(axis) in ROTATIONS for axis in axes)
 
 
 def acting_groups(pair: Pair, kinds: frozenset[str]) -> dict[str, str]:
@@ -51,43 +53,27 @@ def acting_groups(pair: Pair, kinds: frozenset[str]) -> dict[str, str]:
     return found
 
 
-class Balanced:
-    """Both models of a pair in balance on the axes that move."""
-
-    def __init__(self, pair: Pair, kinds: frozenset[str]) -> None:
-        self.given, self.groups = pair, acting_groups(pair, kinds)
-        self.movable = pair.axes_of(kinds)
-        self.to_a, self.to_b = (balance(pair.spec, side, self.groups) for side in (pair.a, pair.b))
-        a, b = (apply_transform(pair.spec, t, x) for t, x in ((self.to_a, pair.a), (self.to_b, pair.b)))
-        self.pair = replace(pair, a=a, b=b)
-
-    def whole(self, steps: Transform) -> Transform:
-        """Return what steps between balanced models do to b as it was given; maps that are the identity are left out."""
-        found = compose(inverse(self.to_a), compose(steps, self.to_b))
-        return Transform(found.permutation, {x: m for x, m in found.maps.items() if not _is_identity(m, x, found)})
-
-
-def _is_identity(mapped: Tensor, axis: str, t: Transform) -> bool:
-    inside = axis in t.permutation.outer
-    diagonal = mapped.ndim == (2 if inside else 1)
-    one = torch.ones_like(mapped) if diagonal else torch.eye(mapped.shape[-1], dtype=mapped.dtype)
-    return bool((mapped - one).abs().max() < ROUNDING)
-
-
 class Frame:
-    """Balanced models, b where the steps so far have brought it, and J."""
+    """A pair on its way.
 
-    def __init__(self, balanced: Balanced, steps: Transform | None = None) -> None:
-        pair = balanced.pair
-        self.spec, self.groups, self.still = pair.spec, balanced.groups, identity(pair.spec, pair.shapes)
+    Attributes:
+        steps: what brought b where it is.
+        moves: what can be moved, one at a time, in the order of the table.
+    """
+
+    def __init__(self, pair: Pair, kinds: frozenset[str], steps: Transform | None = None) -> None:
+        self.spec, self.groups = pair.spec, acting_groups(pair, kinds)
+        self.still = identity(pair.spec, pair.shapes)
         self.steps = steps or Transform(self.still, {})
-        b = apply_transform(pair.spec, self.steps, pair.b) if steps else dict(pair.b)
-        self.a, self.b = ({n: self._centred(n, t) for n, t in side.items()} for side in (pair.a, b))
-        scales = ({n: _scale(t) for n, t in side.items()} for side in (self.a, self.b))
-        weights = Weights(self.a, self.b, *scales)
-        self.objective = Objective(replace(pair, a=self.a, b=self.b), weights, balanced.movable)
-        self.moves = tuple(self.objective.touches)
-        self.shares = {name: self._share(name, self.b[name]) for name in self.objective.moving}
+        b = apply_transform(pair.spec, self.steps, pair.b) if steps else pair.b
+        self.touches = touches(pair, pair.axes_of(kinds))
+        self.moves = tuple(self.touches)
+        self.tensors = {m: tuple(dict.fromkeys(t.tensor for t in own)) for m, own in self.touches.items()}
+        moving = dict.fromkeys(name for own in self.tensors.values() for name in own)
+        self.a, self.b = ({n: self._centred(n, side[n]) for n in moving} for side in (pair.a, b))
+        self.inner = {name: dot(self.a[name], self.b[name]) for name in moving}
+        self.squares = {name: dot(self.b[name], self.b[name]) for name in moving}
+        self.square_a = math.fsum(dot(self.a[name], self.a[name]) for name in moving)
 
     def _centred(self, name: str, tensor: Tensor) -> Tensor:
         if tensor.ndim != 1 or not tensor.is_floating_point():
@@ -96,68 +82,78 @@ class Frame:
         acting = {self.groups.get(view.acting, "none") for view in views if view.role != "="}
         return tensor - tensor.mean() if acting <= KEEP_MEAN else tensor
 
-    def _share(self, name: str, b: Tensor) -> float:
-        pieces = zip(self.a[name].reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK), strict=True)
-        return self.objective.weights.scale(name) * sum(float(torch.dot(x.double(), y.double())) for x, y in pieces)
-
     @property
     def value(self) -> float:
-        """J, per entry of the tensors that move."""
-        return math.fsum(self.shares.values()) / self.objective.entries
+        """J."""
+        return _nearness(self.inner, self.squares, self.square_a)
 
-    def others(self, move: str) -> frozenset[str]:
-        """Return the axes that the gains of this one depend on."""
-        return frozenset().union(*(touch.others for touch in self.objective.touches[move]))
-
-    def axes_of(self, move: str) -> tuple[str, ...]:
-        return self.objective.axes_of(move)
+    def axes_of(self, move: str) -> frozenset[str]:
+        """Return the axes that move together: the blocks' and those inside them."""
+        names = {name for touch in self.touches[move] for name in (*touch.view.moving, touch.view.acting)}
+        return frozenset(names & self.groups.keys())
 
     def improve(self, move: str, matched: Collection[str] | None = None) -> bool:
-        """Move an axis, or blocks and what is inside them, to its best place; return whether that gained anything.
+        """Take the best step along one coordinate; return whether one was taken.
 
         Args:
             matched: if given, only tensors whose other axes are fixed or among these say what is best, and the step is
                 taken whether or not it gains on all.
         """
-        touches = self.objective.touches[move]
-        if matched is not None:
-            touches = [touch for touch in touches if touch.others <= frozenset(matched)]
-        if not touches:
+        own = [touch for touch in self.touches[move] if matched is None or touch.others <= frozenset(matched)]
+        if not own:
             return False
-        step = self._step(move, touches)
-        names = self.objective.tensors[move]
-        new = {name: self._moved(name, step) for name in names}
-        shares = {name: self._share(name, tensor) for name, tensor in new.items()}
-        if matched is None and math.fsum(shares.values()) <= math.fsum(self.shares[name] for name in names):
+        best, value = None, self.value if matched is None else -math.inf
+        for step in self._steps(move, own):
+            new = {name: apply_transform_axes(self.spec.axes(name), step, self.b[name]) for name in self.tensors[move]}
+            inner = self.inner | {name: dot(self.a[name], tensor) for name, tensor in new.items()}
+            squares = self.squares | {name: dot(tensor, tensor) for name, tensor in new.items()}
+            if (gained := _nearness(inner, squares, self.square_a)) > value:
+                best, value = (step, new, inner, squares), gained
+        if best is None:
             return False
-        self.b |= new
-        self.shares |= shares
-        self.steps = compose(step, self.steps)
+        self.steps = compose(best[0], self.steps)
+        self.b |= best[1]
+        self.inner, self.squares = best[2:]
         return True
 
-    def _moved(self, name: str, step: Transform) -> Tensor:
-        return apply_transform_axes(self.spec.axes(name), step, self.b[name])
+    def _steps(self, move: str, own: Sequence[Touch]) -> list[Transform]:
+        """Return the best steps along a coordinate: of b as it is, and between balanced models where a group stretches."""
+        found = [self._step(move, own, self.a, self.b)]
+        stretched = {axis: self.groups[axis] for axis in self.axes_of(move) if self.groups[axis] in BALANCES}
+        if stretched:
+            sides = [{name: side[name] for name in self.tensors[move]} for side in (self.a, self.b)]
+            to = [balance(self.spec, side, stretched, self.still) for side in sides]
+            a, b = (apply_transform(self.spec, t, side) for t, side in zip(to, sides, strict=True))
+            found.append(compose(inverse(to[0]), compose(self._step(move, own, a, b), to[1])))
+        return found
 
-    def _step(self, move: str, touches: list[Touch]) -> Transform:
-        """Return the best step along one coordinate."""
-        found = match_move(move, self._gains(touches), self.groups)
+    def _step(self, move: str, own: Sequence[Touch], a: Tensors, b: Tensors) -> Transform:
+        """Return the best step that stretches nothing."""
+        gains: dict[Slot, Tensor] = {}
+        for touch in own:
+            view = touch.view
+            slot = (view.names, view.acting if view.role != "=" and view.acting in self.groups else "")
+            one, other = (unit_rows(self.spec, touch, side[touch.tensor]) for side in (a, b))
+            product = (one @ other.T).double().reshape(*view.shape, *view.shape)
+            gains[slot] = gains[slot] + product if slot in gains else product
+        found = match_move(move, gains, self.groups)
         known = {axis: index for axis, index in found.indices.items() if axis in self.still.indices}
         return Transform(Permutation({**self.still.indices, **known}, self.still.outer), found.maps)
 
-    def _gains(self, touches: list[Touch]) -> dict[Slot, Tensor]:
-        """Return, by slot, how well b's units fill a's places."""
-        objective, found = self.objective, dict[Slot, Tensor]()
-        for touch in touches:
-            view = touch.view
-            acting = view.acting if view.role != "=" and view.acting in self.groups else ""
-            a, b = (objective.rows(touch, side, None) for side in "ab")
-            scale = objective.weights.scale(touch.tensor)
-            product = (a @ b.T).double().reshape(*view.shape, *view.shape) * scale
-            slot = (view.names, acting)
-            found[slot] = found[slot] + product if slot in found else product
-        return found
+
+def unit_rows(spec: PermutationSpec, touch: Touch, tensor: Tensor) -> Float[Tensor, "units rest"]:
+    """Return the units of a view as rows, in float32, or float64 where the tensor is."""
+    axes = spec.axes(touch.tensor)
+    dim, span = sum(axis.span for axis in axes[: touch.item]), axes[touch.item].span
+    flat = tensor.flatten(dim, dim + span - 1).movedim(dim, 0)[places(touch.view).reshape(-1)]
+    return flat.reshape(len(flat), -1).to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 
 
-def _scale(tensor: Tensor) -> float:
-    total = sum(float(piece.double().square().sum()) for piece in tensor.reshape(-1).split(CHUNK))
-    return math.sqrt(tensor.numel() / total) if total > 0 else 0.0
+def dot(a: Tensor, b: Tensor) -> float:
+    """Return <a, b>, summed in float64 over pieces."""
+    pieces = zip(a.reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK), strict=True)
+    return math.fsum(float(torch.dot(x.double(), y.double())) for x, y in pieces)
+
+
+def _nearness(inner: Mapping[str, float], squares: Mapping[str, float], square_a: float) -> float:
+    return 2 * math.fsum(inner.values()) / (square_a + math.fsum(squares.values()) or 1.0)

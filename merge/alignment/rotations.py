@@ -15,38 +15,33 @@ here LayerNorm stays LayerNorm); Zhang et al. 2025, arXiv:2502.00264 (bases insi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from merge.alignment.activations import Moments, check_seen, collect
-from merge.alignment.frame import Balanced, Frame
+from merge.alignment.balance import balance
+from merge.alignment.frame import Frame, acting_groups
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.turned_blocks import Slot, match_move
+from merge.maps import full
 from merge.permutation import Permutation, identity
-from merge.transform import Transform
+from merge.transform import Transform, apply_transform, compose, inverse
 
 MAX_SWEEPS = 15
 # Sweeps end when one gains less than this share of J.
 ENOUGH = 1e-6
+# A map that differs from the identity by less is rounding.
+ROUNDING = 1e-9
 # Groups whose elements mix units, so that no unit has a spread of its own.
 TURNING = frozenset({"linear", "orthogonal", "orthogonal_one", "rotary", "rotary_adjacent"})
 
 
-def rotate_by_weights(pair: Pair, by: str | None = None) -> Matcher:
-    """Return the matcher that aligns b to a by weights alone, with maps.
-
-    Args:
-        by: `activations`, to begin from what they say.
-    """
-
-    def match(kinds: frozenset[str]) -> Alignment:
-        check_kinds(pair, kinds)
-        balanced = Balanced(pair, kinds)
-        steps = None if by is None else steps_by_activations(balanced)[0]
-        return descend(balanced, kinds, steps)
-
-    return match
+def rotate_by_weights(pair: Pair) -> Matcher:
+    """Return the matcher that aligns b to a by weights alone, with maps."""
+    return lambda kinds: descend(pair, kinds, None)
 
 
 def rotate_by_activations(pair: Pair) -> Matcher:
@@ -54,93 +49,133 @@ def rotate_by_activations(pair: Pair) -> Matcher:
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        balanced = Balanced(pair, kinds)
-        steps, values = steps_by_activations(balanced)
-        return _alignment(balanced, kinds, steps, values)
+        found = match_balanced(pair, kinds)
+        return _alignment(pair, kinds, found.whole(), found.values)
 
     return match
 
 
-def _alignment(
-    balanced: Balanced, kinds: frozenset[str], steps: Transform, values: tuple[float, ...]
-) -> Alignment:
-    found = balanced.whole(steps)
-    return Alignment(found.permutation, tuple(k for k in balanced.pair.kinds() if k in kinds), values, found.maps)
+def rotate_by_both(pair: Pair) -> Matcher:
+    """Return the matcher that begins with activations and goes on with weights."""
+
+    def match(kinds: frozenset[str]) -> Alignment:
+        check_kinds(pair, kinds)
+        return descend(pair, kinds, match_balanced(pair, kinds).steps)
+
+    return match
 
 
-def descend(balanced: Balanced, kinds: frozenset[str], steps: Transform | None = None) -> Alignment:
-    """Return where sweeps end that begin at the better of a start and what is there: without steps, a first pass."""
-    nothing = Frame(balanced)
-    frame = Frame(balanced, steps) if steps is not None else first_pass(balanced)
-    if frame.value < nothing.value:
-        frame, nothing = nothing, nothing
-    history = [nothing.value, frame.value]
+def _alignment(pair: Pair, kinds: frozenset[str], found: Transform, values: tuple[float, ...]) -> Alignment:
+    maps = {axis: mapped for axis, mapped in found.maps.items() if not _is_identity(axis, mapped, found.permutation)}
+    return Alignment(found.permutation, tuple(k for k in pair.kinds() if k in kinds), values, maps)
+
+
+def _is_identity(axis: str, mapped: Tensor, p: Permutation) -> bool:
+    one = torch.eye(mapped.shape[-1], dtype=mapped.dtype) if full(axis, mapped, p) else torch.ones_like(mapped)
+    return bool((mapped - one).abs().max() < ROUNDING)
+
+
+def descend(pair: Pair, kinds: frozenset[str], steps: Transform | None) -> Alignment:
+    """Return where sweeps end that begin at the better of a start and what is there.
+
+    Args:
+        steps: the start; if None, a first pass, in which each axis is matched against what is already matched:
+            embeddings fix the residual, that the layers.
+    """
+    check_kinds(pair, kinds)
+    frame = Frame(pair, kinds)
+    history = [frame.value]
+    begun = Frame(pair, kinds, steps) if steps is not None else _first_pass(Frame(pair, kinds))
+    if begun.value > frame.value:
+        frame = begun
+    history.append(frame.value)
     for _ in range(MAX_SWEEPS):
-        moved = [frame.improve(move) for move in frame.moves]
-        if not any(moved):
+        if not any([frame.improve(move) for move in frame.moves]):
             break
         history.append(frame.value)
         if history[-1] - history[-2] < ENOUGH * abs(history[-2]):
             break
-    return _alignment(balanced, kinds, frame.steps, tuple(history))
+    return _alignment(pair, kinds, frame.steps, tuple(history))
 
 
-def first_pass(balanced: Balanced) -> Frame:
-    """Match each axis in turn against what is already matched: embeddings fix the residual, that the layers."""
-    frame, matched = Frame(balanced), set[str]()
+def _first_pass(frame: Frame) -> Frame:
+    matched: frozenset[str] = frozenset()
     for move in frame.moves:
         frame.improve(move, matched)
-        matched |= set(frame.axes_of(move))
+        matched |= frame.axes_of(move)
     return frame
 
 
-def steps_by_activations(balanced: Balanced) -> tuple[Transform, tuple[float, float]]:
-    """Return the best steps by what units say to the same text, and how alike units are before and after.
+@dataclass(frozen=True)
+class ByActivations:
+    """What activations say of balanced models.
+
+    Attributes:
+        steps: what brings the balanced b to the balanced a.
+        to_a, to_b: what balances each.
+        values: how alike units are in their places and where they end.
+    """
+
+    steps: Transform
+    to_a: Transform
+    to_b: Transform
+    values: tuple[float, float]
+
+    def whole(self) -> Transform:
+        """Return what b takes as it is."""
+        return compose(inverse(self.to_a), compose(self.steps, self.to_b))
+
+
+def match_balanced(pair: Pair, kinds: frozenset[str]) -> ByActivations:
+    """Return the best steps by what units say to the same text, both models balanced.
 
     Units that may only change places are told apart by correlation; those that may be rotated by covariance, in units of
     the mean variance of their block.
     """
-    pair, still = balanced.pair, identity(balanced.pair.spec, balanced.pair.shapes)
-    moves = _gains_by_activations(balanced)
+    groups, still = acting_groups(pair, kinds), identity(pair.spec, pair.shapes)
+    to_a, to_b = (balance(pair.spec, side, groups, still) for side in (pair.a, pair.b))
+    a, b = (apply_transform(pair.spec, t, side) for t, side in ((to_a, pair.a), (to_b, pair.b)))
+    moves = _gains(replace(pair, a=a, b=b), kinds, groups)
     indices, maps, units = dict(still.indices), dict[str, Tensor](), 0
     before = after = 0.0
     for move, gains in moves.items():
-        found = match_move(move, gains, balanced.groups)
+        found = match_move(move, gains, groups)
         indices |= {axis: index for axis, index in found.indices.items() if axis in still.indices}
         maps |= found.maps
         squares = [gain.flatten(gain.ndim // 2).flatten(0, -2) for gain in gains.values()]
         before += sum(float(square.trace()) for square in squares)
         after += found.worth
         units += sum(len(square) for square in squares)
-    return Transform(Permutation(indices, still.outer), maps), (before / max(units, 1), after / max(units, 1))
+    steps = Transform(Permutation(indices, still.outer), maps)
+    return ByActivations(steps, to_a, to_b, (before / max(units, 1), after / max(units, 1)))
 
 
-def _gains_by_activations(balanced: Balanced) -> dict[str, dict[Slot, Tensor]]:
+def _gains(pair: Pair, kinds: frozenset[str], groups: Mapping[str, str]) -> dict[str, dict[Slot, Tensor]]:
     """Return move -> slot -> how alike units of a and of b respond, averaged over the sites of the slot."""
-    pair, found = balanced.pair, dict[str, dict[Slot, Tensor]]()
+    found, movable = dict[str, dict[Slot, Tensor]](), pair.axes_of(kinds)
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    acting = _acting(balanced)
+    acting = _acting(pair, groups)
     for line, sites in collect(pair).items():
         names = tuple(line.split())
-        if names[0] not in balanced.movable:
+        if names[0] not in movable:
             continue
         axis = acting.get(names, "")
         total = sites[0].cross.shape[0]
         rest = total // math.prod(counts[name] for name in names if name != "-")
         shape = tuple(counts.get(name, rest) for name in names)
-        likeness = _covariance if balanced.groups.get(axis) in TURNING else _correlation
+        likeness = _covariance if groups.get(axis) in TURNING else _correlation
         gains = torch.stack([likeness(site, shape) for site in sites]).mean(0)
         found.setdefault(names[0], {})[names, axis] = gains
-    check_seen(balanced.movable, {move: {names: g for (names, _), g in own.items()} for move, own in found.items()})
+    check_seen(movable, {move: {names: g for (names, _), g in own.items()} for move, own in found.items()})
     return found
 
 
-def _acting(balanced: Balanced) -> dict[tuple[str, ...], str]:
+def _acting(pair: Pair, groups: Mapping[str, str]) -> dict[tuple[str, ...], str]:
     """Return the names of a view's levels -> the axis whose maps act on the innermost, as the tensors have it."""
-    pair, found = balanced.pair, dict[tuple[str, ...], str]()
+    found: dict[tuple[str, ...], str] = {}
     for name, shape in pair.shapes.items():
         for view in (view for along in pair.spec.views(name, shape) for view in along):
-            if view.role != "=" and view.acting in balanced.groups:
+            if view.role != "=" and view.acting in groups:
                 found[view.names] = view.acting
     return found
 

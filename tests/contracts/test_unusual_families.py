@@ -128,7 +128,9 @@ def test_candidates_know_the_two_streams_of_clip_and_the_heads_of_llama() -> Non
         (FIRST["llama"], {"heads", "ffn"}, {"residual"}),
     ):
         pair, _ = make_pair(name, batches=2)
-        tried = [frozenset(c.alignment.kinds) for c in choose(pair, {"weights": aligner("weights")(pair)}, None).candidates]
+        tried = [
+            frozenset(c.alignment.kinds) for c in choose(pair, {"weights": aligner("weights")(pair)}, None).candidates
+        ]
         task = frozenset(pair.kinds()) - inside - stream
         assert tried == list(dict.fromkeys([frozenset(), task, task | inside, task | inside | stream]))
 

@@ -12,8 +12,9 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from merge.alignment import aligner
-from merge.alignment.choice import choose, score
-from merge.alignment.pair import Pair
+from merge.alignment import choice as choice_module
+from merge.alignment.choice import Candidate, Choice, Ends, best, choose, score
+from merge.alignment.pair import Alignment, Pair
 from merge.permutation import Permutation, apply, identity
 
 
@@ -95,3 +96,69 @@ def test_headless_models_are_scored_by_the_cosine_to_the_endpoints_mean() -> Non
     assert kind == "cosine"
     assert values[0] == pytest.approx(1 - cosine.mean(), abs=1e-5)
     assert values[0] > 1e-3
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_the_endpoints_are_run_once_where_their_answers_can_be_remembered(
+    monkeypatch: pytest.MonkeyPatch, remembered: bool
+) -> None:
+    """Three candidates on four batches: four runs of each end, or twelve; the scores are the same."""
+    pair, back = make_pair("BertForSequenceClassification", planted_seed=2, other_seed=5)
+    pair = replace(pair, batches=pair.batches[:4])
+    moves = [identity(pair.spec, pair.shapes), back, back]
+    expected, _ = score(moves, pair)
+    if not remembered:
+        monkeypatch.setattr(choice_module, "REMEMBERED", 0)
+    ends, runs = Ends(pair), []
+    for model in ends.models:
+        model.register_forward_pre_hook(lambda *_: runs.append(1))
+    values, _ = score(moves, pair, ends)
+    assert values == expected
+    assert len(runs) == (8 if remembered else 24)
+
+
+def test_few_texts_and_texts_of_one_class_are_said() -> None:
+    """One bias of the classifier decides everything: what the two ends say together is always that class."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    pair = replace(pair, batches=pair.batches[:2])
+    bias = torch.tensor([0.0, 50.0, 0.0])
+    sided = replace(pair, a={**pair.a, "classifier.bias": bias}, b={**pair.b, "classifier.bias": bias})
+    notes = choose(sided, {"weights": aligner("weights")(sided)}, None).notes
+    assert "rests on 8 texts only" in notes[0]
+    assert "call 100% of it 'neutral'" in notes[1]
+    plain = choose(pair, {"weights": aligner("weights")(pair)}, None).notes
+    assert "rests on 8 texts only" in plain[0]
+
+
+def test_enough_texts_of_all_classes_are_not_remarked_on() -> None:
+    """The negative control: 256 texts, on which two models differ as to the class."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    whole = {name: torch.cat([batch[name] for batch in pair.batches[:64]]) for name in pair.batches[0]}
+    pair = replace(pair, batches=(whole,))
+    both = softmax(logits(pair, dict(pair.a)), axis=1) + softmax(logits(pair, dict(pair.b)), axis=1)
+    most = np.bincount(both.argmax(1)).max() / 256
+    ends = Ends(pair)
+    ends(0)
+    assert most < 0.9
+    assert ends.notes() == ()
+
+
+def candidate(value: float, by: str = "weights") -> Candidate:
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
+    return Candidate(Alignment(identity(pair.spec, pair.shapes), (), ()), value, by)
+
+
+def test_of_scores_that_differ_by_rounding_the_first_is_kept() -> None:
+    """Less moves in it; but what is truly better is kept though it stands last."""
+    equal = [candidate(0.2), candidate(0.1), candidate(0.1 - 1e-8)]
+    assert best(equal) is equal[1]
+    better = [*equal, candidate(0.0999)]
+    assert best(better) is better[3]
+
+
+def test_the_table_leaves_out_columns_that_say_nothing() -> None:
+    """One matcher and no basis: two columns; two matchers: their names too."""
+    one, other = candidate(0.25), candidate(0.5, "activations")
+    assert Choice((one,), one, "KL").table() == [("axes that move", "KL"), ("nothing", "0.2500")]
+    assert Choice((one, other), one, "KL").table()[0] == ("axes that move", "matched by", "KL")
+    assert Choice((one, other), one, "KL").table()[2] == ("nothing", "activations", "0.5000")
