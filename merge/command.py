@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from merge.align_options import FLAGS, align_entry, align_options
-from merge.errors import OutputError, RecipeError, UsageError
+from merge.align_options import align_options
+from merge.errors import OutputError, UsageError
+from merge.flags import recipe_of_flags
 from merge.methods import METHODS
+from merge.report_text import report_text
 from merge.statistics_command import statistics_command
 from merge.terminal import common_options, progress, set_verbosity, start
-
-if TYPE_CHECKING:
-    from merge.aligned import Aligned
-    from merge.recipe import Recipe
-    from merge.report import Report
 
 EPILOG = """\b
 Examples:
@@ -92,7 +89,7 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
         from merge.hub import check_id
 
         check_id(options["push_to_hub"])
-    recipe = _recipe(models, options)
+    recipe = recipe_of_flags(models, options)
     if options["push_to_hub"] and recipe.heads == "keep-all":
         raise UsageError(
             "--push-to-hub pushes one model, and --heads keep-all writes several. Push each: merge-models push."
@@ -101,7 +98,8 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
         click.echo(recipe.to_yaml(), nl=False)
         return
     from merge.report import report_facts
-    from merge.run import Means, run
+    from merge.outputs import Means
+    from merge.run import run
 
     means = Means(options["threads"], options["device"], options["recheck"], progress(options["quiet"]))
     report = run(recipe, options["force"], options["dry_run"], means)
@@ -186,12 +184,6 @@ def verify_command(folder: Path, as_json: bool) -> None:
         raise OutputError(f"{folder} is not what its manifest says, or an input has become another model.")
 
 
-# fmt: off
-RECIPE_FLAGS = (
-    "base", "base_lacks", "heads", "method", "settings", "weights", *FLAGS, "statistics_text",
-    "statistics_column", "label_column", "statistics_samples", "tokenizer", "seed", "dtype", "out_dtype", "revision",
-)
-# fmt: on
 COMMANDS = {
     "push": push_command,
     "card": card_command,
@@ -207,105 +199,6 @@ def main() -> None:
         start(COMMANDS[arguments[0]], f"merge-models {arguments[0]}", arguments[1:])
     else:
         start(merge_command, "merge-models", arguments)
-
-
-def _recipe(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
-    """Build the recipe from flags, or read it; --output, and nothing else, may change what a file says."""
-    from merge.mergekit_yaml import read_any
-    from merge.recipe import make_recipe
-
-    given = [name for name in RECIPE_FLAGS if options[name] not in (None, ())]
-    if options["recipe_file"] is not None:
-        if models or given:
-            said = ["models", *given] if models else given
-            raise UsageError(
-                f"--recipe holds the whole run; it cannot be mixed with {', '.join(said)}. Only -o may be added."
-            )
-        recipe, warnings = read_any(options["recipe_file"])
-        for warning in warnings if not options["quiet"] else ():
-            click.echo(f"note: {warning}", err=True)
-        return (
-            recipe
-            if options["output"] is None
-            else make_recipe({**recipe.model_dump(exclude_unset=True), "output": options["output"]})
-        )
-    if not models:
-        raise UsageError("no models given. Example: merge-models a/ b/ --align activations. See merge-models --help.")
-    settings = [_setting(text) for text in options["settings"]]
-    if options["weights"] is not None:
-        settings.append(("weights", _listed(options["weights"], "--weights", number=True)))
-    twice = {key for key, _ in settings if [k for k, _ in settings].count(key) > 1}
-    if twice:
-        raise UsageError(f"setting {', '.join(sorted(twice))} is given twice. Give it once.")
-    align, label_column = align_entry(options), options["label_column"]
-    if align.get("by") == "learned" and label_column is not None:
-        align, label_column = {**align, "label_column": label_column}, None
-    column = options["statistics_column"]
-    statistics = {
-        "text": options["statistics_text"],
-        "text_column": None if column is None else _listed(column, "--statistics-column"),
-        "label_column": label_column,
-        "samples": options["statistics_samples"],
-    }
-    record = {
-        "models": [
-            {"model": m, "revision": r} for m, r in zip(models, _revisions(models, options["revision"]), strict=True)
-        ],
-        "base": options["base"],
-        "base_lacks": options["base_lacks"],
-        "heads": options["heads"],
-        # One model that is moved, and nothing else, is not merged.
-        "method": "passthrough"
-        if options["method"] is None and len(models) == 1 and "apply" in align
-        else options["method"],
-        "settings": dict(settings),
-        "align": align,
-        "statistics": {k: v for k, v in statistics.items() if v is not None} or None,
-        "tokenizer": options["tokenizer"],
-        "dtype": options["dtype"],
-        "out_dtype": options["out_dtype"],
-        "seed": options["seed"],
-        "output": options["output"],
-    }
-    return make_recipe({k: v for k, v in record.items() if v is not None})
-
-
-def _revisions(models: tuple[str, ...], revisions: tuple[str, ...]) -> tuple[str | None, ...]:
-    if len(revisions) <= 1:
-        return (revisions or (None,)) * len(models)
-    if len(revisions) != len(models):
-        raise UsageError(f"{len(revisions)} revisions for {len(models)} models. Give one for all, or one for each.")
-    return revisions
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    from merge.strict_yaml import read_value
-
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set expects KEY=VALUE, found {text!r}. Example: --set lam=0.3")
-    if "," in value and not value.lstrip().startswith(("[", '"', "'")):
-        return key, _listed(value, f"--set {key}", number=True)
-    try:
-        return key, read_value(value)
-    except RecipeError as error:
-        raise RecipeError(f"--set {key}: {error}") from error
-
-
-def _number(text: str) -> Any:
-    """Return the number a text spells, or the text."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _listed(text: str, option: str, number: bool = False) -> tuple[Any, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    values = [_number(part) for part in parts] if number else parts
-    if "" in parts or (number and any(isinstance(value, str) for value in values)):
-        raise UsageError(f"{option} expects {'numbers' if number else 'names'} separated by commas, found {text!r}.")
-    return tuple(values)
 
 
 def _push(folder: Path, repo_id: str, private: bool | None, revision: str | None, err: bool = False) -> None:
@@ -326,53 +219,3 @@ def _show_push(folder: Path, repo_id: str, private: bool | None) -> None:
     for name, size in plan.files:
         click.echo(f"  {size:>14,}  {name}")
     click.echo(f"README.md:\n{plan.card}")
-
-
-def report_text(report: Report, dry_run: bool) -> str:
-    """Return what a run did, for the terminal."""
-    lines = []
-    for aligned in report.bases.aligned:
-        lines += _aligned_text(aligned)
-    if report.bases.calibration:
-        lines.append(f"calibration text: {report.bases.calibration}")
-    done = (
-        "nothing written (dry run)"
-        if dry_run
-        else f"wrote {report.recipe.output} ({report.bytes:,} bytes), which reloads"
-    )
-    names = ", ".join(c.source for c in report.checkpoints)
-    lines.append(
-        f"merged {names} by {report.recipe.method}: {len(report.schedule.jobs)} tensors, {done}; {report.seconds:.1f} s"
-    )
-    return "\n".join(lines)
-
-
-def _aligned_text(aligned: Aligned) -> list[str]:
-    choice, kept = aligned.choice, aligned.choice.kept
-    to = "" if aligned.reference == aligned.source else f" to {aligned.reference}"
-    lines = [f"aligned {aligned.source}{to} by {aligned.by}"]
-    if choice.common:
-        return [*lines, f"  {choice.start}"]
-    if choice.score:
-        head, *body = choice.table()
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        for row, candidate in zip((head, *body), (None, *choice.candidates), strict=True):
-            cells = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-            lines.append(f"  {cells}  <- kept" if candidate is kept else f"  {cells}".rstrip())
-    else:
-        lines.append(f"  axes that move: {kept.name} (not scored)")
-    objective = kept.alignment.objective
-    if objective:
-        unit = "mean correlation of matched units" if kept.by == "activations" else "objective per sweep"
-        lines.append(f"  {unit}: {' -> '.join(f'{value:.4f}' for value in objective)}")
-    moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in aligned.moved.items())
-    proof = aligned.proof
-    lines.append(f"  units that changed place: {moved}")
-    lines += [f"  {line}" for line in (aligned.quality.table() if aligned.quality else ())]
-    lines.append(
-        f"  proof: {aligned.source} aligned equals itself to {proof.error:.1e} standard deviations of its "
-        f"{', '.join(proof.outputs)} (bound {proof.bound:g}, float64, {proof.texts} texts)"
-    )
-    if aligned.transform.is_identity:
-        lines.append("  nothing had to move: the models already share a basis, as fine-tunes of one start do")
-    return lines

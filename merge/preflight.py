@@ -15,7 +15,7 @@ from merge.heads import class_names, consistent_labels, encoder_of, label_order
 from merge.model import first_line
 from merge.plan import LayerPlan, planned_config
 from merge.recipe import Recipe
-from merge.sentence_transformers import compare_pipelines, without_modules
+from merge.sentence_transformers import check_edited, compare_pipelines, without_modules
 from merge.tokenizer_files import read_tokenizer
 from merge.vocabulary import VocabularyPlan, plan_vocabulary
 
@@ -45,11 +45,14 @@ def preflight(
 
     Raises:
         MismatchError: the faults of all of them, one a line.
+        CheckpointError: layers are to change places that a module of the pipeline reads by their places.
     """
     faults: list[str] = []
     reference, dtype = checkpoints[0], None if recipe is None else recipe.out_dtype
     sliced = recipe is not None and recipe.slices is not None
     own_vocabulary = recipe is not None and recipe.tokenizer is not None
+    for checkpoint in checkpoints if sliced else ():
+        check_edited(checkpoint)
     heads = plan_heads(None if recipe is None else recipe.heads, checkpoints, base)
     first, *others = heads.models if heads.whole else heads.merged
     for other in others:

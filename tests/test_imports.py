@@ -46,9 +46,11 @@ LEVELS = (
     ("repair_sites",),
     ("repair",),
     ("soup", "cocktail", "evaluation", "report"),
+    ("report_text",),
     ("repair_run", "output_files"),
+    ("outputs",),
     ("run", "edit", "mergekit_yaml", "recipe_schema"),
-    ("edit_command", "statistics_command"),
+    ("edit_command", "statistics_command", "flags"),
     ("command", "entry"),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -143,11 +143,10 @@ def _spec(specimen: Specimen, trace: Trace, table: Table) -> PermutationSpec:
     """Return the spec of a table; integer tensors are fixed along every axis."""
     structure = specimen.structure
     still = {name: " ".join("-" * t.ndim) for name, t in specimen.own().items() if name not in specimen.tensors}
-    lines = {**table.lines, **still}
     names = set(table.names.values())
     return PermutationSpec(
         family=f"{structure.config['model_type']} (derived)",
-        lines={**lines, **{stored: lines[name] for stored, name in specimen.stored_names().items() if name in lines}},
+        lines={**table.lines, **still},
         sizes=table.sizes,
         taps=taps_of(specimen, trace, table),
         outputs=table.outputs,

@@ -1,14 +1,12 @@
 """Nomic BERT: post-LN, rotary positions, gated feed-forward layers.
 
-Files hold queries, keys and values in one tensor, transformers three; both are listed. Rotary positions fix the order
-inside queries and keys; pairs of places (i, i + n/2) take one complex number. `gate_proj` is activated, `up_proj` multiplies
-it and takes scales.
+Rotary positions fix the order inside queries and keys; pairs of places (i, i + n/2) take one complex number. `gate_proj` is
+activated, `up_proj` multiplies it and takes scales.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from merge.architectures.encoder import POOLER, POOLER_TAPS, Family, encoder_spec
@@ -34,19 +32,6 @@ LAYER = {
     "post_mlp_layernorm.weight": "residual=",
     "post_mlp_layernorm.bias": "residual",
 }
-# As files name it.
-STORED_LAYER = {
-    "attn.Wqkv.weight": "[(heads{i} -turn{i}) | (heads{i} -turn{i}') | (heads{i} v{i})] residual'",
-    "attn.out_proj.weight": "residual (heads{i} v{i})'",
-    "norm1.weight": "residual=",
-    "norm1.bias": "residual",
-    "mlp.fc11.weight": "ffn{i} residual'",
-    "mlp.fc12.weight": "ffn{i}= residual'",
-    "mlp.fc2.weight": "residual ffn{i}'",
-    "norm2.weight": "residual=",
-    "norm2.bias": "residual",
-}
-STORED = {"emb_ln.weight": "residual=", "emb_ln.bias": "residual"}
 LANGUAGE_MODEL = Head(
     {name.replace("LayerNorm", "layer_norm"): line for name, line in BERT_LANGUAGE_MODEL.lines.items()},
     BERT_LANGUAGE_MODEL.outputs,
@@ -83,11 +68,4 @@ NOMIC_BERT = Family(
 
 def nomic_bert(config: Mapping[str, Any]) -> PermutationSpec:
     """Return the spec of a Nomic BERT with any of its task heads."""
-    spec = encoder_spec(NOMIC_BERT, config)
-    stored = dict(STORED)
-    for i in range(int(config["num_hidden_layers"])):
-        stored |= {f"encoder.layers.{i}.{name}": line.format(i=i) for name, line in STORED_LAYER.items()}
-    # A base model's own names keep no prefix where they are not transformers' names.
-    return replace(
-        spec, lines={**spec.lines, **stored, **{f"nomic_bert.{name}": line for name, line in stored.items()}}
-    )
+    return encoder_spec(NOMIC_BERT, config)

@@ -43,18 +43,6 @@ class Specimen:
         stored = self.model.state_dict(keep_vars=True)
         return {canonical(self.structure, n): t for n, t in stored.items() if n not in self.structure.ties}
 
-    def stored_names(self) -> dict[str, str]:
-        """Return the name a file gives a tensor -> its canonical name, where files keep an older one.
-
-        Tensors that files store in another form, split or stacked, are not among them.
-        """
-        from transformers.core_model_loading import revert_weight_conversion
-
-        stored = revert_weight_conversion(self.model, {n: t.detach() for n, t in self.model.state_dict().items()})
-        known = {(t.data_ptr(), t.shape): name for name, t in self.own().items() if t.numel()}
-        older = {n: known.get((t.data_ptr(), t.shape)) for n, t in stored.items() if n not in self.structure.shapes}
-        return {name: own for name, own in older.items() if own is not None}
-
     def outputs(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return the outputs on each batch with these tensors, computed in float64 throughout."""
         own = self.own()

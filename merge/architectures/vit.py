@@ -1,9 +1,8 @@
 """ViT, DeiT and BEiT: pre-LN encoders of image patches.
 
 Channels and pixels of a patch, and its place, are fixed; the class token, the positions and what the patch convolution
-writes lie on the residual stream. Files name the layers as transformers once did; both names are listed. BEiT scales what
-each sublayer writes, and biases scores by relative position, a column for each head: in every layer, or once for all,
-whose heads then share one order.
+writes lie on the residual stream. BEiT scales what each sublayer writes, and biases scores by relative position, a column
+for each head: in every layer, or once for all, whose heads then share one order.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.architectures.encoder import FEED_FORWARD, POOLER, POOLER_TAPS, Family, activation_group, encoder_spec
+from merge.architectures.encoder import POOLER, POOLER_TAPS, Family, activation_group, encoder_spec
 from merge.architectures.head import Head
 from merge.spec import PermutationSpec
 
@@ -49,22 +48,6 @@ LAYER = {
     "lambda_1": "residual=",
     "lambda_2": "residual=",
     "relative_position_bias.relative_position_bias_table": "- {heads}",
-}
-# As files name it.
-STORED_LAYER = {
-    "attention.attention.query.weight": "({heads} qk{i}) residual'",
-    "attention.attention.query.bias": "({heads} qk{i})",
-    "attention.attention.key.weight": "({heads} qk{i}') residual'",
-    "attention.attention.key.bias": "({heads} qk{i}')",
-    "attention.attention.value.weight": "({heads} v{i}) residual'",
-    "attention.attention.value.bias": "({heads} v{i})",
-    "attention.output.dense.weight": "residual ({heads} v{i})'",
-    "attention.output.dense.bias": "residual",
-    **FEED_FORWARD,
-    **NORMS,
-    "lambda_1": "residual=",
-    "lambda_2": "residual=",
-    "attention.attention.relative_position_bias.relative_position_bias_table": "- {heads}",
 }
 SHARED_BIAS = (
     "shared_position_bias.relative_position_bias_table",
@@ -121,14 +104,5 @@ def vit(config: Mapping[str, Any]) -> PermutationSpec:
         folded={"residual": "orthogonal_one"},
     )
     spec = encoder_spec(family, config)
-    stored: dict[str, str] = {}
-    for i in range(int(config["num_hidden_layers"])):
-        for name, line in STORED_LAYER.items():
-            spelt = line.replace("{heads}", heads).format(i=i)
-            # A base model's own names keep no prefix where they are not transformers' names.
-            stored |= {f"{prefix}encoder.layer.{i}.{name}": spelt for prefix in ("", f"{family.prefix}.")}
-    stored |= {
-        f"encoder.{name}": "- heads" for name in ("relative_position_bias.relative_position_bias_table",) if shared
-    }
     taps = {axis: tuple(f"{site}:all" for site in sites) for axis, sites in spec.taps.items()}
-    return replace(spec, lines={**spec.lines, **stored}, taps=taps)
+    return replace(spec, taps=taps)

@@ -16,8 +16,9 @@ from tiny import save_checkpoint, write_text
 from merge.architectures import spec_for
 from merge.checkpoint import open_checkpoint
 from merge.errors import MergeError
+from merge.outputs import Means
 from merge.recipe import make_recipe
-from merge.run import Means, run
+from merge.run import run
 
 # What cannot be aligned by activations, and how it is said: nothing to read text with, or nothing to hook.
 IMAGES = ("beit", "deit", "vit", "clip_vision_model", "clip")

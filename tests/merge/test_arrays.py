@@ -18,6 +18,7 @@ from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
 import merge.arrays
+import merge.outputs
 import merge.run
 from merge.arrays import NUMPY, TORCH, Arrays, TorchArrays, suit_numpy
 from merge.checkpoint import open_checkpoint
@@ -25,9 +26,10 @@ from merge.errors import CheckpointError, OutputError
 from merge.methods.linear import Linear
 from merge.methods.passthrough import Passthrough
 from merge.methods.task_arithmetic import TaskArithmetic
+from merge.outputs import Means
 from merge.recipe import make_recipe
 from merge.report import Report
-from merge.run import Means, run
+from merge.run import run
 from merge.weight_files import StoredTensor, as_array, torch_letters
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -160,13 +162,13 @@ class Kinds:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[Arrays] = []
         self.forced = False
-        choose = merge.run._arrays
+        choose = merge.outputs._arrays
 
         def chosen(*args: Any) -> Arrays:
             self.seen.append(TORCH if self.forced else choose(*args))
             return self.seen[-1]
 
-        monkeypatch.setattr(merge.run, "_arrays", chosen)
+        monkeypatch.setattr(merge.outputs, "_arrays", chosen)
 
     def outputs(self, tmp_path: Path, *models: Path, **more: Any) -> list[dict[str, bytes]]:
         """Return every file of a run as it comes, and of one on torch's tensors."""
@@ -291,10 +293,10 @@ def test_another_device_is_torch_s(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     chosen: list[Arrays] = []
 
     def write(folder: Path, report: Report, means: Means, hashes: object) -> Report:
-        chosen.append(merge.run._arrays(report, means))
+        chosen.append(merge.outputs._arrays(report, means))
         return report
 
-    monkeypatch.setattr(merge.run, "_write", write)
+    monkeypatch.setattr(merge.run, "write_outputs", write)
     monkeypatch.setattr(merge.run, "check_device", lambda device: None)
     for device in ("cpu", "cuda:1"):
         recipe = make_recipe({"models": [str(a), str(b)], "output": str(tmp_path / device)})

@@ -332,7 +332,7 @@ def test_the_same_command_twice_gives_the_same_bytes(run: Run, place: Path) -> N
     first = everything(place / "merged")
     assert run(*ALIGNED, "--force").code == 0
     assert everything(place / "merged") == first
-    assert len(first) == 8
+    assert len(first) == 9
     assert run(*ALIGNED[:-1], "lam=0.2", "--force").code == 0
     assert everything(place / "merged")["model.safetensors"] != first["model.safetensors"]  # negative control
 

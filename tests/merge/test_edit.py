@@ -31,6 +31,8 @@ from merge.errors import CheckpointError, OutputError, UsageError
 from merge.hub import plan_push
 from merge.model import build, model_class
 from merge.plan import LayerPlan
+from merge.recipe import make_recipe
+from merge.run import run as merge_run
 
 
 @dataclass(frozen=True)
@@ -355,6 +357,9 @@ def test_a_module_that_weighs_every_layer_by_its_place_is_refused(place: Path) -
     save_file({"layer_weights": torch.ones(3)}, folder / "4_Weighted/model.safetensors")
     with pytest.raises(CheckpointError, match="4_Weighted: WeightedLayerPooling has a weight for each layer's place"):
         edit_layers(open_checkpoint("s"), LayerPlan.keep([1]), place / "out")
+    sliced = {"models": ["s", "s"], "slices": [{"layers": "1"}], "output": "out"}
+    with pytest.raises(CheckpointError, match="4_Weighted: WeightedLayerPooling has a weight for each layer's place"):
+        merge_run(make_recipe(sliced))
     assert not (place / "out").exists()
     write_json(folder / "modules.json", listed)
     assert edit_layers(open_checkpoint("s"), LayerPlan.keep([1]), place / "out").dropped == (0,)

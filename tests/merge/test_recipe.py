@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from merge.command import _recipe, merge_command
+from merge.command import merge_command
 from merge.errors import RecipeError, UsageError
+from merge.flags import recipe_of_flags
 from merge.recipe import Recipe, make_recipe, read_recipe
 from merge.strict_yaml import read_value
 
@@ -18,7 +19,7 @@ from merge.strict_yaml import read_value
 def from_flags(*arguments: str) -> Recipe:
     """Return the recipe of a command line, as merge-models reads it."""
     options = merge_command.make_context("merge-models", list(arguments)).params
-    return _recipe(options.pop("models"), options)
+    return recipe_of_flags(options.pop("models"), options)
 
 
 def from_yaml(folder: Path, text: str) -> Recipe:

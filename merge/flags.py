@@ -1,0 +1,129 @@
+"""Flags: the recipe that the words of a command line spell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from merge.align_options import FLAGS, align_entry
+from merge.errors import RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from merge.recipe import Recipe
+
+# fmt: off
+RECIPE_FLAGS = (
+    "base", "base_lacks", "heads", "method", "settings", "weights", *FLAGS, "statistics_text",
+    "statistics_column", "label_column", "statistics_samples", "tokenizer", "seed", "dtype", "out_dtype", "revision",
+)
+# fmt: on
+
+
+def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
+    """Return the recipe that flags spell, or that a file holds; --output, and nothing else, may change what a file says.
+
+    Args:
+        models: in the order they were given.
+        options: of the command, by parameter name.
+    Raises:
+        UsageError, RecipeError: flags that contradict one another, or values that do not fit.
+    """
+    from merge.recipe import make_recipe
+
+    given = [name for name in RECIPE_FLAGS if options[name] not in (None, ())]
+    if options["recipe_file"] is not None:
+        return _recipe_of_file(["models", *given] if models else given, options)
+    if not models:
+        raise UsageError("no models given. Example: merge-models a/ b/ --align activations. See merge-models --help.")
+    settings = [_setting(text) for text in options["settings"]]
+    if options["weights"] is not None:
+        settings.append(("weights", _listed(options["weights"], "--weights", number=True)))
+    twice = {key for key, _ in settings if [k for k, _ in settings].count(key) > 1}
+    if twice:
+        raise UsageError(f"setting {', '.join(sorted(twice))} is given twice. Give it once.")
+    align, label_column = align_entry(options), options["label_column"]
+    if align.get("by") == "learned" and label_column is not None:
+        align, label_column = {**align, "label_column": label_column}, None
+    column = options["statistics_column"]
+    statistics = {
+        "text": options["statistics_text"],
+        "text_column": None if column is None else _listed(column, "--statistics-column"),
+        "label_column": label_column,
+        "samples": options["statistics_samples"],
+    }
+    record = {
+        "models": [
+            {"model": m, "revision": r} for m, r in zip(models, _revisions(models, options["revision"]), strict=True)
+        ],
+        "base": options["base"],
+        "base_lacks": options["base_lacks"],
+        "heads": options["heads"],
+        # One model that is moved, and nothing else, is not merged.
+        "method": "passthrough"
+        if options["method"] is None and len(models) == 1 and "apply" in align
+        else options["method"],
+        "settings": dict(settings),
+        "align": align,
+        "statistics": {k: v for k, v in statistics.items() if v is not None} or None,
+        "tokenizer": options["tokenizer"],
+        "dtype": options["dtype"],
+        "out_dtype": options["out_dtype"],
+        "seed": options["seed"],
+        "output": options["output"],
+    }
+    return make_recipe({k: v for k, v in record.items() if v is not None})
+
+
+def _recipe_of_file(given: list[str], options: dict[str, Any]) -> Recipe:
+    from merge.mergekit_yaml import read_any
+    from merge.recipe import make_recipe
+
+    if given:
+        raise UsageError(
+            f"--recipe holds the whole run; it cannot be mixed with {', '.join(given)}. Only -o may be added."
+        )
+    recipe, warnings = read_any(options["recipe_file"])
+    for warning in warnings if not options["quiet"] else ():
+        click.echo(f"note: {warning}", err=True)
+    if options["output"] is None:
+        return recipe
+    return make_recipe({**recipe.model_dump(exclude_unset=True), "output": options["output"]})
+
+
+def _revisions(models: tuple[str, ...], revisions: tuple[str, ...]) -> tuple[str | None, ...]:
+    if len(revisions) <= 1:
+        return (revisions or (None,)) * len(models)
+    if len(revisions) != len(models):
+        raise UsageError(f"{len(revisions)} revisions for {len(models)} models. Give one for all, or one for each.")
+    return revisions
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    from merge.strict_yaml import read_value
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set expects KEY=VALUE, found {text!r}. Example: --set lam=0.3")
+    if "," in value and not value.lstrip().startswith(("[", '"', "'")):
+        return key, _listed(value, f"--set {key}", number=True)
+    try:
+        return key, read_value(value)
+    except RecipeError as error:
+        raise RecipeError(f"--set {key}: {error}") from error
+
+
+def _number(text: str) -> Any:
+    """Return the number a text spells, or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _listed(text: str, option: str, number: bool = False) -> tuple[Any, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    values = [_number(part) for part in parts] if number else parts
+    if "" in parts or (number and any(isinstance(value, str) for value in values)):
+        raise UsageError(f"{option} expects {'numbers' if number else 'names'} separated by commas, found {text!r}.")
+    return tuple(values)

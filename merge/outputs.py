@@ -1,0 +1,226 @@
+"""What a merge leaves: every folder that comes of it, tensor by tensor, with all that makes it a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merge.arrays import NUMPY, Array, Arrays, TorchArrays, import_torch, suit_numpy
+from merge.card import write_card
+from merge.checkpoint import Checkpoint
+from merge.engine import CommonRows, Engine, Input, Job
+from merge.head_plan import Output, plan_heads
+from merge.output_files import copy_files, save_alignment
+from merge.preflight import DTYPES, merged_config, vocabulary_names
+from merge.progress import Progress, silent
+from merge.recipe import Recipe
+from merge.reload import reload_check
+from merge.repair_run import repair_written
+from merge.report import Report, manifest, report_facts
+from merge.schedule import Schedule, make_schedule
+from merge.sentence_transformers import is_module_tensor
+from merge.vocabulary import config_changes
+from merge.weight_files import StoredTensor, nbytes
+from merge.weight_writer import open_writer
+from merge.writer import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from merge.spec import PermutationSpec
+    from merge.statistics import Statistics
+    from merge.transform import Transform
+
+LETTERS = {name: letters for letters, name in DTYPES.items()}  # torch's name of a dtype -> safetensors'
+
+
+@dataclass(frozen=True)
+class Means:
+    """How a run is carried out; nothing of it changes what is written.
+
+    Attributes:
+        threads: that merge tensors; None for one per core that this process may use.
+        device: where the arithmetic is done. (Another device rounds sums in another order.)
+        recheck: load the output with transformers even where this layout is known to load.
+    """
+
+    threads: int | None = None
+    device: str = "cpu"
+    recheck: bool = False
+    progress: Progress = silent
+
+    @property
+    def workers(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+AS_USUAL = Means()
+
+
+def plain(recipe: Recipe, schedule: Schedule, everyone: Sequence[Checkpoint], means: Means) -> bool:
+    """Tell whether numpy can do all of this run's arithmetic, as far as the recipe and the headers say."""
+    as_stored = not recipe.align.moves and recipe.tokenizer is None and means.device == "cpu"
+    read = [tensor for checkpoint in everyone for tensor in checkpoint.tensors.values()]
+    written = [_written(recipe, everyone[job.sources[0][0]].tensors[job.sources[0][1]]) for job in schedule.jobs]
+    return as_stored and schedule.arithmetic and suit_numpy(read, written)
+
+
+def _arrays(report: Report, means: Means) -> Arrays:
+    """Return numpy's arrays where nothing of the run needs torch, else torch's; both write the same bytes."""
+    everyone = [*report.checkpoints, *([] if report.base is None else [report.base])]
+    moved = any(t is not None for t in (*report.bases.transforms, report.bases.base_transform))
+    if not moved and plain(report.recipe, report.schedule, everyone, means):
+        return NUMPY
+    import_torch()
+    return TorchArrays(means.device)
+
+
+def write_outputs(folder: Path, report: Report, means: Means, hashes: Sequence[Future[dict[str, str]]]) -> Report:
+    """Write every folder that comes of a merge, and return the report with what was said of them."""
+    total, recipe = 0, report.recipe
+    for k, output in enumerate(plan_heads(recipe.heads, report.checkpoints, report.base).outputs):
+        schedule = report.schedule if k == 0 else make_schedule(recipe, report.checkpoints, report.base, k)
+        (folder / output.folder).mkdir(exist_ok=True)
+        done = _write_output(
+            folder / output.folder, dataclasses.replace(report, schedule=schedule), output, means, hashes
+        )
+        total += done.bytes
+        notes = tuple(dict.fromkeys((*report.notes, *done.notes)))
+        report = dataclasses.replace(report, notes=notes, repair=done.repair)
+    return dataclasses.replace(report, bytes=total)
+
+
+def _write_output(
+    folder: Path, report: Report, output: Output, means: Means, hashes: Sequence[Future[dict[str, str]]]
+) -> Report:
+    """Write everything a merged checkpoint is made of, check that it loads, and return the report with what that said."""
+    owner, recipe = output.owner, report.recipe
+    layout = {job.name: _planned(job, report) for job in report.schedule.jobs}
+    known = _write_weights(folder, report, owner, layout, means)
+    shown = report.checkpoints if recipe.heads is None else (owner,)
+    config = merged_config(shown, recipe.out_dtype, report.schedule.plan)
+    if report.vocabulary is not None:
+        model = next(k for k, checkpoint in enumerate(report.checkpoints) if checkpoint.source == owner.source)
+        config = {**config, **config_changes(report.vocabulary, config, model)}
+    write_json(folder / "config.json", config)
+    copy_files(folder, report, owner)
+    (folder / "recipe.yaml").write_text(f"# merge-models --recipe recipe.yaml\n{recipe.to_yaml()}", encoding="utf-8")
+    save_alignment(folder, report)
+    if recipe.align.repair:
+        report, repaired = repair_written(folder, report, _engine(report, _arrays(report, means)), means.progress)
+        known |= repaired
+    # A model in another basis went through more hands than the layout shows.
+    notes = reload_check(folder, config, owner.folder, means.recheck or recipe.align.moves)
+    for found in hashes:
+        found.result()
+    size = sum(nbytes(dtype, shape) for dtype, shape in layout.values())
+    report = dataclasses.replace(report, bytes=size, notes=(*report.notes, *notes))
+    facts = report_facts(report, output)
+    write_card(folder, facts)
+    write_json(folder / "merge.json", manifest(facts, recipe.seed, folder, known))
+    return report
+
+
+def _write_weights(
+    folder: Path, report: Report, owner: Checkpoint, layout: Mapping[str, tuple[str, tuple[int, ...]]], means: Means
+) -> dict[str, str]:
+    """Merge and write every tensor: the model's into the folder, each module's into its own; return the files' hashes."""
+    places = {name: name.rpartition("/")[0] if is_module_tensor(name) else "" for name in layout}
+    written = {name: name.rpartition("/")[2] if place else owner.written_name(name) for name, place in places.items()}
+    arrays, known = _arrays(report, means), dict[str, str]()
+    with ExitStack() as stack:
+        writers = {}
+        for place in dict.fromkeys(places.values()):
+            (folder / place).mkdir(exist_ok=True)
+            own = {written[name]: planned for name, planned in layout.items() if places[name] == place}
+            writers[place] = stack.enter_context(open_writer(folder / place, own))
+        # In the order of the files, which are hashed from their beginnings on.
+        order = {(place, name): at for place, writer in writers.items() for at, name in enumerate(writer.places)}
+
+        def write(name: str, piece: Array, start: int) -> None:
+            writers[places[name]].write(written[name], arrays.dtype(piece), arrays.raw(piece), start)
+
+        _engine(report, arrays).run(
+            sorted(report.schedule.jobs, key=lambda job: order[places[job.name], written[job.name]]),
+            write,
+            {name: dtype for name, (dtype, _) in layout.items()},
+            means.workers,
+            means.progress,
+        )
+    for place, writer in writers.items():
+        known |= {f"{place}/{name}".lstrip("/"): digest for name, digest in writer.hashes.items()}
+    return known
+
+
+def _planned(job: Job, report: Report) -> tuple[str, tuple[int, ...]]:
+    """Return dtype and shape of a tensor as it will be written."""
+    model, name = job.sources[0]
+    stored = report.checkpoints[model].tensors[name]
+    dtype, shape = _written(report.recipe, stored)
+    if report.vocabulary is not None and job.name in _row_names(report):
+        shape = (report.vocabulary.size, *stored.shape[1:])
+    return dtype, shape
+
+
+def _row_names(report: Report) -> frozenset[str]:
+    """Return the canonical names of the tensors of any model that have one row per token."""
+    return frozenset().union(*map(vocabulary_names, report.checkpoints))
+
+
+def _written(recipe: Recipe, stored: StoredTensor) -> tuple[str, tuple[int, ...]]:
+    """Return the dtype, in safetensors' letters, and the shape: its own dtype unless another was asked for."""
+    own = stored.is_integer or recipe.out_dtype is None
+    return stored.dtype if own else LETTERS[str(recipe.out_dtype)], stored.shape
+
+
+def _engine(report: Report, arrays: Arrays) -> Engine:
+    """Return the engine over all models, each read in the reference's basis."""
+    bases, recipe = report.bases, report.recipe
+    models = tuple(
+        _input(
+            arrays,
+            checkpoint,
+            transform,
+            bases.spec_of(k),
+            {kind: found[k] for kind, found in report.statistics.items()},
+        )
+        for k, (checkpoint, transform) in enumerate(zip(report.checkpoints, bases.transforms, strict=True))
+    )
+    base = None if report.base is None else _input(arrays, report.base, bases.base_transform, bases.spec_of(0), {})
+    dtype = None if recipe.dtype is None else LETTERS[recipe.dtype]
+    rows = None
+    if report.vocabulary is not None:
+        rows = CommonRows(_row_names(report), report.vocabulary.rows)
+    return Engine(models, base, rows, dtype, recipe.seed, arrays)
+
+
+def _input(
+    arrays: Arrays,
+    checkpoint: Checkpoint,
+    transform: Transform | None,
+    spec: PermutationSpec | None,
+    statistics: Mapping[str, Statistics],
+) -> Input:
+    """Return one model as the engine reads it: in the reference's basis, tensor by tensor."""
+
+    def tensor(name: str) -> Array:
+        if arrays is NUMPY:
+            return checkpoint.array(name)
+        if transform is None or spec is None:
+            return checkpoint.tensor(name)
+        from merge.transform import apply_transform_axes
+
+        return apply_transform_axes(spec.axes(name), transform, checkpoint.tensor(name))
+
+    def measured(kind: str, name: str) -> Tensor | None:
+        from merge.statistics import statistics_at
+
+        return next(iter(statistics_at((statistics[kind],), name)), None)
+
+    return Input(checkpoint.source, tensor, checkpoint.fingerprint, measured)

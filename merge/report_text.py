@@ -1,0 +1,59 @@
+"""What a run did, as the terminal shows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from merge.aligned import Aligned
+    from merge.report import Report
+
+
+def report_text(report: Report, dry_run: bool) -> str:
+    """Return what a run did, for the terminal."""
+    lines = []
+    for aligned in report.bases.aligned:
+        lines += _aligned_text(aligned)
+    if report.bases.calibration:
+        lines.append(f"calibration text: {report.bases.calibration}")
+    done = (
+        "nothing written (dry run)"
+        if dry_run
+        else f"wrote {report.recipe.output} ({report.bytes:,} bytes), which reloads"
+    )
+    names = ", ".join(c.source for c in report.checkpoints)
+    lines.append(
+        f"merged {names} by {report.recipe.method}: {len(report.schedule.jobs)} tensors, {done}; {report.seconds:.1f} s"
+    )
+    return "\n".join(lines)
+
+
+def _aligned_text(aligned: Aligned) -> list[str]:
+    choice, kept = aligned.choice, aligned.choice.kept
+    to = "" if aligned.reference == aligned.source else f" to {aligned.reference}"
+    lines = [f"aligned {aligned.source}{to} by {aligned.by}"]
+    if choice.common:
+        return [*lines, f"  {choice.start}"]
+    if choice.score:
+        head, *body = choice.table()
+        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+        for row, candidate in zip((head, *body), (None, *choice.candidates), strict=True):
+            cells = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+            lines.append(f"  {cells}  <- kept" if candidate is kept else f"  {cells}".rstrip())
+    else:
+        lines.append(f"  axes that move: {kept.name} (not scored)")
+    objective = kept.alignment.objective
+    if objective:
+        unit = "mean correlation of matched units" if kept.by == "activations" else "objective per sweep"
+        lines.append(f"  {unit}: {' -> '.join(f'{value:.4f}' for value in objective)}")
+    moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in aligned.moved.items())
+    proof = aligned.proof
+    lines.append(f"  units that changed place: {moved}")
+    lines += [f"  {line}" for line in (aligned.quality.table() if aligned.quality else ())]
+    lines.append(
+        f"  proof: {aligned.source} aligned equals itself to {proof.error:.1e} standard deviations of its "
+        f"{', '.join(proof.outputs)} (bound {proof.bound:g}, float64, {proof.texts} texts)"
+    )
+    if aligned.transform.is_identity:
+        lines.append("  nothing had to move: the models already share a basis, as fine-tunes of one start do")
+    return lines
