@@ -244,7 +244,7 @@ def test_keep_all_is_in_place_whole_or_not_at_all(
     nli: Path, ner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second folder does not reload: neither it nor the first, which was already written, is left."""
-    from merge import run as module
+    from merge import outputs as module
 
     seen = []
 
