@@ -11,9 +11,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evals.plots import COLOURS, INK, MARKERS, RULE, figure_settings, numbers, short
+from evals.plots import numbers, short
 from evals.tables import GOLDS, HEURISTICS, Record, model_labels, show
 from merge.errors import TaskError
+from merge.figures import COLOURS, INK, MARKERS, RULE, figure_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

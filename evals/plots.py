@@ -1,32 +1,22 @@
-"""Figures of the results: how all of them look, and the path between two models.
-
-The same record gives the same bytes: matplotlib's default style whatever the user's is, a fixed salt, no date. Text
-becomes outlines, so that a figure looks the same on a machine without the font.
-"""
+"""Figures of the results: the path between two models, and what makes any figure part of a page."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.tables import Record, model_labels, show
+from merge.figures import COLOURS, INK, MARKERS, PAPER, RULE, figure_settings, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too faint for a line.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-INK, RULE, PAPER = "#1f2328", "#d8dee4", "#ffffff"
 # On the page these follow the reader's light or dark mode.
 THEME = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
-DPI = 150
 
 
 def barrier_plot(record: Record, stem: Path) -> tuple[Path, Path]:
@@ -45,48 +35,9 @@ def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     # Not with_suffix: a stem may hold a dot of its own.
     png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     stem.parent.mkdir(parents=True, exist_ok=True)
-    png.write_bytes(_rendered(figure, "png"))
-    svg.write_bytes(_rendered(figure, "svg"))
+    png.write_bytes(rendered(figure, "png"))
+    svg.write_bytes(rendered(figure, "svg"))
     return png, svg
-
-
-def _rendered(figure: Figure, kind: str) -> bytes:
-    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None, "Format": None, "Type": None}
-    buffer = BytesIO()
-    with figure_settings():
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-    return buffer.getvalue()
-
-
-@contextmanager
-def figure_settings() -> Iterator[None]:
-    import matplotlib
-    import matplotlib.style
-
-    ours = {
-        "svg.hashsalt": "merge-models",
-        "svg.fonttype": "path",
-        "text.parse_math": False,  # a model's name may hold a dollar sign
-        "font.size": 9,
-        "figure.facecolor": PAPER,
-        "axes.facecolor": PAPER,
-        "axes.edgecolor": RULE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": RULE,
-        "grid.linewidth": 0.6,
-        "xtick.color": RULE,
-        "ytick.color": RULE,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "legend.frameon": False,
-    }
-    with matplotlib.style.context("default"), matplotlib.rc_context(ours):
-        yield
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> str:
@@ -97,7 +48,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
         prefix: put before every id, since one page holds several figures.
         label: what a screen reader says; plain text, escaped here.
     """
-    text = _rendered(figure, "svg").decode()
+    text = rendered(figure, "svg").decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href=", "href=")

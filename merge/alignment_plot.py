@@ -1,41 +1,17 @@
-"""The plot of an alignment's match quality: how alike matched units are in each layer, against what chance makes of them.
-
-The same figures give the same bytes: matplotlib's default style whatever the user's is, and no metadata.
-"""
+"""The plot of an alignment's match quality: how alike matched units are in each layer, against what chance makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from merge.figures import COLOURS, INK, MARKERS, figure_settings, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE = "alignment.png"
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-INK, RULE = "#1f2328", "#d8dee4"
-STYLE = {
-    "font.size": 9,
-    "text.parse_math": False,  # a model's name may hold a dollar sign
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "legend.frameon": False,
-}
 
 
 def save_alignment_plot(folder: Path, aligned: Sequence[Mapping[str, Any]]) -> None:
@@ -44,17 +20,13 @@ def save_alignment_plot(folder: Path, aligned: Sequence[Mapping[str, Any]]) -> N
     Args:
         aligned: records of alignments as the manifest has them, with their `quality`.
     """
-    import matplotlib
-    import matplotlib.style
     from matplotlib.figure import Figure
 
-    with matplotlib.style.context("default"), matplotlib.rc_context(STYLE):
+    with figure_settings():
         figure = Figure(figsize=(7.2, 3.6 * len(aligned)), layout="constrained")
         for axes, record in zip(figure.subplots(len(aligned), squeeze=False)[:, 0], aligned, strict=True):
             draw_quality(axes, record)
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    (folder / FILE).write_bytes(buffer.getvalue())
+    (folder / FILE).write_bytes(rendered(figure, "png"))
 
 
 def draw_quality(axes: Axes, record: Mapping[str, Any]) -> None:

@@ -97,8 +97,8 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     if options["print_recipe"]:
         click.echo(recipe.to_yaml(), nl=False)
         return
-    from merge.report import report_facts
     from merge.outputs import Means
+    from merge.report import report_facts
     from merge.run import run
 
     means = Means(options["threads"], options["device"], options["recheck"], progress(options["quiet"]))

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("errors",),
     (
-        "alignment_plot",
+        "figures",
         "hub",
         "table",
         "progress",
@@ -24,7 +24,7 @@ LEVELS = (
         "groups",
         "model_index",
     ),
-    ("model", "terminal", "hashes"),
+    ("model", "terminal", "hashes", "alignment_plot"),
     ("weight_files", "structure", "layer_stacks", "side_files"),
     ("arrays", "legacy_buffers", "legacy_names"),
     ("canonical_names",),

@@ -20,6 +20,7 @@ from evals import plots
 from evals.hans_figure import hans_figure
 from evals.plots import barrier_figure, barrier_plot, hans_plot, inline_svg
 from evals.tables import GOLDS
+from merge import figures
 from merge.errors import TaskError
 
 LAM = [i / 10 for i in range(11)]
@@ -139,7 +140,7 @@ def test_the_png_decodes_to_the_size_of_its_figure(tmp_path: Path) -> None:
     with Image.open(png) as image:
         image.load()
         width, height = barrier_figure(barrier()).get_size_inches()
-        assert image.size == (round(width * plots.DPI), round(height * plots.DPI)) == (1440, 645)
+        assert image.size == (round(width * figures.DPI), round(height * figures.DPI)) == (1440, 645)
         colours = image.convert("RGB").crop((100, 120, 700, 500)).getcolors(maxcolors=600 * 380)
         assert len(colours) > 10
     assert svg.read_text(encoding="utf-8").startswith("<?xml")
@@ -326,9 +327,9 @@ def test_an_inline_figure_has_ids_of_its_own_and_no_address() -> None:
     assert 'id="first-' in text
     assert 'href="#first-' in text
     assert "currentColor" in text
-    assert plots.INK not in text
+    assert figures.INK not in text
     # The control: what matplotlib writes does hold addresses and comments.
-    raw = plots._rendered(figure, "svg").decode()
+    raw = figures.rendered(figure, "svg").decode()
     assert "://" in raw
     assert "<!--" in raw
 

@@ -1,0 +1,69 @@
+"""DARE: entries of the task vectors are dropped at random and the rest rescaled; how they are fused is the method's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from merge.methods.place import NOWHERE, Place
+from merge.methods.settings import check_choice, each
+from merge.methods.task_vectors import (
+    RESCALES,
+    base_of,
+    check_densities,
+    check_lengths,
+    check_sum,
+    deltas,
+    drop,
+    fuse,
+    generators_of,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dare:
+    """What the methods of this kind have in common; DareLinear and DareTies say what they return.
+
+    Attributes:
+        name: of the method.
+        elect: whether only entries that agree in sign are fused, as in TIES.
+    Source: Yu et al. 2024, "Language models are super Mario", arXiv:2311.03099 (DARE).
+    """
+
+    density: float | tuple[float, ...] = 0.5
+    weights: tuple[float, ...] | None = None
+    normalize: bool = False
+    scale: float = 1.0
+    rescale: str = "probability"
+
+    name: ClassVar[str]
+    elect: ClassVar[bool]
+    base: ClassVar[str] = "required"
+    order_matters: ClassVar[bool] = False
+    random: ClassVar[bool] = True
+    statistics: ClassVar[str | None] = None
+
+    @property
+    def elementwise(self) -> bool:
+        """Return whether an entry of the result depends on that entry alone: not if a norm is kept."""
+        return self.rescale != "l1"
+
+    def __post_init__(self) -> None:
+        check_densities(self.name, self.density)
+        check_sum(self.name, self.weights, self.normalize, self.scale, elect=self.elect)
+        check_choice(self.name, "rescale", self.rescale, RESCALES)
+
+    def check_count(self, models: int) -> None:
+        """Stop when weights or densities are not one per model."""
+        check_lengths(self.name, models, weights=self.weights, density=self.density)
+
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+        origin, models = base_of(self.name, base), len(tensors)
+        generators = generators_of(self.name, place, models)
+        drawn = zip(deltas(tensors, origin), each(self.density, models), generators, strict=True)
+        kept = (drop(delta, keep, self.rescale, generator) for delta, keep, generator in drawn)
+        return fuse(origin, kept, self.weights or (1.0,) * models, self.normalize, self.scale, elect=self.elect)
