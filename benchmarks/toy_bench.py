@@ -99,21 +99,18 @@ def evaluation_rows(characters: Characters, kind: str) -> tuple[Batch, ...]:
     return tuple(characters.rows(kind, ROWS_AT_ONCE, generator, held_out=True) for _ in range(count))
 
 
-def calibration_rows(characters: Characters, kind: str, masks: bool) -> tuple[Batch, ...]:
-    """Return rows of the training text without labels: plain, as the command line reads its text, or as trained on."""
+def calibration_rows(characters: Characters) -> tuple[Batch, ...]:
+    """Return rows of the training text without labels; what reads them for a BERT masks some of their characters."""
     generator = torch.Generator().manual_seed(6)
     count = CALIBRATION_ROWS // ROWS_AT_ONCE
-    if not masks:
-        return tuple(with_mask(characters.plain(ROWS_AT_ONCE, generator)) for _ in range(count))
-    drawn = (characters.rows(kind, ROWS_AT_ONCE, generator) for _ in range(count))
-    return tuple({name: tensor for name, tensor in batch.items() if name != "labels"} for batch in drawn)
+    return tuple(with_mask(characters.plain(ROWS_AT_ONCE, generator)) for _ in range(count))
 
 
 def run_kind(kind: str, args: argparse.Namespace, characters: Characters) -> None:
     """Train the toys of one kind and print their leaderboard."""
     seeds = sorted({seed for pair in args.pairs for seed in pair})
     toys = {seed: train_toy(kind, seed, args.folder, characters, args.steps) for seed in seeds}
-    rows, calibration = evaluation_rows(characters, kind), calibration_rows(characters, kind, args.masks)
+    rows, calibration = evaluation_rows(characters, kind), calibration_rows(characters)
     contests = {}
     for a, b in args.pairs:
         pair = open_pair(toys[a].folder, toys[b].folder, calibration, characters.mask)
@@ -147,7 +144,6 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", type=seeds_of, default=PAIRS, help="of seeds (default: 0-1 0-2 1-2 2-3)")
     parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words, and naive")
     parser.add_argument("--points", type=int, default=11, help="models on the line, ends included (default: 11)")
-    parser.add_argument("--masks", action="store_true", help="align BERT on masked text (default: on plain text)")
     parser.add_argument("--steps", type=int, help="of training (default: what takes a toy beyond the plateau)")
     args = parser.parse_args()
 

@@ -37,12 +37,13 @@ def barrier_key(
     recipe: Recipe,
     points: int,
 ) -> str:
-    """Return the key under which a pair's barrier is stored; calibration text counts by content, not by name."""
+    """Return the key under which a pair's barrier is stored; text and what is applied count by content, not by name."""
     alignment: dict[str, Any] | None = None
-    if recipe.align.by != "none":
+    if recipe.align.moves:
         alignment = recipe.align.model_dump(mode="json") | {"seed": recipe.seed}
-        with suppress(OSError, TypeError):  # a Hub id, or the package's own text
-            alignment["text"] = file_hash(Path(alignment["text"]))
+        for name in ("text", "apply"):
+            with suppress(OSError, TypeError):  # a Hub id, or the package's own text
+                alignment[name] = file_hash(Path(alignment[name]))
     hashes = [checkpoint.content_hash for checkpoint in pair]
     return record_key("barrier", task.name, rows.hash, hashes, points, columns, alignment)
 
@@ -56,6 +57,7 @@ def measure_pair(
     points: int,
     progress: Progress = silent,
     predictor: Predictor | None = None,
+    ready: tuple[Checkpoint, Checkpoint] | None = None,
 ) -> tuple[list[Curve], list[str]]:
     """Return the curve of the naive line and, if b was aligned, that of the aligned one; and notes on the reading.
 
@@ -65,27 +67,38 @@ def measure_pair(
         columns: for each class of a, the task's class.
         points: of the even grid of lam, the ends included.
         predictor: made for a; by default one is made, in float32 on the CPU.
+        ready: the same models as they were aligned: their norms folded, where the residual stream is rotated.
     """
-    labels = bases.labels[1]
-    paths = [("naive", None if labels is None else Transform(labels, {}))]
-    for aligned in bases.aligned:
-        paths.append((f"aligned ({aligned.by}; {aligned.choice.kept.name})", bases.transforms[1]))
     predictor = predictor or make_predictor(pair[0])
     encoded, gold = predictor.encode(rows), torch.tensor(rows.gold)
-    a, b = (
-        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in finite_tensors(c).items()}
-        for c in pair
-    )
-    start = {pair[0].written_name(name): tensor for name, tensor in a.items()}
-    curves: list[Curve] = []
-    first: Point | None = None  # the start is the same on every path
-    for name, transform in paths:
-        moved = b if transform is None or bases.spec is None else apply_transform(bases.spec, transform, b)
-        end = {pair[1].written_name(n): t for n, t in moved.items()}
-        found = measure_line(name, start, end, predictor, encoded, gold, task, columns, points, progress, first)
-        first = found[0]
+    labels = None if bases.labels[1] is None else Transform(bases.labels[1], {})
+    ends = _ends(pair, bases, (None, labels))
+    found = measure_line("naive", *ends, predictor, encoded, gold, task, columns, points, progress)
+    curves, first = [_curve("naive", found)], found[0]
+    for aligned in bases.aligned:
+        name = f"aligned ({aligned.by}; {aligned.choice.kept.name})"
+        ends = _ends(ready or pair, bases, bases.transforms)
+        if ready is not None and not predictor.fits(ready[0]):
+            own = {"device": predictor.model.device, "cache": predictor.cache, "crew": predictor.crew}
+            predictor = make_predictor(ready[0], **own)
+        # The start is the same on both paths, but for a reference that was moved or rewritten too.
+        known = first if ready is None and bases.transforms[0] is None else None
+        found = measure_line(name, *ends, predictor, encoded, gold, task, columns, points, progress, known)
         curves.append(_curve(name, found))
     return curves, reading_notes(task, columns, encoded)
+
+
+def _ends(
+    pair: tuple[Checkpoint, Checkpoint], bases: Bases, transforms: Sequence[Transform | None]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return both models' tensors by written name, float32, each moved."""
+    ends = []
+    for checkpoint, transform in zip(pair, transforms, strict=True):
+        own = finite_tensors(checkpoint)
+        if transform is not None and bases.spec is not None:
+            own = apply_transform(bases.spec, transform, own)
+        ends.append({checkpoint.written_name(n): t.float() if t.is_floating_point() else t for n, t in own.items()})
+    return ends[0], ends[1]
 
 
 @dataclass(frozen=True)

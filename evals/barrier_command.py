@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,13 +22,14 @@ from evals.answers import (
     stored_result,
     table_option,
 )
-from evals.processes import crew, device_here
+from evals.meeting import device_here
+from evals.processes import crew
 from merge.align_options import align_entry, align_options
 from merge.errors import UsageError
 from merge.terminal import common_options, progress, set_verbosity
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(context_settings=SETTINGS, short_help="Measure the loss along the line from A to B.")
 @click.argument("a")
 @click.argument("b")
 @click.option("--task", required=True, help="A task of classes: evaluate-models tasks, or a TASK.yaml.")
@@ -74,6 +77,7 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     from merge.bases import find_bases
     from merge.checkpoint import open_checkpoint
     from merge.preflight import preflight
+    from merge.prepared import prepared
 
     pair = open_checkpoint(a), open_checkpoint(b)
     notes = preflight(pair, recipe=recipe)
@@ -84,13 +88,16 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     record = stored_result(known, key, said, options["output"])
     if record is not None:
         return record
-    bases = find_bases(recipe, pair, progress=shown)
-    predictor = make_predictor(
-        pair[0], device=device_here(options["device"]), cache=not options["no_cache"], crew=crew()
-    )
-    curves, more = measure_pair(pair, bases, task, rows, columns, options["points"], shown, predictor)
+    with prepared(recipe.align, pair, None, Path(tempfile.gettempdir()) / "barrier") as ready:
+        first, second = ready.models
+        bases = find_bases(recipe, ready.models, progress=shown)
+        predictor = make_predictor(
+            pair[0], device=device_here(options["device"]), cache=not options["no_cache"], crew=crew()
+        )
+        rewritten = None if ready.models == pair else (first, second)
+        curves, more = measure_pair(pair, bases, task, rows, columns, options["points"], shown, predictor, rewritten)
     alignment = bases.aligned[0].to_json() if bases.aligned else None
-    notes = (*notes, *bases.notes, *more)
+    notes = (*notes, *ready.notes, *bases.notes, *more)
     record = barrier_record(key, task, rows, pair, curves, alignment, notes, time.monotonic() - begun)
     if options["output"]:
         add_result(options["output"], record)

@@ -44,6 +44,8 @@ def choose(
     Raises:
         TaskError: a named task does not fit a model; a model fits none; rows are malformed; nothing is left.
     """
+    if everything:
+        _check_each_fits_one(tasks, checkpoints, stated)
     chosen: list[tuple[EvalTask, list[Checkpoint]]] = []
     left: list[str] = []
     for task in tasks:
@@ -51,7 +53,7 @@ def choose(
         fitting = [checkpoint for checkpoint in checkpoints if refused[checkpoint.source] is None]
         if len(fitting) < len(checkpoints):
             error = next(error for error in refused.values() if error is not None)
-            if not everything or not _fits_any(tasks, checkpoints, stated):
+            if not everything:
                 raise error
             others = ", ".join(source for source, error in refused.items() if error is not None)
             left.append(f"{task.name} is left out for {others}: it asks for {', '.join(task.labels) or 'a number'}")
@@ -78,9 +80,16 @@ def _misfit(task: EvalTask, checkpoint: Checkpoint, stated: Sequence[str] | None
     return None
 
 
-def _fits_any(tasks: Sequence[EvalTask], checkpoints: Sequence[Checkpoint], stated: Sequence[str] | None) -> bool:
-    """Say whether every model fits one of the tasks at least: one that fits none was not meant."""
-    return all(any(_misfit(task, checkpoint, stated) is None for task in tasks) for checkpoint in checkpoints)
+def _check_each_fits_one(
+    tasks: Sequence[EvalTask], checkpoints: Sequence[Checkpoint], stated: Sequence[str] | None
+) -> None:
+    """Refuse a model that fits none of the tasks: it was not meant."""
+    for checkpoint in checkpoints:
+        refusals = [_misfit(task, checkpoint, stated) for task in tasks]
+        if refusals and all(refusals):
+            raise TaskError(
+                f"{checkpoint.source} fits none of the {len(tasks)} tasks; of {tasks[0].name}: {refusals[0]}"
+            )
 
 
 def _rows(task: EvalTask, options: Mapping[str, Any], many: bool) -> Rows:

@@ -9,7 +9,8 @@ import click
 from evals.answers import SETTINGS
 from evals.barrier_command import barrier
 from evals.compare_command import compare
-from evals.processes import dismiss, serve, world
+from evals.meeting import end_with_launcher, meet, met, world
+from evals.processes import dismiss, serve
 from evals.score_command import glue, hans, score, tasks
 from merge.terminal import start
 
@@ -31,8 +32,9 @@ def evaluate() -> None:
       evaluate-models compare report mnli
       evaluate-models barrier a/ b/ --task mnli --align activations --text train.jsonl -o report
       evaluate-models tasks
-      torchrun --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
+      torchrun --standalone --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
     """
+    meet()
 
 
 for _command in (score, glue, hans, compare, barrier, tasks):
@@ -42,6 +44,7 @@ for _command in (score, glue, hans, compare, barrier, tasks):
 def main() -> None:
     """Run evaluate-models; of several processes the first runs it, and the others do as it says."""
     rank, size = world()
+    end_with_launcher()
     if rank:
         sys.exit(serve())
     if size == 1:
@@ -50,7 +53,7 @@ def main() -> None:
     try:
         start(evaluate, "evaluate-models", sys.argv[1:])
     except SystemExit as stop:
-        if stop.code != INTERRUPTED:  # then the others may be waiting for more than leave
+        if stop.code != INTERRUPTED and met():  # interrupted, the others may be waiting for more than leave
             dismiss()
         raise
     dismiss()

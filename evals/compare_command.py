@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from evals.answers import SETTINGS
 from merge.errors import UsageError
 from merge.terminal import common_options, set_verbosity
 
 FORMATS = ("table", "markdown", "csv")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=SETTINGS, short_help="Compare the models of a results folder, row by row.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("task")
 @click.option("--against", metavar="MODEL", help="Compare every other model with this one only.  [default: all pairs]")

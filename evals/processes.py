@@ -9,13 +9,13 @@ What is sent lies in main memory on both ends, so the processes talk through glo
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from evals.meeting import device_here, meet, met, said, world
 from merge.errors import TaskError
 from merge.progress import Progress, silent
 
@@ -26,18 +26,7 @@ if TYPE_CHECKING:
 
     from merge.inputs import Batch, Encoded
 
-# The others wait while the first one reads and aligns; one that ends is noticed at once, because its connection closes.
-PATIENCE = timedelta(days=30)
-
-
-def world() -> tuple[int, int]:
-    """Return (this process's rank, how many there are), as torchrun says; (0, 1) without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def device_here(kind: str) -> str:
-    """Return this process's own device of a kind: GPUs go by the process's number on its machine."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else kind
+TELLING_SECONDS = 5.0  # torchrun ends all processes when one fails: the first is given the time to say why
 
 
 @dataclass(frozen=True)
@@ -120,18 +109,19 @@ def crew() -> Crew | None:
     size = world()[1]
     if size == 1:
         return None
-    _connect()
+    meet()
     return Crew(size)
 
 
 def dismiss() -> None:
     """Let the other processes end; what they wait for does not come any more."""
-    _connect()
     with suppress(TaskError):  # one that is gone needs no leave
+        meet()
         _send(None)
-    from accelerate import PartialState
+    if met():
+        from accelerate import PartialState
 
-    PartialState().destroy_process_group()
+        PartialState().destroy_process_group()
 
 
 def serve() -> int:
@@ -143,15 +133,16 @@ def serve() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process tells of it
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    _connect()
     rank, size = world()
     worker = _Worker(rank, size)
     try:
+        meet()
         while (job := _receive()) is not None:
             tensors = {name: _broadcast(_empty(dtype, shape)) for name, dtype, shape in job.tensors}
             answer, worker = worker.do(job, tensors)
             _gather(answer)
     except TaskError:
+        time.sleep(TELLING_SECONDS)
         return 1
     return 0
 
@@ -194,13 +185,6 @@ def _interleaved(answers: list[Answer], count: int) -> list[Tensor]:
 
     parts = [iter(one.logits) for one in sorted(answers, key=lambda one: one.rank)]
     return [torch.from_numpy(next(parts[k % len(parts)])) for k in range(count)]
-
-
-def _connect() -> None:
-    """Meet the other processes; a second call does nothing."""
-    from accelerate import PartialState
-
-    PartialState(cpu=True, timeout=PATIENCE)
 
 
 def _send(job: Job | None) -> None:
@@ -253,5 +237,4 @@ def _gather(answer: Answer) -> list[Answer]:
 
 
 def _gone(error: RuntimeError) -> TaskError:
-    said = str(error).strip().splitlines()
-    return TaskError(f"another process of this evaluation has ended: {said[0] if said else type(error).__name__}")
+    return TaskError(f"another process of this evaluation has ended: {said(error)}")

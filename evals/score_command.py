@@ -94,7 +94,7 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: 
     show([one.record for one in scored], options, form if form == "official" else "hans")
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(context_settings=SETTINGS, short_help="Score MODELS on a task of GLUE, on several, or on all that fit.")
 @click.argument("task")
 @click.argument("models", nargs=-1)
 @score_options
@@ -124,7 +124,7 @@ def glue(task: str, models: tuple[str, ...], **options: Any) -> None:
     show([one.record for one in scored], options, "scores")
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(context_settings=SETTINGS, short_help="Score MODELS on any task, or on a file of your own.")
 @click.argument("task")
 @click.argument("models", nargs=-1)
 @score_options
@@ -160,7 +160,7 @@ def score(task: str, models: tuple[str, ...], **options: Any) -> None:
     show(records, options, "hans" if all(record.get("hans") for record in records) else "scores")
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(context_settings=SETTINGS, short_help="List the tasks and their classes.")
 @table_option
 @common_options
 def tasks(**options: Any) -> None:

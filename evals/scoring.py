@@ -84,8 +84,9 @@ def _loaded(
     predictor: Predictor | None, checkpoint: Checkpoint, dtype: torch.dtype, options: dict[str, Any]
 ) -> Predictor:
     """Return a predictor with a checkpoint's weights: the one at hand where it fits, else a new one."""
+    from evals.meeting import device_here
     from evals.predictor import make_predictor
-    from evals.processes import crew, device_here
+    from evals.processes import crew
 
     if predictor is not None and predictor.fits(checkpoint):
         predictor.load(checkpoint)

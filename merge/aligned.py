@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.architectures import spec_for
 from merge.checkpoint import Checkpoint
-from merge.choices import choices, decide
+from merge.choices import choices, decide, rotates
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.head_plan import HeadPlan
 from merge.material import Material, finite_tensors, read_material
@@ -40,6 +40,7 @@ class Aligned:
         model: its place in the run.
         transform: of its units, classes aside.
         spec: which the transform is read by.
+        reference_transform: of the reference, where it moves too.
         moved: kind of axis -> (units that change place, units).
         quality: how alike the units are that it put in one place; None where one common start said that nothing has to move.
     """
@@ -54,6 +55,7 @@ class Aligned:
     spec: PermutationSpec
     moved: Mapping[str, tuple[int, int]]
     quality: Quality | None
+    reference_transform: Transform | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures for the manifest."""
@@ -74,6 +76,7 @@ class Aligned:
             "objective": list(self.choice.kept.alignment.objective),
             "moved": {kind: list(counts) for kind, counts in self.moved.items()},
             "maps": sorted(self.transform.maps),
+            **({} if self.reference_transform is None else {"reference_maps": sorted(self.reference_transform.maps)}),
             "proof": asdict(self.proof),
             **({} if self.quality is None else {"quality": self.quality.to_json()}),
         }
@@ -137,13 +140,13 @@ def align_all(
         inputs = () if choice.common else read().batches or random_inputs(checkpoints[at].config, recipe.seed)
         found, own, proof = kept.transform, spec, _proved(pair, kept.transform, inputs)
         if not heads.whole and k < len(heads.models) and heads.carried[k] is not heads.merged[k]:
-            found, own, proof = _carry(heads.carried[k], found, inputs)
-        transforms[k] = None if choice.common else found
+            found, own, proof = _carry(heads.carried[k], entry, found, inputs)
+        transforms[k], other = None if choice.common else found, None
         if kept.reference_maps:
-            transforms[at] = _moved_reference(pair, kept, inputs, len(moving))
+            transforms[at] = other = _moved_reference(pair, kept, inputs, len(moving))
         names = checkpoints[k].source, checkpoints[at].source, entry.apply or entry.by
         quality = None if choice.common else match_quality(pair, kept)
-        aligned.append(Aligned(*names, k, choice, proof, found, own, _moved_by_kind(pair, found), quality))
+        aligned.append(Aligned(*names, k, choice, proof, found, own, _moved_by_kind(pair, found), quality, other))
     told = read() if read.cache_info().currsize else Material((), None, ())
     return Alignments(tuple(transforms), tuple(aligned), told.source, (*told.notes, *_notes(aligned)))
 
@@ -173,7 +176,7 @@ def _spec_moved(spec: PermutationSpec, entry: AlignEntry) -> PermutationSpec:
     """Return the spec with the group of the residual stream that was asked for."""
     from merge.transform import folded_spec
 
-    return folded_spec(spec) if entry.residual == "rotation" else spec
+    return folded_spec(spec) if rotates(entry, spec) else spec
 
 
 def _pairs(
@@ -251,14 +254,16 @@ def _without_pooler(spec: PermutationSpec, reference: Checkpoint) -> tuple[Permu
     return without, {name: torch.zeros(shape) for name, shape in absent.items()}
 
 
-def _carry(model: Checkpoint, found: Transform, inputs: Sequence[Batch]) -> tuple[Transform, PermutationSpec, Proof]:
+def _carry(
+    model: Checkpoint, entry: AlignEntry, found: Transform, inputs: Sequence[Batch]
+) -> tuple[Transform, PermutationSpec, Proof]:
     """Return the transform of a base model over what goes along with it, its spec, and its proof on the outputs of the whole."""
     from merge.alignment.pair import Pair
     from merge.permutation import Permutation, identity
     from merge.transform import Transform
 
     whole = without_modules(model)
-    spec, stand_in = _without_pooler(spec_for(whole.config), whole)
+    spec, stand_in = _without_pooler(_spec_moved(spec_for(whole.config), entry), whole)
     tensors, still = finite_tensors(whole) | stand_in, identity(spec, whole.shapes)
     indices = {axis: found.permutation.indices.get(axis, index) for axis, index in still.indices.items()}
     moved = Transform(Permutation(indices, still.outer), found.maps)

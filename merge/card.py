@@ -200,12 +200,11 @@ def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> l
     scores = [r for r in results if r["kind"] == "scores"]
     lines = []
     if scores:
-        lines += ["| model | task | rows | accuracy | loss |", "| --- | --- | --- | --- | --- |"]
+        lines += ["| model | task | rows | scores | loss |", "| --- | --- | --- | --- | --- |"]
     for r in scores:
         who = names.get(r["model"]["hash"], "**this merge**")
         lines.append(
-            f"| {who} | {r['task']} ({r['data']}) | {r['n']} | {_figure(r['scores'].get('accuracy'))} "
-            f"| {_figure(r['scores'].get('loss'))} |"
+            f"| {who} | {r['task']} ({r['data']}) | {r['n']} | {_named(r['scores'])} | {_figure(r['scores'].get('loss'))} |"
         )
     for r in results:
         if r["kind"] == "barrier":
@@ -221,6 +220,11 @@ def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> l
                 for c in r["curves"]
             ]
     return lines
+
+
+def _named(scores: Mapping[str, float | None]) -> str:
+    """Return a task's own scores by name: CoLA has no accuracy, MRPC has two scores."""
+    return ", ".join(f"{name} {_figure(value)}" for name, value in scores.items() if name != "loss") or "-"
 
 
 def _figure(value: float | None) -> str:

@@ -14,6 +14,8 @@ from merge.recipe_entries import AlignEntry
 if TYPE_CHECKING:
     from merge.alignment.choice import Choice
     from merge.alignment.pair import Alignment, Matcher, Pair
+    from merge.spec import PermutationSpec
+    from merge.transform import Transform
 
 
 def choices(
@@ -74,12 +76,25 @@ def _kinds(entry: AlignEntry, pair: Pair) -> frozenset[str]:
 
 
 def _repeated(path: str, pair: Pair) -> Alignment:
-    """Return the alignment of an earlier run."""
+    """Return the alignment of an earlier run; where it moved the reference too, so does this."""
     from merge.alignment.pair import Alignment
+    from merge.transform import read_header
+
+    file = Path(path).expanduser()
+    found, beside = _loaded(file, pair), read_header(file).facts.get("reference")
+    reference = {} if beside is None else _loaded(file.with_name(beside), pair).maps
+    kinds = {pair.spec.kind(axis) for axis, (moved, _) in found.permutation.moved().items() if moved}
+    kinds |= {pair.spec.kind(axis) for axis in found.maps}
+    kept = tuple(kind for kind in pair.kinds() if kind in kinds)
+    return Alignment(found.permutation, kept, (), found.maps, reference)
+
+
+def _loaded(path: Path, pair: Pair) -> Transform:
+    """Return the transform of a file, which fits the pair."""
     from merge.permutation import identity
     from merge.transform import load_transform
 
-    found = load_transform(pair.spec, Path(path).expanduser())
+    found = load_transform(pair.spec, path)
     still = identity(pair.spec, pair.shapes).indices
     off = sorted(
         axis for axis, index in still.items() if found.permutation.indices.get(axis, index).shape != index.shape
@@ -88,6 +103,18 @@ def _repeated(path: str, pair: Pair) -> Alignment:
         raise AlignmentError(
             f"{path} was made for a model of another size or head (axis {(off or sorted(still))[0]!r})."
         )
-    kinds = {pair.spec.kind(axis) for axis, (moved, _) in found.permutation.moved().items() if moved}
-    kinds |= {pair.spec.kind(axis) for axis in found.maps}
-    return Alignment(found.permutation, tuple(kind for kind in pair.kinds() if kind in kinds), (), found.maps)
+    return found
+
+
+def rotates(entry: AlignEntry, spec: PermutationSpec) -> bool:
+    """Return whether an alignment rotates the residual stream: as it was asked to, or as the file does that it applies.
+
+    Raises:
+        SpecError: the file is no transform.
+    """
+    if entry.apply is None:
+        return entry.residual == "rotation"
+    from merge.transform import read_header
+
+    maps = read_header(Path(entry.apply).expanduser()).maps
+    return any(len(maps.get(stream, ())) == 2 for stream in spec.folded)

@@ -48,12 +48,20 @@ def read_material(entry: AlignEntry, seed: int, reference: Checkpoint) -> Materi
     if entry.label_column is not None:
         return _with_labels(entry, entry.label_column, seed, reference)
     batches, source, notes = calibrate(entry, seed, reference, entry.by in NEED_TEXT)
-    if not batches or entry.by != "learned":
+    if not batches or not reference.architecture.endswith("ForMaskedLM"):
         return Material(batches, source, notes)
     from merge.inputs import load_tokenizer
 
     tokenizer = load_tokenizer(reference.folder)
-    return Material(batches, source, notes, (), tokenizer.mask_token_id, tuple(sorted(tokenizer.all_special_ids)))
+    token = tokenizer.mask_token_id
+    if token is None:
+        notes = (*notes, f"{reference.source}'s tokenizer has no mask token: {_UNMASKED}")
+    elif entry.apply is None:
+        source = f"{source}, with words masked"
+    return Material(batches, source, notes, (), token, tuple(sorted(tokenizer.all_special_ids)))
+
+
+_UNMASKED = "the text is read as it stands, though the model was trained to tell masked words"
 
 
 def _with_labels(entry: AlignEntry, column: str, seed: int, reference: Checkpoint) -> Material:

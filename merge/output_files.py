@@ -10,6 +10,9 @@ from merge.tokenizer_files import tokenizer_names
 from merge.vocabulary import write_tokenizer
 from merge.writer import copy_side_files
 
+# What moved the reference, where both ends were asked to move.
+REFERENCE_FILE = "reference-transform.safetensors"
+
 
 def save_alignment(folder: Path, report: Report) -> None:
     """Write what moved each model's units, for --apply, and the plot of how alike those are that it matched."""
@@ -25,7 +28,10 @@ def save_alignment(folder: Path, report: Report) -> None:
         from merge.transform import save_transform
 
         name = "transform.safetensors" if len(report.checkpoints) <= 2 else f"transform-{aligned.model}.safetensors"
-        save_transform(aligned.spec, aligned.transform, folder / name)
+        beside = None if aligned.reference_transform is None else REFERENCE_FILE
+        save_transform(aligned.spec, aligned.transform, folder / name, beside)
+        if aligned.reference_transform is not None:
+            save_transform(aligned.spec, aligned.reference_transform, folder / REFERENCE_FILE)
 
 
 def copy_files(folder: Path, report: Report, owner: Checkpoint) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.architectures import spec_for
 from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.choices import rotates
 from merge.material import finite_tensors
 from merge.recipe_entries import AlignEntry
 from merge.sentence_transformers import is_module_tensor, with_modules, without_modules
@@ -43,13 +44,16 @@ def prepared(
 ) -> Iterator[Prepared]:
     """Yield the models rewritten as the entry asks: norms folded for a rotation, canonical weights where they are kept.
 
+    A rotation that an earlier run found is one too: the header of the file that is applied tells.
+
     Args:
         beside: a path whose nearest existing parent takes the temporary folder.
     Raises:
         SpecError: the norms of this architecture cannot be folded.
         CheckpointError: a tensor holds NaN or infinity.
     """
-    if entry.residual != "rotation" and (entry.canonical != "keep" or not entry.moves):
+    rotating = _rotating(entry, models)
+    if not rotating and (entry.canonical != "keep" or not entry.moves):
         yield Prepared(tuple(models), base)
         return
     parent = next(folder for folder in beside.expanduser().resolve().parents if folder.is_dir())
@@ -58,8 +62,14 @@ def prepared(
         notes: dict[str, None] = {}
         written = []
         for k, checkpoint in enumerate(everyone):
-            written.append(_rewritten(entry, checkpoint, Path(place) / str(k), notes))
+            written.append(_rewritten(entry, rotating, checkpoint, Path(place) / str(k), notes))
         yield Prepared(tuple(written[: len(models)]), None if base is None else written[-1], tuple(notes))
+
+
+def _rotating(entry: AlignEntry, models: Sequence[Checkpoint]) -> bool:
+    if entry.apply is None:
+        return entry.residual == "rotation"
+    return rotates(entry, spec_for(without_modules(models[0]).config))
 
 
 # The config entries that name the width of the feed-forward layers.
@@ -77,7 +87,7 @@ def resized(entry: AlignEntry, models: Sequence[Checkpoint], seed: int, beside: 
         beside: as `prepared` has it.
     """
     at = next((k for k, model in enumerate(models) if model.source == entry.reference), 0)
-    others = [k for k, model in enumerate(models) if entry.by == "transport" and _wider(models[at], model)]
+    others = [k for k, model in enumerate(models) if entry.by == "transport" and _of_other_sizes(models[at], model)]
     if not others:
         yield Prepared(tuple(models), None)
         return
@@ -90,15 +100,13 @@ def resized(entry: AlignEntry, models: Sequence[Checkpoint], seed: int, beside: 
         yield Prepared(tuple(found), None, tuple(notes))
 
 
-def _wider(reference: Checkpoint, model: Checkpoint) -> bool:
-    """Return whether a model differs from the reference in the width of its feed-forward layers, and in no other size."""
+def _of_other_sizes(reference: Checkpoint, model: Checkpoint) -> bool:
+    """Return whether a model has axes of other sizes than the reference; transport names those that it cannot carry."""
     if model.architecture != reference.architecture or model.tensors.keys() != reference.tensors.keys():
         return False
-    unlike = [n for n, stored in reference.tensors.items() if model.tensors[n].shape != stored.shape]
-    settings = [{k: v for k, v in c.structure.settings.items() if k in WIDTHS} for c in (reference, model)]
     spec = spec_for(reference.config)
-    kinds = {spec.kind(axis).rsplit("_", 1)[-1] for n in unlike for item in spec.axes(n) for axis in item.mentions()}
-    return bool(unlike) and settings[0] != settings[1] and "ffn" in kinds
+    own, other = (spec.fit(without_modules(checkpoint).shapes) for checkpoint in (reference, model))
+    return any(other[axis] != size for axis, size in own.items() if axis not in spec.named)
 
 
 def _resized(
@@ -123,7 +131,9 @@ def _resized(
     return _stored(model, folder, found.tensors, {**b.config, **wanted}), note
 
 
-def _rewritten(entry: AlignEntry, checkpoint: Checkpoint, folder: Path, notes: dict[str, None]) -> Checkpoint:
+def _rewritten(
+    entry: AlignEntry, rotating: bool, checkpoint: Checkpoint, folder: Path, notes: dict[str, None]
+) -> Checkpoint:
     from merge.gauges import canonical, fold_norms
 
     own = without_modules(checkpoint)
@@ -134,7 +144,7 @@ def _rewritten(entry: AlignEntry, checkpoint: Checkpoint, folder: Path, notes: d
         notes["canonical weights were kept: key and value biases and means that the outputs cannot show are zero"] = (
             None
         )
-    if entry.residual == "rotation":
+    if rotating:
         folded = fold_norms(spec_for(config), config, tensors)
         tensors, config = folded.tensors, folded.config
         notes |= dict.fromkeys((_FOLDED, *folded.notes))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from merge.alignment import ALIGNERS, MANY
+from merge.alignment import ALIGNERS, FIND_MAPS, MANY
 from merge.errors import UsageError, nearest
 from merge.gradient import is_gradient
 from merge.methods import METHODS
@@ -240,6 +240,11 @@ class AlignEntry(Record):
             raise ValueError(f"{', '.join(given)} {verb} to an alignment. Add by: activations or by: weights.")
         if self.label_column is not None and self.by != "learned":
             raise ValueError("label_column belongs to by: learned; other alignments read no labels. Leave it out.")
+        if (self.basis == "orthogonal" or self.residual == "rotation") and self.by not in FIND_MAPS | {"auto"}:
+            raise ValueError(
+                f"by {self.by} finds permutations alone, no bases inside heads (basis: orthogonal) and no rotation of the "
+                f"residual stream (residual: rotation). Those that do: auto, {', '.join(sorted(FIND_MAPS))}."
+            )
         if self.axes is not None and self.residual is not None:
             raise ValueError("axes names the kinds that move, residual among them or not. Leave out one of the two.")
         return self

@@ -54,6 +54,10 @@ def _aligned_text(aligned: Aligned) -> list[str]:
         f"  proof: {aligned.source} aligned equals itself to {proof.error:.1e} standard deviations of its "
         f"{', '.join(proof.outputs)} (bound {proof.bound:g}, float64, {proof.texts} texts)"
     )
-    if aligned.transform.is_identity:
+    if aligned.transform.is_identity and choice.score:
+        lines.append(
+            "  nothing moves: half way, no alignment that was tried is nearer to what both models say together"
+        )
+    elif aligned.transform.is_identity:
         lines.append("  nothing had to move: the models already share a basis, as fine-tunes of one start do")
     return lines

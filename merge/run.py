@@ -62,7 +62,7 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
             for one in plan_heads(recipe.heads, models, base).outputs:
                 if left := one.owner.left_behind:
                     notes = (*notes, f"not copied from {one.owner.source}: {', '.join(left)}")
-            if not plain(recipe, schedule, everyone, means):
+            if not plain(recipe, schedule, models if base is None else (*models, base), means):
                 import_torch()
             vocabulary = find_vocabulary(recipe, models, base)
             bases = find_bases(recipe, models, base, means.progress, rotate=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from zoo.board import select
 from zoo.characters import IGNORED, Characters, masked
 from zoo.line import Contest, coolness, measure
-from zoo.methods import METHODS, SOFT, Aligned, moved, naive, straight
+from zoo.methods import METHODS, PRE_LAYER_NORM, SOFT, Aligned, moved, naive, straight
 from zoo.training import Training, trained
 
 from merge.alignment.pair import Pair, Settings
@@ -27,7 +27,7 @@ from merge.errors import UsageError
 from merge.permutation import random
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("toy_bench", "classification_pairs", "same_start", "pretrained_pair")
+SCRIPTS = ("toy_bench", "classification_pairs", "same_start", "different_basins", "pretrained_pair")
 GPT2 = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -83,11 +83,11 @@ def test_every_method_leaves_the_function_of_b_alone(kind: str) -> None:
     """What is compared along the line must be the same two models for every method, or the barriers are of other pairs."""
     between = contest(kind)
     scale = float(between.exact_ends[1].abs().max())
-    held = [name for name in METHODS if name not in SOFT]
+    held = [name for name in METHODS if name not in SOFT and (kind == "gpt2" or name not in PRE_LAYER_NORM)]
     assert len(held) >= 10
     for name in held:
         measured = measure(name, METHODS[name], between, points=3)
-        assert measured.changed < 1e-6 * scale, name  # float32 tensors: a map rounds them once, a permutation never
+        assert measured.changed < 1e-6 * scale, name
         assert measured.raw.loss[0] == pytest.approx(float(between.exact_ends[0].mean()), rel=1e-4), name
 
 

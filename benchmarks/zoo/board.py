@@ -10,7 +10,7 @@ from statistics import fmean
 
 from merge.errors import UsageError, nearest
 from zoo.line import Contest, Measured, measure
-from zoo.methods import Method
+from zoo.methods import PRE_LAYER_NORM, Method
 
 # Method -> pair -> what was measured.
 Found = Mapping[str, Mapping[str, Measured]]
@@ -42,9 +42,12 @@ def select(methods: Mapping[str, Method], words: Sequence[str] | None) -> dict[s
 
 
 def measure_all(methods: Mapping[str, Method], contests: Mapping[str, Contest], points: int) -> Found:
-    """Return what every method makes of every pair, saying on stderr how far it is."""
+    """Return what every method makes of every pair, saying on stderr how far it is and which method does not apply."""
     found: dict[str, dict[str, Measured]] = {}
     for name, method in methods.items():
+        if name in PRE_LAYER_NORM and not all(contest.pair.spec.folded for contest in contests.values()):
+            print(f"... {name}: left out, the residual stream of these models cannot be rotated", file=sys.stderr)
+            continue
         print(f"... {name}", file=sys.stderr, flush=True)
         found[name] = {pair: measure(name, method, contest, points) for pair, contest in contests.items()}
     return found

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from merge.alignment import aligner, many_aligner
+from merge.alignment import AS_MERGED, aligner, many_aligner
+from merge.alignment.auto import folded_pair, in_canonical_form
 from merge.alignment.choice import choose
 from merge.alignment.pair import Alignment, Pair, as_transform
 from merge.permutation import Permutation, identity
@@ -51,8 +52,9 @@ def straight(pair: Pair, lam: float) -> dict[str, Tensor]:
 
 
 def moved(pair: Pair, by: Permutation | Transform, note: str = "") -> Aligned:
-    """Return the pair with b moved."""
+    """Return the pair with b moved; in float64 where maps act, so that nothing but the symmetry is held to account."""
     transform = as_transform(by)
+    pair = exact(pair) if transform.maps else pair
     return Aligned(replace(pair, b=apply_transform(pair.spec, transform, pair.b)), transform, note=note)
 
 
@@ -61,8 +63,15 @@ def placed(pair: Pair, alignment: Alignment, note: str = "") -> Aligned:
     if not alignment.reference_maps:
         return moved(pair, alignment.transform, note)
     still = identity(pair.spec, pair.shapes)
+    pair = exact(pair)
     a = apply_transform(pair.spec, Transform(still, alignment.reference_maps), pair.a)
     return replace(moved(replace(pair, a=a), alignment.transform, note), transform=None)
+
+
+def exact(pair: Pair) -> Pair:
+    """Return the pair with its tensors in float64."""
+    a, b = ({n: t.double() if t.is_floating_point() else t for n, t in side.items()} for side in (pair.a, pair.b))
+    return replace(pair, a=a, b=b)
 
 
 def naive(pair: Pair) -> Aligned:
@@ -70,14 +79,26 @@ def naive(pair: Pair) -> Aligned:
     return moved(pair, identity(pair.spec, pair.shapes))
 
 
-def matched(by: str, kinds: frozenset[str] | None = None) -> Method:
-    """Return the method that matches by an aligner over these kinds of axes; over all of them if None."""
+def matched(by: str, kinds: frozenset[str] | None = None, basis: str = "permutation") -> Method:
+    """Return the method that matches by an aligner over these kinds of axes; over all of them if None.
+
+    Args:
+        basis: what moves inside heads.
+    """
 
     def method(pair: Pair) -> Aligned:
         movable = frozenset(pair.kinds())
-        return placed(pair, aligner(by)(pair)(movable if kinds is None else kinds & movable))
+        asked = replace(pair, settings=replace(pair.settings, basis=basis))
+        compared = asked if by in AS_MERGED else in_canonical_form(asked)
+        return placed(pair, aligner(by)(compared)(movable if kinds is None else kinds & movable))
 
     return method
+
+
+def rotated(by: str) -> Method:
+    """Return the method with the residual stream rotated, and bases inside heads; of models whose norms can be folded."""
+    turned = matched(by, basis="orthogonal")
+    return lambda pair: turned(folded_pair(exact(pair)))
 
 
 def chosen(*aligners: str) -> Method:
@@ -132,8 +153,19 @@ METHODS: dict[str, Method] = {
     "sinkhorn: all": matched("sinkhorn"),
     "transport: all": matched("transport"),
     "annealing: all": matched("annealing"),
+    "weights+orthogonal: all": matched("weights", basis="orthogonal"),
+    "activations+orthogonal: all": matched("activations", basis="orthogonal"),
+    "activations+weights: all": matched("activations+weights"),
+    "activations+weights+orthogonal: all": matched("activations+weights", basis="orthogonal"),
+    "weights, rotation": rotated("weights"),
+    "activations, rotation": rotated("activations"),
+    "activations+weights, rotation": rotated("activations+weights"),
     "learned: all": matched("learned"),
+    "learned, rotation": rotated("learned"),
 }
+
+# Methods of pre-LN models alone: of others the residual stream cannot be rotated.
+PRE_LAYER_NORM = frozenset(name for name in METHODS if name.endswith(", rotation"))
 
 # Methods after which b is not the function it was: they are not held to it.
 SOFT: frozenset[str] = frozenset()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Name -> module and function, imported when used: they need torch, and --help does not.
 ALIGNERS: dict[str, tuple[str, str]] = {
     "activations": ("merge.alignment.activations", "match_activations"),
+    "activations+weights": ("merge.alignment.refined", "match_refined"),
     "annealing": ("merge.alignment.annealing", "match_annealing"),
     "frank-wolfe": ("merge.alignment.frank_wolfe", "match_frank_wolfe"),
     "learned": ("merge.alignment.learned", "match_learned"),
@@ -27,6 +28,9 @@ MANY: dict[str, tuple[str, str]] = {"universe": ("merge.alignment.universe", "ma
 
 # Those that read text.
 NEED_TEXT = frozenset({"activations", "activations+weights", "annealing", "learned"})
+
+# Those that find maps as well: bases inside heads, rotations of the residual stream.
+FIND_MAPS = frozenset({"activations", "activations+weights", "learned", "weights"})
 
 # Those that compare models as they are merged, not their canonical forms.
 AS_MERGED = frozenset({"annealing", "learned"})

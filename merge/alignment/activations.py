@@ -2,7 +2,8 @@
 
 Maximises the sum over matched units of their Pearson correlation on calibration text, exactly, axis by axis (an
 activation does not depend on how the other axes are ordered, so no sweeps are needed). Cross-moments are streamed:
-one batch of activations is alive at a time. Padding is masked out.
+one batch of activations is alive at a time. Padding is masked out. Where maps were asked for, `merge.alignment.rotations`
+does it.
 
 Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.04836, section 3.1.
 """
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from merge.alignment.assignment import match_axis
 from merge.alignment.blocks import match_blocks
+from merge.alignment.frame import turns
+from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Batch, Matcher, Pair, check_kinds, in_dtype
 from merge.errors import AlignmentError
 from merge.inputs import attended
@@ -74,6 +77,10 @@ def match_activations(pair: Pair) -> Matcher:
     """
     if not pair.batches:
         raise AlignmentError("activation matching needs calibration text and a tokenizer. Use --align weights without.")
+    if turns(pair):
+        from merge.alignment.rotations import rotate_by_activations  # which builds on this
+
+        return rotate_by_activations(pair)
     correlations = unit_correlations(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:
@@ -97,6 +104,7 @@ def unit_correlations(pair: Pair) -> Correlations:
 
 def collect(pair: Pair) -> dict[str, list[Moments]]:
     """Run both models over the batches and return the cross-moments of every site, by the names of the levels there."""
+    pair = as_used(pair)
     models = [pair.model(pair.a), pair.model(pair.b)]
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
     movable = frozenset(pair.movable)

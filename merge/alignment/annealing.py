@@ -14,15 +14,16 @@ Source: Entezari et al. 2022, arXiv:2110.06296, section 3.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from merge.alignment.choice import divergence, say, score
+from merge.alignment.choice import counted, divergence, say, score
+from merge.alignment.masking import as_used
 from merge.alignment.objective import touches
-from merge.alignment.pair import Alignment, Batch, Matcher, Pair, check_kinds, in_dtype
+from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
 from merge.alignment.weights import match_weights
 from merge.errors import AlignmentError
 from merge.gauges import canonical
@@ -30,10 +31,11 @@ from merge.model import set_weights
 from merge.permutation import Permutation, apply_axes, identity
 from merge.spec import parse
 
-# Batches that swaps are judged on, evenly over all from the shortest texts to the longest; and texts of each.
+# Batches that swaps are judged on, evenly over all from the shortest texts to the longest, and texts of each; where there
+# are no more than that, all.
 BATCHES, TEXTS = 2, 64
 # Temperatures at the beginning and at the end, as shares of the divergence at the start.
-HOT, COLD = 0.01, 1e-4
+HOT, COLD = 0.3, 1e-4
 # A divergence below this share of the identity's is rounding: there is nothing to search for.
 EXACT = 1e-5
 
@@ -50,7 +52,7 @@ def match_annealing(pair: Pair) -> Matcher:
     if not pair.batches:
         raise AlignmentError("annealing needs calibration text and a tokenizer. Use --align weights without.")
     a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
-    plain = match_weights(replace(pair, a=a, b=b))
+    plain, pair = match_weights(replace(pair, a=a, b=b)), as_used(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
@@ -116,10 +118,10 @@ class _Midpoint:
     """The model half way between a and the moved b, and what the ends say to some texts."""
 
     def __init__(self, pair: Pair, kinds: frozenset[str], start: Permutation) -> None:
-        self.pair, self.batches = pair, some(pair.batches)
+        self.pair = pair = some(pair)
         ends = pair.model(pair.a), pair.model(pair.b)
         with torch.inference_mode():
-            self.said = [[say(pair, model(**batch)) for model in ends] for batch in self.batches]
+            self.said = [[say(pair, model(**batch)) for model in ends] for batch in pair.batches]
         self.tensors = {
             move: tuple(dict.fromkeys(touch.tensor for touch in found))
             for move, found in touches(pair, pair.axes_of(kinds)).items()
@@ -142,15 +144,22 @@ class _Midpoint:
         """Return the mean divergence of the model from its ends; p says how b's outputs moved."""
         total, count = 0.0, 0
         with torch.inference_mode():
-            for batch, (a, b) in zip(self.batches, self.said, strict=True):
+            for k, (a, b) in enumerate(self.said):
                 moved = {n: apply_axes(parse(self.pair.spec.outputs[n]), p, value) for n, value in b.items()}
-                value, rows, _ = divergence(a, moved, say(self.pair, self.model(**batch)), batch)
+                between = say(self.pair, self.model(**self.pair.batches[k]))
+                value, rows, _ = divergence(a, moved, between, counted(self.pair, k))
                 total, count = total + float(value), count + rows
         return total / count
 
 
-def some(batches: Sequence[Batch]) -> tuple[Mapping[str, Tensor], ...]:
-    """Return the first texts of some batches, in float32."""
-    count = min(BATCHES, len(batches))
-    taken = [batches[k * (len(batches) - 1) // max(count - 1, 1)] for k in range(count)]
-    return tuple(in_dtype({name: tensor[:TEXTS] for name, tensor in batch.items()}, torch.float32) for batch in taken)
+def some(pair: Pair) -> Pair:
+    """Return the pair with the first texts of some of its batches, in float32; with all of them where they are few."""
+    texts = sum(len(next(iter(batch.values()))) for batch in pair.batches)
+    count = len(pair.batches) if texts <= BATCHES * TEXTS else min(BATCHES, len(pair.batches))
+    taken = [k * (len(pair.batches) - 1) // max(count - 1, 1) for k in range(count)]
+    batches = [{name: tensor[:TEXTS] for name, tensor in pair.batches[k].items()} for k in taken]
+    return replace(
+        pair,
+        batches=tuple(in_dtype(batch, torch.float32) for batch in batches),
+        asked=tuple(pair.asked[k][:TEXTS] for k in taken if pair.asked),
+    )

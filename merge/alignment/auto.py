@@ -23,8 +23,10 @@ from merge.alignment.choice import (
     nothing,
     scores,
     sets_of_axes,
+    streams,
 )
 from merge.alignment.common_start import find_common_start
+from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Pair
 from merge.architectures import spec_for
 from merge.errors import AlignmentError, SpecError
@@ -62,7 +64,7 @@ class Auto:
         if start.common:
             still = nothing(pair)
             return Choice((still,), still, None, (), start)
-        pair = tell()
+        pair = as_used(tell())
         wanted = self._wanted(pair, start.away)
         if not pair.batches:
             found = Candidate(
@@ -121,6 +123,10 @@ class Auto:
 
 def _alignments(pair: Pair, by: str, basis: str, wanted: Sequence[frozenset[str]]) -> Iterator[Alignment]:
     """Yield what a matcher finds over each set of axes."""
+    # Where the stream stays, its beginning hardly matters to weight matching: it ends where `weights` does.
+    wanted = [kinds for kinds in wanted if by != "activations+weights" or streams(kinds)]
+    if not wanted:
+        return
     matcher = aligner(by)(replace(pair, settings=replace(pair.settings, basis=basis)))
     if by != "activations" or basis == "permutation":
         yield from map(matcher, wanted)

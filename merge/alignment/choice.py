@@ -1,9 +1,9 @@
 """Which axes move is chosen without labels: the candidate whose midpoint is nearest to what the endpoints say together.
 
 Each candidate alignment is scored on calibration text by the mean KL divergence from the ensemble of the two endpoints
-(the average of their probabilities) to the model half way between them. Models without a task head are scored by
-1 - cosine between the midpoint's last hidden states and the mean of the endpoints'. Smaller is better, and moving
-nothing is always a candidate.
+(the average of their probabilities) to the model half way between them; of masked language models at masked words, see
+`merge.alignment.masking`. Models without a task head are scored by 1 - cosine between the midpoint's last hidden states
+and the mean of the endpoints'. Smaller is better, and moving nothing is always a candidate.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from merge.alignment.common_start import CommonStart
+from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Batch, Matcher, Pair, as_transform, in_dtype
 from merge.inputs import attended
 from merge.model import set_weights
@@ -119,6 +120,7 @@ def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | N
         return fixed(matchers[first](everything if axes is None else axes), first)
     wanted = sets_of_axes(pair) if axes is None else (axes,)
     found = [Candidate(matcher(kinds), None, by) for by, matcher in matchers.items() for kinds in wanted]
+    pair = as_used(pair)
     ends = Ends(pair)
     scored, kind = scores([nothing(pair), *found], pair, ends)
     return Choice(scored, best(scored), SCORES[kind], ends.notes())
@@ -229,7 +231,7 @@ def score(
                 a, b = ends(k)
                 b = {name: apply_transform_axes(lines[name], transform, value) for name, value in b.items()}
                 between = say(pair, model(**in_dtype(batch, torch.float32)))
-                value, rows, kind = divergence(a, b, between, batch)
+                value, rows, kind = divergence(a, b, between, counted(pair, k))
                 total, count = total + float(value), count + rows
             found.append(total / count)
     return found, kind
@@ -251,20 +253,23 @@ def say(pair: Pair, output: Any) -> dict[str, Tensor]:
 
 
 def divergence(
-    a: Mapping[str, Tensor], b: Mapping[str, Tensor], middle: Mapping[str, Tensor], batch: Batch
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], middle: Mapping[str, Tensor], tokens: Tensor | None
 ) -> tuple[Tensor, int, str]:
     """Return (summed divergence, rows, kind) of one batch; several logits of one model are added up.
 
     A model that has hidden states or embeddings to show is measured by those, not by logits.
+
+    Args:
+        tokens: those that count, as booleans; all of them where None.
     """
     shown = [name for name in FEATURES if name in a]
     if shown:
-        one, other, between = (torch.cat([_tokens(x[name], batch) for name in shown]) for x in (a, b, middle))
+        one, other, between = (torch.cat([_rows(x[name], tokens) for name in shown]) for x in (a, b, middle))
         cosine = torch.cosine_similarity(between, (one + other) / 2, dim=-1)
         return (1 - cosine).sum(), len(cosine), "cosine"
     total, rows, kind = torch.zeros(()), 0, "kl"
     for name in a:
-        logits = [_tokens(x[name], batch) for x in (a, b, middle)]
+        logits = [_rows(x[name], tokens) for x in (a, b, middle)]
         rows = len(logits[0])
         if logits[0].shape[-1] == 1:
             total = total + ((logits[0] + logits[1]) / 2 - logits[2]).square().sum()
@@ -275,8 +280,20 @@ def divergence(
     return total, rows, kind
 
 
-def _tokens(output: Tensor, batch: Batch) -> Tensor:
-    """Return an output as rows: tokens that are not padding; patches of images, which have none."""
+def counted(pair: Pair, k: int) -> Tensor | None:
+    """Return which tokens of batch k count: those that are asked for, or all that are not padding; None for images."""
+    if pair.asked:
+        return pair.asked[k]
+    return tokens_of(pair.batches[k])
+
+
+def tokens_of(batch: Batch) -> Tensor | None:
+    """Return which tokens of a batch are not padding; None for images, which have none."""
+    return attended(batch) if "attention_mask" in batch else None
+
+
+def _rows(output: Tensor, tokens: Tensor | None) -> Tensor:
+    """Return an output as rows: tokens that count, all patches of images, or one row a text."""
     if output.ndim < 3:
         return output
-    return output[attended(batch)] if "attention_mask" in batch else output.flatten(0, 1)
+    return output.flatten(0, 1) if tokens is None else output[tokens]

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.balance import BALANCES, balance
+from merge.alignment.choice import streams
 from merge.alignment.objective import CHUNK, Touch, touches
 from merge.alignment.pair import Pair
 from merge.alignment.turned_blocks import Slot, match_move
@@ -29,27 +30,35 @@ from merge.permutation import Permutation, identity, places
 from merge.spec import PermutationSpec
 from merge.transform import Transform, apply_transform, apply_transform_axes, axis_sizes, compose, inverse
 
-# Groups that leave the mean of a vector where it is, or turn all of it.
-KEEP_MEAN = frozenset({"permutation", "none", "sign", "orthogonal_one"})
+# Groups that leave the mean of a vector where it is. A sign turns it: gains of one against gains of minus one cancel half
+# way, and that has to count.
+KEEP_MEAN = frozenset({"permutation", "none", "orthogonal_one"})
 ROTATIONS = frozenset({"orthogonal", "orthogonal_one"})
+# Share of an axis that a restart shuffles, as in weight matching.
+SHAKEN = 1 / 3
 
 Tensors = Mapping[str, Tensor]
 
 
 def turns(pair: Pair) -> bool:
     """Return whether maps were asked for: bases inside heads, or a residual stream that may be rotated."""
-    axes = axis_sizes(pair.spec, pair.shapes)
-    return pair.settings.basis == "orthogonal" or any(pair.spec.group(axis) in ROTATIONS for axis in axes)
+    return pair.settings.basis == "orthogonal" or any(_rotates(pair, axis) for axis in pair.movable)
+
+
+def _rotates(pair: Pair, axis: str) -> bool:
+    """Return whether an axis is a stream of a model whose norms are folded: then it is to be rotated."""
+    kind = pair.spec.kind(axis)
+    return pair.spec.group(axis) in ROTATIONS and kind in streams((kind,))
 
 
 def acting_groups(pair: Pair, kinds: frozenset[str]) -> dict[str, str]:
-    """Return axis of these kinds -> the group that acts on it as the settings ask: permutations alone, but for rotations."""
+    """Return axis of these kinds -> the group that acts on it as the settings ask: permutations alone, but for streams."""
     found = {}
     for axis in axis_sizes(pair.spec, pair.shapes):
-        group = pair.spec.group(axis)
         if pair.spec.kind(axis) in kinds and axis not in pair.spec.named:
             plain = "permutation" if axis in pair.movable else "none"
-            found[axis] = group if pair.settings.basis == "orthogonal" or group in ROTATIONS else plain
+            whole = pair.settings.basis == "orthogonal" or _rotates(pair, axis)
+            found[axis] = pair.spec.group(axis) if whole else plain
     return found
 
 
@@ -91,6 +100,15 @@ class Frame:
         """Return the axes that move together: the blocks' and those inside them."""
         names = {name for touch in self.touches[move] for name in (*touch.view.moving, touch.view.acting)}
         return frozenset(names & self.groups.keys())
+
+    def shaken(self, generator: torch.Generator) -> Transform:
+        """Return what brought b here, followed by a shuffle of a part of the axis that most tensors have."""
+        busiest = max(self.moves, key=lambda move: len(self.tensors[move]))
+        units = self.still.indices[busiest].clone()
+        some = torch.randperm(len(units), generator=generator)[: max(2, round(SHAKEN * len(units)))]
+        units[some] = units[some[torch.randperm(len(some), generator=generator)]]
+        shuffle = Permutation({**self.still.indices, busiest: units}, self.still.outer)
+        return compose(Transform(shuffle, {}), self.steps)
 
     def improve(self, move: str, matched: Collection[str] | None = None) -> bool:
         """Take the best step along one coordinate; return whether one was taken.

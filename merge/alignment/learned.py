@@ -35,6 +35,8 @@ RATE, TEXTS = 1e-2, 16
 LAM = (0.4, 0.6)
 # The rate was measured on models of this width; of wider matrices more entries change, and a step should turn no further.
 WIDTH = 64
+# What may be learned from; which of them is nearest differs from family to family.
+STARTS = ("activations", "weights", "activations+weights")
 # How often the held-out texts are asked about in a run.
 CHECKS = 20
 # A map with a larger condition number than this would cost digits of weights that are stored in float32.
@@ -58,25 +60,37 @@ def match_learned(pair: Pair) -> Matcher:
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        begun = starts(kinds)
-        axes = free_axes(pair, kinds)
-        if not axes:
-            return begun
-        return _Learner(pair, begun, axes).run()
+        return learn(pair, starts(kinds), kinds)
 
     return match
 
 
+def learn(pair: Pair, begun: Alignment, kinds: frozenset[str]) -> Alignment:
+    """Return what is learned from an alignment over these kinds of axes; itself where no step is better."""
+    axes = free_axes(pair, kinds)
+    return _Learner(pair, begun, axes).run() if axes else begun
+
+
 def start(pair: Pair) -> Matcher:
-    """Return the matcher whose alignments are learned from: the best there is without gradients.
+    """Return the matcher whose alignments are learned from: of what STARTS find, that with the least loss half way.
 
     Heads are turned, whatever basis was asked for: they are about to be.
     """
-    from merge.alignment import ALIGNERS, aligner
+    from merge.alignment import aligner
 
-    by = "activations+weights" if "activations+weights" in ALIGNERS else "activations"
     a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
-    return aligner(by)(replace(pair, a=a, b=b, settings=replace(pair.settings, basis="orthogonal")))
+    compared = replace(pair, a=a, b=b, settings=replace(pair.settings, basis="orthogonal"))
+    matchers = [aligner(by)(compared) for by in STARTS]
+
+    def match(kinds: frozenset[str]) -> Alignment:
+        return min((matcher(kinds) for matcher in matchers), key=lambda begun: half_way(pair, begun))
+
+    return match
+
+
+def half_way(pair: Pair, begun: Alignment) -> float:
+    """Return the mean loss half way under an alignment, on the texts that are not learned from."""
+    return _Learner(pair, begun, {}).held_out()
 
 
 def free_axes(pair: Pair, kinds: frozenset[str]) -> dict[str, Shape]:
@@ -129,7 +143,7 @@ class _Learner:
 
     def run(self) -> Alignment:
         """Return the best alignment on the way."""
-        steps, values = self.pair.settings.steps, [-self._held_out()]
+        steps, values = self.pair.settings.steps, [-self.held_out()]
         best: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         optimiser = torch.optim.Adam(
             [{"params": [part.values], "lr": _rate(part)} for part in (*self.a.at, *self.b.at)]
@@ -139,7 +153,7 @@ class _Learner:
             self._step(optimiser)
             if (step + 1) % every and step + 1 < steps:
                 continue
-            value = -self._held_out()
+            value = -self.held_out()
             if value > values[-1] and conditioned(maps := (self.a.maps(), self.b.maps()), self.pair):
                 best = maps
                 values.append(value)
@@ -169,7 +183,7 @@ class _Learner:
         output = functional_call(self.model, weights, (), dict(example.inputs))
         return self.lesson.loss(output, example)
 
-    def _held_out(self) -> float:
+    def held_out(self) -> float:
         """Return the mean loss half way on the texts that are not learned from."""
         with torch.no_grad():
             said = [self._loss(example, 0.5) for example in self.held]

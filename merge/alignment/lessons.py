@@ -18,18 +18,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from merge.alignment.choice import FEATURES, divergence, say
+from merge.alignment.choice import FEATURES, divergence, say, tokens_of
+from merge.alignment.masking import IGNORED, framing, is_masked_model, masked
 from merge.alignment.pair import Batch, Pair, in_dtype
 from merge.errors import AlignmentError
 from merge.inputs import attended
 from merge.transform import Transform, apply_transform
 
 HELD_OUT = 4
-MASKED_SHARE = 0.15
-# Of the words that are asked for: shown as the mask, and up to here as any other word.
-SHOWN_MASKED, SHOWN_OTHER = 0.8, 0.9
-IGNORED = -100
-
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
@@ -71,7 +67,7 @@ def lesson_of(pair: Pair, start: Transform) -> Lesson:
     architecture = str((pair.config.get("architectures") or [""])[0])
     if pair.labels:
         return _labelled(pair, architecture)
-    if architecture.endswith("ForMaskedLM"):
+    if is_masked_model(pair):
         return _masked(pair, architecture)
     model = pair.model(pair.a)
     if architecture.endswith(CAUSAL) and is_causal(model, _rows(pair.batches[-1], torch.arange(1))):
@@ -150,40 +146,12 @@ def _masked(pair: Pair, architecture: str) -> Lesson:
             "into the reference's folder, or use --align activations."
         )
     vocabulary = int(pair.config["vocab_size"])
-    frame = torch.tensor(sorted({*pair.special_tokens, token}))
+    frame = framing(pair, token)
 
     def draw(k: int, rows: Tensor, generator: torch.Generator) -> Example:
-        return masked(_rows(pair.batches[k], rows), token, frame, vocabulary, generator)
+        return Example(*masked(_rows(pair.batches[k], rows), token, frame, vocabulary, generator))
 
     return Lesson("masked words", draw, _word_loss(shift=0))
-
-
-def masked(
-    batch: Batch, token: int, frame: Int[Tensor, " special"], vocabulary: int, generator: torch.Generator
-) -> Example:
-    """Return a batch with 15 % of its words to be told, at least one; most of them behind the mask token.
-
-    Args:
-        token: the mask.
-        frame: tokens that are never asked for.
-        vocabulary: tokens that a random one is drawn from.
-    Raises:
-        AlignmentError: the batch holds no word.
-    Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1.
-    """
-    ids = batch["input_ids"]
-    words = (attended(batch) & ~torch.isin(ids, frame)).nonzero()
-    if len(words) == 0:
-        raise AlignmentError("a batch of the calibration text holds no word that could be masked. Give other text.")
-    wanted = max(1, round(MASKED_SHARE * len(words)))
-    chosen = words[torch.randperm(len(words), generator=generator)[:wanted]].unbind(1)
-    fate = torch.rand(wanted, generator=generator)
-    other = torch.randint(vocabulary, (wanted,), generator=generator)
-    kept = ids[chosen]
-    shown, target = ids.clone(), torch.full_like(ids, IGNORED)
-    shown[chosen] = torch.where(fate < SHOWN_MASKED, token, torch.where(fate < SHOWN_OTHER, other, kept))
-    target[chosen] = kept
-    return Example({**batch, "input_ids": shown}, target)
 
 
 def _next(batch: Batch) -> Example:
@@ -213,7 +181,7 @@ def _unlabelled(pair: Pair, a: Any, start: Transform) -> Lesson:
 
     def loss(output: Any, example: Example) -> tuple[Tensor, int]:
         said_a, said_b = example.target
-        value, count, _ = divergence(said_a, said_b, say(pair, output), example.inputs)
+        value, count, _ = divergence(said_a, said_b, say(pair, output), tokens_of(example.inputs))
         return value, count
 
     shown = any(name in pair.spec.outputs for name in FEATURES)

@@ -53,6 +53,7 @@ class Pair:
         labels: for each batch the class of each text; empty where the text has none.
         mask_token: what a masked language model reads instead of a word; None where it is not known.
         special_tokens: those that frame a text, which are never masked.
+        asked: for each batch the tokens whose answers count, as booleans; empty where all that are not padding do.
     """
 
     spec: PermutationSpec
@@ -66,6 +67,7 @@ class Pair:
     labels: tuple[Tensor, ...] = ()
     mask_token: int | None = None
     special_tokens: tuple[int, ...] = ()
+    asked: tuple[Tensor, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

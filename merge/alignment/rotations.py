@@ -4,9 +4,10 @@ With `--basis orthogonal` every group of the spec is used: inside heads rotation
 phases of rotary pairs; signs where a function is odd. With `--residual rotation` the stream itself turns. All in closed
 form, one axis at a time, everything else held:
 
-    weights       J of `merge.alignment.frame`: the stream first, on embeddings and output head, then heads, feed-forward
-                  units and the stream in turn until a sweep hardly gains
-    activations   every axis on its own: cross-covariances of what its units say to the same text
+    weights               J of `merge.alignment.frame`: the stream first, on embeddings and output head, then heads,
+                          feed-forward units and the stream in turn until a sweep hardly gains
+    activations           every axis on its own: cross-covariances of what its units say to the same text
+    activations+weights   sweeps by weights that begin where activations end
 
 Sources: Schoenemann 1966 (Procrustes); Theus et al. 2025, arXiv:2506.22712 (rotating the stream of a model without gains;
 here LayerNorm stays LayerNorm); Zhang et al. 2025, arXiv:2502.00264 (bases inside heads).
@@ -15,8 +16,8 @@ here LayerNorm stays LayerNorm); Zhang et al. 2025, arXiv:2502.00264 (bases insi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from merge.alignment.balance import balance
 from merge.alignment.frame import Frame, acting_groups
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.turned_blocks import Slot, match_move
+from merge.errors import AlignmentError
 from merge.maps import full
 from merge.permutation import Permutation, identity
 from merge.transform import Transform, apply_transform, compose, inverse
@@ -49,8 +51,7 @@ def rotate_by_activations(pair: Pair) -> Matcher:
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        found = match_balanced(pair, kinds)
-        return _alignment(pair, kinds, found.whole(), found.values)
+        return _alignment(pair, kinds, *match_balanced(pair, kinds))
 
     return match
 
@@ -60,7 +61,7 @@ def rotate_by_both(pair: Pair) -> Matcher:
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        return descend(pair, kinds, match_balanced(pair, kinds).steps)
+        return descend(pair, kinds, match_balanced(pair, kinds)[0])
 
     return match
 
@@ -75,27 +76,39 @@ def _is_identity(axis: str, mapped: Tensor, p: Permutation) -> bool:
     return bool((mapped - one).abs().max() < ROUNDING)
 
 
-def descend(pair: Pair, kinds: frozenset[str], steps: Transform | None) -> Alignment:
-    """Return where sweeps end that begin at the better of a start and what is there.
+def descend(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Alignment:
+    """Return where sweeps end that begin at the better of a start and what is there; then of as many restarts as asked for.
 
     Args:
-        steps: the start; if None, a first pass, in which each axis is matched against what is already matched:
+        start: of the sweeps; if None, a first pass, in which each axis is matched against what is already matched:
             embeddings fix the residual, that the layers.
     """
     check_kinds(pair, kinds)
-    frame = Frame(pair, kinds)
+    nothing = Frame(pair, kinds)
+    begun = Frame(pair, kinds, start) if start is not None else _first_pass(Frame(pair, kinds))
+    best, history = _sweeps(begun if begun.value > nothing.value else nothing, nothing.moves)
+    history = (nothing.value, *history)
+    generator = torch.Generator().manual_seed(pair.settings.seed)
+    for _ in range(pair.settings.restarts):
+        # In random order: the shuffled axis first would go back to where it was.
+        order = [nothing.moves[k] for k in torch.randperm(len(nothing.moves), generator=generator).tolist()]
+        tried, values = _sweeps(Frame(pair, kinds, best.shaken(generator)), order)
+        if values[-1] > history[-1] + ENOUGH * abs(history[-1]):
+            best, history = tried, (history[0], values[-1])
+    return _alignment(pair, kinds, best.steps, history)
+
+
+def _sweeps(frame: Frame, order: Sequence[str]) -> tuple[Frame, tuple[float, ...]]:
+    """Take the best step along each coordinate in turn until a sweep hardly gains; return J at the start and after each."""
     history = [frame.value]
-    begun = Frame(pair, kinds, steps) if steps is not None else _first_pass(Frame(pair, kinds))
-    if begun.value > frame.value:
-        frame = begun
-    history.append(frame.value)
     for _ in range(MAX_SWEEPS):
-        if not any([frame.improve(move) for move in frame.moves]):
+        gained = [frame.improve(move) for move in order]
+        if not any(gained):
             break
         history.append(frame.value)
         if history[-1] - history[-2] < ENOUGH * abs(history[-2]):
             break
-    return _alignment(pair, kinds, frame.steps, tuple(history))
+    return frame, tuple(history)
 
 
 def _first_pass(frame: Frame) -> Frame:
@@ -106,32 +119,17 @@ def _first_pass(frame: Frame) -> Frame:
     return frame
 
 
-@dataclass(frozen=True)
-class ByActivations:
-    """What activations say of balanced models.
+def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[float, float]]:
+    """Return what brings b to a by what units say to the same text, and how alike units are in their places and there.
 
-    Attributes:
-        steps: what brings the balanced b to the balanced a.
-        to_a, to_b: what balances each.
-        values: how alike units are in their places and where they end.
+    Both models are balanced first. Units that may only change places are told apart by correlation; those that may be
+    rotated by covariance, in units of the mean variance of their block.
+
+    Raises:
+        AlignmentError: there are no batches, or no activation shows an axis.
     """
-
-    steps: Transform
-    to_a: Transform
-    to_b: Transform
-    values: tuple[float, float]
-
-    def whole(self) -> Transform:
-        """Return what b takes as it is."""
-        return compose(inverse(self.to_a), compose(self.steps, self.to_b))
-
-
-def match_balanced(pair: Pair, kinds: frozenset[str]) -> ByActivations:
-    """Return the best steps by what units say to the same text, both models balanced.
-
-    Units that may only change places are told apart by correlation; those that may be rotated by covariance, in units of
-    the mean variance of their block.
-    """
+    if not pair.batches:
+        raise AlignmentError("activation matching needs calibration text and a tokenizer. Use --align weights without.")
     groups, still = acting_groups(pair, kinds), identity(pair.spec, pair.shapes)
     to_a, to_b = (balance(pair.spec, side, groups, still) for side in (pair.a, pair.b))
     a, b = (apply_transform(pair.spec, t, side) for t, side in ((to_a, pair.a), (to_b, pair.b)))
@@ -147,7 +145,7 @@ def match_balanced(pair: Pair, kinds: frozenset[str]) -> ByActivations:
         after += found.worth
         units += sum(len(square) for square in squares)
     steps = Transform(Permutation(indices, still.outer), maps)
-    return ByActivations(steps, to_a, to_b, (before / max(units, 1), after / max(units, 1)))
+    return compose(inverse(to_a), compose(steps, to_b)), (before / max(units, 1), after / max(units, 1))
 
 
 def _gains(pair: Pair, kinds: frozenset[str], groups: Mapping[str, str]) -> dict[str, dict[Slot, Tensor]]:

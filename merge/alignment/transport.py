@@ -93,10 +93,16 @@ def transported(pair: Pair) -> Transported:
     Args:
         pair: of equal tensors but for the sizes of feed-forward axes.
     Raises:
-        AlignmentError: another axis differs, or a tensor has two axes that differ.
+        AlignmentError: another axis or size differs, or a tensor has two axes that differ.
     """
     axes = widths(pair)
     inside = {name for name in pair.a if pair.a[name].shape != pair.b[name].shape}
+    for name in sorted(inside):
+        if axes.keys().isdisjoint(axis for item in pair.spec.axes(name) for axis in item.mentions()):
+            raise AlignmentError(
+                f"transport takes models of different feed-forward widths; {name} has shape {tuple(pair.a[name].shape)} in "
+                f"one and {tuple(pair.b[name].shape)} in the other, on no feed-forward axis."
+            )
     a, b = ({n: t for n, t in side.items() if n not in inside} for side in (pair.a, pair.b))
     rest = replace(pair, a=a, b=b)
     p = match_transport(rest)(frozenset(rest.kinds())).permutation

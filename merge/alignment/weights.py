@@ -2,21 +2,22 @@
 
 One axis at a time, everything else held; heads and what is inside them move together, by an assignment of both. The
 residual is matched first, on the embeddings, then heads and feed-forward units on that. An axis is matched again only when
-an axis that its gains depend on has changed.
+an axis that its gains depend on has changed. Where maps were asked for, `merge.alignment.rotations` does it.
 
 Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2 and algorithm 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from merge.alignment.assignment import match_axis
 from merge.alignment.blocks import match_blocks, match_inside
 from merge.alignment.circuits import circuit_gains
+from merge.alignment.frame import turns
 from merge.alignment.objective import Objective, State, same, weights_of
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.errors import UsageError, nearest
@@ -34,7 +35,13 @@ SHAKEN = 1 / 3
 HEADS = ("rows", "circuits")
 
 
-def match_weights(pair: Pair, restarts: int | None = None, seed: int | None = None, heads: str = "rows") -> Matcher:
+def match_weights(
+    pair: Pair,
+    restarts: int | None = None,
+    seed: int | None = None,
+    heads: str = "rows",
+    start: Callable[[frozenset[str]], Permutation] | None = None,
+) -> Matcher:
     """Return the matcher that aligns b to a by weights alone; it needs no data and is deterministic.
 
     Args:
@@ -43,7 +50,8 @@ def match_weights(pair: Pair, restarts: int | None = None, seed: int | None = No
             None is what the pair's settings say.
         seed: of the restarts; None is what the pair's settings say.
         heads: what says which head is which: `rows`, the best order of the rows inside (exact for permutations), or
-            `circuits`, products of weights that no basis inside heads can change.
+            `circuits`, products of weights that no basis inside heads can change. With maps every basis is tried instead.
+        start: kinds of axes -> where the first descent begins; None for a first pass; the identity where that is better.
     Raises:
         UsageError: heads is neither, or restarts is negative.
     """
@@ -53,6 +61,10 @@ def match_weights(pair: Pair, restarts: int | None = None, seed: int | None = No
     seed = pair.settings.seed if seed is None else seed
     if restarts < 0:
         raise UsageError(f"restarts is {restarts}; it counts further descents. Give 0 or more.")
+    if turns(pair):
+        from merge.alignment.rotations import rotate_by_weights  # which builds on activations, which build on this
+
+        return rotate_by_weights(replace(pair, settings=replace(pair.settings, restarts=restarts, seed=seed)))
     weights = weights_of(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:
@@ -60,14 +72,14 @@ def match_weights(pair: Pair, restarts: int | None = None, seed: int | None = No
         still = identity(pair.spec, pair.shapes)
         descent = _Descent(Objective(pair, weights, pair.axes_of(kinds)), still, heads == "circuits")
         objective = descent.objective
-        best = descent.run()
+        best = descent.run(None if start is None else start(kinds))
         nothing = best.history[0]
         generator = torch.Generator().manual_seed(seed)
         for _ in range(restarts):
             order = torch.randperm(len(descent.moves), generator=generator).tolist()
-            start = descent.shaken(best.permutation, generator)
-            shares = objective.shares(objective.moving, start)
-            tried = descent.sweeps(start, shares, [descent.moves[k] for k in order])
+            shaken = descent.shaken(best.permutation, generator)
+            shares = objective.shares(objective.moving, shaken)
+            tried = descent.sweeps(shaken, shares, [descent.moves[k] for k in order])
             if tried.history[-1] > best.history[-1] * (1 + ENOUGH):
                 best = _Found(tried.permutation, (nothing, tried.history[-1]))
         values = tuple(value / objective.entries for value in best.history)
@@ -97,10 +109,10 @@ class _Descent:
         # Blocks of which circuits have said which is which.
         self.decided: set[str] = set()
 
-    def run(self) -> _Found:
-        """Descend from the better of the identity and a first pass."""
+    def run(self, start: Permutation | None) -> _Found:
+        """Descend from the better of the identity and a start; without one, from a first pass."""
         objective = self.objective
-        first = self._first_pass()
+        first = self._first_pass() if start is None else start
         tried = [(p, objective.shares(objective.moving, p)) for p in (self.still, first)]
         nothing, passed = (sum(shares.values()) for _, shares in tried)
         found = self.sweeps(*tried[passed > nothing], self.moves)

@@ -653,6 +653,15 @@ def test_help_shows_examples(run: Run, word: str) -> None:
     assert f"evaluate-models {word}".strip() in said.out
 
 
+def test_the_help_lists_every_command_with_a_line(run: Run) -> None:
+    """The line is whole: click cuts those that are too long, and ends them in dots."""
+    lines = run("--help").out.split("Commands:")[1].split("\n  ")
+    told = dict(line.split(maxsplit=1) for line in lines if line.strip() and not line.startswith(" "))
+    assert list(told) == sorted(["score", "glue", "hans", "compare", "barrier", "tasks"])
+    assert all(len(line) > 15 and line.strip().endswith((".", "?")) for line in told.values())
+    assert not any("..." in line for line in told.values())
+
+
 def test_help_imports_nothing_heavy() -> None:
     """It answers at once because torch and the like are imported by what needs them; a mistyped task is as quick."""
     program = """

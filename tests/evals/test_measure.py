@@ -25,11 +25,15 @@ from evals.measure import named, record_key, score_key, score_model
 from evals.paths.line import Curve
 from evals.predict import match_labels
 from evals.predictions import read_predictions_table
+from evals.predictor import Predictor
 from evals.report import add_result, load_results
 from evals.task import EvalTask, Rows
 from evals.tasks import TASKS
+from merge.architectures import spec_for
 from merge.bases import find_bases
 from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.permutation import apply, restrict
+from merge.permutation import random as random_permutation
 from merge.recipe import make_recipe
 
 MNLI, HANS = TASKS["mnli"], TASKS["hans"]
@@ -117,6 +121,28 @@ def test_the_line_of_a_model_to_itself_is_level(models: tuple[Path, Path]) -> No
     (curve,), _ = line(models[0], models[0], rows_of())
     assert max(curve.loss) - min(curve.loss) < 1e-6
     assert curve.barrier < 1e-6
+
+
+def test_the_shared_start_of_two_paths_is_measured_once(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The naive and the aligned line begin at the same model: with n points each, 2 n - 1 models are run.
+
+    They part after it: b is a with its units elsewhere, so that the aligned line is level and the naive one is not.
+    """
+    tensors, spec = load_file(models[0] / "model.safetensors"), spec_for(bert_config())
+    drawn = random_permutation(spec, {n: tuple(t.shape) for n, t in tensors.items()}, torch.Generator().manual_seed(5))
+    moved = apply(spec, restrict(drawn, [axis for axis in drawn.indices if axis != "labels"]), tensors)
+    ran: list[int] = []
+    whole = Predictor.set
+    monkeypatch.setattr(Predictor, "set", lambda self, tensors: ran.append(1) or whole(self, tensors))
+    copy = save_checkpoint(tmp_path / "copy", tensors=moved)
+    curves, _ = line(models[0], copy, rows_of(), points=4, by="weights")
+    assert [curve.name.split()[0] for curve in curves] == ["naive", "aligned"]
+    assert len(ran) == 2 * 4 - 1
+    assert curves[0].loss[0] == curves[1].loss[0]
+    assert curves[1].loss == pytest.approx([curves[0].loss[0]] * 4, abs=1e-5)
+    assert abs(curves[0].loss[1] - curves[0].loss[0]) > 1e-2
 
 
 def test_the_way_back_is_the_way_there(models: tuple[Path, Path]) -> None:

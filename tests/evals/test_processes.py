@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.process
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,32 +22,23 @@ import torch
 from tiny import NLI, WORDS, save_checkpoint
 from torch import Tensor
 
-from evals import processes
-from evals.command import evaluate
+from evals import predict, processes
+from evals.command import evaluate, main
 from evals.predict import in_order
 from evals.predictions import read_predictions_table, write_predictions_table
 from evals.predictor import Predictor, make_predictor
-from evals.processes import Answer, Crew, Job, device_here, world
+from evals.processes import Answer, Crew, Job
 from evals.task import Rows
 from merge.checkpoint import open_checkpoint
 from merge.errors import TaskError
 from merge.inputs import Encoded
 
 ROOT = Path(__file__).parents[2]
-# Starts the command as torchrun would, with a fault planted in the second process.
-FAULTY = """
-import os, sys
-from evals import predict
-from merge.entry import evaluate_models
-
-def fail(*_, **__):
-    raise ValueError("planted\\nfault")
-
-if os.environ["RANK"] == "1":
-    predict.batch_logits = fail
-sys.argv[0] = "evaluate-models"
-evaluate_models()
-"""
+# Whatever goes wrong, and whoever is killed: the system ends each process of a test after this many seconds.
+LIMIT = 150
+ALARM = f"import signal; signal.alarm({LIMIT}); "
+COMMAND = f"{ALARM}from evals.command import main; main()"
+TORCHRUN = f"{ALARM}from torch.distributed.run import main; main()"
 
 
 def sentence(generator: random.Random, longest: int) -> str:
@@ -74,16 +70,15 @@ def words(zoo: Path, output: Path) -> list[str]:
     return ["score", "mnli,rte", str(zoo / "a"), str(zoo / "b"), "--data", str(zoo / "data"), "-o", str(output)]
 
 
-def launched(*command: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in two processes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+def launched(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run evaluate-models in two processes."""
+    torchrun = [sys.executable, "-c", TORCHRUN, "--standalone", "--nproc-per-node", "2", "--no-python"]
     return subprocess.run(
-        [*torchrun, "--master-port", "0", *map(str, command)],
+        [*torchrun, sys.executable, "-c", COMMAND, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
     )
 
 
@@ -102,7 +97,7 @@ def test_two_processes_write_the_files_of_one(zoo: Path, tmp_path: Path, capsys:
     """Two models on two tasks; the control is one logit, changed by one bit."""
     evaluate.main(words(zoo, tmp_path / "one"), standalone_mode=False)
     said = capsys.readouterr()
-    done = launched(sys.executable, "-c", "from evals.command import main; main()", *words(zoo, tmp_path / "two"))
+    done = launched(*words(zoo, tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == said.out
     assert done.stderr.count("predicting mnli with") == 2  # the first process alone shows progress
@@ -119,16 +114,98 @@ def test_two_processes_write_the_files_of_one(zoo: Path, tmp_path: Path, capsys:
     assert [name for name in one if one[name] != changed[name]] == [name for name in one if name != "results.json"]
 
 
-def test_a_process_that_fails_ends_all_with_one_line(zoo: Path, tmp_path: Path) -> None:
-    """The second process cannot predict: the first says so, and nothing is stored. Torchrun adds a report of its own."""
-    script = tmp_path / "faulty.py"
-    script.write_text(FAULTY, encoding="utf-8")
-    done = launched(sys.executable, script, *words(zoo, tmp_path / "report"))
-    assert done.returncode != 0
-    assert done.stdout == ""
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("evaluate-models:")]
-    assert "failed on 1 of 2 processes: process 1: ValueError: planted fault" in line
+@pytest.fixture
+def forked(tmp_path: Path) -> Iterator[Callable[..., list[tuple[int, str]]]]:
+    """Return a function that runs evaluate-models in forked processes and returns the exit code and stderr of each.
+
+    What is patched here is patched there; torch is loaded already. None outlives the test.
+    """
+    started: list[multiprocessing.process.BaseProcess] = []
+
+    def run(arguments: Sequence[str], size: int = 2, **environment: str) -> list[tuple[int, str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        fork = multiprocessing.get_context("fork")
+        for rank in range(size):
+            said = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+            surroundings = {**{k: str(v) for k, v in said.items()}, "MASTER_PORT": port, **environment}
+            started.append(fork.Process(target=as_rank, args=(arguments, surroundings, tmp_path / f"stderr{rank}")))
+            started[-1].start()
+        for process in started:
+            process.join(LIMIT)
+        codes = [process.exitcode for process in started]
+        assert None not in codes
+        return [(codes[rank], (tmp_path / f"stderr{rank}").read_text(encoding="utf-8")) for rank in range(size)]
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+def as_rank(arguments: Sequence[str], surroundings: Mapping[str, str], stderr: Path) -> None:
+    """Be one process of an evaluation; a fork of this process has one thread only."""
+    signal.alarm(LIMIT)
+    os.environ.update(surroundings)
+    torch.set_num_threads(1)
+    sys.argv = ["evaluate-models", *arguments]
+    sys.stdout, sys.stderr = (stderr.open("a", buffering=1, encoding="utf-8") for _ in range(2))
+    main()
+
+
+def test_a_process_that_fails_ends_all_with_one_line(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: Callable[..., list[tuple[int, str]]]
+) -> None:
+    """The second process cannot predict: the first alone says so, nothing is stored, and the second has done its duty."""
+    whole = predict.batch_logits
+    monkeypatch.setattr(predict, "batch_logits", lambda *given: (fail if os.environ["RANK"] == "1" else whole)(*given))
+    (first, said), (second, silent) = forked([*words(zoo, tmp_path / "report"), "-q"])
+    assert (first, second) == (1, 0)
+    assert said.splitlines() == [
+        f"evaluate-models: predicting mnli with {zoo / 'a'} failed on 1 of 2 processes: process 1: ValueError: planted fault"
+    ]
+    assert silent == ""
     assert not (tmp_path / "report").exists()
+
+
+def test_a_process_that_is_killed_ends_all_with_one_line(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: Callable[..., list[tuple[int, str]]]
+) -> None:
+    """It says nothing any more; the first sees its connection close instead of waiting for its logits."""
+    whole = predict.batch_logits
+    monkeypatch.setattr(predict, "batch_logits", lambda *given: (die if os.environ["RANK"] == "1" else whole)(*given))
+    (first, said), (second, _) = forked([*words(zoo, tmp_path / "report"), "-q"])
+    assert (first, second) == (1, -signal.SIGKILL)
+    (line,) = said.splitlines()
+    assert line.startswith("evaluate-models: another process of this evaluation has ended: ")
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_first_process_killed_ends_all(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: Callable[..., list[tuple[int, str]]]
+) -> None:
+    """It gives no leave: the other sees that it is gone."""
+    whole = predict.batch_logits
+    monkeypatch.setattr(processes, "TELLING_SECONDS", 0.1)
+    monkeypatch.setattr(predict, "batch_logits", lambda *given: (die if os.environ["RANK"] == "0" else whole)(*given))
+    assert forked([*words(zoo, tmp_path / "report"), "-q"]) == [(-signal.SIGKILL, ""), (1, "")]
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_mistake_in_the_words_is_said_once(zoo: Path, forked: Callable[..., list[tuple[int, str]]]) -> None:
+    """Nothing was predicted; the other process gets leave all the same."""
+    (first, said), (second, silent) = forked(["score", "mnly", str(zoo / "a"), "-q"])
+    assert (first, second, silent) == (2, 0, "")
+    assert "unknown task 'mnly'" in said
+    assert len(said.splitlines()) == 1
+
+
+def fail(*_: object) -> None:
+    raise ValueError("planted\nfault")
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 # ---- without starting any ----
@@ -230,16 +307,3 @@ def test_its_own_failure_is_raised_once_the_others_were_heard(
     with pytest.raises(MemoryError, match="full"):
         replace(predictor, crew=Crew(2)).logits(encoded)
     assert [answer.fault for answer in heard] == ["failed"]
-
-
-def test_the_world_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process has a GPU of its own; without torchrun there is one process, and no crew."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert world() == (0, 1)
-    assert processes.crew() is None
-    assert (device_here("cpu"), device_here("cuda")) == ("cpu", "cuda:0")
-    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
-    assert world() == (5, 8)
-    assert (device_here("cpu"), device_here("cuda")) == ("cpu", "cuda:1")

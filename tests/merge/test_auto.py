@@ -27,6 +27,7 @@ from merge.gauges import fold_norms
 from merge.permutation import apply, identity, random, restrict
 from merge.recipe import make_recipe
 from merge.report import Report
+from merge.report_text import report_text
 from merge.run import run
 from merge.structure import structure_of
 from merge.transform import Transform, apply_transform, random_transform, restrict_transform
@@ -74,7 +75,7 @@ def test_a_permuted_copy_is_no_common_start_and_is_brought_back() -> None:
 @pytest.fixture(scope="module")
 def strangers() -> Choice:
     """Return what is chosen for two models of different seeds."""
-    return chosen(made(None, other=5)[0])
+    return chosen(made(None, other=5)[0], ORDERS)
 
 
 def test_strangers_get_a_table_with_nothing_in_it_and_the_least_score_is_kept(strangers: Choice) -> None:
@@ -92,8 +93,15 @@ def test_strangers_get_a_table_with_nothing_in_it_and_the_least_score_is_kept(st
     assert len(rows) == len(choice.candidates)
 
 
+def test_weights_begin_at_activations_only_where_the_stream_moves(strangers: Choice) -> None:
+    """Elsewhere weight matching ends in one place wherever it began, and the candidate would be one twice."""
+    both = {c.name for c in strangers.candidates if c.by == "activations+weights"}
+    assert both == {EVERYTHING}
+    assert "heads, ffn, pooler" in {c.name for c in strangers.candidates if c.by == "weights"}
+
+
 def test_the_same_pair_gets_the_same_choice(strangers: Choice) -> None:
-    again = chosen(made(None, other=5)[0])
+    again = chosen(made(None, other=5)[0], ORDERS)
     assert again.table() == strangers.table()
     assert [c.score for c in again.candidates] == [c.score for c in strangers.candidates]
 
@@ -275,5 +283,14 @@ def test_models_that_share_nothing_are_no_fine_tunes(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / name, tensors=random_tensors(bert_config(), seed, torch.float32))
     report = auto_run(tmp_path, write_text(tmp_path / "text.txt", 40))
     assert not report.bases.aligned[0].choice.common
+    assert "nothing moves:" not in report_text(report, False).partition("<- kept")[2]
+    # Had nothing been kept, these would still be no fine-tunes.
+    aligned, choice = report.bases.aligned[0], report.bases.aligned[0].choice
+    assert choice.kept is not choice.candidates[0]
+    still = Transform(identity(aligned.spec, open_checkpoint(str(tmp_path / "a")).shapes), {})
+    other = replace(aligned, choice=replace(choice, kept=choice.candidates[0]), transform=still)
+    said = report_text(replace(report, bases=replace(report.bases, aligned=(other,))), False)
+    assert "nothing moves: half way, no alignment that was tried is nearer" in said
+    assert "fine-tunes" not in said
     assert report.bases.calibration is not None
     assert "common start (" not in (tmp_path / "out" / "README.md").read_text()

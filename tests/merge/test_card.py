@@ -119,8 +119,8 @@ def test_results_of_the_merge_and_its_models_enter_the_card(
     results.write_text(json.dumps({"results": [*records, barrier, stranger, {"kind": "new"}]}), encoding="utf-8")
     assert add_results(folder, results) == 3
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert "| **this merge** | mnli (dev.jsonl) | 40 | 0.7500 | 0.5000 |" in text
-    assert f"| {folder.parent / 'a'} | mnli (dev.jsonl) | 40 | 0.5000 | - |" in text
+    assert "| **this merge** | mnli (dev.jsonl) | 40 | accuracy 0.7500 | 0.5000 |" in text
+    assert f"| {folder.parent / 'a'} | mnli (dev.jsonl) | 40 | accuracy 0.5000 | - |" in text
     assert "| naive | - | 0.1250 | 0.2500 | 0.5000 |" in text
     assert "0.1000" not in text
     index = front(folder)["model-index"]
@@ -129,6 +129,28 @@ def test_results_of_the_merge_and_its_models_enter_the_card(
     ]
     manifest = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
     assert manifest["files"]["README.md"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("scores", "cells"),
+    [
+        ({"matthews_correlation": 0.5, "loss": 0.25}, "matthews_correlation 0.5000 | 0.2500"),
+        ({"pearson": 0.75, "spearmanr": None, "loss": 0.5}, "pearson 0.7500, spearmanr - | 0.5000"),
+        ({"accuracy": 0.5, "f1": 0.625, "loss": None}, "accuracy 0.5000, f1 0.6250 | -"),
+        ({"loss": 0.5}, "- | 0.5000"),
+    ],
+)
+def test_a_task_is_told_by_its_own_scores(
+    scores: dict[str, float | None], cells: str, merged: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
+    """CoLA and STS-B have no accuracy, MRPC has a second score; one that is undefined is '-'."""
+    folder, (own, *_) = merged
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"results": [scored(own, **scores)]}), encoding="utf-8")
+    assert add_results(folder, results) == 1
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    assert "| model | task | rows | scores | loss |" in lines
+    assert f"| **this merge** | mnli (dev.jsonl) | 40 | {cells} |" in lines
 
 
 @pytest.mark.parametrize(

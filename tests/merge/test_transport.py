@@ -142,6 +142,30 @@ def test_another_axis_that_differs_is_refused() -> None:
         transported(pair_of(narrow, random_tensors(config, 0, torch.float32)))
 
 
+def test_another_vocabulary_is_refused() -> None:
+    """The embedding has rows on no axis at all: they must not be carried anywhere, nor left at zero."""
+    narrow = model(UNITS)
+    config = bert_config(intermediate_size=2 * UNITS, vocab_size=30)
+    with pytest.raises(AlignmentError, match="word_embeddings.weight has shape .* on no feed-forward axis"):
+        transported(pair_of(narrow, random_tensors(config, 0, torch.float32)))
+
+
+def test_the_command_refuses_another_hidden_size_in_one_line(tmp_path: Path) -> None:
+    """And leaves another number of classes, which is no size of a layer, to the checks that every merge makes."""
+    for name, config in (("a", {}), ("b", {"hidden_size": 32}), ("c", {"labels": ("yes", "no")})):
+        save_checkpoint(tmp_path / name, bert_config(**config), 0)
+    said = {}
+    for other in "bc":
+        given = [str(tmp_path / "a"), str(tmp_path / other), "-o", str(tmp_path / "out"), "--align", "transport"]
+        result = CliRunner().invoke(merge_command, given)
+        assert result.exit_code != 0
+        said[other] = str(result.exception)
+    assert said["b"].splitlines() == [
+        "transport takes models of different feed-forward widths; they differ in axis 'residual' (24 and 32 units)."
+    ]
+    assert "transport" not in said["c"]
+
+
 def test_the_command_carries_a_wider_model_and_says_that_it_changed(tmp_path: Path) -> None:
     """The result has the first model's shapes; every other alignment refuses the pair."""
     a, b = (tmp_path / name for name in "ab")

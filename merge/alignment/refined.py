@@ -1,0 +1,25 @@
+"""Refined: activations say where weight matching begins.
+
+Activations tell which units do the same, wherever they stand; from there the weights' own objective only has to be climbed.
+It is the better of the two beginnings where the embeddings do not say how the residual stream is ordered.
+"""
+
+from __future__ import annotations
+
+from merge.alignment.activations import match_activations
+from merge.alignment.frame import turns
+from merge.alignment.pair import Matcher, Pair
+from merge.alignment.rotations import rotate_by_both
+from merge.alignment.weights import match_weights
+
+
+def match_refined(pair: Pair) -> Matcher:
+    """Return the matcher that begins with activations and goes on with weights; with maps where they were asked for.
+
+    Raises:
+        AlignmentError: there are no batches: activations need text and a tokenizer.
+    """
+    by_activations = match_activations(pair)
+    if turns(pair):
+        return rotate_by_both(pair)
+    return match_weights(pair, start=lambda kinds: by_activations(kinds).permutation)

@@ -1,0 +1,145 @@
+"""The battery of matchers that find maps: a planted element of every group is found again under noise, on every family.
+
+Which element it was cannot be told in noise, nor has it to be: what counts is how near b comes to a.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from families import CASES, FAMILIES, canonical_tensors, inputs, written_name
+from families_more import CASES as UNUSUAL_CASES
+from families_more import inputs as unusual_inputs
+from torch import Tensor
+
+from merge.alignment import FIND_MAPS, aligner
+from merge.alignment.auto import in_canonical_form
+from merge.alignment.pair import Pair, Settings
+from merge.alignment.proof import prove
+from merge.architectures import spec_for
+from merge.gauges import fold_norms
+from merge.spec import PermutationSpec
+from merge.structure import structure_of
+from merge.transform import (
+    Transform,
+    apply_transform,
+    axis_sizes,
+    check_transform,
+    folded_spec,
+    random_transform,
+    restrict_transform,
+)
+
+ALL = {**UNUSUAL_CASES, **CASES}
+FIRST = {str(config["model_type"]): config for config in reversed(list(ALL.values()))}
+# Pre-LN models whose head reads the last norm: their gains can be folded and the residual stream rotated.
+FOLDED = {
+    "gpt2": UNUSUAL_CASES["GPT2LMHeadModel"],
+    "vit": UNUSUAL_CASES["ViTForImageClassification"],
+    "llama": UNUSUAL_CASES["LlamaForCausalLM"],
+}
+NOISE = 0.5
+# `learned` moves nothing from where others end: tests/merge/test_learned.py; weights find more than this under noise.
+MATCHERS = sorted(FIND_MAPS - {"learned", "weights"})
+
+
+def planted(
+    spec: PermutationSpec, a: Mapping[str, Tensor], noise: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a under noise, and the same in another basis: a random element of the group of every axis.
+
+    Gains that a rotation needs at one stay there.
+    """
+    shapes, generator = {name: tuple(tensor.shape) for name, tensor in a.items()}, torch.Generator().manual_seed(2)
+    noisy = {}
+    for name, tensor in a.items():
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        still = tensor.numel() == 1 or bool((tensor == 1).all())
+        noisy[name] = tensor if still else tensor + noise * tensor.std() * drawn
+    drawn = random_transform(spec, shapes, torch.Generator().manual_seed(1))
+    moves = restrict_transform(drawn, [axis for axis in axis_sizes(spec, shapes) if axis not in spec.named])
+    return noisy, apply_transform(spec, moves, noisy)
+
+
+def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Return |a - b| / |a| over all weights."""
+    off, whole = (sum(float(x.square().sum()) for x in side) for side in ([a[n] - b[n] for n in a], a.values()))
+    return (off / whole) ** 0.5
+
+
+def planted_pair(model_type: str, noise: float, folded: bool = False) -> tuple[Pair, float]:
+    """Return a pair with a planted element, and how far the noise alone has brought b from a."""
+    config = FOLDED[model_type] if folded else FIRST[model_type]
+    spec, a = spec_for(config), canonical_tensors(config, 0)
+    if folded:
+        done = fold_norms(spec, config, a)
+        config, a, spec = dict(done.config), dict(done.tensors), folded_spec(spec_for(done.config))
+    noisy, b = planted(spec, a, noise)
+    structure, draw = structure_of(config), inputs if model_type in FAMILIES else unusual_inputs
+    batches = tuple(batch for seed in range(6) for batch in draw(config, seed))
+    settings = Settings(basis="orthogonal")
+    pair = Pair(spec, a, b, config, lambda name: written_name(structure, name), batches, settings=settings)
+    return pair, distance(a, noisy)
+
+
+def found(pair: Pair, by: str) -> Transform:
+    """Return what a matcher finds over all axes, as the command compares models."""
+    transform = aligner(by)(in_canonical_form(pair))(frozenset(pair.kinds())).transform
+    check_transform(pair.spec, transform)
+    return transform
+
+
+def test_every_family_is_in_this_battery() -> None:
+    assert len(FIRST) >= 30
+    assert FAMILIES.keys() < FIRST.keys()
+
+
+@pytest.mark.parametrize("model_type", FIRST)
+def test_weights_bring_b_back_to_where_the_noise_left_it(model_type: str) -> None:
+    """No nearer can anything but overfitting bring it; and before it was three times as far."""
+    pair, noise = planted_pair(model_type, NOISE)
+    transform = found(pair, "weights")
+    moved = apply_transform(pair.spec, transform, pair.b)
+    assert distance(pair.a, moved) <= 1.2 * noise < 0.6
+    assert distance(pair.a, pair.b) > 1.3
+    assert {pair.spec.group(axis) for axis in transform.maps} & {"linear", "rotary", "rotary_adjacent", "rotary_sign"}
+    assert prove(pair, moved, transform, pair.batches[:2]).error < pair.spec.bound
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "modernbert"])
+def test_permutations_alone_do_not(model_type: str) -> None:
+    """The negative control: what was planted is more than an order of units."""
+    pair, noise = planted_pair(model_type, NOISE)
+    plain = replace(pair, settings=Settings(basis="permutation"))
+    transform = found(plain, "weights")
+    assert not transform.maps
+    assert distance(pair.a, apply_transform(pair.spec, transform, pair.b)) > 1.5 * noise
+
+
+@pytest.mark.parametrize("model_type", FOLDED)
+def test_a_rotated_stream_is_turned_back(model_type: str) -> None:
+    pair, noise = planted_pair(model_type, NOISE, folded=True)
+    transform = found(pair, "weights")
+    moved = apply_transform(pair.spec, transform, pair.b)
+    assert transform.maps["residual"].ndim == 2
+    assert distance(pair.a, moved) <= 1.2 * noise < 0.6
+    assert distance(pair.a, pair.b) > 1.3
+    assert prove(pair, moved, transform, pair.batches[:2]).error < pair.spec.bound
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("model_type", FOLDED)
+@pytest.mark.parametrize("by", MATCHERS)
+def test_without_noise_activations_find_a_itself(by: str, model_type: str, folded: bool) -> None:
+    """Activations say it too, where there is no noise for them to fall into. Sweeps end at 1e-6 of J, distance squared."""
+    pair, _ = planted_pair(model_type, 0.0, folded)
+    assert distance(in_canonical_form(pair).a, moved_canonical(pair, found(pair, by))) < 1e-3
+    assert distance(in_canonical_form(pair).a, in_canonical_form(pair).b) > 1.3
+
+
+def moved_canonical(pair: Pair, transform: Transform) -> dict[str, Tensor]:
+    """Return b moved, without what the outputs cannot show: activations do not show it either."""
+    return dict(in_canonical_form(replace(pair, b=apply_transform(pair.spec, transform, pair.b))).b)

@@ -1,0 +1,201 @@
+"""Rotations in the run: what is written is a model of its kind, what is saved repeats it, and sweeps only climb."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from families import canonical_tensors
+from families_more import CASES
+from safetensors.torch import load_file
+from tiny import bert_config, random_tensors, save_checkpoint, write_text
+
+from merge.alignment import aligner
+from merge.alignment.auto import folded_pair, in_canonical_form
+from merge.alignment.pair import Alignment, Pair, Settings
+from merge.architectures import spec_for
+from merge.checkpoint import open_checkpoint
+from merge.errors import AlignmentError, RecipeError, SpecError
+from merge.gauges import fold_norms
+from merge.recipe import Recipe, make_recipe
+from merge.run import run
+from merge.transform import (
+    apply_transform,
+    folded_spec,
+    load_transform,
+    random_transform,
+    read_header,
+    restrict_transform,
+)
+
+GPT2 = CASES["GPT2LMHeadModel"]
+ROTATION = {"by": "weights", "residual": "rotation"}
+
+
+def recipe(*models: Path, output: Path, **align: object) -> Recipe:
+    return make_recipe({"models": [str(m) for m in models], "output": str(output), "align": align})
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("gpt2")
+    return save_checkpoint(root / "a", GPT2, seed=0), save_checkpoint(root / "b", GPT2, seed=1)
+
+
+def gpt2_pair() -> Pair:
+    """Return two GPT-2 with folded norms, as a rotation compares them."""
+    a, b = (canonical_tensors(GPT2, seed) for seed in (0, 1))
+    pair = folded_pair(Pair(spec_for(GPT2), a, b, GPT2, str))
+    return in_canonical_form(replace(pair, settings=Settings(basis="orthogonal")))
+
+
+def test_a_rotated_merge_is_the_average_of_folded_models_and_reloads(gpt2: tuple[Path, Path], tmp_path: Path) -> None:
+    """By hand: fold both, move b by what was saved, average. The head is a tensor of its own, and the config says so."""
+    report = run(recipe(*gpt2, output=tmp_path / "out", **ROTATION))
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    ends = []
+    for folder in gpt2:
+        opened = open_checkpoint(str(folder))
+        ends.append(fold_norms(spec_for(opened.config), opened.config, opened.state_dict()))
+    spec = folded_spec(spec_for(ends[0].config))
+    saved = load_transform(spec, tmp_path / "out" / "transform.safetensors")
+    assert saved.maps["residual"].shape == (24, 24)
+    moved = apply_transform(spec, saved, ends[1].tensors)
+    assert merged.keys() == ends[0].tensors.keys()
+    assert all(torch.allclose(merged[n], (ends[0].tensors[n] + moved[n]) / 2, atol=1e-5) for n in merged)
+    assert report.bases.aligned[0].proof.error < 1e-9
+    assert any("gains of the norms were folded" in note for note in report.notes)
+    assert any("the output head is a tensor of its own now" in note for note in report.notes)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not torch.equal(model.lm_head.weight, model.transformer.wte.weight)
+    assert model.config.tie_word_embeddings is False
+
+
+def test_a_saved_rotation_is_repeated_on_models_as_they_are(gpt2: tuple[Path, Path], tmp_path: Path) -> None:
+    """The header of the file tells that norms have to be folded first; one that holds permutations folds nothing."""
+    run(recipe(*gpt2, output=tmp_path / "first", **ROTATION))
+    file = tmp_path / "first" / "transform.safetensors"
+    again = run(recipe(*gpt2, output=tmp_path / "again", apply=str(file)))
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    assert any("gains of the norms were folded" in note for note in again.notes)
+    run(recipe(*gpt2, output=tmp_path / "plain", by="weights", residual="permutation"))
+    file = tmp_path / "plain" / "transform.safetensors"
+    assert not read_header(file).maps
+    repeated = run(recipe(*gpt2, output=tmp_path / "repeated", apply=str(file)))
+    assert not any("folded" in note for note in repeated.notes)
+    assert "lm_head.weight" not in load_file(tmp_path / "repeated" / "model.safetensors")
+
+
+def test_a_file_that_is_no_transform_is_an_error_of_one_line(gpt2: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is no transform"):
+        run(recipe(*gpt2, output=tmp_path / "out", apply=str(gpt2[0] / "model.safetensors")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("by", ["weights", "activations", "activations+weights"])
+def test_bases_inside_heads_are_undone_in_a_run(by: str, tmp_path: Path) -> None:
+    """b is a in another basis of every head and order of every axis: the merge is a. Orders alone do not give it back."""
+    a = save_checkpoint(tmp_path / "a")
+    opened, spec = open_checkpoint(str(a)), spec_for(bert_config())
+    drawn = random_transform(spec, opened.shapes, torch.Generator().manual_seed(1))
+    moved = apply_transform(
+        spec, restrict_transform(drawn, set(drawn.permutation.indices) - spec.named), opened.state_dict()
+    )
+    b = save_checkpoint(tmp_path / "b", tensors={opened.written_name(n): t for n, t in moved.items()})
+    asked = {"by": by, "text": str(write_text(tmp_path / "text.txt", 60)), "residual": "permutation"}
+    report = run(recipe(a, b, output=tmp_path / "out", basis="orthogonal", **asked))
+    run(recipe(a, b, output=tmp_path / "plain", **asked))
+    original, merged, plain = (load_file(tmp_path / f / "model.safetensors") for f in ("a", "out", "plain"))
+    shown = [n for n in original if not n.endswith("key.bias")]
+    assert all(torch.allclose(merged[n], original[n], atol=2e-3) for n in shown)
+    assert any(not torch.allclose(plain[n], original[n], atol=5e-2) for n in shown)
+    assert {"qk0", "v1", "pooler"} <= set(report.bases.aligned[0].transform.maps)
+
+
+@pytest.mark.parametrize("by", ["frank-wolfe", "sinkhorn", "annealing", "transport", "universe"])
+@pytest.mark.parametrize("asked", [{"basis": "orthogonal"}, {"residual": "rotation"}])
+def test_what_finds_permutations_alone_is_not_asked_for_maps(by: str, asked: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"by {by} finds permutations alone"):
+        recipe(tmp_path / "a", tmp_path / "b", output=tmp_path / "out", by=by, **asked)
+
+
+def test_no_sweep_goes_down_and_maps_gain() -> None:
+    """J is of weights as they are; what rotations reach permutations do not."""
+    pair = gpt2_pair()
+    found = aligner("weights")(pair)(frozenset(pair.kinds()))
+    assert len(found.objective) > 3
+    assert all(later >= earlier for earlier, later in pairwise(found.objective))
+    moved = apply_transform(pair.spec, found.transform, pair.b)
+    assert closeness(pair, moved) == pytest.approx(found.objective[-1], abs=1e-9)
+    orders = replace(pair, spec=replace(pair.spec, groups={}), settings=Settings())
+    plain = aligner("weights")(orders)(frozenset(orders.kinds()))
+    assert closeness(pair, apply_transform(pair.spec, plain.transform, pair.b)) < found.objective[-1] - 0.1
+
+
+def closeness(pair: Pair, b: dict[str, torch.Tensor]) -> float:
+    """Return 1 - |A - B|^2 / (|A|^2 + |B|^2) over the tensors that move, vectors along heads and stream as they stand."""
+    off = whole = 0.0
+    for name, a in pair.a.items():
+        axes = pair.spec.axes(name)
+        if not any(axis.mentions() for axis in axes):
+            continue
+        one, other = a, b[name]
+        held = all(pair.spec.group(n) == "permutation" for axis in axes for n in axis.mentions())
+        kept = "residual" in axes[0].mentions()  # a rotation that fixes the ones vector leaves the mean
+        if a.ndim == 1 and (held or kept):
+            one, other = one - one.mean(), other - other.mean()
+        off += float((one - other).square().sum())
+        whole += float(one.square().sum() + other.square().sum())
+    return 1 - off / whole
+
+
+def test_restarts_are_never_worse_and_come_from_the_seed() -> None:
+    """Of unrelated models with a stream that is permuted, sweeps end in one of many places: a shuffle leads to others."""
+    config = bert_config(num_hidden_layers=1)
+    a, b = (random_tensors(config, seed) for seed in (2, 3))
+    pair = Pair(spec_for(config), a, b, config, str)
+
+    def reached(restarts: int, seed: int = 0) -> Alignment:
+        settings = Settings(basis="orthogonal", restarts=restarts, seed=seed)
+        return aligner("weights")(replace(pair, settings=settings))(frozenset({"residual", "heads", "ffn"}))
+
+    plain, more, again, other = reached(0), reached(4), reached(4), reached(4, seed=1)
+    assert more.objective[0] == plain.objective[0]
+    assert more.objective[-1] > plain.objective[-1]
+    assert more.objective == again.objective != other.objective
+
+
+def test_activations_without_text_are_an_error() -> None:
+    with pytest.raises(AlignmentError, match="needs calibration text"):
+        aligner("activations+weights")(gpt2_pair())
+
+
+def test_both_ends_are_saved_and_repeated(tmp_path: Path) -> None:
+    """What moved the reference lies beside what moved b; without it b alone would meet a reference that stands elsewhere."""
+    a, b = (save_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    text = str(write_text(tmp_path / "text.txt", 60))
+    asked = {"by": "learned", "text": text, "steps": 20, "both": True, "axes": ["heads"]}
+    report = run(recipe(a, b, output=tmp_path / "out", **asked))
+    moved = report.bases.aligned[0].reference_transform
+    assert moved is not None
+    assert moved.maps
+    beside = tmp_path / "out" / "reference-transform.safetensors"
+    saved = load_transform(spec_for(bert_config()), beside)
+    assert all(torch.equal(saved.maps[axis], mapped) for axis, mapped in moved.maps.items())
+    said = json.loads((tmp_path / "out" / "merge.json").read_text(encoding="utf-8"))
+    assert "reference_maps" in json.dumps(said)
+    file = tmp_path / "out" / "transform.safetensors"
+    run(recipe(a, b, output=tmp_path / "again", apply=str(file)))
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    beside.unlink()
+    with pytest.raises(SpecError, match="reference-transform.safetensors cannot be read"):
+        run(recipe(a, b, output=tmp_path / "third", apply=str(file)))
