@@ -9,7 +9,7 @@ import click
 from evals.answers import SETTINGS
 from evals.barrier_command import barrier
 from evals.compare_command import compare
-from evals.meeting import end_with_launcher, meet, met, world
+from evals.meeting import end_with_launcher, leave, meet, met, world
 from evals.processes import dismiss, serve
 from evals.score_command import glue, hans, score, tasks
 from merge.terminal import start
@@ -45,15 +45,19 @@ def main() -> None:
     """Run evaluate-models; of several processes the first runs it, and the others do as it says."""
     rank, size = world()
     end_with_launcher()
-    if rank:
-        sys.exit(serve())
     if size == 1:
         start(evaluate, "evaluate-models", sys.argv[1:])
-        return
+    else:
+        leave(serve() if rank else _lead())
+
+
+def _lead() -> int:
+    """Run the command as the first of several processes; return the exit code."""
+    code: int | str | None = 0
     try:
         start(evaluate, "evaluate-models", sys.argv[1:])
     except SystemExit as stop:
-        if stop.code != INTERRUPTED and met():  # interrupted, the others may be waiting for more than leave
-            dismiss()
-        raise
-    dismiss()
+        code = stop.code
+    if code != INTERRUPTED and met():  # interrupted, the others may be waiting for more than leave
+        dismiss()
+    return code if isinstance(code, int) else int(code is not None)

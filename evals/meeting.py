@@ -6,9 +6,11 @@ They meet within minutes or not at all; all of them end when torchrun does, what
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from datetime import timedelta
+from typing import NoReturn
 
 from merge.errors import TaskError
 
@@ -84,6 +86,13 @@ def end_with_launcher() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now that its work is done: a connection's own threads may outlive the interpreter, and abort it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def said(error: Exception) -> str:

@@ -228,6 +228,22 @@ def test_only_the_kinds_asked_for_are_learned_and_kinds_without_maps_are_matched
     assert {pair.spec.kind(axis) for axis in free_axes(pair, frozenset(pair.kinds()))} == {"heads"}
 
 
+def test_what_is_learned_from_is_nearest_half_way_of_all_that_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start on its own, and its loss half way by a model of averaged weights; which is best is not the first."""
+    pair = replace(make(family_case("bert", "ForSequenceClassification"), other=5), settings=Settings(steps=1))
+    alone = {}
+    for by in learned.STARTS:
+        monkeypatch.setattr(learned, "STARTS", (by,))
+        alone[by] = learned.start(pair)(HEADS)
+    monkeypatch.undo()
+    losses = {by: held_out_loss(pair, begun) for by, begun in alone.items()}
+    best = min(losses, key=lambda by: losses[by])
+    assert max(losses.values()) > losses[best] + 1e-4
+    for order in (learned.STARTS, learned.STARTS[::-1]):
+        monkeypatch.setattr(learned, "STARTS", order)
+        assert held_out_loss(pair, learned.start(pair)(HEADS)) == pytest.approx(losses[best], rel=1e-6)
+
+
 # ---- maps ----
 
 

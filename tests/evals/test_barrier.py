@@ -1,0 +1,97 @@
+"""The aligned line of models that are rewritten for it: the naive one is of the models as they are, the other of folded ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families_more import CASES
+from tiny import NLI, save_checkpoint
+
+from evals.barrier import barrier_key, measure_pair
+from evals.paths.line import Curve
+from evals.predict import match_labels
+from evals.task import Rows
+from evals.tasks import TASKS
+from merge.architectures import spec_for
+from merge.bases import find_bases
+from merge.checkpoint import open_checkpoint
+from merge.gauges import fold_norms
+from merge.permutation import identity
+from merge.prepared import prepared
+from merge.recipe import Recipe, make_recipe
+from merge.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
+
+MNLI = TASKS["mnli"]
+NAMES = dict(enumerate(NLI))
+CONFIG = CASES["GPT2ForSequenceClassification"] | {
+    "id2label": {str(k): name for k, name in NAMES.items()},
+    "label2id": {name: k for k, name in NAMES.items()},
+}
+ROWS = Rows(
+    tuple(
+        (f"the doctor saw {x}", f"a {y} helped") for x in ("who", "the lawyer", "a river") for y in ("doctor", "lawyer")
+    ),
+    (0, 1, 2, 0, 1, 2),
+    MNLI.labels,
+    "made",
+    "test",
+    tuple("123456"),
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a GPT-2 classifier and itself, its norms folded and its residual stream rotated."""
+    root = tmp_path_factory.mktemp("models")
+    a = open_checkpoint(str(save_checkpoint(root / "a", CONFIG, seed=1)))
+    folded = fold_norms(spec_for(a.config), a.config, a.state_dict())
+    spec = folded_spec(spec_for(folded.config))
+    shapes = {name: tuple(tensor.shape) for name, tensor in folded.tensors.items()}
+    drawn = random_transform(spec, shapes, torch.Generator().manual_seed(0))
+    turn = Transform(identity(spec, shapes), restrict_transform(drawn, ["residual"]).maps)
+    moved = apply_transform(spec, turn, folded.tensors)
+    save_checkpoint(root / "b", CONFIG, tensors={a.written_name(n): t for n, t in moved.items()})
+    return root / "a", root / "b"
+
+
+def line(recipe: Recipe, models: tuple[Path, Path], beside: Path) -> list[Curve]:
+    """Return the curves as the command measures them."""
+    pair = open_checkpoint(str(models[0])), open_checkpoint(str(models[1]))
+    with prepared(recipe.align, pair, None, beside) as ready:
+        bases = find_bases(recipe, ready.models)
+        first, second = ready.models
+        columns = match_labels(MNLI, pair[0], None)
+        return measure_pair(pair, bases, MNLI, ROWS, columns, 3, ready=(first, second))[0]
+
+
+def test_a_rotated_copy_has_no_barrier_once_its_stream_is_turned_back(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """One function at both ends; the straight line between them leaves it, and the aligned one does not."""
+    named = [str(folder) for folder in models]
+    recipe = make_recipe({"models": named, "align": {"by": "weights", "residual": "rotation"}, "output": str(tmp_path)})
+    naive, aligned = line(recipe, models, tmp_path / "x")
+    assert naive.loss[0] == pytest.approx(naive.loss[-1], abs=1e-4)
+    assert abs(naive.loss[1] - naive.loss[0]) > 1e-2
+    assert aligned.loss == pytest.approx([naive.loss[0]] * 3, abs=1e-4)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".prepared")]
+
+
+def test_what_is_applied_decides_what_a_result_is_stored_under(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Without an alignment, with a transform of a file, and with other contents of it: three results."""
+    pair = open_checkpoint(str(models[0])), open_checkpoint(str(models[1]))
+    file = tmp_path / "t.safetensors"
+
+    def key(align: dict[str, str]) -> str:
+        recipe = make_recipe({"models": [str(m) for m in models], "align": align, "output": str(tmp_path)})
+        return barrier_key(pair, MNLI, ROWS, [0, 1, 2], recipe, 5)
+
+    keys = [key({})]
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        keys.append(key({"apply": str(file)}))
+    assert len(set(keys)) == 3
+    file.rename(tmp_path / "elsewhere.safetensors")
+    assert key({"apply": str(tmp_path / "elsewhere.safetensors")}) == keys[2]
