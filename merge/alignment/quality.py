@@ -24,7 +24,7 @@ from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Alignment, Pair, spread
 from merge.gauges import canonical
 from merge.notation import View, contiguous
-from merge.permutation import Permutation, identity, view_index
+from merge.permutation import identity, view_index
 from merge.transform import Transform, apply_transform
 
 DRAWS = 200
@@ -205,17 +205,15 @@ def _squares(objective: Objective, move: str, names: tuple[str, ...], side: str)
 
 def _random(view: View, scores: Float[Tensor, "n n"], generator: torch.Generator) -> Float[Tensor, " draws"]:
     """Return the mean scores of random elements: blocks, and what may move inside each of them."""
-    if len(view.shape) == 1:
-        index = torch.rand(DRAWS, len(scores), generator=generator).argsort(-1)
-        return scores[torch.arange(len(scores)), index].mean(1, dtype=torch.float64)
-    found = []
-    for _ in range(DRAWS):
-        indices = {
-            name: torch.rand(shape, generator=generator).argsort(-1) for name, shape in view.index_shapes().items()
-        }
-        index = view_index(contiguous(view.names, view.shape), Permutation(indices, {})).reshape(-1, 1)
-        found.append(scores.gather(1, index).mean())
-    return torch.stack(found).double()
+    alone, last = contiguous(view.names, view.shape), len(view.shape) - 1
+    shapes, source = alone.index_shapes(), torch.zeros(DRAWS, *view.shape, dtype=torch.long)
+    for level, (name, size) in enumerate(zip(view.names, view.shape, strict=True)):
+        index = torch.arange(size)
+        if name != "-":
+            drawn = torch.rand(DRAWS, *shapes[name], generator=generator).argsort(-1)
+            index = drawn.reshape(*drawn.shape[:-1], *(1,) * (level - drawn.ndim + 2), size)
+        source += alone.strides[level] * index.reshape(*index.shape, *(1,) * (last - level))
+    return scores[torch.arange(len(scores)), source.reshape(DRAWS, -1)].mean(1, dtype=torch.float64)
 
 
 def _shuffled(view: View, scores: Float[Tensor, "n n"], turned: bool, generator: torch.Generator) -> float:
