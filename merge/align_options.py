@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from merge.alignment import ALIGNERS, MANY
+from merge.alignment import BY
 from merge.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,7 +42,7 @@ def align_options(command: F) -> F:
                 metavar="[BY]",
                 is_flag=False,
                 flag_value="auto",
-                help=f"Align to the first model by: auto (also without a value), {', '.join((*ALIGNERS, *MANY))}, none.  "
+                help=f"Align to the first model by: {', '.join(BY)} (auto also without a value), none.  "
                 "[default: none]",
             ),
             click.option("--text", help="Calibration text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id."),

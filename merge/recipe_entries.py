@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from merge.alignment import ALIGNERS, FIND_MAPS, MANY
+from merge.alignment import BY, FIND_MAPS
 from merge.errors import UsageError, nearest
 from merge.gradient import is_gradient
 from merge.methods import METHODS
@@ -220,8 +220,8 @@ class AlignEntry(Record):
     @field_validator("by")
     @classmethod
     def _known_aligner(cls, by: str) -> str:
-        if by not in ("none", "auto", *ALIGNERS, *MANY):
-            raise ValueError(f"unknown alignment {by!r}.{nearest(by, ['none', 'auto', *ALIGNERS, *MANY])}")
+        if by not in ("none", *BY):
+            raise ValueError(f"unknown alignment {by!r}.{nearest(by, ['none', *BY])}")
         return by
 
     @property

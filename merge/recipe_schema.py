@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from merge import recipe_entries
-from merge.alignment import ALIGNERS
+from merge.alignment import BY
 from merge.methods import METHODS
 from merge.recipe import Recipe
 
@@ -176,7 +176,7 @@ def _short_forms(made: Mapping[str, Any], definitions: Mapping[str, Any]) -> Non
     tensors["anyOf"] = [name, listed]
     for entry, key in (("AlignEntry", "text_column"), ("AlignEntry", "axes"), ("StatisticsEntry", "text_column")):
         definitions[entry]["properties"][key]["anyOf"].insert(0, name)
-    definitions["AlignEntry"]["properties"]["by"]["enum"] = ["none", *ALIGNERS]
+    definitions["AlignEntry"]["properties"]["by"]["enum"] = ["none", *BY]
 
 
 if __name__ == "__main__":

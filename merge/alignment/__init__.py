@@ -26,6 +26,9 @@ ALIGNERS: dict[str, tuple[str, str]] = {
 # Those that match many models at once.
 MANY: dict[str, tuple[str, str]] = {"universe": ("merge.alignment.universe", "match_universe")}
 
+# What an alignment can be asked to go by.
+BY = ("auto", *ALIGNERS, *MANY)
+
 # Those that read text.
 NEED_TEXT = frozenset({"activations", "activations+weights", "annealing", "learned"})
 

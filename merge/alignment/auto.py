@@ -1,7 +1,7 @@
 """Auto: nothing moves where two models come of one start; else the best of many alignments, chosen without labels.
 
 Models of one start are told by their weights alone, `merge.alignment.common_start`: they are kept as they are, no text is
-read and nothing is run. For others every way of matching in BY is tried over every set of axes, with permutations and with
+read and nothing is run. For others every way of matching in TRIED is tried over every set of axes, with permutations and with
 rotations inside heads; of pre-LN models also with a rotation of the residual stream, for which the gains of their norms are
 folded. All are scored together, `merge.alignment.choice`, and moving nothing is always among them.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from merge.alignment import ALIGNERS, aligner
+from merge.alignment import aligner
 from merge.alignment.choice import (
     SCORES,
     Candidate,
@@ -34,8 +34,8 @@ from merge.gauges import canonical, fold_norms
 from merge.structure import structure_of
 from merge.transform import axis_sizes, folded_spec, restrict_transform
 
-# The matchers that are tried, where they are registered.
-BY = ("activations", "weights", "activations+weights")
+# The matchers that are tried.
+TRIED = ("activations", "weights", "activations+weights")
 BASES = ("permutation", "orthogonal")
 
 
@@ -96,9 +96,7 @@ class Auto:
         compared, still = in_canonical_form(pair), nothing(pair)
         found: dict[Hashable, Candidate] = {_key(still.alignment): still}
         faults: dict[str, None] = {}
-        for by, basis in product(
-            (name for name in BY if name in ALIGNERS), BASES if self.basis is None else [self.basis]
-        ):
+        for by, basis in product(TRIED, BASES if self.basis is None else [self.basis]):
             try:
                 for alignment in _alignments(compared, by, basis, wanted):
                     found.setdefault(_key(alignment), Candidate(alignment, None, by, basis))

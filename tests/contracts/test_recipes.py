@@ -24,7 +24,7 @@ RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("*.yml")])
 BY_NAME = {path.stem: path for path in RECIPES}
 ABOUT = """\
 align ties task_arithmetic dare_ties gradient frankenmerge fisher regmean model_stock union_tokenizer encoder_only mergekit
-greedy_soup cocktail multi_task embedding_models
+greedy_soup cocktail multi_task embedding_models auto learned universe
 """
 
 
