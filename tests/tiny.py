@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,8 @@ def write_text(path: Path, lines: int = 300) -> Path:
             chosen = torch.randint(len(nouns), (length,), generator=generator).tolist()
             file.write(" ".join(nouns[i] for i in chosen) + " .\n")
     return path
+
+
+def sentence(generator: random.Random, longest: int) -> str:
+    """Return words drawn at random, one to so many."""
+    return " ".join(generator.choices(WORDS[:11], k=generator.randint(1, longest)))

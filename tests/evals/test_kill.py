@@ -5,7 +5,6 @@ MERGE_MODELS_KILLS=200 pytest tests/evals/test_kill.py repeats it as often as yo
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import NLI, WORDS, save_checkpoint
 
 from evals import measure, report
 from evals.command import evaluate
@@ -28,21 +26,6 @@ from merge.errors import TaskError
 KILLS = int(os.environ.get("MERGE_MODELS_KILLS", "8"))
 LIMIT = 120  # seconds after which the system ends a process of these tests, whoever was killed before
 fork = multiprocessing.get_context("fork")
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of two models and rows of two tasks."""
-    root, generator = tmp_path_factory.mktemp("zoo"), random.Random(0)
-    for seed, name in enumerate("ab"):
-        save_checkpoint(root / name, seed=seed)
-    labels = {"mnli/validation_matched.jsonl": NLI, "rte/validation.jsonl": ("entailment", "not_entailment")}
-    for name, known in labels.items():
-        (root / "data" / name).parent.mkdir(parents=True)
-        texts = [[" ".join(generator.choices(WORDS[:11], k=8)) for _ in range(2)] for _ in range(60)]
-        rows = [{"sentence1": a, "sentence2": b, "label": generator.choice(known)} for a, b in texts]
-        (root / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return root
 
 
 @pytest.fixture(scope="module")

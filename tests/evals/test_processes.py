@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import multiprocessing.process
 import os
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import NLI, WORDS, save_checkpoint
+from tiny import NLI, sentence
 from torch import Tensor
 
 from evals import predict, processes
@@ -39,31 +38,6 @@ LIMIT = 150
 ALARM = f"import signal; signal.alarm({LIMIT}); "
 COMMAND = f"{ALARM}from evals.command import main; main()"
 TORCHRUN = f"{ALARM}from torch.distributed.run import main; main()"
-
-
-def sentence(generator: random.Random, longest: int) -> str:
-    return " ".join(generator.choices(WORDS[:11], k=generator.randint(1, longest)))
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of two models and rows of two tasks."""
-    root, generator = tmp_path_factory.mktemp("zoo"), random.Random(0)
-    for seed, name in enumerate("ab"):
-        save_checkpoint(root / name, seed=seed)
-    labels = {"mnli/validation_matched.jsonl": NLI, "rte/validation.jsonl": ("entailment", "not_entailment")}
-    for name, known in labels.items():
-        (root / "data" / name).parent.mkdir(parents=True)
-        rows = [
-            {
-                "sentence1": sentence(generator, 12),
-                "sentence2": sentence(generator, 8),
-                "label": generator.choice(known),
-            }
-            for _ in range(150)
-        ]
-        (root / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return root
 
 
 def words(zoo: Path, output: Path) -> list[str]:
