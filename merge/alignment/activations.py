@@ -93,8 +93,9 @@ def match_activations(pair: Pair) -> Matcher:
 def unit_correlations(pair: Pair) -> Correlations:
     """Return what the units of each view correlate, averaged over its sites."""
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    found = {}
-    for line, sites in collect(pair).items():
+    found, collected = {}, collect(pair)
+    for line in list(collected):
+        sites = collected.pop(line)  # sums of d x d entries: let go of as soon as they are used
         correlation = torch.stack([site.correlation() for site in sites]).mean(0)
         names = tuple(line.split())
         rest = len(correlation) // math.prod(counts[name] for name in names if name != "-")
