@@ -11,6 +11,11 @@ the peak of anonymous memory of the whole process (memory-mapped inputs are the 
 units that stand where the planted answer wants them. The port's row is extrapolated unless --full: it times one update
 each of the residual, of one layer's feed-forward units, of its queries and of its values, and adds up a sweep of 37 axes.
 Ratios of CPU seconds are to a whole run of ours: the port's one sweep, of the two or three that it takes.
+
+With --updates a second table: one update of the residual, which the port begins anew each time. Ours remembers the products
+of what has not moved since: timed are the first update, where there is nothing to remember, and updates after one layer's
+heads, one layer's feed-forward units, or all heads have moved. That remembered products and new ones find the same order
+is checked.
 """
 
 from __future__ import annotations
@@ -108,6 +113,60 @@ def port(scratch: Path, case: str, full: bool) -> dict[str, Any]:
     return total | {"sweeps": 1, "right": None}
 
 
+def residual_updates(scratch: Path, case: str) -> dict[str, Any]:
+    """Return the CPU seconds of one update of the residual: ours by what has moved since the last, and the port's."""
+    import git_re_basin
+    from safetensors.torch import load_file
+
+    from merge.alignment.assignment import match_axis
+    from merge.alignment.objective import Objective, weights_of
+    from merge.alignment.pair import Pair
+    from merge.architectures import spec_for
+    from merge.permutation import Permutation, identity, random
+
+    a, b = (load_file(scratch / name / "model.safetensors") for name in ("a", case))
+    pair = Pair(spec_for(CONFIG), a, b, CONFIG, str, ())
+    weights, movable = weights_of(pair), pair.axes_of(frozenset(pair.kinds()))
+    objective, layers = Objective(pair, weights, movable), int(CONFIG["num_hidden_layers"])
+    p, generator = identity(pair.spec, pair.shapes), torch.Generator().manual_seed(5)
+    heads = [f"{axis}{layer}" for layer in range(layers) for axis in ("heads", "qk", "v")]
+    moved = {
+        "first": (),
+        "one layer's heads moved": heads[:3],
+        "one layer's units moved": ("ffn5",),
+        "all heads moved": heads,
+    }
+    cost: dict[str, float] = {}
+    for name, some in moved.items():
+        drawn = random(pair.spec, pair.shapes, generator)
+        p = Permutation({**p.indices, **{axis: drawn.indices[axis] for axis in some}}, p.outer)
+        begun = time.process_time()
+        gain = objective.gains("residual", p)[("residual",)]
+        found = match_axis(gain)
+        cost[name] = time.process_time() - begun
+    anew = Objective(pair, weights, movable).gains("residual", p)[("residual",)]
+    if not torch.equal(match_axis(anew), found):
+        raise SystemExit("remembered products and new ones do not find the same order")
+
+    axes = git_re_basin.bert_axes(layers)
+    one, other = ({name: tensor.numpy() for name, tensor in side.items()} for side in (a, b))
+    orders = git_re_basin.start(axes, one)
+    begun = time.process_time()
+    git_re_basin.update(axes, orders, "residual", one, other)
+    return cost | {"the port's": time.process_time() - begun}
+
+
+def print_updates(scratch: Path, cases: list[str], rounds: int) -> None:
+    """Print a row for every case and kind of update, with its ratio to the port's."""
+    print(f"\n{'case':<18} {'update of the residual':<24} {'CPU s':>7} {'port x':>7}")
+    for case in cases:
+        found = [run(scratch, case, "updates", 0) for _ in range(rounds)]
+        for name in (name for name in found[0] if name != "anonymous"):
+            cost = statistics.median(one[name] for one in found)
+            ratio = statistics.median(one["the port's"] / one[name] for one in found)
+            print(f"{case:<18} {name:<24} {cost:>7.2f} {ratio:>7.1f}", flush=True)
+
+
 def run(scratch: Path, case: str, what: str, tokens: int) -> dict[str, Any]:
     """Measure one command in a process of its own."""
     result = scratch / "result.json"
@@ -117,9 +176,11 @@ def run(scratch: Path, case: str, what: str, tokens: int) -> dict[str, Any]:
 
 
 def work(scratch: Path, case: str, what: str, tokens: int) -> dict[str, Any]:
-    return (
-        port(scratch, case, what == "port, whole run") if what.startswith("port") else ours(scratch, case, what, tokens)
-    )
+    if what == "updates":
+        return residual_updates(scratch, case)
+    if what.startswith("port"):
+        return port(scratch, case, what == "port, whole run")
+    return ours(scratch, case, what, tokens)
 
 
 def bench(scratch: Path, whats: list[str], cases: list[str], rounds: int, tokens: int) -> None:
@@ -153,6 +214,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--full", action="store_true", help="run the port to its end")
+    parser.add_argument("--updates", action="store_true", help="time single updates of the residual too")
     parser.add_argument("--activations", type=int, metavar="TOKENS", help="match by activations too")
     parser.add_argument(
         "--scratch", type=Path, default=Path(tempfile.gettempdir()) / "merge-models-benchmark" / "align"
@@ -174,6 +236,8 @@ def main() -> None:
         args.rounds,
         args.activations or 0,
     )
+    if args.updates:
+        print_updates(args.scratch, args.cases, args.rounds)
 
 
 if __name__ == "__main__":

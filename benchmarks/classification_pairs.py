@@ -30,8 +30,9 @@ from zoo.sentences import Examples, labelled_rows, training_batches, word_tokeni
 from zoo.training import Trained, Training, trained
 
 from merge.alignment import ALIGNERS, AS_MERGED, aligner
+from merge.alignment.agreement import score
 from merge.alignment.auto import Auto, in_canonical_form
-from merge.alignment.choice import Candidate, Choice, choose, score
+from merge.alignment.choice import Candidate, Choice, choose
 from merge.alignment.pair import Pair
 from merge.inputs import tokenise
 

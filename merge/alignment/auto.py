@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from merge.alignment import aligner
+from merge.alignment.agreement import SCORES, Ends
 from merge.alignment.choice import (
-    SCORES,
     Candidate,
     Choice,
-    Ends,
     best,
     head_kinds,
     nothing,
     scores,
     sets_of_axes,
+    settled,
     streams,
 )
 from merge.alignment.common_start import find_common_start
@@ -77,9 +77,11 @@ class Auto:
         tried, left_out = self._candidates(pair, wanted)
         ends = Ends(pair)
         scored, kind = scores([nothing(pair), *tried], pair, ends)
+        groups = [(scored, pair)]
         if self.rotate and pair.spec.folded and self.axes is None and start.away - head_kinds(pair.kinds()):
-            rotated, faults = self._rotated(pair, ends)
-            scored, left_out = (*scored, *rotated), (*left_out, *faults)
+            rotated, folded, faults = self._rotated(pair, ends)
+            groups, left_out = [*groups, (rotated, folded)], (*left_out, *faults)
+        scored = settled(groups, ends)
         return Choice(scored, best(scored), SCORES[kind], (*left_out, *ends.notes()), start)
 
     def _wanted(self, pair: Pair, away: frozenset[str]) -> Sequence[frozenset[str]]:
@@ -106,17 +108,17 @@ class Auto:
         others = [candidate for candidate in found.values() if candidate is not still]
         return tuple(sorted(others, key=lambda c: size[frozenset(c.alignment.kinds)])), tuple(faults)
 
-    def _rotated(self, pair: Pair, ends: Ends) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
-        """Return the candidates that rotate the residual stream, scored, and why there are none where there are none."""
+    def _rotated(self, pair: Pair, ends: Ends) -> tuple[tuple[Candidate, ...], Pair, tuple[str, ...]]:
+        """Return the candidates that rotate the residual stream, scored, of which pair, and why there are none."""
         try:
             folded = folded_pair(pair)
         except SpecError as error:
-            return (), (f"not tried: a rotation of the residual stream ({error})",)
+            return (), pair, (f"not tried: a rotation of the residual stream ({error})",)
         tried, faults = self._candidates(folded, [frozenset(folded.kinds())])
         if not tried:
-            return (), faults
+            return (), pair, faults
         scored, _ = scores(tried, folded, ends)
-        return tuple(replace(candidate, rotated=True) for candidate in scored), faults
+        return tuple(replace(candidate, rotated=True) for candidate in scored), folded, faults
 
 
 def _alignments(pair: Pair, by: str, basis: str, wanted: Sequence[frozenset[str]]) -> Iterator[Alignment]:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from merge.alignment.choice import FEATURES, divergence, say, tokens_of
+from merge.alignment.agreement import FEATURES, divergence, say, tokens_of
 from merge.alignment.masking import IGNORED, framing, is_masked_model, masked
 from merge.alignment.pair import Batch, Pair, in_dtype
 from merge.errors import AlignmentError

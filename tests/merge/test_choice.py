@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from contracts.test_aligners import make_pair
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from merge.alignment import aligner
-from merge.alignment import choice as choice_module
-from merge.alignment.choice import Candidate, Choice, Ends, best, choose, score
+from merge.alignment import agreement, aligner
+from merge.alignment.agreement import Ends, score
+from merge.alignment.choice import REACH, Candidate, Choice, best, choose, settled
 from merge.alignment.pair import Alignment, Pair
-from merge.permutation import Permutation, apply, identity
+from merge.permutation import Permutation, apply, identity, restrict
 
 
 def logits(pair: Pair, tensors: dict[str, torch.Tensor]) -> np.ndarray:
@@ -24,12 +25,12 @@ def logits(pair: Pair, tensors: dict[str, torch.Tensor]) -> np.ndarray:
         return torch.cat([model(**batch).logits for batch in pair.batches]).double().numpy()
 
 
-def divergence(pair: Pair, p: Permutation) -> float:
-    """KL(ensemble || midpoint) by scipy, from whole models built by hand."""
+def divergence(pair: Pair, p: Permutation, lam: float = 0.5) -> float:
+    """KL(ensemble || model between) by scipy, from whole models built by hand."""
     moved = apply(pair.spec, p, pair.b)
-    middle = {name: (tensor + moved[name]) / 2 for name, tensor in pair.a.items()}
-    both = (softmax(logits(pair, dict(pair.a)), axis=1) + softmax(logits(pair, dict(pair.b)), axis=1)) / 2
-    return float(entropy(both, softmax(logits(pair, middle), axis=1), axis=1).mean())
+    between = {name: (1 - lam) * tensor + lam * moved[name] for name, tensor in pair.a.items()}
+    a, b = (softmax(logits(pair, dict(side)), axis=1) for side in (pair.a, pair.b))
+    return float(entropy((1 - lam) * a + lam * b, softmax(logits(pair, between), axis=1), axis=1).mean())
 
 
 def test_the_score_is_the_mean_kl_from_the_ensemble_to_the_midpoint() -> None:
@@ -40,6 +41,42 @@ def test_the_score_is_the_mean_kl_from_the_ensemble_to_the_midpoint() -> None:
     assert kind == "kl"
     assert values == pytest.approx([divergence(pair, still), divergence(pair, back)], rel=1e-4)
     assert values[0] != pytest.approx(values[1], rel=1e-2)
+
+
+def test_a_score_elsewhere_on_the_line_weighs_the_ends_as_the_model_does() -> None:
+    """By scipy at a quarter; the ensemble of both ends in equal parts would be something else."""
+    pair, back = make_pair("BertForSequenceClassification", planted_seed=2, other_seed=5)
+    pair = replace(pair, batches=pair.batches[:6])
+    value = score([back], pair, lam=0.25)[0][0]
+    assert value == pytest.approx(divergence(pair, back, 0.25), rel=1e-4)
+    assert value != pytest.approx(divergence(pair, back, 0.5), rel=1e-2)
+    assert score([back], pair, lam=0.0)[0][0] == pytest.approx(0, abs=1e-6)
+
+
+def test_candidates_within_reach_of_the_lowest_are_scored_along_the_line() -> None:
+    """By scipy; the one beyond reach has no such score, and a candidate that stands alone needs none."""
+    pair, back = make_pair("BertForSequenceClassification", planted_seed=2, other_seed=5)
+    pair = replace(pair, batches=pair.batches[:6])
+    still = identity(pair.spec, pair.shapes)
+    little = restrict(back, {"pooler"})
+    near, other, far = (
+        Candidate(Alignment(p, (), ()), value)
+        for p, value in ((still, divergence(pair, still)), (little, divergence(pair, little)), (back, 9.0))
+    )
+    low, high = sorted(c.score or 0 for c in (near, other))
+    assert high < REACH * low, "both are to be within reach"
+    found = settled([([near, far], pair), ([other], pair)], Ends(pair))
+    means = [fmean(divergence(pair, p, lam) for lam in (0.25, 0.5, 0.75)) for p in (still, little)]
+    assert [c.line for c in found] == [pytest.approx(means[0], rel=1e-4), None, pytest.approx(means[1], rel=1e-4)]
+    assert [c.line for c in settled([([near, far], pair)], Ends(pair))] == [None, None]
+
+
+def test_the_line_decides_where_it_was_looked_at() -> None:
+    """The lowest half way is not kept if its line is worse; without lines the lowest half way is."""
+    half_way, along, beyond = candidate(0.10), candidate(0.12), candidate(0.30)
+    assert best([half_way, along, beyond]) is half_way
+    lines = [replace(half_way, line=0.09), replace(along, line=0.08), beyond]
+    assert best(lines) is lines[1]
 
 
 @pytest.mark.parametrize("by", ["activations", "weights"])
@@ -110,7 +147,7 @@ def test_the_endpoints_are_run_once_where_their_answers_can_be_remembered(
     moves = [identity(pair.spec, pair.shapes), back, back]
     expected, _ = score(moves, pair)
     if not remembered:
-        monkeypatch.setattr(choice_module, "REMEMBERED", 0)
+        monkeypatch.setattr(agreement, "REMEMBERED", 0)
     ends, runs = Ends(pair), []
     for model in ends.models:
         model.register_forward_pre_hook(lambda *_: runs.append(1))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny import NLI, SPECIAL, bert_config, save_checkpoint, write_text
 
 from merge.alignment import learned
-from merge.alignment.choice import score
+from merge.alignment.agreement import score
 from merge.alignment.differentiable import CHARTS, actions, maps_at, moved, origin
 from merge.alignment.learned import conditioned, free_axes, match_learned
 from merge.alignment.lessons import Lesson, is_causal, lesson_of, split

@@ -15,7 +15,8 @@ from tiny import bert_config, save_checkpoint, write_text
 
 from merge.alignment import aligner
 from merge.alignment.activations import collect
-from merge.alignment.choice import choose, score
+from merge.alignment.agreement import score
+from merge.alignment.choice import choose
 from merge.alignment.masking import IGNORED, as_used, masked
 from merge.alignment.pair import Pair, Settings
 from merge.checkpoint import open_checkpoint
