@@ -81,19 +81,19 @@ class Cost:
 
 
 def make_checkpoint(folder: Path, seed: int, config: dict[str, Any] = BERT, dtype: torch.dtype = torch.float32) -> None:
-    """Write a random checkpoint."""
+    """Write a random checkpoint: normal entries, about 1 for the gains of norms and about 0 for all else."""
     from safetensors.torch import save_file
 
     from merge.model import meta_model
 
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: tensor.shape for name, tensor in meta_model(config).state_dict().items()}
+    tensors = {name: 0.02 * torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+    for name in tensors:
+        if name.lower().endswith("norm.weight"):
+            tensors[name] += 1
     folder.mkdir(parents=True)
-    save_file(
-        {name: 0.02 * torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

@@ -94,20 +94,22 @@ def meta_model(config: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"{made.__name__} cannot be built from config.json ({said})") from error
 
 
-def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Any:
+def build(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, copied: bool = True
+) -> Any:
     """Return the model with these tensors, in evaluation mode.
 
     Args:
         config: config.json as a mapping.
-        tensors: by the names that transformers writes for this class; copied, never aliased.
+        tensors: by the names that transformers writes for this class.
         dtype: of the model; the tensors' own if None.
+        copied: whether the model's weights are its own. Those of a model that is only run may be the tensors themselves,
+            where the dtype is theirs: of memory-mapped ones nothing is then in memory twice.
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape.
     """
     settings = model_config(config)
-    weights = {
-        name: tensor.clone() if dtype is None else tensor.to(dtype, copy=True) for name, tensor in tensors.items()
-    }
+    weights = {name: tensor.to(dtype or tensor.dtype, copy=copied) for name, tensor in tensors.items()}
     settings.dtype = dtype or next(iter(weights.values())).dtype
     with quiet():
         model, info = model_class(config).from_pretrained(

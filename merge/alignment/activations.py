@@ -1,9 +1,9 @@
 """Activation matching: units that respond alike to the same text are the same unit.
 
 Maximises the sum over matched units of their Pearson correlation on calibration text, exactly, axis by axis (an
-activation does not depend on how the other axes are ordered, so no sweeps are needed). Cross-moments are streamed:
-one batch of activations is alive at a time. Padding is masked out. Where maps were asked for, `merge.alignment.rotations`
-does it.
+activation does not depend on how the other axes are ordered, so no sweeps are needed). Cross-moments are streamed: of a
+batch one model's activations are alive, and of the other's the site that is being compared. Padding is masked out.
+Where maps were asked for, `merge.alignment.rotations` does it.
 
 Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.04836, section 3.1.
 """
@@ -11,8 +11,9 @@ Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.0483
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,12 +33,15 @@ from merge.permutation import Permutation, identity, places, view_index
 # What the units of a view correlate, a's along the rows; the view is as if it stood alone.
 Correlations = Mapping[View, Float[Tensor, "n n"]]
 
+# Tokens that are run at once: what one model says to them at every site is held until the other has said it too.
+AT_ONCE = 512
+
 # A unit whose variance is below this share of the average varies by rounding only; it correlates with nothing.
 DEAD = 1e-10
 
 
 class Moments:
-    """Running cross-moments of two activations, float32 products summed in float64, about the first batch's mean."""
+    """Running cross-moments of two activations about the first batch's mean: products in float32, all else in float64."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -48,19 +52,19 @@ class Moments:
             self.shift = (a.mean(0), b.mean(0))
             self.sums = [torch.zeros(x.shape[1], dtype=torch.float64) for x in (a, b)]
             self.squares = [torch.zeros(x.shape[1], dtype=torch.float64) for x in (a, b)]
-            self.cross = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64)
+            self.cross = torch.zeros(a.shape[1], b.shape[1])
         a, b = a - self.shift[0], b - self.shift[1]
         for k, x in enumerate((a, b)):
-            self.sums[k] += x.double().sum(0)
-            self.squares[k] += x.double().square().sum(0)
-        self.cross += a.T @ b
+            self.sums[k] += x.sum(0, dtype=torch.float64)
+            self.squares[k] += x.square().sum(0, dtype=torch.float64)
+        self.cross.addmm_(a.T, b)
         self.count += len(a)
 
     def covariance(self) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"], Float[Tensor, " n"]]:
         """Return covariances, and the variances of a's units and of b's; float64."""
         means = [s / self.count for s in self.sums]
         spread = [(q / self.count - m.square()).clamp_min(0) for q, m in zip(self.squares, means, strict=True)]
-        return self.cross / self.count - means[0][:, None] * means[1], spread[0], spread[1]
+        return self.cross.double() / self.count - means[0][:, None] * means[1], spread[0], spread[1]
 
     def correlation(self) -> Float[Tensor, "m n"]:
         """Return Pearson correlations, float64; 0 for a unit that never varies."""
@@ -96,7 +100,10 @@ def unit_correlations(pair: Pair) -> Correlations:
     found, collected = {}, collect(pair)
     for line in list(collected):
         sites = collected.pop(line)  # sums of d x d entries: let go of as soon as they are used
-        correlation = torch.stack([site.correlation() for site in sites]).mean(0)
+        correlation = sites[0].correlation()
+        for site in sites[1:]:
+            correlation += site.correlation()
+        correlation = (correlation / len(sites)).float()
         names = tuple(line.split())
         rest = len(correlation) // math.prod(counts[name] for name in names if name != "-")
         found[contiguous(names, tuple(counts.get(name, rest) for name in names))] = correlation
@@ -106,26 +113,43 @@ def unit_correlations(pair: Pair) -> Correlations:
 def collect(pair: Pair) -> dict[str, list[Moments]]:
     """Run both models over the batches and return the cross-moments of every site, by the names of the levels there."""
     pair = as_used(pair)
-    models = [pair.model(pair.a), pair.model(pair.b)]
+    models = [pair.model(side, copied=False) for side in (pair.a, pair.b)]
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
     movable = frozenset(pair.movable)
     sites = {site: axis for site, axis in pair.spec.sites().items() if movable.issuperset(axis.mentions())}
     found: dict[str, list[Moments]] = {}
     tapped: dict[str, list[tuple[Tensor, Moments]]] = {}
-    with _record(models[0], sites) as seen_a, _record(models[1], sites) as seen_b, torch.inference_mode():
+    said: dict[str, Tensor] = {}
+
+    def compare(batch: Batch, site: str, activation: Tensor) -> None:
+        a, b = _rows(said.pop(site), batch, site), _rows(activation, batch, site)
+        if site not in tapped:
+            views = [view for view in sites[site].views((a.shape[1],), counts) if view.moving]
+            tapped[site] = [(places(view).reshape(-1), Moments()) for view in views]
+            for view, (_, moments) in zip(views, tapped[site], strict=True):
+                found.setdefault(" ".join(view.names), []).append(moments)
+        for units, moments in tapped[site]:
+            moments.add(*(x if len(units) == x.shape[1] else x[:, units] for x in (a, b)))
+
+    with torch.inference_mode():
         for batch in pair.progress(pair.batches, "comparing activations"):
-            for model in models:
-                model(**in_dtype(batch, torch.float32))
-            for site, axis in sites.items():
-                rows = [_rows(seen[site], batch, site) for seen in (seen_a, seen_b)]
-                if site not in tapped:
-                    views = [view for view in axis.views((rows[0].shape[1],), counts) if view.moving]
-                    tapped[site] = [(places(view).reshape(-1), Moments()) for view in views]
-                    for view, (_, moments) in zip(views, tapped[site], strict=True):
-                        found.setdefault(" ".join(view.names), []).append(moments)
-                for units, moments in tapped[site]:
-                    moments.add(*(x if len(units) == x.shape[1] else x[:, units] for x in rows))
+            for part in _parts(in_dtype(batch, torch.float32)):
+                with watched(models[0], sites, said.__setitem__):
+                    models[0](**part)
+                with watched(models[1], sites, partial(compare, part)):
+                    models[1](**part)
     return found
+
+
+def _parts(batch: Batch) -> Iterator[Batch]:
+    """Yield the texts of a batch, so many that they have about AT_ONCE tokens; images as they are."""
+    if "input_ids" not in batch:
+        yield batch
+        return
+    texts = len(batch["input_ids"])
+    each = max(1, AT_ONCE * texts // batch["input_ids"].numel())
+    for start in range(0, texts, each):
+        yield {name: tensor[start : start + each] for name, tensor in batch.items()}
 
 
 def _masked(activation: Tensor, mask: Tensor) -> Tensor:
@@ -148,29 +172,34 @@ def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows un
 
 
 @contextmanager
-def _record(model: Any, sites: Mapping[str, object]) -> Iterator[dict[str, Tensor]]:
-    """Yield a dict that holds, after each forward pass, the activation at every `module:in` or `module:out` site.
+def watched(model: Any, sites: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Show what happens at every `module:in` or `module:out` site during a forward pass.
 
     Of a module that runs more than once in a pass, the first: DeBERTa's queries and keys read the tokens, then positions.
     """
-    seen: dict[str, Tensor] = {}
-    modules = dict(model.named_modules())
-    handles = [model.register_forward_pre_hook(lambda *_: seen.clear())]
+    modules, handles = dict(model.named_modules()), []
+    left = set(sites)
+
+    def first(site: str, value: Tensor) -> None:
+        if site in left:
+            left.remove(site)
+            see(site, value)
+
     for site in sites:
         path, side = site.split(":")[:2]
         module = modules[path if path in modules else path.removeprefix(f"{model.base_model_prefix}.")]
 
         def keep_in(_module: Any, inputs: tuple[Tensor, ...], site: str = site) -> None:
-            seen.setdefault(site, inputs[0])
+            first(site, inputs[0])
 
         def keep_out(_module: Any, _inputs: Any, output: Any, site: str = site) -> None:
-            seen.setdefault(site, output[0] if isinstance(output, tuple) else output)
+            first(site, output[0] if isinstance(output, tuple) else output)
 
         handles.append(
             module.register_forward_pre_hook(keep_in) if side == "in" else module.register_forward_hook(keep_out)
         )
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()

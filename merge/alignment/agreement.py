@@ -39,7 +39,7 @@ class Ends:
     """What the two models of a pair say to its batches: run once, and again only where it is too much to remember."""
 
     def __init__(self, pair: Pair) -> None:
-        self.pair, self.models = pair, (pair.model(pair.a), pair.model(pair.b))
+        self.pair, self.models = pair, tuple(pair.model(side, copied=False) for side in (pair.a, pair.b))
         self._remembered: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         self._bytes = 0
         self._classes: dict[int, Tensor] = {}

@@ -86,9 +86,9 @@ class Pair:
         """Return the movable axes of these kinds, in the order of the table: sums over them must not depend on a set's."""
         return tuple(axis for axis in self.movable if self.spec.kind(axis) in kinds)
 
-    def model(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
-        """Return a transformers model with these tensors, ready to run."""
-        return build(self.config, {self.written_name(name): tensor for name, tensor in tensors.items()}, dtype)
+    def model(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, copied: bool = True) -> Any:
+        """Return a transformers model with these tensors, ready to run; for copied see `merge.model.build`."""
+        return build(self.config, {self.written_name(name): tensor for name, tensor in tensors.items()}, dtype, copied)
 
 
 def spread(batches: Sequence[Batch], tokens: int) -> tuple[Batch, ...]:

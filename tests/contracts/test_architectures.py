@@ -14,7 +14,7 @@ import transformers
 from architecture_case import CASES, TABLES, Case, first_of, make, say
 from families import CLASSIFIERS, FAMILIES, canonical_tensors, family_case, written_name
 
-from merge.alignment.activations import _record
+from merge.alignment.activations import watched
 from merge.architectures import ARCHITECTURES, spec_for
 from merge.bases import find_bases
 from merge.checkpoint import open_checkpoint
@@ -158,7 +158,8 @@ def test_every_tap_carries_its_axis(case: Case) -> None:
     seen = []
     for version in (case.tensors, apply(case.spec, p, case.tensors)):
         case.set(version)
-        with _record(case.model, sites) as found:
+        found: dict[str, torch.Tensor] = {}
+        with watched(case.model, sites, found.__setitem__):
             say(case.model, case.spec, case.batches[:1])
         seen.append(found)
     assert sites

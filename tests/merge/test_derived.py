@@ -138,7 +138,7 @@ def test_it_re_bases_a_checkpoint_of_every_family(family: str) -> None:
 
 def test_a_tap_carries_what_it_says() -> None:
     """Activations at a tap move as its axis does: activation matching relies on it."""
-    from merge.alignment.activations import _record
+    from merge.alignment.activations import watched
 
     config = families_more.CASES["modernbert with biases"]
     spec, specimen = derive_spec(config), specimen_of(structure_of(config))
@@ -146,9 +146,10 @@ def test_a_tap_carries_what_it_says() -> None:
     p = random(spec, shapes, torch.Generator().manual_seed(1))
     sites, seen = spec.sites(), []
     for version in (specimen.tensors, apply(spec, p, specimen.tensors)):
-        with _record(specimen.model, dict.fromkeys(sites)) as found:
+        found: dict[str, torch.Tensor] = {}
+        with watched(specimen.model, sites, found.__setitem__):
             specimen.outputs(version)
-            seen.append(dict(found))
+        seen.append(found)
     assert len(sites) > 6
     for site, axis in sites.items():
         line = (*parse("- " * (seen[0][site].ndim - 1)), axis)
