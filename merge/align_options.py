@@ -71,7 +71,7 @@ def align_options(command: F) -> F:
             click.option(
                 "--restarts",
                 type=click.IntRange(min=0),
-                help="More runs of weight matching, from shuffled beginnings.  [default: 0]",
+                help="More runs of weight matching, each from the best so far, disturbed.  [default: 0]",
             ),
             click.option("--steps", type=count, help="Steps of learned alignment and of annealing.  [default: 200]"),
             click.option("--both", is_flag=True, default=None, help="Let learned alignment move the reference too."),

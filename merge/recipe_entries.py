@@ -188,7 +188,8 @@ class AlignEntry(Record):
             norms are folded into what reads them) or identity.
         basis: what moves inside heads: permutation, or orthogonal for rotations.
         canonical: undo or keep the canonical weights that are matched.
-        restarts: further runs of weight matching, each from the best so far with a part of it shuffled.
+        restarts: further runs of weight matching, each from the best so far, disturbed; of rotations the text says which is
+            best, else the weights do.
         steps: of `learned` and `annealing`.
         both: let `learned` move the reference too.
         reference: the model that the others are aligned to; the first when None.

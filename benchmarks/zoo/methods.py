@@ -79,25 +79,26 @@ def naive(pair: Pair) -> Aligned:
     return moved(pair, identity(pair.spec, pair.shapes))
 
 
-def matched(by: str, kinds: frozenset[str] | None = None, basis: str = "permutation") -> Method:
+def matched(by: str, kinds: frozenset[str] | None = None, basis: str = "permutation", restarts: int = 0) -> Method:
     """Return the method that matches by an aligner over these kinds of axes; over all of them if None.
 
     Args:
         basis: what moves inside heads.
+        restarts: of which the calibration text chooses.
     """
 
     def method(pair: Pair) -> Aligned:
         movable = frozenset(pair.kinds())
-        asked = replace(pair, settings=replace(pair.settings, basis=basis))
+        asked = replace(pair, settings=replace(pair.settings, basis=basis, restarts=restarts))
         compared = asked if by in AS_MERGED else in_canonical_form(asked)
         return placed(pair, aligner(by)(compared)(movable if kinds is None else kinds & movable))
 
     return method
 
 
-def rotated(by: str) -> Method:
+def rotated(by: str, restarts: int = 0) -> Method:
     """Return the method with the residual stream rotated, and bases inside heads; of models whose norms can be folded."""
-    turned = matched(by, basis="orthogonal")
+    turned = matched(by, basis="orthogonal", restarts=restarts)
     return lambda pair: turned(folded_pair(exact(pair)))
 
 
@@ -158,6 +159,7 @@ METHODS: dict[str, Method] = {
     "activations+weights: all": matched("activations+weights"),
     "activations+weights+orthogonal: all": matched("activations+weights", basis="orthogonal"),
     "weights, rotation": rotated("weights"),
+    "weights, rotation, 24 restarts": rotated("weights", restarts=24),
     "activations, rotation": rotated("activations"),
     "activations+weights, rotation": rotated("activations+weights"),
     "learned: all": matched("learned"),
@@ -165,7 +167,7 @@ METHODS: dict[str, Method] = {
 }
 
 # Methods of pre-LN models alone: of others the residual stream cannot be rotated.
-PRE_LAYER_NORM = frozenset(name for name in METHODS if name.endswith(", rotation"))
+PRE_LAYER_NORM = frozenset(name for name in METHODS if ", rotation" in name)
 
 # Methods after which b is not the function it was: they are not held to it.
 SOFT: frozenset[str] = frozenset()

@@ -25,7 +25,7 @@ class Settings:
 
     Attributes:
         basis: what moves inside heads: `permutation`, or `orthogonal` for rotations behind it.
-        restarts: further runs of weight matching, each from the best so far with a part of it shuffled.
+        restarts: further runs of weight matching, each from the best so far, disturbed.
         steps: of gradient descent, or of annealing.
         both: whether `learned` moves a as well.
         seed: of everything random.

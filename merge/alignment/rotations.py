@@ -23,13 +23,16 @@ import torch
 from torch import Tensor
 
 from merge.alignment.activations import Moments, check_seen, collect
+from merge.alignment.agreement import Ends, score
 from merge.alignment.balance import balance
 from merge.alignment.frame import Frame, acting_groups
+from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.turned_blocks import Slot, match_move
 from merge.errors import AlignmentError
 from merge.maps import full
 from merge.permutation import Permutation, identity
+from merge.progress import silent
 from merge.transform import Transform, apply_transform, compose, inverse
 
 MAX_SWEEPS = 15
@@ -79,6 +82,9 @@ def _is_identity(axis: str, mapped: Tensor, p: Permutation) -> bool:
 def descend(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Alignment:
     """Return where sweeps end that begin at the better of a start and what is there; then of as many restarts as asked for.
 
+    Restarts are told apart by what the model half way says to the pair's text; without text by J, which hardly can: where
+    it is as good as equal, one barrier may be a third lower than another.
+
     Args:
         start: of the sweeps; if None, a first pass, in which each axis is matched against what is already matched:
             embeddings fix the residual, that the layers.
@@ -88,14 +94,49 @@ def descend(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Align
     begun = Frame(pair, kinds, start) if start is not None else _first_pass(Frame(pair, kinds))
     best, history = _sweeps(begun if begun.value > nothing.value else nothing, nothing.moves)
     history = (nothing.value, *history)
-    generator = torch.Generator().manual_seed(pair.settings.seed)
+    if pair.settings.restarts:
+        best, value = (_nearest if pair.batches else _highest)(pair, kinds, best)
+        history = history if value == history[-1] else (history[0], value)
+    return _alignment(pair, kinds, best.steps, history)
+
+
+def _highest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, float]:
+    """Return the restart with the highest J: each from the best so far with a part of it shuffled."""
+    value, generator = best.value, torch.Generator().manual_seed(pair.settings.seed)
     for _ in range(pair.settings.restarts):
         # In random order: the shuffled axis first would go back to where it was.
-        order = [nothing.moves[k] for k in torch.randperm(len(nothing.moves), generator=generator).tolist()]
+        order = [best.moves[k] for k in torch.randperm(len(best.moves), generator=generator).tolist()]
         tried, values = _sweeps(Frame(pair, kinds, best.shaken(generator)), order)
-        if values[-1] > history[-1] + ENOUGH * abs(history[-1]):
-            best, history = tried, (history[0], values[-1])
-    return _alignment(pair, kinds, best.steps, history)
+        if values[-1] > value + ENOUGH * abs(value):
+            best, value = tried, values[-1]
+    return best, value
+
+
+def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, float]:
+    """Return the restart whose model half way is nearest to what both ends say, `merge.alignment.agreement`.
+
+    Each begins where sweeps end that come from the best so far and see every tensor at another, random scale.
+    """
+    heard, nothing = replace(as_used(pair), progress=silent), Frame(pair, kinds).value
+    ends, generator = Ends(heard), torch.Generator().manual_seed(pair.settings.seed)
+    lowest = score([best.steps], heard, ends)[0][0]
+    for _ in pair.progress(range(pair.settings.restarts), "restarting"):
+        begun, _ = _sweeps(Frame(_unevenly(pair, generator), kinds, best.steps), best.moves)
+        tried, _ = _sweeps(Frame(pair, kinds, begun.steps), best.moves)
+        found = score([tried.steps], heard, ends)[0][0]
+        if found < lowest and tried.value >= nothing:
+            best, lowest = tried, found
+    return best, best.value
+
+
+def _unevenly(pair: Pair, generator: torch.Generator) -> Pair:
+    """Return the pair with each tensor of both models times the same random factor, log-normal with a spread of one."""
+    factors = {name: math.exp(float(torch.randn((), generator=generator))) for name in pair.a}
+    a, b = (
+        {name: tensor * factors[name] if tensor.is_floating_point() else tensor for name, tensor in side.items()}
+        for side in (pair.a, pair.b)
+    )
+    return replace(pair, a=a, b=b)
 
 
 def _sweeps(frame: Frame, order: Sequence[str]) -> tuple[Frame, tuple[float, ...]]:

@@ -15,16 +15,19 @@ from families_more import CASES
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
-from merge.alignment import aligner
+from merge.alignment import aligner, rotations
+from merge.alignment.agreement import score
 from merge.alignment.auto import folded_pair, in_canonical_form
 from merge.alignment.pair import Alignment, Pair, Settings
 from merge.architectures import spec_for
 from merge.checkpoint import open_checkpoint
 from merge.errors import AlignmentError, RecipeError, SpecError
 from merge.gauges import fold_norms
+from merge.inputs import random_inputs
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
 from merge.transform import (
+    Transform,
     apply_transform,
     folded_spec,
     load_transform,
@@ -47,10 +50,11 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return save_checkpoint(root / "a", GPT2, seed=0), save_checkpoint(root / "b", GPT2, seed=1)
 
 
-def gpt2_pair() -> Pair:
+def gpt2_pair(layers: int = 2) -> Pair:
     """Return two GPT-2 with folded norms, as a rotation compares them."""
-    a, b = (canonical_tensors(GPT2, seed) for seed in (0, 1))
-    pair = folded_pair(Pair(spec_for(GPT2), a, b, GPT2, str))
+    config = {**GPT2, "n_layer": layers}
+    a, b = (canonical_tensors(config, seed) for seed in (0, 1))
+    pair = folded_pair(Pair(spec_for(config), a, b, config, str))
     return in_canonical_form(replace(pair, settings=Settings(basis="orthogonal")))
 
 
@@ -171,6 +175,40 @@ def test_restarts_are_never_worse_and_come_from_the_seed() -> None:
     assert more.objective[0] == plain.objective[0]
     assert more.objective[-1] > plain.objective[-1]
     assert more.objective == again.objective != other.objective
+
+
+def test_with_text_the_restart_is_kept_whose_model_half_way_agrees_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one with the highest J: whichever of three descents is told to agree most is kept."""
+    pair = replace(gpt2_pair(1), batches=random_inputs(GPT2)[:1])
+    pair = replace(pair, settings=Settings(basis="orthogonal", restarts=2))
+    for best in range(3):
+        tried: list[Transform] = []
+
+        def told(moves: list[Transform], *_: object, best: int = best, tried: list[Transform] = tried) -> object:
+            tried.extend(moves)
+            return [0.0 if len(tried) == best + 1 else 1.0], "kl"
+
+        monkeypatch.setattr(rotations, "score", told)
+        found = aligner("weights")(pair)(frozenset({"residual", "ffn"}))
+        assert len(tried) == 3
+        assert all(torch.equal(found.maps[axis], tried[best].maps[axis]) for axis in found.maps)
+        others = [t for k, t in enumerate(tried) if k != best]
+        assert not any(torch.equal(found.maps["residual"], t.maps["residual"]) for t in others)
+
+
+def test_restarts_by_text_agree_better_and_come_from_the_seed() -> None:
+    """On the text itself; J is lower than without restarts here, and above that of models as they are."""
+    pair = replace(gpt2_pair(1), batches=random_inputs(GPT2)[:2])
+
+    def reached(restarts: int, seed: int = 0) -> Alignment:
+        settings = Settings(basis="orthogonal", restarts=restarts, seed=seed)
+        return aligner("weights")(replace(pair, settings=settings))(frozenset({"residual", "ffn"}))
+
+    plain, more, again, other = reached(0), reached(2), reached(2), reached(2, seed=1)
+    values, _ = score([found.transform for found in (plain, more, again, other)], pair)
+    assert values[1] < values[0]
+    assert values[1] == values[2] != values[3]
+    assert plain.objective[-1] > more.objective[-1] > more.objective[0] == plain.objective[0]
 
 
 def test_activations_without_text_are_an_error() -> None:
