@@ -31,7 +31,7 @@ from merge.notation import View, contiguous
 from merge.permutation import Permutation, identity, places, view_index
 
 # What the units of a view correlate, a's along the rows; the view is as if it stood alone.
-Correlations = Mapping[View, Float[Tensor, "n n"]]
+Correlations = Mapping[View, Float[Tensor, "n n"]]  # float32: they are many
 
 # Tokens that are run at once: what one model says to them at every site is held until the other has said it too.
 AT_ONCE = 512
@@ -215,7 +215,8 @@ def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Ali
             moves.setdefault(view.names[0], {})[view.names] = correlation.reshape(*view.shape, *view.shape)
     check_seen(movable, moves)
     indices = dict(still.indices)
-    for move, gains in moves.items():
+    for move, likeness in moves.items():
+        gains = {names: gain.double() for names, gain in likeness.items()}
         indices |= {move: match_axis(gains[move,])} if (move,) in gains and len(gains) == 1 else match_blocks(gains)
     found = Permutation(indices, still.outer)
     values = [_matched(correlations, movable, p) for p in (still, found)]

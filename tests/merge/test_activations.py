@@ -9,7 +9,9 @@ import pytest
 import torch
 from contracts.test_aligners import make_pair
 
+from merge.alignment import activations
 from merge.alignment.activations import Moments, collect, match_activations
+from merge.alignment.assignment import match_axis
 from merge.errors import AlignmentError
 
 
@@ -69,3 +71,19 @@ def test_without_text_there_is_nothing_to_compare() -> None:
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
     with pytest.raises(AlignmentError, match="needs calibration text"):
         match_activations(replace(pair, batches=()))
+
+
+def test_gains_reach_the_assignment_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its proofs are about differences far below what float32, in which correlations are kept, can tell."""
+    pair, back = make_pair("BertForSequenceClassification", planted_seed=2)
+    seen: list[torch.dtype] = []
+
+    def watched(gain: torch.Tensor) -> torch.Tensor:
+        seen.append(gain.dtype)
+        return match_axis(gain)
+
+    monkeypatch.setattr(activations, "match_axis", watched)
+    found = match_activations(pair)(frozenset(pair.kinds()))
+    assert all(torch.equal(found.permutation.indices[axis], back.indices[axis]) for axis in back.indices)
+    assert len(seen) > 2
+    assert set(seen) == {torch.float64}
