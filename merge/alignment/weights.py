@@ -1,8 +1,9 @@
 """Weight matching: coordinate descent on the inner product of the two models' weights, `merge.alignment.objective`.
 
 One axis at a time, everything else held; heads and what is inside them move together, by an assignment of both. The
-residual is matched first, on the embeddings, then heads and feed-forward units on that. An axis is matched again only when
-an axis that its gains depend on has changed. Where maps were asked for, `merge.alignment.rotations` does it.
+residual is matched first, on the embeddings, then heads and feed-forward units on that, layer beside layer. An axis is
+matched again only when an axis that its gains depend on has changed. Where maps were asked for,
+`merge.alignment.rotations` does it.
 
 Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2 and algorithm 1.
 """
@@ -10,7 +11,9 @@ Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2 and algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -33,6 +36,9 @@ ENOUGH = 1e-6
 SHAKEN = 1 / 3
 
 HEADS = ("rows", "circuits")
+
+# Axes that are matched at a time, at most: each holds matrices of its own.
+WORKERS = 4
 
 
 def match_weights(
@@ -132,8 +138,8 @@ class _Descent:
         history = [sum(shares.values())]
         for _ in range(MAX_SWEEPS):
             before = current
-            for move in order:
-                current = self._improve(current, move, shares)
+            for run in self._runs(order):
+                current = self._side_by_side(run, current, partial(self._improve, current, shares=shares))
             if current is before:
                 break
             history.append(sum(shares.values()))
@@ -148,7 +154,7 @@ class _Descent:
         """Return whether the gains of an axis do not depend on its own order."""
         return set(self.axes[move]).isdisjoint(self.context[move])
 
-    def _solve(self, move: str, p: Permutation, matched: frozenset[str] | None = None) -> Permutation:
+    def _solve(self, p: Permutation, move: str, matched: frozenset[str] | None = None) -> Permutation:
         """Return p with one axis, or blocks and what is inside them, at their best."""
         gains = self.objective.gains(move, p, matched)
         alone = gains.get((move,))
@@ -173,7 +179,7 @@ class _Descent:
         """
         if move in self.settled and same(self.settled[move], self._state(move, p)):
             return p
-        tried = self._solve(move, p)
+        tried = self._solve(p, move)
         tensors = self.objective.tensors[move]
         if all(torch.equal(tried.indices[axis], p.indices[axis]) for axis in self.axes[move]):
             tried = p
@@ -191,9 +197,40 @@ class _Descent:
     def _first_pass(self) -> Permutation:
         """Match each axis in turn against what is already matched: embeddings fix the residual, that the layers."""
         p, matched = self.still, frozenset[str]()
-        for move, axes in self.axes.items():
-            p = self._solve(move, p, matched)
-            if matched.issuperset(self.context[move]) and self._is_linear(move):
-                self.settled[move] = self._state(move, p)
-            matched |= set(axes)
+        for run in self._runs(self.moves):
+            p = self._side_by_side(run, p, partial(self._solve, p, matched=matched))
+            for move in run:
+                if matched.issuperset(self.context[move]) and self._is_linear(move):
+                    self.settled[move] = self._state(move, p)
+            matched |= {axis for move in run for axis in self.axes[move]}
         return p
+
+    def _runs(self, order: Sequence[str]) -> list[list[str]]:
+        """Return the axes in this order, those that follow each other and share no tensor together: no order among them."""
+        runs: list[list[str]] = []
+        seen: set[str] = set()
+        for move in order:
+            if runs and seen.isdisjoint(self.objective.tensors[move]):
+                runs[-1].append(move)
+            else:
+                runs.append([move])
+                seen = set()
+            seen |= set(self.objective.tensors[move])
+        return runs
+
+    def _side_by_side(self, run: Sequence[str], p: Permutation, matched: Callable[[str], Permutation]) -> Permutation:
+        """Return p with every axis of a run as it is when matched alone; p itself if none has changed."""
+        threads = torch.get_num_threads()
+        if threads == 1 or len(run) == 1:
+            found = [matched(move) for move in run]
+        else:
+            torch.set_num_threads(1)  # of each product: there are enough of them
+            try:
+                with ThreadPoolExecutor(min(threads, WORKERS)) as pool:
+                    found = list(pool.map(matched, run))
+            finally:
+                torch.set_num_threads(threads)
+        if all(one is p for one in found):
+            return p
+        own = {axis: one.indices[axis] for move, one in zip(run, found, strict=True) for axis in self.axes[move]}
+        return Permutation({**p.indices, **own}, p.outer)

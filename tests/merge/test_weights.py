@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from contracts.test_aligners import make_pair
+from tiny import bert_config, random_tensors
 
+from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Pair
-from merge.alignment.weights import match_weights
+from merge.alignment.weights import _Descent, match_weights
+from merge.architectures import spec_for
 from merge.errors import UsageError
 from merge.permutation import Permutation, apply, identity, random, restrict
 
@@ -122,3 +125,26 @@ def test_a_negative_number_of_restarts_is_an_error() -> None:
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=3)
     with pytest.raises(UsageError, match="restarts is -1"):
         match_weights(pair, restarts=-1)
+
+
+def test_axes_that_share_no_tensor_are_matched_side_by_side() -> None:
+    """With three threads what one finds; the residual, which all others read, stands alone."""
+    config = bert_config(num_hidden_layers=2)
+    a, b = (random_tensors(config, seed) for seed in (0, 1))
+    pair = Pair(spec_for(config), a, b, config, str)
+    objective = Objective(pair, weights_of(pair), pair.axes_of(frozenset(pair.kinds())))
+    runs = _Descent(objective, identity(pair.spec, pair.shapes), False)._runs(tuple(objective.touches))
+    assert [set(run) for run in runs] == [{"residual"}, {"heads0", "ffn0", "heads1", "ffn1", "pooler"}]
+
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(match_weights(pair)(frozenset(pair.kinds())))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    one, three = found
+    assert not one.permutation.is_identity
+    assert all(torch.equal(one.permutation.indices[k], index) for k, index in three.permutation.indices.items())
+    assert one.objective == pytest.approx(three.objective, rel=1e-9)
