@@ -107,6 +107,7 @@ def align_all(
     progress: Progress = silent,
     rotate: bool = False,
     decided: Sequence[Choice] = (),
+    device: str = "cpu",
 ) -> Alignments:
     """Return what aligns every checkpoint to the recipe's reference, each proved on its own model.
 
@@ -117,6 +118,7 @@ def align_all(
         heads: which models go on with a head that others do not have.
         rotate: whether auto may choose to rotate the residual stream, for which models have to be prepared.
         decided: what auto chose for each model that moves, before they were.
+        device: where models run and the large products are taken.
     Raises:
         AlignmentError, CalibrationError, SpecError: from the alignment.
     """
@@ -128,7 +130,7 @@ def align_all(
     spec.fit(checkpoints[at].shapes)
     read = cache(partial(read_material, entry, recipe.seed, checkpoints[at]))
     moving = [k for k in range(len(checkpoints)) if k != at] or [at]
-    pairs = _pairs(recipe, checkpoints, spec, labels, stand_in, read, progress)
+    pairs = _pairs(recipe, checkpoints, spec, labels, stand_in, read, progress, device)
     transforms: list[Transform | None] = [None] * len(checkpoints)
     aligned: list[Aligned] = []
     if not decided and entry.by == "auto":
@@ -187,6 +189,7 @@ def _pairs(
     stand_in: Mapping[str, Tensor],
     read: Callable[[], Material],
     progress: Progress,
+    device: str,
 ) -> Callable[..., Pair]:
     """Return what makes the pair of two checkpoints by their places; a model that was read last is not read again.
 
@@ -208,7 +211,8 @@ def _pairs(
         config, name = reference.config, reference.written_name
         material = read() if text else Material((), None, ())
         told = (material.labels, material.mask_token, material.special_tokens)
-        return Pair(spec, tensors(a), tensors(b), config, name, material.batches, progress, settings, *told)
+        own = (spec, tensors(a), tensors(b), config, name, material.batches, progress, settings)
+        return Pair(*own, *told, device=device)
 
     return pair
 

@@ -61,11 +61,12 @@ def find_bases(
     progress: Progress = silent,
     rotate: bool = False,
     decided: Sequence[Choice] = (),
+    device: str = "cpu",
 ) -> Bases:
     """Match classes by name and, if the recipe says so, align every model, and the base, to the first model.
 
     Args:
-        rotate, decided: as `merge.aligned.align_all` takes them.
+        rotate, decided, device: as `merge.aligned.align_all` takes them.
     Raises:
         MismatchError: label sets differ, or the base is of another architecture than the models to be aligned.
         SpecError, AlignmentError, CalibrationError: from the alignment.
@@ -96,7 +97,7 @@ def find_bases(
     )
     bases = Bases(spec, labels, tuple(map(_as_transform, labels)), notes=notes)
     if recipe.align.moves:
-        done = align_all(recipe, checkpoints, spec, labels, heads, progress, rotate, decided)
+        done = align_all(recipe, checkpoints, spec, labels, heads, progress, rotate, decided, device)
         bases = replace(_with_alignments(bases, done), rotated=done.rotated)
     if any(transform is not None for transform in bases.transforms):
         bases = replace(bases, specs=tuple(map(_whole_spec, heads.carried)))

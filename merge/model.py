@@ -126,6 +126,13 @@ def build(
     return model.eval()
 
 
+def on_device(model: Any, device: str) -> Any:
+    """Return the model on a device: what it is given goes there, and what it says comes back to where that was."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    return add_hook_to_module(model.to(device), AlignDevicesHook(device, io_same_device=True))
+
+
 def loading_faults(info: Mapping[str, Any]) -> list[str]:
     """Return what transformers said was missing, left over or of another shape while loading."""
     kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected"}

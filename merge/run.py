@@ -65,13 +65,13 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
             if not plain(recipe, schedule, models if base is None else (*models, base), means):
                 import_torch()
             vocabulary = find_vocabulary(recipe, models, base)
-            bases = find_bases(recipe, models, base, means.progress, rotate=True)
+            bases = find_bases(recipe, models, base, means.progress, rotate=True, device=means.device)
             if bases.rotated:
                 recipe = _rotating(recipe)
                 ready = stack.enter_context(prepared(recipe.align, *inputs, output))
                 models, base = ready.models, ready.base
                 schedule, vocabulary = make_schedule(recipe, models, base), find_vocabulary(recipe, models, base)
-                bases = find_bases(recipe, models, base, means.progress, decided=bases.rotated)
+                bases = find_bases(recipe, models, base, means.progress, decided=bases.rotated, device=means.device)
             notes = (
                 *notes,
                 *ready.notes,

@@ -50,9 +50,9 @@ class Moments:
         """Take in one batch of rows; row i of a and of b belong to the same token."""
         if self.count == 0:
             self.shift = (a.mean(0), b.mean(0))
-            self.sums = [torch.zeros(x.shape[1], dtype=torch.float64) for x in (a, b)]
-            self.squares = [torch.zeros(x.shape[1], dtype=torch.float64) for x in (a, b)]
-            self.cross = torch.zeros(a.shape[1], b.shape[1])
+            self.sums = [torch.zeros(x.shape[1], dtype=torch.float64, device=x.device) for x in (a, b)]
+            self.squares = [torch.zeros(x.shape[1], dtype=torch.float64, device=x.device) for x in (a, b)]
+            self.cross = torch.zeros(a.shape[1], b.shape[1], device=a.device)
         a, b = a - self.shift[0], b - self.shift[1]
         for k, x in enumerate((a, b)):
             self.sums[k] += x.sum(0, dtype=torch.float64)
@@ -61,10 +61,10 @@ class Moments:
         self.count += len(a)
 
     def covariance(self) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"], Float[Tensor, " n"]]:
-        """Return covariances, and the variances of a's units and of b's; float64."""
-        means = [s / self.count for s in self.sums]
-        spread = [(q / self.count - m.square()).clamp_min(0) for q, m in zip(self.squares, means, strict=True)]
-        return self.cross.double() / self.count - means[0][:, None] * means[1], spread[0], spread[1]
+        """Return covariances, and the variances of a's units and of b's; float64, on the CPU."""
+        means = [s.cpu() / self.count for s in self.sums]
+        spread = [(q.cpu() / self.count - m.square()).clamp_min(0) for q, m in zip(self.squares, means, strict=True)]
+        return self.cross.cpu().double() / self.count - means[0][:, None] * means[1], spread[0], spread[1]
 
     def correlation(self) -> Float[Tensor, "m n"]:
         """Return Pearson correlations, float64; 0 for a unit that never varies."""
@@ -157,7 +157,7 @@ def _masked(activation: Tensor, mask: Tensor) -> Tensor:
         raise AlignmentError(
             f"activations of shape {tuple(activation.shape)} do not fit a mask of {tuple(mask.shape)}."
         )
-    return activation[mask]
+    return activation[mask.to(activation.device)]
 
 
 def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows units"]:

@@ -71,7 +71,7 @@ class Frame:
     """
 
     def __init__(self, pair: Pair, kinds: frozenset[str], steps: Transform | None = None) -> None:
-        self.spec, self.groups = pair.spec, acting_groups(pair, kinds)
+        self.spec, self.groups, self.device = pair.spec, acting_groups(pair, kinds), pair.device
         self.still = identity(pair.spec, pair.shapes)
         self.steps = steps or Transform(self.still, {})
         b = apply_transform(pair.spec, self.steps, pair.b) if steps else pair.b
@@ -151,8 +151,8 @@ class Frame:
         for touch in own:
             view = touch.view
             slot = (view.names, view.acting if view.role != "=" and view.acting in self.groups else "")
-            one, other = (unit_rows(self.spec, touch, side[touch.tensor]) for side in (a, b))
-            product = (one @ other.T).double().reshape(*view.shape, *view.shape)
+            one, other = (unit_rows(self.spec, touch, side[touch.tensor]).to(self.device) for side in (a, b))
+            product = (one @ other.T).cpu().double().reshape(*view.shape, *view.shape)
             gains[slot] = gains[slot] + product if slot in gains else product
         found = match_move(move, gains, self.groups)
         known = {axis: index for axis, index in found.indices.items() if axis in self.still.indices}

@@ -179,7 +179,8 @@ class _Learner:
         weights = {}
         for name, tensor in self.a.tensors.items():
             a, b = (end.get(name, own.tensors[name]) for end, own in zip(ends, (self.a, self.b), strict=True))
-            weights[self.pair.written_name(name)] = torch.lerp(a, b, lam) if tensor.is_floating_point() else tensor
+            between = torch.lerp(a, b, lam) if tensor.is_floating_point() else tensor
+            weights[self.pair.written_name(name)] = between.to(self.pair.device)
         output = functional_call(self.model, weights, (), dict(example.inputs))
         return self.lesson.loss(output, example)
 

@@ -98,7 +98,7 @@ class Objective:
     """J over some movable axes of a pair, its shares by tensor and the gains of each axis."""
 
     def __init__(self, pair: Pair, weights: Weights, movable: tuple[str, ...]) -> None:
-        self.spec, self.weights, self.movable = pair.spec, weights, movable
+        self.spec, self.weights, self.movable, self.device = pair.spec, weights, movable, pair.device
         self.touches = touches(pair, movable)
         self.tensors = {move: tuple(dict.fromkeys(t.tensor for t in found)) for move, found in self.touches.items()}
         moving = {name for found in self.tensors.values() for name in found}
@@ -167,17 +167,17 @@ class Objective:
 
     def _product(self, units: int, found: list[Touch], p: Permutation) -> Tensor:
         """Return the scaled products of rows of a with rows of b, added up over tensors; vectors make one matrix."""
-        total = torch.zeros(units, units, dtype=self.dtype)
+        total = torch.zeros(units, units, dtype=self.dtype, device=self.device)
         vectors = [touch for touch in found if touch.alone]
         for touch in found:
             if not touch.alone:
                 rows_a, rows_b = self.rows(touch, "a", None), self.rows(touch, "b", p)
-                total.addmm_(rows_a, rows_b.T, alpha=self.weights.scale(touch.tensor))
+                total.addmm_(rows_a.to(total.device), rows_b.to(total.device).T, alpha=self.weights.scale(touch.tensor))
         if vectors:
             columns_a = [self.rows(touch, "a", None) * self.weights.scale(touch.tensor) for touch in vectors]
             columns_b = [self.rows(touch, "b", p) for touch in vectors]
-            total.addmm_(torch.cat(columns_a, 1), torch.cat(columns_b, 1).T)
-        return total
+            total.addmm_(torch.cat(columns_a, 1).to(total.device), torch.cat(columns_b, 1).to(total.device).T)
+        return total.cpu()
 
     def rows(self, touch: Touch, side: str, p: Permutation | None) -> Float[Tensor, "units rest"]:
         """Return a model's units of a view as rows, with the tensor's other axes as p has them."""

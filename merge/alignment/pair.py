@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merge.errors import UsageError, nearest
-from merge.model import build
+from merge.model import build, on_device
 from merge.permutation import Permutation
 from merge.progress import Progress, silent
 from merge.spec import PermutationSpec
@@ -54,6 +54,7 @@ class Pair:
         mask_token: what a masked language model reads instead of a word; None where it is not known.
         special_tokens: those that frame a text, which are never masked.
         asked: for each batch the tokens whose answers count, as booleans; empty where all that are not padding do.
+        device: where models run and the large products are taken; all tensors of the pair stay where they are.
     """
 
     spec: PermutationSpec
@@ -68,6 +69,7 @@ class Pair:
     mask_token: int | None = None
     special_tokens: tuple[int, ...] = ()
     asked: tuple[Tensor, ...] = ()
+    device: str = "cpu"
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -88,7 +90,9 @@ class Pair:
 
     def model(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, copied: bool = True) -> Any:
         """Return a transformers model with these tensors, ready to run; for copied see `merge.model.build`."""
-        return build(self.config, {self.written_name(name): tensor for name, tensor in tensors.items()}, dtype, copied)
+        written = {self.written_name(name): tensor for name, tensor in tensors.items()}
+        model = build(self.config, written, dtype, copied)
+        return model if self.device == "cpu" else on_device(model, self.device)
 
 
 def spread(batches: Sequence[Batch], tokens: int) -> tuple[Batch, ...]:
