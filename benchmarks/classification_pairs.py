@@ -8,8 +8,8 @@ candidate that `choose` scores, its labelled loss barrier on the grammar's other
 on random training rows: the KL divergence from the ensemble of the ends to the model half way, and the mean over a quarter,
 half and three quarters of the way. Then: how well they go with the barrier, what `choose` keeps, and what that costs against
 the best of its candidates and gains against moving nothing. The same for `auto`, which is the choice of --align without a
-value: its candidates are those of several aligners. A barrier of .06 on 1,500 rows has a standard error of .01, on 6,000 of
-.005: with few rows the best candidate is a matter of chance.
+value: its candidates are those of several aligners; and for both what the score half way alone would keep. +- is the
+standard error of the barrier: with few rows the best candidate is a matter of chance.
 """
 
 from __future__ import annotations
@@ -98,12 +98,20 @@ def name_of(candidate: Candidate, pair: Pair) -> str:
 
 
 def choices_of(pair: Pair, aligners: Sequence[str]) -> dict[str, Choice]:
-    """Return what is chosen among the candidates of each aligner, as the command line does, and what `auto` chooses."""
-    settled = {}
+    """Return what is chosen among the candidates of each aligner, as the command line does, and what `auto` chooses.
+
+    Of `learned` and `auto` also what the score half way alone would choose.
+    """
+    settled: dict[str, Choice] = {}
     for by in aligners:
         found = aligner(by)(pair if by in AS_MERGED else in_canonical_form(pair))
         settled[by] = choose(pair, {by: found}, None)
-    return {**settled, "auto": Auto()(replace(pair, batches=()), lambda: pair)}
+    settled["auto"] = Auto()(replace(pair, batches=()), lambda: pair)
+    for by in {"learned", "auto"} & settled.keys():
+        choice = settled[by]
+        first = min(choice.candidates, key=lambda c: float("inf") if c.score is None else c.score)
+        settled[f"{by}, half way alone"] = replace(choice, kept=first)
+    return dict(sorted(settled.items()))
 
 
 def rows_of(
@@ -116,7 +124,8 @@ def rows_of(
             if (name := name_of(candidate, contest.pair)) not in named:
                 named[name] = fixed(placed(contest.pair, candidate.alignment))
     measured = {name: measure(name, method, contest, points) for name, method in named.items()}
-    moves = {n: m.aligned.transform for n, m in measured.items() if m.aligned.transform is not None}
+    plain = {name: one.aligned for name, one in measured.items() if one.aligned.between is None}
+    moves = {name: aligned.transform for name, aligned in plain.items() if aligned.transform is not None}
     ends, some = Ends(contest.pair), list(moves.values())
     values = {lam: dict(zip(moves, score(some, contest.pair, ends, lam)[0], strict=True)) for lam in ALONG}
     lines = {name: fmean(at[name] for at in values.values()) for name in moves}
@@ -126,12 +135,13 @@ def rows_of(
 def print_rows(title: str, rows: Mapping[str, Row]) -> None:
     """Print the rows of one pair, best barrier first."""
     width = max(map(len, rows))
-    print(f"\n{title:<{width}}  barrier  calibrated  half way  accuracy    score  on line   changed")
+    print(f"\n{title:<{width}}  barrier     +-  calibrated  half way  accuracy    score  on line   changed")
     for name, row in sorted(rows.items(), key=lambda item: item[1].barrier):
         one = row.measured
         accuracy = one.raw.accuracy[len(one.raw.accuracy) // 2]
         free = " ".join("       -" if value is None else f"{value:8.4f}" for value in (row.score, row.line))
-        print(f"{name:<{width}}  {row.barrier:7.3f}  {one.calibrated.barrier:10.3f}  {one.midpoint:8.3f}", end="  ")
+        print(f"{name:<{width}}  {row.barrier:7.3f}  {one.raw.standard_error:5.3f}", end="")
+        print(f"  {one.calibrated.barrier:10.3f}  {one.midpoint:8.3f}", end="  ")
         print(f"{accuracy:8.3f} {free}   {one.changed:7.1e}", flush=True)
 
 
@@ -139,7 +149,7 @@ def print_choice(
     pairs: Mapping[str, Pair], choices: Mapping[str, Mapping[str, Choice]], found: Mapping[str, Mapping[str, Row]]
 ) -> None:
     """Print what is kept in every pair, and what that costs and gains in barrier."""
-    print(f"\n{'what choose keeps':<44}  barrier  {'best candidate':<32}  regret    naive     gain")
+    print(f"\n{'what choose keeps':<47}  barrier  {'best candidate':<42}  regret    naive     gain")
     for by in next(iter(choices.values())):
         regrets, gains = [], []
         for name, rows in found.items():
@@ -148,7 +158,7 @@ def print_choice(
             kept, best = name_of(choice.kept, pair), min(barriers, key=lambda row: barriers[row])
             regrets.append(barriers[kept] - barriers[best])
             gains.append(rows["naive"].barrier - barriers[kept])
-            print(f"{name}  {kept:<39}  {barriers[kept]:7.3f}  {best:<32} {regrets[-1]:7.3f}", end="")
+            print(f"{name}  {kept:<42}  {barriers[kept]:7.3f}  {best:<42} {regrets[-1]:7.3f}", end="")
             print(f"  {rows['naive'].barrier:7.3f}  {gains[-1]:7.3f}")
         print(f"{by}: mean regret {fmean(regrets):.3f}, mean gain over naive {fmean(gains):.3f}; ", end="")
         print(f"the best candidate kept in {sum(r <= 1e-12 for r in regrets)} of {len(regrets)} pairs")

@@ -121,7 +121,7 @@ def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, flo
     ends, generator = Ends(heard), torch.Generator().manual_seed(pair.settings.seed)
     lowest = score([best.steps], heard, ends)[0][0]
     for _ in pair.progress(range(pair.settings.restarts), "restarting"):
-        begun, _ = _sweeps(Frame(_unevenly(pair, generator), kinds, best.steps), best.moves)
+        begun, _ = _sweeps(Frame(unevenly(pair, generator), kinds, best.steps), best.moves)
         tried, _ = _sweeps(Frame(pair, kinds, begun.steps), best.moves)
         found = score([tried.steps], heard, ends)[0][0]
         if found < lowest and tried.value >= nothing:
@@ -129,7 +129,7 @@ def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, flo
     return best, best.value
 
 
-def _unevenly(pair: Pair, generator: torch.Generator) -> Pair:
+def unevenly(pair: Pair, generator: torch.Generator) -> Pair:
     """Return the pair with each tensor of both models times the same random factor, log-normal with a spread of one."""
     factors = {name: math.exp(float(torch.randn((), generator=generator))) for name in pair.a}
     a, b = (
