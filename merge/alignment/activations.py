@@ -121,6 +121,9 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
     tapped: dict[str, list[tuple[Tensor, Moments]]] = {}
     said: dict[str, Tensor] = {}
 
+    def keep(site: str, activation: Tensor) -> None:
+        said[site] = activation.clone()  # some models go on to add to it in place
+
     def compare(batch: Batch, site: str, activation: Tensor) -> None:
         a, b = _rows(said.pop(site), batch, site), _rows(activation, batch, site)
         if site not in tapped:
@@ -134,7 +137,7 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
     with torch.inference_mode():
         for batch in pair.progress(pair.batches, "comparing activations"):
             for part in _parts(in_dtype(batch, torch.float32)):
-                with watched(models[0], sites, said.__setitem__):
+                with watched(models[0], sites, keep):
                     models[0](**part)
                 with watched(models[1], sites, partial(compare, part)):
                     models[1](**part)
@@ -142,11 +145,11 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
 
 
 def _parts(batch: Batch) -> Iterator[Batch]:
-    """Yield the texts of a batch, so many that they have about AT_ONCE tokens; images as they are."""
-    if "input_ids" not in batch:
+    """Yield the texts of a batch, so many that they have about AT_ONCE tokens; as it is where not all of it is texts."""
+    texts = len(next(iter(batch.values())))
+    if "input_ids" not in batch or any(len(tensor) != texts for tensor in batch.values()):
         yield batch
         return
-    texts = len(batch["input_ids"])
     each = max(1, AT_ONCE * texts // batch["input_ids"].numel())
     for start in range(0, texts, each):
         yield {name: tensor[start : start + each] for name, tensor in batch.items()}

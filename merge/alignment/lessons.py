@@ -3,7 +3,7 @@
     labels                  cross-entropy of the texts' classes
     masked language model   cross-entropy of masked words: 15 % of a batch, 80/10/10 mask, random word, the word itself
     causal language model   cross-entropy of the next token
-    any other               KL from the ensemble of the two endpoints to the midpoint, `merge.alignment.choice`: no labels
+    any other               KL from the ensemble of the two endpoints to the midpoint, `merge.alignment.agreement`: no labels
 
 One text in four is held out: it is asked about, and never learned from.
 """
@@ -171,7 +171,7 @@ def _word_loss(shift: int) -> Callable[[Any, Example], tuple[Tensor, int]]:
 
 
 def _unlabelled(pair: Pair, a: Any, start: Transform) -> Lesson:
-    """Return the lesson of `choice`: what the endpoints say together."""
+    """Return the lesson of `agreement`: what the endpoints say together."""
     b = pair.model(apply_transform(pair.spec, start, pair.b))
 
     def draw(k: int, rows: Tensor, _: torch.Generator) -> Example:
