@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from merge.errors import UsageError
 from merge.weight_files import StoredTensor, nbytes, torch_letters
 
 if TYPE_CHECKING:
@@ -196,3 +197,19 @@ def import_torch() -> None:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def check_device(device: str) -> None:
+    """Stop unless torch can compute on this device.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=device).add_(1).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error

@@ -8,18 +8,16 @@ written depends neither on the number of threads nor on the order of the models 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextvars import copy_context
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from merge.arrays import TORCH, Array, Arrays, torch_dtype
-from merge.errors import CheckpointError, MismatchError, OutputError, UsageError
+from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method, Trimming
 from merge.methods.place import Place, mask_generators
-from merge.progress import Progress, silent
+from merge.progress import Progress, in_threads, silent
 from merge.ranking import Visit, magnitude_thresholds
 from merge.weight_files import INTEGER_DTYPES
 
@@ -126,7 +124,7 @@ class Engine:
                 for start, piece in self.pieces(job, thresholds.get(_group(job), ())):
                     write(job.name, self._cast(job.name, piece, dtypes[job.name]), start)
 
-            _work([partial(merge, job) for job in jobs], threads, progress, "merging tensors")
+            in_threads([partial(merge, job) for job in jobs], threads, progress, "merging tensors")
 
     def pieces(self, job: Job, thresholds: tuple[float, ...] = ()) -> Iterator[tuple[int, Array]]:
         """Yield (first entry, flat piece) of one merged tensor."""
@@ -265,7 +263,7 @@ class Engine:
 
             def sweep(visit: Visit, members: list[Job] = members, double: bool = double) -> None:
                 tasks = [partial(self._visit, job, double, visit) for job in members]
-                _work(tasks, threads, progress, "ranking task vectors")
+                in_threads(tasks, threads, progress, "ranking task vectors")
 
             method, models = group
             found[group] = magnitude_thresholds(method.kept_fractions(len(models)), sweep, double)
@@ -285,22 +283,6 @@ class Engine:
                 visit(k, delta.double() if double else delta)
 
 
-def check_device(device: str) -> None:
-    """Stop unless torch can compute on this device.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        torch.zeros(1, device=device).add_(1).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-
-
 def _group(job: Job) -> Any:
     """Return what jobs have in common whose entries are ranked together: the method and the models."""
     return job.method, tuple(model for model, _ in job.sources)
@@ -310,15 +292,3 @@ def _per_model(method: Method, models: int) -> dict[str, tuple[Any, ...]]:
     """Return the settings of a method that hold one value for each model."""
     values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
     return {key: value for key, value in values.items() if isinstance(value, tuple) and len(value) == models}
-
-
-def _work(tasks: Iterable[Callable[[], None]], threads: int, progress: Progress, title: str) -> None:
-    """Run tasks in threads, in the caller's context; the first error, or Ctrl-C, stops those not begun."""
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="merge") as pool:
-        due: list[Future[None]] = [pool.submit(copy_context().run, task) for task in tasks]
-        try:
-            for _, done in zip(progress(due, title), as_completed(due), strict=True):
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

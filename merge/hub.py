@@ -7,18 +7,17 @@ nothing. Every failure is one HubError line; no message and no log line ever hol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from merge.errors import HubError, UsageError
+from merge.hub_errors import hub_errors, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
 # The Hub's own rule for a name, with the namespace obligatory; `\b` keeps '-' and '.' off both ends of a part.
 HUB_ID = re.compile(r"\b[\w\-.]{1,96}\b/\b[\w\-.]{1,96}\b", re.ASCII)
@@ -36,14 +35,6 @@ OTHER_COPIES = ("onnx", "openvino", "coreml", "*.mlpackage", "checkpoint-*", "ru
 FILES_IN_ONE_COMMIT = 250
 
 NO_ANSWER = 30.0  # seconds after which a silent Hub counts as no network; its client would wait for ever
-
-ADVICE = {
-    401: "set HF_TOKEN to a valid token or run `hf auth login`",
-    403: "set HF_TOKEN to a token that has the right to do this",
-    409: "something else is changing the repository: run it again",
-    412: "someone committed meanwhile: run it again",
-    429: "wait a few minutes and run it again",
-}
 
 
 @dataclass(frozen=True)
@@ -113,7 +104,7 @@ def download(repo_id: str, revision: str | None = None) -> Snapshot:
     """
     check_id(repo_id)
     asked = f"download {repo_id}" + (f" at {revision}" if revision else "")
-    with _hub_errors(asked, writing=False):
+    with hub_errors(asked, writing=False):
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -181,7 +172,7 @@ def push(
     asked = f"push {plan.folder} to {plan.repo_id}"
     if _files(plan.folder) != plan.files:
         raise HubError(f"cannot {asked}: the folder has changed since the push was planned; plan it again")
-    with _hub_errors(asked, writing=True):
+    with hub_errors(asked, writing=True):
         from huggingface_hub import HfApi
 
         api = HfApi(token=_clean(token))
@@ -256,7 +247,7 @@ def _read_card(path: Path) -> str:
         card = path.read_text(encoding="utf-8")
         ModelCard(card)
     except (ValueError, yaml.YAMLError) as error:
-        raise HubError(f"cannot push {path.parent}: the header of README.md is bad: {_one_line(error)}") from error
+        raise HubError(f"cannot push {path.parent}: the header of README.md is bad: {one_line(error)}") from error
     return card
 
 
@@ -277,58 +268,3 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def _literal(name: str) -> str:
     """Return a pattern that matches this name alone."""
     return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
-
-
-@contextmanager
-def _hub_errors(asked: str, *, writing: bool) -> Iterator[None]:
-    """Turn whatever huggingface_hub, its HTTP client or hf_xet raises into one HubError line."""
-    import httpx2
-
-    try:
-        yield
-    # A refused connection (httpx2.ConnectError) is an HTTPError but no OSError; hf_xet raises OSError and RuntimeError.
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RuntimeError) as error:
-        raise HubError(f"cannot {asked}: {_reason(error, writing=writing)}") from error
-
-
-def _reason(error: BaseException, *, writing: bool) -> str:
-    """Say what happened and what to do."""
-    import httpx2
-    from huggingface_hub import constants, errors
-
-    instead = "" if writing else ", or give a local folder"
-    # Two wrappers that hide the cause: a file not found in the cache either, and an LFS upload that failed.
-    while isinstance(error, (errors.LocalEntryNotFoundError, RuntimeError)) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"offline mode is on; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE{instead}"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"offline mode is on and the cache has no copy; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE{instead}"
-    if isinstance(error, errors.HfHubHTTPError):
-        return _refusal(error, writing=writing)
-    if isinstance(error, httpx2.TransportError):
-        where = f"no network: {constants.ENDPOINT} cannot be reached ({_one_line(error)})"
-        return f"{where}; check the connection, or set HF_ENDPOINT to another Hub{instead}"
-    if "metadata in README.md" in str(error):
-        return f"{_one_line(error)}; mend the header of README.md and push again"
-    return _one_line(error) or type(error).__name__
-
-
-def _refusal(error: HfHubHTTPError, *, writing: bool) -> str:
-    """Say what the Hub answered and what to do."""
-    from huggingface_hub import errors
-
-    status = error.response.status_code
-    if isinstance(error, errors.GatedRepoError):
-        return "the repository is gated; ask for access on its page, then set HF_TOKEN or run `hf auth login`"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "the repository has no such revision; give one of its branches, tags or commits"
-    # The Hub answers 401 for a repository one may not see; after create_repo it can only be the token.
-    if isinstance(error, errors.RepositoryNotFoundError) and not (writing and status == 401):
-        return "no such repository, or a private one; check the id, or set HF_TOKEN or run `hf auth login`"
-    advice = ADVICE.get(status, "the Hub is in trouble: try again later" if status >= 500 else "check what it names")
-    return f"the Hub answered {status} ({_one_line(error.server_message or error.response.reason_phrase)}); {advice}"

@@ -10,11 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.arrays import import_torch
+from merge.arrays import check_device, import_torch
 from merge.bases import find_bases
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.cocktail import cocktail_weights
-from merge.engine import check_device
 from merge.evaluation import check_evaluation, evaluate
 from merge.head_plan import plan_heads
 from merge.material import calibrate

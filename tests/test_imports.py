@@ -14,7 +14,7 @@ LEVELS = (
     ("errors",),
     (
         "figures",
-        "hub",
+        "hub_errors",
         "table",
         "progress",
         "cache",
@@ -24,7 +24,7 @@ LEVELS = (
         "groups",
         "model_index",
     ),
-    ("model", "terminal", "hashes", "alignment_plot"),
+    ("model", "terminal", "hashes", "alignment_plot", "hub"),
     ("weight_files", "structure", "layer_stacks", "side_files"),
     ("arrays", "legacy_buffers", "legacy_names"),
     ("canonical_names",),

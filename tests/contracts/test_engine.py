@@ -15,11 +15,12 @@ from formulas.case import Case, statistics
 from torch import Tensor
 
 import merge.engine
-from merge.arrays import NUMPY, TORCH, Array, Arrays
+from merge.arrays import NUMPY, TORCH, Array, Arrays, check_device
 from merge.engine import Engine, Input, Job
 from merge.errors import CheckpointError, MismatchError, OutputError, UsageError
 from merge.methods import METHODS, Arithmetic, make_method
 from merge.methods.place import Place, mask_generators
+from merge.progress import in_threads
 from merge.weight_files import as_array, torch_letters
 
 SHAPES = {"scalar": (), "vector": (13,), "matrix": (9, 7), "cube": (2, 3, 4), "empty": (0, 4), "large": (40, 25)}
@@ -233,10 +234,10 @@ def test_what_does_not_fit_into_a_narrower_dtype_is_an_error(arrays: Arrays) -> 
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:
-    merge.engine.check_device("cpu")
+    check_device("cpu")
     for device in ("cuda:99", "warp"):
         with pytest.raises(UsageError, match=f"--device {device} cannot be used: "):
-            merge.engine.check_device(device)
+            check_device(device)
 
 
 def test_an_error_in_one_thread_stops_the_rest() -> None:
@@ -251,5 +252,5 @@ def test_an_error_in_one_thread_stops_the_rest() -> None:
         done.append(1)
 
     with pytest.raises(MismatchError, match="here"):
-        merge.engine._work([fail, *[work] * 500], 1, lambda items, label: items, "x")
+        in_threads([fail, *[work] * 500], 1, lambda items, label: items, "x")
     assert len(done) < 500
