@@ -59,7 +59,7 @@ class Aligned:
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures for the manifest."""
-        choice, names = self.choice, ("by", "basis", "rotated", "score")
+        choice, names = self.choice, ("by", "basis", "rotated", "score", "line")
         candidates = [
             {"axes": list(c.alignment.kinds), **{name: getattr(c, name) for name in names}} for c in choice.candidates
         ]

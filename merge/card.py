@@ -151,10 +151,11 @@ def _alignment(facts: Mapping[str, Any]) -> list[str]:
             continue
         lines.append(f"`{a['model']}` was aligned to the first model by {a['by']}; axes moved: **{kept}**.")
         if a["score"]:
-            lines += ["", f"| axes | matched by | inside heads | {a['score']} |", "| --- | --- | --- | --- |"]
+            columns = ("axes", "matched by", "inside heads", a["score"], "along the line")
+            lines += ["", f"| {' | '.join(columns)} |", "| --- | --- | --- | --- | --- |"]
             lines += [
                 f"| {', '.join(c['axes']) or 'nothing'}{' (rotated)' * c['rotated']} | {c['by'] or ''} | {c['basis'] or ''} "
-                f"| {c['score']:.4g} |"
+                f"| {_figure(c['score'])} | {_figure(c['line'])} |"
                 for c in a["candidates"]
             ]
         moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in a["moved"].items())
@@ -228,5 +229,5 @@ def _named(scores: Mapping[str, float | None]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    """Return a number for a table; results.json has null for one that is not finite."""
+    """Return a number for a table, "-" where there is none; results.json has null for one that is not finite."""
     return "-" if value is None else f"{value:.4f}"

@@ -274,7 +274,8 @@ def test_align_without_a_value_says_what_it_did(
     facts = json.loads((tmp_path / "out-c" / "merge.json").read_text())["alignment"][0]
     assert (facts["by"], facts["kept_by"]) == ("auto", "activations")
     assert {c["basis"] for c in facts["candidates"]} >= {None, "permutation"}
-    assert "| axes | matched by | inside heads |" in (tmp_path / "out-c" / "README.md").read_text()
+    card = (tmp_path / "out-c" / "README.md").read_text()
+    assert "| axes | matched by | inside heads | KL from ensemble to midpoint | along the line |" in card
 
 
 def test_models_that_share_nothing_are_no_fine_tunes(tmp_path: Path) -> None:
@@ -282,7 +283,19 @@ def test_models_that_share_nothing_are_no_fine_tunes(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         save_checkpoint(tmp_path / name, tensors=random_tensors(bert_config(), seed, torch.float32))
     report = auto_run(tmp_path, write_text(tmp_path / "text.txt", 40))
-    assert not report.bases.aligned[0].choice.common
+    choice = report.bases.aligned[0].choice
+    assert not choice.common
+
+    near = [c for c in choice.candidates if c.line is not None]
+    assert 1 < len(near) < len(choice.candidates), "some are scored along the line, and not all"
+    assert choice.kept.line == min(c.line for c in near if c.line is not None)
+    card = (tmp_path / "out" / "README.md").read_text()
+    rows = [
+        line for line in card.splitlines() if line.endswith(tuple(f"| {c.score:.4f} | {c.line:.4f} |" for c in near))
+    ]
+    assert len(rows) == len(near)
+    facts = json.loads((tmp_path / "out" / "merge.json").read_text())["alignment"][0]
+    assert [c["line"] for c in facts["candidates"]] == [c.line for c in choice.candidates]
     assert "nothing moves:" not in report_text(report, False).partition("<- kept")[2]
     # Had nothing been kept, these would still be no fine-tunes.
     aligned, choice = report.bases.aligned[0], report.bases.aligned[0].choice
