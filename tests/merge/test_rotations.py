@@ -237,3 +237,25 @@ def test_both_ends_are_saved_and_repeated(tmp_path: Path) -> None:
     beside.unlink()
     with pytest.raises(SpecError, match="reference-transform.safetensors cannot be read"):
         run(recipe(a, b, output=tmp_path / "third", apply=str(file)))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_head_that_stays_with_its_model_is_rotated_with_the_stream(weight: float, tmp_path: Path) -> None:
+    """All of b's body, in a's basis: under b's own head it says what b says. Under all of a's it says something else."""
+    config = {**GPT2, "architectures": ["GPT2ForSequenceClassification"]}
+    labels = {"a": ("x", "y"), "b": ("u", "v", "w")}
+    folders = []
+    for seed, (name, words) in enumerate(labels.items()):
+        names = {str(i): word for i, word in enumerate(words)}
+        own = {**config, "id2label": names, "label2id": {word: int(i) for i, word in names.items()}}
+        folders.append(save_checkpoint(tmp_path / name, own, seed=seed))
+    models = [{"model": str(folders[0]), "weight": 1 - weight}, {"model": str(folders[1]), "weight": weight}]
+    run(make_recipe({"models": models, "output": str(tmp_path / "out"), "heads": "keep-all", "align": ROTATION}))
+    batch = random_inputs(config)[0]
+    with torch.inference_mode():
+        said = [
+            transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()(**batch).logits
+            for folder in (folders[1], tmp_path / "out" / "b")
+        ]
+    off = float((said[0] - said[1]).abs().max() / said[0].std())
+    assert off < 1e-4 if weight == 1.0 else off > 0.1
