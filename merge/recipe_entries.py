@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from merge.alignment import BY, FIND_MAPS
+from merge.alignment import BY, FIND_MAPS, READERS
 from merge.errors import UsageError, nearest
 from merge.gradient import is_gradient
 from merge.methods import METHODS
@@ -246,6 +246,9 @@ class AlignEntry(Record):
                 f"by {self.by} finds permutations alone, no bases inside heads (basis: orthogonal) and no rotation of the "
                 f"residual stream (residual: rotation). Those that do: auto, {', '.join(sorted(FIND_MAPS))}."
             )
+        for name, readers in READERS.items():
+            if name in given and self.by not in readers:
+                raise ValueError(f"{name} says nothing to by: {self.by}. Leave it out, or use {', '.join(readers)}.")
         if self.axes is not None and self.residual is not None:
             raise ValueError("axes names the kinds that move, residual among them or not. Leave out one of the two.")
         return self

@@ -35,6 +35,13 @@ NEED_TEXT = frozenset({"activations", "activations+weights", "annealing", "learn
 # Those that find maps as well: bases inside heads, rotations of the residual stream.
 FIND_MAPS = frozenset({"activations", "activations+weights", "learned", "weights"})
 
+# Option -> those that read it; to the others it would say nothing.
+READERS = {
+    "restarts": tuple(by for by in BY if by not in ("activations", "transport")),
+    "steps": ("learned", "sinkhorn", "annealing"),
+    "both": ("learned",),
+}
+
 # Those that compare models as they are merged, not their canonical forms.
 AS_MERGED = frozenset({"annealing", "learned"})
 

@@ -243,3 +243,23 @@ def test_output_alone_may_be_added_to_a_recipe(tmp_path: Path) -> None:
     assert recipe == make_recipe(expected)
     with pytest.raises(RecipeError, match="output"):
         from_flags("--recipe", str(path), "-o", "")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "by", "readers"),
+    [
+        ("restarts", 3, "activations", ("weights", "auto", "learned")),
+        ("restarts", 3, "transport", ("weights",)),
+        ("steps", 50, "weights", ("learned", "sinkhorn", "annealing")),
+        ("both", True, "auto", ("learned",)),
+    ],
+)
+def test_an_option_that_a_matcher_does_not_read_is_refused(
+    option: str, value: object, by: str, readers: tuple[str, ...]
+) -> None:
+    """It would be ignored without a word; the matchers that read it take it."""
+    record = {"models": ["a", "b"], "output": "out"}
+    with pytest.raises(RecipeError, match=f"{option} says nothing to by: {by}. Leave it out, or use .*{readers[0]}"):
+        make_recipe({**record, "align": {"by": by, option: value}})
+    for reader in readers:
+        assert getattr(make_recipe({**record, "align": {"by": reader, option: value}}).align, option) == value
