@@ -12,6 +12,7 @@ from contracts.test_aligners import make_pair
 from merge.alignment import activations
 from merge.alignment.activations import Moments, collect, match_activations
 from merge.alignment.assignment import match_axis
+from merge.alignment.pair import Pair
 from merge.errors import AlignmentError
 
 
@@ -87,3 +88,34 @@ def test_gains_reach_the_assignment_in_float64(monkeypatch: pytest.MonkeyPatch) 
     assert all(torch.equal(found.permutation.indices[axis], back.indices[axis]) for axis in back.indices)
     assert len(seen) > 2
     assert set(seen) == {torch.float64}
+
+
+def test_what_a_model_later_does_to_an_activation_in_place_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models wipe what the feed-forward output has read, once it has: correlations are those of what it read."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    pair = replace(pair, batches=pair.batches[:6])
+    plain = collect(pair)["ffn0"][0].correlation()
+    made = Pair.model
+
+    def wipe(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        inputs[0].zero_()
+
+    def wiping(*args: object, **kwargs: object) -> torch.nn.Module:
+        model = made(*args, **kwargs)  # type: ignore[arg-type]
+        dense = model.get_submodule("bert.encoder.layer.0.output.dense")
+        dense.register_forward_hook(wipe)
+        return model
+
+    monkeypatch.setattr(Pair, "model", wiping)
+    assert torch.equal(collect(pair)["ffn0"][0].correlation(), plain)
+
+
+def test_batches_are_run_in_parts_that_leave_no_text_out() -> None:
+    """Forty texts of thirty tokens by seventeen; where a batch holds something else too, it is run as it is."""
+    ids = torch.arange(1200).reshape(40, 30)
+    parts = list(activations._parts({"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+    assert [len(part["input_ids"]) for part in parts] == [17, 17, 6]
+    assert all(part["attention_mask"].shape == part["input_ids"].shape for part in parts)
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), ids)
+    images = {"input_ids": ids, "pixel_values": torch.zeros(3, 3, 8, 8)}
+    assert list(activations._parts(images)) == [images]
