@@ -68,7 +68,9 @@ More commands:
 @click.option("-o", "--output", help="Folder to write.  [default: merged]")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that merge tensors.  [default: one per core]")
 @click.option(
-    "--device", default="cpu", help="Where models run and tensors are merged: cpu, cuda, cuda:1.  [default: cpu]"
+    "--device",
+    default="cpu",
+    help="Where tensors are merged and aligned models run; --repair and transport stay on the CPU.  [default: cpu]",
 )
 @click.option("--recheck", is_flag=True, help="Load the result with transformers even if its layout is known to load.")
 @click.option("--force", is_flag=True, help="Replace the output folder if it is a checkpoint.")
