@@ -70,7 +70,7 @@ More commands:
 @click.option(
     "--device",
     default="cpu",
-    help="Where tensors are merged and aligned models run; --repair and transport stay on the CPU.  [default: cpu]",
+    help="Where tensors are merged and models run (cpu, cuda, cuda:1); --repair and transport stay on the CPU.  [default: cpu]",
 )
 @click.option("--recheck", is_flag=True, help="Load the result with transformers even if its layout is known to load.")
 @click.option("--force", is_flag=True, help="Replace the output folder if it is a checkpoint.")
