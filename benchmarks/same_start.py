@@ -7,7 +7,8 @@ Without --models, a classifier is trained on the HANS grammar for a while and go
 of the rows (about half a CPU minute, once). With --models, two classifiers of premise and hypothesis are read; --rows
 are labelled by the names of their classes, --text is what they are aligned on; both are JSONL. Printed, for each aligner
 over all axes and as `choose` restricts it: the share of units that stay where they are, by kind of axis (heads: whole
-heads; inside heads: units in their head), and the loss barrier.
+heads; inside heads: units in their head), and the loss barrier; then how the matched units correlate on text that no
+aligner has seen, which tells moves that the models call for from those of one sample.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from classification_pairs import BATCH, TRAIN_PER_SUBCASE, classifier_config, hans_examples
+from torch import Tensor
 from zoo.board import header
 from zoo.line import Contest, Measured, measure
 from zoo.methods import Method, chosen, matched, naive
@@ -31,7 +33,8 @@ from zoo.sentences import Examples, labelled_rows, training_batches, word_tokeni
 from zoo.training import Training, trained
 
 from merge.alignment import ALIGNERS
-from merge.alignment.pair import Pair
+from merge.alignment.activations import unit_correlations
+from merge.alignment.pair import Batch, Pair
 from merge.inputs import load_tokenizer, tokenise
 from merge.transform import Transform
 
@@ -76,28 +79,43 @@ def print_rows(pair: Pair, found: Mapping[str, Measured]) -> None:
     """Print the table."""
     shares = {n: stay(pair, m.aligned.transform) for n, m in found.items() if m.aligned.transform is not None}
     kinds = list(shares["naive"])
-    print(f"\n{'share of units that stay':<26}" + "".join(f"{kind:>14}" for kind in kinds), end="")
+    print(f"\n{'share of units that stay':<28}" + "".join(f"{kind:>14}" for kind in kinds), end="")
     print("    barrier  half way  accuracy   changed  kept")
     for name, one in found.items():
-        line = f"{name:<26}" + "".join(f"{shares[name][kind]:14.3f}" for kind in kinds)
+        line = f"{name:<28}" + "".join(f"{shares[name][kind]:14.3f}" for kind in kinds)
         middle = len(one.raw.accuracy) // 2
         line += f"    {one.raw.barrier:7.4f}  {one.midpoint:8.4f}  {one.raw.accuracy[middle]:8.3f}   {one.changed:7.1e}"
         print(f"{line}  {one.note}", flush=True)
 
 
-def open_contest(args: argparse.Namespace) -> Contest:
-    """Return the two fine-tunes and the rows to measure them on."""
+def print_correlations(found: Mapping[str, Measured], batches: tuple[Batch, ...]) -> None:
+    """Print how the units correlate on these batches that each row has put in the same place, by kind of axis."""
+    rows: dict[str, dict[str, list[Tensor]]] = {}
+    for name, one in found.items():
+        pair = replace(one.aligned.pair, batches=batches)
+        for view, correlation in unit_correlations(pair).items():
+            kind = pair.spec.kind(view.names[0])
+            rows.setdefault(name, {}).setdefault(kind, []).append(correlation.diagonal())
+    print(f"\n{'correlation, other text':<28}" + "".join(f"{kind:>14}" for kind in rows["naive"]))
+    for name, row in rows.items():
+        print(f"{name:<28}" + "".join(f"{float(torch.cat(units).mean()):14.3f}" for units in row.values()), flush=True)
+
+
+def open_contest(args: argparse.Namespace) -> tuple[Contest, tuple[Batch, ...]]:
+    """Return the two fine-tunes and the rows to measure them on; and text that they are not aligned on."""
     a, b = args.models or make_forks(args.folder)
     tokenizer: Any = load_tokenizer(a)
     pair = open_pair(a, b, ())
     if args.models:
         labels = {name: int(i) for i, name in pair.config["id2label"].items()}
-        rows, texts = read_pairs(args.rows, labels, args.count), read_pairs(args.text, labels, args.samples).texts
+        rows, texts = read_pairs(args.rows, labels, args.count), read_pairs(args.text, labels, 2 * args.samples).texts
     else:
         rows = hans_examples(args.count // 30, "evaluation")
-        texts = hans_examples(TRAIN_PER_SUBCASE, "train").texts[: args.samples]
-    batches, _ = tokenise(tokenizer, texts, pair.config)
-    return Contest(replace(pair, batches=batches), labelled_rows(tokenizer, rows))
+        texts = hans_examples(TRAIN_PER_SUBCASE, "train").texts[: 2 * args.samples]
+    batches, other = (
+        tokenise(tokenizer, some, pair.config)[0] for some in (texts[: args.samples], texts[args.samples :])
+    )
+    return Contest(replace(pair, batches=batches), labelled_rows(tokenizer, rows)), other
 
 
 def main() -> None:
@@ -115,8 +133,8 @@ def main() -> None:
         "--aligners",
         nargs="+",
         choices=tuple(ALIGNERS),
-        default=["weights", "activations"],
-        help="default: weights activations",
+        default=["weights", "activations+weights", "activations"],
+        help="default: weights activations+weights activations",
     )
     parser.add_argument("--points", type=int, default=5, help="models on the line, ends included (default: 5)")
     args = parser.parse_args()
@@ -125,13 +143,14 @@ def main() -> None:
 
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
-    contest = open_contest(args)
+    contest, other = open_contest(args)
     methods: dict[str, Method] = {"naive": naive}
     for by in args.aligners:
         methods |= {f"{by}: all": matched(by), f"{by}: chosen": chosen(by)}
     print(header())
     found = {name: measure(name, method, contest, args.points) for name, method in methods.items()}
     print_rows(contest.pair, found)
+    print_correlations(found, other)
 
 
 if __name__ == "__main__":
