@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.arrays import NUMPY, Array, Arrays, TorchArrays, import_torch, suit_numpy
+from merge.asked_vocabulary import vocabulary_names
 from merge.card import write_card
 from merge.checkpoint import Checkpoint
 from merge.engine import CommonRows, Engine, Input, Job
 from merge.head_plan import Output, plan_heads
 from merge.output_files import copy_files, save_alignment
-from merge.preflight import DTYPES, merged_config, vocabulary_names
+from merge.preflight import DTYPES, merged_config
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.reload import reload_check

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.arrays import check_device, import_torch
+from merge.asked_vocabulary import find_vocabulary
 from merge.bases import find_bases
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.cocktail import cocktail_weights
@@ -18,7 +19,7 @@ from merge.evaluation import check_evaluation, evaluate
 from merge.head_plan import plan_heads
 from merge.material import calibrate
 from merge.outputs import AS_USUAL, Means, plain, write_outputs
-from merge.preflight import find_vocabulary, preflight
+from merge.preflight import preflight
 from merge.prepared import prepared, resized
 from merge.recipe import Recipe
 from merge.repair_run import check_repair

@@ -39,7 +39,7 @@ LEVELS = (
     ("choices",),
     ("aligned",),
     ("engine", "mergekit_methods"),
-    ("preflight", "schedule", "mergekit_parameters"),
+    ("asked_vocabulary", "preflight", "schedule", "mergekit_parameters"),
     ("bases", "mergekit_document"),
     ("writer", "reload", "card", "verify"),
     ("prepared",),

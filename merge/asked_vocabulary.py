@@ -1,0 +1,65 @@
+"""The vocabulary that a recipe asks for: whose it is, whether every model's rows can be brought into it, and where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from merge.checkpoint import Checkpoint
+from merge.errors import MismatchError, UsageError, nearest
+from merge.head_plan import HeadPlan, plan_heads
+from merge.recipe import Recipe
+from merge.tokenizer_files import read_tokenizer
+from merge.vocabulary import VocabularyPlan, plan_vocabulary
+
+
+def vocabulary_names(reference: Checkpoint) -> frozenset[str]:
+    """Return the canonical names of the tensors that hold one row per token."""
+    return frozenset(reference.canonical_name(name) for name in reference.structure.vocabulary)
+
+
+def find_vocabulary(
+    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None = None
+) -> VocabularyPlan | None:
+    """Return the plan of the vocabulary that the recipe asks for; None where it asks for none, and all agree.
+
+    Raises:
+        UsageError: the recipe asks for a tokenizer that is none of its models'.
+        MismatchError: the vocabularies cannot be brought together, or models are to be aligned as well.
+    """
+    if recipe.tokenizer is None:
+        return None
+    everyone = [*models, *([] if base is None else [base])]
+    places: dict[str, int] = {entry.model: k for k, entry in reversed(list(enumerate(recipe.models)))} | {
+        "reference": 0
+    }
+    if base is not None:
+        places["base"] = len(models)
+    known = [*places, "union"]
+    if recipe.tokenizer not in known:
+        raise UsageError(f"tokenizer {recipe.tokenizer!r} is none of the models.{nearest(recipe.tokenizer, known)}")
+    sizes = [checkpoint.structure.settings["vocab_size"] for checkpoint in everyone]
+    wanted: Any = "union" if recipe.tokenizer == "union" else places[recipe.tokenizer]
+    plan = plan_vocabulary([read_tokenizer(c.folder) for c in everyone], [c.source for c in everyone], sizes, wanted)
+    _check_copied_rows(plan_heads(recipe.heads, models, base), plan)
+    moved = any(rows.tolist() != list(range(size)) for rows, size in zip(plan.rows, sizes, strict=True))
+    if moved and recipe.align.moves:
+        raise MismatchError(
+            "models of different vocabularies cannot be aligned: they read different tokens in the same text. "
+            "Merge them with --align none, or bring them into one vocabulary first."
+        )
+    return plan
+
+
+def _check_copied_rows(heads: HeadPlan, plan: VocabularyPlan) -> None:
+    """Stop where a head with one row per token goes along with a vocabulary that has tokens it has no row for."""
+    for output in heads.outputs:
+        for name in sorted(output.copied & vocabulary_names(output.owner)):
+            ((model, _),) = output.sources[name]
+            lacking = int((plan.rows[model] < 0).sum())
+            if lacking:
+                source = heads.models[model].source
+                raise MismatchError(
+                    f"{name} of {source} has one row per token, and none for {lacking} tokens of the result's vocabulary: this "
+                    f"head cannot go along with it. Use --tokenizer {source}, or --heads drop."
+                )
