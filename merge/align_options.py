@@ -76,7 +76,12 @@ def align_options(command: F) -> F:
             click.option("--steps", type=count, help="Steps of learned alignment and of annealing.  [default: 200]"),
             click.option("--both", is_flag=True, default=None, help="Let learned alignment move the reference too."),
             click.option("--reference", metavar="MODEL", help="Which model the others go to.  [default: the first]"),
-            click.option("--apply", metavar="FILE", help="Repeat the alignment in a transform.safetensors."),
+            click.option(
+                "--apply",
+                metavar="FILE",
+                multiple=True,
+                help="Repeat the alignment in a transform.safetensors; again for each further model that moves.",
+            ),
             click.option(
                 "--repair",
                 is_flag=True,
@@ -95,7 +100,7 @@ def align_entry(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a list of names has an empty one.
     """
-    given = {key: options[flag] for flag, key in FLAGS.items() if options[flag] is not None}
+    given = {key: options[flag] for flag, key in FLAGS.items() if options[flag] not in (None, ())}
     for flag in LISTS:
         if flag in given:
             given[flag] = _listed(given[flag], f"--{flag.replace('_', '-')}")

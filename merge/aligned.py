@@ -12,7 +12,7 @@ from merge.checkpoint import Checkpoint
 from merge.choices import choices, decide, rotates
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.head_plan import HeadPlan
-from merge.material import Material, finite_tensors, read_material
+from merge.material import Material, absent_pooler, finite_tensors, read_material
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.recipe_entries import AlignEntry
@@ -38,6 +38,7 @@ class Aligned:
         source, reference: the model, and the one it was aligned to.
         by: the matcher, or the file that an earlier one wrote.
         model: its place in the run.
+        proof: of the two where the reference moves too, the one that is less close.
         transform: of its units, classes aside.
         spec: which the transform is read by.
         reference_transform: of the reference, where it moves too.
@@ -145,8 +146,10 @@ def align_all(
             found, own, proof = _carry(heads.carried[k], entry, found, inputs)
         transforms[k], other = None if choice.common else found, None
         if kept.reference_maps:
-            transforms[at] = other = _moved_reference(pair, kept, inputs, len(moving))
-        names = checkpoints[k].source, checkpoints[at].source, entry.apply or entry.by
+            other, proof_there = _moved_reference(pair, kept, inputs, len(moving))
+            transforms[at], proof = other, max(proof, proof_there, key=lambda one: one.error)
+        by = entry.by if entry.apply is None else str(choice.kept.by)
+        names = checkpoints[k].source, checkpoints[at].source, by
         quality = None if choice.common else match_quality(pair, kept)
         aligned.append(Aligned(*names, k, choice, proof, found, own, _moved_by_kind(pair, found), quality, other))
     told = read() if read.cache_info().currsize else Material((), None, ())
@@ -222,30 +225,26 @@ def _proved(pair: Pair, transform: Transform, inputs: tuple[Batch, ...]) -> Proo
     from merge.transform import apply_transform
 
     if not inputs:
-        return Proof(0.0, pair.spec.bound, 0, tuple(pair.spec.outputs))
+        return Proof(0.0, pair.spec.bound, 0, tuple(pair.spec.outputs), pair.spec.dtype)
     # Maps are proved in float64: in the dtype of the checkpoint they round what they act on.
     b = {n: t.double() if transform.maps and t.is_floating_point() else t for n, t in pair.b.items()}
     return prove(replace(pair, b=b), apply_transform(pair.spec, transform, b), transform, inputs)
 
 
-def _moved_reference(pair: Pair, kept: Alignment, inputs: tuple[Batch, ...], moving: int) -> Transform:
-    """Return what moves the reference where both ends were asked to, proved as the other's is."""
+def _moved_reference(pair: Pair, kept: Alignment, inputs: tuple[Batch, ...], moving: int) -> tuple[Transform, Proof]:
+    """Return what moves the reference where both ends were asked to, and its proof."""
     from merge.permutation import identity
     from merge.transform import Transform
 
     if moving > 1:
         raise AlignmentError("--both moves the reference towards one model; with several models leave it where it is.")
     transform = Transform(identity(pair.spec, pair.shapes), kept.reference_maps)
-    _proved(replace(pair, b=pair.a), transform, inputs)
-    return transform
+    return transform, _proved(replace(pair, b=pair.a), transform, inputs)
 
 
 def _without_pooler(spec: PermutationSpec, reference: Checkpoint) -> tuple[PermutationSpec, dict[str, Tensor]]:
     """Return the spec and stand-ins for a pooler that the base models are aligned without: zeros, on no axis."""
-    import torch
-
-    absent = {reference.canonical_name(name): shape for name, shape in reference.structure.shapes.items()}
-    absent = {n: s for n, s in absent.items() if n not in reference.tensors and ".pooler." in n}
+    absent = absent_pooler(reference)
     if not absent:
         return spec, {}
     axes = {name for line in absent for name in spec.axes(line)[0].names}
@@ -255,7 +254,7 @@ def _without_pooler(spec: PermutationSpec, reference: Checkpoint) -> tuple[Permu
 
     taps = {axis: sites for axis, sites in spec.taps.items() if axis not in axes}
     without = replace(spec, lines=still(spec.lines), outputs=still(spec.outputs), taps=taps)
-    return without, {name: torch.zeros(shape) for name, shape in absent.items()}
+    return without, absent
 
 
 def _carry(

@@ -64,7 +64,7 @@ def draw_quality(axes: Axes, record: Mapping[str, Any]) -> None:
     before, after = quality["distance"]
     axes.set_title(
         f"{_short(record['model'])} aligned to {_short(record['reference'])} by {record['by']}\n"
-        f"distance of canonical weights {before:.3f} → {after:.3f}",
+        f"distance of gauge-fixed weights {before:.3f} → {after:.3f}",
         loc="left",
         fontsize=9,
     )

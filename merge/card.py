@@ -162,8 +162,8 @@ def _alignment(facts: Mapping[str, Any]) -> list[str]:
         lines += ["", f"Units that changed place: {moved}.", "", *_quality(a.get("quality")), ""]
         p = a["proof"]
         lines.append(
-            f"Proof: before any averaging, the aligned model's {', '.join(p['outputs'])} equalled its own to {p['error']:.1e} "
-            f"standard deviations (bound {p['bound']:g}, float64, {p['texts']} texts)."
+            f"Proof: before any averaging, moving its units changed its {', '.join(p['outputs'])} by {p['error']:.1e} standard "
+            f"deviations (bound {p['bound']:g}, {p['dtype']}, {p['texts']} inputs)."
         )
     if repair := facts.get("repair"):
         said = "; ".join(f"{k['kind']} {_share(k['before'])} of it, now {_share(k['after'])}" for k in repair["kinds"])
@@ -193,7 +193,7 @@ def _quality(quality: Mapping[str, Any] | None) -> list[str]:
     ]
     before, after = quality["distance"]
     text = "Of units matched at random, and of the same scores matched in random order: what chance makes of them."
-    return [*lines, "", f"{text} Distance of canonical weights, |A - B| / |A|: {before:.3f}, aligned {after:.3f}."]
+    return [*lines, "", f"{text} Distance of gauge-fixed weights, |A - B| / |A|: {before:.3f}, aligned {after:.3f}."]
 
 
 def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[str]:

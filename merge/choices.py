@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.alignment import AS_MERGED, MANY, aligner, many_aligner
-from merge.errors import AlignmentError
+from merge.errors import AlignmentError, UsageError
 from merge.recipe_entries import AlignEntry
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from merge.alignment.pair import Alignment, Matcher, Pair
     from merge.spec import PermutationSpec
     from merge.transform import Transform
+    from merge.transform_files import Header
 
 
 def choices(
@@ -34,11 +35,18 @@ def choices(
         found = many_aligner(entry.by)([in_canonical_form(pair) for pair in all_pairs], _kinds(entry, all_pairs[0]))
         yield from ((k, pair, fixed(one, entry.by)) for k, pair, one in zip(moving, all_pairs, found, strict=True))
         return
+    if entry.apply is not None:
+        if len(entry.apply) != len(moving):
+            raise UsageError(
+                f"{len(moving)} models move, and {len(entry.apply)} transforms are to be applied. Give one for each model but "
+                "the reference, in their order, and the base's last."
+            )
+        for k, path in zip(moving, entry.apply, strict=True):
+            pair = pairs(at, k)
+            yield k, pair, fixed(_repeated(path, pair), path)
+        return
     for k in moving:
         pair = pairs(at, k)
-        if entry.apply is not None:
-            yield k, pair, fixed(_repeated(entry.apply, pair), entry.apply)
-            continue
         matchers: dict[str, Matcher] = {
             entry.by: aligner(entry.by)(pair if entry.by in AS_MERGED else in_canonical_form(pair))
         }
@@ -78,7 +86,7 @@ def _kinds(entry: AlignEntry, pair: Pair) -> frozenset[str]:
 def _repeated(path: str, pair: Pair) -> Alignment:
     """Return the alignment of an earlier run; where it moved the reference too, so does this."""
     from merge.alignment.pair import Alignment
-    from merge.transform import read_header
+    from merge.transform_files import read_header
 
     file = Path(path).expanduser()
     found, beside = _loaded(file, pair), read_header(file).facts.get("reference")
@@ -92,7 +100,7 @@ def _repeated(path: str, pair: Pair) -> Alignment:
 def _loaded(path: Path, pair: Pair) -> Transform:
     """Return the transform of a file, which fits the pair."""
     from merge.permutation import identity
-    from merge.transform import load_transform
+    from merge.transform_files import load_transform
 
     found = load_transform(pair.spec, path)
     still = identity(pair.spec, pair.shapes).indices
@@ -107,14 +115,26 @@ def _loaded(path: Path, pair: Pair) -> Transform:
 
 
 def rotates(entry: AlignEntry, spec: PermutationSpec) -> bool:
-    """Return whether an alignment rotates the residual stream: as it was asked to, or as the file does that it applies.
+    """Return whether an alignment rotates the residual stream: as it was asked to, or as a file does that it applies.
 
     Raises:
-        SpecError: the file is no transform.
+        SpecError: a file is no transform.
     """
     if entry.apply is None:
         return entry.residual == "rotation"
-    from merge.transform import read_header
+    return any(len(header.maps.get(stream, ())) == 2 for header in _headers(entry) for stream in spec.folded)
 
-    maps = read_header(Path(entry.apply).expanduser()).maps
-    return any(len(maps.get(stream, ())) == 2 for stream in spec.folded)
+
+def keeps_canonical(entry: AlignEntry) -> bool:
+    """Return whether canonical weights are kept: as was asked, or as they were where a file that is applied was written.
+
+    Raises:
+        SpecError: a file is no transform.
+    """
+    return entry.canonical == "keep" or any(header.facts.get("canonical") == "keep" for header in _headers(entry))
+
+
+def _headers(entry: AlignEntry) -> list[Header]:
+    from merge.transform_files import read_header
+
+    return [read_header(Path(path).expanduser()) for path in entry.apply or ()]

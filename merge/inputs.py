@@ -17,6 +17,8 @@ AFTER_PADDING = {
     "camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
 }  # fmt: skip
 MAX_LENGTH = 128
+# What an encoder-decoder's decoder begins with, and the classes whose decoder reads a text.
+BEGINNINGS, DECODING = ("decoder_start_token_id", "pad_token_id"), ("ForConditionalGeneration", "Model")
 # Small batches stay in the cache of a CPU core: measured best between 1,024 and 4,096 tokens.
 BATCH_TOKENS = 2048
 
@@ -139,14 +141,31 @@ def tokenise(
     note = (
         f"{encoded.cut} of {len(samples)} calibration texts are longer than {longest} tokens; only their start is read"
     )
+    check_ids(encoded.batches, config)
     return tuple(_for_head(batch, config) for batch in encoded.batches), (note,) if encoded.cut else ()
+
+
+def check_ids(batches: Sequence[Batch], config: Mapping[str, Any]) -> None:
+    """Stop at a token that a model has no row for.
+
+    Raises:
+        CalibrationError: the tokenizer has more tokens than the embedding table has rows.
+    """
+    size = (config.get("text_config") or config).get("vocab_size")
+    most = max((int(batch["input_ids"].max()) for batch in batches), default=0)
+    if size is not None and most >= size:
+        raise CalibrationError(
+            f"the tokenizer reads token {most} in the text, and the model has {size} (vocab_size). Put the tokenizer that "
+            "it was trained with into its folder."
+        )
 
 
 def positions(config: Mapping[str, Any]) -> int:
     """Return how many tokens a model can tell the places of; MAX_LENGTH where it sets no limit."""
     stated = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), MAX_LENGTH)
-    # RoBERTa and its kin count places from behind the padding token's id.
-    unused = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in AFTER_PADDING else 0
+    # RoBERTa and its kin count places from behind the padding token's id, which for MPNet's code is always 1.
+    pad = 1 if config.get("model_type") == "mpnet" else int(config.get("pad_token_id") or 0)
+    unused = pad + 1 if config.get("model_type") in AFTER_PADDING else 0
     return max(int(stated) - unused, 1)
 
 
@@ -193,8 +212,19 @@ def attended(batch: Batch) -> Tensor:
 
 
 def _for_head(batch: Batch, config: Mapping[str, Any]) -> Batch:
-    """Give multiple-choice models their axis of choices: neighbouring texts become the choices of one question."""
+    """Return the batch as the head reads it.
+
+    Multiple-choice models have an axis of choices: neighbouring texts become those of one question. Decoders behind an
+    encoder read the same text, moved on by one.
+    """
     architecture = str((config.get("architectures") or [""])[0])
+    if (
+        config.get("is_encoder_decoder")
+        and architecture.endswith(DECODING)
+        and not architecture.endswith("EncoderModel")
+    ):
+        ids, begin = batch["input_ids"], next((int(config[k]) for k in BEGINNINGS if config.get(k) is not None), 0)
+        return {**batch, "decoder_input_ids": torch.cat([torch.full_like(ids[:, :1], begin), ids[:, :-1]], 1)}
     if not architecture.endswith("ForMultipleChoice"):
         return batch
     count = len(batch["input_ids"])

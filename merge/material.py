@@ -67,7 +67,7 @@ _UNMASKED = "the text is read as it stands, though the model was trained to tell
 def _with_labels(entry: AlignEntry, column: str, seed: int, reference: Checkpoint) -> Material:
     import torch
 
-    from merge.inputs import MAX_LENGTH, encode, load_tokenizer, positions
+    from merge.inputs import MAX_LENGTH, check_ids, encode, load_tokenizer, positions
 
     if entry.text is None:
         raise CalibrationError(
@@ -79,6 +79,7 @@ def _with_labels(entry: AlignEntry, column: str, seed: int, reference: Checkpoin
     gold = torch.tensor(gold_of(examples, reference))
     longest = min(MAX_LENGTH, positions(reference.config))
     encoded = encode(load_tokenizer(reference.folder), examples.texts, longest)
+    check_ids(encoded.batches, reference.config)
     cut = f"{encoded.cut} of {len(gold)} calibration texts are longer than {longest} tokens; only their start is read"
     labels = tuple(gold[list(rows)] for rows in encoded.rows)
     notes = (*examples.notes, *([cut] if encoded.cut else []))
@@ -127,3 +128,11 @@ def finite(checkpoint: Checkpoint, name: str) -> Tensor:
     if not torch.isfinite(tensor).all():
         raise CheckpointError(f"{checkpoint.source}: {name} holds NaN or infinity. This model is broken; leave it out.")
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def absent_pooler(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return zeros for the pooler that transformers gives a base model which was stored without one."""
+    import torch
+
+    shapes = {checkpoint.canonical_name(name): shape for name, shape in checkpoint.structure.shapes.items()}
+    return {n: torch.zeros(s) for n, s in shapes.items() if n not in checkpoint.tensors and ".pooler." in n}

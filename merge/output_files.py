@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merge.checkpoint import Checkpoint
+from merge.choices import keeps_canonical
 from merge.report import Report
 from merge.tokenizer_files import tokenizer_names
 from merge.vocabulary import write_tokenizer
@@ -22,16 +23,24 @@ def save_alignment(folder: Path, report: Report) -> None:
         from merge.alignment_plot import save_alignment_plot
 
         save_alignment_plot(folder, records)
-    for aligned in report.bases.aligned:
-        if aligned.transform.is_identity or aligned.model >= len(report.checkpoints):
-            continue
-        from merge.transform import save_transform
+    moved, entry = report.bases.aligned, report.recipe.align
+    if all(one.transform.is_identity and one.reference_transform is None for one in moved):
+        return
+    from merge.transform_files import save_transform
 
-        name = "transform.safetensors" if len(report.checkpoints) <= 2 else f"transform-{aligned.model}.safetensors"
-        beside = None if aligned.reference_transform is None else REFERENCE_FILE
-        save_transform(aligned.spec, aligned.transform, folder / name, beside)
-        if aligned.reference_transform is not None:
-            save_transform(aligned.spec, aligned.reference_transform, folder / REFERENCE_FILE)
+    canonical = keeps_canonical(entry)
+    for one in moved:
+        beside = None if one.reference_transform is None else REFERENCE_FILE
+        save_transform(one.spec, one.transform, folder / _name(report, one.model), beside, canonical)
+        if one.reference_transform is not None:
+            save_transform(one.spec, one.reference_transform, folder / REFERENCE_FILE, canonical=canonical)
+
+
+def _name(report: Report, model: int) -> str:
+    """Return the name of the file that says how a model moved, by its place in the run; the base's is behind them all."""
+    if model == len(report.checkpoints):
+        return "transform-base.safetensors"
+    return "transform.safetensors" if len(report.checkpoints) <= 2 else f"transform-{model}.safetensors"
 
 
 def copy_files(folder: Path, report: Report, owner: Checkpoint) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.arrays import NUMPY, Array, Arrays, TorchArrays, import_torch, suit_numpy
+from merge.arrays import NUMPY, Array, Arrays, TorchArrays, import_torch, suit_numpy, torch_dtype
 from merge.asked_vocabulary import vocabulary_names
 from merge.card import write_card
 from merge.checkpoint import Checkpoint
@@ -111,7 +111,9 @@ def _write_output(
         config = {**config, **config_changes(report.vocabulary, config, model)}
     write_json(folder / "config.json", config)
     copy_files(folder, report, owner)
-    (folder / "recipe.yaml").write_text(f"# merge-models --recipe recipe.yaml\n{recipe.to_yaml()}", encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        f"# merge-models --recipe recipe.yaml\n{report.asked.to_yaml()}", encoding="utf-8"
+    )
     save_alignment(folder, report)
     if recipe.align.repair:
         report, repaired = repair_written(folder, report, _engine(report, _arrays(report, means)), means.progress)
@@ -177,12 +179,13 @@ def _row_names(report: Report) -> frozenset[str]:
 def _written(recipe: Recipe, stored: StoredTensor) -> tuple[str, tuple[int, ...]]:
     """Return the dtype, in safetensors' letters, and the shape: its own dtype unless another was asked for."""
     own = stored.is_integer or recipe.out_dtype is None
-    return stored.dtype if own else LETTERS[str(recipe.out_dtype)], stored.shape
+    return stored.own_dtype if own else LETTERS[str(recipe.out_dtype)], stored.shape
 
 
 def _engine(report: Report, arrays: Arrays) -> Engine:
     """Return the engine over all models, each read in the reference's basis."""
     bases, recipe = report.bases, report.recipe
+    dtype = None if recipe.dtype is None else LETTERS[recipe.dtype]
     models = tuple(
         _input(
             arrays,
@@ -190,11 +193,13 @@ def _engine(report: Report, arrays: Arrays) -> Engine:
             transform,
             bases.spec_of(k),
             {kind: found[k] for kind, found in report.statistics.items()},
+            dtype,
         )
         for k, (checkpoint, transform) in enumerate(zip(report.checkpoints, bases.transforms, strict=True))
     )
-    base = None if report.base is None else _input(arrays, report.base, bases.base_transform, bases.spec_of(0), {})
-    dtype = None if recipe.dtype is None else LETTERS[recipe.dtype]
+    base = None
+    if report.base is not None:
+        base = _input(arrays, report.base, bases.base_transform, bases.spec_of(0), {}, dtype)
     rows = None
     if report.vocabulary is not None:
         rows = CommonRows(_row_names(report), report.vocabulary.rows)
@@ -207,17 +212,28 @@ def _input(
     transform: Transform | None,
     spec: PermutationSpec | None,
     statistics: Mapping[str, Statistics],
+    dtype: str | None,
 ) -> Input:
-    """Return one model as the engine reads it: in the reference's basis, tensor by tensor."""
+    """Return one model as the engine reads it: in the reference's basis, tensor by tensor.
+
+    Args:
+        dtype: of the arithmetic, as the engine takes it.
+    """
 
     def tensor(name: str) -> Array:
         if arrays is NUMPY:
             return checkpoint.array(name)
         if transform is None or spec is None:
             return checkpoint.tensor(name)
+        import torch
+
         from merge.transform import apply_transform_axes
 
-        return apply_transform_axes(spec.axes(name), transform, checkpoint.tensor(name))
+        stored: Tensor = checkpoint.tensor(name)
+        if transform.maps and stored.is_floating_point():
+            # A map rounds what it acts on: no more than the arithmetic that follows does.
+            stored = stored.to(torch.promote_types(stored.dtype, torch_dtype(dtype or "F32")))
+        return apply_transform_axes(spec.axes(name), transform, stored)
 
     def measured(kind: str, name: str) -> Tensor | None:
         from merge.statistics import statistics_at

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from merge.architectures import spec_for
 from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.choices import rotates
-from merge.material import finite_tensors
+from merge.choices import keeps_canonical, rotates
+from merge.errors import AlignmentError
+from merge.material import absent_pooler, finite_tensors
 from merge.recipe_entries import AlignEntry
 from merge.sentence_transformers import is_module_tensor, with_modules, without_modules
 from merge.weight_writer import open_writer
@@ -44,16 +45,17 @@ def prepared(
 ) -> Iterator[Prepared]:
     """Yield the models rewritten as the entry asks: norms folded for a rotation, canonical weights where they are kept.
 
-    A rotation that an earlier run found is one too: the header of the file that is applied tells.
+    What an earlier run did for a transform that is applied is done again: the header of the file tells.
 
     Args:
         beside: a path whose nearest existing parent takes the temporary folder.
     Raises:
         SpecError: the norms of this architecture cannot be folded.
         CheckpointError: a tensor holds NaN or infinity.
+        AlignmentError: a model rewritten is not the model it was.
     """
-    rotating = _rotating(entry, models)
-    if not rotating and (entry.canonical != "keep" or not entry.moves):
+    rotating, keeping = _rotating(entry, models), entry.moves and keeps_canonical(entry)
+    if not rotating and not keeping:
         yield Prepared(tuple(models), base)
         return
     parent = next(folder for folder in beside.expanduser().resolve().parents if folder.is_dir())
@@ -62,7 +64,7 @@ def prepared(
         notes: dict[str, None] = {}
         written = []
         for k, checkpoint in enumerate(everyone):
-            written.append(_rewritten(entry, rotating, checkpoint, Path(place) / str(k), notes))
+            written.append(_rewritten(keeping, rotating, checkpoint, Path(place) / str(k), notes))
         yield Prepared(tuple(written[: len(models)]), None if base is None else written[-1], tuple(notes))
 
 
@@ -132,14 +134,16 @@ def _resized(
 
 
 def _rewritten(
-    entry: AlignEntry, rotating: bool, checkpoint: Checkpoint, folder: Path, notes: dict[str, None]
+    keeping: bool, rotating: bool, checkpoint: Checkpoint, folder: Path, notes: dict[str, None]
 ) -> Checkpoint:
     from merge.gauges import canonical, fold_norms
 
     own = without_modules(checkpoint)
-    tensors: Mapping[str, Tensor] = finite_tensors(own)
+    given = finite_tensors(own)
+    # In float64, so that what is compared is the rewriting and not its rounding.
+    tensors: Mapping[str, Tensor] = {n: t.double() if t.is_floating_point() else t for n, t in given.items()}
     config: Mapping[str, Any] = own.config
-    if entry.canonical == "keep":
+    if keeping:
         tensors = canonical(spec_for(config), config, tensors)
         notes["canonical weights were kept: key and value biases and means that the outputs cannot show are zero"] = (
             None
@@ -148,7 +152,36 @@ def _rewritten(
         folded = fold_norms(spec_for(config), config, tensors)
         tensors, config = folded.tensors, folded.config
         notes |= dict.fromkeys((_FOLDED, *folded.notes))
-    return _stored(checkpoint, folder, tensors, config)
+    _prove(own, given, tensors, config)
+    widths = {name: tensor.dtype for name, tensor in given.items()}
+    usual = next(dtype for dtype in widths.values() if dtype.is_floating_point)
+    rounded = {n: t.to(widths.get(n, usual)) if t.is_floating_point() else t for n, t in tensors.items()}
+    return _stored(checkpoint, folder, rounded, config)
+
+
+def _prove(
+    own: Checkpoint, given: Mapping[str, Tensor], tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Stop unless a model rewritten says what it said, on random inputs."""
+    import torch
+
+    from merge.alignment.proof import compare
+    from merge.inputs import random_inputs
+    from merge.model import build
+    from merge.transform import identity_transform
+
+    spec, still = spec_for(own.config), absent_pooler(own)
+    sides = ((own.config, {**given, **still}), (config, {**tensors, **still}))
+    before, after = (
+        build(settings, {own.written_name(n): t for n, t in side.items()}, getattr(torch, spec.dtype))
+        for settings, side in sides
+    )
+    proof = compare(spec, before, after, identity_transform(spec, own.shapes), random_inputs(own.config))
+    if not proof.holds:
+        raise AlignmentError(
+            f"{own.source}: rewritten for the alignment it is not the model it was: outputs differ by {proof.error:.2g} "
+            f"standard deviations (bound {proof.bound:g}). Nothing was merged; leave out --canonical keep and rotations."
+        )
 
 
 def _stored(
@@ -160,8 +193,12 @@ def _stored(
     for file in sorted({stored.file for name, stored in checkpoint.tensors.items() if is_module_tensor(name)}):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint.folder / file, folder / file)
-    opened = with_modules(open_checkpoint(str(folder)))
-    return replace(opened, source=checkpoint.source, commit=checkpoint.commit, left_behind=checkpoint.left_behind)
+    opened, own = with_modules(open_checkpoint(str(folder))), checkpoint.tensors
+    usual = next(stored.own_dtype for stored in own.values() if not stored.is_integer)
+    given = {n: replace(t, given=own[n].own_dtype if n in own else usual) for n, t in opened.tensors.items()}
+    return replace(
+        opened, tensors=given, source=checkpoint.source, commit=checkpoint.commit, left_behind=checkpoint.left_behind
+    )
 
 
 _FOLDED = (
@@ -170,14 +207,12 @@ _FOLDED = (
 
 
 def _write(folder: Path, own: Checkpoint, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write a checkpoint of these tensors, each in the dtype it is stored in, with the side files of its model."""
+    """Write a checkpoint of these tensors with the side files of its model."""
     import torch
 
     from merge.arrays import TorchArrays
 
-    arrays, dtypes = TorchArrays("cpu"), {name: own.tensor(name).dtype for name in own.tensors}
-    usual = next(iter(dtypes.values()))
-    ready = {name: tensor.to(dtypes.get(name, usual)).contiguous() for name, tensor in tensors.items()}
+    arrays, ready = TorchArrays("cpu"), {name: tensor.contiguous() for name, tensor in tensors.items()}
     layout = {own.written_name(name): (arrays.dtype(t), tuple(t.shape)) for name, t in ready.items()}
     with torch.inference_mode(), open_writer(folder, layout) as writer:
         for name, tensor in ready.items():

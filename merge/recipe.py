@@ -113,12 +113,14 @@ class Recipe(Record):
         if self.base_lacks is not None and self.base is None:
             raise ValueError("base_lacks belongs to a base. Add base: MODEL.")
         _check_heads(self)
+        if self.align.both and len(self.models) + (self.base is not None) != 2:
+            raise ValueError("align: both moves the reference towards one model; with several leave it where it is.")
         parts: tuple[Override | Slice, ...] = (*self.overrides, *(self.slices or ()))
         for one in parts:
             _check_weighed(self, one)
         if self.statistics.label_column is not None and self.method != "cocktail":
             raise ValueError(
-                "statistics: label_column belongs to method cocktail, which alone reads labels. Leave it out."
+                "label_column belongs to method cocktail and to align by: learned, which alone read labels. Leave it out."
             )
         used = {self.method, *(merged_settings(self, part)[0] for part in parts)}
         if self.base is not None and all(METHODS[name].base == "none" for name in used):

@@ -193,7 +193,8 @@ class AlignEntry(Record):
         steps: of `learned` and `annealing`.
         both: let `learned` move the reference too.
         reference: the model that the others are aligned to; the first when None.
-        apply: a transform.safetensors of an earlier run, instead of matching.
+        apply: instead of matching, the transform.safetensors of an earlier run; one for each model that moves, in their
+            order, the base's last.
         repair: set each unit's mean and spread in the merge to those of the models'.
     """
 
@@ -210,10 +211,10 @@ class AlignEntry(Record):
     steps: int = Field(default=200, gt=0, strict=True)
     both: bool = False
     reference: str | None = Field(default=None, min_length=1)
-    apply: str | None = Field(default=None, min_length=1)
+    apply: tuple[str, ...] | None = Field(default=None, min_length=1)
     repair: bool = False
 
-    @field_validator("text_column", "axes", mode="before")
+    @field_validator("text_column", "axes", "apply", mode="before")
     @classmethod
     def _one_name(cls, names: Any) -> Any:
         return listed(names)
@@ -241,6 +242,10 @@ class AlignEntry(Record):
             raise ValueError(f"{', '.join(given)} {verb} to an alignment. Add by: activations or by: weights.")
         if self.label_column is not None and self.by != "learned":
             raise ValueError("label_column belongs to by: learned; other alignments read no labels. Leave it out.")
+        if self.by == "learned" and self.basis == "permutation":
+            raise ValueError(
+                "by learned finds maps inside heads, not permutations alone. Leave out basis: permutation."
+            )
         if (self.basis == "orthogonal" or self.residual == "rotation") and self.by not in FIND_MAPS | {"auto"}:
             raise ValueError(
                 f"by {self.by} finds permutations alone, no bases inside heads (basis: orthogonal) and no rotation of the "

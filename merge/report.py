@@ -47,16 +47,23 @@ class Report:
     bytes: int = 0
     seconds: float = 0.0
 
+    @property
+    def asked(self) -> Recipe:
+        """The recipe that repeats the run: without a rotation that auto chose, and would choose again."""
+        if not any(one.choice.kept.rotated for one in self.bases.aligned):
+            return self.recipe
+        return self.recipe.model_copy(update={"align": self.recipe.align.model_copy(update={"residual": None})})
+
 
 def report_facts(report: Report, output: Output | None = None) -> dict[str, Any]:
     """Return what the manifest and the card say of a run: no times, no machine, so the same run gives the same bytes."""
     outputs = plan_heads(report.recipe.heads, report.checkpoints, report.base).outputs
-    shown = output or outputs[0]
+    shown, applied = output or outputs[0], report.recipe.align.apply
     return {
         "name": (Path(report.recipe.output) / (output.folder if output else "")).name,
         **({"outputs": [one.folder for one in outputs]} if len(outputs) > 1 or outputs[0].folder else {}),
-        "recipe": report.recipe.model_dump(mode="json", exclude_defaults=True),
-        "recipe_yaml": report.recipe.to_yaml(),
+        "recipe": report.asked.model_dump(mode="json", exclude_defaults=True),
+        "recipe_yaml": report.asked.to_yaml(),
         "method": report.recipe.method,
         "architecture": shown.owner.architecture,
         "model_type": shown.owner.model_type,
@@ -65,6 +72,7 @@ def report_facts(report: Report, output: Output | None = None) -> dict[str, Any]
         "layers": None if report.schedule.plan is None else report.schedule.plan.to_json(),
         "licences": [licence_of(c.folder / "README.md") for c in report.inputs[0]],
         "alignment": [a.to_json() for a in report.bases.aligned],
+        **({} if applied is None else {"applied": {path: file_hash(Path(path).expanduser()) for path in applied}}),
         "calibration": report.bases.calibration,
         **({} if report.repair is None else {"repair": dict(report.repair)}),
         "statistics": {kind: [s.to_json() for s in found] for kind, found in report.statistics.items()},

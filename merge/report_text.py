@@ -45,14 +45,14 @@ def _aligned_text(aligned: Aligned) -> list[str]:
     objective = kept.alignment.objective
     if objective:
         unit = "mean correlation of matched units" if kept.by == "activations" else "objective per sweep"
-        lines.append(f"  {unit}: {' -> '.join(f'{value:.4f}' for value in objective)}")
+        lines.append(f"  {unit}: {' -> '.join(f'{value:.4g}' for value in objective)}")
     moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in aligned.moved.items())
     proof = aligned.proof
     lines.append(f"  units that changed place: {moved}")
     lines += [f"  {line}" for line in (aligned.quality.table() if aligned.quality else ())]
     lines.append(
-        f"  proof: {aligned.source} aligned equals itself to {proof.error:.1e} standard deviations of its "
-        f"{', '.join(proof.outputs)} (bound {proof.bound:g}, float64, {proof.texts} texts)"
+        f"  proof: moving the units of {aligned.source} changed its {', '.join(proof.outputs)} by {proof.error:.1e} standard "
+        f"deviations (bound {proof.bound:g}, {proof.dtype}, {proof.texts} inputs)"
     )
     if aligned.transform.is_identity and choice.score:
         lines.append(

@@ -14,13 +14,8 @@ of an axis is said by its table (`PermutationSpec.groups`) and checked by `check
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,8 +30,6 @@ from merge.permutation import compose as compose_permutations
 from merge.permutation import counts as sizes_of
 from merge.permutation import inverse as inverse_permutation
 from merge.spec import PermutationSpec
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -200,93 +193,3 @@ def folded_spec(spec: PermutationSpec) -> PermutationSpec:
             "units, lies in the stream itself. Permute it instead."
         )
     return replace(spec, groups={**spec.groups, **spec.folded}, folded={})
-
-
-def save_transform(spec: PermutationSpec, transform: Transform, path: Path, reference: str | None = None) -> None:
-    """Write a transform as safetensors, with the format's version and the family; the file appears whole or not at all.
-
-    Args:
-        reference: name of the file beside it that says how the reference moves, where it moves too.
-    """
-    from safetensors import torch as safetensors
-
-    check_transform(spec, transform)
-    tensors = {f"permutation/{axis}": index.contiguous() for axis, index in transform.permutation.indices.items()}
-    tensors |= {f"map/{axis}": mapped.contiguous() for axis, mapped in transform.maps.items()}
-    facts: dict[str, object] = {"format": FORMAT, "family": spec.family}
-    facts["outer"] = dict(sorted(transform.permutation.outer.items()))
-    if reference is not None:
-        facts["reference"] = reference
-    # One entry only: safetensors writes several in an order that changes from call to call.
-    data = safetensors.save(tensors, metadata={"transform": json.dumps(facts)})
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of a transform before its tensors are read.
-
-    Attributes:
-        facts: format, family and the rest of its metadata.
-        maps: axis -> shape of its map.
-    """
-
-    facts: Mapping[str, Any]
-    maps: Mapping[str, tuple[int, ...]]
-
-
-def read_header(path: Path) -> Header:
-    """Return what a file of `save_transform` says of itself.
-
-    Raises:
-        SpecError: it cannot be read, or is no transform.
-    """
-    with _opened(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - has no __iter__
-        return Header(
-            _facts(file, path), {n.removeprefix("map/"): x for n, x in shapes.items() if n.startswith("map/")}
-        )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise SpecError(f"{path} cannot be read as a transform: {error}") from error
-
-
-def _facts(file: Any, path: Path) -> dict[str, Any]:
-    facts: dict[str, Any] | None = json.loads((file.metadata() or {}).get("transform", "null"))
-    if facts is None:
-        raise SpecError(
-            f"{path} is no transform: its metadata has no entry 'transform'. Was it written by save_transform?"
-        )
-    return facts
-
-
-def load_transform(spec: PermutationSpec, path: Path) -> Transform:
-    """Read what `save_transform` wrote.
-
-    Raises:
-        SpecError: the file is no transform, of another version or family, or a map is in no group of the spec's.
-    """
-    with _opened(path) as file:
-        facts = _facts(file, path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - has no __iter__
-    if facts["format"] != FORMAT:
-        raise SpecError(f"{path} is a transform of format {facts['format']}; this version reads {FORMAT}.")
-    if facts["family"] != spec.family:
-        raise SpecError(f"{path} is a transform of {facts['family']}, not of {spec.family}.")
-    parts: dict[str, dict[str, Tensor]] = {"permutation": {}, "map": {}}
-    for name, tensor in tensors.items():
-        part, axis = name.split("/", 1)
-        parts[part][axis] = tensor
-    transform = Transform(Permutation(parts["permutation"], facts["outer"]), parts["map"])
-    check_transform(spec, transform)
-    return transform

@@ -20,7 +20,7 @@ class Verification:
 
     Attributes:
         files: file -> "same", "changed", "missing" (in the manifest only) or "not in the manifest".
-        inputs: model, as it was named -> "same", "changed" or "not here".
+        inputs: model, or transform that was applied, as it was named -> "same", "changed" or "not here".
     """
 
     files: Mapping[str, str]
@@ -33,7 +33,7 @@ class Verification:
 
 
 def verify(folder: Path) -> Verification:
-    """Recompute the SHA-256 of every file of a merged folder, and of the weights it was made from where they are found.
+    """Recompute the SHA-256 of every file of a merged folder, and of what it was made from where that is found.
 
     Inputs are looked for under the path they were given as; a Hub commit cannot change and is not fetched.
 
@@ -54,7 +54,9 @@ def verify(folder: Path) -> Verification:
         else:
             files[name] = "same" if file_hash(folder / name) == stated["files"][name] else "changed"
     inputs = [*stated["models"], *([stated["base"]] if stated.get("base") else [])]
-    return Verification(files, {model["source"]: _input_state(model) for model in inputs})
+    states = {model["source"]: _input_state(model) for model in inputs}
+    states |= {path: _file_state(Path(path).expanduser(), digest) for path, digest in stated.get("applied", {}).items()}
+    return Verification(files, states)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -79,3 +81,10 @@ def _input_state(model: Mapping[str, Any]) -> str:
         (source / name).is_file() and file_hash(source / name) == digest for name, digest in model["files"].items()
     )
     return "same" if same else "changed"
+
+
+def _file_state(path: Path, digest: str) -> str:
+    """Return whether a file that was read is still the one it was."""
+    if not path.is_file():
+        return "not here"
+    return "same" if file_hash(path) == digest else "changed"

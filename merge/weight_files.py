@@ -35,6 +35,7 @@ class StoredTensor:
     Attributes:
         offset: of its first byte in the file; None in a pickle, which torch alone can read.
         rows: which rows it is of what the file holds under that name; None where it is all of it.
+        given: the dtype of the model it comes of, where that was rewritten in a wider one.
     """
 
     file: str
@@ -43,6 +44,12 @@ class StoredTensor:
     dtype: str
     offset: int | None = None
     rows: tuple[int, int] | None = None
+    given: str | None = None
+
+    @property
+    def own_dtype(self) -> str:
+        """The dtype that a result takes after it."""
+        return self.given or self.dtype
 
     @property
     def is_integer(self) -> bool:

@@ -32,6 +32,7 @@ LEVELS = (
     ("permutation", "inputs", "plan", "tokenizer_files", "sentence_transformers"),
     ("tokenizer_union", "architectures", "maps"),
     ("transform",),
+    ("transform_files",),
     ("gauges",),
     ("alignment", "methods", "heads", "vocabulary"),
     ("contribution", "statistics", "recipe_entries", "head_plan", "label_average", "align_options", "examples"),
@@ -51,7 +52,8 @@ LEVELS = (
     ("outputs",),
     ("run", "edit", "mergekit_yaml", "recipe_schema"),
     ("edit_command", "statistics_command", "flags"),
-    ("command", "entry"),
+    ("command",),
+    ("entry",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 

@@ -16,6 +16,7 @@ ALIGNERS: dict[str, tuple[str, str]] = {
     "activations": ("merge.alignment.activations", "match_activations"),
     "activations+weights": ("merge.alignment.refined", "match_refined"),
     "annealing": ("merge.alignment.annealing", "match_annealing"),
+    "circuits": ("merge.alignment.weights", "match_by_circuits"),
     "frank-wolfe": ("merge.alignment.frank_wolfe", "match_frank_wolfe"),
     "learned": ("merge.alignment.learned", "match_learned"),
     "sinkhorn": ("merge.alignment.sinkhorn", "match_sinkhorn"),

@@ -11,7 +11,7 @@ Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.0483
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -98,20 +98,36 @@ def unit_correlations(pair: Pair) -> Correlations:
     """Return what the units of each view correlate, averaged over its sites."""
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
     found, collected = {}, collect(pair)
-    for line in list(collected):
-        sites = collected.pop(line)  # sums of d x d entries: let go of as soon as they are used
-        correlation = sites[0].correlation()
-        for site in sites[1:]:
-            correlation += site.correlation()
-        correlation = (correlation / len(sites)).float()
-        names = tuple(line.split())
-        rest = len(correlation) // math.prod(counts[name] for name in names if name != "-")
-        found[contiguous(names, tuple(counts.get(name, rest) for name in names))] = correlation
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for line in collected:
+        lines.setdefault(level_names(line)[0], []).append(line)
+    for names, own in lines.items():
+        sites = [site for line in own for site in collected.pop(line)]
+        count = len(sites)
+        correlation = sites.pop(0).correlation()
+        while sites:  # sums of d x d entries: let go of as soon as they are used
+            correlation += sites.pop(0).correlation()
+        found[contiguous(names, level_sizes(names, counts, len(correlation)))] = (correlation / count).float()
     return found
 
 
+def level_names(line: str) -> tuple[tuple[str, ...], str]:
+    """Return the names of a view's levels, and of what acts on the last, of a line that `collect` names sites by."""
+    names = line.split()
+    return tuple("-" if name.startswith("-") else name for name in names), names[-1].removeprefix("-")
+
+
+def level_sizes(names: tuple[str, ...], counts: Mapping[str, int], units: int) -> tuple[int, ...]:
+    """Return the sizes of a view's levels; of one that does not move, what the others leave."""
+    rest = units // math.prod(counts[name] for name in names if name != "-")
+    return tuple(counts.get(name, rest) for name in names)
+
+
 def collect(pair: Pair) -> dict[str, list[Moments]]:
-    """Run both models over the batches and return the cross-moments of every site, by the names of the levels there."""
+    """Run both models over the batches and return the cross-moments of every site, by the names of the levels there.
+
+    A last level that does not move is `-` and the name under which maps act on it.
+    """
     pair = as_used(pair)
     models = [pair.model(side, copied=False) for side in (pair.a, pair.b)]
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
@@ -119,27 +135,30 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
     sites = {site: axis for site, axis in pair.spec.sites().items() if movable.issuperset(axis.mentions())}
     found: dict[str, list[Moments]] = {}
     tapped: dict[str, list[tuple[Tensor, Moments]]] = {}
-    said: dict[str, Tensor] = {}
+    said: dict[str, list[Tensor]] = {}
+    # A layer that is run several times (ALBERT) has as many things to say.
+    every = "num_hidden_groups" in pair.config
 
     def keep(site: str, activation: Tensor) -> None:
-        said[site] = activation.clone()  # some models go on to add to it in place
+        said.setdefault(site, []).append(activation.clone())  # some models go on to add to it in place
 
     def compare(batch: Batch, site: str, activation: Tensor) -> None:
-        a, b = _rows(said.pop(site), batch, site), _rows(activation, batch, site)
+        a, b = _rows(said[site].pop(0), batch, site), _rows(activation, batch, site)
         if site not in tapped:
             views = [view for view in sites[site].views((a.shape[1],), counts) if view.moving]
             tapped[site] = [(places(view).reshape(-1), Moments()) for view in views]
             for view, (_, moments) in zip(views, tapped[site], strict=True):
-                found.setdefault(" ".join(view.names), []).append(moments)
+                line = " ".join(f"-{view.turn}" if name == "-" else name for name in view.names)
+                found.setdefault(line, []).append(moments)
         for units, moments in tapped[site]:
             moments.add(*(x if len(units) == x.shape[1] else x[:, units] for x in (a, b)))
 
     with torch.inference_mode():
         for batch in pair.progress(pair.batches, "comparing activations"):
             for part in _parts(in_dtype(batch, torch.float32)):
-                with watched(models[0], sites, keep):
+                with watched(models[0], sites, keep, every):
                     models[0](**part)
-                with watched(models[1], sites, partial(compare, part)):
+                with watched(models[1], sites, partial(compare, part), every):
                     models[1](**part)
     return found
 
@@ -158,7 +177,8 @@ def _parts(batch: Batch) -> Iterator[Batch]:
 def _masked(activation: Tensor, mask: Tensor) -> Tensor:
     if activation.shape[:2] != mask.shape:
         raise AlignmentError(
-            f"activations of shape {tuple(activation.shape)} do not fit a mask of {tuple(mask.shape)}."
+            f"activations of shape {tuple(activation.shape)} do not fit a mask of {tuple(mask.shape)}: this model does not "
+            "say one thing for every token there. Use --align weights without --text."
         )
     return activation[mask.to(activation.device)]
 
@@ -175,17 +195,20 @@ def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows un
 
 
 @contextmanager
-def watched(model: Any, sites: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watched(
+    model: Any, sites: Iterable[str], see: Callable[[str, Tensor], None], every: bool = False
+) -> Iterator[None]:
     """Show what happens at every `module:in` or `module:out` site during a forward pass.
 
-    Of a module that runs more than once in a pass, the first: DeBERTa's queries and keys read the tokens, then positions.
+    Of a module that runs more than once in a pass, the first (DeBERTa's queries and keys read the tokens, then positions),
+    or every time.
     """
     modules, handles = dict(model.named_modules()), []
     left = set(sites)
 
     def first(site: str, value: Tensor) -> None:
-        if site in left:
-            left.remove(site)
+        if every or site in left:
+            left.discard(site)
             see(site, value)
 
     for site in sites:
@@ -226,7 +249,7 @@ def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Ali
     return Alignment(found, tuple(k for k in pair.kinds() if k in kinds), tuple(values))
 
 
-def check_seen(movable: Sequence[str], moves: Mapping[str, Mapping[tuple[str, ...], Tensor]]) -> None:
+def check_seen(movable: Sequence[str], moves: Mapping[str, Collection[tuple[str, ...]]]) -> None:
     """Stop at an axis that no activation shows."""
     seen = {name for gains in moves.values() for names in gains for name in names}
     for axis in movable:

@@ -27,7 +27,7 @@ from merge.alignment.choice import (
 )
 from merge.alignment.common_start import find_common_start
 from merge.alignment.masking import as_used
-from merge.alignment.pair import Alignment, Pair
+from merge.alignment.pair import Alignment, Pair, check_kinds
 from merge.architectures import spec_for
 from merge.errors import AlignmentError, SpecError
 from merge.gauges import canonical, fold_norms
@@ -60,6 +60,8 @@ class Auto:
             pair: without text.
             tell: returns the pair with its text, which is read only if the models do not come of one start.
         """
+        if self.axes is not None:
+            check_kinds(pair, self.axes)
         start = find_common_start(in_canonical_form(pair))
         if start.common:
             still = nothing(pair)
@@ -149,7 +151,7 @@ def _key(alignment: Alignment) -> Hashable:
 def in_canonical_form(pair: Pair) -> Pair:
     """Return the pair as it is compared: without what the outputs cannot show."""
     a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
-    return replace(pair, a=a, b=b)
+    return replace(pair, a=a, b=b, merged=(pair.a, pair.b))
 
 
 def folded_pair(pair: Pair) -> Pair:

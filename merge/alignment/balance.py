@@ -24,8 +24,8 @@ from merge.permutation import Permutation, places
 from merge.spec import PermutationSpec
 from merge.transform import Transform, axis_sizes
 
-# A head that shows a direction less than this share of its strongest is left as it is: its factors say nothing there, and
-# a map that balanced it would cost digits.
+# A head that shows a direction less than this share of its strongest is left as it is, and so is a unit whose factors differ
+# by more: they say nothing there, and a map that balanced them would cost digits.
 FAINT = 1e-4
 
 Rows = Float[Tensor, "blocks n columns"]
@@ -46,7 +46,7 @@ def balance(
     rows = factor_rows(spec, tensors, stretched)
     maps = {}
     for axis in stretched:
-        out, into = (_laid(found, sizes[axis]) for found in rows[axis])
+        out, into = (laid(found, sizes[axis]) for found in rows[axis])
         if out is not None and into is not None:
             maps[axis] = BALANCES[groups[axis]](out, into).reshape(_map_shape(groups[axis], sizes[axis]))
     return Transform(still, maps)
@@ -69,7 +69,7 @@ def factor_rows(
     return found
 
 
-def _laid(arrays: list[Tensor], shape: Shape) -> Rows | None:
+def laid(arrays: list[Tensor], shape: Shape) -> Rows | None:
     """Return all columns side by side for every unit; those of a level between the blocks and the units count together."""
     if not arrays:
         return None
@@ -99,8 +99,8 @@ def _scales(out: Rows, into: Rows) -> Float[Tensor, "blocks n"]:
 
 
 def _ratio(squares_in: Tensor, squares_out: Tensor) -> Tensor:
-    """Return (|into| / |out|)^.5, and 1 where one of them is zero."""
-    whole = (squares_in > 0) & (squares_out > 0)
+    """Return (|into| / |out|)^.5, and 1 where one of them is zero or next to the other as good as zero."""
+    whole = torch.minimum(squares_in, squares_out) > FAINT**2 * torch.maximum(squares_in, squares_out)
     return torch.where(whole, squares_in / torch.where(whole, squares_out, 1.0), 1.0) ** 0.25
 
 

@@ -89,7 +89,8 @@ def find_common_start(pair: Pair) -> CommonStart:
     for move, found in objective.touches.items():
         for touches in _levels(found):
             home = _at_home(objective, touches)
-            shares.setdefault(pair.spec.kind(move), []).append(float(home.float().mean()))
+            if len(home):
+                shares.setdefault(pair.spec.kind(move), []).append(float(home.float().mean()))
             probed += len(home)
     return CommonStart(
         home={kind: sum(values) / len(values) for kind, values in shares.items()},
@@ -109,7 +110,7 @@ def _levels(found: Sequence[Touch]) -> list[list[Touch]]:
 
 
 def _at_home(objective: Objective, touches: Sequence[Touch]) -> Tensor:
-    """Return for the probed units of an axis whether each is nearest to the one in its own place; one of zeros is."""
+    """Return for the probed units of an axis that are not zero whether each is nearest to the one in its own place."""
     rows: tuple[list[Tensor], list[Tensor]] = [], []
     columns = 0
     for touch in touches:
@@ -120,8 +121,9 @@ def _at_home(objective: Objective, touches: Sequence[Touch]) -> Tensor:
             break
     a, b = (torch.nn.functional.normalize(torch.cat(found, 1), dim=1) for found in rows)
     units = torch.linspace(0, len(a) - 1, min(PROBED, len(a))).round().long()
+    units = units[(a[units] != 0).any(1)]
     alike = a[units] @ b.T
-    return (alike.gather(1, units[:, None])[:, 0] >= alike.amax(1)) | (a[units] == 0).all(1)
+    return alike.gather(1, units[:, None])[:, 0] >= alike.amax(1)
 
 
 def _cosine(pair: Pair) -> float:

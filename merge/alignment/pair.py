@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class Pair:
         special_tokens: those that frame a text, which are never masked.
         asked: for each batch the tokens whose answers count, as booleans; empty where all that are not padding do.
         device: where models run and the large products are taken; all tensors of the pair stay where they are.
+        merged: both models' tensors as they are merged, where a and b are in another form; None where they are not.
     """
 
     spec: PermutationSpec
@@ -70,6 +71,12 @@ class Pair:
     special_tokens: tuple[int, ...] = ()
     asked: tuple[Tensor, ...] = ()
     device: str = "cpu"
+    merged: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
+
+    @property
+    def as_merged(self) -> Pair:
+        """The pair with the weights that are merged."""
+        return self if self.merged is None else replace(self, a=self.merged[0], b=self.merged[1], merged=None)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

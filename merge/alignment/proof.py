@@ -6,8 +6,10 @@ Both are run in float64 on the same inputs (in float32 where the model knows no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +17,32 @@ from torch import Tensor
 from merge.alignment.pair import Batch, Pair, as_transform, in_dtype
 from merge.errors import AlignmentError
 from merge.permutation import Permutation
-from merge.spec import parse
+from merge.spec import PermutationSpec, parse
 from merge.transform import Transform, apply_transform_axes
 
 BATCHES, TEXTS_A_BATCH = 4, 4
+# Of their mean square: values whose variance is less are all alike but for rounding.
+CONSTANT = 1e-12
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared: the largest difference of any output, in standard deviations of that output."""
+    """What was compared: the largest difference of any output, in standard deviations of that output.
+
+    Attributes:
+        texts: inputs that both were run on.
+        dtype: that they were run in.
+    """
 
     error: float
     bound: float
     texts: int
     outputs: tuple[str, ...]
+    dtype: str = "float64"
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.bound
 
 
 def prove(
@@ -43,28 +57,64 @@ def prove(
     Raises:
         AlignmentError: an output differs by more than the spec's bound, relative to its standard deviation.
     """
-    transform = as_transform(moved)
-    spec, dtype = pair.spec, getattr(torch, pair.spec.dtype)
-    before, after = pair.model(pair.b, dtype), pair.model(aligned, dtype)
-    worst, texts = 0.0, 0
+    dtype = getattr(torch, pair.spec.dtype)
+    proof = compare(pair.spec, pair.model(pair.b, dtype), pair.model(aligned, dtype), as_transform(moved), batches)
+    if not proof.holds:
+        raise AlignmentError(
+            f"the aligned model is not the model it was: outputs differ by {proof.error:.2g} standard deviations "
+            f"(bound {proof.bound:g}, {pair.spec.dtype}, {proof.texts} texts). Nothing was merged; the {pair.spec.family} "
+            "table does not fit it."
+        )
+    return proof
+
+
+def compare(spec: PermutationSpec, before: Any, after: Any, transform: Transform, batches: Sequence[Batch]) -> Proof:
+    """Return how far two models' outputs are apart, what the first says being moved by the transform.
+
+    Args:
+        before, after: in the spec's dtype.
+        batches: as `prove` takes them.
+    """
+    dtype, texts = getattr(torch, spec.dtype), 0
+    found = {name: _Difference() for name in spec.outputs}
     with torch.inference_mode():
         for batch in _spread(batches):
             part = in_dtype({name: tensor[:TEXTS_A_BATCH] for name, tensor in batch.items()}, dtype)
             old, new = before(**part), after(**part)
             for name, line in spec.outputs.items():
-                expected = apply_transform_axes(parse(line), transform, old[name])
-                spread = expected.std().clamp_min(torch.finfo(dtype).tiny)
-                worst = max(worst, float((new[name] - expected).abs().max() / spread))
+                found[name].add(apply_transform_axes(parse(line), transform, old[name]), new[name])
             texts += len(next(iter(part.values())))
-    if not worst <= spec.bound:
-        raise AlignmentError(
-            f"the aligned model is not the model it was: outputs differ by {worst:.2g} standard deviations "
-            f"(bound {spec.bound:g}, {spec.dtype}, {texts} texts). Nothing was merged; the {spec.family} table does not fit it."
-        )
-    return Proof(worst, spec.bound, texts, tuple(spec.outputs))
+    errors = [one.error for one in found.values()]
+    # Python's max would pass over a NaN that is not the first.
+    worst = math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
+    return Proof(worst, spec.bound, texts, tuple(spec.outputs), spec.dtype)
 
 
-def _spread(batches: tuple[Batch, ...]) -> list[Batch]:
+class _Difference:
+    """How far two runs of values are apart, and how far the first of them spread."""
+
+    def __init__(self) -> None:
+        self.apart, self.count, self.total, self.squares = torch.zeros((), dtype=torch.float64), 0, 0.0, 0.0
+
+    def add(self, expected: Tensor, found: Tensor) -> None:
+        one, other = expected.double().cpu(), found.double().cpu()
+        # What is equal is not apart: a model may say minus infinity.
+        self.apart = torch.maximum(self.apart, torch.where(one == other, 0.0, (one - other).abs()).max())
+        said = one[torch.isfinite(one)]
+        self.count += said.numel()
+        self.total += float(said.sum())
+        self.squares += float(said.square().sum())
+
+    @property
+    def error(self) -> float:
+        """The largest difference in standard deviations; of values that are all alike, in their size."""
+        square = self.squares / max(self.count, 1)
+        variance = square - (self.total / max(self.count, 1)) ** 2
+        size = math.sqrt(variance if variance > CONSTANT * square else square)
+        return float(self.apart) / max(size, torch.finfo(torch.float64).tiny)
+
+
+def _spread(batches: Sequence[Batch]) -> list[Batch]:
     """Return up to BATCHES batches from the shortest to the longest, so that padding and long texts are both seen."""
     count = min(BATCHES, len(batches))
     return [batches[i * (len(batches) - 1) // max(count - 1, 1)] for i in range(count)]

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from merge.alignment.activations import unit_correlations
 from merge.alignment.assignment import match_axis
+from merge.alignment.distance import distance
 from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Alignment, Pair, spread
-from merge.gauges import canonical
 from merge.notation import View, contiguous
 from merge.permutation import identity, view_index
 from merge.transform import Transform, apply_transform
@@ -71,7 +71,7 @@ class Quality:
     Attributes:
         measure: what the scores are, one of MEASURES.
         groups: kind of axis -> what moved it, in words.
-        distance: |A - B| / |A| of canonical weights before and after.
+        distance: |A - B| / |A| of gauge-fixed weights, `merge.alignment.distance`, before and after.
     """
 
     measure: str
@@ -118,7 +118,7 @@ class Quality:
             figures = f"{one.score:7.3f}  {one.random:6.3f}  {one.shuffled:8.3f}  {one.p:5.3f}  {one.still:8.0%}"
             lines.append(f"{one.kind:<{width}}  {figures}  {self.groups[one.kind]}")
         before, after = self.distance
-        return [*lines, f"distance of canonical weights, |A - B| / |A|: {before:.3f} -> {after:.3f}"]
+        return [*lines, f"distance of gauge-fixed weights, |A - B| / |A|: {before:.3f} -> {after:.3f}"]
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures for the manifest."""
@@ -164,8 +164,8 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
         )
     order = pair.kinds()
     axes.sort(key=lambda one: (order.index(one.kind), -1 if one.layer is None else one.layer))
-    distance = _distance(pair, pair.a, pair.b), _distance(pair, aligned.a, aligned.b)
-    return Quality(MEASURES[_runs(pair)], tuple(axes), _groups(pair, alignment), distance)
+    apart = distance(pair, pair.a, pair.b), distance(pair, aligned.a, aligned.b)
+    return Quality(MEASURES[_runs(pair)], tuple(axes), _groups(pair, alignment), apart)
 
 
 def _layer(axis: str) -> int | None:
@@ -239,17 +239,6 @@ def _shuffled(view: View, scores: Float[Tensor, "n n"], turned: bool, generator:
         else:
             means.append(float(square.gather(1, match_axis(square)[:, None]).mean()))
     return math.fsum(means) / len(means)
-
-
-def _distance(pair: Pair, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Return |A - B| / |A| over all weights, without what the outputs cannot show."""
-    a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (a, b))
-    names = [name for name, tensor in a.items() if tensor.is_floating_point()]
-    apart, size = (
-        math.fsum(float(x.double().square().sum()) for x in those)
-        for those in ((a[n].double() - b[n].double() for n in names), (a[n] for n in names))
-    )
-    return math.sqrt(apart / size)
 
 
 def _groups(pair: Pair, alignment: Alignment) -> dict[str, str]:

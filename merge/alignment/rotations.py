@@ -16,13 +16,14 @@ here LayerNorm stays LayerNorm); Zhang et al. 2025, arXiv:2502.00264 (bases insi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.activations import Moments, check_seen, collect
+from merge.alignment.activations import Moments, check_seen, collect, level_names, level_sizes
 from merge.alignment.agreement import Ends, score
 from merge.alignment.balance import balance
 from merge.alignment.frame import Frame, acting_groups
@@ -92,8 +93,9 @@ def descend(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Align
     check_kinds(pair, kinds)
     nothing = Frame(pair, kinds)
     begun = Frame(pair, kinds, start) if start is not None else _first_pass(Frame(pair, kinds))
-    best, history = _sweeps(begun if begun.value > nothing.value else nothing, nothing.moves)
-    history = (nothing.value, *history)
+    still = nothing.value
+    best, history = _sweeps(begun if begun.value > still else nothing, nothing.moves)
+    history = (still, *history)
     if pair.settings.restarts:
         best, value = (_nearest if pair.batches else _highest)(pair, kinds, best)
         history = history if value == history[-1] else (history[0], value)
@@ -115,9 +117,10 @@ def _highest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, flo
 def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, float]:
     """Return the restart whose model half way is nearest to what both ends say, `merge.alignment.agreement`.
 
-    Each begins where sweeps end that come from the best so far and see every tensor at another, random scale.
+    Each begins where sweeps end that come from the best so far and see every tensor at another, random scale. Heard are the
+    weights as they are merged, whatever form they are matched in.
     """
-    heard, nothing = replace(as_used(pair), progress=silent), Frame(pair, kinds).value
+    heard, nothing = replace(as_used(pair.as_merged), progress=silent), Frame(pair, kinds).value
     ends, generator = Ends(heard), torch.Generator().manual_seed(pair.settings.seed)
     lowest = score([best.steps], heard, ends)[0][0]
     for _ in pair.progress(range(pair.settings.restarts), "restarting"):
@@ -174,10 +177,9 @@ def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[
     groups, still = acting_groups(pair, kinds), identity(pair.spec, pair.shapes)
     to_a, to_b = (balance(pair.spec, side, groups, still) for side in (pair.a, pair.b))
     a, b = (apply_transform(pair.spec, t, side) for t, side in ((to_a, pair.a), (to_b, pair.b)))
-    moves = _gains(replace(pair, a=a, b=b), kinds, groups)
     indices, maps, units = dict(still.indices), dict[str, Tensor](), 0
     before = after = 0.0
-    for move, gains in moves.items():
+    for move, gains in _gains(replace(pair, a=a, b=b), kinds, groups):
         found = match_move(move, gains, groups)
         indices |= {axis: index for axis, index in found.indices.items() if axis in still.indices}
         maps |= found.maps
@@ -189,34 +191,28 @@ def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[
     return compose(inverse(to_a), compose(steps, to_b)), (before / max(units, 1), after / max(units, 1))
 
 
-def _gains(pair: Pair, kinds: frozenset[str], groups: Mapping[str, str]) -> dict[str, dict[Slot, Tensor]]:
-    """Return move -> slot -> how alike units of a and of b respond, averaged over the sites of the slot."""
-    found, movable = dict[str, dict[Slot, Tensor]](), pair.axes_of(kinds)
+def _gains(
+    pair: Pair, kinds: frozenset[str], groups: Mapping[str, str]
+) -> Iterator[tuple[str, dict[Slot, Float[Tensor, ...]]]]:
+    """Yield (move, slot -> how alike units of a and of b respond, averaged over the sites of the slot), move by move."""
+    collected, movable = collect(pair), pair.axes_of(kinds)
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    acting = _acting(pair, groups)
-    for line, sites in collect(pair).items():
-        names = tuple(line.split())
-        if names[0] not in movable:
-            continue
-        axis = acting.get(names, "")
-        total = sites[0].cross.shape[0]
-        rest = total // math.prod(counts[name] for name in names if name != "-")
-        shape = tuple(counts.get(name, rest) for name in names)
-        likeness = _covariance if groups.get(axis) in TURNING else _correlation
-        gains = torch.stack([likeness(site, shape) for site in sites]).mean(0)
-        found.setdefault(names[0], {})[names, axis] = gains
-    check_seen(movable, {move: {names: g for (names, _), g in own.items()} for move, own in found.items()})
-    return found
-
-
-def _acting(pair: Pair, groups: Mapping[str, str]) -> dict[tuple[str, ...], str]:
-    """Return the names of a view's levels -> the axis whose maps act on the innermost, as the tensors have it."""
-    found: dict[tuple[str, ...], str] = {}
-    for name, shape in pair.shapes.items():
-        for view in (view for along in pair.spec.views(name, shape) for view in along):
-            if view.role != "=" and view.acting in groups:
-                found[view.names] = view.acting
-    return found
+    moves: dict[str, list[str]] = {}
+    for line in collected:
+        if (move := level_names(line)[0][0]) in movable:
+            moves.setdefault(move, []).append(line)
+    check_seen(movable, {move: {level_names(line)[0] for line in own} for move, own in moves.items()})
+    for move, own in moves.items():
+        found: dict[Slot, Tensor] = {}
+        for line in own:
+            (names, axis), sites = level_names(line), collected.pop(line)  # let go of as soon as they are used
+            count, shape = len(sites), level_sizes(names, counts, sites[0].cross.shape[0])
+            likeness = _covariance if groups.get(axis) in TURNING else _correlation
+            gains = likeness(sites.pop(0), shape)
+            while sites:
+                gains += likeness(sites.pop(0), shape)
+            found[names, axis if axis in groups else ""] = gains / count
+        yield move, found
 
 
 def _correlation(site: Moments, shape: tuple[int, ...]) -> Tensor:

@@ -72,9 +72,14 @@ class Relaxation:
         return found
 
     def barycentre(self) -> Soft:
-        """Return the mixture in which every unit has the same part in every place."""
-        sizes = {names: math.prod(view.shape) for names, view in self.views.items()}
-        return {names: torch.full((n, n), 1 / n, dtype=self.dtype) for names, n in sizes.items()}
+        """Return the mixture in which every unit has the same part in every place that it can go to."""
+        found = {}
+        for names, view in self.views.items():
+            found[names] = torch.ones(1, 1, dtype=self.dtype)
+            for name, n in zip(names, view.shape, strict=True):
+                level = torch.eye(n, dtype=self.dtype) if name == "-" else torch.full((n, n), 1 / n, dtype=self.dtype)
+                found[names] = torch.kron(found[names], level)
+        return found
 
     def best(self, gains: Soft) -> Permutation:
         """Return the permutation with the largest <gains, M>; other axes stay. Exact but for grouped queries."""

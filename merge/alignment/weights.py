@@ -85,13 +85,19 @@ def match_weights(
             order = torch.randperm(len(descent.moves), generator=generator).tolist()
             shaken = descent.shaken(best.permutation, generator)
             shares = objective.shares(objective.moving, shaken)
+            descent.decided.clear()  # what is shuffled is to be told apart again
             tried = descent.sweeps(shaken, shares, [descent.moves[k] for k in order])
-            if tried.history[-1] > best.history[-1] * (1 + ENOUGH):
+            if tried.history[-1] - best.history[-1] > ENOUGH * abs(best.history[-1]):
                 best = _Found(tried.permutation, (nothing, tried.history[-1]))
         values = tuple(value / objective.entries for value in best.history)
         return Alignment(best.permutation, tuple(k for k in pair.kinds() if k in kinds), values)
 
     return match
+
+
+def match_by_circuits(pair: Pair) -> Matcher:
+    """Return the matcher that tells heads apart by their circuits, whatever the bases inside them, and all else by rows."""
+    return match_weights(pair, heads="circuits")
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ LLAMA = Family(
     layer_path="layers.{i}",
     taps={},
     layer_taps={
-        "(heads{i} queries{i} -)": ("self_attn.q_proj:out",),
-        "(heads{i} -)": ("self_attn.k_proj:out",),
+        "(heads{i} queries{i} -turn{i})": ("self_attn.q_proj:out",),
+        "(heads{i} -turn{i})": ("self_attn.k_proj:out",),
         "v{i}": ("self_attn.v_proj:out",),
         "(heads{i} queries{i} v{i})": ("self_attn.o_proj:in",),
         "ffn{i}": ("mlp.down_proj:in",),

@@ -58,7 +58,7 @@ NOMIC_BERT = Family(
     layer_path="layers.{i}",
     taps=POOLER_TAPS,
     layer_taps={
-        "(heads{i} -)": ("self_attn.q_proj:out", "self_attn.k_proj:out"),
+        "(heads{i} -turn{i})": ("self_attn.q_proj:out", "self_attn.k_proj:out"),
         "v{i}": ("self_attn.o_proj:in",),
         "ffn{i}": ("mlp.down_proj:in",),
     },

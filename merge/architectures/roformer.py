@@ -64,7 +64,7 @@ ROFORMER = Family(
     layer=LAYER,
     taps={},
     layer_taps={
-        "(heads{i} -)": ("attention.self.query:out", "attention.self.key:out"),
+        "(heads{i} -turn{i})": ("attention.self.query:out", "attention.self.key:out"),
         "v{i}": ("attention.output.dense:in",),
         "ffn{i}": ("output.dense:in",),
     },
@@ -74,7 +74,8 @@ ROTARY = replace(
     ROFORMER,
     layer=LAYER | ROTARY_VALUES,
     layer_taps={
-        "(heads{i} -)": ("attention.self.query:out", "attention.self.key:out", "attention.output.dense:in"),
+        "(heads{i} -turn{i})": ("attention.self.query:out", "attention.self.key:out"),
+        "(heads{i} -v{i})": ("attention.output.dense:in",),
         "ffn{i}": ("output.dense:in",),
     },
 )

@@ -33,11 +33,10 @@ from merge.transform import (
     folded_spec,
     identity_transform,
     inverse,
-    load_transform,
     random_transform,
     restrict_transform,
-    save_transform,
 )
+from merge.transform_files import load_transform, save_transform
 
 # What breaks moves the outputs by tenths of a standard deviation; nothing lies between this and a table's bound.
 BROKEN = 0.05

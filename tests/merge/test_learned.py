@@ -37,15 +37,8 @@ from merge.recipe import make_recipe
 from merge.recipe_entries import AlignEntry
 from merge.run import run
 from merge.structure import structure_of
-from merge.transform import (
-    Transform,
-    apply_transform,
-    axis_sizes,
-    folded_spec,
-    load_transform,
-    random_transform,
-    restrict_transform,
-)
+from merge.transform import Transform, apply_transform, axis_sizes, folded_spec, random_transform, restrict_transform
+from merge.transform_files import load_transform
 
 HEADS = frozenset({"heads"})
 CLASSIFIER = "BertForSequenceClassification"

@@ -26,15 +26,8 @@ from merge.gauges import fold_norms
 from merge.inputs import random_inputs
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
-from merge.transform import (
-    Transform,
-    apply_transform,
-    folded_spec,
-    load_transform,
-    random_transform,
-    read_header,
-    restrict_transform,
-)
+from merge.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
+from merge.transform_files import load_transform, read_header
 
 GPT2 = CASES["GPT2LMHeadModel"]
 ROTATION = {"by": "weights", "residual": "rotation"}

@@ -19,7 +19,8 @@ from merge.errors import AlignmentError, CalibrationError, MismatchError
 from merge.permutation import apply, random, restrict
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
-from merge.transform import apply_transform, load_transform
+from merge.transform import apply_transform
+from merge.transform_files import load_transform
 
 
 def recipe(*models: Path, output: Path, **more: object) -> Recipe:

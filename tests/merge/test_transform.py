@@ -26,11 +26,10 @@ from merge.transform import (
     folded_spec,
     identity_transform,
     inverse,
-    load_transform,
     random_transform,
     restrict_transform,
-    save_transform,
 )
+from merge.transform_files import load_transform, save_transform
 
 CONFIG = bert_config()
 SPEC = bert(CONFIG)
