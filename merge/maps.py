@@ -53,11 +53,18 @@ def inverted(axis: str, mapped: Map, p: Permutation) -> Map:
     return torch.linalg.inv(mapped) if full(axis, mapped, p) else 1 / mapped
 
 
-def act(mapped: Map, view: View, tensor: Tensor, dim: int, span: int) -> Tensor:
+def dual(mapped: Map, matrices: bool) -> Map:
+    """Return the inverse transpose: what acts on all that reads the axis."""
+    return torch.linalg.inv(mapped).mT if matrices else 1 / mapped
+
+
+def act(mapped: Map, view: View, tensor: Tensor, dim: int, span: int, inverse: Map | None = None) -> Tensor:
     """Return the tensor with a map on the units of a view, which lie along `span` axes from `dim` on; in float64.
 
     Role `out` takes the map, `in` its inverse transpose; with role `=` the tensor is given back as it is.
 
+    Args:
+        inverse: the inverse transpose, where it is known.
     Raises:
         SpecError: the map is of another size, the tensor holds integers, or a rotation meets factors that differ.
     """
@@ -77,6 +84,8 @@ def act(mapped: Map, view: View, tensor: Tensor, dim: int, span: int) -> Tensor:
         return tensor
     units = flat[..., where].double()
     out = flat.to(torch.float64, copy=True)
+    if view.role == "in":
+        mapped = dual(mapped, matrices) if inverse is None else inverse
     out[..., where] = _mapped(mapped, matrices, view, units)
     return out.movedim(-1, dim).unflatten(dim, tensor.shape[dim : dim + span])
 
@@ -88,11 +97,10 @@ def _mapped(mapped: Map, matrices: bool, view: View, units: Float[Tensor, "... u
     between = math.prod(view.shape[1:-1])
     split = units.reshape(-1, blocks, between, n)
     if matrices:
-        matrix = torch.linalg.inv(mapped).mT if view.role == "in" else mapped
         # Contiguous, or the last bits would depend on how the map lies in memory: a loaded one acts as the saved one.
-        new = torch.einsum("rbqn,bmn->rbqm", split, matrix.reshape(blocks, n, n).contiguous())
+        new = torch.einsum("rbqn,bmn->rbqm", split, mapped.reshape(blocks, n, n).contiguous())
     else:
-        new = split * (1 / mapped if view.role == "in" else mapped).reshape(blocks, 1, n)
+        new = split * mapped.reshape(blocks, 1, n)
     return new.reshape(units.shape)
 
 

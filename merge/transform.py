@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from merge.errors import SpecError, nearest
 from merge.groups import GROUPS, Group
-from merge.maps import act, carried, inverted, product
+from merge.maps import act, carried, dual, full, inverted, product
 from merge.notation import TensorAxis
 from merge.permutation import Permutation, Shapes, apply_axes, identity, random, restrict
 from merge.permutation import compose as compose_permutations
@@ -47,6 +48,11 @@ class Transform:
     @property
     def is_identity(self) -> bool:
         return self.permutation.is_identity and not self.maps
+
+    @cached_property
+    def duals(self) -> Mapping[str, Float[Tensor, ...]]:
+        """Axis -> the inverse transpose of its map: many tensors read an axis."""
+        return {axis: dual(mapped, full(axis, mapped, self.permutation)) for axis, mapped in self.maps.items()}
 
 
 def axis_sizes(spec: PermutationSpec, shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -136,7 +142,7 @@ def apply_transform_axes(axes: Iterable[TensorAxis], transform: Transform, tenso
                 if blocks := transform.maps.keys() & set(view.names[:-1]):
                     raise SpecError(f"axis {min(blocks)!r} counts blocks, which may change places, but take no map.")
                 if view.acting in transform.maps:
-                    out = act(transform.maps[view.acting], view, out, dim, axis.span)
+                    out = act(transform.maps[view.acting], view, out, dim, axis.span, transform.duals[view.acting])
         dim += axis.span
     return out if out is moved else out.to(tensor.dtype)
 
