@@ -235,6 +235,8 @@ def _said(error: Any) -> str:
     # What is wrong with settings is said by the method, which names itself.
     key = ".".join(str(part) for part in error["loc"] if error["loc"] != ("settings",) or error["type"] in TYPES)
     message = TYPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "too_long":
+        message = f"expected at most {error['ctx']['max_length']} names, found {len(error['input'])}"
     if error["type"] == "extra_forbidden":
         owners: dict[str, type[BaseModel]] = {"align": AlignEntry, "models": ModelEntry}
         owner = owners.get(str(error["loc"][0]), Recipe) if len(error["loc"]) > 1 else Recipe

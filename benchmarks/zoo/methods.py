@@ -143,6 +143,7 @@ METHODS: dict[str, Method] = {
     "weights: all": matched("weights"),
     "weights: all + repair": repaired(matched("weights")),
     "weights: chosen": chosen("weights"),
+    "circuits: all": matched("circuits"),
     "activations: ffn": matched("activations", frozenset({"ffn"})),
     "activations: heads, ffn": matched("activations", INSIDE),  # the recipe of Verma and Elbayad 2024
     "activations: heads, ffn + repair": repaired(matched("activations", INSIDE)),
