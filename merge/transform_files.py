@@ -106,7 +106,8 @@ def _facts(file: Any, path: Path) -> dict[str, Any]:
         raise SpecError(
             f"{path} is malformed: entry {(faulty or ['outer'])[0]!r} of its metadata is not what it should be."
         )
-    if Path(facts.get("reference", "")).name != facts.get("reference", ""):
+    beside = facts.get("reference", "x")
+    if beside in ("", "..") or Path(beside).name != beside:
         raise SpecError(f"{path} is malformed: entry 'reference' of its metadata names no file beside it.")
     return dict(facts)
 
@@ -133,7 +134,10 @@ def load_transform(spec: PermutationSpec, path: Path) -> Transform:
     if lost := sorted({*facts["outer"], *facts["outer"].values()} - parts["permutation"].keys()):
         raise SpecError(f"{path} is malformed: axis {lost[0]!r} of its metadata has no order.")
     transform = Transform(Permutation(parts["permutation"], facts["outer"]), parts["map"])
-    check_transform(spec, transform)
+    try:
+        check_transform(spec, transform)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
     return transform
 
 

@@ -7,9 +7,21 @@ from typing import Any
 import pytest
 import torch
 from architecture_case import CASES
-from tiny import random_tensors, save_tokenizer
+from layered import family_config
+from tiny import SPECIAL, WORDS, random_tensors, save_tokenizer
 
-from merge.inputs import MAX_LENGTH, Tokens, batch_tokens, encode, load_tokenizer, positions, random_inputs
+from merge.errors import CalibrationError
+from merge.inputs import (
+    MAX_LENGTH,
+    Tokens,
+    batch_tokens,
+    check_ids,
+    encode,
+    load_tokenizer,
+    positions,
+    random_inputs,
+    tokenise,
+)
 from merge.model import build
 
 
@@ -19,18 +31,30 @@ from merge.model import build
         ({"model_type": "bert", "max_position_embeddings": 32}, 32),
         ({"model_type": "gpt2", "n_positions": 24}, 24),
         ({"model_type": "roberta", "max_position_embeddings": 40, "pad_token_id": 1}, 38),
+        ({"model_type": "roberta", "max_position_embeddings": 40, "pad_token_id": 5}, 34),
+        ({"model_type": "mpnet", "max_position_embeddings": 40, "pad_token_id": 1}, 38),
+        ({"model_type": "mpnet", "max_position_embeddings": 40, "pad_token_id": 5}, 38),
         ({"model_type": "xlnet"}, MAX_LENGTH),
     ],
 )
 def test_positions_are_those_that_a_text_can_use(config: dict[str, object], expected: int) -> None:
-    """RoBERTa leaves the places up to its padding token's id unused; GPT-2 has another word for them."""
+    """RoBERTa leaves the places up to its padding token's id unused, MPNet always two; GPT-2 has another word for them."""
     assert positions(config) == expected
 
 
-@pytest.mark.parametrize("name", ["BertModel", "RobertaModel", "GPT2Model"])
-def test_a_text_of_that_length_runs_and_a_longer_one_does_not(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("BertModel", {}),
+        ("RobertaModel", {}),
+        ("RobertaModel", {"pad_token_id": 5}),
+        ("MPNetModel", {"pad_token_id": 5}),
+        ("GPT2Model", {}),
+    ],
+)
+def test_a_text_of_that_length_runs_and_a_longer_one_does_not(name: str, changes: dict[str, int]) -> None:
     """The number is exact: one more is out of the table's range."""
-    config = CASES[name][0]
+    config = {**CASES[name][0], **changes}
     model = build(config, random_tensors(config, 0, torch.float32))
     most = positions(config)
     ids = torch.full((1, most + 1), 3)
@@ -95,3 +119,64 @@ def test_a_batch_that_is_full_enough_ends_where_texts_get_longer() -> None:
     assert planned((4, 5, 5), 16, even=0.5) == [[4, 5, 5]]
     assert planned((4, 4, 4, 4, 4), 16, even=0.5) == [[4, 4, 4, 4], [4]]
     assert planned((4, 4, 5), 16) == [[4, 4, 5]]
+
+
+def test_a_token_without_a_row_is_named_with_the_number_of_rows(tokenizer: Any) -> None:
+    """The largest id counts, wherever it stands; the last row is one that a token may have."""
+    ids = [torch.tensor([[3, 2]]), torch.tensor([[9, 4], [1, 0]])]
+    batches = [{"input_ids": values} for values in ids]
+    check_ids(batches, {"vocab_size": 10})
+    check_ids(batches, {"text_config": {"vocab_size": 10}, "vocab_size": 2})
+    check_ids(batches, {})
+    with pytest.raises(CalibrationError, match=r"reads token 9 in the text, and the model has 9 \(vocab_size\)"):
+        check_ids(batches, {"vocab_size": 9})
+    last, rows = WORDS[-1], len(SPECIAL) + len(WORDS)
+    assert len(tokenise(tokenizer, [(last,)], {"vocab_size": rows})[0]) == 1
+    with pytest.raises(CalibrationError, match=f"token {rows - 1} in the text, and the model has {rows - 1} "):
+        tokenise(tokenizer, [(last,)], {"vocab_size": rows - 1})
+
+
+# ---- decoders behind an encoder ----
+
+TWO_SIDED = {"is_encoder_decoder": True, "decoder_start_token_id": 2, "pad_token_id": 1}
+CONDITIONAL = {
+    "t5": family_config("t5", architectures=["T5ForConditionalGeneration"], num_layers=1, **TWO_SIDED),
+    "bart": family_config("bart", architectures=["BartForConditionalGeneration"], decoder_layers=1, **TWO_SIDED),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_a_decoder_reads_the_text_moved_on_by_one(name: str) -> None:
+    """As the model itself moves labels on, where it is given those."""
+    config = CONDITIONAL[name]
+    model = build(config, random_tensors(config, 0, torch.float32))
+    for batch in random_inputs(config):
+        own, ids = batch["decoder_input_ids"], batch["input_ids"]
+        assert torch.equal(own[:, 1:], ids[:, :-1])
+        assert own[:, 0].tolist() == [2] * len(ids)
+        with torch.inference_mode():
+            said = model(**batch).logits
+            given = {field: values for field, values in batch.items() if field != "decoder_input_ids"}
+            assert torch.equal(said, model(**given, labels=ids).logits)
+            assert not torch.equal(said, model(**given, decoder_input_ids=ids).logits)
+
+
+def test_a_decoder_begins_with_the_padding_where_no_beginning_is_stated() -> None:
+    config = {key: value for key, value in CONDITIONAL["t5"].items() if key != "decoder_start_token_id"}
+    assert {int(batch["decoder_input_ids"][0, 0]) for batch in random_inputs(config)} == {1}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        family_config("t5", **TWO_SIDED),
+        CASES["BertModel"][0],
+        CASES["GPT2LMHeadModel"][0],
+        {**CONDITIONAL["t5"], "architectures": ["T5ForSequenceClassification"]},
+    ],
+    ids=["T5EncoderModel", "BertModel", "GPT2LMHeadModel", "T5ForSequenceClassification"],
+)
+def test_without_a_decoder_that_reads_a_text_there_is_nothing_for_one(config: dict[str, Any]) -> None:
+    """Encoders have none, and models with another head move the text on themselves."""
+    assert not any("decoder_input_ids" in batch for batch in random_inputs(config))
+    assert all("decoder_input_ids" in batch for batch in random_inputs(CONDITIONAL["t5"]))

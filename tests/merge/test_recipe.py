@@ -263,3 +263,26 @@ def test_an_option_that_a_matcher_does_not_read_is_refused(
         make_recipe({**record, "align": {"by": by, option: value}})
     for reader in readers:
         assert getattr(make_recipe({**record, "align": {"by": reader, option: value}}).align, option) == value
+
+
+def test_by_learned_finds_maps_and_no_permutations_alone() -> None:
+    """Asked for those it would find maps all the same; said nothing, or asked for maps, it is taken."""
+    record = {"models": ["a", "b"], "output": "out"}
+    with pytest.raises(RecipeError, match="by learned finds maps .* Leave out basis: permutation"):
+        make_recipe({**record, "align": {"by": "learned", "basis": "permutation"}})
+    assert make_recipe({**record, "align": {"by": "learned", "basis": "orthogonal"}}).align.basis == "orthogonal"
+    assert make_recipe({**record, "align": {"by": "learned"}}).align.basis is None
+    assert make_recipe({**record, "align": {"by": "weights", "basis": "permutation"}}).align.basis == "permutation"
+
+
+@pytest.mark.parametrize(
+    "more", [{"models": ["a", "b", "c"]}, {"base": "c", "method": "task_arithmetic"}], ids=["three", "a base"]
+)
+def test_both_ends_move_where_there_are_two(more: dict[str, Any]) -> None:
+    """The reference cannot go to meet two; the same models go with a reference that stays."""
+    record = {"models": ["a", "b"], "output": "out"}
+    align = {"by": "learned", "both": True}
+    assert make_recipe({**record, "align": align}).align.both
+    with pytest.raises(RecipeError, match="both moves the reference towards one model"):
+        make_recipe({**record, **more, "align": align})
+    assert not make_recipe({**record, **more, "align": {"by": "learned"}}).align.both

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import save_checkpoint
+from tiny import bert_config, save_checkpoint
 
 from merge.card import add_results
 from merge.checkpoint import open_checkpoint
@@ -128,3 +128,26 @@ def test_the_base_is_an_input_like_the_models(tmp_path: Path) -> None:
     found = verify(tmp_path / "out")
     assert found.inputs[folders[2]] == "changed"
     assert not found.holds
+
+
+def test_a_transform_that_was_applied_is_an_input(tmp_path: Path) -> None:
+    """Another file is another merge; one that is gone says nothing against what is here."""
+    config = bert_config(num_hidden_layers=1)
+    folders = [str(save_checkpoint(tmp_path / name, config, seed=k, tokenizer=False)) for k, name in enumerate("ab")]
+    run(make_recipe({"models": folders, "align": {"by": "weights"}, "output": str(tmp_path / "first")}))
+    assert verify(tmp_path / "first").inputs == dict.fromkeys(folders, "same")
+    file = tmp_path / "first" / "transform.safetensors"
+    run(make_recipe({"models": folders, "align": {"apply": str(file)}, "output": str(tmp_path / "out")}))
+    found = verify(tmp_path / "out")
+    assert found.holds
+    assert found.inputs == dict.fromkeys([*folders, str(file)], "same")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    found = verify(tmp_path / "out")
+    assert not found.holds
+    assert found.inputs == {**dict.fromkeys(folders, "same"), str(file): "changed"}
+    file.unlink()
+    found = verify(tmp_path / "out")
+    assert found.holds
+    assert found.inputs[str(file)] == "not here"
