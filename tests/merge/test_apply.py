@@ -158,6 +158,8 @@ METADATA = {
     "outer of no axis": (json.dumps({**FACTS, "outer": {"qk9": "heads0"}}), "axis 'qk9' of its metadata has no order"),
     "outer in no axis": (json.dumps({**FACTS, "outer": {"qk0": "heads9"}}), "axis 'heads9' of its metadata has no order"),
     "a path": (json.dumps({**FACTS, "reference": "../x.safetensors"}), "entry 'reference' of its metadata names no file"),
+    "no name": (json.dumps({**FACTS, "reference": ""}), "entry 'reference' of its metadata names no file"),
+    "the folder above": (json.dumps({**FACTS, "reference": ".."}), "entry 'reference' of its metadata names no file"),
     "a number": (json.dumps({**FACTS, "reference": 3}), "entry 'reference' of its metadata"),
 }  # fmt: skip
 
