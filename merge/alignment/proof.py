@@ -22,7 +22,7 @@ from merge.transform import Transform, apply_transform_axes
 
 BATCHES, TEXTS_A_BATCH = 4, 4
 # Of their mean square: values whose variance is less are all alike but for rounding.
-CONSTANT = 1e-12
+CONSTANT = 1e-24
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,17 @@ class _Difference:
     """How far two runs of values are apart, and how far the first of them spread."""
 
     def __init__(self) -> None:
-        self.apart, self.count, self.total, self.squares = torch.zeros((), dtype=torch.float64), 0, 0.0, 0.0
+        self.apart, self.first = torch.zeros((), dtype=torch.float64), math.nan
+        self.count, self.total, self.squares = 0, 0.0, 0.0
 
     def add(self, expected: Tensor, found: Tensor) -> None:
         one, other = expected.double().cpu(), found.double().cpu()
         # What is equal is not apart: a model may say minus infinity.
         self.apart = torch.maximum(self.apart, torch.where(one == other, 0.0, (one - other).abs()).max())
         said = one[torch.isfinite(one)]
+        if not self.count and said.numel():
+            self.first = float(said[0])
+        said = said - self.first  # small spreads about a large mean keep their digits
         self.count += said.numel()
         self.total += float(said.sum())
         self.squares += float(said.square().sum())
@@ -108,8 +112,9 @@ class _Difference:
     @property
     def error(self) -> float:
         """The largest difference in standard deviations; of values that are all alike, in their size."""
-        square = self.squares / max(self.count, 1)
-        variance = square - (self.total / max(self.count, 1)) ** 2
+        mean = self.total / max(self.count, 1)
+        variance = self.squares / max(self.count, 1) - mean**2
+        square = (self.first + mean) ** 2 if self.count else 0.0
         size = math.sqrt(variance if variance > CONSTANT * square else square)
         return float(self.apart) / max(size, torch.finfo(torch.float64).tiny)
 

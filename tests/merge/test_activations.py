@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from contracts.test_aligners import make_pair
+from families import CASES, canonical_tensors, written_name
+from families_more import CASES as UNUSUAL
 
 from merge.alignment import activations
 from merge.alignment.activations import Moments, collect, match_activations
 from merge.alignment.assignment import match_axis
 from merge.alignment.pair import Pair
+from merge.architectures import spec_for
 from merge.errors import AlignmentError
+from merge.inputs import random_inputs
+from merge.structure import structure_of
 
 
 def test_streamed_moments_give_pearson_correlations() -> None:
@@ -119,3 +126,28 @@ def test_batches_are_run_in_parts_that_leave_no_text_out() -> None:
     assert torch.equal(torch.cat([part["input_ids"] for part in parts]), ids)
     images = {"input_ids": ids, "pixel_values": torch.zeros(3, 3, 8, 8)}
     assert list(activations._parts(images)) == [images]
+
+
+@pytest.mark.parametrize(("name", "passes"), [("AlbertForSequenceClassification", 2), ("albert in one group", 3)])
+def test_layers_that_share_weights_are_heard_every_time(name: str, passes: int) -> None:
+    """Four layers of two groups run each twice, three layers of one group three times: as many tokens count."""
+    config = CASES[name]
+    found, tokens = moments(config)
+    own = {line: sites for line, sites in found.items() if line not in ("embedding", "pooler")}
+    assert {"heads0 qk0", "heads0 v0", "residual", "ffn0"} <= set(own)
+    assert {site.count for sites in own.values() for site in sites} == {passes * tokens}
+    assert [site.count for site in found["embedding"]] == [tokens]
+
+
+def test_positions_that_pass_the_same_projection_are_not_tokens() -> None:
+    """DeBERTa's queries and keys read the tokens first and relative positions then, which belong to no text."""
+    found, tokens = moments(UNUSUAL["DebertaV2ForSequenceClassification"])
+    assert {site.count for line in ("heads0 qk0", "heads1 qk1", "ffn0") for site in found[line]} == {tokens}
+
+
+def moments(config: Mapping[str, Any]) -> tuple[dict[str, list[Moments]], int]:
+    """Return what a batch of four texts makes a model say beside itself, and how many tokens it has."""
+    structure, a = structure_of(config), canonical_tensors(config, 0, torch.float32)
+    batch = random_inputs(config)[0]
+    pair = Pair(spec_for(config), a, a, config, lambda name: written_name(structure, name), (batch,))
+    return collect(pair), int(batch["attention_mask"].sum())

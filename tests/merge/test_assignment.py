@@ -41,6 +41,20 @@ def test_units_that_never_vary_stay_where_they_are() -> None:
     assert match_axis(gain).tolist() == [5, 1, 2, 3, 0, 4, 6]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_dead_units_among_live_ones_stay_where_they_are(seed: int) -> None:
+    """Places that want the same units keep the argmax from being a matching; what is worth nothing has no part in that."""
+    generator = torch.Generator().manual_seed(seed)
+    live, gain = torch.randperm(12, generator=generator)[:6], torch.zeros(12, 12, dtype=torch.float64)
+    gain[live[:, None], live] = 1 + torch.rand(6, 6, generator=generator, dtype=torch.float64)
+    gain[live, live[0]] += 1
+    found = match_axis(gain)
+    assert [int(found[i]) for i in range(12) if i not in live.tolist()] == sorted(set(range(12)) - set(live.tolist()))
+    rows, columns = linear_sum_assignment(gain.numpy(), maximize=True)
+    assert float(gain.gather(1, found[:, None]).sum()) == pytest.approx(gain.numpy()[rows, columns].sum(), abs=1e-6)
+    assert not torch.equal(found[live], live)
+
+
 def test_nan_and_infinity_are_errors() -> None:
     for bad in (torch.nan, torch.inf):
         gain = torch.eye(3, dtype=torch.float64)

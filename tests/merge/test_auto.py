@@ -17,12 +17,13 @@ from families_more import CASES
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
-from merge.alignment.auto import Auto, agreed, folded_pair
+from merge.alignment.auto import Auto, agreed, folded_pair, in_canonical_form
 from merge.alignment.choice import Candidate, Choice
 from merge.alignment.pair import Alignment, Pair
 from merge.architectures import spec_for
 from merge.checkpoint import open_checkpoint
 from merge.command import main
+from merge.errors import UsageError
 from merge.gauges import fold_norms
 from merge.permutation import apply, identity, random, restrict
 from merge.recipe import make_recipe
@@ -58,6 +59,26 @@ def test_one_start_is_kept_as_it_is_and_no_text_is_read() -> None:
     assert choice.kept.alignment.permutation.is_identity
     assert [c.name for c in choice.candidates] == ["nothing"]
     assert choice.score is None
+
+
+def test_unknown_axes_are_refused_for_models_of_one_start_too() -> None:
+    """A word that is no kind of axis is a mistake, whether or not it would have been needed."""
+    pair, _ = made(None, noise=0.1)
+    with pytest.raises(UsageError, match="no axes 'ffnn'. Did you mean 'ffn'"):
+        Auto(axes=frozenset({"ffnn"}))(replace(pair, batches=()), unread)
+    assert Auto(axes=frozenset({"ffn"}))(replace(pair, batches=()), unread).common
+
+
+def test_a_pair_in_canonical_form_carries_the_weights_that_are_merged() -> None:
+    """The very tensors of the pair; one that is in no other form is itself."""
+    pair, _ = made(None, other=5)
+    compared = in_canonical_form(pair)
+    merged = compared.as_merged
+    assert all(merged.a[n] is pair.a[n] and merged.b[n] is pair.b[n] for n in pair.a)
+    assert merged.merged is None
+    assert merged.as_merged is merged
+    assert pair.as_merged is pair
+    assert any(not torch.equal(compared.a[n], pair.a[n]) for n in pair.a)
 
 
 def test_a_permuted_copy_is_no_common_start_and_is_brought_back() -> None:

@@ -77,3 +77,35 @@ def test_a_head_that_shows_less_than_it_could_is_left_alone() -> None:
     maps = balancing(spec, {**a, name: faint, name.replace("weight", "bias"): bias}).maps["v0"]
     assert torch.equal(maps[0], torch.eye(6, dtype=torch.float64))
     assert not torch.allclose(maps[1], torch.eye(6, dtype=torch.float64), atol=1e-2)
+
+
+def test_the_last_direction_of_a_head_is_made_up_for_down_to_a_ten_thousandth() -> None:
+    """One that shows a millionth is left to its factors, though not zero; one that shows a hundredth is balanced."""
+    spec, a = model("bert")
+    stem, found = "bert.encoder.layer.0.attention.self.value", {}
+    for share in (1e-6, 1e-2):
+        weight, bias = a[f"{stem}.weight"].clone(), a[f"{stem}.bias"].clone()
+        weight[0] *= share
+        bias[0] *= share
+        found[share] = balancing(spec, {**a, f"{stem}.weight": weight, f"{stem}.bias": bias}).maps["v0"][0]
+    assert torch.equal(found[1e-6], torch.eye(6, dtype=torch.float64))
+    assert float(found[1e-2].abs().max()) > 5
+
+
+def test_a_unit_whose_factor_is_next_to_nothing_is_left_alone() -> None:
+    """Balanced, 1e-18 of a row would become 1e9 of a column; ten times too large a column is balanced as any other."""
+    spec, a = model("LlamaForCausalLM")
+    up, down = (f"model.layers.0.mlp.{name}_proj" for name in ("up", "down"))
+    out = torch.cat([a[f"{up}.weight"], a[f"{up}.bias"][:, None]], 1)
+    plain = (a[f"{down}.weight"].norm(dim=0) / out.norm(dim=1)).sqrt()
+    for factor, other in ((1e-18, 1.0), (1.0, 1e-18)):
+        changed = {n: a[n].clone() for n in (f"{up}.weight", f"{up}.bias", f"{down}.weight")}
+        changed[f"{up}.weight"][3] *= factor
+        changed[f"{up}.bias"][3] *= factor
+        changed[f"{down}.weight"][:, 3] *= other
+        changed[f"{down}.weight"][:, 4] *= 10
+        maps = balancing(spec, {**a, **changed}).maps["ffn0"]
+        assert float(maps[3]) == 1
+        assert float(maps[4]) == pytest.approx(float(plain[4]) * 10**0.5, rel=1e-9)
+        assert float(maps[5]) == pytest.approx(float(plain[5]), rel=1e-9)
+    assert abs(float(plain[3]) - 1) > 0.01

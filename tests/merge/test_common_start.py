@@ -94,7 +94,7 @@ def test_the_share_at_home_is_what_numpy_counts() -> None:
     assert not start.common
 
 
-def test_units_that_were_cut_off_are_at_home() -> None:
+def test_units_that_were_cut_off_are_not_probed() -> None:
     """A pruned unit is zero in both models and near to nothing: it must not count as one that went elsewhere."""
     pair = fine_tunes()
     cut = {}
@@ -105,10 +105,23 @@ def test_units_that_were_cut_off_are_at_home() -> None:
             tensors[full] = tensors[full].clone()
             tensors[full].narrow(rows, 0, 20).zero_()
         cut[side] = tensors
-    assert find_common_start(replace(pair, **cut)).common
+    start = find_common_start(replace(pair, **cut))
+    assert start.common
+    assert find_common_start(pair).probed - start.probed == 20
 
 
 def test_nothing_to_probe_is_no_common_start() -> None:
     pair = fine_tunes()
     still = replace(pair, spec=replace(pair.spec, named=frozenset(pair.movable) | {"labels"}))
     assert not find_common_start(still).common
+
+
+def test_a_reference_of_zeros_has_nothing_in_common() -> None:
+    """None of its units is probed, so that nothing says that they are at home; nor if the other is all zero too."""
+    pair = fine_tunes()
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in pair.a.items()}
+    for b in (pair.b, nothing):
+        start = find_common_start(replace(pair, a=nothing, b=b))
+        assert not start.common
+        assert start.probed == 0
+    assert find_common_start(pair).probed > 0

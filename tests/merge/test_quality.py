@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,22 @@ import pytest
 import torch
 from contracts.test_aligners import make_pair
 from families import CASES, FAMILIES, canonical_tensors, inputs, written_name
+from families_more import CASES as UNUSUAL
 
 from merge.alignment import aligner
 from merge.alignment.activations import unit_correlations
+from merge.alignment.distance import distance
 from merge.alignment.pair import Alignment, Pair
-from merge.alignment.quality import DRAWS, match_quality
+from merge.alignment.quality import DRAWS, _shuffled, match_quality
 from merge.alignment_plot import save_alignment_plot, sort_of
 from merge.architectures import spec_for
-from merge.gauges import canonical
-from merge.permutation import apply, identity, random
+from merge.errors import AlignmentError
+from merge.notation import contiguous
+from merge.permutation import apply, identity, inverse, random, restrict
 from merge.structure import structure_of
 from merge.transform import Transform, apply_transform, random_transform
+
+LLAMA = UNUSUAL["LlamaForSequenceClassification"]
 
 
 def planted(seed: int | None = 1, noise: float = 0.0, other: int = 0, text: bool = True) -> tuple[Pair, Any]:
@@ -119,20 +123,96 @@ def test_weights_are_compared_by_the_cosine_of_all_weights_of_a_unit() -> None:
     assert found["ffn1"].score == pytest.approx((a * b).sum(1).mean(), abs=1e-6)
 
 
-def test_distance_is_that_of_canonical_weights() -> None:
-    """A model whose key biases alone differ is at no distance: no output shows them. Another bias counts."""
+def apart(pair: Pair, b: Any) -> tuple[float, float]:
+    """Return the distance of a and b, and that of their weights as they stand, in numpy."""
+    names = [name for name, tensor in pair.a.items() if tensor.is_floating_point()]
+    one, other = (np.concatenate([side[n].double().numpy().reshape(-1) for n in names]) for side in (pair.a, b))
+    return distance(pair, pair.a, b), float(np.linalg.norm(one - other) / np.linalg.norm(one))
+
+
+def test_what_no_output_shows_is_no_distance() -> None:
+    """Key biases: softmax cancels them. A value bias is read behind the heads, and counts; so does a query bias."""
     pair, _ = planted(seed=None, text=False)
-    key, value = (f"bert.encoder.layer.0.attention.self.{word}.bias" for word in ("key", "value"))
+    found = {}
+    for word in ("key", "value", "query"):
+        name = f"bert.encoder.layer.0.attention.self.{word}.bias"
+        found[word] = apart(pair, {**pair.a, name: pair.a[name] + 1})
+    assert found["key"][0] < 1e-6
+    assert min(found["value"][0], found["query"][0]) > 0.05
+    assert min(raw for _, raw in found.values()) > 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bases_inside_heads_are_no_distance(seed: int) -> None:
+    """b is a behind a random invertible map in every head, which moves its weights far."""
+    pair, _ = planted(seed=None, text=False)
+    drawn = random_transform(pair.spec, pair.shapes, torch.Generator().manual_seed(seed))
+    inside = {axis: mapped for axis, mapped in drawn.maps.items() if axis.startswith(("qk", "v"))}
+    assert len(inside) == 4
+    found, raw = apart(pair, apply_transform(pair.spec, Transform(identity(pair.spec, pair.shapes), inside), pair.a))
+    assert found < 1e-5
+    assert raw > 0.1
+
+
+def test_scales_that_two_factors_share_otherwise_are_no_distance() -> None:
+    """Three times the queries and a third of the keys; of a gated unit, any factor of what it reads over what it writes."""
+    structure = structure_of(LLAMA)
+    a = canonical_tensors(LLAMA, 0, torch.float32)
+    pair = Pair(spec_for(LLAMA), a, a, LLAMA, lambda name: written_name(structure, name))
+    generator = torch.Generator().manual_seed(0)
+    scales = {f"ffn{i}": torch.randn(40, generator=generator, dtype=torch.float64).exp() for i in range(2)}
+    bert, _ = planted(seed=None, text=False)
+    for one, queries, keys in ((pair, "q_proj", "k_proj"), (bert, "self.query", "self.key")):
+        found, raw = apart(one, {n: t * (3 if queries in n else 1 / 3 if keys in n else 1) for n, t in one.a.items()})
+        assert found < 1e-5
+        assert raw > 0.1
+        assert apart(one, {n: t * (3 if queries in n else 1) for n, t in one.a.items()})[0] > 0.1
+    found, raw = apart(pair, apply_transform(pair.spec, Transform(identity(pair.spec, pair.shapes), scales), a))
+    assert found < 1e-5
+    assert raw > 0.1
+    turned = {axis: torch.where(torch.arange(40) % 2 == 0, scale, -scale) for axis, scale in scales.items()}
+    signed = apply_transform(pair.spec, Transform(identity(pair.spec, pair.shapes), turned), a)
+    assert apart(pair, signed)[0] > 0.1
+
+
+def test_another_order_is_a_distance() -> None:
+    """It is what an alignment finds: of feed-forward units as far as their weights as they stand, and undone nothing."""
+    pair, _ = planted(seed=None, text=False)
+    drawn = random(pair.spec, pair.shapes, torch.Generator().manual_seed(0))
+    moved = restrict(drawn, {"ffn0", "ffn1"})
+    b = apply(pair.spec, moved, pair.a)
+    found, raw = apart(pair, b)
+    assert found == pytest.approx(raw, rel=0.1)
+    assert raw > 0.5
+    assert apart(pair, apply(pair.spec, inverse(moved), b))[0] < 1e-6
+
+
+def test_a_reference_of_zeros_is_refused() -> None:
+    """There is nothing to measure a distance in; one weight is enough."""
+    pair, _ = planted(seed=None, text=False)
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in pair.a.items()}
     still = as_alignment(pair, identity(pair.spec, pair.shapes))
-    hidden = replace(pair, b={**pair.a, key: pair.a[key] + 1})
-    assert match_quality(hidden, still).distance == (0, 0)
-    shown = replace(pair, b={**pair.a, value: pair.a[value] + 1})
-    a, b = (canonical(pair.spec, pair.config, side) for side in (shown.a, shown.b))
-    apart, size = (math.sqrt(sum(float(x.double().square().sum()) for x in those)) for those in (
-        [a[n] - b[n] for n in a if a[n].is_floating_point()], [a[n] for n in a if a[n].is_floating_point()],
-    ))  # fmt: skip
-    assert match_quality(shown, still).distance[0] == pytest.approx(apart / size, rel=1e-5)
-    assert apart / size > 0.001
+    with pytest.raises(AlignmentError, match="every weight of the reference is zero"):
+        match_quality(replace(pair, a=nothing), still)
+    one = {**nothing, "classifier.weight": torch.ones_like(pair.a["classifier.weight"])}
+    assert match_quality(replace(pair, a=one), still).distance[0] > 1
+
+
+def test_where_maps_act_chance_may_turn_too() -> None:
+    """The best rotation of numbers without meaning: their singular values' mean, by numpy over other shuffles.
+
+    More than the best order makes of them, which is one rotation among all.
+    """
+    scores = torch.randn(24, 24, generator=torch.Generator().manual_seed(0))
+    view, generator = contiguous(("ffn0",), (24,)), np.random.default_rng(1)
+    shuffles = [generator.permutation(scores.double().numpy().reshape(-1)).reshape(24, 24) for _ in range(200)]
+    expected = np.mean([np.linalg.svd(one, compute_uv=False).mean() for one in shuffles])
+    found = {}
+    for turned in (True, False):
+        draws = [_shuffled(view, scores, turned, torch.Generator().manual_seed(seed)) for seed in range(100)]
+        found[turned] = np.mean(draws)
+    assert found[True] == pytest.approx(expected, rel=0.01)
+    assert found[True] > 1.5 * found[False]
 
 
 def test_maps_are_taken_along() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from families import canonical_tensors
+from contracts.test_aligners import make_pair
+from families import canonical_tensors, written_name
 from families_more import CASES
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
@@ -26,6 +27,7 @@ from merge.gauges import fold_norms
 from merge.inputs import random_inputs
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
+from merge.structure import structure_of
 from merge.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
 from merge.transform_files import load_transform, read_header
 
@@ -152,6 +154,77 @@ def closeness(pair: Pair, b: dict[str, torch.Tensor]) -> float:
         off += float((one - other).square().sum())
         whole += float(one.square().sum() + other.square().sum())
     return 1 - off / whole
+
+
+def nearness_of_weights(pair: Pair) -> float:
+    """Return 2 <A, B> / (|A|^2 + |B|^2) of a BERT as it stands; the labels' bias is left out, which lies on no axis that moves.
+
+    Vectors are centred where no map changes their mean: biases of feed-forward units, gains of norms.
+    """
+    inner = squares = 0.0
+    for name, tensor in pair.a.items():
+        if name != "classifier.bias":
+            one, other = (side.double().numpy() for side in (tensor, pair.b[name]))
+            if name.endswith(("intermediate.dense.bias", "LayerNorm.weight")):
+                one, other = one - one.mean(), other - other.mean()
+            inner += 2 * float((one * other).sum())
+            squares += float((one**2).sum() + (other**2).sum())
+    return inner / squares
+
+
+@pytest.mark.parametrize(("by", "anew"), [("weights", False), ("weights", True), ("activations+weights", False)])
+def test_sweeps_count_from_the_models_as_they_are(by: str, anew: bool) -> None:
+    """b is a in noise: the identity's J comes first, also where sweeps begin there, and not what they made of it.
+
+    They do where text has told less, and where the embeddings are others' and so a first pass begins below.
+    """
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, noise=0.5)
+    other, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    tables = {n: t for n, t in other.b.items() if "embeddings" in n and "LayerNorm" not in n} if anew else {}
+    pair = replace(pair, b={**pair.b, **tables}, batches=pair.batches[:6], settings=Settings(basis="orthogonal"))
+    found = aligner(by)(pair)(frozenset(pair.kinds()))
+    assert found.objective[0] == pytest.approx(nearness_of_weights(pair), abs=1e-6)
+    assert all(later >= earlier for earlier, later in pairwise(found.objective))
+    moved = replace(pair, b=apply_transform(pair.spec, found.transform, pair.b))
+    assert found.objective[-1] == pytest.approx(nearness_of_weights(moved), abs=1e-6)
+    assert found.objective[-1] > found.objective[0] + 1e-3
+
+
+@pytest.mark.parametrize("name", ["roformer rotary values", "RoFormerForSequenceClassification"])
+def test_turned_values_and_turned_queries_are_told_apart_by_activations(name: str) -> None:
+    """Both stand in heads and have a fixed order inside: what values say is matched on their axis, not with the queries'."""
+    config = CASES[name]
+    spec, a, structure = spec_for(config), canonical_tensors(config, 0, torch.float32), structure_of(config)
+    shapes = {n: tuple(t.shape) for n, t in a.items()}
+    drawn = random_transform(spec, shapes, torch.Generator().manual_seed(1))
+    axes = [x for x in {**drawn.maps, **drawn.permutation.indices} if spec.kind(x) in ("heads", "ffn")]
+    b = apply_transform(spec, restrict_transform(drawn, axes), a)
+    batches = tuple(batch for seed in range(6) for batch in random_inputs(config, seed))
+    settings = Settings(basis="orthogonal")
+    pair = Pair(spec, a, b, config, lambda n: written_name(structure, n), batches, settings=settings)
+    found = aligner("activations")(pair)(frozenset(pair.kinds()))
+    back = apply_transform(spec, found.transform, b)
+    assert {"turn0", "turn1", "v0", "v1"} <= set(found.maps)
+    assert all(torch.allclose(back[n], t, atol=1e-5) for n, t in a.items())
+    assert not all(torch.allclose(b[n], t, atol=0.5) for n, t in a.items())
+
+
+def test_restarts_are_heard_with_the_weights_that_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matched in canonical form, judged as they are: what no output shows of a and of b is averaged with the rest."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    pair = replace(pair, batches=pair.batches[:1], settings=Settings(basis="orthogonal", restarts=1))
+    heard: list[Pair] = []
+
+    def told(_moves: object, given: Pair, *_: object) -> object:
+        heard.append(given)
+        return [float(len(heard))], "kl"
+
+    monkeypatch.setattr(rotations, "score", told)
+    aligner("weights")(in_canonical_form(pair))(frozenset({"heads"}))
+    assert len(heard) == 2
+    assert all(given.a is pair.a and given.b is pair.b for given in heard)
+    key = "bert.encoder.layer.0.attention.self.key.bias"
+    assert not torch.equal(in_canonical_form(pair).a[key], pair.a[key])
 
 
 def test_restarts_are_never_worse_and_come_from_the_seed() -> None:

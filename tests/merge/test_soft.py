@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts.test_aligners import make_pair
+from families import canonical_tensors
 from families_more import CASES
 from likeness import alike
 
+from merge.alignment import frank_wolfe
 from merge.alignment.ascent import climb
+from merge.alignment.frank_wolfe import maximised
 from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Pair
-from merge.alignment.soft import Relaxation, along, toward
+from merge.alignment.soft import Relaxation, Soft, along, toward
+from merge.alignment.universe import match_universe
+from merge.alignment.weights import match_weights
 from merge.architectures import spec_for
 from merge.permutation import Permutation, identity, random, restrict
 
@@ -70,6 +75,30 @@ def test_every_mixture_is_doubly_stochastic() -> None:
             assert torch.allclose(matrix.sum(dim), torch.ones(len(matrix)), atol=1e-6)
 
 
+def test_the_barycentre_is_the_mean_of_every_permutation_of_a_rotary_model() -> None:
+    """What has a fixed order inside heads stays in its place there: nothing goes where no permutation takes it."""
+    config = CASES["ModernBertForSequenceClassification"]
+    a = canonical_tensors(config, 0, torch.float32)
+    pair = Pair(spec_for(config), a, a, config, str)
+    relaxed = relaxation(pair)
+    middle, count = relaxed.barycentre(), 1000
+    generator, mean = torch.Generator().manual_seed(0), {names: torch.zeros_like(m) for names, m in middle.items()}
+    for _ in range(count):
+        for names, matrix in relaxed.vertex(random(pair.spec, pair.shapes, generator)).items():
+            mean[names] += matrix / count
+    assert {names[-1] for names in middle} >= {"-", "v0", "residual", "ffn0"}
+    for names, matrix in middle.items():
+        assert float((mean[names] - matrix).abs().max()) < 5 * (float(matrix.max()) / count) ** 0.5
+        assert not bool(((mean[names] > 0) & (matrix == 0)).any())
+        for dim in (0, 1):
+            assert torch.allclose(matrix.sum(dim), torch.ones(len(matrix)), atol=1e-6)
+    rotary = next(names for names in middle if names[-1] == "-")
+    blocks, inside = relaxed.views[rotary].shape
+    levels = middle[rotary].reshape(blocks, inside, blocks, inside)
+    assert bool((levels.diagonal(0, 1, 3) == 1 / blocks).all())
+    assert int((levels != 0).sum()) == blocks * blocks * inside
+
+
 def test_no_table_has_a_tensor_with_more_than_two_movable_axes() -> None:
     """Or the objective along a line were no parabola; heads of two tensor axes count as one."""
     degrees = {}
@@ -90,3 +119,33 @@ def test_climbing_never_ends_below_and_stands_where_no_axis_gains() -> None:
     again, same = climb(objective, end)
     assert same == value
     assert all(torch.equal(again.indices[axis], end.indices[axis]) for axis in end.indices)
+
+
+def test_the_second_start_of_frank_wolfe_leans_to_what_weight_matching_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of it, and of everything else the barycentre; the first start is the barycentre alone."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    kinds, starts = frozenset(pair.kinds()), list[Soft]()
+
+    def told(relaxed: Relaxation, start: Soft) -> tuple[Soft, tuple[float, ...]]:
+        starts.append(start)
+        return maximised(relaxed, start)
+
+    monkeypatch.setattr(frank_wolfe, "maximised", told)
+    frank_wolfe.match_frank_wolfe(pair)(kinds)
+    matched = relaxation(pair).vertex(match_weights(pair)(kinds).permutation)
+    assert len(starts) == 2
+    for names, matrix in matched.items():
+        even = torch.full_like(matrix, 1 / len(matrix))
+        assert torch.allclose(starts[0][names], even, atol=1e-7)
+        assert torch.allclose(starts[1][names], 0.2 * matrix + 0.8 * even, atol=1e-7)
+        assert float((starts[1][names] - starts[0][names]).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(("other_seed", "least"), [(7, 0.0), (8, 0.01)])
+def test_a_universe_keeps_the_higher_of_two_ends(other_seed: int, least: float) -> None:
+    """Of one pair of strangers the ascent from weight matching ends higher, of the other that from the barycentre."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=other_seed)
+    kinds = frozenset(pair.kinds())
+    (found,) = match_universe([pair], kinds)
+    alone = match_weights(pair)(kinds).permutation
+    assert alike([pair], [found.permutation]) >= alike([pair], [alone]) + least - 1e-9

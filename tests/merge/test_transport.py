@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from contracts.test_aligners import make_pair
-from scipy.optimize import linprog
+from scipy.optimize import linear_sum_assignment, linprog
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
@@ -131,6 +131,26 @@ def test_equal_widths_are_a_permutation_found_in_noise() -> None:
     pair, wanted = make_pair("BertForSequenceClassification", planted_seed=3, noise=0.3)
     found = match_transport(pair)(frozenset(pair.kinds()))
     assert all(torch.equal(found.permutation.indices[axis], i) for axis, i in wanted.indices.items())
+
+
+def test_what_a_unit_costs_is_its_distance_not_the_square() -> None:
+    """Of feed-forward units of strangers, by numpy: least squares is what weight matching finds, and another order."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    found = match_transport(pair)(frozenset({"ffn"})).permutation
+    for layer in range(2):
+        sides = []
+        for tensors in (pair.a, pair.b):
+            stem = f"bert.encoder.layer.{layer}"
+            row, bias, column = (
+                tensors[f"{stem}.{name}"].double().numpy()
+                for name in ("intermediate.dense.weight", "intermediate.dense.bias", "output.dense.weight")
+            )
+            parts = (row, (bias - bias.mean())[:, None], column.T)
+            sides.append(np.concatenate([part / np.sqrt((part**2).mean()) for part in parts], axis=1))
+        squares = ((sides[0][:, None] - sides[1]) ** 2).sum(-1)
+        index = found.indices[f"ffn{layer}"].tolist()
+        assert index == linear_sum_assignment(np.sqrt(squares))[1].tolist()
+        assert index != linear_sum_assignment(squares)[1].tolist()
 
 
 def test_another_axis_that_differs_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from contracts.test_aligners import make_pair
 from tiny import bert_config, random_tensors
 
+from merge.alignment import aligner, weights
+from merge.alignment.circuits import circuit_gains
 from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Pair
 from merge.alignment.weights import _Descent, match_weights
@@ -148,3 +151,70 @@ def test_axes_that_share_no_tensor_are_matched_side_by_side() -> None:
     assert not one.permutation.is_identity
     assert all(torch.equal(one.permutation.indices[k], index) for k, index in three.permutation.indices.items())
     assert one.objective == pytest.approx(three.objective, rel=1e-9)
+
+
+def test_a_descent_begins_at_the_identity_where_that_is_better() -> None:
+    """b is a in much noise, its embeddings anew: what these say of the residual leads away from where the units are."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, noise=1.5)
+    other, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    anew = {n: t for n, t in other.b.items() if "embeddings" in n and "LayerNorm" not in n}
+    pair = replace(pair, b={**pair.b, **anew})
+    found = match_weights(pair)(frozenset(pair.kinds()))
+    assert len(anew) == 3
+    assert found.permutation.is_identity
+    assert found.objective[0] == pytest.approx(objective_of(pair, found.permutation), abs=1e-6)
+    objective = Objective(pair, weights_of(pair), pair.movable)
+    descent = _Descent(objective, identity(pair.spec, pair.shapes), False)
+    first = descent._first_pass()
+    ended = descent.sweeps(first, objective.shares(objective.moving, first), descent.moves)
+    assert ended.history[-1] / objective.entries < found.objective[0] - 0.1
+
+
+def test_circuits_are_asked_again_in_every_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a restart shuffles is to be told apart anew, but once: in one descent as in the first, where anything changed."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    asked: list[str] = []
+
+    def counted(objective: Objective, move: str, p: Permutation) -> dict[tuple[str, ...], torch.Tensor]:
+        asked.append(move)
+        return circuit_gains(objective, move, p)
+
+    monkeypatch.setattr(weights, "circuit_gains", counted)
+    for restarts, least in ((0, 1), (2, 2)):
+        asked.clear()
+        match_weights(pair, restarts=restarts, heads="circuits")(frozenset(pair.kinds()))
+        counts = [asked.count(move) for move in ("heads0", "heads1")]
+        assert least <= min(counts) <= max(counts) <= 1 + restarts
+
+
+def test_circuits_are_an_aligner_of_their_own() -> None:
+    """By its name it is weight matching with heads told apart so, and no other."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    kinds = frozenset(pair.kinds())
+    named, given = aligner("circuits")(pair)(kinds), match_weights(pair, heads="circuits")(kinds)
+    assert named.objective == given.objective != match_weights(pair)(kinds).objective
+
+
+@pytest.mark.parametrize(("share", "kept"), [(-1e-7, False), (0.0, False), (1e-7, False), (1e-3, True)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_restart_is_kept_only_if_it_is_better(
+    share: float, kept: bool, sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By more than rounding, also where every permutation leaves J below zero: there 1.000001 J is less than J."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    b = {n: t.abs() if t.ndim > 1 else t for n, t in pair.b.items()}
+    pair = replace(pair, b=b, a={n: sign * t.abs() if t.ndim > 1 else t for n, t in pair.a.items()})
+    sweeps, seen = _Descent.sweeps, list[float]()
+
+    def told(self: _Descent, start: Permutation, known: Mapping[str, float], order: Sequence[str]) -> object:
+        found = sweeps(self, start, known, order)
+        seen.append(seen[0] + share * abs(seen[0]) if seen else found.history[-1])
+        return replace(found, history=(*found.history[:-1], seen[-1]))
+
+    once = match_weights(pair)(frozenset({"ffn"}))
+    monkeypatch.setattr(_Descent, "sweeps", told)
+    tried = match_weights(pair, restarts=1)(frozenset({"ffn"}))
+    assert len(seen) == 2
+    assert sign * seen[0] > 0
+    reached = (once.objective[0], once.objective[-1] + share * abs(once.objective[-1]))
+    assert tried.objective == pytest.approx(reached if kept else once.objective, rel=1e-9)
