@@ -87,7 +87,8 @@ def test_a_small_spread_about_a_large_mean_counts() -> None:
     score = [1e6, 1e6 + 0.001, 1e6 - 0.001]
     moved = [1e6, 1e6 + 0.001001, 1e6 - 0.001]
     proof = compared(saying(score), saying(moved))
-    assert proof.error == pytest.approx(1e-6 / torch.tensor([0.0, 1e-3, -1e-3]).double().std(correction=0), rel=1e-3)
+    spread = float(torch.tensor([0.0, 1e-3, -1e-3], dtype=torch.float64).std(correction=0))
+    assert proof.error == pytest.approx(1e-6 / spread, rel=1e-3)
     assert compared(saying(score), saying(score)).error == 0
 
 
