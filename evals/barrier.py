@@ -41,9 +41,10 @@ def barrier_key(
     alignment: dict[str, Any] | None = None
     if recipe.align.moves:
         alignment = recipe.align.model_dump(mode="json") | {"seed": recipe.seed}
-        for name in ("text", "apply"):
-            with suppress(OSError, TypeError):  # a Hub id, or the package's own text
-                alignment[name] = file_hash(Path(alignment[name]))
+        with suppress(OSError, TypeError):  # a Hub id, or the package's own text
+            alignment["text"] = file_hash(Path(alignment["text"]))
+        with suppress(OSError):  # what is not there is said where it is read
+            alignment["apply"] = [file_hash(Path(path).expanduser()) for path in recipe.align.apply or ()]
     hashes = [checkpoint.content_hash for checkpoint in pair]
     return record_key("barrier", task.name, rows.hash, hashes, points, columns, alignment)
 
