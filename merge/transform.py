@@ -151,6 +151,10 @@ def check_transform(spec: PermutationSpec, transform: Transform) -> None:
     """Raise SpecError unless every map is an element of the group that the spec gives to its axis."""
     p = transform.permutation
     known = {name for line in spec.lines for axis in spec.axes(line) for name in _acting(axis)}
+    if strange := sorted(p.outer.keys() - known):
+        raise SpecError(
+            f"the transform has blocks of axis {strange[0]!r}; {spec.family} has none.{nearest(strange[0], known)}"
+        )
     for axis, mapped in transform.maps.items():
         if axis not in known:
             raise SpecError(f"the transform has a map on axis {axis!r}; {spec.family} has none.{nearest(axis, known)}")

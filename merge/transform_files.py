@@ -131,7 +131,7 @@ def load_transform(spec: PermutationSpec, path: Path) -> Transform:
         if part not in parts or not axis or (part == "permutation" and not _is_order(tensor)):
             raise SpecError(f"{path} is malformed: {name!r} is neither the order of an axis's units nor a map.")
         parts[part][axis] = tensor
-    if lost := sorted({*facts["outer"], *facts["outer"].values()} - parts["permutation"].keys()):
+    if lost := sorted(set(facts["outer"].values()) - parts["permutation"].keys()):
         raise SpecError(f"{path} is malformed: axis {lost[0]!r} of its metadata has no order.")
     transform = Transform(Permutation(parts["permutation"], facts["outer"]), parts["map"])
     try:

@@ -155,7 +155,7 @@ METADATA = {
     "no format": (json.dumps({k: v for k, v in FACTS.items() if k != "format"}), "entry 'format' of its metadata"),
     "no outer": (json.dumps({k: v for k, v in FACTS.items() if k != "outer"}), "entry 'outer' of its metadata"),
     "outer a number": (json.dumps({**FACTS, "outer": {"qk0": 3}}), "entry 'outer' of its metadata"),
-    "outer of no axis": (json.dumps({**FACTS, "outer": {"qk9": "heads0"}}), "axis 'qk9' of its metadata has no order"),
+    "outer of no axis": (json.dumps({**FACTS, "outer": {"qk9": "heads0"}}), "blocks of axis 'qk9'; bert has none"),
     "outer in no axis": (json.dumps({**FACTS, "outer": {"qk0": "heads9"}}), "axis 'heads9' of its metadata has no order"),
     "a path": (json.dumps({**FACTS, "reference": "../x.safetensors"}), "entry 'reference' of its metadata names no file"),
     "no name": (json.dumps({**FACTS, "reference": ""}), "entry 'reference' of its metadata names no file"),
