@@ -16,6 +16,7 @@ from merge.model import first_line
 from merge.plan import LayerPlan, planned_config
 from merge.recipe import Recipe
 from merge.sentence_transformers import check_edited, compare_pipelines, without_modules
+from merge.weight_files import nbytes
 
 # Config entries that neither shape the model nor change what it computes at inference.
 HARMLESS = {
@@ -86,12 +87,12 @@ def _compare(
     if extra and not sliced:
         faults.append(f"{b.source} has {_some(extra)} that {a.source} lacks.{_pooler_advice(a, extra)}")
     faults += _shape_faults(a, b, own_vocabulary)
-    mixed = [n for n in a.tensors if n in b.tensors and a.tensors[n].dtype != b.tensors[n].dtype]
+    mixed = [n for n in a.tensors if n in b.tensors and a.tensors[n].own_dtype != b.tensors[n].own_dtype]
     if mixed and dtype is None:
         n = mixed[0]
         faults.append(
-            f"dtypes differ in {len(mixed)} tensors: {n} is {a.tensors[n].dtype} in {a.source}, "
-            f"{b.tensors[n].dtype} in {b.source}. Say what to write: --out-dtype float32."
+            f"dtypes differ in {len(mixed)} tensors: {n} is {a.tensors[n].own_dtype} in {a.source}, "
+            f"{b.tensors[n].own_dtype} in {b.source}. Say what to write: --out-dtype float32."
         )
     return faults + ([] if own_vocabulary else _vocabulary_faults(a, b))
 
@@ -220,7 +221,10 @@ def _unmergeable(checkpoint: Checkpoint) -> list[str]:
 
 def _space(heads: HeadPlan, dtype: str | None, output: Path) -> list[str]:
     written = [heads.models[m].tensors[n] for one in heads.outputs for (m, n), *_ in one.sources.values()]
-    need = sum(t.nbytes if dtype is None or t.is_integer else t.elements * ITEM_SIZES[dtype] for t in written)
+    need = sum(
+        nbytes(t.own_dtype, t.shape) if dtype is None or t.is_integer else t.elements * ITEM_SIZES[dtype]
+        for t in written
+    )
     parent = output.resolve().parent
     while not parent.exists():
         parent = parent.parent

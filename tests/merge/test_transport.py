@@ -203,3 +203,17 @@ def test_the_command_carries_a_wider_model_and_says_that_it_changed(tmp_path: Pa
     shapes = [{name: t.shape for name, t in open_checkpoint(str(path)).tensors.items()} for path in (a, output)]
     assert shapes[0] == shapes[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
+
+
+def test_models_in_half_precision_are_carried_and_written_in_it(tmp_path: Path) -> None:
+    """What a model is carried in is no dtype of its own; one that does come in another dtype is refused as ever."""
+    a, b, c = (tmp_path / name for name in "abc")
+    for path, config, seed in ((a, bert_config(), 0), (b, bert_config(intermediate_size=56), 1)):
+        save_checkpoint(path, config, tensors=random_tensors(config, seed, torch.bfloat16))
+    save_checkpoint(c, bert_config(intermediate_size=56), 1)
+    given = ["-o", str(tmp_path / "out"), "--samples", "20", "--align", "transport"]
+    refused = CliRunner().invoke(merge_command, [str(a), str(c), *given])
+    assert "dtypes differ in" in str(refused.exception)
+    result = CliRunner().invoke(merge_command, [str(a), str(b), *given])
+    assert result.exit_code == 0, result.output
+    assert {tensor.dtype for tensor in open_checkpoint(str(tmp_path / "out")).tensors.values()} == {"BF16"}
