@@ -19,7 +19,7 @@ from evals.predictor import Predictor, make_predictor
 from evals.task import EvalTask, Rows
 from merge.bases import Bases
 from merge.checkpoint import Checkpoint
-from merge.hashes import file_hash
+from merge.disk.hashes import file_hash
 from merge.inputs import Encoded
 from merge.material import finite_tensors
 from merge.progress import Progress, silent

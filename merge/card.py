@@ -36,7 +36,7 @@ def add_results(folder: Path, results_file: Path) -> int:
         CheckpointError: the folder was not written by merge-models, or results.json holds nothing about it.
     """
     from merge.checkpoint import open_checkpoint
-    from merge.hashes import file_hash
+    from merge.disk.hashes import file_hash
 
     facts, results = _read_json(folder / "merge.json"), _read_json(results_file)
     own = open_checkpoint(str(folder)).content_hash

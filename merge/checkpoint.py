@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from merge.canonical_names import canonical_name, canonicalise
+from merge.disk.hashes import file_hash, remembered_hash
 from merge.errors import CheckpointError
-from merge.hashes import file_hash, remembered_hash
 from merge.hub import download, looks_like_hub_id
 from merge.legacy_buffers import buffer_of
 from merge.model import first_line

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from merge.card import PIPELINES, licence_of
 from merge.checkpoint import Checkpoint
 from merge.contribution import Contribution, measure_contribution
+from merge.disk.hashes import file_hash
+from merge.disk.staging import check_output, copy_side_files, staged, write_json
 from merge.errors import OutputError, UsageError
-from merge.hashes import file_hash
 from merge.layer_stacks import layer_count
 from merge.plan import (
     LayerPlan,
@@ -29,7 +30,6 @@ from merge.progress import Progress, silent
 from merge.reload import reload_check
 from merge.sentence_transformers import check_edited, is_module_tensor, with_modules, without_modules
 from merge.weight_writer import write_weights
-from merge.writer import check_output, copy_side_files, staged, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -182,8 +182,8 @@ def _edit(
 ) -> None:
     """Open, plan, write and report."""
     from merge.checkpoint import open_checkpoint
+    from merge.disk.staging import check_output
     from merge.edit import edit_facts, edit_layers
-    from merge.writer import check_output
 
     set_verbosity(options["verbose"])
     output = Path(options["output"]).expanduser()

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.cache import read_cached, write_cached
 from merge.checkpoint import Checkpoint
+from merge.disk.cache import read_cached, write_cached
 from merge.errors import MismatchError
 from merge.sentence_transformers import pipeline_files
 from merge.structure import Structure, structure_of, transformers_build

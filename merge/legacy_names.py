@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from merge.cache import read_cached, write_cached
+from merge.disk.cache import read_cached, write_cached
 
 if TYPE_CHECKING:
     from merge.structure import Structure

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from merge.checkpoint import Checkpoint
 from merge.choices import keeps_canonical
+from merge.disk.staging import copy_side_files
 from merge.report import Report
 from merge.tokenizer_files import tokenizer_names
 from merge.vocabulary import write_tokenizer
-from merge.writer import copy_side_files
 
 # What moved the reference, where both ends were asked to move.
 REFERENCE_FILE = "reference-transform.safetensors"

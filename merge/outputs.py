@@ -15,6 +15,7 @@ from merge.arrays import NUMPY, Array, Arrays, TorchArrays, import_torch, suit_n
 from merge.asked_vocabulary import vocabulary_names
 from merge.card import write_card
 from merge.checkpoint import Checkpoint
+from merge.disk.staging import write_json
 from merge.engine import CommonRows, Engine, Input, Job
 from merge.head_plan import Output, plan_heads
 from merge.output_files import copy_files, save_alignment
@@ -29,7 +30,6 @@ from merge.sentence_transformers import is_module_tensor
 from merge.vocabulary import config_changes
 from merge.weight_files import StoredTensor, nbytes
 from merge.weight_writer import open_writer
-from merge.writer import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from merge.architectures import spec_for
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.choices import keeps_canonical, rotates
+from merge.disk.staging import copy_side_files, write_json
 from merge.errors import AlignmentError
 from merge.material import absent_pooler, finite_tensors
 from merge.recipe_entries import AlignEntry
 from merge.sentence_transformers import is_module_tensor, with_modules, without_modules
 from merge.weight_writer import open_writer
-from merge.writer import copy_side_files, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.cache import read_cached, write_cached
+from merge.disk.cache import read_cached, write_cached
 from merge.errors import CheckpointError, OutputError
 from merge.model import first_line, loading_faults, model_class, one_line, quiet
 from merge.structure import transformers_build

@@ -13,7 +13,7 @@ import merge
 from merge.bases import Bases
 from merge.card import licence_of
 from merge.checkpoint import Checkpoint
-from merge.hashes import file_hash
+from merge.disk.hashes import file_hash
 from merge.head_plan import Output, plan_heads
 from merge.recipe import Recipe
 from merge.schedule import Schedule

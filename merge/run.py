@@ -15,6 +15,7 @@ from merge.asked_vocabulary import find_vocabulary
 from merge.bases import find_bases
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.cocktail import cocktail_weights
+from merge.disk.staging import check_output, staged
 from merge.evaluation import check_evaluation, evaluate
 from merge.head_plan import plan_heads
 from merge.material import calibrate
@@ -27,7 +28,6 @@ from merge.report import Report
 from merge.schedule import make_schedule
 from merge.sentence_transformers import with_modules, without_modules
 from merge.soup import greedy_soup
-from merge.writer import check_output, staged
 
 if TYPE_CHECKING:
     from merge.statistics import Statistics

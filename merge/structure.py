@@ -16,7 +16,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from merge.cache import read_cached, write_cached
+from merge.disk.cache import read_cached, write_cached
 
 FORMAT = 1
 

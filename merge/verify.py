@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge.disk.hashes import file_hash
 from merge.errors import CheckpointError
-from merge.hashes import file_hash
 
 MANIFESTS = ("merge.json", "edit.json")  # of merge-models and of edit-layers; a folder has one
 

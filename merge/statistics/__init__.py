@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import merge
-from merge.cache import cache_folder
 from merge.checkpoint import Checkpoint
+from merge.disk.cache import cache_folder
 from merge.errors import CalibrationError, UsageError, nearest
 from merge.progress import Progress, silent
 from merge.statistics.fisher import measure_fisher

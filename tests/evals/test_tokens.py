@@ -16,8 +16,8 @@ from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer
 import evals.tokens
 from evals.task import Rows
 from evals.tokens import pack, tokenise_rows, tokens_key, unpack
-from merge.cache import cache_folder
 from merge.checkpoint import open_checkpoint
+from merge.disk.cache import cache_folder
 from merge.errors import TaskError
 from merge.inputs import Tokens
 

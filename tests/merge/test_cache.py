@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge.cache import cache_folder, read_cached, read_cached_tensors, write_cached, write_cached_tensors
+from merge.disk.cache import cache_folder, read_cached, read_cached_tensors, write_cached, write_cached_tensors
 
 TENSORS = {"ids": torch.arange(12, dtype=torch.int32).reshape(3, 4), "cut": torch.tensor(2), "none": torch.zeros(0)}
 

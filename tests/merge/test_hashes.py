@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-import merge.hashes
-from merge.hashes import file_hash, remembered_hash
+import merge.disk.hashes
+from merge.disk.hashes import file_hash, remembered_hash
 
 
 @pytest.fixture
 def readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Count how often files are read, with an empty cache and a clock that lets files settle at once."""
     monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(merge.hashes, "SETTLED_NS", -1)
+    monkeypatch.setattr(merge.disk.hashes, "SETTLED_NS", -1)
     seen: list[Path] = []
 
     def counted(path: Path) -> str:
         seen.append(path)
         return file_hash(path)
 
-    monkeypatch.setattr(merge.hashes, "file_hash", counted)
+    monkeypatch.setattr(merge.disk.hashes, "file_hash", counted)
     return seen
 
 
@@ -67,7 +67,7 @@ def test_a_file_just_written_is_not_remembered(
     tmp_path: Path, readings: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may change again within the same tick of the file system's clock."""
-    monkeypatch.setattr(merge.hashes, "SETTLED_NS", 10**12)
+    monkeypatch.setattr(merge.disk.hashes, "SETTLED_NS", 10**12)
     (tmp_path / "f").write_bytes(b"one")
     remembered_hash(tmp_path / "f")
     remembered_hash(tmp_path / "f")

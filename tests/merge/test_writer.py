@@ -20,11 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import merge.disk.staging
 import merge.weight_writer
-import merge.writer
+from merge.disk.staging import MARKER, check_output, copy_side_files, staged, write_json
 from merge.errors import OutputError
 from merge.weight_writer import write_weights
-from merge.writer import MARKER, check_output, copy_side_files, staged, write_json
 
 MIXED = {
     "half": torch.tensor([1.5, -2.0, 3.0], dtype=torch.bfloat16),

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from merge.cache import read_cached, write_cached
+from merge.disk.cache import read_cached, write_cached
 
 # A file that changed less than this before it was hashed may change again within the same tick of its file system's
 # clock, and nothing would show it; its hash is not remembered.
