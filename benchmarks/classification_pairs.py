@@ -36,7 +36,7 @@ from merge.alignment.agreement import Ends, score
 from merge.alignment.auto import Auto, in_canonical_form
 from merge.alignment.choice import ALONG, Candidate, Choice, choose
 from merge.alignment.pair import Pair
-from merge.inputs import tokenise
+from merge.checkpoints.inputs import tokenise
 
 PAIRS = ((0, 1), (0, 2), (1, 2), (2, 3), (0, 3))
 LABELS = ("entailment", "non-entailment")

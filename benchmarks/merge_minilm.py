@@ -32,10 +32,10 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import load_tokenizer
+from merge.checkpoints.transformers_model import quiet
 from merge.edit import edit_layers
-from merge.inputs import load_tokenizer
-from merge.model import quiet
 from merge.plan import LayerPlan
 from merge.recipe import make_recipe
 from merge.report import Report

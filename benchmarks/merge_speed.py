@@ -84,7 +84,7 @@ def make_checkpoint(folder: Path, seed: int, config: dict[str, Any] = BERT, dtyp
     """Write a random checkpoint: normal entries, about 1 for the gains of norms and about 0 for all else."""
     from safetensors.torch import save_file
 
-    from merge.model import meta_model
+    from merge.checkpoints.transformers_model import meta_model
 
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: tensor.shape for name, tensor in meta_model(config).state_dict().items()}

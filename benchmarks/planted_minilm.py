@@ -25,10 +25,10 @@ from merge.alignment.calibration import read_calibration
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
 from merge.architectures import spec_for
-from merge.checkpoint import open_checkpoint
-from merge.inputs import load_tokenizer, tokenise
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import load_tokenizer, tokenise
+from merge.checkpoints.transformers_model import set_weights
 from merge.material import finite_tensors
-from merge.model import set_weights
 from merge.permutation import apply, inverse, random
 
 

@@ -30,9 +30,9 @@ from evals.predict import encode_rows, token_budget
 from evals.predictor import Predictor, change, make_predictor
 from evals.task import Rows
 from evals.tasks import TASKS
-from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.inputs import load_tokenizer
-from merge.model import quiet
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.inputs import load_tokenizer
+from merge.checkpoints.transformers_model import quiet
 
 LABELS = ("entailment", "neutral", "contradiction")
 REFERENCE, DYNAMIC = "Trainer, padded to 128", "Trainer, padded as needed"

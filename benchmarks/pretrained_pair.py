@@ -35,7 +35,7 @@ from zoo.sentences import SPECIAL, Examples, labelled_rows, padded, training_bat
 from zoo.training import Batches, Trained, Training, trained
 
 from merge.alignment.pair import Batch
-from merge.inputs import encode, tokenise
+from merge.checkpoints.inputs import encode, tokenise
 
 PRETRAINING = {
     "mnli/train.subset.jsonl.gz": ("premise", "hypothesis"),

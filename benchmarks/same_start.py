@@ -35,7 +35,7 @@ from zoo.training import Training, trained
 from merge.alignment import ALIGNERS
 from merge.alignment.activations import unit_correlations
 from merge.alignment.pair import Batch, Pair
-from merge.inputs import load_tokenizer, tokenise
+from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.transform import Transform
 
 COMMON = Training(steps=400, rate=2e-3, warm_up=120, decay=0.01)

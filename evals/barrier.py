@@ -18,9 +18,9 @@ from evals.predict import task_logits
 from evals.predictor import Predictor, make_predictor
 from evals.task import EvalTask, Rows
 from merge.bases import Bases
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.inputs import Encoded
 from merge.disk.hashes import file_hash
-from merge.inputs import Encoded
 from merge.material import finite_tensors
 from merge.progress import Progress, silent
 from merge.recipe import Recipe

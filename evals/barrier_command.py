@@ -75,7 +75,7 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     from evals.predictor import make_predictor
     from evals.report import add_result
     from merge.bases import find_bases
-    from merge.checkpoint import open_checkpoint
+    from merge.checkpoints.checkpoint import open_checkpoint
     from merge.preflight import preflight
     from merge.prepared import prepared
 

@@ -11,7 +11,7 @@ from merge.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
     from evals.task import EvalTask, Rows
-    from merge.checkpoint import Checkpoint
+    from merge.checkpoints.checkpoint import Checkpoint
 
 ALL = "all"
 # What the HANS authors' file is called in a folder of many tasks; without it HANS is generated, as ever.

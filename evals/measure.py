@@ -22,8 +22,8 @@ from evals.predict import match_labels, model_labels, task_logits
 from evals.predictions import PredictionTable, predictions_file, write_predictions_table
 from evals.predictor import Predictor, make_predictor, precision_change
 from evals.task import EvalTask, Rows
-from merge.checkpoint import Checkpoint
-from merge.inputs import Encoded
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.inputs import Encoded
 from merge.progress import Progress, silent
 
 POOLED = "classes that fold into one ({}) are pooled by their maximum in the loss; accuracy folds after the argmax"

@@ -12,9 +12,9 @@ from torch import Tensor
 from evals.short_cut import first_token_only
 from evals.task import EvalTask, Rows, column_of
 from evals.tokens import tokenise_rows
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.inputs import Batch, Encoded, batch_tokens
 from merge.errors import TaskError
-from merge.inputs import Batch, Encoded, batch_tokens
 from merge.progress import Progress, silent
 
 # Tokens a batch. Small batches stay in the cache of a CPU core: measured best between 1,024 and 2,048. A GPU wants many,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from merge.inputs import Batch, Encoded
+    from merge.checkpoints.inputs import Batch, Encoded
 
 TELLING_SECONDS = 5.0  # torchrun ends all processes when one fails: the first is given the time to say why
 
@@ -159,7 +159,7 @@ class _Worker:
     def do(self, job: Job, tensors: Mapping[str, Tensor]) -> tuple[Answer, _Worker]:
         """Return the answer to a job, and the worker that keeps its model for the next one."""
         from evals.predict import batch_logits
-        from merge.model import build, set_weights
+        from merge.checkpoints.transformers_model import build, set_weights
 
         due = (job.config, job.dtype, job.device)
         try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from evals.predictions import PredictionTable
     from evals.predictor import Predictor
     from evals.task import EvalTask
-    from merge.checkpoint import Checkpoint
+    from merge.checkpoints.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def score_all(
 
     from evals.measure import named, score_key
     from evals.predictions import has_predictions
-    from merge.checkpoint import open_checkpoint
+    from merge.checkpoints.checkpoint import open_checkpoint
 
     checkpoints = [open_checkpoint(model) for model in models]
     known = known_results(options)

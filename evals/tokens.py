@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from evals.task import Rows
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.inputs import Tokens, load_tokenizer, positions, read_tokens
 from merge.disk.cache import read_cached_tensors, write_cached_tensors
 from merge.disk.hashes import file_hash
 from merge.errors import TaskError
-from merge.inputs import Tokens, load_tokenizer, positions, read_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,8 @@ from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from merge.architectures import spec_for
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.sentence_transformers import without_modules
 from merge.choices import choices, decide, rotates
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.head_plan import HeadPlan
@@ -16,7 +17,6 @@ from merge.material import Material, absent_pooler, finite_tensors, read_materia
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.recipe_entries import AlignEntry
-from merge.sentence_transformers import without_modules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +124,7 @@ def align_all(
         AlignmentError, CalibrationError, SpecError: from the alignment.
     """
     from merge.alignment.quality import match_quality
-    from merge.inputs import random_inputs
+    from merge.checkpoints.inputs import random_inputs
 
     entry, at = recipe.align, reference_of(recipe.align, checkpoints)
     spec, stand_in = _without_pooler(_spec_moved(spec, entry), checkpoints[at])

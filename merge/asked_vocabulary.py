@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.tokenizers.tokenizer import read_tokenizer
+from merge.checkpoints.tokenizers.vocabulary import VocabularyPlan, plan_vocabulary
 from merge.errors import MismatchError, UsageError, nearest
 from merge.head_plan import HeadPlan, plan_heads
 from merge.recipe import Recipe
-from merge.tokenizer_files import read_tokenizer
-from merge.vocabulary import VocabularyPlan, plan_vocabulary
 
 
 def vocabulary_names(reference: Checkpoint) -> frozenset[str]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from merge.aligned import Aligned, Alignments, align_all
 from merge.architectures import spec_for, spec_note
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.labels import class_names, is_generic, label_order
+from merge.checkpoints.sentence_transformers import module_lines
 from merge.errors import MismatchError
 from merge.head_plan import plan_heads
-from merge.heads import class_names, is_generic, label_order
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
-from merge.sentence_transformers import module_lines
 
 if TYPE_CHECKING:
     from merge.alignment.choice import Choice

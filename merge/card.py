@@ -35,7 +35,7 @@ def add_results(folder: Path, results_file: Path) -> int:
     Raises:
         CheckpointError: the folder was not written by merge-models, or results.json holds nothing about it.
     """
-    from merge.checkpoint import open_checkpoint
+    from merge.checkpoints.checkpoint import open_checkpoint
     from merge.disk.hashes import file_hash
 
     facts, results = _read_json(folder / "merge.json"), _read_json(results_file)

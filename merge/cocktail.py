@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError, MismatchError
 from merge.examples import Examples, draw_examples, gold_of
 from merge.material import calibrate
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from merge.inputs import Batch, Encoded
+    from merge.checkpoints.inputs import Batch, Encoded
 
 SEQUENCE, MASKED = "ForSequenceClassification", "ForMaskedLM"
 MASKED_SHARE = 0.15
@@ -100,7 +100,7 @@ def _label_losses(
     recipe: Recipe, models: Sequence[Checkpoint], progress: Progress
 ) -> tuple[list[float], str, tuple[str, ...]]:
     """Return every classifier's loss on the labelled examples."""
-    from merge.inputs import MAX_LENGTH, encode, load_tokenizer
+    from merge.checkpoints.inputs import MAX_LENGTH, encode, load_tokenizer
 
     examples = read_examples(recipe.statistics, recipe.seed)
     golds = [gold_of(examples, model) for model in models]
@@ -159,7 +159,7 @@ def word_loss(model: Checkpoint, batches: Sequence[Batch], seed: int) -> float:
     """Return the mean cross-entropy of masked words, 15% of each text's, drawn from the seed and replaced by the mask."""
     import torch
 
-    from merge.inputs import load_tokenizer
+    from merge.checkpoints.inputs import load_tokenizer
     from merge.statistics.fisher import load_model
 
     tokenizer = load_tokenizer(model.folder)

@@ -90,7 +90,7 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     if options["private"] and not options["push_to_hub"]:
         raise UsageError("--private belongs to --push-to-hub ORG/NAME.")
     if options["push_to_hub"]:
-        from merge.hub import check_id
+        from merge.checkpoints.hub.download import check_id
 
         check_id(options["push_to_hub"])
     recipe = recipe_of_flags(models, options)
@@ -206,14 +206,14 @@ def main() -> None:
 
 
 def _push(folder: Path, repo_id: str, private: bool | None, revision: str | None, err: bool = False) -> None:
-    from merge.hub import plan_push, push
+    from merge.checkpoints.hub.download import plan_push, push
 
     url = push(plan_push(folder, repo_id, private), message="Upload merge made with merge-models", revision=revision)
     click.echo(f"pushed: {url}", err=err)
 
 
 def _show_push(folder: Path, repo_id: str, private: bool | None) -> None:
-    from merge.hub import plan_push
+    from merge.checkpoints.hub.download import plan_push
 
     plan = plan_push(folder, repo_id, private)
     total = sum(size for _, size in plan.files)

@@ -19,8 +19,8 @@ from merge.progress import Progress, silent
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merge.checkpoint import Checkpoint
-    from merge.inputs import Batch
+    from merge.checkpoints.checkpoint import Checkpoint
+    from merge.checkpoints.inputs import Batch
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def measure_contribution(
     import torch
 
     from merge.alignment.calibration import read_calibration
-    from merge.inputs import load_tokenizer, tokenise
-    from merge.model import build
+    from merge.checkpoints.inputs import load_tokenizer, tokenise
+    from merge.checkpoints.transformers_model import build
 
     _check_reads_text(checkpoint, stack)
     if not checkpoint.has_tokenizer:
@@ -119,7 +119,7 @@ def layer_scores(
 
 
 def _check_reads_text(checkpoint: Checkpoint, stack: str) -> None:
-    from merge.model import meta_model
+    from merge.checkpoints.transformers_model import meta_model
 
     stack_of(checkpoint.model_type, stack)
     model = meta_model(checkpoint.config)
@@ -134,7 +134,7 @@ def _sentence_tokens(batch: Batch, token: int | None) -> tuple[Tensor, Tensor]:
     """Return (rows, places) of the token that stands for each text."""
     import torch
 
-    from merge.inputs import attended
+    from merge.checkpoints.inputs import attended
 
     ids, mask = batch["input_ids"], attended(batch)
     ids = ids.reshape(-1, ids.shape[-1])

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.card import PIPELINES, licence_of
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.reload_check import reload_check
+from merge.checkpoints.sentence_transformers import check_edited, is_module_tensor, with_modules, without_modules
+from merge.checkpoints.weights.write import write_weights
 from merge.contribution import Contribution, measure_contribution
 from merge.disk.hashes import file_hash
 from merge.disk.staging import check_output, copy_side_files, staged, write_json
@@ -27,9 +30,6 @@ from merge.plan import (
     planned_tensors,
 )
 from merge.progress import Progress, silent
-from merge.reload import reload_check
-from merge.sentence_transformers import check_edited, is_module_tensor, with_modules, without_modules
-from merge.weight_writer import write_weights
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from merge.plan import STRATEGIES, LayerPlan, format_layers, parse_layers
 from merge.terminal import common_options, progress, set_verbosity, start
 
 if TYPE_CHECKING:
-    from merge.checkpoint import Checkpoint
+    from merge.checkpoints.checkpoint import Checkpoint
     from merge.contribution import Contribution
     from merge.edit import EditReport
 
@@ -181,7 +181,7 @@ def _edit(
     model: str, make_plan: Callable[[Checkpoint], tuple[LayerPlan, Contribution | None]], options: dict[str, Any]
 ) -> None:
     """Open, plan, write and report."""
-    from merge.checkpoint import open_checkpoint
+    from merge.checkpoints.checkpoint import open_checkpoint
     from merge.disk.staging import check_output
     from merge.edit import edit_facts, edit_layers
 

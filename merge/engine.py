@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from merge.arrays import TORCH, Array, Arrays, torch_dtype
+from merge.checkpoints.weights.arrays import TORCH, Array, Arrays, torch_dtype
+from merge.checkpoints.weights.read import INTEGER_DTYPES
 from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method, Trimming
 from merge.methods.place import Place, mask_generators
 from merge.progress import Progress, in_threads, silent
 from merge.ranking import Visit, magnitude_thresholds
-from merge.weight_files import INTEGER_DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +157,7 @@ class Engine:
         base = None if job.base is None or self.base is None else self.base.tensor(job.base)
         if self.vocabulary is None or job.name not in self.vocabulary.names:
             return tensors, base
-        from merge.vocabulary import fill_missing
+        from merge.checkpoints.tokenizers.vocabulary import fill_missing
 
         rows = [self.vocabulary.rows[model] for model, _ in job.sources]
         if base is None:

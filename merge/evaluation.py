@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merge.card import add_results
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import MergeError, TaskError
 from merge.progress import Progress, silent
 from merge.recipe import Recipe

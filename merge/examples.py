@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.alignment.calibration import PAIR_COLUMNS, TEXT_COLUMNS, UNLABELLED
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.labels import class_names
 from merge.errors import CalibrationError, MismatchError, nearest
-from merge.heads import class_names
 from merge.table import Row, Table, listed, open_table
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from merge.architectures import spec_for
 from merge.architectures.gauges import GAUGES
+from merge.checkpoints.structure import structure_of
 from merge.errors import SpecError
 from merge.notation import TensorAxis
 from merge.permutation import places
 from merge.spec import PermutationSpec
-from merge.structure import structure_of
 
 Tensors = dict[str, Tensor]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from merge.checkpoint import Checkpoint
-from merge.heads import class_names, encoder_of, fold, is_generic, label_tensors
-from merge.sentence_transformers import pipeline_files, without_modules
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.labels import class_names, encoder_of, fold, is_generic, label_tensors
+from merge.checkpoints.sentence_transformers import pipeline_files, without_modules
 
 POLICIES = ("average", "reference", "drop", "keep-all")
 

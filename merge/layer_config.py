@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merge.checkpoints.structure import structure_of
 from merge.errors import MismatchError, UsageError
 from merge.layer_stacks import Stack, layer_count, stack_of
-from merge.structure import structure_of
 
 # For each output layer the (model, layer) pairs it is made of.
 Layers = tuple[tuple[tuple[int, int], ...], ...]

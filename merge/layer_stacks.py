@@ -171,7 +171,7 @@ def layer_count(config: Mapping[str, Any], stack: str = "") -> int:
         inner = inner.get(part) or {}
     if inner.get(key) is not None:
         return int(inner[key])
-    from merge.model import model_config
+    from merge.checkpoints.transformers_model import model_config
 
     value: Any = model_config(config)  # what the family has where nothing is stated
     for part in (*outer, key):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merge.alignment import NEED_TEXT
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError
 from merge.examples import draw_examples, gold_of
 from merge.recipe_entries import AlignEntry, StatisticsEntry
@@ -50,7 +50,7 @@ def read_material(entry: AlignEntry, seed: int, reference: Checkpoint) -> Materi
     batches, source, notes = calibrate(entry, seed, reference, entry.by in NEED_TEXT)
     if not batches or not reference.architecture.endswith("ForMaskedLM"):
         return Material(batches, source, notes)
-    from merge.inputs import load_tokenizer
+    from merge.checkpoints.inputs import load_tokenizer
 
     tokenizer = load_tokenizer(reference.folder)
     token = tokenizer.mask_token_id
@@ -67,7 +67,7 @@ _UNMASKED = "the text is read as it stands, though the model was trained to tell
 def _with_labels(entry: AlignEntry, column: str, seed: int, reference: Checkpoint) -> Material:
     import torch
 
-    from merge.inputs import MAX_LENGTH, check_ids, encode, load_tokenizer, positions
+    from merge.checkpoints.inputs import MAX_LENGTH, check_ids, encode, load_tokenizer, positions
 
     if entry.text is None:
         raise CalibrationError(
@@ -95,7 +95,7 @@ def calibrate(
         CalibrationError: the text cannot be read, or it is needed and there is no tokenizer to read it with.
     """
     from merge.alignment.calibration import read_calibration
-    from merge.inputs import load_tokenizer, tokenise
+    from merge.checkpoints.inputs import load_tokenizer, tokenise
 
     if not reference.has_tokenizer:
         if needed or entry.text is not None:

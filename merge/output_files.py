@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
+from merge.checkpoints.tokenizers.vocabulary import write_tokenizer
 from merge.choices import keeps_canonical
 from merge.disk.staging import copy_side_files
 from merge.report import Report
-from merge.tokenizer_files import tokenizer_names
-from merge.vocabulary import write_tokenizer
 
 # What moved the reference, where both ends were asked to move.
 REFERENCE_FILE = "reference-transform.safetensors"

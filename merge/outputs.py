@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.arrays import NUMPY, Array, Arrays, TorchArrays, import_torch, suit_numpy, torch_dtype
 from merge.asked_vocabulary import vocabulary_names
 from merge.card import write_card
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.reload_check import reload_check
+from merge.checkpoints.sentence_transformers import is_module_tensor
+from merge.checkpoints.tokenizers.vocabulary import config_changes
+from merge.checkpoints.weights.arrays import NUMPY, Array, Arrays, TorchArrays, import_torch, suit_numpy, torch_dtype
+from merge.checkpoints.weights.read import StoredTensor, nbytes
+from merge.checkpoints.weights.write import open_writer
 from merge.disk.staging import write_json
 from merge.engine import CommonRows, Engine, Input, Job
 from merge.head_plan import Output, plan_heads
@@ -22,14 +27,9 @@ from merge.output_files import copy_files, save_alignment
 from merge.preflight import DTYPES, merged_config
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
-from merge.reload import reload_check
 from merge.repair_run import repair_written
 from merge.report import Report, manifest, report_facts
 from merge.schedule import Schedule, make_schedule
-from merge.sentence_transformers import is_module_tensor
-from merge.vocabulary import config_changes
-from merge.weight_files import StoredTensor, nbytes
-from merge.weight_writer import open_writer
 
 if TYPE_CHECKING:
     from torch import Tensor

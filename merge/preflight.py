@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.labels import class_names, consistent_labels, encoder_of, label_order
+from merge.checkpoints.sentence_transformers import check_edited, compare_pipelines, without_modules
+from merge.checkpoints.transformers_model import first_line
+from merge.checkpoints.weights.read import nbytes
 from merge.errors import MismatchError
 from merge.head_plan import HeadPlan, plan_heads
-from merge.heads import class_names, consistent_labels, encoder_of, label_order
-from merge.model import first_line
 from merge.plan import LayerPlan, planned_config
 from merge.recipe import Recipe
-from merge.sentence_transformers import check_edited, compare_pipelines, without_modules
-from merge.weight_files import nbytes
 
 # Config entries that neither shape the model nor change what it computes at inference.
 HARMLESS = {

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.architectures import spec_for
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.sentence_transformers import is_module_tensor, with_modules, without_modules
+from merge.checkpoints.weights.write import open_writer
 from merge.choices import keeps_canonical, rotates
 from merge.disk.staging import copy_side_files, write_json
 from merge.errors import AlignmentError
 from merge.material import absent_pooler, finite_tensors
 from merge.recipe_entries import AlignEntry
-from merge.sentence_transformers import is_module_tensor, with_modules, without_modules
-from merge.weight_writer import open_writer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +116,7 @@ def _resized(
 ) -> tuple[Checkpoint, str]:
     from merge.alignment.pair import Pair
     from merge.alignment.transport import change, transported
-    from merge.inputs import random_inputs
+    from merge.checkpoints.inputs import random_inputs
     from merge.material import calibrate
 
     a, b = without_modules(reference), without_modules(model)
@@ -166,8 +166,8 @@ def _prove(
     import torch
 
     from merge.alignment.proof import compare
-    from merge.inputs import random_inputs
-    from merge.model import build
+    from merge.checkpoints.inputs import random_inputs
+    from merge.checkpoints.transformers_model import build
     from merge.transform import identity_transform
 
     spec, still = spec_for(own.config), absent_pooler(own)
@@ -210,7 +210,7 @@ def _write(folder: Path, own: Checkpoint, tensors: Mapping[str, Tensor], config:
     """Write a checkpoint of these tensors with the side files of its model."""
     import torch
 
-    from merge.arrays import TorchArrays
+    from merge.checkpoints.weights.arrays import TorchArrays
 
     arrays, ready = TorchArrays("cpu"), {name: tensor.contiguous() for name, tensor in tensors.items()}
     layout = {own.written_name(name): (arrays.dtype(t), tuple(t.shape)) for name, t in ready.items()}

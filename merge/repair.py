@@ -27,8 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.pair import Batch
+from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import AlignmentError
-from merge.model import build, set_weights
 from merge.progress import Progress, silent
 from merge.repair_sites import Moments, Site, find_sites, measure
 from merge.spec import PermutationSpec

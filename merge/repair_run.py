@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.aligned import reference_of
-from merge.arrays import TORCH
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.sentence_transformers import is_module_tensor
+from merge.checkpoints.weights.arrays import TORCH
+from merge.checkpoints.weights.write import open_writer
 from merge.engine import Engine, Job
 from merge.errors import UsageError
 from merge.material import calibrate
@@ -18,8 +20,6 @@ from merge.methods.slerp import Slerp
 from merge.progress import Progress
 from merge.recipe import Recipe
 from merge.report import Report
-from merge.sentence_transformers import is_module_tensor
-from merge.weight_writer import open_writer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.pair import Batch, in_dtype
+from merge.checkpoints.inputs import attended
 from merge.errors import AlignmentError
-from merge.inputs import attended
 from merge.progress import Progress, silent
 from merge.spec import PermutationSpec
 

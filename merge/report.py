@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import merge
 from merge.bases import Bases
 from merge.card import licence_of
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.sentence_transformers import without_modules
+from merge.checkpoints.tokenizers.vocabulary import VocabularyPlan
 from merge.disk.hashes import file_hash
 from merge.head_plan import Output, plan_heads
 from merge.recipe import Recipe
 from merge.schedule import Schedule
-from merge.sentence_transformers import without_modules
-from merge.vocabulary import VocabularyPlan
 
 if TYPE_CHECKING:
     from merge.statistics import Statistics

@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.arrays import check_device, import_torch
 from merge.asked_vocabulary import find_vocabulary
 from merge.bases import find_bases
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.sentence_transformers import with_modules, without_modules
+from merge.checkpoints.weights.arrays import check_device, import_torch
 from merge.cocktail import cocktail_weights
 from merge.disk.staging import check_output, staged
 from merge.evaluation import check_evaluation, evaluate
@@ -26,7 +27,6 @@ from merge.recipe import Recipe
 from merge.repair_run import check_repair
 from merge.report import Report
 from merge.schedule import make_schedule
-from merge.sentence_transformers import with_modules, without_modules
 from merge.soup import greedy_soup
 
 if TYPE_CHECKING:

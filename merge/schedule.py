@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.engine import Job
 from merge.errors import MismatchError, RecipeError
 from merge.gradient import positions, value_at

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.transformers_model import closest
 from merge.disk.cache import read_cached, write_cached
 from merge.disk.hashes import remembered_hash
 from merge.disk.staging import MARKER
 from merge.errors import MergeError
 from merge.methods import make_method
 from merge.methods.greedy_soup import MODEL, GreedySoup
-from merge.model import closest
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 

@@ -48,8 +48,8 @@ def statistics_command(
       merge-models statistics org/a --kind gram --text train.jsonl -o a-gram.safetensors
     """
     from merge.alignment.calibration import read_calibration
-    from merge.checkpoint import open_checkpoint
-    from merge.inputs import load_tokenizer, tokenise
+    from merge.checkpoints.checkpoint import open_checkpoint
+    from merge.checkpoints.inputs import load_tokenizer, tokenise
     from merge.statistics import measure, write_statistics
 
     set_verbosity(verbose)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.inputs import random_inputs
-from merge.structure import Structure, structure_of
+from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.structure import Structure, structure_of
 
 # All different, so that no two axes can be mixed up; heads of 6 units, so that blocks and units differ too.
 SIZES: dict[str, Any] = {

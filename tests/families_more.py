@@ -12,7 +12,7 @@ import torch
 from families import DECODER, LABELS, NARROW, SIZES, UNTIED
 from torch import Tensor
 
-from merge.inputs import random_inputs
+from merge.checkpoints.inputs import random_inputs
 
 GPT2: dict[str, Any] = {
     "vocab_size": 18,

@@ -15,9 +15,9 @@ import torch
 from tiny import random_tensors
 from torch import Tensor
 
-from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.inputs import random_inputs
-from merge.model import build, model_class, model_config, quiet, set_weights
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.transformers_model import build, model_class, model_config, quiet, set_weights
 from merge.plan import LayerPlan, planned_config, planned_tensors
 
 SIZES = {

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, save_checkpoint
 from torch import Tensor
 
-from merge.checkpoint import open_checkpoint
-from merge.inputs import load_tokenizer
-from merge.model import build
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import load_tokenizer
+from merge.checkpoints.transformers_model import build
 
 INSTALLED = importlib.util.find_spec("sentence_transformers") is not None
 needs_library = pytest.mark.skipif(not INSTALLED, reason="needs sentence-transformers (dependency group: sentence)")

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from merge.model import build, model_class, model_config
+from merge.checkpoints.transformers_model import build, model_class, model_config
 
 WORDS = ["the", "a", "doctor", "lawyer", "saw", "helped", "quietly", "and", "who", "near", "river", "##s", "."]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

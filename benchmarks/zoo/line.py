@@ -17,8 +17,8 @@ from torch import Tensor
 
 from evals.paths.line import Curve, make_curve
 from merge.alignment.pair import Batch, Pair
+from merge.checkpoints.transformers_model import set_weights
 from merge.errors import UsageError
-from merge.model import set_weights
 from zoo.answers import Answers, answers
 from zoo.methods import Aligned, Method
 

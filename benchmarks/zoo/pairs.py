@@ -7,7 +7,7 @@ from pathlib import Path
 
 from merge.alignment.pair import Batch, Pair
 from merge.architectures import spec_for
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.material import finite_tensors
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merge.alignment.pair import Batch
-from merge.inputs import encode
+from merge.checkpoints.inputs import encode
 from zoo.training import Batches
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.model import model_class, model_config, quiet
+from merge.checkpoints.transformers_model import model_class, model_config, quiet
 from zoo.answers import answers
 
 RECORD = "training.json"

@@ -25,8 +25,8 @@ from merge.alignment.blocks import match_blocks
 from merge.alignment.frame import turns
 from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Batch, Matcher, Pair, check_kinds, in_dtype
+from merge.checkpoints.inputs import attended
 from merge.errors import AlignmentError
-from merge.inputs import attended
 from merge.notation import View, contiguous
 from merge.permutation import Permutation, identity, places, view_index
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from merge.alignment.pair import Alignment, Batch, Pair, as_transform, in_dtype
-from merge.inputs import attended
-from merge.model import set_weights
+from merge.checkpoints.inputs import attended
+from merge.checkpoints.transformers_model import set_weights
 from merge.permutation import Permutation, identity
 from merge.spec import parse
 from merge.transform import Transform, apply_transform, apply_transform_axes

@@ -25,9 +25,9 @@ from merge.alignment.masking import as_used
 from merge.alignment.objective import touches
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
 from merge.alignment.weights import match_weights
+from merge.checkpoints.transformers_model import set_weights
 from merge.errors import AlignmentError
 from merge.gauges import canonical
-from merge.model import set_weights
 from merge.permutation import Permutation, apply_axes, identity
 from merge.spec import parse
 

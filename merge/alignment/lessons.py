@@ -21,8 +21,8 @@ from torch import Tensor
 from merge.alignment.agreement import FEATURES, divergence, say, tokens_of
 from merge.alignment.masking import IGNORED, framing, is_masked_model, masked
 from merge.alignment.pair import Batch, Pair, in_dtype
+from merge.checkpoints.inputs import attended
 from merge.errors import AlignmentError
-from merge.inputs import attended
 from merge.transform import Transform, apply_transform
 
 HELD_OUT = 4

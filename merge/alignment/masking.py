@@ -15,8 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from merge.alignment.pair import Batch, Pair
+from merge.checkpoints.inputs import attended
 from merge.errors import AlignmentError
-from merge.inputs import attended
 
 MASKED_SHARE = 0.15
 # Of the words that are asked for: shown as the mask, and up to here as any other word.

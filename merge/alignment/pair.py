@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge.checkpoints.transformers_model import build, on_device
 from merge.errors import UsageError, nearest
-from merge.model import build, on_device
 from merge.permutation import Permutation
 from merge.progress import Progress, silent
 from merge.spec import PermutationSpec
@@ -96,7 +96,7 @@ class Pair:
         return tuple(axis for axis in self.movable if self.spec.kind(axis) in kinds)
 
     def model(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, copied: bool = True) -> Any:
-        """Return a transformers model with these tensors, ready to run; for copied see `merge.model.build`."""
+        """Return a transformers model with these tensors, ready to run; for copied see `merge.checkpoints.transformers_model.build`."""
         written = {self.written_name(name): tensor for name, tensor in tensors.items()}
         model = build(self.config, written, dtype, copied)
         return model if self.device == "cpu" else on_device(model, self.device)

@@ -32,8 +32,8 @@ from merge.alignment.assignment import match_axis
 from merge.alignment.blocks import match_blocks
 from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
+from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError
-from merge.model import build
 from merge.notation import View
 from merge.permutation import Permutation, apply_axes, identity, places
 

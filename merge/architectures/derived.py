@@ -23,10 +23,10 @@ from merge.architectures.items import Table, Unsayable, item, write_table
 from merge.architectures.specimen import Specimen, refusal, specimen_of
 from merge.architectures.taps import taps_of
 from merge.architectures.trace import Trace, follow
-from merge.model import one_line
+from merge.checkpoints.structure import Structure, structure_of
+from merge.checkpoints.transformers_model import one_line
 from merge.permutation import Permutation, apply, apply_axes, random, restrict
 from merge.spec import PermutationSpec, parse
-from merge.structure import Structure, structure_of
 
 BOUND = 1e-9  # of the proof, in float64 throughout
 CAST_BOUND = 1e-4  # of the run's own proof, where the model's code goes through float32

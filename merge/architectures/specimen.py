@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from merge.architectures.trace import InFloat64, run
+from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.structure import Structure
+from merge.checkpoints.transformers_model import meta_model, model_class, model_config, one_line, quiet
 from merge.errors import SpecError
-from merge.inputs import random_inputs
-from merge.model import meta_model, model_class, model_config, one_line, quiet
-from merge.structure import Structure
 
 LARGEST = 1_000_000_000  # parameters; in float64, 8 GB
 

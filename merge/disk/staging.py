@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from merge.checkpoints.transformers_model import first_line
 from merge.errors import OutputError
-from merge.model import first_line
 
 MARKER = "merging"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import merge
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.disk.cache import cache_folder
 from merge.errors import CalibrationError, UsageError, nearest
 from merge.progress import Progress, silent
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from merge.inputs import Batch
+    from merge.checkpoints.inputs import Batch
 
     Measure = Callable[[Checkpoint, Sequence[Batch], torch.Generator, Progress], dict[str, Tensor]]
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.transformers_model import build
 from merge.errors import CalibrationError, CheckpointError
-from merge.model import build
 from merge.progress import Progress, silent
 from merge.statistics.record import StatisticsError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-    from merge.inputs import Batch
+    from merge.checkpoints.inputs import Batch
 
 SEQUENCE, TOKENS, MASKED = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
 BLOCK = (
@@ -199,7 +199,7 @@ def _head(checkpoint: Checkpoint) -> str:
 
 def _special_ids(checkpoint: Checkpoint) -> tuple[int, frozenset[int]]:
     """Return the id of the mask token, and the ids of tokens that frame a text and are never masked."""
-    from merge.inputs import load_tokenizer
+    from merge.checkpoints.inputs import load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer.mask_token_id is None:

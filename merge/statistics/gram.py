@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.transformers_model import meta_model
 from merge.errors import CheckpointError
-from merge.model import meta_model
 from merge.progress import Progress, silent
 from merge.statistics.fisher import load_model
 from merge.statistics.record import StatisticsError
@@ -16,7 +16,7 @@ from merge.statistics.record import StatisticsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merge.inputs import Batch
+    from merge.checkpoints.inputs import Batch
 
 MEMORY = 2**31  # bytes of float64 sums at once; more layers than that are measured in several passes over the text
 
@@ -156,7 +156,7 @@ def _listening(layers: Mapping[str, Any], sums: Mapping[str, _Sum]) -> Iterator[
 
 def _rows(read: Tensor, batch: Batch, name: str) -> Tensor:
     """Return what a layer read as (rows, width) without padding."""
-    from merge.inputs import attended
+    from merge.checkpoints.inputs import attended
 
     mask = attended(batch)
     if read.shape[:-1] == mask.shape:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.transformers_model import first_line
 from merge.errors import MergeError, OutputError
-from merge.model import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,13 +15,13 @@ from formulas.case import Case, statistics
 from torch import Tensor
 
 import merge.engine
-from merge.arrays import NUMPY, TORCH, Array, Arrays, check_device
+from merge.checkpoints.weights.arrays import NUMPY, TORCH, Array, Arrays, check_device
+from merge.checkpoints.weights.read import as_array, torch_letters
 from merge.engine import Engine, Input, Job
 from merge.errors import CheckpointError, MismatchError, OutputError, UsageError
 from merge.methods import METHODS, Arithmetic, make_method
 from merge.methods.place import Place, mask_generators
 from merge.progress import in_threads
-from merge.weight_files import as_array, torch_letters
 
 SHAPES = {"scalar": (), "vector": (13,), "matrix": (9, 7), "cube": (2, 3, 4), "empty": (0, 4), "large": (40, 25)}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

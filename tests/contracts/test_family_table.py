@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import save_checkpoint, write_text
 
 from merge.architectures import spec_for
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import MergeError
 from merge.outputs import Means
 from merge.recipe import make_recipe

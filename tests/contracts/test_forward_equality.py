@@ -21,9 +21,9 @@ from tiny import save_checkpoint
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from merge.model import quiet
+from merge.checkpoints.reload_check import trial_batch
+from merge.checkpoints.transformers_model import quiet
 from merge.recipe import make_recipe
-from merge.reload import trial_batch
 from merge.run import run
 
 State = dict[str, Tensor]

@@ -9,10 +9,10 @@ from families import written_name
 
 from merge.architectures import spec_for
 from merge.architectures.gauges import GAUGES
+from merge.checkpoints.structure import structure_of
+from merge.checkpoints.transformers_model import build
 from merge.errors import SpecError
 from merge.gauges import canonical, fold_norms
-from merge.model import build
-from merge.structure import structure_of
 
 # Heads that read the last norm, and where there is one a decoder that is tied to the word embeddings.
 ENDS = ("ForSequenceClassification", "ForImageClassification", "CLIPModel", "ForMaskedLM", "ForCausalLM", "LMHeadModel")

@@ -24,13 +24,13 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.structure import structure_of
+from merge.checkpoints.transformers_model import loading_faults, meta_model, model_class, quiet
 from merge.errors import CheckpointError, MismatchError
-from merge.model import loading_faults, meta_model, model_class, quiet
 from merge.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
-from merge.structure import structure_of
 
 Config = Mapping[str, Any]
 Tensors = dict[str, Tensor]

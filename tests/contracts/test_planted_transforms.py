@@ -20,9 +20,9 @@ from merge.alignment.auto import in_canonical_form
 from merge.alignment.pair import Pair, Settings
 from merge.alignment.proof import prove
 from merge.architectures import spec_for
+from merge.checkpoints.structure import structure_of
 from merge.gauges import fold_norms
 from merge.spec import PermutationSpec
-from merge.structure import structure_of
 from merge.transform import (
     Transform,
     apply_transform,

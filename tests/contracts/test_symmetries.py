@@ -19,10 +19,10 @@ from families import canonical_tensors
 from torch import Tensor
 
 from merge.architectures import ARCHITECTURES, spec_for
+from merge.checkpoints.structure import structure_of
 from merge.errors import SpecError
 from merge.groups import GROUPS
 from merge.spec import PermutationSpec, parse
-from merge.structure import structure_of
 from merge.transform import (
     Transform,
     apply_transform,

@@ -18,10 +18,10 @@ from merge.alignment.choice import choose
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
 from merge.architectures import spec_for
+from merge.checkpoints.structure import structure_of
+from merge.checkpoints.transformers_model import set_weights
 from merge.errors import AlignmentError, SpecError
-from merge.model import set_weights
 from merge.permutation import Permutation, apply, identity, inverse, random, restrict
-from merge.structure import structure_of
 
 FIRST = {config["model_type"]: name for name, config in reversed(CASES.items())}
 VARIANTS = (

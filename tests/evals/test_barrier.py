@@ -16,7 +16,7 @@ from evals.task import Rows
 from evals.tasks import TASKS
 from merge.architectures import spec_for
 from merge.bases import find_bases
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.gauges import fold_norms
 from merge.permutation import identity
 from merge.prepared import prepared

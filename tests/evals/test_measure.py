@@ -31,7 +31,7 @@ from evals.task import EvalTask, Rows
 from evals.tasks import TASKS
 from merge.architectures import spec_for
 from merge.bases import find_bases
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.permutation import apply, restrict
 from merge.permutation import random as random_permutation
 from merge.recipe import make_recipe

@@ -17,9 +17,9 @@ from evals.predict import CPU_TOKENS, encode_rows, predict, task_logits, token_b
 from evals.predictor import build_written
 from evals.task import Rows
 from evals.tasks import TASKS
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.inputs import Encoded
 from merge.errors import TaskError
-from merge.inputs import Encoded
 
 MNLI, HANS = TASKS["mnli"], TASKS["hans"]
 

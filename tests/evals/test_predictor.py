@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evals.predictor import Change, change, emulated, make_predictor, precision_change
 from evals.task import Rows
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.errors import CheckpointError, TaskError
 
 

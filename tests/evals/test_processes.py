@@ -28,9 +28,9 @@ from evals.predictions import read_predictions_table, write_predictions_table
 from evals.predictor import Predictor, make_predictor
 from evals.processes import Answer, Crew, Job
 from evals.task import Rows
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import Encoded
 from merge.errors import TaskError
-from merge.inputs import Encoded
 
 ROOT = Path(__file__).parents[2]
 # Whatever goes wrong, and whoever is killed: the system ends each process of a test after this many seconds.
@@ -259,7 +259,7 @@ def test_a_worker_that_fails_names_itself(
     loopback = Loopback(3, monkeypatch)
     shared = replace(predictor, crew=Crew(3))
     with monkeypatch.context() as patch:
-        patch.setattr("merge.model.build", lambda *_: [][0])
+        patch.setattr("merge.checkpoints.transformers_model.build", lambda *_: [][0])
         with pytest.raises(TaskError, match="on 2 of 3 processes: process 2: IndexError: .*; process 1: IndexError"):
             shared.logits(encoded)
     assert torch.equal(shared.logits(encoded), predictor.logits(encoded))

@@ -24,7 +24,7 @@ from evals.hans_scores import score as hans_table
 from evals.predictions import read_predictions_table
 from evals.predictor import make_predictor
 from evals.tasks.hans import HANS, read_pairs, read_predictions
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import TaskError, UsageError
 
 Scores = Callable[..., list[dict[str, Any]]]

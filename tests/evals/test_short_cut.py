@@ -13,7 +13,7 @@ from tiny import random_tensors
 from torch import Tensor
 
 from evals.short_cut import FAMILIES, bert_layer, first_token_only, last_layer
-from merge.model import build
+from merge.checkpoints.transformers_model import build
 
 
 def classifier(

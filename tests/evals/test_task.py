@@ -15,7 +15,7 @@ from evals.predict import encode_rows, match_labels, model_labels, predict, task
 from evals.predictor import build_written
 from evals.task import Rows, column_of, plain
 from evals.tasks import TASKS
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import TaskError
 
 MNLI, SST2, HANS = TASKS["mnli"], TASKS["sst2"], TASKS["hans"]

@@ -16,10 +16,10 @@ from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer
 import evals.tokens
 from evals.task import Rows
 from evals.tokens import pack, tokenise_rows, tokens_key, unpack
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import Tokens
 from merge.disk.cache import cache_folder
 from merge.errors import TaskError
-from merge.inputs import Tokens
 
 TEXTS = (("the doctor saw", "a lawyer"), ("who", "the river near the doctor quietly helped"), ("the " * 40, "river"))
 

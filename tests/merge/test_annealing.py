@@ -14,8 +14,8 @@ from merge.alignment.agreement import score
 from merge.alignment.annealing import annealed, match_annealing, swapped
 from merge.alignment.pair import Pair, Settings
 from merge.architectures import spec_for
+from merge.checkpoints.inputs import random_inputs
 from merge.errors import AlignmentError
-from merge.inputs import random_inputs
 from merge.permutation import Permutation, identity
 
 

@@ -22,15 +22,15 @@ from merge import entry, gauges
 from merge.alignment.auto import folded_pair
 from merge.alignment.pair import Pair
 from merge.architectures import spec_for
+from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.structure import structure_of
+from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError, SpecError, UsageError
 from merge.gauges import Folded, fold_norms
-from merge.inputs import random_inputs
-from merge.model import build
 from merge.permutation import identity
 from merge.recipe import make_recipe, read_recipe
 from merge.report import Report
 from merge.run import run
-from merge.structure import structure_of
 from merge.transform import Transform, apply_transform, random_transform, restrict_transform
 from merge.transform_files import load_transform, read_header, save_transform
 

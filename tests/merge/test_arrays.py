@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-import merge.arrays
+import merge.checkpoints.weights.arrays
 import merge.outputs
 import merge.run
-from merge.arrays import NUMPY, TORCH, Arrays, TorchArrays, suit_numpy
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.weights.arrays import NUMPY, TORCH, Arrays, TorchArrays, suit_numpy
+from merge.checkpoints.weights.read import StoredTensor, as_array, torch_letters
 from merge.errors import CheckpointError, OutputError
 from merge.methods.linear import Linear
 from merge.methods.passthrough import Passthrough
@@ -30,7 +31,6 @@ from merge.outputs import Means
 from merge.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
-from merge.weight_files import StoredTensor, as_array, torch_letters
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 

@@ -21,7 +21,8 @@ from merge.alignment.auto import Auto, agreed, folded_pair, in_canonical_form
 from merge.alignment.choice import Candidate, Choice
 from merge.alignment.pair import Alignment, Pair
 from merge.architectures import spec_for
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.structure import structure_of
 from merge.command import main
 from merge.errors import UsageError
 from merge.gauges import fold_norms
@@ -30,7 +31,6 @@ from merge.recipe import make_recipe
 from merge.report import Report
 from merge.report_text import report_text
 from merge.run import run
-from merge.structure import structure_of
 from merge.transform import Transform, apply_transform, random_transform, restrict_transform
 
 CLASSIFIER = "BertForSequenceClassification"

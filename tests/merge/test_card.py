@@ -12,7 +12,7 @@ import yaml
 from tiny import save_checkpoint
 
 from merge.card import add_results, licence_of, metadata, write_card
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CheckpointError
 from merge.recipe import make_recipe
 from merge.run import run

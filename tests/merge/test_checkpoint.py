@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CheckpointError
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write_text
 
 import merge.cocktail as module
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import encode, load_tokenizer, tokenise
 from merge.cocktail import (
     Examples,
     check_head,
@@ -30,7 +31,6 @@ from merge.cocktail import (
 )
 from merge.command import main
 from merge.errors import CalibrationError, CheckpointError, MismatchError, RecipeError
-from merge.inputs import encode, load_tokenizer, tokenise
 from merge.recipe import Recipe, make_recipe, read_recipe
 from merge.recipe_entries import StatisticsEntry
 from merge.run import run

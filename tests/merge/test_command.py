@@ -396,7 +396,7 @@ def test_help_answers_at_once() -> None:
 
 SLOW = """
 import os, sys, time
-from merge.weight_writer import WeightWriter
+from merge.checkpoints.weights.write import WeightWriter
 whole = WeightWriter.write
 
 def slowly(*arguments):

@@ -13,7 +13,7 @@ import torch
 from layered import checkpoint_of, original_model
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.contribution import layer_scores, measure_contribution
 from merge.errors import CalibrationError, UsageError
 

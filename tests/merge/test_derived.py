@@ -22,11 +22,11 @@ from merge.architectures.factors import fix, flat
 from merge.architectures.items import write_table
 from merge.architectures.specimen import specimen_of
 from merge.architectures.trace import Trace, follow
+from merge.checkpoints.structure import structure_of
+from merge.checkpoints.transformers_model import build
 from merge.errors import SpecError
-from merge.model import build
 from merge.permutation import apply, apply_axes, random
 from merge.spec import PermutationSpec, parse
-from merge.structure import structure_of
 
 BOUND = 1e-9
 BROKEN = 1e-3

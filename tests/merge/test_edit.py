@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 from sentence import TEXTS, dense_of, embeddings, needs_library, save_sentence, write_json
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.hub.download import plan_push
+from merge.checkpoints.transformers_model import build, model_class
 from merge.edit import edit_layers
 from merge.edit_command import edit_main
 from merge.errors import CheckpointError, OutputError, UsageError
-from merge.hub import plan_push
-from merge.model import build, model_class
 from merge.plan import LayerPlan
 from merge.recipe import make_recipe
 from merge.run import run as merge_run

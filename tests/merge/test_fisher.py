@@ -12,9 +12,9 @@ from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
 import merge.statistics.fisher as module
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.inputs import random_inputs
 from merge.errors import CalibrationError, CheckpointError, MismatchError, UsageError
-from merge.inputs import random_inputs
 from merge.methods.fisher import Fisher
 from merge.methods.linear import Linear
 from merge.methods.place import Place

@@ -17,19 +17,19 @@ from torch import Tensor
 
 from merge.architectures import spec_for
 from merge.bases import find_bases
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.labels import base_class, consistent_labels, encoder_of, label_tensors
+from merge.checkpoints.structure import structure_of
+from merge.checkpoints.transformers_model import build
 from merge.command import main
 from merge.errors import MismatchError, OutputError, RecipeError
 from merge.head_plan import output_folders, plan_heads
-from merge.heads import base_class, consistent_labels, encoder_of, label_tensors
-from merge.inputs import random_inputs
 from merge.label_average import LabelAverage
-from merge.model import build
 from merge.permutation import apply_axes
 from merge.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
-from merge.structure import structure_of
 from merge.verify import verify
 
 NER = ("O", "person", "place", "thing", "time")

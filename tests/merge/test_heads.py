@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny import bert_config
 
+from merge.checkpoints.labels import class_names, is_generic, label_order
+from merge.checkpoints.structure import structure_of
 from merge.errors import MismatchError
-from merge.heads import class_names, is_generic, label_order
-from merge.structure import structure_of
 
 NLI = ("entailment", "neutral", "contradiction")
 

@@ -1,4 +1,4 @@
-"""merge/hub.py against a Hub that runs here: what is pushed is what can be read back, and every refusal is one line."""
+"""merge/checkpoints/hub/download.py against a Hub that runs here: what is pushed is what can be read back, and every refusal is one line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from merge.checkpoints.hub.download import files_to_download, looks_like_hub_id, plan_push, push
 from merge.errors import HubError, UsageError
-from merge.hub import files_to_download, looks_like_hub_id, plan_push, push
 from tests.loopback_hub import GUEST_TOKEN, OWNER_TOKEN, LoopbackHub, Refusal, StoredFile
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ import json, logging, sys
 from dataclasses import asdict
 from pathlib import Path
 from merge.errors import MergeError
-from merge.hub import download, plan_push, push
+from merge.checkpoints.hub.download import download, plan_push, push
 
 logging.basicConfig(level=logging.DEBUG)  # whatever is logged must not hold a token
 
@@ -198,7 +198,7 @@ def test_a_plain_name_is_no_hub_id() -> None:
 
 def test_asking_for_a_hub_id_imports_no_hub_client() -> None:
     """Commands look at ids before anything heavy is loaded, so the module itself must stay light."""
-    program = "import sys, merge.hub; merge.hub.looks_like_hub_id('a/b'); print('huggingface_hub' in sys.modules)"
+    program = "import sys, merge.checkpoints.hub.download; merge.checkpoints.hub.download.looks_like_hub_id('a/b'); print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -10,8 +10,7 @@ from architecture_case import CASES
 from layered import family_config
 from tiny import SPECIAL, WORDS, random_tensors, save_tokenizer
 
-from merge.errors import CalibrationError
-from merge.inputs import (
+from merge.checkpoints.inputs import (
     MAX_LENGTH,
     Tokens,
     batch_tokens,
@@ -22,7 +21,8 @@ from merge.inputs import (
     random_inputs,
     tokenise,
 )
-from merge.model import build
+from merge.checkpoints.transformers_model import build
+from merge.errors import CalibrationError
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 import torch
 from layered import STACK, checkpoint_of, difference, family_config, original_model, planned_model, sliced_model
 
+from merge.checkpoints.transformers_model import build
 from merge.errors import CheckpointError, UsageError
 from merge.layer_config import group_of, stored_layers
-from merge.model import build
 from merge.plan import LayerPlan, plan_notes, planned_config, planned_tensors
 
 KEEP = LayerPlan.keep

@@ -7,8 +7,8 @@ import pytest
 import torch
 from architecture_case import CASES
 
-from merge.legacy_buffers import buffer_of
-from merge.structure import Structure, structure_of
+from merge.checkpoints.names.buffers import buffer_of
+from merge.checkpoints.structure import Structure, structure_of
 
 LLAMA = structure_of(CASES["LlamaForCausalLM"][0])
 BEIT = structure_of(CASES["beit relative"][0])

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from architecture_case import CASES
 
-from merge import legacy_names
-from merge.legacy_names import names_today
-from merge.structure import structure_of
+from merge.checkpoints.names import renamed as legacy_names
+from merge.checkpoints.names.renamed import names_today
+from merge.checkpoints.structure import structure_of
 
 VIT = structure_of(CASES["ViTForImageClassification"][0])
 QUERY = "vit.encoder.layer.0.attention.attention.query.weight"

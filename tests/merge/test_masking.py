@@ -19,7 +19,7 @@ from merge.alignment.agreement import score
 from merge.alignment.choice import choose
 from merge.alignment.masking import IGNORED, as_used, masked
 from merge.alignment.pair import Pair, Settings
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import AlignmentError
 from merge.material import read_material
 from merge.permutation import identity

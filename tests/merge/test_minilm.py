@@ -13,8 +13,8 @@ from merge.alignment.calibration import read_calibration
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
 from merge.architectures import spec_for
-from merge.checkpoint import open_checkpoint
-from merge.inputs import load_tokenizer, tokenise
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.material import finite_tensors
 from merge.permutation import apply, inverse, random
 from merge.recipe import make_recipe

@@ -20,9 +20,9 @@ from layered import (
     sliced_model,
 )
 
+from merge.checkpoints.transformers_model import build
 from merge.errors import MismatchError, UsageError
 from merge.layer_stacks import layer_of
-from merge.model import build
 from merge.plan import (
     STRATEGIES,
     LayerPlan,

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny import SPECIAL, WORDS, bert_config, random_tensors, save_tokenizer
 
 import merge.preflight
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.errors import MismatchError
 from merge.preflight import merged_config, preflight, read_vocabulary
 from merge.recipe import make_recipe

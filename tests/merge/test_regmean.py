@@ -11,9 +11,9 @@ import torch
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.inputs import Batch, random_inputs
 from merge.errors import MismatchError, UsageError
-from merge.inputs import Batch, random_inputs
 from merge.methods.linear import Linear
 from merge.methods.place import Place
 from merge.methods.regmean import RegMean

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-import merge.reload
+import merge.checkpoints.reload_check
+from merge.checkpoints.reload_check import reload_check, trial_batch
+from merge.checkpoints.transformers_model import build, model_class, model_config, set_weights
 from merge.errors import OutputError
-from merge.model import build, model_class, model_config, set_weights
-from merge.reload import reload_check, trial_batch
 
 CONFIG = bert_config()
 TENSORS = random_tensors(CONFIG, 0, torch.float32)
@@ -270,7 +270,7 @@ def test_a_layout_that_is_known_to_load_is_not_loaded_again_unless_asked(
     def fail(*_: Any) -> Any:
         raise OutputError("loaded")
 
-    monkeypatch.setattr(merge.reload, "_load", fail)
+    monkeypatch.setattr(merge.checkpoints.reload_check, "_load", fail)
     assert reload_check(folder, config, reference, always=False) == said
     with pytest.raises(OutputError, match="loaded"):
         reload_check(folder, config, reference)

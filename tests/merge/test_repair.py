@@ -19,18 +19,18 @@ from torch import Tensor
 
 from merge.alignment.pair import Pair, spread
 from merge.architectures import spec_for
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import attended
+from merge.checkpoints.structure import structure_of
+from merge.checkpoints.transformers_model import build
 from merge.engine import Job
 from merge.errors import AlignmentError, UsageError
-from merge.inputs import attended
 from merge.methods import make_method
-from merge.model import build
 from merge.recipe import make_recipe
 from merge.repair import RepairReport, repair
 from merge.repair_run import shares
 from merge.repair_sites import find_sites
 from merge.run import run
-from merge.structure import structure_of
 from merge.verify import verify
 
 Tensors = Mapping[str, Tensor]

@@ -21,13 +21,13 @@ from merge.alignment.agreement import score
 from merge.alignment.auto import folded_pair, in_canonical_form
 from merge.alignment.pair import Alignment, Pair, Settings
 from merge.architectures import spec_for
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, RecipeError, SpecError
 from merge.gauges import fold_norms
-from merge.inputs import random_inputs
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
-from merge.structure import structure_of
 from merge.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
 from merge.transform_files import load_transform, read_header
 

@@ -14,7 +14,7 @@ from tiny import bert_config, random_tensors, save_checkpoint, save_tokenizer, w
 
 from merge.architectures import spec_for
 from merge.card import add_results
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import AlignmentError, CalibrationError, MismatchError
 from merge.permutation import apply, random, restrict
 from merge.recipe import Recipe, make_recipe

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import MismatchError, RecipeError, UsageError
 from merge.recipe import make_recipe
 from merge.run import run

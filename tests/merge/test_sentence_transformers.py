@@ -17,17 +17,9 @@ from sentence import OUT, SIZE, TEXTS, dense_of, dense_weights, embed, needs_lib
 from tiny import bert_config, save_checkpoint
 
 from merge.architectures import spec_for
-from merge.checkpoint import open_checkpoint
-from merge.edit import edit_layers
-from merge.errors import CheckpointError, MismatchError, SpecError
-from merge.inputs import load_tokenizer
-from merge.model import build
-from merge.permutation import apply, random
-from merge.plan import LayerPlan
-from merge.recipe import make_recipe
-from merge.report import Report
-from merge.run import run
-from merge.sentence_transformers import (
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import load_tokenizer
+from merge.checkpoints.sentence_transformers import (
     differing_facts,
     module_lines,
     pipeline_facts,
@@ -35,6 +27,14 @@ from merge.sentence_transformers import (
     with_modules,
     without_modules,
 )
+from merge.checkpoints.transformers_model import build
+from merge.edit import edit_layers
+from merge.errors import CheckpointError, MismatchError, SpecError
+from merge.permutation import apply, random
+from merge.plan import LayerPlan
+from merge.recipe import make_recipe
+from merge.report import Report
+from merge.run import run
 from merge.verify import verify
 
 OLD_POOLING = {

@@ -17,8 +17,8 @@ from layered import FAMILY
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 
-import merge.weight_writer
-from merge.checkpoint import open_checkpoint
+import merge.checkpoints.weights.write
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CheckpointError, MergeError, MismatchError, OutputError, RecipeError, UsageError
 from merge.recipe import make_recipe, read_recipe
 from merge.run import run
@@ -167,7 +167,7 @@ def test_no_shard_of_an_earlier_run_is_left(tmp_path: Path, monkeypatch: pytest.
     """A loader that finds an index beside model.safetensors may read the wrong one."""
     a, b = (save_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
     with monkeypatch.context() as small:
-        small.setattr(merge.weight_writer, "MAX_SHARD_SIZE", 9000)
+        small.setattr(merge.checkpoints.weights.write, "MAX_SHARD_SIZE", 9000)
         run(recipe(a, b, output=tmp_path / "out"))
     sharded = {path.name for path in (tmp_path / "out").glob("model*")}
     assert len(sharded) > 3
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise OSError(28, "No space left on device")
         return whole(handle, data, at)
 
-    monkeypatch.setattr(merge.weight_writer.os, "pwrite", full)
+    monkeypatch.setattr(merge.checkpoints.weights.write.os, "pwrite", full)
     with pytest.raises(OutputError, match="no space left on the disk of .*; nothing was written"):
         run(recipe(a, b, output=tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

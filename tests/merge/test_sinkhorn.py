@@ -17,9 +17,9 @@ from merge.alignment.sinkhorn import descended, distance, match_sinkhorn, sinkho
 from merge.alignment.soft import Relaxation
 from merge.alignment.weights import match_weights
 from merge.architectures import spec_for
+from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError
 from merge.permutation import apply
-from merge.structure import structure_of
 
 
 def relaxation(pair: Pair, *kinds: str) -> Relaxation:

@@ -17,7 +17,7 @@ from tiny import bert_config, random_tensors, save_checkpoint
 
 import merge.soup as module
 from merge.architectures import spec_for
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
 from merge.command import main
 from merge.errors import RecipeError
 from merge.permutation import apply, random, restrict

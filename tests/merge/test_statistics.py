@@ -17,10 +17,10 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 import merge
 from merge.architectures import spec_for
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.inputs import random_inputs
 from merge.disk.cache import cache_folder
 from merge.errors import CalibrationError, OutputError, UsageError
-from merge.inputs import random_inputs
 from merge.permutation import apply, random
 from merge.statistics import (
     MEASURES,

@@ -11,9 +11,9 @@ import torch
 from tiny import save_checkpoint, write_text
 
 from merge.alignment.calibration import read_calibration
-from merge.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.command import main
-from merge.inputs import load_tokenizer, tokenise
 from merge.statistics import measure, read_statistics
 
 

@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 from tiny import bert_config
 
-import merge.structure
+import merge.checkpoints.structure
+from merge.checkpoints.structure import Structure, structure_of
+from merge.checkpoints.transformers_model import meta_model, model_config
 from merge.errors import CheckpointError
-from merge.model import meta_model, model_config
-from merge.structure import Structure, structure_of
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Count how often transformers is asked, with an empty cache."""
     monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
-    ask, seen = merge.structure._ask_transformers, []
+    ask, seen = merge.checkpoints.structure._ask_transformers, []
 
     def counted(key: str, config: dict[str, object]) -> Structure:
         seen.append(key)
         return ask(key, config)
 
-    monkeypatch.setattr(merge.structure, "_ask_transformers", counted)
+    monkeypatch.setattr(merge.checkpoints.structure, "_ask_transformers", counted)
     return seen
 
 
@@ -62,7 +62,7 @@ def test_another_config_or_another_transformers_is_asked_again(
     structure_of(bert_config())
     structure_of(bert_config(hidden_size=36))
     assert len(asked) == 2
-    monkeypatch.setattr(merge.structure, "transformers_build", lambda: "another")
+    monkeypatch.setattr(merge.checkpoints.structure, "transformers_build", lambda: "another")
     structure_of(bert_config())
     assert len(asked) == 3
 

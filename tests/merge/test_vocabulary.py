@@ -16,10 +16,9 @@ import transformers
 from tiny import SPECIAL, WORDS, save_tokenizer
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 
-import merge.vocabulary
-from merge.errors import CheckpointError, MismatchError, OutputError
-from merge.tokenizer_files import parse, read_tokenizer, tokenizer_names
-from merge.vocabulary import (
+import merge.checkpoints.tokenizers.vocabulary
+from merge.checkpoints.tokenizers.tokenizer import parse, read_tokenizer, tokenizer_names
+from merge.checkpoints.tokenizers.vocabulary import (
     VocabularyPlan,
     config_changes,
     fill_missing,
@@ -28,6 +27,7 @@ from merge.vocabulary import (
     present,
     write_tokenizer,
 )
+from merge.errors import CheckpointError, MismatchError, OutputError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CLOSED = [*LETTERS, *(f"##{c}" for c in LETTERS)]
@@ -717,7 +717,7 @@ def test_a_broken_union_is_never_written(tmp_path: Path, monkeypatch: pytest.Mon
     """Break what is about to be written in each way that the check is for: an id, a setting, a word, a template."""
     a, b = wordpiece(tmp_path / "a", ["play", "the"]), wordpiece(tmp_path / "b", ["play", "##s", "dog"])
     plan = plan_of(a, b)
-    real = merge.vocabulary.file_texts
+    real = merge.checkpoints.tokenizers.vocabulary.file_texts
     stored = json.loads(json.dumps(plan.tokenizer.stored))
 
     def breaking(change: Any) -> Any:
@@ -744,11 +744,11 @@ def test_a_broken_union_is_never_written(tmp_path: Path, monkeypatch: pytest.Mon
 
     ways = [(swap, "2 tokens have another id"), (cased, "normalizer.lowercase"), (garbled, "does not load")]
     for change, said in ways:
-        monkeypatch.setattr("merge.vocabulary.file_texts", breaking(change))
+        monkeypatch.setattr("merge.checkpoints.tokenizers.vocabulary.file_texts", breaking(change))
         with pytest.raises(OutputError, match=said):
             written(plan, tmp_path / "out")
         assert tokenizer_names(tmp_path / "out") == []
-    monkeypatch.setattr("merge.vocabulary.file_texts", breaking(nothing))
+    monkeypatch.setattr("merge.checkpoints.tokenizers.vocabulary.file_texts", breaking(nothing))
     assert written(plan, tmp_path / "fine").get_vocab() == plan.tokens
     # The union as it would be with `##s` for an added token: every id is right, and "plays" is unknown.
     vocab = {w: i for w, i in stored["model"]["vocab"].items() if w != "##s" and w != "dog"}
@@ -757,7 +757,7 @@ def test_a_broken_union_is_never_written(tmp_path: Path, monkeypatch: pytest.Mon
     stored["model"]["vocab"], stored["added_tokens"] = vocab, [*stored["added_tokens"], *more]
     bad = parse(json.dumps(stored), a)
     assert bad.tokens == plan.tokens
-    monkeypatch.setattr("merge.vocabulary.file_texts", real)
+    monkeypatch.setattr("merge.checkpoints.tokenizers.vocabulary.file_texts", real)
     broken = VocabularyPlan(bad, plan.parents, 0, plan.size, plan.rows)
     with pytest.raises(OutputError, match=r"'dogs' was dog ##s and comes out as dog \[UNK\]|'plays' was play ##s"):
         written(broken, tmp_path / "out")

@@ -20,11 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import merge.checkpoints.weights.write
 import merge.disk.staging
-import merge.weight_writer
+from merge.checkpoints.weights.write import write_weights
 from merge.disk.staging import MARKER, check_output, copy_side_files, staged, write_json
 from merge.errors import OutputError
-from merge.weight_writer import write_weights
 
 MIXED = {
     "half": torch.tensor([1.5, -2.0, 3.0], dtype=torch.bfloat16),
@@ -94,7 +94,7 @@ def test_one_tensor_is_asked_for_at_a_time_and_once(tmp_path: Path) -> None:
 
 def test_large_models_are_sharded_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the rules and names of save_pretrained; the index places every tensor in the file that holds it."""
-    monkeypatch.setattr(merge.weight_writer, "MAX_SHARD_SIZE", 1000)
+    monkeypatch.setattr(merge.checkpoints.weights.write, "MAX_SHARD_SIZE", 1000)
     tensors = {f"t{k}": torch.full((100,), float(k)) for k in range(5)} | {"small": torch.ones(2)}
     total = write_weights(tmp_path, layout(tensors), tensors.__getitem__)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))
@@ -232,7 +232,7 @@ def test_a_full_disk_is_one_line(code: int, tmp_path: Path, monkeypatch: pytest.
     def full(handle: int, data: bytes, at: int) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(merge.weight_writer.os, "pwrite", full)
+    monkeypatch.setattr(merge.checkpoints.weights.write.os, "pwrite", full)
     said = r"^no space left on the disk of .*; nothing was written\.$"
     with pytest.raises(OutputError, match=said), staged(tmp_path / "out") as folder:
         write_weights(folder, layout(MIXED), MIXED.__getitem__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from merge.structure import Structure
+    from merge.checkpoints.structure import Structure
 
 
 @dataclass(frozen=True)

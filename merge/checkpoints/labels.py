@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.sentence_transformers import pipeline_files
+from merge.checkpoints.structure import Structure, structure_of, transformers_build
 from merge.disk.cache import read_cached, write_cached
 from merge.errors import MismatchError
-from merge.sentence_transformers import pipeline_files
-from merge.structure import Structure, structure_of, transformers_build
 
 _GENERIC = re.compile(r"LABEL_\d+")
 # What a config says of a head, and a bare base model has no use for.
@@ -88,7 +88,7 @@ def base_class(checkpoint: Checkpoint) -> str:
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     found = read_cached("base-classes", key)
     if not isinstance(found, str):
-        from merge.model import meta_model
+        from merge.checkpoints.transformers_model import meta_model
 
         found = type(meta_model(checkpoint.config).base_model).__name__
         write_cached("base-classes", key, found)

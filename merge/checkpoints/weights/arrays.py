@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from merge.checkpoints.weights.read import StoredTensor, nbytes, torch_letters
 from merge.errors import UsageError
-from merge.weight_files import StoredTensor, nbytes, torch_letters
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from merge.checkpoints.transformers_model import first_line, quiet
 from merge.errors import CheckpointError, OutputError
-from merge.model import first_line, quiet
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 FILES = (

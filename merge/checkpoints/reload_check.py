@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merge.checkpoints.structure import transformers_build
+from merge.checkpoints.transformers_model import first_line, loading_faults, model_class, one_line, quiet
+from merge.checkpoints.weights.read import read_headers
 from merge.disk.cache import read_cached, write_cached
 from merge.errors import CheckpointError, OutputError
-from merge.model import first_line, loading_faults, model_class, one_line, quiet
-from merge.structure import transformers_build
-from merge.weight_files import read_headers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,7 @@ def trial_batch(model: Any) -> dict[str, Tensor]:
 
     Only what its forward method takes and its config tells the size of; so a model of sound has none.
     """
-    from merge.inputs import random_inputs
+    from merge.checkpoints.inputs import random_inputs
 
     takes = inspect.signature(model.forward).parameters
     whole = model.config.to_dict()
@@ -115,7 +115,7 @@ def trial_batch(model: Any) -> dict[str, Tensor]:
 
 
 def _texts(config: Mapping[str, Any], architecture: str) -> dict[str, Tensor]:
-    from merge.inputs import random_inputs
+    from merge.checkpoints.inputs import random_inputs
 
     told = {key: config[key] for key in TEXT_FACTS if config.get(key) is not None}
     stated = {**told, "vocab_size": _first(config, VOCABULARIES), "architectures": [architecture]}

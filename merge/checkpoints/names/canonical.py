@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from merge.checkpoints.names.buffers import buffer_of
+from merge.checkpoints.names.renamed import names_today
+from merge.checkpoints.structure import Structure
+from merge.checkpoints.weights.read import StoredTensor
 from merge.errors import CheckpointError
-from merge.legacy_buffers import buffer_of
-from merge.legacy_names import names_today
-from merge.structure import Structure
-from merge.weight_files import StoredTensor
 
 LEGACY_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 

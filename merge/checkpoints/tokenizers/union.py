@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from merge.checkpoints.tokenizers.tokenizer import FLAGS, Tokenizer, load, loaded_tokenizer, parse, product, unbounded
 from merge.errors import CheckpointError, MismatchError, OutputError
-from merge.tokenizer_files import FLAGS, Tokenizer, load, loaded_tokenizer, parse, product, unbounded
 
 INSTEAD = "Take the vocabulary of one model instead of the union."
 PER_SPLIT = 8  # continuations tried for each way a new token can hide the beginning of a word

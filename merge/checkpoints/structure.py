@@ -91,7 +91,7 @@ def transformers_build() -> str:
 
 
 def _ask_transformers(key: str, config: Mapping[str, Any]) -> Structure:
-    from merge.model import complete_config, meta_model, model_config
+    from merge.checkpoints.transformers_model import complete_config, meta_model, model_config
 
     skeleton = meta_model(config)
     settings = model_config(config)

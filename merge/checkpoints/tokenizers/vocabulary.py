@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from merge.checkpoints.tokenizers.tokenizer import FILES, Tokenizer, file_texts, tokenizer_names
+from merge.checkpoints.tokenizers.union import check_written, setting_differences, unite
 from merge.errors import MismatchError
-from merge.tokenizer_files import FILES, Tokenizer, file_texts, tokenizer_names
-from merge.tokenizer_union import check_written, setting_differences, unite
 
 if TYPE_CHECKING:
     from jaxtyping import Int

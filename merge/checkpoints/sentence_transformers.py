@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.side_files import WEIGHT_ENDINGS
+from merge.checkpoints.transformers_model import first_line
+from merge.checkpoints.weights.read import read_headers
 from merge.errors import CheckpointError, SpecError
-from merge.model import first_line
-from merge.side_files import WEIGHT_ENDINGS
-from merge.weight_files import read_headers
 
 LISTING = "modules.json"
 PIPELINE_FILES = (LISTING, "config_sentence_transformers.json", "sentence_bert_config.json")

@@ -15,15 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from merge.canonical_names import canonical_name, canonicalise
+from merge.checkpoints.hub.download import download, looks_like_hub_id
+from merge.checkpoints.names.buffers import buffer_of
+from merge.checkpoints.names.canonical import canonical_name, canonicalise
+from merge.checkpoints.side_files import side_files
+from merge.checkpoints.structure import Structure, structure_of
+from merge.checkpoints.transformers_model import first_line
+from merge.checkpoints.weights.read import StoredTensor, as_array, open_arrays, open_weights, read_headers
 from merge.disk.hashes import file_hash, remembered_hash
 from merge.errors import CheckpointError
-from merge.hub import download, looks_like_hub_id
-from merge.legacy_buffers import buffer_of
-from merge.model import first_line
-from merge.side_files import side_files
-from merge.structure import Structure, structure_of
-from merge.weight_files import StoredTensor, as_array, open_arrays, open_weights, read_headers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

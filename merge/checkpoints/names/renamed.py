@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from merge.disk.cache import read_cached, write_cached
 
 if TYPE_CHECKING:
-    from merge.structure import Structure
+    from merge.checkpoints.structure import Structure
 
 FORMAT = 1
 
@@ -42,7 +42,7 @@ def _ask_transformers(structure: Structure, names: Iterable[str]) -> dict[str, l
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming, rename_source_key
 
-    from merge.model import meta_model
+    from merge.checkpoints.transformers_model import meta_model
 
     skeleton = meta_model(structure.config)
     expected = skeleton.state_dict()

@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from merge.checkpoints.hub.errors import hub_errors, one_line
 from merge.errors import HubError, UsageError
-from merge.hub_errors import hub_errors, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.arrays import TORCH
+from merge.checkpoints.weights.arrays import TORCH
+from merge.checkpoints.weights.read import nbytes, torch_letters
 from merge.errors import OutputError
-from merge.weight_files import nbytes, torch_letters
 
 if TYPE_CHECKING:
     import torch
