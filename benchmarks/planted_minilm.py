@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from merge.alignment import ALIGNERS, aligner
-from merge.alignment.calibration import read_calibration
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
 from merge.architectures import spec_for
@@ -30,6 +29,7 @@ from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.checkpoints.transformers_model import set_weights
 from merge.material import finite_tensors
 from merge.permutation import apply, inverse, random
+from merge.text.calibration import read_calibration
 
 
 def hidden(model: Any, batches: Any) -> list[Tensor]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError, MismatchError
-from merge.examples import Examples, draw_examples, gold_of
 from merge.material import calibrate
 from merge.methods import make_method
 from merge.methods.cocktail import Cocktail
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.recipe_entries import StatisticsEntry
+from merge.text.labelled import Examples, draw_examples, gold_of
 
 if TYPE_CHECKING:
     import torch

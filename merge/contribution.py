@@ -55,9 +55,9 @@ def measure_contribution(
     """
     import torch
 
-    from merge.alignment.calibration import read_calibration
     from merge.checkpoints.inputs import load_tokenizer, tokenise
     from merge.checkpoints.transformers_model import build
+    from merge.text.calibration import read_calibration
 
     _check_reads_text(checkpoint, stack)
     if not checkpoint.has_tokenizer:

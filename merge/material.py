@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from merge.alignment import NEED_TEXT
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError
-from merge.examples import draw_examples, gold_of
 from merge.recipe_entries import AlignEntry, StatisticsEntry
+from merge.text.labelled import draw_examples, gold_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,8 +94,8 @@ def calibrate(
     Raises:
         CalibrationError: the text cannot be read, or it is needed and there is no tokenizer to read it with.
     """
-    from merge.alignment.calibration import read_calibration
     from merge.checkpoints.inputs import load_tokenizer, tokenise
+    from merge.text.calibration import read_calibration
 
     if not reference.has_tokenizer:
         if needed or entry.text is not None:

@@ -47,10 +47,10 @@ def statistics_command(
       merge-models statistics a/ --kind fisher --text train.jsonl -o a-fisher.safetensors
       merge-models statistics org/a --kind gram --text train.jsonl -o a-gram.safetensors
     """
-    from merge.alignment.calibration import read_calibration
     from merge.checkpoints.checkpoint import open_checkpoint
     from merge.checkpoints.inputs import load_tokenizer, tokenise
     from merge.statistics import measure, write_statistics
+    from merge.text.calibration import read_calibration
 
     set_verbosity(verbose)
     if output.is_dir() or (output.exists() and not force):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evals.task import EvalTask, Rows, class_names, plain
 from merge.errors import TaskError
-from merge.table import Row, Table, open_table
+from merge.text.table import Row, Table, open_table
 
 # What a row is called, in the words of the published files.
 _IDS = ("idx", "index", "pairID", "pair_ID", "id")

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from merge.alignment.calibration import CalibrationText, read_calibration
 from merge.errors import CalibrationError
+from merge.text.calibration import CalibrationText, read_calibration
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> str:
@@ -479,7 +479,7 @@ def test_a_row_of_the_hub_that_is_not_text_is_named_by_its_number(monkeypatch: p
 def test_the_hub_out_of_reach_is_one_clear_error(tmp_path: Path) -> None:
     """The true library, forbidden the network, fails in its own way, and the user reads one line."""
     program = """
-from merge.alignment.calibration import read_calibration
+from merge.text.calibration import read_calibration
 from merge.errors import CalibrationError
 try:
     read_calibration("no-such-org/no-such-name:mnli/test")
@@ -500,7 +500,7 @@ def test_reading_a_file_imports_nothing_heavy() -> None:
     """The command line answers quickly because datasets is imported for Hub ids only."""
     program = """
 import sys
-from merge.alignment.calibration import read_calibration
+from merge.text.calibration import read_calibration
 read_calibration(None)
 print([name for name in ("datasets", "pyarrow", "pandas", "torch") if name in sys.modules])
 """

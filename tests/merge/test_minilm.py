@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from merge.alignment import aligner
-from merge.alignment.calibration import read_calibration
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
 from merge.architectures import spec_for
@@ -19,6 +18,7 @@ from merge.material import finite_tensors
 from merge.permutation import apply, inverse, random
 from merge.recipe import make_recipe
 from merge.run import run
+from merge.text.calibration import read_calibration
 
 pytestmark = [
     pytest.mark.minilm,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny import save_checkpoint, write_text
 
-from merge.alignment.calibration import read_calibration
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.command import main
 from merge.statistics import measure, read_statistics
+from merge.text.calibration import read_calibration
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from merge.errors import CalibrationError, MergeError, TaskError
-from merge.table import Source, Table, brief, listed, open_table, text_table
+from merge.text.table import Source, Table, brief, listed, open_table, text_table
 
 
 def rows_of(path: Path, kind: str | None = None) -> list[tuple[int, dict[str, object] | None]]:

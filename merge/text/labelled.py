@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from merge.alignment.calibration import PAIR_COLUMNS, TEXT_COLUMNS, UNLABELLED
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names
 from merge.errors import CalibrationError, MismatchError, nearest
-from merge.table import Row, Table, listed, open_table
+from merge.text.calibration import PAIR_COLUMNS, TEXT_COLUMNS, UNLABELLED
+from merge.text.table import Row, Table, listed, open_table
 
 
 @dataclass(frozen=True)

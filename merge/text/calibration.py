@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 from merge.errors import CalibrationError, nearest
-from merge.table import Row, Source, Table, brief, listed, open_table, text_table
+from merge.text.table import Row, Source, Table, brief, listed, open_table, text_table
 
 TEXT_COLUMNS = ("text", "sentence", "content")
 PAIR_COLUMNS = (
