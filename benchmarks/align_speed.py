@@ -41,8 +41,8 @@ def make_models(scratch: Path) -> None:
     """Write a, and b for every case with the permutation that brings it back."""
     from safetensors.torch import load_file, save_file
 
-    from merge.architectures import spec_for
-    from merge.permutation import apply, inverse, random, restrict, save
+    from merge.symmetry.architectures import spec_for
+    from merge.symmetry.permutation import apply, inverse, random, restrict, save
 
     spec = spec_for(CONFIG)
     for name, seed in (("a", 0), ("independent", 1)):
@@ -69,8 +69,8 @@ def ours(scratch: Path, case: str, by: str, tokens: int) -> dict[str, Any]:
 
     from merge.alignment import aligner
     from merge.alignment.pair import Pair
-    from merge.architectures import spec_for
-    from merge.permutation import load
+    from merge.symmetry.architectures import spec_for
+    from merge.symmetry.permutation import load
 
     a, b = (load_file(scratch / name / "model.safetensors") for name in ("a", case))
     generator = torch.Generator().manual_seed(3)
@@ -121,8 +121,8 @@ def residual_updates(scratch: Path, case: str) -> dict[str, Any]:
     from merge.alignment.assignment import match_axis
     from merge.alignment.objective import Objective, weights_of
     from merge.alignment.pair import Pair
-    from merge.architectures import spec_for
-    from merge.permutation import Permutation, identity, random
+    from merge.symmetry.architectures import spec_for
+    from merge.symmetry.permutation import Permutation, identity, random
 
     a, b = (load_file(scratch / name / "model.safetensors") for name in ("a", case))
     pair = Pair(spec_for(CONFIG), a, b, CONFIG, str, ())

@@ -42,7 +42,7 @@ from zoo.training import Trained, Training, trained
 
 from merge.alignment.learned import learn, match_learned
 from merge.alignment.pair import Alignment, Pair
-from merge.permutation import identity
+from merge.symmetry.permutation import identity
 
 PRETRAINING = Training(steps=600, rate=2e-3, warm_up=60, decay=0.01)
 HEAD = Training(steps=1, rate=0.0)  # nothing learns: it only gives the start its head

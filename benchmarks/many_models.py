@@ -27,8 +27,8 @@ from zoo.pairs import open_pair
 
 from merge.alignment import aligner, many_aligner
 from merge.alignment.pair import Alignment, Batch, Pair
-from merge.gauges import canonical
-from merge.permutation import apply
+from merge.symmetry.canonical import canonical
+from merge.symmetry.permutation import apply
 
 COUNTS = (3, 5)
 

@@ -23,12 +23,12 @@ from torch import Tensor
 from merge.alignment import ALIGNERS, aligner
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.checkpoints.transformers_model import set_weights
 from merge.material import finite_tensors
-from merge.permutation import apply, inverse, random
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, inverse, random
 from merge.text.calibration import read_calibration
 
 

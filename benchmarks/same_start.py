@@ -36,7 +36,7 @@ from merge.alignment import ALIGNERS
 from merge.alignment.activations import unit_correlations
 from merge.alignment.pair import Batch, Pair
 from merge.checkpoints.inputs import load_tokenizer, tokenise
-from merge.transform import Transform
+from merge.symmetry.transform import Transform
 
 COMMON = Training(steps=400, rate=2e-3, warm_up=120, decay=0.01)
 APART = Training(steps=300, rate=1e-3, warm_up=30, decay=0.01)

@@ -24,7 +24,7 @@ from merge.disk.hashes import file_hash
 from merge.material import finite_tensors
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
-from merge.transform import Transform, apply_transform
+from merge.symmetry.transform import Transform, apply_transform
 
 T = TypeVar("T")
 

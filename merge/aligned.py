@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import without_modules
 from merge.choices import choices, decide, rotates
@@ -17,6 +16,7 @@ from merge.material import Material, absent_pooler, finite_tensors, read_materia
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.recipe_entries import AlignEntry
+from merge.symmetry.architectures import spec_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from merge.alignment.pair import Alignment, Batch, Pair
     from merge.alignment.proof import Proof
     from merge.alignment.quality import Quality
-    from merge.permutation import Permutation
-    from merge.spec import PermutationSpec
-    from merge.transform import Transform
+    from merge.symmetry.permutation import Permutation
+    from merge.symmetry.spec import PermutationSpec
+    from merge.symmetry.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def reference_of(entry: AlignEntry, checkpoints: Sequence[Checkpoint]) -> int:
 
 def _spec_moved(spec: PermutationSpec, entry: AlignEntry) -> PermutationSpec:
     """Return the spec with the group of the residual stream that was asked for."""
-    from merge.transform import folded_spec
+    from merge.symmetry.transform import folded_spec
 
     return folded_spec(spec) if rotates(entry, spec) else spec
 
@@ -199,7 +199,7 @@ def _pairs(
     With text=False it has none, and none is read.
     """
     from merge.alignment.pair import Pair, Settings
-    from merge.permutation import apply
+    from merge.symmetry.permutation import apply
 
     entry = recipe.align
     settings = Settings(entry.basis or "permutation", entry.restarts, entry.steps, entry.both, recipe.seed)
@@ -222,7 +222,7 @@ def _pairs(
 
 def _proved(pair: Pair, transform: Transform, inputs: tuple[Batch, ...]) -> Proof:
     from merge.alignment.proof import Proof, prove
-    from merge.transform import apply_transform
+    from merge.symmetry.transform import apply_transform
 
     if not inputs:
         return Proof(0.0, pair.spec.bound, 0, tuple(pair.spec.outputs), pair.spec.dtype)
@@ -233,8 +233,8 @@ def _proved(pair: Pair, transform: Transform, inputs: tuple[Batch, ...]) -> Proo
 
 def _moved_reference(pair: Pair, kept: Alignment, inputs: tuple[Batch, ...], moving: int) -> tuple[Transform, Proof]:
     """Return what moves the reference where both ends were asked to, and its proof."""
-    from merge.permutation import identity
-    from merge.transform import Transform
+    from merge.symmetry.permutation import identity
+    from merge.symmetry.transform import Transform
 
     if moving > 1:
         raise AlignmentError("--both moves the reference towards one model; with several models leave it where it is.")
@@ -262,8 +262,8 @@ def _carry(
 ) -> tuple[Transform, PermutationSpec, Proof]:
     """Return the transform of a base model over what goes along with it, its spec, and its proof on the outputs of the whole."""
     from merge.alignment.pair import Pair
-    from merge.permutation import Permutation, identity
-    from merge.transform import Transform
+    from merge.symmetry.permutation import Permutation, identity
+    from merge.symmetry.transform import Transform
 
     whole = without_modules(model)
     spec, stand_in = _without_pooler(_spec_moved(spec_for(whole.config), entry), whole)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from merge.aligned import Aligned, Alignments, align_all
-from merge.architectures import spec_for, spec_note
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, is_generic, label_order
 from merge.checkpoints.sentence_transformers import module_lines
@@ -15,12 +14,13 @@ from merge.errors import MismatchError
 from merge.head_plan import plan_heads
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
+from merge.symmetry.architectures import spec_for, spec_note
 
 if TYPE_CHECKING:
     from merge.alignment.choice import Choice
-    from merge.permutation import Permutation
-    from merge.spec import PermutationSpec
-    from merge.transform import Transform
+    from merge.symmetry.permutation import Permutation
+    from merge.symmetry.spec import PermutationSpec
+    from merge.symmetry.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,14 @@ def find_bases(
 
 
 def _as_transform(labels: Permutation | None) -> Transform | None:
-    from merge.transform import Transform
+    from merge.symmetry.transform import Transform
 
     return None if labels is None else Transform(labels, {})
 
 
 def _with_alignments(bases: Bases, done: Alignments) -> Bases:
     """Return the bases with every model's units brought to the reference's, behind its classes."""
-    from merge.transform import compose
+    from merge.symmetry.transform import compose
 
     transforms = tuple(
         found if labels is None or found is None else compose(found, labels)
@@ -150,7 +150,7 @@ def _match_labels(checkpoints: Sequence[Checkpoint]) -> tuple[list[tuple[int, ..
 def _label_permutation(spec: PermutationSpec, checkpoint: Checkpoint, order: tuple[int, ...]) -> Permutation:
     import torch
 
-    from merge.permutation import Permutation, identity
+    from merge.symmetry.permutation import Permutation, identity
 
     still = identity(spec, checkpoint.shapes)
     return Permutation({**still.indices, "labels": torch.tensor(order)}, still.outer)

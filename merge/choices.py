@@ -14,9 +14,9 @@ from merge.recipe_entries import AlignEntry
 if TYPE_CHECKING:
     from merge.alignment.choice import Choice
     from merge.alignment.pair import Alignment, Matcher, Pair
-    from merge.spec import PermutationSpec
-    from merge.transform import Transform
-    from merge.transform_files import Header
+    from merge.symmetry.spec import PermutationSpec
+    from merge.symmetry.transform import Transform
+    from merge.symmetry.transform_files import Header
 
 
 def choices(
@@ -86,7 +86,7 @@ def _kinds(entry: AlignEntry, pair: Pair) -> frozenset[str]:
 def _repeated(path: str, pair: Pair) -> Alignment:
     """Return the alignment of an earlier run; where it moved the reference too, so does this."""
     from merge.alignment.pair import Alignment
-    from merge.transform_files import read_header
+    from merge.symmetry.transform_files import read_header
 
     file = Path(path).expanduser()
     found, beside = _loaded(file, pair), read_header(file).facts.get("reference")
@@ -99,8 +99,8 @@ def _repeated(path: str, pair: Pair) -> Alignment:
 
 def _loaded(path: Path, pair: Pair) -> Transform:
     """Return the transform of a file, which fits the pair."""
-    from merge.permutation import identity
-    from merge.transform_files import load_transform
+    from merge.symmetry.permutation import identity
+    from merge.symmetry.transform_files import load_transform
 
     found = load_transform(pair.spec, path)
     still = identity(pair.spec, pair.shapes).indices
@@ -135,6 +135,6 @@ def keeps_canonical(entry: AlignEntry) -> bool:
 
 
 def _headers(entry: AlignEntry) -> list[Header]:
-    from merge.transform_files import read_header
+    from merge.symmetry.transform_files import read_header
 
     return [read_header(Path(path).expanduser()) for path in entry.apply or ()]

@@ -26,7 +26,7 @@ def save_alignment(folder: Path, report: Report) -> None:
     moved, entry = report.bases.aligned, report.recipe.align
     if all(one.transform.is_identity and one.reference_transform is None for one in moved):
         return
-    from merge.transform_files import save_transform
+    from merge.symmetry.transform_files import save_transform
 
     canonical = keeps_canonical(entry)
     for one in moved:

@@ -34,9 +34,9 @@ from merge.schedule import Schedule, make_schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merge.spec import PermutationSpec
     from merge.statistics import Statistics
-    from merge.transform import Transform
+    from merge.symmetry.spec import PermutationSpec
+    from merge.symmetry.transform import Transform
 
 LETTERS = {name: letters for letters, name in DTYPES.items()}  # torch's name of a dtype -> safetensors'
 
@@ -227,7 +227,7 @@ def _input(
             return checkpoint.tensor(name)
         import torch
 
-        from merge.transform import apply_transform_axes
+        from merge.symmetry.transform import apply_transform_axes
 
         stored: Tensor = checkpoint.tensor(name)
         if transform.maps and stored.is_floating_point():

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.sentence_transformers import is_module_tensor, with_modules, without_modules
 from merge.checkpoints.weights.write import open_writer
@@ -25,6 +24,7 @@ from merge.disk.staging import copy_side_files, write_json
 from merge.errors import AlignmentError
 from merge.material import absent_pooler, finite_tensors
 from merge.recipe_entries import AlignEntry
+from merge.symmetry.architectures import spec_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,7 +136,7 @@ def _resized(
 def _rewritten(
     keeping: bool, rotating: bool, checkpoint: Checkpoint, folder: Path, notes: dict[str, None]
 ) -> Checkpoint:
-    from merge.gauges import canonical, fold_norms
+    from merge.symmetry.canonical import canonical, fold_norms
 
     own = without_modules(checkpoint)
     given = finite_tensors(own)
@@ -168,7 +168,7 @@ def _prove(
     from merge.alignment.proof import compare
     from merge.checkpoints.inputs import random_inputs
     from merge.checkpoints.transformers_model import build
-    from merge.transform import identity_transform
+    from merge.symmetry.transform import identity_transform
 
     spec, still = spec_for(own.config), absent_pooler(own)
     sides = ((own.config, {**given, **still}), (config, {**tensors, **still}))

@@ -57,8 +57,8 @@ def repair_written(folder: Path, report: Report, engine: Engine, progress: Progr
         AlignmentError, CalibrationError: from the repair and its text.
     """
     from merge.alignment.pair import spread
-    from merge.architectures import spec_for
     from merge.repair import repair
+    from merge.symmetry.architectures import spec_for
 
     entry, recipe = report.recipe.align, report.recipe
     reference = report.checkpoints[reference_of(entry, report.checkpoints)]

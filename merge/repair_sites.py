@@ -15,7 +15,7 @@ from merge.alignment.pair import Batch, in_dtype
 from merge.checkpoints.inputs import attended
 from merge.errors import AlignmentError
 from merge.progress import Progress, silent
-from merge.spec import PermutationSpec
+from merge.symmetry.spec import PermutationSpec
 
 # The last word of the kind of axis whose units are repaired where they are made.
 MADE = "ffn"

@@ -13,11 +13,11 @@ import torch
 from families import canonical_tensors, written_name
 from torch import Tensor
 
-from merge.architectures import spec_for
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build, set_weights
-from merge.permutation import Permutation, apply, apply_axes, random
-from merge.spec import PermutationSpec, parse
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import Permutation, apply, apply_axes, random
+from merge.symmetry.spec import PermutationSpec, parse
 
 # Every tests/families*.py offers CASES, INERT and inputs(config), and joins the battery by lying there.
 TABLES = [import_module(path.stem) for path in sorted(Path(__file__).parent.glob("families*.py"))]

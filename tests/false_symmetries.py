@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from architecture_case import Case
 
-from merge.permutation import identity
-from merge.spec import PermutationSpec
-from merge.transform import Transform, axis_sizes, random_transform, restrict_transform
+from merge.symmetry.permutation import identity
+from merge.symmetry.spec import PermutationSpec
+from merge.symmetry.transform import Transform, axis_sizes, random_transform, restrict_transform
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from merge.alignment.pair import Pair
-from merge.permutation import Permutation, apply
+from merge.symmetry.permutation import Permutation, apply
 
 
 def alike(pairs: Sequence[Pair], found: Sequence[Permutation]) -> float:

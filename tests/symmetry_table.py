@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from merge.groups import GROUPS
+from merge.symmetry.groups import GROUPS
 
 COLUMNS = ("family", "case", "axis", "group", "error")
 WRONG = ("claim", "case", "error")

@@ -23,9 +23,9 @@ from zoo.training import Training, trained
 
 from merge.alignment import rotations
 from merge.alignment.pair import Pair, Settings
-from merge.architectures import spec_for
 from merge.errors import UsageError
-from merge.permutation import random
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import random
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = ("toy_bench", "classification_pairs", "same_start", "different_basins", "pretrained_pair", "restarts")

@@ -16,8 +16,8 @@ from merge.alignment import AS_MERGED, aligner, many_aligner
 from merge.alignment.auto import folded_pair, in_canonical_form
 from merge.alignment.choice import choose
 from merge.alignment.pair import Alignment, Pair, as_transform
-from merge.permutation import Permutation, identity
-from merge.transform import Transform, apply_transform
+from merge.symmetry.permutation import Permutation, identity
+from merge.symmetry.transform import Transform, apply_transform
 
 INSIDE = frozenset({"heads", "ffn"})
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merge.alignment.pair import Batch, Pair
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.material import finite_tensors
+from merge.symmetry.architectures import spec_for
 
 
 def open_pair(

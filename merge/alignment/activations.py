@@ -27,8 +27,8 @@ from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Batch, Matcher, Pair, check_kinds, in_dtype
 from merge.checkpoints.inputs import attended
 from merge.errors import AlignmentError
-from merge.notation import View, contiguous
-from merge.permutation import Permutation, identity, places, view_index
+from merge.symmetry.notation import View, contiguous
+from merge.symmetry.permutation import Permutation, identity, places, view_index
 
 # What the units of a view correlate, a's along the rows; the view is as if it stood alone.
 Correlations = Mapping[View, Float[Tensor, "n n"]]  # float32: they are many

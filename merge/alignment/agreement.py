@@ -16,9 +16,9 @@ from torch import Tensor
 from merge.alignment.pair import Alignment, Batch, Pair, as_transform, in_dtype
 from merge.checkpoints.inputs import attended
 from merge.checkpoints.transformers_model import set_weights
-from merge.permutation import Permutation, identity
-from merge.spec import parse
-from merge.transform import Transform, apply_transform, apply_transform_axes
+from merge.symmetry.permutation import Permutation, identity
+from merge.symmetry.spec import parse
+from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes
 
 # Outputs that are hidden states or embeddings.
 FEATURES = ("last_hidden_state", "text_embeds", "image_embeds")

@@ -27,9 +27,9 @@ from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
 from merge.alignment.weights import match_weights
 from merge.checkpoints.transformers_model import set_weights
 from merge.errors import AlignmentError
-from merge.gauges import canonical
-from merge.permutation import Permutation, apply_axes, identity
-from merge.spec import parse
+from merge.symmetry.canonical import canonical
+from merge.symmetry.permutation import Permutation, apply_axes, identity
+from merge.symmetry.spec import parse
 
 # Batches that swaps are judged on, evenly over all from the shortest texts to the longest, and texts of each; where there
 # are no more than that, all.

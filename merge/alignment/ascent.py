@@ -8,7 +8,7 @@ from __future__ import annotations
 from merge.alignment.assignment import match_axis
 from merge.alignment.blocks import match_blocks
 from merge.alignment.objective import Objective
-from merge.permutation import Permutation
+from merge.symmetry.permutation import Permutation
 
 MAX_SWEEPS = 50
 # A change that gains less than this for each entry is rounding.

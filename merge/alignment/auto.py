@@ -28,11 +28,11 @@ from merge.alignment.choice import (
 from merge.alignment.common_start import find_common_start
 from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Pair, check_kinds
-from merge.architectures import spec_for
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, SpecError
-from merge.gauges import canonical, fold_norms
-from merge.transform import axis_sizes, folded_spec, restrict_transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.canonical import canonical, fold_norms
+from merge.symmetry.transform import axis_sizes, folded_spec, restrict_transform
 
 # The matchers that are tried.
 TRIED = ("activations", "weights", "activations+weights")

@@ -19,10 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.procrustes import balancing
-from merge.groups import Shape, complex_map, pairs
-from merge.permutation import Permutation, places
-from merge.spec import PermutationSpec
-from merge.transform import Transform, axis_sizes
+from merge.symmetry.groups import Shape, complex_map, pairs
+from merge.symmetry.permutation import Permutation, places
+from merge.symmetry.spec import PermutationSpec
+from merge.symmetry.transform import Transform, axis_sizes
 
 # A head that shows a direction less than this share of its strongest is left as it is, and so is a unit whose factors differ
 # by more: they say nothing there, and a map that balanced them would cost digits.

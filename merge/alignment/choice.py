@@ -16,7 +16,7 @@ from merge.alignment.agreement import SCORES, Ends, score
 from merge.alignment.common_start import CommonStart
 from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Matcher, Pair
-from merge.permutation import identity
+from merge.symmetry.permutation import identity
 
 # How much of b is in the models that are scored, and how many times the lowest score half way is within reach of it.
 ALONG, REACH = (0.25, 0.5, 0.75), 1.5

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from merge.alignment.objective import Names, Objective, Touch
 from merge.errors import AlignmentError
-from merge.permutation import Permutation
+from merge.symmetry.permutation import Permutation
 
 # Of all pairs of blocks of a and b, of a's with themselves, of b's with themselves.
 Three = tuple[Tensor, Tensor, Tensor]

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.groups import Shape, complex_map, is_full
-from merge.permutation import places
-from merge.spec import PermutationSpec
+from merge.symmetry.groups import Shape, complex_map, is_full
+from merge.symmetry.permutation import places
+from merge.symmetry.spec import PermutationSpec
 
 # A map, and its inverse transpose.
 Both = tuple[Tensor, Tensor]
@@ -183,7 +183,7 @@ def actions(
 def moved(tensor: Tensor, acting: Sequence[Action], maps: Mapping[str, Both]) -> Tensor:
     """Return a tensor under the maps, in its own dtype; a function that gradients go through.
 
-    The same as `merge.transform.apply_transform_axes` but for the precision, and for a check that gains allow a rotation.
+    The same as `merge.symmetry.transform.apply_transform_axes` but for the precision, and for a check that gains allow a rotation.
     """
     for action in acting:
         mapped = maps[action.axis][action.into].to(tensor.dtype)

@@ -1,6 +1,6 @@
 """Distance of two models' weights, without what is only the choice of a basis that no output shows.
 
-Both are brought into canonical form (`merge.gauges`) and balanced (`merge.alignment.balance`): what is left free inside a
+Both are brought into canonical form (`merge.symmetry.canonical`) and balanced (`merge.alignment.balance`): what is left free inside a
 head then is a rotation, and b's is the one that is nearest to a (orthogonal Procrustes, Schoenemann 1966). Orders, signs
 and phases are not touched: they are what an alignment finds.
 """
@@ -16,9 +16,9 @@ from merge.alignment.balance import BALANCES, balance, factor_rows, laid
 from merge.alignment.pair import Pair
 from merge.alignment.procrustes import orthogonal
 from merge.errors import AlignmentError
-from merge.gauges import canonical
-from merge.permutation import identity
-from merge.transform import Transform, apply_transform, axis_sizes
+from merge.symmetry.canonical import canonical
+from merge.symmetry.permutation import identity
+from merge.symmetry.transform import Transform, apply_transform, axis_sizes
 
 Tensors = Mapping[str, Tensor]
 

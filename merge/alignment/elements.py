@@ -16,7 +16,7 @@ from torch import Tensor
 
 from merge.alignment.assignment import match_axis
 from merge.alignment.procrustes import orthogonal, rotation_fixing_ones
-from merge.groups import complex_map, pairs
+from merge.symmetry.groups import complex_map, pairs
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from merge.alignment.choice import streams
 from merge.alignment.objective import CHUNK, Touch, touches
 from merge.alignment.pair import Pair
 from merge.alignment.turned_blocks import Slot, match_move
-from merge.permutation import Permutation, identity, places
-from merge.spec import PermutationSpec
-from merge.transform import Transform, apply_transform, apply_transform_axes, axis_sizes, compose, inverse
+from merge.symmetry.permutation import Permutation, identity, places
+from merge.symmetry.spec import PermutationSpec
+from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes, axis_sizes, compose, inverse
 
 # Groups that leave the mean of a vector where it is. A sign turns it: gains of one against gains of minus one cancel half
 # way, and that has to count.

@@ -22,7 +22,7 @@ from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.soft import Relaxation, Soft, along, toward
 from merge.alignment.weights import match_weights
 from merge.errors import AlignmentError
-from merge.permutation import Permutation, identity
+from merge.symmetry.permutation import Permutation, identity
 
 # A step that gains less than this share of the objective is the last; and the most steps from one start.
 ENOUGH, MOST = 1e-6, 100

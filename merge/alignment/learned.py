@@ -25,11 +25,11 @@ from merge.alignment.differentiable import CHARTS, Action, Coordinates, actions,
 from merge.alignment.lessons import Example, Lesson, lesson_of, split
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.errors import AlignmentError
-from merge.gauges import canonical
-from merge.groups import Shape, is_full
-from merge.permutation import identity
-from merge.spec import parse
-from merge.transform import Transform, apply_transform, axis_sizes, check_transform, compose
+from merge.symmetry.canonical import canonical
+from merge.symmetry.groups import Shape, is_full
+from merge.symmetry.permutation import identity
+from merge.symmetry.spec import parse
+from merge.symmetry.transform import Transform, apply_transform, axis_sizes, check_transform, compose
 
 RATE, TEXTS = 1e-2, 16
 LAM = (0.4, 0.6)

@@ -23,7 +23,7 @@ from merge.alignment.masking import IGNORED, framing, is_masked_model, masked
 from merge.alignment.pair import Batch, Pair, in_dtype
 from merge.checkpoints.inputs import attended
 from merge.errors import AlignmentError
-from merge.transform import Transform, apply_transform
+from merge.symmetry.transform import Transform, apply_transform
 
 HELD_OUT = 4
 CAUSAL = ("ForCausalLM", "LMHeadModel")

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.pair import Pair
-from merge.notation import TensorAxis, View
-from merge.permutation import Permutation, flat_index, places, take
+from merge.symmetry.notation import TensorAxis, View
+from merge.symmetry.permutation import Permutation, flat_index, places, take
 
 # Entries whose product is taken in float64 at a time, and the most bytes of gains that are remembered for one axis.
 CHUNK = 1 << 17

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from merge.checkpoints.transformers_model import build, on_device
 from merge.errors import UsageError, nearest
-from merge.permutation import Permutation
 from merge.progress import Progress, silent
-from merge.spec import PermutationSpec
-from merge.transform import Transform
+from merge.symmetry.permutation import Permutation
+from merge.symmetry.spec import PermutationSpec
+from merge.symmetry.transform import Transform
 
 Batch = Mapping[str, Tensor]
 
@@ -120,7 +120,7 @@ class Alignment:
 
     Attributes:
         permutation: apply it to b.
-        maps: axis -> the map that acts behind it, as in `merge.transform`; none by most matchers.
+        maps: axis -> the map that acts behind it, as in `merge.symmetry.transform`; none by most matchers.
         reference_maps: the same for a, which moves too where both ends were asked to.
         kinds: the kinds of axes that were allowed to move.
         objective: what was maximised, normalised to [-1, 1]: of the identity, then after each sweep; never decreasing. Of

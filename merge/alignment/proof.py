@@ -16,9 +16,9 @@ from torch import Tensor
 
 from merge.alignment.pair import Batch, Pair, as_transform, in_dtype
 from merge.errors import AlignmentError
-from merge.permutation import Permutation
-from merge.spec import PermutationSpec, parse
-from merge.transform import Transform, apply_transform_axes
+from merge.symmetry.permutation import Permutation
+from merge.symmetry.spec import PermutationSpec, parse
+from merge.symmetry.transform import Transform, apply_transform_axes
 
 BATCHES, TEXTS_A_BATCH = 4, 4
 # Of their mean square: values whose variance is less are all alike but for rounding.

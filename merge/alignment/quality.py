@@ -23,9 +23,9 @@ from merge.alignment.assignment import match_axis
 from merge.alignment.distance import distance
 from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Alignment, Pair, spread
-from merge.notation import View, contiguous
-from merge.permutation import identity, view_index
-from merge.transform import Transform, apply_transform
+from merge.symmetry.notation import View, contiguous
+from merge.symmetry.permutation import identity, view_index
+from merge.symmetry.transform import Transform, apply_transform
 
 DRAWS = 200
 # A p-value of more than this claims nothing.

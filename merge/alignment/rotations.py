@@ -31,10 +31,10 @@ from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.turned_blocks import Slot, match_move
 from merge.errors import AlignmentError
-from merge.maps import full
-from merge.permutation import Permutation, identity
 from merge.progress import silent
-from merge.transform import Transform, apply_transform, compose, inverse
+from merge.symmetry.maps import full
+from merge.symmetry.permutation import Permutation, identity
+from merge.symmetry.transform import Transform, apply_transform, compose, inverse
 
 MAX_SWEEPS = 15
 # Sweeps end when one gains less than this share of J.

@@ -28,7 +28,7 @@ from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.soft import Names, Relaxation, Soft, mixed
 from merge.alignment.weights import match_weights
 from merge.errors import AlignmentError
-from merge.permutation import Permutation, identity
+from merge.symmetry.permutation import Permutation, identity
 
 # Units of the largest axis: every step holds the products of ROUNDS normalisations of a matrix over them.
 LARGEST = 1024

@@ -21,8 +21,8 @@ from torch import Tensor
 from merge.alignment.assignment import match_axis
 from merge.alignment.blocks import match_blocks
 from merge.alignment.objective import Objective
-from merge.notation import View, contiguous
-from merge.permutation import Permutation, places, view_index
+from merge.symmetry.notation import View, contiguous
+from merge.symmetry.permutation import Permutation, places, view_index
 
 Names = tuple[str, ...]
 # By the names of a view's levels: a matrix over its units, a's places along the rows.

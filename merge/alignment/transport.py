@@ -34,8 +34,8 @@ from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
 from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError
-from merge.notation import View
-from merge.permutation import Permutation, apply_axes, identity, places
+from merge.symmetry.notation import View
+from merge.symmetry.permutation import Permutation, apply_axes, identity, places
 
 # Up to so many copies of units a plan is exact; beyond, its entropy is held up by this share of the mean cost.
 COPIES = 4096

@@ -32,7 +32,7 @@ from merge.alignment.objective import Objective, Weights, weights_of
 from merge.alignment.pair import Alignment, Pair, check_kinds
 from merge.alignment.soft import Relaxation, Soft, along, mixed, toward
 from merge.alignment.weights import match_weights
-from merge.permutation import Permutation, apply_axes, compose, identity, inverse
+from merge.symmetry.permutation import Permutation, apply_axes, compose, identity, inverse
 
 # A round over all models that gains less than this share is the last; and the most rounds.
 ENOUGH, MOST = 1e-6, 100

@@ -24,7 +24,7 @@ from merge.alignment.frame import turns
 from merge.alignment.objective import Objective, State, same, weights_of
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.errors import UsageError, nearest
-from merge.permutation import Permutation, identity
+from merge.symmetry.permutation import Permutation, identity
 
 MAX_SWEEPS = 50
 # A change of one axis that gains less than this for each entry is rounding, not progress.

@@ -11,8 +11,8 @@ from merge.statistics.record import Statistics
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merge.spec import PermutationSpec
-    from merge.transform import Transform
+    from merge.symmetry.spec import PermutationSpec
+    from merge.symmetry.transform import Transform
 
 
 def move_statistics(spec: PermutationSpec, transform: Transform, statistics: Statistics) -> Statistics:
@@ -25,7 +25,7 @@ def move_statistics(spec: PermutationSpec, transform: Transform, statistics: Sta
         SpecError: the permutation is of another architecture or size.
         AlignmentError: there are maps behind it: sums of squares cannot be rotated after they were taken.
     """
-    from merge.permutation import apply_axes
+    from merge.symmetry.permutation import apply_axes
 
     if transform.maps:
         raise AlignmentError(

@@ -14,11 +14,11 @@ from tiny import bert_config, random_tensors
 from merge.alignment import ALIGNERS, aligner
 from merge.alignment.pair import Pair, Settings
 from merge.alignment.proof import prove
-from merge.architectures import spec_for
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, UsageError
-from merge.permutation import apply, identity, inverse, random, restrict
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, identity, inverse, random, restrict
 
 UNUSUAL = tuple(dict.fromkeys(str(config["model_type"]) for config in UNUSUAL_CASES.values()))
 # In standard deviations of each tensor: half of one leaves the weights alike, but not what the model computes; 0.1 by default.

@@ -13,12 +13,12 @@ from architecture_case import CASES
 from safetensors.torch import load_file
 from tiny import save_checkpoint, write_text
 
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import MergeError
 from merge.outputs import Means
 from merge.recipe import make_recipe
 from merge.run import run
+from merge.symmetry.architectures import spec_for
 
 # What cannot be aligned by activations, and how it is said: nothing to read text with, or nothing to hook.
 IMAGES = ("beit", "deit", "vit", "clip_vision_model", "clip")

@@ -7,12 +7,12 @@ import torch
 from architecture_case import CASES, make, say
 from families import written_name
 
-from merge.architectures import spec_for
-from merge.architectures.gauges import GAUGES
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import SpecError
-from merge.gauges import canonical, fold_norms
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.architectures.gauges import GAUGES
+from merge.symmetry.canonical import canonical, fold_norms
 
 # Heads that read the last norm, and where there is one a decoder that is tied to the word embeddings.
 ENDS = ("ForSequenceClassification", "ForImageClassification", "CLIPModel", "ForMaskedLM", "ForCausalLM", "LMHeadModel")

@@ -13,11 +13,11 @@ from formulas.case import Case
 from tiny import bert_config, random_tensors
 from torch import Tensor
 
-from merge.architectures.bert import bert
 from merge.errors import UsageError
 from merge.methods import METHODS, Trimming, make_method
 from merge.methods.place import NOWHERE, Place
-from merge.permutation import apply, random
+from merge.symmetry.architectures.bert import bert
+from merge.symmetry.permutation import apply, random
 
 CASES: dict[str, Case] = {**averages.CASES, **geometry.CASES, **task_vectors.CASES, **data.CASES}
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}

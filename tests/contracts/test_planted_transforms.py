@@ -19,11 +19,11 @@ from merge.alignment import FIND_MAPS, aligner
 from merge.alignment.auto import in_canonical_form
 from merge.alignment.pair import Pair, Settings
 from merge.alignment.proof import prove
-from merge.architectures import spec_for
 from merge.checkpoints.structure import structure_of
-from merge.gauges import fold_norms
-from merge.spec import PermutationSpec
-from merge.transform import (
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.canonical import fold_norms
+from merge.symmetry.spec import PermutationSpec
+from merge.symmetry.transform import (
     Transform,
     apply_transform,
     axis_sizes,

@@ -18,12 +18,12 @@ from false_symmetries import BERT, DEBERTA_V2, WRONG, Wrong
 from families import canonical_tensors
 from torch import Tensor
 
-from merge.architectures import ARCHITECTURES, spec_for
 from merge.checkpoints.structure import structure_of
 from merge.errors import SpecError
-from merge.groups import GROUPS
-from merge.spec import PermutationSpec, parse
-from merge.transform import (
+from merge.symmetry.architectures import ARCHITECTURES, spec_for
+from merge.symmetry.groups import GROUPS
+from merge.symmetry.spec import PermutationSpec, parse
+from merge.symmetry.transform import (
     Transform,
     apply_transform,
     apply_transform_axes,
@@ -36,7 +36,7 @@ from merge.transform import (
     random_transform,
     restrict_transform,
 )
-from merge.transform_files import load_transform, save_transform
+from merge.symmetry.transform_files import load_transform, save_transform
 
 # What breaks moves the outputs by tenths of a standard deviation; nothing lies between this and a table's bound.
 BROKEN = 0.05

@@ -17,11 +17,11 @@ from merge.alignment import aligner
 from merge.alignment.choice import choose
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
-from merge.architectures import spec_for
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import set_weights
 from merge.errors import AlignmentError, SpecError
-from merge.permutation import Permutation, apply, identity, inverse, random, restrict
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import Permutation, apply, identity, inverse, random, restrict
 
 FIRST = {config["model_type"]: name for name, config in reversed(CASES.items())}
 VARIANTS = (

@@ -14,14 +14,14 @@ from evals.paths.line import Curve
 from evals.predict import match_labels
 from evals.task import Rows
 from evals.tasks import TASKS
-from merge.architectures import spec_for
 from merge.bases import find_bases
 from merge.checkpoints.checkpoint import open_checkpoint
-from merge.gauges import fold_norms
-from merge.permutation import identity
 from merge.prepared import prepared
 from merge.recipe import Recipe, make_recipe
-from merge.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.canonical import fold_norms
+from merge.symmetry.permutation import identity
+from merge.symmetry.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
 
 MNLI = TASKS["mnli"]
 NAMES = dict(enumerate(NLI))

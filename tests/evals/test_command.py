@@ -21,9 +21,9 @@ from evals.command import main
 from evals.hans_grammar import SUBCASES, generate
 from evals.hans_scores import HansTable
 from evals.tables import Row, plain_table
-from merge.architectures import spec_for
-from merge.permutation import apply, restrict
-from merge.permutation import random as random_permutation
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, restrict
+from merge.symmetry.permutation import random as random_permutation
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "hans" / "published_predictions"

@@ -29,12 +29,12 @@ from evals.predictor import Predictor
 from evals.report import add_result, load_results
 from evals.task import EvalTask, Rows
 from evals.tasks import TASKS
-from merge.architectures import spec_for
 from merge.bases import find_bases
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from merge.permutation import apply, restrict
-from merge.permutation import random as random_permutation
 from merge.recipe import make_recipe
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, restrict
+from merge.symmetry.permutation import random as random_permutation
 
 MNLI, HANS = TASKS["mnli"], TASKS["hans"]
 HEAD = ("classifier.weight", "classifier.bias")

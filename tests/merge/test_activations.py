@@ -17,10 +17,10 @@ from merge.alignment import activations
 from merge.alignment.activations import Moments, collect, match_activations
 from merge.alignment.assignment import match_axis
 from merge.alignment.pair import Pair
-from merge.architectures import spec_for
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError
+from merge.symmetry.architectures import spec_for
 
 
 def test_streamed_moments_give_pearson_correlations() -> None:

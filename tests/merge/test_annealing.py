@@ -13,10 +13,10 @@ from tiny import bert_config, random_tensors
 from merge.alignment.agreement import score
 from merge.alignment.annealing import annealed, match_annealing, swapped
 from merge.alignment.pair import Pair, Settings
-from merge.architectures import spec_for
 from merge.checkpoints.inputs import random_inputs
 from merge.errors import AlignmentError
-from merge.permutation import Permutation, identity
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import Permutation, identity
 
 
 def few_units(steps: int, seed: int = 0) -> Pair:

@@ -18,21 +18,22 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 from torch import Tensor
 
-from merge import entry, gauges
+from merge import entry
 from merge.alignment.auto import folded_pair
 from merge.alignment.pair import Pair
-from merge.architectures import spec_for
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError, SpecError, UsageError
-from merge.gauges import Folded, fold_norms
-from merge.permutation import identity
 from merge.recipe import make_recipe, read_recipe
 from merge.report import Report
 from merge.run import run
-from merge.transform import Transform, apply_transform, random_transform, restrict_transform
-from merge.transform_files import load_transform, read_header, save_transform
+from merge.symmetry import canonical as gauges
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.canonical import Folded, fold_norms
+from merge.symmetry.permutation import identity
+from merge.symmetry.transform import Transform, apply_transform, random_transform, restrict_transform
+from merge.symmetry.transform_files import load_transform, read_header, save_transform
 
 BERT = bert_config(num_hidden_layers=1)
 GPT2 = {**CASES["GPT2LMHeadModel"], "n_layer": 1}

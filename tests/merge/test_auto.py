@@ -20,18 +20,18 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 from merge.alignment.auto import Auto, agreed, folded_pair, in_canonical_form
 from merge.alignment.choice import Candidate, Choice
 from merge.alignment.pair import Alignment, Pair
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.command import main
 from merge.errors import UsageError
-from merge.gauges import fold_norms
-from merge.permutation import apply, identity, random, restrict
 from merge.recipe import make_recipe
 from merge.report import Report
 from merge.report_text import report_text
 from merge.run import run
-from merge.transform import Transform, apply_transform, random_transform, restrict_transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.canonical import fold_norms
+from merge.symmetry.permutation import apply, identity, random, restrict
+from merge.symmetry.transform import Transform, apply_transform, random_transform, restrict_transform
 
 CLASSIFIER = "BertForSequenceClassification"
 EVERYTHING = "residual, heads, ffn, pooler"

@@ -10,10 +10,10 @@ from tiny import bert_config, random_tensors
 from torch import Tensor
 
 from merge.alignment.balance import FAINT, balance
-from merge.architectures import spec_for
-from merge.permutation import identity
-from merge.spec import PermutationSpec
-from merge.transform import Transform, apply_transform, axis_sizes, check_transform, random_transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import identity
+from merge.symmetry.spec import PermutationSpec
+from merge.symmetry.transform import Transform, apply_transform, axis_sizes, check_transform, random_transform
 
 BERT = bert_config()
 

@@ -16,7 +16,7 @@ from merge.alignment import agreement, aligner
 from merge.alignment.agreement import Ends, score
 from merge.alignment.choice import REACH, Candidate, Choice, best, choose, settled
 from merge.alignment.pair import Alignment, Pair
-from merge.permutation import Permutation, apply, identity, restrict
+from merge.symmetry.permutation import Permutation, apply, identity, restrict
 
 
 def logits(pair: Pair, tensors: dict[str, torch.Tensor]) -> np.ndarray:

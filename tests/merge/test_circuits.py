@@ -17,7 +17,7 @@ from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Pair
 from merge.alignment.weights import match_weights
 from merge.errors import AlignmentError, UsageError
-from merge.permutation import apply, identity, inverse
+from merge.symmetry.permutation import apply, identity, inverse
 
 HEADS, SIZE, WIDTH = 5, 4, 30
 

@@ -11,7 +11,7 @@ from contracts.test_aligners import make_pair
 
 from merge.alignment.common_start import AT_HOME, find_common_start
 from merge.alignment.pair import Pair
-from merge.permutation import apply, random, restrict
+from merge.symmetry.permutation import apply, random, restrict
 
 CLASSIFIER = "BertForSequenceClassification"
 

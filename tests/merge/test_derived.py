@@ -16,17 +16,17 @@ from layered import FAMILY, checkpoint_of, family_config, outputs
 from tiny import bert_config
 from torch import Tensor, nn
 
-from merge.architectures import spec_for
-from merge.architectures.derived import Derived, derive, derive_spec, settle
-from merge.architectures.factors import fix, flat
-from merge.architectures.items import write_table
-from merge.architectures.specimen import specimen_of
-from merge.architectures.trace import Trace, follow
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import SpecError
-from merge.permutation import apply, apply_axes, random
-from merge.spec import PermutationSpec, parse
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.architectures.derive.derive import Derived, derive, derive_spec, settle
+from merge.symmetry.architectures.derive.factors import fix, flat
+from merge.symmetry.architectures.derive.lines import write_table
+from merge.symmetry.architectures.derive.specimen import specimen_of
+from merge.symmetry.architectures.derive.trace import Trace, follow
+from merge.symmetry.permutation import apply, apply_axes, random
+from merge.symmetry.spec import PermutationSpec, parse
 
 BOUND = 1e-9
 BROKEN = 1e-3
@@ -325,7 +325,7 @@ def test_a_coupling_the_trace_misses_is_caught_by_the_proof() -> None:
     first, second = (f"bert.encoder.layer.0.{name}.dense" for name in ("intermediate", "output"))
 
     def torn(trace: Trace) -> Trace:
-        from merge.architectures.factors import Factor
+        from merge.symmetry.architectures.derive.factors import Factor
 
         other = Factor(40, contexts=[()])
         return dataclasses.replace(
@@ -391,7 +391,7 @@ def test_what_cannot_be_derived_is_refused_with_the_reason(monkeypatch: pytest.M
     sound |= {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
     with pytest.raises(SpecError, match=r"'audio-spectrogram-transformer' \(ASTModel\).*does not run on random inputs"):
         derive(sound)
-    monkeypatch.setattr("merge.architectures.specimen.LARGEST", 1000)
+    monkeypatch.setattr("merge.symmetry.architectures.derive.specimen.LARGEST", 1000)
     with pytest.raises(SpecError, match="parameters are more than the 1,000 that are proved. Merge without alignment"):
         derive(bert_config(num_hidden_layers=1, hidden_size=36))
 

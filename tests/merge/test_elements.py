@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merge.alignment.elements import BEST, best_element, most_worth
-from merge.groups import GROUPS
+from merge.symmetry.groups import GROUPS
 
 SIZE = 6
 

@@ -13,9 +13,9 @@ from tiny import bert_config, random_tensors
 from merge.alignment.auto import folded_pair
 from merge.alignment.frame import Frame, acting_groups, turns
 from merge.alignment.pair import Pair, Settings
-from merge.architectures import spec_for
-from merge.permutation import identity
-from merge.transform import Transform, apply_transform, check_transform, random_transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import identity
+from merge.symmetry.transform import Transform, apply_transform, check_transform, random_transform
 
 ORTHOGONAL = Settings(basis="orthogonal")
 

@@ -14,7 +14,7 @@ from merge.alignment.frank_wolfe import match_frank_wolfe, maximised, parabola, 
 from merge.alignment.objective import Objective, weights_of
 from merge.alignment.soft import Relaxation, toward
 from merge.alignment.weights import match_weights
-from merge.permutation import identity
+from merge.symmetry.permutation import identity
 
 
 @pytest.mark.parametrize("seed", range(20))

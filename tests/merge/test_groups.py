@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from merge.groups import GROUPS, complex_map, pairs
+from merge.symmetry.groups import GROUPS, complex_map, pairs
 
 SHAPES = ((6,), (3, 6))
 DRAWING = [name for name in GROUPS if name not in ("permutation", "none")]

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from tiny import WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 from torch import Tensor
 
-from merge.architectures import spec_for
 from merge.bases import find_bases
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
@@ -26,10 +25,11 @@ from merge.command import main
 from merge.errors import MismatchError, OutputError, RecipeError
 from merge.head_plan import output_folders, plan_heads
 from merge.label_average import LabelAverage
-from merge.permutation import apply_axes
 from merge.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply_axes
 from merge.verify import verify
 
 NER = ("O", "person", "place", "thing", "time")

@@ -25,20 +25,27 @@ from merge.alignment.lessons import Lesson, is_causal, lesson_of, split
 from merge.alignment.masking import IGNORED
 from merge.alignment.pair import Alignment, Batch, Pair, Settings
 from merge.alignment.proof import prove
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, CalibrationError, MismatchError
-from merge.gauges import fold_norms
-from merge.groups import GROUPS
 from merge.material import read_material
-from merge.permutation import identity
 from merge.recipe import make_recipe
 from merge.recipe_entries import AlignEntry
 from merge.run import run
-from merge.transform import Transform, apply_transform, axis_sizes, folded_spec, random_transform, restrict_transform
-from merge.transform_files import load_transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.canonical import fold_norms
+from merge.symmetry.groups import GROUPS
+from merge.symmetry.permutation import identity
+from merge.symmetry.transform import (
+    Transform,
+    apply_transform,
+    axis_sizes,
+    folded_spec,
+    random_transform,
+    restrict_transform,
+)
+from merge.symmetry.transform_files import load_transform
 
 HEADS = frozenset({"heads"})
 CLASSIFIER = "BertForSequenceClassification"

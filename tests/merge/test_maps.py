@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from merge.errors import SpecError
-from merge.maps import act, carried, inverted, product
-from merge.notation import View, parse
-from merge.permutation import Permutation
+from merge.symmetry.maps import act, carried, inverted, product
+from merge.symmetry.notation import View, parse
+from merge.symmetry.permutation import Permutation
 
 RNG = np.random.default_rng(0)
 P = Permutation(

@@ -22,8 +22,8 @@ from merge.alignment.pair import Pair, Settings
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import AlignmentError
 from merge.material import read_material
-from merge.permutation import identity
 from merge.recipe_entries import AlignEntry
+from merge.symmetry.permutation import identity
 
 MASK, FRAME = 3, (0, 1, 2)
 

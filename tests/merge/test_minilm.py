@@ -11,13 +11,13 @@ import torch
 from merge.alignment import aligner
 from merge.alignment.pair import Pair
 from merge.alignment.proof import prove
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.material import finite_tensors
-from merge.permutation import apply, inverse, random
 from merge.recipe import make_recipe
 from merge.run import run
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, inverse, random
 from merge.text.calibration import read_calibration
 
 pytestmark = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from merge.alignment import objective as module
 from merge.alignment.objective import Objective, inner, weights_of
 from merge.alignment.pair import Pair
-from merge.permutation import Permutation, apply, identity, random, restrict
+from merge.symmetry.permutation import Permutation, apply, identity, random, restrict
 
 
 def case(architecture: str = "BertForSequenceClassification") -> tuple[Pair, Objective, Permutation]:
@@ -52,7 +52,7 @@ def test_shares_are_products_of_whole_tensors(monkeypatch: pytest.MonkeyPatch, c
 
 def test_inner_permutes_axes_that_span_two_dimensions() -> None:
     """Weights with an axis for heads: the order is over both laid flat."""
-    from merge.notation import parse
+    from merge.symmetry.notation import parse
 
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(3, 4, 5, generator=generator) for _ in range(2))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import bert_config, random_tensors
 
-from merge.architectures.bert import bert
 from merge.errors import SpecError
-from merge.permutation import Permutation, apply, compose, identity, inverse, load, random, restrict, save
-from merge.spec import PermutationSpec
+from merge.symmetry.architectures.bert import bert
+from merge.symmetry.permutation import Permutation, apply, compose, identity, inverse, load, random, restrict, save
+from merge.symmetry.spec import PermutationSpec
 
 CONFIG = bert_config()
 SPEC = bert(CONFIG)

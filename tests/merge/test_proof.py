@@ -15,11 +15,11 @@ from torch import Tensor
 
 from merge.alignment.pair import Pair
 from merge.alignment.proof import Proof, compare, prove
-from merge.architectures import spec_for
 from merge.checkpoints.inputs import random_inputs
 from merge.errors import AlignmentError
-from merge.permutation import identity
-from merge.transform import Transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import identity
+from merge.symmetry.transform import Transform
 
 CLASSIFIER = "BertForSequenceClassification"
 

@@ -20,12 +20,12 @@ from merge.alignment.distance import distance
 from merge.alignment.pair import Alignment, Pair
 from merge.alignment.quality import DRAWS, _shuffled, match_quality
 from merge.alignment_plot import save_alignment_plot, sort_of
-from merge.architectures import spec_for
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError
-from merge.notation import contiguous
-from merge.permutation import apply, identity, inverse, random, restrict
-from merge.transform import Transform, apply_transform, random_transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.notation import contiguous
+from merge.symmetry.permutation import apply, identity, inverse, random, restrict
+from merge.symmetry.transform import Transform, apply_transform, random_transform
 
 LLAMA = UNUSUAL["LlamaForSequenceClassification"]
 

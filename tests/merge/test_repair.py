@@ -18,7 +18,6 @@ from tiny import bert_config, save_checkpoint, write_text
 from torch import Tensor
 
 from merge.alignment.pair import Pair, spread
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import attended
 from merge.checkpoints.structure import structure_of
@@ -31,6 +30,7 @@ from merge.repair import RepairReport, repair
 from merge.repair_run import shares
 from merge.repair_sites import find_sites
 from merge.run import run
+from merge.symmetry.architectures import spec_for
 from merge.verify import verify
 
 Tensors = Mapping[str, Tensor]

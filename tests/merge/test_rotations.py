@@ -20,16 +20,16 @@ from merge.alignment import aligner, rotations
 from merge.alignment.agreement import score
 from merge.alignment.auto import folded_pair, in_canonical_form
 from merge.alignment.pair import Alignment, Pair, Settings
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, RecipeError, SpecError
-from merge.gauges import fold_norms
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
-from merge.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
-from merge.transform_files import load_transform, read_header
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.canonical import fold_norms
+from merge.symmetry.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
+from merge.symmetry.transform_files import load_transform, read_header
 
 GPT2 = CASES["GPT2LMHeadModel"]
 ROTATION = {"by": "weights", "residual": "rotation"}

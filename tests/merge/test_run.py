@@ -12,15 +12,15 @@ import transformers
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 
-from merge.architectures import spec_for
 from merge.card import add_results
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import AlignmentError, CalibrationError, MismatchError
-from merge.permutation import apply, random, restrict
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
-from merge.transform import apply_transform
-from merge.transform_files import load_transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, random, restrict
+from merge.symmetry.transform import apply_transform
+from merge.symmetry.transform_files import load_transform
 
 
 def recipe(*models: Path, output: Path, **more: object) -> Recipe:

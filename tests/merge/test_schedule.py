@@ -226,8 +226,8 @@ def test_methods_without_a_base_leave_it_alone_beside_methods_with_one(place: Pa
 
 def test_the_base_is_brought_into_the_reference_basis_too(place: Path) -> None:
     """Task vectors between bases of two kinds would be noise: a and b are re-based copies of what they were."""
-    from merge.architectures import spec_for
-    from merge.permutation import apply, random, restrict
+    from merge.symmetry.architectures import spec_for
+    from merge.symmetry.permutation import apply, random, restrict
 
     tuned = load_file("tuned/model.safetensors")
     generator = torch.Generator().manual_seed(0)

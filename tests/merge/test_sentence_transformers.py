@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from sentence import OUT, SIZE, TEXTS, dense_of, dense_weights, embed, needs_library, save_sentence, write_json
 from tiny import bert_config, save_checkpoint
 
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.sentence_transformers import (
@@ -30,11 +29,12 @@ from merge.checkpoints.sentence_transformers import (
 from merge.checkpoints.transformers_model import build
 from merge.edit import edit_layers
 from merge.errors import CheckpointError, MismatchError, SpecError
-from merge.permutation import apply, random
 from merge.plan import LayerPlan
 from merge.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, random
 from merge.verify import verify
 
 OLD_POOLING = {

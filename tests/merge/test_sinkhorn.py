@@ -16,10 +16,10 @@ from merge.alignment.pair import Pair, Settings
 from merge.alignment.sinkhorn import descended, distance, match_sinkhorn, sinkhorn
 from merge.alignment.soft import Relaxation
 from merge.alignment.weights import match_weights
-from merge.architectures import spec_for
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError
-from merge.permutation import apply
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply
 
 
 def relaxation(pair: Pair, *kinds: str) -> Relaxation:

@@ -17,8 +17,8 @@ from merge.alignment.pair import Pair
 from merge.alignment.soft import Relaxation, Soft, along, toward
 from merge.alignment.universe import match_universe
 from merge.alignment.weights import match_weights
-from merge.architectures import spec_for
-from merge.permutation import Permutation, identity, random, restrict
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import Permutation, identity, random, restrict
 
 
 def relaxation(pair: Pair) -> Relaxation:

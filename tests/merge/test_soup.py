@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint
 
 import merge.soup as module
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.command import main
 from merge.errors import RecipeError
-from merge.permutation import apply, random, restrict
 from merge.recipe import Recipe, make_recipe, read_recipe
 from merge.run import run
 from merge.soup import ScoreError, last_words, run_scorer, score_in, stored_scores
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, random, restrict
 
 # Minus the distance of the classifier's bias from 0; every call is written down.
 SCORER = """\

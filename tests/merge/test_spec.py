@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import bert_config, random_tensors
 
-from merge.architectures.bert import bert
 from merge.errors import SpecError
-from merge.spec import PermutationSpec, TensorAxis, parse
+from merge.symmetry.architectures.bert import bert
+from merge.symmetry.spec import PermutationSpec, TensorAxis, parse
 
 
 def shapes_of(config: dict) -> dict[str, tuple[int, ...]]:

@@ -16,12 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 import merge
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.disk.cache import cache_folder
 from merge.errors import CalibrationError, OutputError, UsageError
-from merge.permutation import apply, random
 from merge.statistics import (
     MEASURES,
     Statistics,
@@ -36,7 +34,9 @@ from merge.statistics import (
 )
 from merge.statistics.permute import move_statistics
 from merge.statistics_command import statistics_command
-from merge.transform import Transform
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, random
+from merge.symmetry.transform import Transform
 
 NAME = "bert.encoder.layer.0.intermediate.dense.weight"
 

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors
 
-from merge.architectures.bert import bert
 from merge.errors import SpecError
-from merge.groups import GROUPS
-from merge.permutation import Permutation, apply, identity, random
-from merge.spec import PermutationSpec, parse
-from merge.transform import (
+from merge.symmetry.architectures.bert import bert
+from merge.symmetry.groups import GROUPS
+from merge.symmetry.permutation import Permutation, apply, identity, random
+from merge.symmetry.spec import PermutationSpec, parse
+from merge.symmetry.transform import (
     Transform,
     apply_transform,
     apply_transform_axes,
@@ -29,7 +29,7 @@ from merge.transform import (
     random_transform,
     restrict_transform,
 )
-from merge.transform_files import load_transform, save_transform
+from merge.symmetry.transform_files import load_transform, save_transform
 
 CONFIG = bert_config()
 SPEC = bert(CONFIG)

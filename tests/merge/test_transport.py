@@ -17,12 +17,12 @@ from torch import Tensor
 
 from merge.alignment.pair import Pair
 from merge.alignment.transport import blurred_plan, change, match_transport, plan, transported
-from merge.architectures import spec_for
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.command import merge_command
 from merge.errors import AlignmentError
-from merge.permutation import Permutation, apply, identity
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import Permutation, apply, identity
 
 UNITS = 12
 

@@ -17,7 +17,7 @@ from merge.alignment.pair import Alignment, Pair
 from merge.alignment.universe import match_universe
 from merge.alignment.weights import match_weights
 from merge.command import merge_command
-from merge.permutation import Permutation, compose, identity, inverse
+from merge.symmetry.permutation import Permutation, compose, identity, inverse
 
 
 def strangers() -> list[Pair]:

@@ -16,9 +16,9 @@ from merge.alignment.circuits import circuit_gains
 from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Pair
 from merge.alignment.weights import _Descent, match_weights
-from merge.architectures import spec_for
 from merge.errors import UsageError
-from merge.permutation import Permutation, apply, identity, random, restrict
+from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import Permutation, apply, identity, random, restrict
 
 
 def objective_of(pair: Pair, p: Permutation) -> float:

@@ -1,0 +1,38 @@
+"""BERT, and ERNIE, which adds a table of tasks to its embeddings: the axes of every tensor.
+
+Post-LN; the shared lines are those of `encoder` and `head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, POOLER, Family, encoder_spec
+from merge.symmetry.architectures.head import BERT_HEADS, BERT_LANGUAGE_MODEL
+from merge.symmetry.spec import PermutationSpec
+
+BERT = Family(
+    name="bert",
+    stem="Bert",
+    prefix="bert",
+    heads={end: head for end, head in BERT_HEADS.items() if end != "ForCausalLM"}
+    | {"LMHeadModel": BERT_LANGUAGE_MODEL},
+)
+ERNIE = Family(
+    name="ernie",
+    stem="Ernie",
+    prefix="ernie",
+    heads=BERT_HEADS,
+    encoder=EMBEDDINGS | {"embeddings.task_type_embeddings.weight": "- residual"} | EMBEDDINGS_NORM | POOLER,
+)
+
+
+def bert(config: Mapping[str, Any]) -> PermutationSpec:
+    """Return the spec of a BERT with any of its task heads."""
+    return encoder_spec(BERT, config)
+
+
+def ernie(config: Mapping[str, Any]) -> PermutationSpec:
+    """Return the spec of an ERNIE with any of its task heads."""
+    return encoder_spec(ERNIE, config)

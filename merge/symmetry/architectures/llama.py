@@ -1,0 +1,89 @@
+"""Llama, Mistral, Qwen2 and Qwen3: pre-LN with RMSNorm, rotary positions, grouped queries, gated feed-forward layers.
+
+A key/value head moves with the query heads that read it, and those move among themselves: `heads0` counts key/value heads,
+`queries0` the query heads of one. Rotary positions turn pairs of places at speeds of their own, so the order inside
+queries and keys may not move (nor the gains of Qwen3's norms there, which all heads share); the order inside values is
+one for all query heads that read them. The models compute their norms in float32.
+
+A norm without mean takes a sign for every unit. Pairs of places (i, i + n/2) of a query head and of the key head it reads
+take one complex number; behind Qwen3's norms of queries and keys, a sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from merge.symmetry.architectures.encoder import Family, encoder_spec
+from merge.symmetry.architectures.gpt2 import CAUSAL_LANGUAGE_MODEL, SCORE
+from merge.symmetry.architectures.head import BASE_WITHOUT_POOLER, QUESTION_ANSWERING, Head
+from merge.symmetry.spec import PermutationSpec
+
+LAYER = {
+    "input_layernorm.weight": "residual=",
+    "self_attn.q_proj.weight": "(heads{i} queries{i} -turn{i}) residual'",
+    "self_attn.q_proj.bias": "(heads{i} queries{i} -turn{i})",
+    "self_attn.k_proj.weight": "(heads{i} -turn{i}') residual'",
+    "self_attn.k_proj.bias": "(heads{i} -turn{i}')",
+    "self_attn.v_proj.weight": "(heads{i} v{i}) residual'",
+    "self_attn.v_proj.bias": "(heads{i} v{i})",
+    "self_attn.o_proj.weight": "residual (heads{i} queries{i} v{i})'",
+    "self_attn.o_proj.bias": "residual",
+    "self_attn.q_norm.weight": "-",
+    "self_attn.k_norm.weight": "-",
+    "post_attention_layernorm.weight": "residual=",
+    "mlp.gate_proj.weight": "ffn{i}= residual'",
+    "mlp.gate_proj.bias": "ffn{i}=",
+    "mlp.up_proj.weight": "ffn{i} residual'",
+    "mlp.up_proj.bias": "ffn{i}",
+    "mlp.down_proj.weight": "residual ffn{i}'",
+    "mlp.down_proj.bias": "residual",
+}
+
+TOKEN_SCORE = Head({"score.weight": "labels residual'", "score.bias": "labels"}, {"logits": "- - labels"})
+
+LLAMA = Family(
+    name="llama",
+    stem="Llama",
+    prefix="model",
+    heads={
+        "Model": BASE_WITHOUT_POOLER,
+        "ForCausalLM": CAUSAL_LANGUAGE_MODEL,
+        "ForSequenceClassification": SCORE,
+        "ForTokenClassification": TOKEN_SCORE,
+        "ForQuestionAnswering": QUESTION_ANSWERING,
+    },
+    encoder={"embed_tokens.weight": "- residual", "norm.weight": "residual="},
+    layer=LAYER,
+    layer_path="layers.{i}",
+    taps={},
+    layer_taps={
+        "(heads{i} queries{i} -turn{i})": ("self_attn.q_proj:out",),
+        "(heads{i} -turn{i})": ("self_attn.k_proj:out",),
+        "v{i}": ("self_attn.v_proj:out",),
+        "(heads{i} queries{i} v{i})": ("self_attn.o_proj:in",),
+        "ffn{i}": ("mlp.down_proj:in",),
+    },
+    groups={"residual": "signed", "turn": "rotary", "ffn": "real"},
+    folded={"residual": "orthogonal"},
+)
+STEMS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+# Of outputs in standard deviations: the norms round to float32, layer after layer.
+BOUND = 1e-4
+
+
+def llama(config: Mapping[str, Any]) -> PermutationSpec:
+    """Return the spec of a Llama, Mistral, Qwen2 or Qwen3 with any of its task heads."""
+    name = str(config["model_type"])
+    asks = str((config.get("architectures") or ["?"])[0]).endswith("ForQuestionAnswering")
+    family = replace(
+        LLAMA, name=name, stem=STEMS[name], prefix="transformer" if asks and name != "mistral" else "model"
+    )
+    if name == "qwen3":
+        family = replace(family, groups={**family.groups, "turn": "rotary_sign"})
+    groups = config.get("num_key_value_heads") or config["num_attention_heads"]
+    spec = encoder_spec(family, {**config, "num_key_value_heads": groups}, head_count="num_key_value_heads")
+    queries = int(config["num_attention_heads"]) // int(groups)
+    sizes = {f"queries{i}": queries for i in range(int(config["num_hidden_layers"]))}
+    return replace(spec, sizes={**spec.sizes, **sizes}, bound=BOUND)

@@ -1,0 +1,50 @@
+"""MPNet: post-LN, with one table of relative position biases, a column for each head, that all layers add to their scores.
+
+The heads of all layers therefore share one order: which head comes first is the table's to say. What is inside a head
+remains the layer's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, FEED_FORWARD, POOLER, Family, encoder_spec
+from merge.symmetry.architectures.head import ROBERTA_HEADS
+from merge.symmetry.spec import PermutationSpec
+
+LAYER = {
+    "attention.attn.q.weight": "(heads qk{i}) residual'",
+    "attention.attn.q.bias": "(heads qk{i})",
+    "attention.attn.k.weight": "(heads qk{i}') residual'",
+    "attention.attn.k.bias": "(heads qk{i}')",
+    "attention.attn.v.weight": "(heads v{i}) residual'",
+    "attention.attn.v.bias": "(heads v{i})",
+    "attention.attn.o.weight": "residual (heads v{i})'",
+    "attention.attn.o.bias": "residual",
+    "attention.LayerNorm.weight": "residual=",
+    "attention.LayerNorm.bias": "residual",
+    **FEED_FORWARD,
+    "output.LayerNorm.weight": "residual=",
+    "output.LayerNorm.bias": "residual",
+}
+
+MPNET = Family(
+    name="mpnet",
+    stem="MPNet",
+    prefix="mpnet",
+    heads={end: head for end, head in ROBERTA_HEADS.items() if end != "ForCausalLM"},
+    encoder=EMBEDDINGS | EMBEDDINGS_NORM | {"encoder.relative_attention_bias.weight": "- heads"} | POOLER,
+    layer=LAYER,
+    layer_taps={
+        "qk{i}": ("attention.attn.q:out", "attention.attn.k:out"),
+        "v{i}": ("attention.attn.o:in",),
+        "ffn{i}": ("output.dense:in",),
+    },
+    attention_heads="heads",
+)
+
+
+def mpnet(config: Mapping[str, Any]) -> PermutationSpec:
+    """Return the spec of an MPNet with any of its task heads."""
+    return encoder_spec(MPNET, config)

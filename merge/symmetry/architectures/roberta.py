@@ -1,0 +1,25 @@
+"""RoBERTa and the families with its very tensors: XLM-RoBERTa, CamemBERT and data2vec for text. Post-LN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from merge.symmetry.architectures.encoder import Family, encoder_spec
+from merge.symmetry.architectures.head import ROBERTA_HEADS
+from merge.symmetry.spec import PermutationSpec
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("roberta", "Roberta", "roberta", ROBERTA_HEADS),
+        Family("xlm-roberta", "XLMRoberta", "roberta", ROBERTA_HEADS),
+        Family("camembert", "Camembert", "roberta", ROBERTA_HEADS),
+        Family("data2vec-text", "Data2VecText", "data2vec_text", ROBERTA_HEADS),
+    )
+}
+
+
+def roberta(config: Mapping[str, Any]) -> PermutationSpec:
+    """Return the spec of a RoBERTa, or of a family with its tensors, with any of its task heads."""
+    return encoder_spec(FAMILIES[str(config["model_type"])], config)

@@ -1,0 +1,148 @@
+"""Transform files: what moved a model's units, as safetensors that `--apply` reads.
+
+`permutation/AXIS` is an index array, `map/AXIS` a map; the metadata's one entry says the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.errors import SpecError
+from merge.symmetry.permutation import Permutation
+from merge.symmetry.spec import PermutationSpec
+from merge.symmetry.transform import Transform, check_transform
+
+FORMAT = 1
+# The entries of a file's metadata and what they are; those that may be absent.
+ENTRIES = {"format": int, "family": str, "outer": dict, "reference": str, "canonical": str}
+OPTIONAL = {"reference": "", "canonical": ""}
+
+
+def save_transform(
+    spec: PermutationSpec, transform: Transform, path: Path, reference: str | None = None, canonical: bool = False
+) -> None:
+    """Write a transform as safetensors, with the format's version and the family; the file appears whole or not at all.
+
+    Args:
+        reference: name of the file beside it that says how the reference moves, where it moves too.
+        canonical: whether it acts on canonical weights, which were kept.
+    """
+    from safetensors import torch as safetensors
+
+    check_transform(spec, transform)
+    tensors = {f"permutation/{axis}": index.contiguous() for axis, index in transform.permutation.indices.items()}
+    tensors |= {f"map/{axis}": mapped.contiguous() for axis, mapped in transform.maps.items()}
+    facts: dict[str, object] = {"format": FORMAT, "family": spec.family}
+    facts["outer"] = dict(sorted(transform.permutation.outer.items()))
+    if reference is not None:
+        facts["reference"] = reference
+    if canonical:
+        facts["canonical"] = "keep"
+    # One entry only: safetensors writes several in an order that changes from call to call.
+    data = safetensors.save(tensors, metadata={"transform": json.dumps(facts)})
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of a transform before its tensors are read.
+
+    Attributes:
+        facts: format, family and the rest of its metadata.
+        maps: axis -> shape of its map.
+    """
+
+    facts: Mapping[str, Any]
+    maps: Mapping[str, tuple[int, ...]]
+
+
+def read_header(path: Path) -> Header:
+    """Return what a file of `save_transform` says of itself.
+
+    Raises:
+        SpecError: it cannot be read, or is no transform.
+    """
+    with _opened(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - has no __iter__
+        return Header(
+            _facts(file, path), {n.removeprefix("map/"): x for n, x in shapes.items() if n.startswith("map/")}
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise SpecError(f"{path} cannot be read as a transform: {error}") from error
+
+
+def _facts(file: Any, path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((file.metadata() or {}).get("transform", "null"))
+    except ValueError as error:
+        raise SpecError(f"{path} is no transform: its metadata cannot be read ({error}).") from error
+    if facts is None:
+        raise SpecError(
+            f"{path} is no transform: its metadata has no entry 'transform'. Was it written by save_transform?"
+        )
+    faulty = [] if isinstance(facts, dict) else ["transform"]
+    faulty = faulty or [key for key, kind in ENTRIES.items() if not isinstance(facts.get(key, OPTIONAL.get(key)), kind)]
+    if faulty or not all(isinstance(name, str) for name in facts["outer"].values()):
+        raise SpecError(
+            f"{path} is malformed: entry {(faulty or ['outer'])[0]!r} of its metadata is not what it should be."
+        )
+    beside = facts.get("reference", "x")
+    if beside in ("", "..") or Path(beside).name != beside:
+        raise SpecError(f"{path} is malformed: entry 'reference' of its metadata names no file beside it.")
+    return dict(facts)
+
+
+def load_transform(spec: PermutationSpec, path: Path) -> Transform:
+    """Read what `save_transform` wrote.
+
+    Raises:
+        SpecError: the file is no transform, of another version or family, or a map is in no group of the spec's.
+    """
+    with _opened(path) as file:
+        facts = _facts(file, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - has no __iter__
+    if facts["format"] != FORMAT:
+        raise SpecError(f"{path} is a transform of format {facts['format']}; this version reads {FORMAT}.")
+    if facts["family"] != spec.family:
+        raise SpecError(f"{path} is a transform of {facts['family']}, not of {spec.family}.")
+    parts: dict[str, dict[str, Tensor]] = {"permutation": {}, "map": {}}
+    for name, tensor in tensors.items():
+        part, _, axis = name.partition("/")
+        if part not in parts or not axis or (part == "permutation" and not _is_order(tensor)):
+            raise SpecError(f"{path} is malformed: {name!r} is neither the order of an axis's units nor a map.")
+        parts[part][axis] = tensor
+    if lost := sorted(set(facts["outer"].values()) - parts["permutation"].keys()):
+        raise SpecError(f"{path} is malformed: axis {lost[0]!r} of its metadata has no order.")
+    transform = Transform(Permutation(parts["permutation"], facts["outer"]), parts["map"])
+    try:
+        check_transform(spec, transform)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+    return transform
+
+
+def _is_order(index: Tensor) -> bool:
+    """Return whether every row of an index array names each unit once."""
+    if index.dtype != torch.int64 or index.ndim not in (1, 2):
+        return False
+    return bool((index.sort(-1).values == torch.arange(index.shape[-1])).all())
