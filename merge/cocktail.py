@@ -127,7 +127,7 @@ def label_loss(model: Checkpoint, encoded: Encoded, gold: Sequence[int]) -> floa
     """Return the mean cross-entropy of the labels."""
     import torch
 
-    from merge.statistics.fisher import load_model
+    from merge.methods.statistics.fisher import load_model
 
     network, total, target = load_model(model), 0.0, torch.tensor(gold)
     with torch.inference_mode():
@@ -160,7 +160,7 @@ def word_loss(model: Checkpoint, batches: Sequence[Batch], seed: int) -> float:
     import torch
 
     from merge.checkpoints.inputs import load_tokenizer
-    from merge.statistics.fisher import load_model
+    from merge.methods.statistics.fisher import load_model
 
     tokenizer = load_tokenizer(model.folder)
     if tokenizer.mask_token_id is None:

@@ -17,7 +17,7 @@ from merge.checkpoints.weights.arrays import TORCH, Array, Arrays, torch_dtype
 from merge.checkpoints.weights.read import INTEGER_DTYPES
 from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method, Trimming
-from merge.methods.place import Place, mask_generators
+from merge.methods.context import Place, mask_generators
 from merge.progress import Progress, in_threads, silent
 from merge.ranking import Visit, magnitude_thresholds
 

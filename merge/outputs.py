@@ -34,7 +34,7 @@ from merge.schedule import Schedule, make_schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merge.statistics import Statistics
+    from merge.methods.statistics import Statistics
     from merge.symmetry.spec import PermutationSpec
     from merge.symmetry.transform import Transform
 
@@ -236,7 +236,7 @@ def _input(
         return apply_transform_axes(spec.axes(name), transform, stored)
 
     def measured(kind: str, name: str) -> Tensor | None:
-        from merge.statistics import statistics_at
+        from merge.methods.statistics import statistics_at
 
         return next(iter(statistics_at((statistics[kind],), name)), None)
 

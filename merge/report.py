@@ -21,7 +21,7 @@ from merge.recipe import Recipe
 from merge.schedule import Schedule
 
 if TYPE_CHECKING:
-    from merge.statistics import Statistics
+    from merge.methods.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from merge.schedule import make_schedule
 from merge.soup import greedy_soup
 
 if TYPE_CHECKING:
-    from merge.statistics import Statistics
+    from merge.methods.statistics import Statistics
 
 
 def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means = AS_USUAL) -> Report:
@@ -106,8 +106,8 @@ def _measure(report: Report, means: Means) -> Report:
     kinds = sorted({job.method.statistics for job in report.schedule.jobs if job.method.statistics is not None})
     if not kinds:
         return report
-    from merge.statistics import statistics_for
-    from merge.statistics.permute import move_statistics
+    from merge.methods.statistics import statistics_for
+    from merge.methods.statistics.permute import move_statistics
 
     recipe, bases, reference = report.recipe, report.bases, report.checkpoints[0]
     batches, text, notes = calibrate(recipe.statistics, recipe.seed, reference, needed=True)

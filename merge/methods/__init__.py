@@ -15,6 +15,7 @@ from merge.methods.arcee_fusion import ArceeFusion
 from merge.methods.breadcrumbs import Breadcrumbs
 from merge.methods.cocktail import Cocktail
 from merge.methods.consensus import Consensus
+from merge.methods.context import NOWHERE, Place
 from merge.methods.dare_linear import DareLinear
 from merge.methods.dare_ties import DareTies
 from merge.methods.della import Della
@@ -29,7 +30,6 @@ from merge.methods.multislerp import Multislerp
 from merge.methods.nearswap import Nearswap
 from merge.methods.nuslerp import Nuslerp
 from merge.methods.passthrough import Passthrough
-from merge.methods.place import NOWHERE, Place
 from merge.methods.ram import Ram
 from merge.methods.ramplus_tl import RamPlusTl
 from merge.methods.regmean import RegMean

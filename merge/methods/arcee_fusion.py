@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from merge.errors import UsageError
-from merge.methods.place import NOWHERE, Place
+from merge.methods.context import NOWHERE, Place
 from merge.methods.sphere import PIECE, as_rows
 
 if TYPE_CHECKING:

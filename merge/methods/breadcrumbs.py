@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from merge.methods.place import NOWHERE, Place
-from merge.methods.settings import check_each, check_flag, each
+from merge.methods.checks import check_each, check_flag, each
+from merge.methods.context import NOWHERE, Place
 from merge.methods.task_vectors import (
     base_of,
     check_densities,

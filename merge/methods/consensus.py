@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from merge.errors import UsageError
-from merge.methods.place import NOWHERE, Place
-from merge.methods.settings import check_each, check_number, each
+from merge.methods.checks import check_each, check_number, each
+from merge.methods.context import NOWHERE, Place
 from merge.methods.task_vectors import base_of, check_lengths, check_sum, deltas
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from merge.errors import MismatchError
+from merge.methods.checks import check_each, check_length, check_number, check_weights
+from merge.methods.context import NOWHERE, Place
 from merge.methods.linear import Linear
-from merge.methods.place import NOWHERE, Place
-from merge.methods.settings import check_each, check_length, check_number, check_weights
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from merge.errors import UsageError
+from merge.methods.checks import check_flag, check_length, check_weights
+from merge.methods.context import NOWHERE, Place
 from merge.methods.linear import Linear
-from merge.methods.place import NOWHERE, Place
-from merge.methods.settings import check_flag, check_length, check_weights
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from merge.errors import MismatchError, UsageError
-from merge.methods.place import NOWHERE, Place
-from merge.methods.settings import check_each, check_length, check_number, check_weights
+from merge.methods.checks import check_each, check_length, check_number, check_weights
+from merge.methods.context import NOWHERE, Place
 from merge.methods.sphere import NO_DIRECTION, as_rows, combine, cosines, gram
 
 if TYPE_CHECKING:

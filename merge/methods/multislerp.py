@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from merge.methods.place import NOWHERE, Place
-from merge.methods.settings import check_flag, check_length, check_weights
+from merge.methods.checks import check_flag, check_length, check_weights
+from merge.methods.context import NOWHERE, Place
 from merge.methods.sphere import NO_DIRECTION, as_rows, combine, cosines, gram
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from merge.errors import UsageError
-from merge.methods.place import NOWHERE, Place
-from merge.methods.settings import check_number
+from merge.methods.checks import check_number
+from merge.methods.context import NOWHERE, Place
 
 if TYPE_CHECKING:
     from torch import Tensor

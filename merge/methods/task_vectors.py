@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
-from merge.methods.settings import check_each, check_flag, check_length, check_number, check_weights
+from merge.methods.checks import check_each, check_flag, check_length, check_number, check_weights
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from merge.methods.place import Place
+    from merge.methods.context import Place
 
 # How entries that survive a random mask are rescaled: by 1 / keep probability, to the L1 norm from before, or not at all.
 RESCALES = ("probability", "l1", "none")

@@ -20,7 +20,7 @@ from merge.checkpoints.weights.read import as_array, torch_letters
 from merge.engine import Engine, Input, Job
 from merge.errors import CheckpointError, MismatchError, OutputError, UsageError
 from merge.methods import METHODS, Arithmetic, make_method
-from merge.methods.place import Place, mask_generators
+from merge.methods.context import Place, mask_generators
 from merge.progress import in_threads
 
 SHAPES = {"scalar": (), "vector": (13,), "matrix": (9, 7), "cube": (2, 3, 4), "empty": (0, 4), "large": (40, 25)}

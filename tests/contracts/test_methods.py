@@ -15,7 +15,7 @@ from torch import Tensor
 
 from merge.errors import UsageError
 from merge.methods import METHODS, Trimming, make_method
-from merge.methods.place import NOWHERE, Place
+from merge.methods.context import NOWHERE, Place
 from merge.symmetry.architectures.bert import bert
 from merge.symmetry.permutation import apply, random
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merge.methods import METHODS, Method, make_method
-from merge.methods.place import Place, mask_generators
+from merge.methods.context import Place, mask_generators
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,10 +31,10 @@ from merge.cocktail import (
 )
 from merge.command import main
 from merge.errors import CalibrationError, CheckpointError, MismatchError, RecipeError
+from merge.methods.statistics.fisher import load_model
 from merge.recipe import Recipe, make_recipe, read_recipe
 from merge.recipe_entries import StatisticsEntry
 from merge.run import run
-from merge.statistics.fisher import load_model
 
 COUNT = 40
 

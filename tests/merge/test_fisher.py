@@ -11,15 +11,15 @@ import torch
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-import merge.statistics.fisher as module
+import merge.methods.statistics.fisher as module
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.errors import CalibrationError, CheckpointError, MismatchError, UsageError
+from merge.methods.context import Place
 from merge.methods.fisher import Fisher
 from merge.methods.linear import Linear
-from merge.methods.place import Place
-from merge.statistics import StatisticsError
-from merge.statistics.fisher import class_directions, drawn_direction, load_model, measure_fisher, one_text
+from merge.methods.statistics import StatisticsError
+from merge.methods.statistics.fisher import class_directions, drawn_direction, load_model, measure_fisher, one_text
 
 MASK, CLS, SEP = 4, 2, 3
 

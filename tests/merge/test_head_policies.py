@@ -24,7 +24,7 @@ from merge.checkpoints.transformers_model import build
 from merge.command import main
 from merge.errors import MismatchError, OutputError, RecipeError
 from merge.head_plan import output_folders, plan_heads
-from merge.label_average import LabelAverage
+from merge.methods.label_average import LabelAverage
 from merge.recipe import make_recipe
 from merge.report import Report
 from merge.run import run

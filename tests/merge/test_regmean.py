@@ -14,12 +14,12 @@ from torch import Tensor
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import Batch, random_inputs
 from merge.errors import MismatchError, UsageError
+from merge.methods.context import Place
 from merge.methods.linear import Linear
-from merge.methods.place import Place
 from merge.methods.regmean import RegMean
-from merge.statistics import StatisticsError
-from merge.statistics.fisher import load_model, one_text
-from merge.statistics.gram import linear_layers, measure_gram, transposed_weights
+from merge.methods.statistics import StatisticsError
+from merge.methods.statistics.fisher import load_model, one_text
+from merge.methods.statistics.gram import linear_layers, measure_gram, transposed_weights
 
 GPT2 = {
     "architectures": ["GPT2Model"],

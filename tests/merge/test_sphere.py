@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge.errors import MismatchError
 from merge.methods import METHODS, make_method
-from merge.methods.place import Place
+from merge.methods.context import Place
 from merge.methods.sphere import PIECE, arc, as_rows, combine, cosines, gram
 
 

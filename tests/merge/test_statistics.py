@@ -20,7 +20,7 @@ from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.disk.cache import cache_folder
 from merge.errors import CalibrationError, OutputError, UsageError
-from merge.statistics import (
+from merge.methods.statistics import (
     MEASURES,
     Statistics,
     StatisticsError,
@@ -32,7 +32,7 @@ from merge.statistics import (
     statistics_key,
     write_statistics,
 )
-from merge.statistics.permute import move_statistics
+from merge.methods.statistics.permute import move_statistics
 from merge.statistics_command import statistics_command
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random

@@ -13,8 +13,8 @@ from torch import Tensor
 from merge.errors import UsageError
 from merge.methods import METHODS, Trimming, make_method
 from merge.methods.breadcrumbs import mask_band
+from merge.methods.context import NOWHERE, Place, mask_generators
 from merge.methods.della import keep_probabilities
-from merge.methods.place import NOWHERE, Place, mask_generators
 from merge.methods.sce import energy_weights, select_mask
 from merge.methods.task_vectors import drop, elected_sign, kept_band, kept_count, norm_ratio, smallest_kept, trim
 

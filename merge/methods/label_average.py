@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from merge.errors import UsageError
-from merge.methods.place import NOWHERE, Place
+from merge.methods.context import NOWHERE, Place
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,10 +16,10 @@ import merge
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.disk.cache import cache_folder
 from merge.errors import CalibrationError, UsageError, nearest
+from merge.methods.statistics.fisher import measure_fisher
+from merge.methods.statistics.gram import measure_gram, transposed_weights
+from merge.methods.statistics.record import FORMAT, Statistics, StatisticsError, read_statistics, write_statistics
 from merge.progress import Progress, silent
-from merge.statistics.fisher import measure_fisher
-from merge.statistics.gram import measure_gram, transposed_weights
-from merge.statistics.record import FORMAT, Statistics, StatisticsError, read_statistics, write_statistics
 
 __all__ = [
     "MEASURES",

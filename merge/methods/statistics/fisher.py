@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.transformers_model import build
 from merge.errors import CalibrationError, CheckpointError
+from merge.methods.statistics.record import StatisticsError
 from merge.progress import Progress, silent
-from merge.statistics.record import StatisticsError
 
 if TYPE_CHECKING:
     import torch

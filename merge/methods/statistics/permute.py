@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from merge.errors import AlignmentError
-from merge.statistics.record import Statistics
+from merge.methods.statistics.record import Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor

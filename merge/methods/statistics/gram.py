@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.transformers_model import meta_model
 from merge.errors import CheckpointError
+from merge.methods.statistics.fisher import load_model
+from merge.methods.statistics.record import StatisticsError
 from merge.progress import Progress, silent
-from merge.statistics.fisher import load_model
-from merge.statistics.record import StatisticsError
 
 if TYPE_CHECKING:
     from torch import Tensor
