@@ -118,9 +118,9 @@ def residual_updates(scratch: Path, case: str) -> dict[str, Any]:
     import git_re_basin
     from safetensors.torch import load_file
 
-    from merge.alignment.assignment import match_axis
-    from merge.alignment.objective import Objective, weights_of
     from merge.alignment.pair import Pair
+    from merge.alignment.solvers.assignment import match_axis
+    from merge.alignment.solvers.objective import Objective, weights_of
     from merge.symmetry.architectures import spec_for
     from merge.symmetry.permutation import Permutation, identity, random
 

@@ -32,9 +32,9 @@ from zoo.sentences import Examples, labelled_rows, training_batches, word_tokeni
 from zoo.training import Trained, Training, trained
 
 from merge.alignment import ALIGNERS, AS_MERGED, aligner
-from merge.alignment.agreement import Ends, score
-from merge.alignment.auto import Auto, in_canonical_form
-from merge.alignment.choice import ALONG, Candidate, Choice, choose
+from merge.alignment.choice.auto import Auto, in_canonical_form
+from merge.alignment.choice.candidates import ALONG, Candidate, Choice, choose
+from merge.alignment.midpoint import Ends, score
 from merge.alignment.pair import Pair
 from merge.checkpoints.inputs import tokenise
 

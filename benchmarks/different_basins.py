@@ -40,7 +40,7 @@ from zoo.pairs import open_pair
 from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
 from zoo.training import Trained, Training, trained
 
-from merge.alignment.learned import learn, match_learned
+from merge.alignment.matchers.learned import learn, match_learned
 from merge.alignment.pair import Alignment, Pair
 from merge.symmetry.permutation import identity
 

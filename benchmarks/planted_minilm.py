@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from merge.alignment import ALIGNERS, aligner
+from merge.alignment.evidence.proof import prove
 from merge.alignment.pair import Pair
-from merge.alignment.proof import prove
+from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.checkpoints.transformers_model import set_weights
-from merge.material import finite_tensors
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, inverse, random
 from merge.text.calibration import read_calibration

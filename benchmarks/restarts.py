@@ -24,9 +24,9 @@ from zoo.line import Contest, measure
 from zoo.methods import exact, moved
 from zoo.pairs import open_pair
 
-from merge.alignment.agreement import Ends, score
-from merge.alignment.auto import folded_pair, in_canonical_form
-from merge.alignment.rotations import descend, unevenly
+from merge.alignment.choice.auto import folded_pair, in_canonical_form
+from merge.alignment.matchers.rotations import descend, unevenly
+from merge.alignment.midpoint import Ends, score
 
 
 def descents(contest: Contest, count: int, points: int, title: str) -> list[tuple[float, float, float]]:

@@ -33,7 +33,7 @@ from zoo.sentences import Examples, labelled_rows, training_batches, word_tokeni
 from zoo.training import Training, trained
 
 from merge.alignment import ALIGNERS
-from merge.alignment.activations import unit_correlations
+from merge.alignment.matchers.activations import unit_correlations
 from merge.alignment.pair import Batch, Pair
 from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.symmetry.transform import Transform

@@ -74,10 +74,10 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     from evals.predict import match_labels
     from evals.predictor import make_predictor
     from evals.report import add_result
+    from merge.alignment.rewrite import prepared
     from merge.bases import find_bases
     from merge.checkpoints.checkpoint import open_checkpoint
     from merge.preflight import preflight
-    from merge.prepared import prepared
 
     pair = open_checkpoint(a), open_checkpoint(b)
     notes = preflight(pair, recipe=recipe)

@@ -15,11 +15,11 @@ from torch import Tensor
 from evals.predict import encode_rows, predict, token_budget
 from evals.processes import Crew
 from evals.task import Rows
+from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
 from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import TaskError
-from merge.material import finite_tensors
 from merge.preflight import HARMLESS
 from merge.progress import Progress, silent
 

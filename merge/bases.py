@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from merge.aligned import Aligned, Alignments, align_all
+from merge.alignment.align import Aligned, Alignments, align_all
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, is_generic, label_order
 from merge.checkpoints.sentence_transformers import module_lines
@@ -17,7 +17,7 @@ from merge.recipe import Recipe
 from merge.symmetry.architectures import spec_for, spec_note
 
 if TYPE_CHECKING:
-    from merge.alignment.choice import Choice
+    from merge.alignment.choice.candidates import Choice
     from merge.symmetry.permutation import Permutation
     from merge.symmetry.spec import PermutationSpec
     from merge.symmetry.transform import Transform
@@ -66,7 +66,7 @@ def find_bases(
     """Match classes by name and, if the recipe says so, align every model, and the base, to the first model.
 
     Args:
-        rotate, decided, device: as `merge.aligned.align_all` takes them.
+        rotate, decided, device: as `merge.alignment.align.align_all` takes them.
     Raises:
         MismatchError: label sets differ, or the base is of another architecture than the models to be aligned.
         SpecError, AlignmentError, CalibrationError: from the alignment.

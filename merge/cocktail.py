@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from merge.alignment.reading import calibrate
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError, MismatchError
-from merge.material import calibrate
 from merge.methods import make_method
 from merge.methods.cocktail import Cocktail
 from merge.progress import Progress, silent

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from merge.alignment.choice.requested import keeps_canonical
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
 from merge.checkpoints.tokenizers.vocabulary import write_tokenizer
-from merge.choices import keeps_canonical
 from merge.disk.staging import copy_side_files
 from merge.report import Report
 

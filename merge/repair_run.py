@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.aligned import reference_of
+from merge.alignment.align import reference_of
+from merge.alignment.reading import calibrate
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.sentence_transformers import is_module_tensor
 from merge.checkpoints.weights.arrays import TORCH
 from merge.checkpoints.weights.write import open_writer
 from merge.engine import Engine, Job
 from merge.errors import UsageError
-from merge.material import calibrate
 from merge.methods.slerp import Slerp
 from merge.progress import Progress
 from merge.recipe import Recipe

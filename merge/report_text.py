@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from merge.aligned import Aligned
+    from merge.alignment.align import Aligned
     from merge.report import Report
 
 

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merge.alignment.reading import calibrate
+from merge.alignment.rewrite import prepared, resized
 from merge.asked_vocabulary import find_vocabulary
 from merge.bases import find_bases
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -19,10 +21,8 @@ from merge.cocktail import cocktail_weights
 from merge.disk.staging import check_output, staged
 from merge.evaluation import check_evaluation, evaluate
 from merge.head_plan import plan_heads
-from merge.material import calibrate
 from merge.outputs import AS_USUAL, Means, plain, write_outputs
 from merge.preflight import preflight
-from merge.prepared import prepared, resized
 from merge.recipe import Recipe
 from merge.repair_run import check_repair
 from merge.report import Report

@@ -21,7 +21,7 @@ from zoo.line import Contest, coolness, measure
 from zoo.methods import METHODS, PRE_LAYER_NORM, SOFT, Aligned, moved, naive, straight
 from zoo.training import Training, trained
 
-from merge.alignment import rotations
+from merge.alignment.matchers import rotations
 from merge.alignment.pair import Pair, Settings
 from merge.errors import UsageError
 from merge.symmetry.architectures import spec_for

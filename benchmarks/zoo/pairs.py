@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merge.alignment.pair import Batch, Pair
+from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import open_checkpoint
-from merge.material import finite_tensors
 from merge.symmetry.architectures import spec_for
 
 

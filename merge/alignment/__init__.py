@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 # Name -> module and function, imported when used: they need torch, and --help does not.
 ALIGNERS: dict[str, tuple[str, str]] = {
-    "activations": ("merge.alignment.activations", "match_activations"),
-    "activations+weights": ("merge.alignment.refined", "match_refined"),
-    "annealing": ("merge.alignment.annealing", "match_annealing"),
-    "circuits": ("merge.alignment.weights", "match_by_circuits"),
-    "frank-wolfe": ("merge.alignment.frank_wolfe", "match_frank_wolfe"),
-    "learned": ("merge.alignment.learned", "match_learned"),
-    "sinkhorn": ("merge.alignment.sinkhorn", "match_sinkhorn"),
-    "transport": ("merge.alignment.transport", "match_transport"),
-    "weights": ("merge.alignment.weights", "match_weights"),
+    "activations": ("merge.alignment.matchers.activations", "match_activations"),
+    "activations+weights": ("merge.alignment.matchers.refined", "match_refined"),
+    "annealing": ("merge.alignment.matchers.annealing", "match_annealing"),
+    "circuits": ("merge.alignment.matchers.weights", "match_by_circuits"),
+    "frank-wolfe": ("merge.alignment.matchers.frank_wolfe", "match_frank_wolfe"),
+    "learned": ("merge.alignment.matchers.learned", "match_learned"),
+    "sinkhorn": ("merge.alignment.matchers.sinkhorn", "match_sinkhorn"),
+    "transport": ("merge.alignment.matchers.transport", "match_transport"),
+    "weights": ("merge.alignment.matchers.weights", "match_weights"),
 }
 
 # Those that match many models at once.
-MANY: dict[str, tuple[str, str]] = {"universe": ("merge.alignment.universe", "match_universe")}
+MANY: dict[str, tuple[str, str]] = {"universe": ("merge.alignment.matchers.universe", "match_universe")}
 
 # What an alignment can be asked to go by.
 BY = ("auto", *ALIGNERS, *MANY)

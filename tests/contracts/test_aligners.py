@@ -12,8 +12,8 @@ from families_more import CASES as UNUSUAL_CASES
 from tiny import bert_config, random_tensors
 
 from merge.alignment import ALIGNERS, aligner
+from merge.alignment.evidence.proof import prove
 from merge.alignment.pair import Pair, Settings
-from merge.alignment.proof import prove
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, UsageError

@@ -16,9 +16,9 @@ from families_more import inputs as unusual_inputs
 from torch import Tensor
 
 from merge.alignment import FIND_MAPS, aligner
-from merge.alignment.auto import in_canonical_form
+from merge.alignment.choice.auto import in_canonical_form
+from merge.alignment.evidence.proof import prove
 from merge.alignment.pair import Pair, Settings
-from merge.alignment.proof import prove
 from merge.checkpoints.structure import structure_of
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms

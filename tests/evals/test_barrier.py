@@ -14,9 +14,9 @@ from evals.paths.line import Curve
 from evals.predict import match_labels
 from evals.task import Rows
 from evals.tasks import TASKS
+from merge.alignment.rewrite import prepared
 from merge.bases import find_bases
 from merge.checkpoints.checkpoint import open_checkpoint
-from merge.prepared import prepared
 from merge.recipe import Recipe, make_recipe
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms

@@ -13,10 +13,10 @@ from contracts.test_aligners import make_pair
 from families import CASES, canonical_tensors, written_name
 from families_more import CASES as UNUSUAL
 
-from merge.alignment import activations
-from merge.alignment.activations import Moments, collect, match_activations
-from merge.alignment.assignment import match_axis
+from merge.alignment.matchers import activations
+from merge.alignment.matchers.activations import Moments, collect, match_activations
 from merge.alignment.pair import Pair
+from merge.alignment.solvers.assignment import match_axis
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError

@@ -10,8 +10,8 @@ import torch
 from contracts.test_aligners import make_pair
 from tiny import bert_config, random_tensors
 
-from merge.alignment.agreement import score
-from merge.alignment.annealing import annealed, match_annealing, swapped
+from merge.alignment.matchers.annealing import annealed, match_annealing, swapped
+from merge.alignment.midpoint import score
 from merge.alignment.pair import Pair, Settings
 from merge.checkpoints.inputs import random_inputs
 from merge.errors import AlignmentError

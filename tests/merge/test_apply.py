@@ -19,7 +19,7 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 from torch import Tensor
 
 from merge import entry
-from merge.alignment.auto import folded_pair
+from merge.alignment.choice.auto import folded_pair
 from merge.alignment.pair import Pair
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of

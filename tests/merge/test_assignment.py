@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from merge.alignment import assignment
-from merge.alignment.assignment import inner_bound, match_axis, match_heads, match_lazily, match_sparse
+from merge.alignment.solvers import assignment
+from merge.alignment.solvers.assignment import inner_bound, match_axis, match_heads, match_lazily, match_sparse
 from merge.errors import AlignmentError
 
 

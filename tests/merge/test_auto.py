@@ -17,8 +17,8 @@ from families_more import CASES
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
-from merge.alignment.auto import Auto, agreed, folded_pair, in_canonical_form
-from merge.alignment.choice import Candidate, Choice
+from merge.alignment.choice.auto import Auto, agreed, folded_pair, in_canonical_form
+from merge.alignment.choice.candidates import Candidate, Choice
 from merge.alignment.pair import Alignment, Pair
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of

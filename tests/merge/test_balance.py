@@ -9,7 +9,7 @@ from families_more import CASES
 from tiny import bert_config, random_tensors
 from torch import Tensor
 
-from merge.alignment.balance import FAINT, balance
+from merge.alignment.solvers.balance import FAINT, balance
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import identity
 from merge.symmetry.spec import PermutationSpec

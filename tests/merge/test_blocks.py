@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.alignment.blocks import Gains, match_blocks
+from merge.alignment.solvers.blocks import Gains, match_blocks
 
 
 def drawn(shapes: dict[tuple[str, ...], tuple[int, ...]], seed: int) -> dict[tuple[str, ...], Tensor]:

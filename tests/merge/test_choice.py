@@ -12,9 +12,10 @@ from contracts.test_aligners import make_pair
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from merge.alignment import agreement, aligner
-from merge.alignment.agreement import Ends, score
-from merge.alignment.choice import REACH, Candidate, Choice, best, choose, settled
+from merge.alignment import aligner
+from merge.alignment import midpoint as agreement
+from merge.alignment.choice.candidates import REACH, Candidate, Choice, best, choose, settled
+from merge.alignment.midpoint import Ends, score
 from merge.alignment.pair import Alignment, Pair
 from merge.symmetry.permutation import Permutation, apply, identity, restrict
 

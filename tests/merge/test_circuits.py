@@ -12,10 +12,10 @@ import torch
 from contracts.test_aligners import make_pair
 from torch import Tensor
 
-from merge.alignment.circuits import circuit_cosines, circuit_gains
-from merge.alignment.objective import Objective, weights_of
+from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Pair
-from merge.alignment.weights import match_weights
+from merge.alignment.solvers.circuits import circuit_cosines, circuit_gains
+from merge.alignment.solvers.objective import Objective, weights_of
 from merge.errors import AlignmentError, UsageError
 from merge.symmetry.permutation import apply, identity, inverse
 

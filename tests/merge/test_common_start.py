@@ -9,7 +9,7 @@ import pytest
 import torch
 from contracts.test_aligners import make_pair
 
-from merge.alignment.common_start import AT_HOME, find_common_start
+from merge.alignment.choice.common_start import AT_HOME, find_common_start
 from merge.alignment.pair import Pair
 from merge.symmetry.permutation import apply, random, restrict
 

@@ -138,7 +138,7 @@ def test_it_re_bases_a_checkpoint_of_every_family(family: str) -> None:
 
 def test_a_tap_carries_what_it_says() -> None:
     """Activations at a tap move as its axis does: activation matching relies on it."""
-    from merge.alignment.activations import watched
+    from merge.alignment.matchers.activations import watched
 
     config = families_more.CASES["modernbert with biases"]
     spec, specimen = derive_spec(config), specimen_of(structure_of(config))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.alignment.elements import BEST, best_element, most_worth
+from merge.alignment.solvers.group_elements import BEST, best_element, most_worth
 from merge.symmetry.groups import GROUPS
 
 SIZE = 6

@@ -10,9 +10,9 @@ from families import canonical_tensors
 from families_more import CASES
 from tiny import bert_config, random_tensors
 
-from merge.alignment.auto import folded_pair
-from merge.alignment.frame import Frame, acting_groups, turns
+from merge.alignment.choice.auto import folded_pair
 from merge.alignment.pair import Pair, Settings
+from merge.alignment.solvers.descent_with_maps import Frame, acting_groups, turns
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import identity
 from merge.symmetry.transform import Transform, apply_transform, check_transform, random_transform

@@ -10,10 +10,10 @@ import torch
 from contracts.test_aligners import make_pair
 from likeness import alike
 
-from merge.alignment.frank_wolfe import match_frank_wolfe, maximised, parabola, rounded
-from merge.alignment.objective import Objective, weights_of
-from merge.alignment.soft import Relaxation, toward
-from merge.alignment.weights import match_weights
+from merge.alignment.matchers.frank_wolfe import match_frank_wolfe, maximised, parabola, rounded
+from merge.alignment.matchers.weights import match_weights
+from merge.alignment.solvers.objective import Objective, weights_of
+from merge.alignment.solvers.soft import Relaxation, toward
 from merge.symmetry.permutation import identity
 
 

@@ -17,19 +17,19 @@ from families_more import CASES as MORE
 from safetensors.torch import load_file
 from tiny import NLI, SPECIAL, bert_config, save_checkpoint, write_text
 
-from merge.alignment import learned
-from merge.alignment.agreement import score
-from merge.alignment.differentiable import CHARTS, actions, maps_at, moved, origin
-from merge.alignment.learned import conditioned, free_axes, match_learned
-from merge.alignment.lessons import Lesson, is_causal, lesson_of, split
+from merge.alignment.evidence.proof import prove
 from merge.alignment.masking import IGNORED
+from merge.alignment.matchers import learned
+from merge.alignment.matchers.learned import conditioned, free_axes, match_learned
+from merge.alignment.matchers.learned_loss import Lesson, is_causal, lesson_of, split
+from merge.alignment.midpoint import score
 from merge.alignment.pair import Alignment, Batch, Pair, Settings
-from merge.alignment.proof import prove
+from merge.alignment.reading import read_material
+from merge.alignment.solvers.charts import CHARTS, actions, maps_at, moved, origin
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, CalibrationError, MismatchError
-from merge.material import read_material
 from merge.recipe import make_recipe
 from merge.recipe_entries import AlignEntry
 from merge.run import run

@@ -14,14 +14,14 @@ from scipy.stats import entropy
 from tiny import bert_config, save_checkpoint, write_text
 
 from merge.alignment import aligner
-from merge.alignment.activations import collect
-from merge.alignment.agreement import score
-from merge.alignment.choice import choose
+from merge.alignment.choice.candidates import choose
 from merge.alignment.masking import IGNORED, as_used, masked
+from merge.alignment.matchers.activations import collect
+from merge.alignment.midpoint import score
 from merge.alignment.pair import Pair, Settings
+from merge.alignment.reading import read_material
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import AlignmentError
-from merge.material import read_material
 from merge.recipe_entries import AlignEntry
 from merge.symmetry.permutation import identity
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from merge.alignment import aligner
+from merge.alignment.evidence.proof import prove
 from merge.alignment.pair import Pair
-from merge.alignment.proof import prove
+from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
-from merge.material import finite_tensors
 from merge.recipe import make_recipe
 from merge.run import run
 from merge.symmetry.architectures import spec_for

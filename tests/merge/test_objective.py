@@ -8,9 +8,9 @@ import torch
 from contracts.test_aligners import make_pair
 from torch import Tensor
 
-from merge.alignment import objective as module
-from merge.alignment.objective import Objective, inner, weights_of
 from merge.alignment.pair import Pair
+from merge.alignment.solvers import objective as module
+from merge.alignment.solvers.objective import Objective, inner, weights_of
 from merge.symmetry.permutation import Permutation, apply, identity, random, restrict
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.alignment.procrustes import (
+from merge.alignment.solvers.procrustes import (
     balanced,
     balancing,
     head_maps,

@@ -13,8 +13,8 @@ from contracts.test_aligners import make_pair
 from tiny import bert_config, random_tensors
 from torch import Tensor
 
+from merge.alignment.evidence.proof import Proof, compare, prove
 from merge.alignment.pair import Pair
-from merge.alignment.proof import Proof, compare, prove
 from merge.checkpoints.inputs import random_inputs
 from merge.errors import AlignmentError
 from merge.symmetry.architectures import spec_for

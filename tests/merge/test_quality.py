@@ -15,10 +15,10 @@ from families import CASES, FAMILIES, canonical_tensors, inputs, written_name
 from families_more import CASES as UNUSUAL
 
 from merge.alignment import aligner
-from merge.alignment.activations import unit_correlations
-from merge.alignment.distance import distance
+from merge.alignment.evidence.distance import distance
+from merge.alignment.evidence.quality import DRAWS, _shuffled, match_quality
+from merge.alignment.matchers.activations import unit_correlations
 from merge.alignment.pair import Alignment, Pair
-from merge.alignment.quality import DRAWS, _shuffled, match_quality
 from merge.alignment_plot import save_alignment_plot, sort_of
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError

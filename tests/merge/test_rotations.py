@@ -16,9 +16,10 @@ from families_more import CASES
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
-from merge.alignment import aligner, rotations
-from merge.alignment.agreement import score
-from merge.alignment.auto import folded_pair, in_canonical_form
+from merge.alignment import aligner
+from merge.alignment.choice.auto import folded_pair, in_canonical_form
+from merge.alignment.matchers import rotations
+from merge.alignment.midpoint import score
 from merge.alignment.pair import Alignment, Pair, Settings
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs

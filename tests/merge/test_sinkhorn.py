@@ -11,11 +11,11 @@ from contracts.test_aligners import make_pair
 from likeness import alike
 from tiny import bert_config
 
-from merge.alignment.objective import Objective, weights_of
+from merge.alignment.matchers.sinkhorn import descended, distance, match_sinkhorn, sinkhorn
+from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Pair, Settings
-from merge.alignment.sinkhorn import descended, distance, match_sinkhorn, sinkhorn
-from merge.alignment.soft import Relaxation
-from merge.alignment.weights import match_weights
+from merge.alignment.solvers.objective import Objective, weights_of
+from merge.alignment.solvers.soft import Relaxation
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError
 from merge.symmetry.architectures import spec_for

@@ -9,14 +9,14 @@ from families import canonical_tensors
 from families_more import CASES
 from likeness import alike
 
-from merge.alignment import frank_wolfe
-from merge.alignment.ascent import climb
-from merge.alignment.frank_wolfe import maximised
-from merge.alignment.objective import Objective, weights_of
+from merge.alignment.matchers import frank_wolfe
+from merge.alignment.matchers.frank_wolfe import maximised
+from merge.alignment.matchers.universe import match_universe
+from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Pair
-from merge.alignment.soft import Relaxation, Soft, along, toward
-from merge.alignment.universe import match_universe
-from merge.alignment.weights import match_weights
+from merge.alignment.solvers.descent import climb
+from merge.alignment.solvers.objective import Objective, weights_of
+from merge.alignment.solvers.soft import Relaxation, Soft, along, toward
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import Permutation, identity, random, restrict
 

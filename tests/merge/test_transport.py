@@ -15,8 +15,8 @@ from scipy.optimize import linear_sum_assignment, linprog
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
+from merge.alignment.matchers.transport import blurred_plan, change, match_transport, plan, transported
 from merge.alignment.pair import Pair
-from merge.alignment.transport import blurred_plan, change, match_transport, plan, transported
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.command import merge_command

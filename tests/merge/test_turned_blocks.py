@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.alignment.turned_blocks import Blocks, match_move, match_turned
+from merge.alignment.solvers.blocks_with_maps import Blocks, match_move, match_turned
 
 HEADS, QUERIES, SIZE = 3, 2, 4
 QK, V = (("heads", "qk"), "qk"), (("heads", "v"), "v")

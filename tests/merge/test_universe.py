@@ -13,9 +13,9 @@ from contracts.test_aligners import make_pair
 from likeness import alike
 from tiny import bert_config, save_checkpoint
 
+from merge.alignment.matchers.universe import match_universe
+from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Alignment, Pair
-from merge.alignment.universe import match_universe
-from merge.alignment.weights import match_weights
 from merge.command import merge_command
 from merge.symmetry.permutation import Permutation, compose, identity, inverse
 

@@ -11,11 +11,12 @@ import torch
 from contracts.test_aligners import make_pair
 from tiny import bert_config, random_tensors
 
-from merge.alignment import aligner, weights
-from merge.alignment.circuits import circuit_gains
-from merge.alignment.objective import Objective, weights_of
+from merge.alignment import aligner
+from merge.alignment.matchers import weights
+from merge.alignment.matchers.weights import _Descent, match_weights
 from merge.alignment.pair import Pair
-from merge.alignment.weights import _Descent, match_weights
+from merge.alignment.solvers.circuits import circuit_gains
+from merge.alignment.solvers.objective import Objective, weights_of
 from merge.errors import UsageError
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import Permutation, apply, identity, random, restrict

@@ -1,6 +1,6 @@
 """Distance of two models' weights, without what is only the choice of a basis that no output shows.
 
-Both are brought into canonical form (`merge.symmetry.canonical`) and balanced (`merge.alignment.balance`): what is left free inside a
+Both are brought into canonical form (`merge.symmetry.canonical`) and balanced (`merge.alignment.solvers.balance`): what is left free inside a
 head then is a rotation, and b's is the one that is nearest to a (orthogonal Procrustes, Schoenemann 1966). Orders, signs
 and phases are not touched: they are what an alignment finds.
 """
@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from merge.alignment.balance import BALANCES, balance, factor_rows, laid
 from merge.alignment.pair import Pair
-from merge.alignment.procrustes import orthogonal
+from merge.alignment.solvers.balance import BALANCES, balance, factor_rows, laid
+from merge.alignment.solvers.procrustes import orthogonal
 from merge.errors import AlignmentError
 from merge.symmetry.canonical import canonical
 from merge.symmetry.permutation import identity

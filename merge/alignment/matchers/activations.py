@@ -3,7 +3,7 @@
 Maximises the sum over matched units of their Pearson correlation on calibration text, exactly, axis by axis (an
 activation does not depend on how the other axes are ordered, so no sweeps are needed). Cross-moments are streamed: of a
 batch one model's activations are alive, and of the other's the site that is being compared. Padding is masked out.
-Where maps were asked for, `merge.alignment.rotations` does it.
+Where maps were asked for, `merge.alignment.matchers.rotations` does it.
 
 Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.04836, section 3.1.
 """
@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.assignment import match_axis
-from merge.alignment.blocks import match_blocks
-from merge.alignment.frame import turns
 from merge.alignment.masking import as_used
 from merge.alignment.pair import Alignment, Batch, Matcher, Pair, check_kinds, in_dtype
+from merge.alignment.solvers.assignment import match_axis
+from merge.alignment.solvers.blocks import match_blocks
+from merge.alignment.solvers.descent_with_maps import turns
 from merge.checkpoints.inputs import attended
 from merge.errors import AlignmentError
 from merge.symmetry.notation import View, contiguous
@@ -82,7 +82,7 @@ def match_activations(pair: Pair) -> Matcher:
     if not pair.batches:
         raise AlignmentError("activation matching needs calibration text and a tokenizer. Use --align weights without.")
     if turns(pair):
-        from merge.alignment.rotations import rotate_by_activations  # which builds on this
+        from merge.alignment.matchers.rotations import rotate_by_activations  # which builds on this
 
         return rotate_by_activations(pair)
     correlations = unit_correlations(pair)

@@ -1,9 +1,9 @@
-"""Weight matching: coordinate descent on the inner product of the two models' weights, `merge.alignment.objective`.
+"""Weight matching: coordinate descent on the inner product of the two models' weights, `merge.alignment.solvers.objective`.
 
 One axis at a time, everything else held; heads and what is inside them move together, by an assignment of both. The
 residual is matched first, on the embeddings, then heads and feed-forward units on that, layer beside layer. An axis is
 matched again only when an axis that its gains depend on has changed. Where maps were asked for,
-`merge.alignment.rotations` does it.
+`merge.alignment.matchers.rotations` does it.
 
 Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2 and algorithm 1.
 """
@@ -17,12 +17,12 @@ from functools import partial
 
 import torch
 
-from merge.alignment.assignment import match_axis
-from merge.alignment.blocks import match_blocks, match_inside
-from merge.alignment.circuits import circuit_gains
-from merge.alignment.frame import turns
-from merge.alignment.objective import Objective, State, same, weights_of
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
+from merge.alignment.solvers.assignment import match_axis
+from merge.alignment.solvers.blocks import match_blocks, match_inside
+from merge.alignment.solvers.circuits import circuit_gains
+from merge.alignment.solvers.descent_with_maps import turns
+from merge.alignment.solvers.objective import Objective, State, same, weights_of
 from merge.errors import UsageError, nearest
 from merge.symmetry.permutation import Permutation, identity
 
@@ -68,7 +68,9 @@ def match_weights(
     if restarts < 0:
         raise UsageError(f"restarts is {restarts}; it counts further descents. Give 0 or more.")
     if turns(pair):
-        from merge.alignment.rotations import rotate_by_weights  # which builds on activations, which build on this
+        from merge.alignment.matchers.rotations import (
+            rotate_by_weights,  # which builds on activations, which build on this
+        )
 
         return rotate_by_weights(replace(pair, settings=replace(pair.settings, restarts=restarts, seed=seed)))
     weights = weights_of(pair)

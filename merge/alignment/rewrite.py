@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merge.alignment.choice.requested import keeps_canonical, rotates
+from merge.alignment.reading import absent_pooler, finite_tensors
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.sentence_transformers import is_module_tensor, with_modules, without_modules
 from merge.checkpoints.weights.write import open_writer
-from merge.choices import keeps_canonical, rotates
 from merge.disk.staging import copy_side_files, write_json
 from merge.errors import AlignmentError
-from merge.material import absent_pooler, finite_tensors
 from merge.recipe_entries import AlignEntry
 from merge.symmetry.architectures import spec_for
 
@@ -114,10 +114,10 @@ def _of_other_sizes(reference: Checkpoint, model: Checkpoint) -> bool:
 def _resized(
     entry: AlignEntry, reference: Checkpoint, model: Checkpoint, seed: int, folder: Path
 ) -> tuple[Checkpoint, str]:
+    from merge.alignment.matchers.transport import change, transported
     from merge.alignment.pair import Pair
-    from merge.alignment.transport import change, transported
+    from merge.alignment.reading import calibrate
     from merge.checkpoints.inputs import random_inputs
-    from merge.material import calibrate
 
     a, b = without_modules(reference), without_modules(model)
     batches = calibrate(entry, seed, reference, needed=False)[0] or random_inputs(a.config, seed)
@@ -165,7 +165,7 @@ def _prove(
     """Stop unless a model rewritten says what it said, on random inputs."""
     import torch
 
-    from merge.alignment.proof import compare
+    from merge.alignment.evidence.proof import compare
     from merge.checkpoints.inputs import random_inputs
     from merge.checkpoints.transformers_model import build
     from merge.symmetry.transform import identity_transform

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.activations import unit_correlations
-from merge.alignment.assignment import match_axis
-from merge.alignment.distance import distance
-from merge.alignment.objective import Objective, weights_of
+from merge.alignment.evidence.distance import distance
+from merge.alignment.matchers.activations import unit_correlations
 from merge.alignment.pair import Alignment, Pair, spread
+from merge.alignment.solvers.assignment import match_axis
+from merge.alignment.solvers.objective import Objective, weights_of
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import identity, view_index
 from merge.symmetry.transform import Transform, apply_transform
@@ -71,7 +71,7 @@ class Quality:
     Attributes:
         measure: what the scores are, one of MEASURES.
         groups: kind of axis -> what moved it, in words.
-        distance: |A - B| / |A| of gauge-fixed weights, `merge.alignment.distance`, before and after.
+        distance: |A - B| / |A| of gauge-fixed weights, `merge.alignment.evidence.distance`, before and after.
     """
 
     measure: str

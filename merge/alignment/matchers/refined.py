@@ -6,11 +6,11 @@ It is the better of the two beginnings where the embeddings do not say how the r
 
 from __future__ import annotations
 
-from merge.alignment.activations import match_activations
-from merge.alignment.frame import turns
+from merge.alignment.matchers.activations import match_activations
+from merge.alignment.matchers.rotations import rotate_by_both
+from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Matcher, Pair
-from merge.alignment.rotations import rotate_by_both
-from merge.alignment.weights import match_weights
+from merge.alignment.solvers.descent_with_maps import turns
 
 
 def match_refined(pair: Pair) -> Matcher:

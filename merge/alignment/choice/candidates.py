@@ -1,7 +1,7 @@
 """Which axes move is chosen without labels: the candidate whose line of models is nearest to what the endpoints say together.
 
 Each candidate alignment is scored on calibration text by the mean KL divergence from the ensemble of the two endpoints to
-the model half way between them, `merge.alignment.agreement`. Those whose score is within reach of the lowest are scored at a
+the model half way between them, `merge.alignment.midpoint`. Those whose score is within reach of the lowest are scored at a
 quarter and at three quarters of the way too, where a barrier may stand as well: of them the mean over the three decides.
 Moving nothing is always a candidate.
 """
@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from merge.alignment.agreement import SCORES, Ends, score
-from merge.alignment.common_start import CommonStart
+from merge.alignment.choice.common_start import CommonStart
 from merge.alignment.masking import as_used
+from merge.alignment.midpoint import SCORES, Ends, score
 from merge.alignment.pair import Alignment, Matcher, Pair
 from merge.symmetry.permutation import identity
 

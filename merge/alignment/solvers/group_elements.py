@@ -2,7 +2,7 @@
 
 An axis's gain says how well unit j of b fills place i of a, as a matrix. A permutation takes one entry of each row, a
 rotation E all of them: both are worth <gain, E>. Of groups that also stretch (scales, every invertible map) the elements
-that do not are compared here; `merge.alignment.balance` has brought both models to one scale before.
+that do not are compared here; `merge.alignment.solvers.balance` has brought both models to one scale before.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from merge.alignment.assignment import match_axis
-from merge.alignment.procrustes import orthogonal, rotation_fixing_ones
+from merge.alignment.solvers.assignment import match_axis
+from merge.alignment.solvers.procrustes import orthogonal, rotation_fixing_ones
 from merge.symmetry.groups import complex_map, pairs
 
 

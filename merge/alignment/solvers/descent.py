@@ -5,9 +5,9 @@ What weight matching does from its own beginning, here from any: other searches 
 
 from __future__ import annotations
 
-from merge.alignment.assignment import match_axis
-from merge.alignment.blocks import match_blocks
-from merge.alignment.objective import Objective
+from merge.alignment.solvers.assignment import match_axis
+from merge.alignment.solvers.blocks import match_blocks
+from merge.alignment.solvers.objective import Objective
 from merge.symmetry.permutation import Permutation
 
 MAX_SWEEPS = 50

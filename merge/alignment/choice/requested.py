@@ -12,7 +12,7 @@ from merge.errors import AlignmentError, UsageError
 from merge.recipe_entries import AlignEntry
 
 if TYPE_CHECKING:
-    from merge.alignment.choice import Choice
+    from merge.alignment.choice.candidates import Choice
     from merge.alignment.pair import Alignment, Matcher, Pair
     from merge.symmetry.spec import PermutationSpec
     from merge.symmetry.transform import Transform
@@ -23,8 +23,8 @@ def choices(
     entry: AlignEntry, at: int, moving: Sequence[int], pairs: Callable[..., Pair], decided: Sequence[Choice]
 ) -> Iterator[tuple[int, Pair, Choice]]:
     """Yield (place, pair with the reference, what was chosen) of every checkpoint that moves."""
-    from merge.alignment.auto import in_canonical_form
-    from merge.alignment.choice import choose, fixed
+    from merge.alignment.choice.auto import in_canonical_form
+    from merge.alignment.choice.candidates import choose, fixed
 
     if decided:
         for k, choice in zip(moving, decided, strict=True):
@@ -57,7 +57,7 @@ def decide(
     entry: AlignEntry, at: int, moving: Sequence[int], pairs: Callable[..., Pair], rotate: bool
 ) -> Sequence[Choice]:
     """Return what auto chooses for every checkpoint that moves."""
-    from merge.alignment.auto import Auto, agreed
+    from merge.alignment.choice.auto import Auto, agreed
 
     found = []
     for k in moving:
@@ -68,7 +68,7 @@ def decide(
 
 def _stated_kinds(entry: AlignEntry, pair: Pair) -> frozenset[str] | None:
     """Return the kinds of axes that were asked to move; None where they are to be chosen."""
-    from merge.alignment.choice import streams
+    from merge.alignment.choice.candidates import streams
 
     if entry.axes is not None:
         return frozenset(entry.axes)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.procrustes import balancing
+from merge.alignment.solvers.procrustes import balancing
 from merge.symmetry.groups import Shape, complex_map, pairs
 from merge.symmetry.permutation import Permutation, places
 from merge.symmetry.spec import PermutationSpec

@@ -1,6 +1,6 @@
 """Matching the blocks of a split axis where maps act inside them: heads, whose bases turn.
 
-As `merge.alignment.blocks`, but the best element of its own group stands inside each pair of blocks: of queries and keys a
+As `merge.alignment.solvers.blocks`, but the best element of its own group stands inside each pair of blocks: of queries and keys a
 rotation, of rotary pairs a phase. Every pair is worth what its best elements gain, and the blocks are matched on that.
 """
 
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.assignment import match_axis, match_lazily
-from merge.alignment.elements import Element, best_element, most_worth
+from merge.alignment.solvers.assignment import match_axis, match_lazily
+from merge.alignment.solvers.group_elements import Element, best_element, most_worth
 
 # The names of a view's levels, and the axis whose maps act on the innermost; empty where none does.
 Slot = tuple[tuple[str, ...], str]

@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.balance import BALANCES, balance
-from merge.alignment.choice import streams
-from merge.alignment.objective import CHUNK, Touch, touches
+from merge.alignment.choice.candidates import streams
 from merge.alignment.pair import Pair
-from merge.alignment.turned_blocks import Slot, match_move
+from merge.alignment.solvers.balance import BALANCES, balance
+from merge.alignment.solvers.blocks_with_maps import Slot, match_move
+from merge.alignment.solvers.objective import CHUNK, Touch, touches
 from merge.symmetry.permutation import Permutation, identity, places
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes, axis_sizes, compose, inverse

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.alignment.objective import Objective, Touch, weights_of
 from merge.alignment.pair import Pair
+from merge.alignment.solvers.objective import Objective, Touch, weights_of
 
 # The least share of probed units that must be at home on every axis.
 AT_HOME = 0.9

@@ -3,7 +3,7 @@
     labels                  cross-entropy of the texts' classes
     masked language model   cross-entropy of masked words: 15 % of a batch, 80/10/10 mask, random word, the word itself
     causal language model   cross-entropy of the next token
-    any other               KL from the ensemble of the two endpoints to the midpoint, `merge.alignment.agreement`: no labels
+    any other               KL from the ensemble of the two endpoints to the midpoint, `merge.alignment.midpoint`: no labels
 
 One text in four is held out: it is asked about, and never learned from.
 """
@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from merge.alignment.agreement import FEATURES, divergence, say, tokens_of
 from merge.alignment.masking import IGNORED, framing, is_masked_model, masked
+from merge.alignment.midpoint import FEATURES, divergence, say, tokens_of
 from merge.alignment.pair import Batch, Pair, in_dtype
 from merge.checkpoints.inputs import attended
 from merge.errors import AlignmentError

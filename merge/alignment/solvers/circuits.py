@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.objective import Names, Objective, Touch
+from merge.alignment.solvers.objective import Names, Objective, Touch
 from merge.errors import AlignmentError
 from merge.symmetry.permutation import Permutation
 

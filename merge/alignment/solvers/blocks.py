@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from merge.alignment.assignment import inner_bound, match_axis, match_heads, match_lazily
+from merge.alignment.solvers.assignment import inner_bound, match_axis, match_heads, match_lazily
 
 Gains = Mapping[tuple[str, ...], Tensor]
 Orders = dict[str, Tensor]

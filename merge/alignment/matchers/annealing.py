@@ -1,7 +1,7 @@
 """Annealing: a search of permutations by what counts, the divergence of the midpoint, for models small enough to try many.
 
 From the better of the identity and weight matching, two units (or blocks, or units inside one block) of an axis drawn at
-random change places; the swap is kept if the midpoint's divergence from its ends (`merge.alignment.agreement`) falls, and with
+random change places; the swap is kept if the midpoint's divergence from its ends (`merge.alignment.midpoint`) falls, and with
 probability exp(-rise / temperature) if it rises, while the temperature falls. What is returned is the best ever seen,
 judged on all the text; swaps are judged on a part of it. An oracle for axes of a few units: among n! orders a few hundred
 swaps find little, as its authors report.
@@ -20,11 +20,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from merge.alignment.agreement import counted, divergence, say, score
 from merge.alignment.masking import as_used
-from merge.alignment.objective import touches
+from merge.alignment.matchers.weights import match_weights
+from merge.alignment.midpoint import counted, divergence, say, score
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
-from merge.alignment.weights import match_weights
+from merge.alignment.solvers.objective import touches
 from merge.checkpoints.transformers_model import set_weights
 from merge.errors import AlignmentError
 from merge.symmetry.canonical import canonical

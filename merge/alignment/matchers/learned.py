@@ -1,7 +1,7 @@
 """Learned alignment: from what matching found, down the gradient of the loss half way between the models.
 
 Permutations stay as they were found. What is learned are maps that are exact symmetries, coordinates of
-`merge.alignment.differentiable`: every invertible map inside a head, rotary scales and angles, scales of hidden units, and
+`merge.alignment.solvers.charts`: every invertible map inside a head, rotary scales and angles, scales of hidden units, and
 rotations of the residual stream where the norms are folded. So b computes throughout what it computed, and with `both` a
 as well. The least of the expected loss at (1 - lam) a + lam G(b), lam uniform in [.4, .6], is looked for by Adam; what is
 kept is the step with the least loss on held-out texts at lam = 1/2, and that is the start where none is better.
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.alignment.differentiable import CHARTS, Action, Coordinates, actions, maps_at, moved, origin
-from merge.alignment.lessons import Example, Lesson, lesson_of, split
+from merge.alignment.matchers.learned_loss import Example, Lesson, lesson_of, split
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
+from merge.alignment.solvers.charts import CHARTS, Action, Coordinates, actions, maps_at, moved, origin
 from merge.errors import AlignmentError
 from merge.symmetry.canonical import canonical
 from merge.symmetry.groups import Shape, is_full

@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.frank_wolfe import rounded
-from merge.alignment.objective import Objective, weights_of
+from merge.alignment.matchers.frank_wolfe import rounded
+from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
-from merge.alignment.soft import Names, Relaxation, Soft, mixed
-from merge.alignment.weights import match_weights
+from merge.alignment.solvers.objective import Objective, weights_of
+from merge.alignment.solvers.soft import Names, Relaxation, Soft, mixed
 from merge.errors import AlignmentError
 from merge.symmetry.permutation import Permutation, identity
 

@@ -26,12 +26,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from merge.alignment.ascent import climb
-from merge.alignment.frank_wolfe import parabola, rounded
-from merge.alignment.objective import Objective, Weights, weights_of
+from merge.alignment.matchers.frank_wolfe import parabola, rounded
+from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Alignment, Pair, check_kinds
-from merge.alignment.soft import Relaxation, Soft, along, mixed, toward
-from merge.alignment.weights import match_weights
+from merge.alignment.solvers.descent import climb
+from merge.alignment.solvers.objective import Objective, Weights, weights_of
+from merge.alignment.solvers.soft import Relaxation, Soft, along, mixed, toward
 from merge.symmetry.permutation import Permutation, apply_axes, compose, identity, inverse
 
 # A round over all models that gains less than this share is the last; and the most rounds.

@@ -28,10 +28,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.assignment import match_axis
-from merge.alignment.blocks import match_blocks
-from merge.alignment.objective import Objective, weights_of
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
+from merge.alignment.solvers.assignment import match_axis
+from merge.alignment.solvers.blocks import match_blocks
+from merge.alignment.solvers.objective import Objective, weights_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError
 from merge.symmetry.notation import View

@@ -4,7 +4,7 @@ With `--basis orthogonal` every group of the spec is used: inside heads rotation
 phases of rotary pairs; signs where a function is odd. With `--residual rotation` the stream itself turns. All in closed
 form, one axis at a time, everything else held:
 
-    weights               J of `merge.alignment.frame`: the stream first, on embeddings and output head, then heads,
+    weights               J of `merge.alignment.solvers.descent_with_maps`: the stream first, on embeddings and output head, then heads,
                           feed-forward units and the stream in turn until a sweep hardly gains
     activations           every axis on its own: cross-covariances of what its units say to the same text
     activations+weights   sweeps by weights that begin where activations end
@@ -23,13 +23,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.activations import Moments, check_seen, collect, level_names, level_sizes
-from merge.alignment.agreement import Ends, score
-from merge.alignment.balance import balance
-from merge.alignment.frame import Frame, acting_groups
 from merge.alignment.masking import as_used
+from merge.alignment.matchers.activations import Moments, check_seen, collect, level_names, level_sizes
+from merge.alignment.midpoint import Ends, score
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
-from merge.alignment.turned_blocks import Slot, match_move
+from merge.alignment.solvers.balance import balance
+from merge.alignment.solvers.blocks_with_maps import Slot, match_move
+from merge.alignment.solvers.descent_with_maps import Frame, acting_groups
 from merge.errors import AlignmentError
 from merge.progress import silent
 from merge.symmetry.maps import full
@@ -115,7 +115,7 @@ def _highest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, flo
 
 
 def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, float]:
-    """Return the restart whose model half way is nearest to what both ends say, `merge.alignment.agreement`.
+    """Return the restart whose model half way is nearest to what both ends say, `merge.alignment.midpoint`.
 
     Each begins where sweeps end that come from the best so far and see every tensor at another, random scale. Heard are the
     weights as they are merged, whatever form they are matched in.

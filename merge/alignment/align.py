@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from merge.alignment.choice.requested import choices, decide, rotates
+from merge.alignment.reading import Material, absent_pooler, finite_tensors, read_material
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import without_modules
-from merge.choices import choices, decide, rotates
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.head_plan import HeadPlan
-from merge.material import Material, absent_pooler, finite_tensors, read_material
 from merge.progress import Progress, silent
 from merge.recipe import Recipe
 from merge.recipe_entries import AlignEntry
@@ -21,10 +21,10 @@ from merge.symmetry.architectures import spec_for
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merge.alignment.choice import Choice
+    from merge.alignment.choice.candidates import Choice
+    from merge.alignment.evidence.proof import Proof
+    from merge.alignment.evidence.quality import Quality
     from merge.alignment.pair import Alignment, Batch, Pair
-    from merge.alignment.proof import Proof
-    from merge.alignment.quality import Quality
     from merge.symmetry.permutation import Permutation
     from merge.symmetry.spec import PermutationSpec
     from merge.symmetry.transform import Transform
@@ -123,7 +123,7 @@ def align_all(
     Raises:
         AlignmentError, CalibrationError, SpecError: from the alignment.
     """
-    from merge.alignment.quality import match_quality
+    from merge.alignment.evidence.quality import match_quality
     from merge.checkpoints.inputs import random_inputs
 
     entry, at = recipe.align, reference_of(recipe.align, checkpoints)
@@ -221,7 +221,7 @@ def _pairs(
 
 
 def _proved(pair: Pair, transform: Transform, inputs: tuple[Batch, ...]) -> Proof:
-    from merge.alignment.proof import Proof, prove
+    from merge.alignment.evidence.proof import Proof, prove
     from merge.symmetry.transform import apply_transform
 
     if not inputs:

@@ -5,7 +5,7 @@ is over all units of the axis: entry ((g, i), (h, j)) says how much of unit j of
 
     J(M) = sum_t <A_t, M_1 B_t M_2^T> / (rms(A_t) rms(B_t))
 
-is linear in each matrix, so its gradient by one of them is a gain matrix as `merge.alignment.objective` has it.
+is linear in each matrix, so its gradient by one of them is a gain matrix as `merge.alignment.solvers.objective` has it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from merge.alignment.assignment import match_axis
-from merge.alignment.blocks import match_blocks
-from merge.alignment.objective import Objective
+from merge.alignment.solvers.assignment import match_axis
+from merge.alignment.solvers.blocks import match_blocks
+from merge.alignment.solvers.objective import Objective
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import Permutation, places, view_index
 

@@ -1,9 +1,9 @@
 """Auto: nothing moves where two models come of one start; else the best of many alignments, chosen without labels.
 
-Models of one start are told by their weights alone, `merge.alignment.common_start`: they are kept as they are, no text is
+Models of one start are told by their weights alone, `merge.alignment.choice.common_start`: they are kept as they are, no text is
 read and nothing is run. For others every way of matching in TRIED is tried over every set of axes, with permutations and with
 rotations inside heads; of pre-LN models also with a rotation of the residual stream, for which the gains of their norms are
-folded. All are scored together, `merge.alignment.choice`, and moving nothing is always among them.
+folded. All are scored together, `merge.alignment.choice.candidates`, and moving nothing is always among them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from merge.alignment import aligner
-from merge.alignment.agreement import SCORES, Ends
-from merge.alignment.choice import (
+from merge.alignment.choice.candidates import (
     Candidate,
     Choice,
     best,
@@ -25,8 +24,9 @@ from merge.alignment.choice import (
     settled,
     streams,
 )
-from merge.alignment.common_start import find_common_start
+from merge.alignment.choice.common_start import find_common_start
 from merge.alignment.masking import as_used
+from merge.alignment.midpoint import SCORES, Ends
 from merge.alignment.pair import Alignment, Pair, check_kinds
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, SpecError

@@ -17,10 +17,10 @@ Source: Crisostomi et al. 2024, arXiv:2405.17897, algorithm 1 (for two models).
 
 from __future__ import annotations
 
-from merge.alignment.objective import Objective, weights_of
+from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
-from merge.alignment.soft import Relaxation, Soft, along, toward
-from merge.alignment.weights import match_weights
+from merge.alignment.solvers.objective import Objective, weights_of
+from merge.alignment.solvers.soft import Relaxation, Soft, along, toward
 from merge.errors import AlignmentError
 from merge.symmetry.permutation import Permutation, identity
 
