@@ -35,8 +35,8 @@ from torch import Tensor
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.transformers_model import quiet
-from merge.edit import edit_layers
-from merge.plan import LayerPlan
+from merge.layers.edit import edit_layers
+from merge.layers.plan import LayerPlan
 from merge.recipe import make_recipe
 from merge.report import Report
 from merge.run import run

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.errors import UsageError
-from merge.plan import STRATEGIES, LayerPlan, format_layers, parse_layers
+from merge.layers.plan import STRATEGIES, LayerPlan, format_layers, parse_layers
 from merge.terminal import common_options, progress, set_verbosity, start
 
 if TYPE_CHECKING:
     from merge.checkpoints.checkpoint import Checkpoint
-    from merge.contribution import Contribution
-    from merge.edit import EditReport
+    from merge.layers.contribution import Contribution
+    from merge.layers.edit import EditReport
 
 EPILOG = """\b
 Examples:
@@ -89,7 +89,7 @@ def drop_command(model: str, **options: Any) -> None:
       edit-layers drop m/ --strategy top --count 4 -o smaller
       edit-layers drop m/ --layers 9-11,3
     """
-    from merge.layer_stacks import layer_count
+    from merge.layers.stacks import layer_count
 
     strategy, named = options["strategy"], options["layers"]
     if (strategy is None) == (named is None):
@@ -101,7 +101,7 @@ def drop_command(model: str, **options: Any) -> None:
         raise UsageError(f"{', '.join(given)} belong{'s' * (len(given) == 1)} to --strategy contribution.")
 
     def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, Contribution | None]:
-        from merge.edit import drop_plan
+        from merge.layers.edit import drop_plan
 
         stack = options["stack"]
         if named is not None:
@@ -134,7 +134,7 @@ def reorder_command(model: str, order: str, **options: Any) -> None:
     Example:
       edit-layers reorder m/ --order 0,2,1,3-11
     """
-    from merge.layer_stacks import layer_count
+    from merge.layers.stacks import layer_count
 
     def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, None]:
         total = layer_count(checkpoint.config, options["stack"])
@@ -163,7 +163,7 @@ def stack_command(model: str, layers: str, **options: Any) -> None:
     Example:
       edit-layers stack m/ --layers 0-7,4-11      # 12 layers become 16
     """
-    from merge.layer_stacks import layer_count
+    from merge.layers.stacks import layer_count
 
     def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, None]:
         total = layer_count(checkpoint.config, options["stack"])
@@ -183,7 +183,7 @@ def _edit(
     """Open, plan, write and report."""
     from merge.checkpoints.checkpoint import open_checkpoint
     from merge.disk.staging import check_output
-    from merge.edit import edit_facts, edit_layers
+    from merge.layers.edit import edit_facts, edit_layers
 
     set_verbosity(options["verbose"])
     output = Path(options["output"]).expanduser()

@@ -15,7 +15,7 @@ from merge.checkpoints.transformers_model import first_line
 from merge.checkpoints.weights.read import nbytes
 from merge.errors import MismatchError
 from merge.head_plan import HeadPlan, plan_heads
-from merge.plan import LayerPlan, planned_config
+from merge.layers.plan import LayerPlan, planned_config
 from merge.recipe import Recipe
 
 # Config entries that neither shape the model nor change what it computes at inference.

@@ -18,7 +18,7 @@ from torch import Tensor
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.transformers_model import build, model_class, model_config, quiet, set_weights
-from merge.plan import LayerPlan, planned_config, planned_tensors
+from merge.layers.plan import LayerPlan, planned_config, planned_tensors
 
 SIZES = {
     "vocab_size": 18,

@@ -14,8 +14,8 @@ from layered import checkpoint_of, original_model
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 from merge.checkpoints.checkpoint import open_checkpoint
-from merge.contribution import layer_scores, measure_contribution
 from merge.errors import CalibrationError, UsageError
+from merge.layers.contribution import layer_scores, measure_contribution
 
 CLS = 2
 

@@ -27,10 +27,10 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.hub.download import plan_push
 from merge.checkpoints.transformers_model import build, model_class
-from merge.edit import edit_layers
 from merge.edit_command import edit_main
 from merge.errors import CheckpointError, OutputError, UsageError
-from merge.plan import LayerPlan
+from merge.layers.edit import edit_layers
+from merge.layers.plan import LayerPlan
 from merge.recipe import make_recipe
 from merge.run import run as merge_run
 

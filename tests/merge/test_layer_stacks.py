@@ -13,7 +13,7 @@ from layered import FAMILY, STACK, checkpoint_of, original_model, outputs
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.transformers_model import build, model_config
 from merge.errors import UsageError
-from merge.layer_stacks import FAMILIES, before_layers, layer_count, layer_of, stack_of
+from merge.layers.stacks import FAMILIES, before_layers, layer_count, layer_of, stack_of
 
 # Files of these name layers otherwise than modules do, so only numbers can be compared.
 RENAMED = ("vit", "deit")

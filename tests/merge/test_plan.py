@@ -22,8 +22,7 @@ from layered import (
 
 from merge.checkpoints.transformers_model import build
 from merge.errors import MismatchError, UsageError
-from merge.layer_stacks import layer_of
-from merge.plan import (
+from merge.layers.plan import (
     STRATEGIES,
     LayerPlan,
     dropped_layers,
@@ -32,6 +31,7 @@ from merge.plan import (
     planned_config,
     planned_tensors,
 )
+from merge.layers.stacks import layer_of
 
 # ---- what is dropped ----
 

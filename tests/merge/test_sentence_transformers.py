@@ -27,9 +27,9 @@ from merge.checkpoints.sentence_transformers import (
     without_modules,
 )
 from merge.checkpoints.transformers_model import build
-from merge.edit import edit_layers
 from merge.errors import CheckpointError, MismatchError, SpecError
-from merge.plan import LayerPlan
+from merge.layers.edit import edit_layers
+from merge.layers.plan import LayerPlan
 from merge.recipe import make_recipe
 from merge.report import Report
 from merge.run import run

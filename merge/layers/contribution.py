@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merge.errors import CalibrationError, UsageError
-from merge.layer_stacks import layer_count, stack_of
+from merge.layers.stacks import layer_count, stack_of
 from merge.progress import Progress, silent
 
 if TYPE_CHECKING:

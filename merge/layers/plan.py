@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.errors import MismatchError, UsageError, nearest
-from merge.layer_config import Config, Layers, check_layers, config_notes, rewrite_config, stored_layers
-from merge.layer_stacks import before_layers, layer_of, stack_of
+from merge.layers.config import Config, Layers, check_layers, config_notes, rewrite_config, stored_layers
+from merge.layers.stacks import before_layers, layer_of, stack_of
 
 STRATEGIES = ("top", "bottom", "odd", "even", "symmetric", "contribution")
 

@@ -15,12 +15,11 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import check_edited, is_module_tensor, with_modules, without_modules
 from merge.checkpoints.weights.write import write_weights
-from merge.contribution import Contribution, measure_contribution
 from merge.disk.hashes import file_hash
 from merge.disk.staging import check_output, copy_side_files, staged, write_json
 from merge.errors import OutputError, UsageError
-from merge.layer_stacks import layer_count
-from merge.plan import (
+from merge.layers.contribution import Contribution, measure_contribution
+from merge.layers.plan import (
     LayerPlan,
     PlannedTensors,
     dropped_layers,
@@ -29,6 +28,7 @@ from merge.plan import (
     planned_config,
     planned_tensors,
 )
+from merge.layers.stacks import layer_count
 from merge.progress import Progress, silent
 
 if TYPE_CHECKING:

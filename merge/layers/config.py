@@ -12,7 +12,7 @@ from typing import Any
 
 from merge.checkpoints.structure import structure_of
 from merge.errors import MismatchError, UsageError
-from merge.layer_stacks import Stack, layer_count, stack_of
+from merge.layers.stacks import Stack, layer_count, stack_of
 
 # For each output layer the (model, layer) pairs it is made of.
 Layers = tuple[tuple[tuple[int, int], ...], ...]
