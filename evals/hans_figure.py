@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evals.plots import numbers, short
 from evals.tables import GOLDS, HEURISTICS, Record, model_labels, show
 from merge.errors import TaskError
-from merge.figures import COLOURS, INK, MARKERS, RULE, figure_settings
+from merge.publish.figures import COLOURS, INK, MARKERS, RULE, figure_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.tables import Record, model_labels, show
-from merge.figures import COLOURS, INK, MARKERS, PAPER, RULE, figure_settings, rendered
+from merge.publish.figures import COLOURS, INK, MARKERS, PAPER, RULE, figure_settings, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -157,7 +157,7 @@ def card_command(folder: Path, results: Path) -> None:
     Example:
       merge-models card merged/ --results report/results.json
     """
-    from merge.card import add_results
+    from merge.publish.card import add_results
 
     count = add_results(folder, results)
     click.echo(f"{folder / 'README.md'}: {count} results")

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from merge.card import add_results
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import MergeError, TaskError
 from merge.progress import Progress, silent
+from merge.publish.card import add_results
 from merge.recipe import Recipe
 from merge.recipe_entries import EvaluationEntry
 

@@ -20,7 +20,7 @@ def save_alignment(folder: Path, report: Report) -> None:
     records = [aligned.to_json() for aligned in report.bases.aligned]
     records = [record for record in records if record.get("quality", {}).get("axes")]
     if records:
-        from merge.alignment_plot import save_alignment_plot
+        from merge.publish.alignment_plot import save_alignment_plot
 
         save_alignment_plot(folder, records)
     moved, entry = report.bases.aligned, report.recipe.align

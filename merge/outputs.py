@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.asked_vocabulary import vocabulary_names
-from merge.card import write_card
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import is_module_tensor
@@ -26,6 +25,7 @@ from merge.head_plan import Output, plan_heads
 from merge.output_files import copy_files, save_alignment
 from merge.preflight import DTYPES, merged_config
 from merge.progress import Progress, silent
+from merge.publish.card import write_card
 from merge.recipe import Recipe
 from merge.repair_run import repair_written
 from merge.report import Report, manifest, report_facts

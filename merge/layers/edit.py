@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.card import PIPELINES, licence_of
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import check_edited, is_module_tensor, with_modules, without_modules
@@ -30,6 +29,7 @@ from merge.layers.plan import (
 )
 from merge.layers.stacks import layer_count
 from merge.progress import Progress, silent
+from merge.publish.card import PIPELINES, licence_of
 
 if TYPE_CHECKING:
     import torch

@@ -20,8 +20,8 @@ from evals import plots
 from evals.hans_figure import hans_figure
 from evals.plots import barrier_figure, barrier_plot, hans_plot, inline_svg
 from evals.tables import GOLDS
-from merge import figures
 from merge.errors import TaskError
+from merge.publish import figures
 
 LAM = [i / 10 for i in range(11)]
 # The thirty subcases of HANS, in the order of its file.

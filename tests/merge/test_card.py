@@ -11,9 +11,9 @@ import pytest
 import yaml
 from tiny import save_checkpoint
 
-from merge.card import add_results, licence_of, metadata, write_card
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CheckpointError
+from merge.publish.card import add_results, licence_of, metadata, write_card
 from merge.recipe import make_recipe
 from merge.run import run
 

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from merge.model_index import model_index
+from merge.publish.model_index import model_index
 
 
 def scores(task: str, values: dict[str, float | None]) -> dict[str, Any]:

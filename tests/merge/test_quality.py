@@ -19,9 +19,9 @@ from merge.alignment.evidence.distance import distance
 from merge.alignment.evidence.quality import DRAWS, _shuffled, match_quality
 from merge.alignment.matchers.activations import unit_correlations
 from merge.alignment.pair import Alignment, Pair
-from merge.alignment_plot import save_alignment_plot, sort_of
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError
+from merge.publish.alignment_plot import save_alignment_plot, sort_of
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.notation import contiguous
 from merge.symmetry.permutation import apply, identity, inverse, random, restrict

@@ -12,9 +12,9 @@ import transformers
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 
-from merge.card import add_results
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import AlignmentError, CalibrationError, MismatchError
+from merge.publish.card import add_results
 from merge.recipe import Recipe, make_recipe
 from merge.run import run
 from merge.symmetry.architectures import spec_for

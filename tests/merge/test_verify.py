@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, save_checkpoint
 
-from merge.card import add_results
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.command import main
 from merge.errors import CheckpointError
+from merge.publish.card import add_results
 from merge.recipe import make_recipe
 from merge.run import run
 from merge.verify import verify

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.figures import COLOURS, INK, MARKERS, figure_settings, rendered
+from merge.publish.figures import COLOURS, INK, MARKERS, figure_settings, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from merge.errors import CheckpointError
-from merge.model_index import model_index
+from merge.publish.model_index import model_index
 
 PIPELINES = {
     "ForSequenceClassification": "text-classification",
