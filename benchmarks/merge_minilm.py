@@ -37,7 +37,7 @@ from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.transformers_model import quiet
 from merge.layers.edit import edit_layers
 from merge.layers.plan import LayerPlan
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
 

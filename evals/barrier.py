@@ -23,7 +23,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
 from merge.disk.hashes import file_hash
 from merge.progress import Progress, silent
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from merge.symmetry.transform import Transform, apply_transform
 
 T = TypeVar("T")

@@ -59,7 +59,7 @@ def barrier(a: str, b: str, **options: Any) -> None:
 def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     """Measure the naive line and, if asked, the aligned one; store the record."""
     from evals.tasks import find_task
-    from merge.recipe import make_recipe
+    from merge.recipe.recipe import make_recipe
 
     begun = time.monotonic()
     task, stated, shown = find_task(options["task"]), listed(options["labels"], "--labels"), progress(options["quiet"])

@@ -10,7 +10,7 @@ from merge.checkpoints.tokenizers.tokenizer import read_tokenizer
 from merge.checkpoints.tokenizers.vocabulary import VocabularyPlan, plan_vocabulary
 from merge.errors import MismatchError, UsageError, nearest
 from merge.head_plan import HeadPlan, plan_heads
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 
 
 def vocabulary_names(reference: Checkpoint) -> frozenset[str]:

@@ -13,7 +13,7 @@ from merge.checkpoints.sentence_transformers import module_lines
 from merge.errors import MismatchError
 from merge.head_plan import plan_heads
 from merge.progress import Progress, silent
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from merge.symmetry.architectures import spec_for, spec_note
 
 if TYPE_CHECKING:

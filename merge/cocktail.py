@@ -12,8 +12,8 @@ from merge.errors import CalibrationError, CheckpointError, MismatchError
 from merge.methods import make_method
 from merge.methods.cocktail import Cocktail
 from merge.progress import Progress, silent
-from merge.recipe import Recipe
-from merge.recipe_entries import StatisticsEntry
+from merge.recipe.entries import StatisticsEntry
+from merge.recipe.recipe import Recipe
 from merge.text.labelled import Examples, draw_examples, gold_of
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import MergeError, TaskError
 from merge.progress import Progress, silent
 from merge.publish.card import add_results
-from merge.recipe import Recipe
-from merge.recipe_entries import EvaluationEntry
+from merge.recipe.entries import EvaluationEntry
+from merge.recipe.recipe import Recipe
 
 # merge never imports evals: it starts the command as a user would, with this Python and the package beside this one.
 START = "import sys; sys.path.append(sys.argv.pop(1)); from merge.entry import evaluate_models; evaluate_models()"

@@ -10,7 +10,7 @@ from merge.align_options import FLAGS, align_entry
 from merge.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from merge.recipe import Recipe
+    from merge.recipe.recipe import Recipe
 
 # fmt: off
 RECIPE_FLAGS = (
@@ -29,7 +29,7 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
     Raises:
         UsageError, RecipeError: flags that contradict one another, or values that do not fit.
     """
-    from merge.recipe import make_recipe
+    from merge.recipe.recipe import make_recipe
 
     given = [name for name in RECIPE_FLAGS if options[name] not in (None, ())]
     if options["recipe_file"] is not None:
@@ -76,8 +76,8 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
 
 
 def _recipe_of_file(given: list[str], options: dict[str, Any]) -> Recipe:
-    from merge.mergekit_yaml import read_any
-    from merge.recipe import make_recipe
+    from merge.recipe.mergekit.convert import read_any
+    from merge.recipe.recipe import make_recipe
 
     if given:
         raise UsageError(
@@ -100,7 +100,7 @@ def _revisions(models: tuple[str, ...], revisions: tuple[str, ...]) -> tuple[str
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    from merge.strict_yaml import read_value
+    from merge.recipe.yaml_document import read_value
 
     key, equals, value = text.partition("=")
     if not equals or not key:

@@ -26,7 +26,7 @@ from merge.output_files import copy_files, save_alignment
 from merge.preflight import DTYPES, merged_config
 from merge.progress import Progress, silent
 from merge.publish.card import write_card
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from merge.repair_run import repair_written
 from merge.report import Report, manifest, report_facts
 from merge.schedule import Schedule, make_schedule

@@ -16,7 +16,7 @@ from merge.checkpoints.weights.read import nbytes
 from merge.errors import MismatchError
 from merge.head_plan import HeadPlan, plan_heads
 from merge.layers.plan import LayerPlan, planned_config
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 
 # Config entries that neither shape the model nor change what it computes at inference.
 HARMLESS = {

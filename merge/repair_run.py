@@ -18,7 +18,7 @@ from merge.engine import Engine, Job
 from merge.errors import UsageError
 from merge.methods.slerp import Slerp
 from merge.progress import Progress
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from merge.report import Report
 
 if TYPE_CHECKING:

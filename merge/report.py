@@ -17,7 +17,7 @@ from merge.checkpoints.tokenizers.vocabulary import VocabularyPlan
 from merge.disk.hashes import file_hash
 from merge.head_plan import Output, plan_heads
 from merge.publish.card import licence_of
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from merge.schedule import Schedule
 
 if TYPE_CHECKING:

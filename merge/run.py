@@ -23,7 +23,7 @@ from merge.evaluation import check_evaluation, evaluate
 from merge.head_plan import plan_heads
 from merge.outputs import AS_USUAL, Means, plain, write_outputs
 from merge.preflight import preflight
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from merge.repair_run import check_repair
 from merge.report import Report
 from merge.schedule import make_schedule

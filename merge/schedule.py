@@ -11,15 +11,15 @@ from typing import Any
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.engine import Job
 from merge.errors import MismatchError, RecipeError
-from merge.gradient import positions, value_at
 from merge.head_plan import Output, plan_heads
 from merge.layers.plan import LayerPlan, PlannedTensors, parse_layers, plan_notes, planned_tensors
 from merge.layers.stacks import before_layers, layer_count, layer_of
 from merge.methods import Arithmetic, Method, make_method
 from merge.methods.label_average import LabelAverage
 from merge.methods.linear import Linear
-from merge.recipe import Recipe, merged_settings, model_weights
-from merge.recipe_entries import Override, Slice
+from merge.recipe.entries import Override, Slice
+from merge.recipe.gradient import positions, value_at
+from merge.recipe.recipe import Recipe, merged_settings, model_weights
 
 
 @dataclass(frozen=True)

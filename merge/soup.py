@@ -24,7 +24,7 @@ from merge.errors import MergeError
 from merge.methods import make_method
 from merge.methods.greedy_soup import MODEL, GreedySoup
 from merge.progress import Progress, silent
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 
 Write = Callable[[Recipe, Path], None]
 

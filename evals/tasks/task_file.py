@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from evals.task import METRICS, EvalTask, Rows, plain
 from evals.tasks.table import TaskTable, make_task
 from merge.errors import RecipeError, TaskError, UsageError, nearest
-from merge.recipe import TYPES
-from merge.strict_yaml import place, read_document
+from merge.recipe.recipe import TYPES
+from merge.recipe.yaml_document import place, read_document
 
 # A score as a file names it -> the configuration of evals.scores that computes it; GLUE's own names will do too.
 SCORES = {"accuracy": "sst2", "f1": "mrpc", "matthews_correlation": "cola", "pearson": "stsb"}

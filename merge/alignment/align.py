@@ -14,8 +14,8 @@ from merge.checkpoints.sentence_transformers import without_modules
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.head_plan import HeadPlan
 from merge.progress import Progress, silent
-from merge.recipe import Recipe
-from merge.recipe_entries import AlignEntry
+from merge.recipe.entries import AlignEntry
+from merge.recipe.recipe import Recipe
 from merge.symmetry.architectures import spec_for
 
 if TYPE_CHECKING:

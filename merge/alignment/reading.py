@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from merge.alignment import NEED_TEXT
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError
-from merge.recipe_entries import AlignEntry, StatisticsEntry
+from merge.recipe.entries import AlignEntry, StatisticsEntry
 from merge.text.labelled import draw_examples, gold_of
 
 if TYPE_CHECKING:

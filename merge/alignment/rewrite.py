@@ -23,7 +23,7 @@ from merge.checkpoints.sentence_transformers import is_module_tensor, with_modul
 from merge.checkpoints.weights.write import open_writer
 from merge.disk.staging import copy_side_files, write_json
 from merge.errors import AlignmentError
-from merge.recipe_entries import AlignEntry
+from merge.recipe.entries import AlignEntry
 from merge.symmetry.architectures import spec_for
 
 if TYPE_CHECKING:

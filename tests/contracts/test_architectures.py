@@ -20,7 +20,7 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build, quiet
 from merge.errors import SpecError
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.symmetry.architectures import ARCHITECTURES, spec_for
 from merge.symmetry.permutation import apply, apply_axes, inverse, load, random, restrict, save
 from merge.symmetry.spec import parse

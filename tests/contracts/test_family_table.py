@@ -16,7 +16,7 @@ from tiny import save_checkpoint, write_text
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import MergeError
 from merge.outputs import Means
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.run import run
 from merge.symmetry.architectures import spec_for
 

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from merge.checkpoints.reload_check import trial_batch
 from merge.checkpoints.transformers_model import quiet
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.run import run
 
 State = dict[str, Tensor]

@@ -28,7 +28,7 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import loading_faults, meta_model, model_class, quiet
 from merge.errors import CheckpointError, MismatchError
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
 

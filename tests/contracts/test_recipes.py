@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny import NLI, WORDS, bert_config, save_checkpoint, save_tokenizer, write_text
 from torch import Tensor
 
-from merge.mergekit_yaml import read_any
 from merge.methods import WEIGHED
-from merge.recipe import Recipe, make_recipe, read_recipe
+from merge.recipe.mergekit.convert import read_any
+from merge.recipe.recipe import Recipe, make_recipe, read_recipe
 from merge.run import run
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -99,7 +99,7 @@ def test_a_recipe_opens_with_its_command_and_says_what_it_shows(path: Path) -> N
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_fits_the_schema_that_editors_check_it_with(path: Path) -> None:
     """mergekit's file is no recipe of ours, and fits it as little as it should."""
-    from merge.strict_yaml import read_document
+    from merge.recipe.yaml_document import read_document
 
     schema = json.loads((FOLDER / "recipe.schema.json").read_text(encoding="utf-8"))
     fits = jsonschema.Draft202012Validator(schema).is_valid(read_document(path)[0])

@@ -17,7 +17,7 @@ from evals.tasks import TASKS
 from merge.alignment.rewrite import prepared
 from merge.bases import find_bases
 from merge.checkpoints.checkpoint import open_checkpoint
-from merge.recipe import Recipe, make_recipe
+from merge.recipe.recipe import Recipe, make_recipe
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.permutation import identity

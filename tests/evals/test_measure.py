@@ -31,7 +31,7 @@ from evals.task import EvalTask, Rows
 from evals.tasks import TASKS
 from merge.bases import find_bases
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, restrict
 from merge.symmetry.permutation import random as random_permutation

@@ -25,7 +25,7 @@ from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError, SpecError, UsageError
-from merge.recipe import make_recipe, read_recipe
+from merge.recipe.recipe import make_recipe, read_recipe
 from merge.report import Report
 from merge.run import run
 from merge.symmetry import canonical as gauges

@@ -28,7 +28,7 @@ from merge.methods.linear import Linear
 from merge.methods.passthrough import Passthrough
 from merge.methods.task_arithmetic import TaskArithmetic
 from merge.outputs import Means
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
 

@@ -24,7 +24,7 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.command import main
 from merge.errors import UsageError
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.report import Report
 from merge.report_text import report_text
 from merge.run import run

@@ -14,7 +14,7 @@ from tiny import save_checkpoint
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CheckpointError
 from merge.publish.card import add_results, licence_of, metadata, write_card
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.run import run
 
 FACTS: dict[str, Any] = {

@@ -32,8 +32,8 @@ from merge.cocktail import (
 from merge.command import main
 from merge.errors import CalibrationError, CheckpointError, MismatchError, RecipeError
 from merge.methods.statistics.fisher import load_model
-from merge.recipe import Recipe, make_recipe, read_recipe
-from merge.recipe_entries import StatisticsEntry
+from merge.recipe.entries import StatisticsEntry
+from merge.recipe.recipe import Recipe, make_recipe, read_recipe
 from merge.run import run
 
 COUNT = 40

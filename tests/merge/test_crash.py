@@ -15,7 +15,7 @@ from pathlib import Path
 from tiny import bert_config, save_checkpoint
 
 from merge.disk.hashes import file_hash
-from merge.recipe import Recipe, make_recipe
+from merge.recipe.recipe import Recipe, make_recipe
 from merge.run import run
 from merge.verify import verify
 

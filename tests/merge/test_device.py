@@ -17,7 +17,7 @@ from merge.bases import find_bases
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.transformers_model import build, on_device
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -31,7 +31,7 @@ from merge.edit_command import edit_main
 from merge.errors import CheckpointError, OutputError, UsageError
 from merge.layers.edit import edit_layers
 from merge.layers.plan import LayerPlan
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.run import run as merge_run
 
 

@@ -16,8 +16,8 @@ import merge.evaluation as module
 from merge.command import main
 from merge.errors import TaskError
 from merge.evaluation import START, EvaluationError, evaluate, report_folder
-from merge.recipe import Recipe, make_recipe
-from merge.recipe_entries import EvaluationEntry
+from merge.recipe.entries import EvaluationEntry
+from merge.recipe.recipe import Recipe, make_recipe
 from merge.run import run
 from merge.verify import verify
 

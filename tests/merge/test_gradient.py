@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from merge.errors import UsageError
-from merge.gradient import is_gradient, positions, value_at
+from merge.recipe.gradient import is_gradient, positions, value_at
 
 
 @pytest.mark.parametrize("points", [[0.3], [0, 1], [0.1, 0.9, 0.2], [1, 0, 1, 0, 2.5]])

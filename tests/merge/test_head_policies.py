@@ -25,7 +25,7 @@ from merge.command import main
 from merge.errors import MismatchError, OutputError, RecipeError
 from merge.head_plan import output_folders, plan_heads
 from merge.methods.label_average import LabelAverage
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
 from merge.symmetry.architectures import spec_for

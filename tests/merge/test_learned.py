@@ -30,8 +30,8 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, CalibrationError, MismatchError
-from merge.recipe import make_recipe
-from merge.recipe_entries import AlignEntry
+from merge.recipe.entries import AlignEntry
+from merge.recipe.recipe import make_recipe
 from merge.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms

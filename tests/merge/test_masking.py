@@ -22,7 +22,7 @@ from merge.alignment.pair import Pair, Settings
 from merge.alignment.reading import read_material
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import AlignmentError
-from merge.recipe_entries import AlignEntry
+from merge.recipe.entries import AlignEntry
 from merge.symmetry.permutation import identity
 
 MASK, FRAME = 3, (0, 1, 2)

@@ -13,13 +13,13 @@ import pytest
 import yaml
 
 from merge.errors import RecipeError
-from merge.gradient import value_at
-from merge.mergekit_document import Document
-from merge.mergekit_methods import ALL_PARAMETERS, COUNTERPARTS
-from merge.mergekit_parameters import stretched
-from merge.mergekit_yaml import is_mergekit, read_any
 from merge.methods import METHODS
-from merge.recipe import Recipe, make_recipe, read_recipe
+from merge.recipe.gradient import value_at
+from merge.recipe.mergekit.convert import is_mergekit, read_any
+from merge.recipe.mergekit.counterparts import ALL_PARAMETERS, COUNTERPARTS
+from merge.recipe.mergekit.document import Document
+from merge.recipe.mergekit.parameters import stretched
+from merge.recipe.recipe import Recipe, make_recipe, read_recipe
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -751,7 +751,7 @@ def test_reading_a_mergekit_file_loads_nothing_heavy(tmp_path: Path) -> None:
     """A fault in a recipe is told at once, before torch and transformers are imported."""
     path = written(tmp_path, PLAIN)
     code = (
-        "import sys; from pathlib import Path; from merge.mergekit_yaml import read_any; read_any(Path(sys.argv[1])); "
+        "import sys; from pathlib import Path; from merge.recipe.mergekit.convert import read_any; read_any(Path(sys.argv[1])); "
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)

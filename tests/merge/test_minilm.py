@@ -14,7 +14,7 @@ from merge.alignment.pair import Pair
 from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, inverse, random

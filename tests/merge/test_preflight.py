@@ -17,7 +17,7 @@ import merge.preflight
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.errors import MismatchError
 from merge.preflight import merged_config, preflight, read_vocabulary
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 
 
 def made(

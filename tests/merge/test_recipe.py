@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from merge.command import merge_command
 from merge.errors import RecipeError, UsageError
 from merge.flags import recipe_of_flags
-from merge.recipe import Recipe, make_recipe, read_recipe
-from merge.strict_yaml import read_value
+from merge.recipe.recipe import Recipe, make_recipe, read_recipe
+from merge.recipe.yaml_document import read_value
 
 
 def from_flags(*arguments: str) -> Recipe:

@@ -13,11 +13,11 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-import merge.recipe_entries
+import merge.recipe.entries
 from merge.errors import RecipeError
 from merge.methods import METHODS
-from merge.recipe import Recipe, make_recipe
-from merge.recipe_schema import described, recipe_schema, schema_text
+from merge.recipe.recipe import Recipe, make_recipe
+from merge.recipe.schema import described, recipe_schema, schema_text
 
 FILE = Path(__file__).parents[2] / "recipes" / "recipe.schema.json"
 VALIDATOR = jsonschema.Draft202012Validator(recipe_schema())
@@ -28,14 +28,14 @@ def faults(values: dict[str, Any]) -> str:
 
 
 def test_the_file_is_the_schema() -> None:
-    """When it is not: python -m merge.recipe_schema recipes/recipe.schema.json."""
+    """When it is not: python -m merge.recipe.schema recipes/recipe.schema.json."""
     assert FILE.read_text(encoding="utf-8") == schema_text()
     jsonschema.Draft202012Validator.check_schema(json.loads(schema_text()))
 
 
 def test_the_module_writes_the_file_and_loads_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import runpy, sys; sys.argv = ['schema', sys.argv[1]]; runpy.run_module('merge.recipe_schema', "
+        "import runpy, sys; sys.argv = ['schema', sys.argv[1]]; runpy.run_module('merge.recipe.schema', "
         "run_name='__main__'); print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     target = tmp_path / "schema.json"
@@ -125,7 +125,7 @@ def test_every_key_of_the_recipe_is_in_the_schema() -> None:
     schema = recipe_schema()
     assert schema["properties"].keys() == Recipe.model_fields.keys()
     records = [
-        record for record in vars(merge.recipe_entries).values()
+        record for record in vars(merge.recipe.entries).values()
         if isinstance(record, type) and issubclass(record, BaseModel) and record.model_fields and record is not Recipe
     ]  # fmt: skip
     assert len(records) >= 8

@@ -25,7 +25,7 @@ from merge.checkpoints.transformers_model import build
 from merge.engine import Job
 from merge.errors import AlignmentError, UsageError
 from merge.methods import make_method
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.repair import RepairReport, repair
 from merge.repair_run import shares
 from merge.repair_sites import find_sites

@@ -25,7 +25,7 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, RecipeError, SpecError
-from merge.recipe import Recipe, make_recipe
+from merge.recipe.recipe import Recipe, make_recipe
 from merge.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms

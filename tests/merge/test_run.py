@@ -15,7 +15,7 @@ from tiny import bert_config, random_tensors, save_checkpoint, save_tokenizer, w
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import AlignmentError, CalibrationError, MismatchError
 from merge.publish.card import add_results
-from merge.recipe import Recipe, make_recipe
+from merge.recipe.recipe import Recipe, make_recipe
 from merge.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random, restrict

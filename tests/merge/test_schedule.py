@@ -13,7 +13,7 @@ from tiny import bert_config, random_tensors, save_checkpoint
 
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import MismatchError, RecipeError, UsageError
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.run import run
 from merge.schedule import Schedule, make_schedule
 

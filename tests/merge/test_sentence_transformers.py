@@ -30,7 +30,7 @@ from merge.checkpoints.transformers_model import build
 from merge.errors import CheckpointError, MismatchError, SpecError
 from merge.layers.edit import edit_layers
 from merge.layers.plan import LayerPlan
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.report import Report
 from merge.run import run
 from merge.symmetry.architectures import spec_for

@@ -20,7 +20,7 @@ from tiny import bert_config, random_tensors, save_checkpoint
 import merge.checkpoints.weights.write
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CheckpointError, MergeError, MismatchError, OutputError, RecipeError, UsageError
-from merge.recipe import make_recipe, read_recipe
+from merge.recipe.recipe import make_recipe, read_recipe
 from merge.run import run
 
 PLAIN = {k: v for k, v in bert_config("BertModel").items() if k not in ("architectures", "model_type")}
@@ -195,7 +195,7 @@ def test_config_and_labels_are_the_first_models_in_every_process(tmp_path: Path)
     save_checkpoint(tmp_path / "a")
     save_checkpoint(tmp_path / "b", other, seed=1)
     code = (
-        "from merge.recipe import make_recipe; from merge.run import run; import sys;"
+        "from merge.recipe.recipe import make_recipe; from merge.run import run; import sys;"
         "run(make_recipe({'models': ['b', 'a'], 'output': sys.argv[1]}))"
     )
     found = []

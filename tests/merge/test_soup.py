@@ -19,7 +19,7 @@ import merge.soup as module
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.command import main
 from merge.errors import RecipeError
-from merge.recipe import Recipe, make_recipe, read_recipe
+from merge.recipe.recipe import Recipe, make_recipe, read_recipe
 from merge.run import run
 from merge.soup import ScoreError, last_words, run_scorer, score_in, stored_scores
 from merge.symmetry.architectures import spec_for

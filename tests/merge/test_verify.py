@@ -15,7 +15,7 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.command import main
 from merge.errors import CheckpointError
 from merge.publish.card import add_results
-from merge.recipe import make_recipe
+from merge.recipe.recipe import make_recipe
 from merge.run import run
 from merge.verify import verify
 

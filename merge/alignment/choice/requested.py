@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from merge.alignment import AS_MERGED, MANY, aligner, many_aligner
 from merge.errors import AlignmentError, UsageError
-from merge.recipe_entries import AlignEntry
+from merge.recipe.entries import AlignEntry
 
 if TYPE_CHECKING:
     from merge.alignment.choice.candidates import Choice

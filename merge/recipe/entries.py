@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 
 from merge.alignment import BY, FIND_MAPS, READERS
 from merge.errors import UsageError, nearest
-from merge.gradient import is_gradient
 from merge.methods import METHODS
+from merge.recipe.gradient import is_gradient
 
 
 class Record(BaseModel):

@@ -1,6 +1,6 @@
 """The recipe's JSON schema, for editors that complete and check YAML as it is typed.
 
-Made from the records and methods themselves; `python -m merge.recipe_schema recipes/recipe.schema.json` writes it. It
+Made from the records and methods themselves; `python -m merge.recipe.schema recipes/recipe.schema.json` writes it. It
 knows shapes, names and types; what a method says of its values (a density up to 1, one weight per model) is checked
 when the recipe is read.
 """
@@ -20,10 +20,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from merge import recipe_entries
 from merge.alignment import BY
 from merge.methods import METHODS
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
+from merge.recipe.recipe import entries as recipe_entries
 
 GRADIENT = {"$ref": "#/$defs/Gradient"}
 NUMBER = {"anyOf": [{"type": "number"}, GRADIENT]}

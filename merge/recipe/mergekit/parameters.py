@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.errors import nearest
-from merge.gradient import is_gradient, value_at
-from merge.mergekit_methods import ALL_PARAMETERS, REQUIRED, Counterpart, Parameter
+from merge.recipe.gradient import is_gradient, value_at
+from merge.recipe.mergekit.counterparts import ALL_PARAMETERS, REQUIRED, Counterpart, Parameter
 
 Where = tuple[int | str, ...]
 

@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from merge.errors import RecipeError, nearest
-from merge.mergekit_document import Document, Merges, check_document, keys_at, read_merges, read_reference
-from merge.mergekit_methods import EXACT, Counterpart
-from merge.mergekit_parameters import Fault, Scope, Settled, Where, has_gradient, read_scope, settle, stretched
-from merge.recipe import TYPES, Recipe, read_recipe
-from merge.strict_yaml import place, read_document
+from merge.recipe.mergekit.counterparts import EXACT, Counterpart
+from merge.recipe.mergekit.document import Document, Merges, check_document, keys_at, read_merges, read_reference
+from merge.recipe.mergekit.parameters import Fault, Scope, Settled, Where, has_gradient, read_scope, settle, stretched
+from merge.recipe.recipe import TYPES, Recipe, read_recipe
+from merge.recipe.yaml_document import place, read_document
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from merge.errors import nearest
-from merge.mergekit_methods import COUNTERPARTS, Counterpart
-from merge.mergekit_parameters import Fault, Where
+from merge.recipe.mergekit.counterparts import COUNTERPARTS, Counterpart
+from merge.recipe.mergekit.parameters import Fault, Where
 
 
 class _Part(BaseModel):

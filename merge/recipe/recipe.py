@@ -9,9 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from merge.errors import RecipeError, UsageError, nearest
-from merge.gradient import positions, value_at
 from merge.methods import METHODS, WEIGHED, make_method
-from merge.recipe_entries import (
+from merge.recipe.entries import (
     AlignEntry,
     BaseEntry,
     EvaluationEntry,
@@ -22,7 +21,8 @@ from merge.recipe_entries import (
     StatisticsEntry,
     known_method,
 )
-from merge.strict_yaml import dump, place, read_document
+from merge.recipe.gradient import positions, value_at
+from merge.recipe.yaml_document import dump, place, read_document
 
 
 class Recipe(Record):
