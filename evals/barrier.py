@@ -18,12 +18,12 @@ from evals.predict import task_logits
 from evals.predictor import Predictor, make_predictor
 from evals.task import EvalTask, Rows
 from merge.alignment.reading import finite_tensors
-from merge.bases import Bases
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
 from merge.disk.hashes import file_hash
 from merge.progress import Progress, silent
 from merge.recipe.recipe import Recipe
+from merge.run.rebase import Bases
 from merge.symmetry.transform import Transform, apply_transform
 
 T = TypeVar("T")

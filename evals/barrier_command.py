@@ -75,9 +75,9 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     from evals.predictor import make_predictor
     from evals.report import add_result
     from merge.alignment.rewrite import prepared
-    from merge.bases import find_bases
     from merge.checkpoints.checkpoint import open_checkpoint
-    from merge.preflight import preflight
+    from merge.run.plan.preflight import preflight
+    from merge.run.rebase import find_bases
 
     pair = open_checkpoint(a), open_checkpoint(b)
     notes = preflight(pair, recipe=recipe)

@@ -20,8 +20,8 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
 from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import TaskError
-from merge.preflight import HARMLESS
 from merge.progress import Progress, silent
+from merge.run.plan.preflight import HARMLESS
 
 
 @dataclass(frozen=True)

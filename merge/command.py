@@ -101,9 +101,9 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     if options["print_recipe"]:
         click.echo(recipe.to_yaml(), nl=False)
         return
-    from merge.outputs import Means
-    from merge.report import report_facts
-    from merge.run import run
+    from merge.run.manifest import report_facts
+    from merge.run.outputs import Means
+    from merge.run.run import run
 
     means = Means(options["threads"], options["device"], options["recheck"], progress(options["quiet"]))
     report = run(recipe, options["force"], options["dry_run"], means)
@@ -175,7 +175,7 @@ def verify_command(folder: Path, as_json: bool) -> None:
     Example:
       merge-models verify merged/
     """
-    from merge.verify import verify
+    from merge.run.verify import verify
 
     found = verify(folder)
     if as_json:

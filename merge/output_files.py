@@ -9,7 +9,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
 from merge.checkpoints.tokenizers.vocabulary import write_tokenizer
 from merge.disk.staging import copy_side_files
-from merge.report import Report
+from merge.run.manifest import Report
 
 # What moved the reference, where both ends were asked to move.
 REFERENCE_FILE = "reference-transform.safetensors"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from merge.alignment.align import Aligned
-    from merge.report import Report
+    from merge.run.manifest import Report
 
 
 def report_text(report: Report, dry_run: bool) -> str:

@@ -116,7 +116,7 @@ def repaired(by: Method) -> Method:
     """Return the method with the spread of units restored in every model on the way, by the pair's calibration text."""
 
     def method(pair: Pair) -> Aligned:
-        from merge.repair import repair
+        from merge.run.repair.repair import repair
 
         found = by(pair)
 

@@ -12,10 +12,10 @@ from merge.alignment.reading import Material, absent_pooler, finite_tensors, rea
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import without_modules
 from merge.errors import AlignmentError, UsageError, nearest
-from merge.head_plan import HeadPlan
 from merge.progress import Progress, silent
 from merge.recipe.entries import AlignEntry
 from merge.recipe.recipe import Recipe
+from merge.run.plan.heads import HeadPlan
 from merge.symmetry.architectures import spec_for
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from architecture_case import CASES, TABLES, Case, first_of, make, say
 from families import CLASSIFIERS, FAMILIES, canonical_tensors, family_case, written_name
 
 from merge.alignment.matchers.activations import watched
-from merge.bases import find_bases
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build, quiet
 from merge.errors import SpecError
 from merge.recipe.recipe import make_recipe
+from merge.run.rebase import find_bases
 from merge.symmetry.architectures import ARCHITECTURES, spec_for
 from merge.symmetry.permutation import apply, apply_axes, inverse, load, random, restrict, save
 from merge.symmetry.spec import parse

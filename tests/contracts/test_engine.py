@@ -14,14 +14,14 @@ from contracts.test_methods import CASES
 from formulas.case import Case, statistics
 from torch import Tensor
 
-import merge.engine
+import merge.run.engine.engine
 from merge.checkpoints.weights.arrays import NUMPY, TORCH, Array, Arrays, check_device
 from merge.checkpoints.weights.read import as_array, torch_letters
-from merge.engine import Engine, Input, Job
 from merge.errors import CheckpointError, MismatchError, OutputError, UsageError
 from merge.methods import METHODS, Arithmetic, make_method
 from merge.methods.context import Place, mask_generators
 from merge.progress import in_threads
+from merge.run.engine.engine import Engine, Input, Job
 
 SHAPES = {"scalar": (), "vector": (13,), "matrix": (9, 7), "cube": (2, 3, 4), "empty": (0, 4), "large": (40, 25)}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -145,7 +145,7 @@ def test_threads_pieces_and_the_order_of_models_leave_every_bit_as_it_is(
     """Models that the formula tells apart by their order keep it; all others may be given in any."""
     models, base = given(case)
     first = merged(case, models, base)
-    monkeypatch.setattr(merge.engine, "PIECE", 17)
+    monkeypatch.setattr(merge.run.engine.engine, "PIECE", 17)
     orders: list[Sequence[int] | None] = [None]
     if not case.kind.order_matters:
         orders += [*itertools.islice(itertools.permutations(range(case.models)), 1, 4)]
@@ -160,8 +160,8 @@ def test_numpy_gives_the_bits_that_torch_gives(case: Case, dtype: torch.dtype, m
     if not is_arithmetic(case):
         return
     models, base = given(case, dtype)
-    for piece, out in itertools.product((merge.engine.PIECE, 17), (None, *DTYPES)):
-        monkeypatch.setattr(merge.engine, "PIECE", piece)
+    for piece, out in itertools.product((merge.run.engine.engine.PIECE, 17), (None, *DTYPES)):
+        monkeypatch.setattr(merge.run.engine.engine, "PIECE", piece)
         theirs = merged(case, models, base, out)
         ours = merged(case, models, base, out, threads=2, arrays=NUMPY)
         assert all(torch.equal(bits(theirs[name]), bits(ours[name])) for name in theirs), (piece, out)

@@ -15,9 +15,9 @@ from tiny import save_checkpoint, write_text
 
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import MergeError
-from merge.outputs import Means
 from merge.recipe.recipe import make_recipe
-from merge.run import run
+from merge.run.outputs import Means
+from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 
 # What cannot be aligned by activations, and how it is said: nothing to read text with, or nothing to hook.

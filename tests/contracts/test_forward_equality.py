@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from merge.checkpoints.reload_check import trial_batch
 from merge.checkpoints.transformers_model import quiet
 from merge.recipe.recipe import make_recipe
-from merge.run import run
+from merge.run.run import run
 
 State = dict[str, Tensor]
 FAMILIES = tuple(dict.fromkeys(config["model_type"] for config, _ in CASES.values()))

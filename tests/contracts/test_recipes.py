@@ -17,7 +17,7 @@ from torch import Tensor
 from merge.methods import WEIGHED
 from merge.recipe.mergekit.convert import read_any
 from merge.recipe.recipe import Recipe, make_recipe, read_recipe
-from merge.run import run
+from merge.run.run import run
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("*.yml")])

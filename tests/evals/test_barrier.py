@@ -15,9 +15,9 @@ from evals.predict import match_labels
 from evals.task import Rows
 from evals.tasks import TASKS
 from merge.alignment.rewrite import prepared
-from merge.bases import find_bases
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.recipe.recipe import Recipe, make_recipe
+from merge.run.rebase import find_bases
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.permutation import identity

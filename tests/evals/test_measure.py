@@ -29,9 +29,9 @@ from evals.predictor import Predictor
 from evals.report import add_result, load_results
 from evals.task import EvalTask, Rows
 from evals.tasks import TASKS
-from merge.bases import find_bases
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.recipe.recipe import make_recipe
+from merge.run.rebase import find_bases
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, restrict
 from merge.symmetry.permutation import random as random_permutation

@@ -26,8 +26,8 @@ from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError, SpecError, UsageError
 from merge.recipe.recipe import make_recipe, read_recipe
-from merge.report import Report
-from merge.run import run
+from merge.run.manifest import Report
+from merge.run.run import run
 from merge.symmetry import canonical as gauges
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import Folded, fold_norms

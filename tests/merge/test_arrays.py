@@ -18,8 +18,8 @@ from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
 import merge.checkpoints.weights.arrays
-import merge.outputs
-import merge.run
+import merge.run.outputs
+import merge.run.run
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.weights.arrays import NUMPY, TORCH, Arrays, TorchArrays, suit_numpy
 from merge.checkpoints.weights.read import StoredTensor, as_array, torch_letters
@@ -27,10 +27,10 @@ from merge.errors import CheckpointError, OutputError
 from merge.methods.linear import Linear
 from merge.methods.passthrough import Passthrough
 from merge.methods.task_arithmetic import TaskArithmetic
-from merge.outputs import Means
 from merge.recipe.recipe import make_recipe
-from merge.report import Report
-from merge.run import run
+from merge.run.manifest import Report
+from merge.run.outputs import Means
+from merge.run.run import run
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
@@ -162,13 +162,13 @@ class Kinds:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[Arrays] = []
         self.forced = False
-        choose = merge.outputs._arrays
+        choose = merge.run.outputs._arrays
 
         def chosen(*args: Any) -> Arrays:
             self.seen.append(TORCH if self.forced else choose(*args))
             return self.seen[-1]
 
-        monkeypatch.setattr(merge.outputs, "_arrays", chosen)
+        monkeypatch.setattr(merge.run.outputs, "_arrays", chosen)
 
     def outputs(self, tmp_path: Path, *models: Path, **more: Any) -> list[dict[str, bytes]]:
         """Return every file of a run as it comes, and of one on torch's tensors."""
@@ -229,7 +229,7 @@ def test_shards_and_tensors_at_odd_places_are_read_as_they_lie(
     kinds: Kinds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A header may end anywhere, so that no number stands at a multiple of its size; two shards are one model."""
-    monkeypatch.setattr(merge.engine, "PIECE", 100)
+    monkeypatch.setattr(merge.run.engine.engine, "PIECE", 100)
     a, b = folders(tmp_path, 2)
     whole, _ = kinds.outputs(tmp_path, a, b)
     raw = (a / "model.safetensors").read_bytes()
@@ -293,11 +293,11 @@ def test_another_device_is_torch_s(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     chosen: list[Arrays] = []
 
     def write(folder: Path, report: Report, means: Means, hashes: object) -> Report:
-        chosen.append(merge.outputs._arrays(report, means))
+        chosen.append(merge.run.outputs._arrays(report, means))
         return report
 
-    monkeypatch.setattr(merge.run, "write_outputs", write)
-    monkeypatch.setattr(merge.run, "check_device", lambda device: None)
+    monkeypatch.setattr(merge.run.run, "write_outputs", write)
+    monkeypatch.setattr(merge.run.run, "check_device", lambda device: None)
     for device in ("cpu", "cuda:1"):
         recipe = make_recipe({"models": [str(a), str(b)], "output": str(tmp_path / device)})
         run(recipe, means=Means(device=device))

@@ -25,9 +25,9 @@ from merge.checkpoints.structure import structure_of
 from merge.command import main
 from merge.errors import UsageError
 from merge.recipe.recipe import make_recipe
-from merge.report import Report
 from merge.report_text import report_text
-from merge.run import run
+from merge.run.manifest import Report
+from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.permutation import apply, identity, random, restrict

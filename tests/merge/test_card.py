@@ -15,7 +15,7 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CheckpointError
 from merge.publish.card import add_results, licence_of, metadata, write_card
 from merge.recipe.recipe import make_recipe
-from merge.run import run
+from merge.run.run import run
 
 FACTS: dict[str, Any] = {
     "name": "soup {name}",

@@ -15,10 +15,16 @@ import transformers
 from safetensors.torch import load_file
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write_text
 
-import merge.cocktail as module
+import merge.run.search.cocktail as module
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import encode, load_tokenizer, tokenise
-from merge.cocktail import (
+from merge.command import main
+from merge.errors import CalibrationError, CheckpointError, MismatchError, RecipeError
+from merge.methods.statistics.fisher import load_model
+from merge.recipe.entries import StatisticsEntry
+from merge.recipe.recipe import Recipe, make_recipe, read_recipe
+from merge.run.run import run
+from merge.run.search.cocktail import (
     Examples,
     check_head,
     cocktail_weights,
@@ -29,12 +35,6 @@ from merge.cocktail import (
     softmax,
     word_loss,
 )
-from merge.command import main
-from merge.errors import CalibrationError, CheckpointError, MismatchError, RecipeError
-from merge.methods.statistics.fisher import load_model
-from merge.recipe.entries import StatisticsEntry
-from merge.recipe.recipe import Recipe, make_recipe, read_recipe
-from merge.run import run
 
 COUNT = 40
 

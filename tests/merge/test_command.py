@@ -471,18 +471,18 @@ def test_progress_on_a_terminal_leaves_the_cursor_on_a_fresh_line(
 
 def test_a_fault_of_the_machine_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that vanishes and a full memory are nobody's bug; a bug of ours keeps its traceback."""
-    import merge.run
+    import merge.run.run
 
     for fault, said in (
         (PermissionError(13, "Permission denied", "x"), "PermissionError"),
         (MemoryError("no room"), "no room"),
     ):
-        monkeypatch.setattr(merge.run, "run", _raiser(fault))
+        monkeypatch.setattr(merge.run.run, "run", _raiser(fault))
         answer = run("a", "b")
         assert answer.code == 1
         assert said in answer.err
         assert len(answer.err.splitlines()) == 1
-    monkeypatch.setattr(merge.run, "run", _raiser(ZeroDivisionError()))
+    monkeypatch.setattr(merge.run.run, "run", _raiser(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         run("a", "b")
 

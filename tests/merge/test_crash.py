@@ -16,8 +16,8 @@ from tiny import bert_config, save_checkpoint
 
 from merge.disk.hashes import file_hash
 from merge.recipe.recipe import Recipe, make_recipe
-from merge.run import run
-from merge.verify import verify
+from merge.run.run import run
+from merge.run.verify import verify
 
 KILLS = int(os.environ.get("MERGE_MODELS_KILLS", "12"))
 # Large enough that writing takes a good part of the run.

@@ -13,11 +13,11 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 from merge.alignment import aligner
 from merge.alignment import pair as pair_module
-from merge.bases import find_bases
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.transformers_model import build, on_device
 from merge.recipe.recipe import make_recipe
+from merge.run.rebase import find_bases
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

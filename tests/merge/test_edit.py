@@ -32,7 +32,7 @@ from merge.errors import CheckpointError, OutputError, UsageError
 from merge.layers.edit import edit_layers
 from merge.layers.plan import LayerPlan
 from merge.recipe.recipe import make_recipe
-from merge.run import run as merge_run
+from merge.run.run import run as merge_run
 
 
 @dataclass(frozen=True)

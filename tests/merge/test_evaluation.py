@@ -12,14 +12,14 @@ import pytest
 import yaml
 from tiny import NLI, WORDS, bert_config, save_checkpoint
 
-import merge.evaluation as module
+import merge.run.evaluation as module
 from merge.command import main
 from merge.errors import TaskError
-from merge.evaluation import START, EvaluationError, evaluate, report_folder
 from merge.recipe.entries import EvaluationEntry
 from merge.recipe.recipe import Recipe, make_recipe
-from merge.run import run
-from merge.verify import verify
+from merge.run.evaluation import START, EvaluationError, evaluate, report_folder
+from merge.run.run import run
+from merge.run.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from tiny import WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 from torch import Tensor
 
-from merge.bases import find_bases
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.labels import base_class, consistent_labels, encoder_of, label_tensors
@@ -23,14 +22,15 @@ from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.command import main
 from merge.errors import MismatchError, OutputError, RecipeError
-from merge.head_plan import output_folders, plan_heads
 from merge.methods.label_average import LabelAverage
 from merge.recipe.recipe import make_recipe
-from merge.report import Report
-from merge.run import run
+from merge.run.manifest import Report
+from merge.run.plan.heads import output_folders, plan_heads
+from merge.run.rebase import find_bases
+from merge.run.run import run
+from merge.run.verify import verify
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply_axes
-from merge.verify import verify
 
 NER = ("O", "person", "place", "thing", "time")
 
@@ -244,7 +244,7 @@ def test_keep_all_is_in_place_whole_or_not_at_all(
     nli: Path, ner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second folder does not reload: neither it nor the first, which was already written, is left."""
-    from merge import outputs as module
+    from merge.run.run import outputs as module
 
     seen = []
 

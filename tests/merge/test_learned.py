@@ -32,7 +32,7 @@ from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, CalibrationError, MismatchError
 from merge.recipe.entries import AlignEntry
 from merge.recipe.recipe import make_recipe
-from merge.run import run
+from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.groups import GROUPS

@@ -15,7 +15,7 @@ from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.recipe.recipe import make_recipe
-from merge.run import run
+from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, inverse, random
 from merge.text.calibration import read_calibration

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from tiny import SPECIAL, WORDS, bert_config, random_tensors, save_tokenizer
 
-import merge.preflight
+import merge.run.plan.preflight
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.errors import MismatchError
-from merge.preflight import merged_config, preflight, read_vocabulary
 from merge.recipe.recipe import make_recipe
+from merge.run.plan.preflight import merged_config, preflight, read_vocabulary
 
 
 def made(
@@ -228,7 +228,7 @@ def test_the_disk_must_hold_what_will_be_written(
     need = size * sum(tensor.numel() for tensor in a.state_dict().values())
     usage = namedtuple("usage", "total used free")
     for free, refused in ((need, False), (need - 1, True)):
-        monkeypatch.setattr(merge.preflight.shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
+        monkeypatch.setattr(merge.run.plan.preflight.shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
         found = faults(a, a, dtype=dtype, output=tmp_path / "not" / "yet" / "there")
         assert ["GB free; the merge needs" in line for line in found] == [True] * refused
     assert shutil.disk_usage(tmp_path).free == need - 1

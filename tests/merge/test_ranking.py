@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.ranking import magnitude_thresholds
+from merge.run.engine.magnitude_ranking import magnitude_thresholds
 
 
 def swept(models: list[list[Tensor]]) -> tuple[Callable[..., None], list[int]]:

@@ -22,16 +22,16 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import attended
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
-from merge.engine import Job
 from merge.errors import AlignmentError, UsageError
 from merge.methods import make_method
 from merge.recipe.recipe import make_recipe
-from merge.repair import RepairReport, repair
-from merge.repair_run import shares
-from merge.repair_sites import find_sites
-from merge.run import run
+from merge.run.engine.engine import Job
+from merge.run.repair.repair import RepairReport, repair
+from merge.run.repair.sites import find_sites
+from merge.run.repair.step import shares
+from merge.run.run import run
+from merge.run.verify import verify
 from merge.symmetry.architectures import spec_for
-from merge.verify import verify
 
 Tensors = Mapping[str, Tensor]
 FFN, ATTENTION = "bert.encoder.layer.{}.intermediate.dense", "bert.encoder.layer.{}.attention.output.dense"

@@ -26,7 +26,7 @@ from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, RecipeError, SpecError
 from merge.recipe.recipe import Recipe, make_recipe
-from merge.run import run
+from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform

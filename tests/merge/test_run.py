@@ -16,7 +16,7 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import AlignmentError, CalibrationError, MismatchError
 from merge.publish.card import add_results
 from merge.recipe.recipe import Recipe, make_recipe
-from merge.run import run
+from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random, restrict
 from merge.symmetry.transform import apply_transform
@@ -239,7 +239,7 @@ def test_scores_reach_the_card_only_if_they_are_of_this_model(pair: tuple[Path, 
 
 def test_nothing_is_written_when_the_proof_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table with one wrong line stops the run before anything is averaged."""
-    from merge import bases
+    from merge.run.run import rebase as bases
 
     a = save_checkpoint(tmp_path / "a")
     b = plant(a, tmp_path / "b")

@@ -14,8 +14,8 @@ from tiny import bert_config, random_tensors, save_checkpoint
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import MismatchError, RecipeError, UsageError
 from merge.recipe.recipe import make_recipe
-from merge.run import run
-from merge.schedule import Schedule, make_schedule
+from merge.run.plan.schedule import Schedule, make_schedule
+from merge.run.run import run
 
 CONFIG = bert_config(num_hidden_layers=3)
 

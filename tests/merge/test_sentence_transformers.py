@@ -31,11 +31,11 @@ from merge.errors import CheckpointError, MismatchError, SpecError
 from merge.layers.edit import edit_layers
 from merge.layers.plan import LayerPlan
 from merge.recipe.recipe import make_recipe
-from merge.report import Report
-from merge.run import run
+from merge.run.manifest import Report
+from merge.run.run import run
+from merge.run.verify import verify
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random
-from merge.verify import verify
 
 OLD_POOLING = {
     "word_embedding_dimension": SIZE,

@@ -21,7 +21,7 @@ import merge.checkpoints.weights.write
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CheckpointError, MergeError, MismatchError, OutputError, RecipeError, UsageError
 from merge.recipe.recipe import make_recipe, read_recipe
-from merge.run import run
+from merge.run.run import run
 
 PLAIN = {k: v for k, v in bert_config("BertModel").items() if k not in ("architectures", "model_type")}
 ROBERTA = PLAIN | {"pad_token_id": 1, "max_position_embeddings": 40, "type_vocab_size": 1}
@@ -195,7 +195,7 @@ def test_config_and_labels_are_the_first_models_in_every_process(tmp_path: Path)
     save_checkpoint(tmp_path / "a")
     save_checkpoint(tmp_path / "b", other, seed=1)
     code = (
-        "from merge.recipe.recipe import make_recipe; from merge.run import run; import sys;"
+        "from merge.recipe.recipe import make_recipe; from merge.run.run import run; import sys;"
         "run(make_recipe({'models': ['b', 'a'], 'output': sys.argv[1]}))"
     )
     found = []

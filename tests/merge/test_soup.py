@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint
 
-import merge.soup as module
+import merge.run.search.greedy_soup as module
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.command import main
 from merge.errors import RecipeError
 from merge.recipe.recipe import Recipe, make_recipe, read_recipe
-from merge.run import run
-from merge.soup import ScoreError, last_words, run_scorer, score_in, stored_scores
+from merge.run.run import run
+from merge.run.search.greedy_soup import ScoreError, last_words, run_scorer, score_in, stored_scores
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random, restrict
 

@@ -16,8 +16,8 @@ from merge.command import main
 from merge.errors import CheckpointError
 from merge.publish.card import add_results
 from merge.recipe.recipe import make_recipe
-from merge.run import run
-from merge.verify import verify
+from merge.run.run import run
+from merge.run.verify import verify
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tiny import bert_config, save_checkpoint
 from torch import Tensor
 
 from merge.recipe.mergekit.convert import read_any
-from merge.run import run
+from merge.run.run import run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of mergekit's own imports

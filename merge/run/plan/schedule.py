@@ -9,9 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.engine import Job
 from merge.errors import MismatchError, RecipeError
-from merge.head_plan import Output, plan_heads
 from merge.layers.plan import LayerPlan, PlannedTensors, parse_layers, plan_notes, planned_tensors
 from merge.layers.stacks import before_layers, layer_count, layer_of
 from merge.methods import Arithmetic, Method, make_method
@@ -20,6 +18,8 @@ from merge.methods.linear import Linear
 from merge.recipe.entries import Override, Slice
 from merge.recipe.gradient import positions, value_at
 from merge.recipe.recipe import Recipe, merged_settings, model_weights
+from merge.run.engine.engine import Job
+from merge.run.plan.heads import Output, plan_heads
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.sentence_transformers import is_module_tensor
 from merge.checkpoints.weights.arrays import TORCH
 from merge.checkpoints.weights.write import open_writer
-from merge.engine import Engine, Job
 from merge.errors import UsageError
 from merge.methods.slerp import Slerp
 from merge.progress import Progress
 from merge.recipe.recipe import Recipe
-from merge.report import Report
+from merge.run.engine.engine import Engine, Job
+from merge.run.manifest import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def repair_written(folder: Path, report: Report, engine: Engine, progress: Progr
         AlignmentError, CalibrationError: from the repair and its text.
     """
     from merge.alignment.pair import spread
-    from merge.repair import repair
+    from merge.run.repair.repair import repair
     from merge.symmetry.architectures import spec_for
 
     entry, recipe = report.recipe.align, report.recipe

@@ -30,7 +30,7 @@ from merge.alignment.pair import Batch
 from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import AlignmentError
 from merge.progress import Progress, silent
-from merge.repair_sites import Moments, Site, find_sites, measure
+from merge.run.repair.sites import Moments, Site, find_sites, measure
 from merge.symmetry.spec import PermutationSpec
 
 # A unit whose variance is below this share of its layer's average varies by rounding only: it is left as it is.

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 
 from merge.alignment.reading import calibrate
 from merge.alignment.rewrite import prepared, resized
-from merge.asked_vocabulary import find_vocabulary
-from merge.bases import find_bases
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.sentence_transformers import with_modules, without_modules
 from merge.checkpoints.weights.arrays import check_device, import_torch
-from merge.cocktail import cocktail_weights
 from merge.disk.staging import check_output, staged
-from merge.evaluation import check_evaluation, evaluate
-from merge.head_plan import plan_heads
-from merge.outputs import AS_USUAL, Means, plain, write_outputs
-from merge.preflight import preflight
 from merge.recipe.recipe import Recipe
-from merge.repair_run import check_repair
-from merge.report import Report
-from merge.schedule import make_schedule
-from merge.soup import greedy_soup
+from merge.run.evaluation import check_evaluation, evaluate
+from merge.run.manifest import Report
+from merge.run.outputs import AS_USUAL, Means, plain, write_outputs
+from merge.run.plan.heads import plan_heads
+from merge.run.plan.preflight import preflight
+from merge.run.plan.schedule import make_schedule
+from merge.run.plan.vocabulary import find_vocabulary
+from merge.run.rebase import find_bases
+from merge.run.repair.step import check_repair
+from merge.run.search.cocktail import cocktail_weights
+from merge.run.search.greedy_soup import greedy_soup
 
 if TYPE_CHECKING:
     from merge.methods.statistics import Statistics

@@ -14,9 +14,9 @@ from merge.checkpoints.sentence_transformers import check_edited, compare_pipeli
 from merge.checkpoints.transformers_model import first_line
 from merge.checkpoints.weights.read import nbytes
 from merge.errors import MismatchError
-from merge.head_plan import HeadPlan, plan_heads
 from merge.layers.plan import LayerPlan, planned_config
 from merge.recipe.recipe import Recipe
+from merge.run.plan.heads import HeadPlan, plan_heads
 
 # Config entries that neither shape the model nor change what it computes at inference.
 HARMLESS = {

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import merge
-from merge.bases import Bases
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import without_modules
 from merge.checkpoints.tokenizers.vocabulary import VocabularyPlan
 from merge.disk.hashes import file_hash
-from merge.head_plan import Output, plan_heads
 from merge.publish.card import licence_of
 from merge.recipe.recipe import Recipe
-from merge.schedule import Schedule
+from merge.run.plan.heads import Output, plan_heads
+from merge.run.plan.schedule import Schedule
+from merge.run.rebase import Bases
 
 if TYPE_CHECKING:
     from merge.methods.statistics import Statistics

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.asked_vocabulary import vocabulary_names
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import is_module_tensor
@@ -20,16 +19,17 @@ from merge.checkpoints.weights.arrays import NUMPY, Array, Arrays, TorchArrays, 
 from merge.checkpoints.weights.read import StoredTensor, nbytes
 from merge.checkpoints.weights.write import open_writer
 from merge.disk.staging import write_json
-from merge.engine import CommonRows, Engine, Input, Job
-from merge.head_plan import Output, plan_heads
 from merge.output_files import copy_files, save_alignment
-from merge.preflight import DTYPES, merged_config
 from merge.progress import Progress, silent
 from merge.publish.card import write_card
 from merge.recipe.recipe import Recipe
-from merge.repair_run import repair_written
-from merge.report import Report, manifest, report_facts
-from merge.schedule import Schedule, make_schedule
+from merge.run.engine.engine import CommonRows, Engine, Input, Job
+from merge.run.manifest import Report, manifest, report_facts
+from merge.run.plan.heads import Output, plan_heads
+from merge.run.plan.preflight import DTYPES, merged_config
+from merge.run.plan.schedule import Schedule, make_schedule
+from merge.run.plan.vocabulary import vocabulary_names
+from merge.run.repair.step import repair_written
 
 if TYPE_CHECKING:
     from torch import Tensor

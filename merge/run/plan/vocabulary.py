@@ -9,8 +9,8 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.tokenizers.tokenizer import read_tokenizer
 from merge.checkpoints.tokenizers.vocabulary import VocabularyPlan, plan_vocabulary
 from merge.errors import MismatchError, UsageError, nearest
-from merge.head_plan import HeadPlan, plan_heads
 from merge.recipe.recipe import Recipe
+from merge.run.plan.heads import HeadPlan, plan_heads
 
 
 def vocabulary_names(reference: Checkpoint) -> frozenset[str]:

@@ -11,9 +11,9 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, is_generic, label_order
 from merge.checkpoints.sentence_transformers import module_lines
 from merge.errors import MismatchError
-from merge.head_plan import plan_heads
 from merge.progress import Progress, silent
 from merge.recipe.recipe import Recipe
+from merge.run.plan.heads import plan_heads
 from merge.symmetry.architectures import spec_for, spec_note
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method, Trimming
 from merge.methods.context import Place, mask_generators
 from merge.progress import Progress, in_threads, silent
-from merge.ranking import Visit, magnitude_thresholds
+from merge.run.engine.magnitude_ranking import Visit, magnitude_thresholds
 
 if TYPE_CHECKING:
     import torch
