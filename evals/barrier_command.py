@@ -24,9 +24,9 @@ from evals.answers import (
 )
 from evals.meeting import device_here
 from evals.processes import crew
-from merge.align_options import align_entry, align_options
+from merge.commands.align_options import align_entry, align_options
+from merge.commands.terminal import common_options, progress, set_verbosity
 from merge.errors import UsageError
-from merge.terminal import common_options, progress, set_verbosity
 
 
 @click.command(context_settings=SETTINGS, short_help="Measure the loss along the line from A to B.")

@@ -12,7 +12,7 @@ from evals.compare_command import compare
 from evals.meeting import end_with_launcher, leave, meet, met, world
 from evals.processes import dismiss, serve
 from evals.score_command import glue, hans, score, tasks
-from merge.terminal import start
+from merge.commands.terminal import start
 
 INTERRUPTED = 130
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from evals.answers import SETTINGS
+from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError
-from merge.terminal import common_options, set_verbosity
 
 FORMATS = ("table", "markdown", "csv")
 

@@ -21,8 +21,8 @@ from evals.answers import (
 )
 from evals.choice import ALL
 from evals.scoring import score_all
+from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError, nearest
-from merge.terminal import common_options, set_verbosity
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -11,8 +11,8 @@ import click
 
 from evals.answers import check_device, known_results, listed, stored_result
 from evals.choice import Chosen, choose
+from merge.commands.terminal import progress
 from merge.errors import UsageError
-from merge.terminal import progress
 
 if TYPE_CHECKING:
     import torch

@@ -37,13 +37,13 @@ def _started(command: str, read: Callable[[], Callable[[], None]]) -> Callable[[
 
 
 def _merge_main() -> Callable[[], None]:
-    from merge.command import main
+    from merge.commands.merge_models import main
 
     return main
 
 
 def _edit_main() -> Callable[[], None]:
-    from merge.edit_command import edit_main
+    from merge.commands.edit_layers import edit_main
 
     return edit_main
 

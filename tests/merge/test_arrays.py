@@ -336,7 +336,7 @@ def test_errors_are_torch_s_too(
 
 START = """
 import sys
-from merge.command import main
+from merge.commands.merge_models import main
 try:
     main()
 finally:

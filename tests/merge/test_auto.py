@@ -22,10 +22,10 @@ from merge.alignment.choice.candidates import Candidate, Choice
 from merge.alignment.pair import Alignment, Pair
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
-from merge.command import main
+from merge.commands.merge_models import main
+from merge.commands.report_text import report_text
 from merge.errors import UsageError
 from merge.recipe.recipe import make_recipe
-from merge.report_text import report_text
 from merge.run.manifest import Report
 from merge.run.run import run
 from merge.symmetry.architectures import spec_for

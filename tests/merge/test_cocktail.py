@@ -18,7 +18,7 @@ from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write
 import merge.run.search.cocktail as module
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import encode, load_tokenizer, tokenise
-from merge.command import main
+from merge.commands.merge_models import main
 from merge.errors import CalibrationError, CheckpointError, MismatchError, RecipeError
 from merge.methods.statistics.fisher import load_model
 from merge.recipe.entries import StatisticsEntry

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer, write_text
 
-from merge.command import main
+from merge.commands.merge_models import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -350,7 +350,7 @@ def test_dtypes_are_written_as_asked_and_mixed_ones_need_the_word(run: Run, plac
 # What follows runs as a process of its own.
 
 
-def child(*arguments: str, code: str = "from merge.command import main; main()") -> list[str]:
+def child(*arguments: str, code: str = "from merge.commands.merge_models import main; main()") -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
@@ -361,7 +361,7 @@ def test_help_needs_no_heavy_import_and_shows_examples() -> None:
     """Neither does a recipe: torch and transformers take seconds, and a typing error is answered before them."""
     heavy = "{'torch', 'transformers', 'pydantic', 'numpy', 'scipy', 'sklearn', 'datasets', 'evaluate', 'matplotlib'}"
     code = (
-        "import sys\nfrom merge.command import main\ntry:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "import sys\nfrom merge.commands.merge_models import main\ntry:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
         f"found = {heavy} & set(sys.modules)\nprint('imported:', sorted(found))"
     )
     for arguments in (["--help"], ["push", "--help"], ["card", "-h"]):
@@ -405,7 +405,7 @@ def slowly(*arguments):
     whole(*arguments)
 
 WeightWriter.write = slowly
-from merge.command import main
+from merge.commands.merge_models import main
 main()
 """
 
@@ -455,7 +455,7 @@ def test_progress_on_a_terminal_leaves_the_cursor_on_a_fresh_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the loop ends or is left early, what comes next, an error perhaps, has a line to itself."""
-    from merge.terminal import progress
+    from merge.commands.terminal import progress
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     shown_while = progress(quiet=False)
@@ -499,7 +499,7 @@ def test_another_process_with_another_hash_seed_writes_the_same_bytes(place: Pat
     written = []
     for seed in ("1", "2"):
         words = ["a", "b", "--align", "activations", "--text", "text.txt", "-o", "out", "-q", "--force"]
-        code = "from merge.command import main; main()"
+        code = "from merge.commands.merge_models import main; main()"
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
         subprocess.run(
             [sys.executable, "-c", code, *words], cwd=place, env=environment, check=True, capture_output=True

@@ -27,7 +27,7 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.hub.download import plan_push
 from merge.checkpoints.transformers_model import build, model_class
-from merge.edit_command import edit_main
+from merge.commands.edit_layers import edit_main
 from merge.errors import CheckpointError, OutputError, UsageError
 from merge.layers.edit import edit_layers
 from merge.layers.plan import LayerPlan
@@ -423,7 +423,7 @@ def test_a_head_and_ties_are_kept(tmp_path: Path) -> None:
 def test_help_is_light_and_shows_examples() -> None:
     """No torch, no transformers; each command's help has an example of it."""
     code = (
-        "import sys\nfrom merge.edit_command import edit_command\n"
+        "import sys\nfrom merge.commands.edit_layers import edit_command\n"
         "for words in ([], ['drop'], ['reorder'], ['stack']):\n"
         "    edit_command.main([*words, '--help'], standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules)\n"

@@ -13,7 +13,7 @@ import yaml
 from tiny import NLI, WORDS, bert_config, save_checkpoint
 
 import merge.run.evaluation as module
-from merge.command import main
+from merge.commands.merge_models import main
 from merge.errors import TaskError
 from merge.recipe.entries import EvaluationEntry
 from merge.recipe.recipe import Recipe, make_recipe

@@ -20,7 +20,7 @@ from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.labels import base_class, consistent_labels, encoder_of, label_tensors
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
-from merge.command import main
+from merge.commands.merge_models import main
 from merge.errors import MismatchError, OutputError, RecipeError
 from merge.methods.label_average import LabelAverage
 from merge.recipe.recipe import make_recipe

@@ -37,7 +37,7 @@ def speak(home: Path, endpoint: str, *arguments: str) -> subprocess.CompletedPro
 
 
 def merge_models(home: Path, endpoint: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return speak(home, endpoint, "-c", "from merge.command import main; main()", *arguments)
+    return speak(home, endpoint, "-c", "from merge.commands.merge_models import main; main()", *arguments)
 
 
 def test_a_merge_is_pushed_in_one_commit_read_back_and_merged_again(tmp_path: Path) -> None:

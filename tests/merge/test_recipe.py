@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from merge.command import merge_command
+from merge.commands.flags import recipe_of_flags
+from merge.commands.merge_models import merge_command
 from merge.errors import RecipeError, UsageError
-from merge.flags import recipe_of_flags
 from merge.recipe.recipe import Recipe, make_recipe, read_recipe
 from merge.recipe.yaml_document import read_value
 

@@ -17,7 +17,7 @@ from tiny import bert_config, random_tensors, save_checkpoint
 
 import merge.run.search.greedy_soup as module
 from merge.checkpoints.checkpoint import open_checkpoint
-from merge.command import main
+from merge.commands.merge_models import main
 from merge.errors import RecipeError
 from merge.recipe.recipe import Recipe, make_recipe, read_recipe
 from merge.run.run import run

@@ -18,6 +18,7 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 import merge
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import random_inputs
+from merge.commands.statistics import statistics_command
 from merge.disk.cache import cache_folder
 from merge.errors import CalibrationError, OutputError, UsageError
 from merge.methods.statistics import (
@@ -33,7 +34,6 @@ from merge.methods.statistics import (
     write_statistics,
 )
 from merge.methods.statistics.permute import move_statistics
-from merge.statistics_command import statistics_command
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random
 from merge.symmetry.transform import Transform

@@ -19,7 +19,7 @@ from merge.alignment.matchers.transport import blurred_plan, change, match_trans
 from merge.alignment.pair import Pair
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
-from merge.command import merge_command
+from merge.commands.merge_models import merge_command
 from merge.errors import AlignmentError
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import Permutation, apply, identity

@@ -16,7 +16,7 @@ from tiny import bert_config, save_checkpoint
 from merge.alignment.matchers.universe import match_universe
 from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Alignment, Pair
-from merge.command import merge_command
+from merge.commands.merge_models import merge_command
 from merge.symmetry.permutation import Permutation, compose, identity, inverse
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, save_checkpoint
 
 from merge.checkpoints.checkpoint import open_checkpoint
-from merge.command import main
+from merge.commands.merge_models import main
 from merge.errors import CheckpointError
 from merge.publish.card import add_results
 from merge.recipe.recipe import make_recipe

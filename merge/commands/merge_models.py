@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from merge.align_options import align_options
+from merge.commands.align_options import align_options
+from merge.commands.flags import recipe_of_flags
+from merge.commands.report_text import report_text
+from merge.commands.statistics import statistics_command
+from merge.commands.terminal import common_options, progress, set_verbosity, start
 from merge.errors import OutputError, UsageError
-from merge.flags import recipe_of_flags
 from merge.methods import METHODS
-from merge.report_text import report_text
-from merge.statistics_command import statistics_command
-from merge.terminal import common_options, progress, set_verbosity, start
 
 EPILOG = """\b
 Examples:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from merge.commands.terminal import common_options, progress, set_verbosity
 from merge.errors import CalibrationError, OutputError
-from merge.terminal import common_options, progress, set_verbosity
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

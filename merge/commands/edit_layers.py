@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from merge.commands.terminal import common_options, progress, set_verbosity, start
 from merge.errors import UsageError
 from merge.layers.plan import STRATEGIES, LayerPlan, format_layers, parse_layers
-from merge.terminal import common_options, progress, set_verbosity, start
 
 if TYPE_CHECKING:
     from merge.checkpoints.checkpoint import Checkpoint

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.align_options import FLAGS, align_entry
+from merge.commands.align_options import FLAGS, align_entry
 from merge.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
