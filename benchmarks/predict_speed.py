@@ -28,8 +28,8 @@ from torch import Tensor
 
 from evals.predict import encode_rows, token_budget
 from evals.predictor import Predictor, change, make_predictor
-from evals.task import Rows
 from evals.tasks import TASKS
+from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.transformers_model import quiet

@@ -13,7 +13,7 @@ from merge.errors import UsageError
 
 if TYPE_CHECKING:
     from evals.tables import Row
-    from evals.task import EvalTask, Rows
+    from evals.tasks.task import EvalTask, Rows
 
 TABLES = ("plain", "markdown", "csv")
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -126,7 +126,7 @@ def show(records: Sequence[dict[str, Any]], options: dict[str, Any], kind: str) 
     Args:
         kind: of the answer: scores, hans, barrier, or official (the HANS authors' text).
     """
-    from evals.hans_scores import HansTable, official_text
+    from evals.hans.scores import HansTable, official_text
 
     if not options["quiet"]:
         for note in dict.fromkeys(note for record in records for note in record["notes"]):

@@ -16,7 +16,7 @@ from evals.paths.line import Curve, make_curve
 from evals.paths.temperature import best_temperature
 from evals.predict import task_logits
 from evals.predictor import Predictor, make_predictor
-from evals.task import EvalTask, Rows
+from evals.tasks.task import EvalTask, Rows
 from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merge.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
-    from evals.task import EvalTask, Rows
+    from evals.tasks.task import EvalTask, Rows
     from merge.checkpoints.checkpoint import Checkpoint
 
 ALL = "all"

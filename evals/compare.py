@@ -12,9 +12,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.hans_scores import HANS_LO
-from evals.intervals import Interval, McNemar, mcnemar, paired_difference
+from evals.hans.scores import HANS_LO
 from evals.predictions import PredictionTable, has_predictions, read_predictions_table
+from evals.scores.intervals import Interval, McNemar, mcnemar, paired_difference
 from evals.tables import model_labels
 from merge.errors import TaskError, UsageError, nearest
 
@@ -130,7 +130,7 @@ def _compare(
     """Yield one comparison for every score that predictions decide; the loss needs more and is left out."""
     import numpy as np
 
-    from evals.weighted import WEIGHTED
+    from evals.scores.weighted import WEIGHTED
 
     task, split, data = (str(record[name]) for name in ("task", "split", "data"))
     for name in record["scores"]:

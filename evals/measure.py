@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 import merge
-from evals.hans_scores import HANS_LO
-from evals.hans_scores import score as hans_table
-from evals.intervals import proportion_interval, score_intervals
-from evals.label_orders import order_notes
+from evals.hans.scores import HANS_LO
+from evals.hans.scores import score as hans_table
 from evals.predict import match_labels, model_labels, task_logits
 from evals.predictions import PredictionTable, predictions_file, write_predictions_table
 from evals.predictor import Predictor, make_predictor, precision_change
-from evals.task import EvalTask, Rows
+from evals.scores.intervals import proportion_interval, score_intervals
+from evals.scores.label_orders import order_notes
+from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
 from merge.progress import Progress, silent
@@ -57,7 +57,7 @@ def score_model(
         seed: of the bootstrap draws.
         predictor: that has the checkpoint's weights; by default one is made for it, in float32 on the CPU.
     """
-    from evals.scores import task_scores  # loads evaluate, which takes seconds and which a barrier does not need
+    from evals.scores.glue import task_scores  # loads evaluate, which takes seconds and which a barrier does not need
 
     begun = time.monotonic()
     columns = match_labels(task, checkpoint, stated)

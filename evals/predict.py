@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evals.short_cut import first_token_only
-from evals.task import EvalTask, Rows, column_of
+from evals.tasks.task import EvalTask, Rows, column_of
 from evals.tokens import tokenise_rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, Encoded, batch_tokens

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evals.predict import encode_rows, predict, token_budget
 from evals.processes import Crew
-from evals.task import Rows
+from evals.tasks.task import Rows
 from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded

@@ -85,7 +85,7 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: 
     task = find_task("hans")
     scored = score_all([task], models, options)
     if written is not None:
-        from evals.hans_scores import write_predictions
+        from evals.hans.scores import write_predictions
 
         table = scored[0].predictions(options["output"])
         write_predictions(written, table.ids, [task.labels[k] for k in table.predicted.tolist()])
@@ -172,8 +172,8 @@ def tasks(**options: Any) -> None:
       evaluate-models tasks --json
     """
     from evals.tables import Row
-    from evals.task import METRICS
     from evals.tasks import TASKS
+    from evals.tasks.task import METRICS
 
     set_verbosity(options["verbose"])
     check_forms(options)
@@ -195,8 +195,8 @@ def tasks(**options: Any) -> None:
 
 
 def _score_predictions(path: Path, models: Sequence[str], options: dict[str, Any], form: str) -> None:
-    from evals.hans_scores import gold_by_position, official_text
-    from evals.hans_scores import score as score_pairs
+    from evals.hans.scores import gold_by_position, official_text
+    from evals.hans.scores import score as score_pairs
     from evals.tables import hans_rows, part_rows
     from evals.tasks.hans import read_pairs, read_predictions
 

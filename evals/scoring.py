@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from evals.predictions import PredictionTable
     from evals.predictor import Predictor
-    from evals.task import EvalTask
+    from evals.tasks.task import EvalTask
     from merge.checkpoints.checkpoint import Checkpoint
 
 

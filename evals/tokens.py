@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evals.task import Rows
+from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Tokens, load_tokenizer, positions, read_tokens
 from merge.disk.cache import read_cached_tensors, write_cached_tensors

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evals.task import EvalTask
 from evals.tasks.acceptability import COLA_IN_DOMAIN, COLA_OUT_OF_DOMAIN
 from evals.tasks.adversarial import ADVGLUE
 from evals.tasks.glue import COLA, MNLI, MNLI_MISMATCHED, MRPC, QNLI, QQP, RTE, SST2, WNLI
@@ -12,6 +11,7 @@ from evals.tasks.hans import HANS
 from evals.tasks.nli import BREAKING_NLI, LINGNLI, SICK, SNLI, TAXINLI, XNLI
 from evals.tasks.paraphrase import PAWS_QQP, PAWS_WIKI
 from evals.tasks.sts import STSB
+from evals.tasks.task import EvalTask
 from merge.errors import UsageError, nearest
 
 _GLUE = (COLA, SST2, MRPC, QQP, STSB, MNLI, MNLI_MISMATCHED, QNLI, RTE, WNLI)

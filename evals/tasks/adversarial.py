@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from evals.task import EvalTask
 from evals.tasks import glue
 from evals.tasks.table import TaskTable, make_task
+from evals.tasks.task import EvalTask
 
 HUB = "AI-Secure/adv_glue"
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from evals.hans_grammar import LABELS, HansPair, generate
-from evals.hans_scores import PREDICTION_HEADER, fold
-from evals.task import EvalTask, Rows
+from evals.hans.grammar import LABELS, HansPair, generate
+from evals.hans.scores import PREDICTION_HEADER, fold
 from evals.tasks.labels import NLI_ALIASES
+from evals.tasks.task import EvalTask, Rows
 from merge.errors import TaskError
 
 __all__ = ["HANS", "fold", "read_pairs", "read_predictions"]

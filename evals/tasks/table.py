@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evals.task import EvalTask, Rows, class_names, plain
+from evals.tasks.task import EvalTask, Rows, class_names, plain
 from merge.errors import TaskError
 from merge.text.table import Row, Table, open_table
 
@@ -216,7 +216,7 @@ class TaskTable:
 
 
 def make_task(table: TaskTable, metric: str) -> EvalTask:
-    """Return the task of a table, scored by that configuration of evals.scores."""
+    """Return the task of a table, scored by that configuration of evals.scores.glue."""
     source = f"--data {table.files[0]}" if table.source is None else table.source
     return EvalTask(table.name, table.labels, table, metric, table.coarse, table.aliases, source)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from evals.task import METRICS, EvalTask, Rows, plain
 from evals.tasks.table import TaskTable, make_task
+from evals.tasks.task import METRICS, EvalTask, Rows, plain
 from merge.errors import RecipeError, TaskError, UsageError, nearest
 from merge.recipe.recipe import TYPES
 from merge.recipe.yaml_document import place, read_document
 
-# A score as a file names it -> the configuration of evals.scores that computes it; GLUE's own names will do too.
+# A score as a file names it -> the configuration of evals.scores.glue that computes it; GLUE's own names will do too.
 SCORES = {"accuracy": "sst2", "f1": "mrpc", "matthews_correlation": "cola", "pearson": "stsb"}
 
 # A Hub dataset is named with its split: one that is left out would be the training set.
@@ -98,7 +98,7 @@ class TaskRecord(BaseModel):
 
     @property
     def scores(self) -> str:
-        """The configuration of evals.scores."""
+        """The configuration of evals.scores.glue."""
         metric = self.metric or ("pearson" if self.regression else "accuracy")
         return SCORES.get(metric, metric)
 

@@ -14,11 +14,11 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from evals.hans_grammar import generate
-from evals.scores import task_scores
-from evals.task import METRICS, EvalTask, Rows, column_of
+from evals.hans.grammar import generate
+from evals.scores.glue import task_scores
 from evals.tasks import GLUE, TASKS, find_task
 from evals.tasks.table import TaskTable
+from evals.tasks.task import METRICS, EvalTask, Rows, column_of
 from merge.errors import TaskError, UsageError
 
 LENGTH = 90

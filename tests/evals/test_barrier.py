@@ -12,8 +12,8 @@ from tiny import NLI, save_checkpoint
 from evals.barrier import barrier_key, measure_pair
 from evals.paths.line import Curve
 from evals.predict import match_labels
-from evals.task import Rows
 from evals.tasks import TASKS
+from evals.tasks.task import Rows
 from merge.alignment.rewrite import prepared
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.recipe.recipe import Recipe, make_recipe

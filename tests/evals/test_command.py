@@ -18,8 +18,8 @@ from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write
 
 from evals import predictor
 from evals.command import main
-from evals.hans_grammar import SUBCASES, generate
-from evals.hans_scores import HansTable
+from evals.hans.grammar import SUBCASES, generate
+from evals.hans.scores import HansTable
 from evals.tables import Row, plain_table
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, restrict

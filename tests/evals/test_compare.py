@@ -17,10 +17,10 @@ import sklearn.metrics
 from evals import tables
 from evals.compare import Comparison, alike, compare_models, compare_records
 from evals.compare_command import compare
-from evals.intervals import mcnemar, paired_difference
 from evals.predictions import PredictionTable, read_predictions_table, write_predictions_table
 from evals.report import add_result, load_results, write_page
-from evals.weighted import accuracy
+from evals.scores.intervals import mcnemar, paired_difference
+from evals.scores.weighted import accuracy
 from merge.errors import MergeError, TaskError, UsageError
 
 ROWS = 400

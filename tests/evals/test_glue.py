@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from evals.task import Rows
 from evals.tasks import TASKS
 from evals.tasks.glue import MNLI, SST2
+from evals.tasks.task import Rows
 from merge.errors import TaskError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evals.hans_grammar import COLUMNS, HansPair, generate, write_pairs
+from evals.hans.grammar import COLUMNS, HansPair, generate, write_pairs
 from evals.tasks.hans import fold, read_pairs, read_predictions
 from merge.errors import TaskError
 

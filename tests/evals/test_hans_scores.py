@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.hans_grammar import HansPair, generate
-from evals.hans_scores import HansTable, fold, gold_by_position, official_text, score, write_predictions
+from evals.hans.grammar import HansPair, generate
+from evals.hans.scores import HansTable, fold, gold_by_position, official_text, score, write_predictions
 from evals.tasks.hans import read_pairs, read_predictions
 from merge.errors import TaskError
 

@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from evals import intervals
-from evals.intervals import (
+from evals.scores.glue import intervals
+from evals.scores.intervals import (
     accuracy_error,
     bootstrap_draws,
     bootstrap_interval,
@@ -21,7 +21,7 @@ from evals.intervals import (
     proportion_interval,
     score_intervals,
 )
-from evals.weighted import WEIGHTED, accuracy, f1, matthews_correlation, pearson
+from evals.scores.weighted import WEIGHTED, accuracy, f1, matthews_correlation, pearson
 from merge.errors import TaskError
 
 

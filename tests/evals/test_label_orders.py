@@ -8,7 +8,7 @@ from math import comb
 
 import pytest
 
-from evals.label_orders import better_order, order_notes, try_orders
+from evals.scores.label_orders import better_order, order_notes, try_orders
 from evals.tasks import TASKS
 from merge.errors import TaskError
 

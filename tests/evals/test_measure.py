@@ -20,15 +20,15 @@ from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write
 from torch import Tensor
 
 from evals.barrier import barrier_key, barrier_record, measure_pair
-from evals.hans_grammar import HansPair
+from evals.hans.grammar import HansPair
 from evals.measure import named, record_key, score_key, score_model
 from evals.paths.line import Curve
 from evals.predict import match_labels
 from evals.predictions import read_predictions_table
 from evals.predictor import Predictor
 from evals.report import add_result, load_results
-from evals.task import EvalTask, Rows
 from evals.tasks import TASKS
+from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.recipe.recipe import make_recipe
 from merge.run.rebase import find_bases

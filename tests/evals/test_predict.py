@@ -15,8 +15,8 @@ from torch import Tensor
 
 from evals.predict import CPU_TOKENS, encode_rows, predict, task_logits, token_budget
 from evals.predictor import build_written
-from evals.task import Rows
 from evals.tasks import TASKS
+from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import Encoded
 from merge.errors import TaskError

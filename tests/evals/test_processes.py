@@ -27,7 +27,7 @@ from evals.predict import in_order
 from evals.predictions import read_predictions_table, write_predictions_table
 from evals.predictor import Predictor, make_predictor
 from evals.processes import Answer, Crew, Job
-from evals.task import Rows
+from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import Encoded
 from merge.errors import TaskError

@@ -14,8 +14,8 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from evals.scores import GlueScores, HansScores, task_scores
-from evals.task import METRICS
+from evals.scores.glue import GlueScores, HansScores, task_scores
+from evals.tasks.task import METRICS
 from merge.errors import TaskError
 
 # What each official configuration returns, and how many classes its task has.

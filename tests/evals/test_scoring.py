@@ -18,9 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from evals import predictor
 from evals.command import evaluate
-from evals.hans_grammar import generate
-from evals.hans_scores import official_text
-from evals.hans_scores import score as hans_table
+from evals.hans.grammar import generate
+from evals.hans.scores import official_text
+from evals.hans.scores import score as hans_table
 from evals.predictions import read_predictions_table
 from evals.predictor import make_predictor
 from evals.tasks.hans import HANS, read_pairs, read_predictions

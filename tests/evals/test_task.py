@@ -13,8 +13,8 @@ from tiny import NLI, bert_config, random_tensors, save_checkpoint
 
 from evals.predict import encode_rows, match_labels, model_labels, predict, task_logits
 from evals.predictor import build_written
-from evals.task import Rows, column_of, plain
 from evals.tasks import TASKS
+from evals.tasks.task import Rows, column_of, plain
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import TaskError
 

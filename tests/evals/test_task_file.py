@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.task import column_of
 from evals.tasks import TASKS, find_task
+from evals.tasks.task import column_of
 from merge.errors import TaskError, UsageError
 
 REVIEWS = """\

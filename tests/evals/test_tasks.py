@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from evals.task import Rows
 from evals.tasks import TASKS
+from evals.tasks.task import Rows
 from merge.errors import TaskError
 
 GOLDEN = Path(__file__).parent / "golden"

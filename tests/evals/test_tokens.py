@@ -14,7 +14,7 @@ import transformers
 from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer
 
 import evals.tokens
-from evals.task import Rows
+from evals.tasks.task import Rows
 from evals.tokens import pack, tokenise_rows, tokens_key, unpack
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import Tokens

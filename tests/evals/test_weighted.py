@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from evals.task import METRICS
-from evals.weighted import WEIGHTED, matthews_correlation, pearson, score_names, spearmanr
+from evals.scores.weighted import WEIGHTED, matthews_correlation, pearson, score_names, spearmanr
+from evals.tasks.task import METRICS
 from merge.errors import TaskError
 
 ORACLES: dict[str, Any] = {

@@ -16,7 +16,7 @@ from merge.errors import TaskError
 if TYPE_CHECKING:
     import numpy
 
-    from evals.task import EvalTask
+    from evals.tasks.task import EvalTask
 
 # Below this, chance (and all the orders that were tried) is no explanation.
 SIGNIFICANCE = 0.001

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from evals.task import METRICS
+from evals.tasks.task import METRICS
 from merge.errors import TaskError, nearest
 
 if TYPE_CHECKING:

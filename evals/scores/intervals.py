@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from evals.weighted import Weighted
+    from evals.scores.weighted import Weighted
 
     Array = NDArray[Any]
 
@@ -70,7 +70,7 @@ def score_intervals(
     """
     import numpy as np
 
-    from evals.weighted import WEIGHTED, score_names
+    from evals.scores.weighted import WEIGHTED, score_names
 
     gold, predicted = np.asarray(references), np.asarray(predictions)
     found = {}
@@ -123,7 +123,7 @@ def bootstrap_interval(
 
     Args:
         score: from the columns and integer weights, shape (draws, rows), to one score a draw: a score of
-            `evals.weighted`, `by_rows` of any other.
+            `evals.scores.weighted`, `by_rows` of any other.
         columns: gold and predicted, or whatever else `score` takes; each of shape (rows,).
     Raises:
         TaskError: the columns have no rows, or not the same number.
@@ -168,7 +168,7 @@ def _weights(generator: np.random.Generator, index: Array, counts: Array, draws:
 
 
 def by_rows(score: Callable[..., float]) -> Callable[..., Array]:
-    """Return the weighted form of any score of rows: each draw repeats its rows. Slow beside `evals.weighted`."""
+    """Return the weighted form of any score of rows: each draw repeats its rows. Slow beside `evals.scores.weighted`."""
     import numpy as np
 
     def weighted(*arguments: Array) -> Array:

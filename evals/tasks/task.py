@@ -12,7 +12,7 @@ from typing import Any
 
 from merge.errors import TaskError
 
-# What each configuration of evals.scores computes, named as the official GLUE metric names it.
+# What each configuration of evals.scores.glue computes, named as the official GLUE metric names it.
 METRICS: dict[str, tuple[str, ...]] = {
     "cola": ("matthews_correlation",),
     "mrpc": ("accuracy", "f1"),
@@ -78,7 +78,7 @@ class EvalTask:
     Attributes:
         labels: class names in the task's integer order; none where the task is regression.
         read: from a path (None: the task's own source) and a seed to rows.
-        metric: the configuration of evals.scores, a key of METRICS.
+        metric: the configuration of evals.scores.glue, a key of METRICS.
         coarse: fine label -> task label, for models that tell more classes apart (three-way NLI on two-way HANS).
         aliases: another name -> a task label or a fine one.
         source: where rows come from when no path is given, for people to read.

@@ -19,8 +19,8 @@ import numpy as np
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from evals.task import METRICS
-from evals.weighted import score_names
+from evals.scores.weighted import score_names
+from evals.tasks.task import METRICS
 
 CITATION = "Wang et al. 2019, GLUE, arXiv:1804.07461"
 HANS_CITATION = "McCoy, Pavlick and Linzen 2019, HANS, arXiv:1902.01007"
