@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.predict import encode_rows, token_budget
-from evals.predictor import Predictor, change, make_predictor
+from evals.predict.logits import encode_rows, token_budget
+from evals.predict.predictor import Predictor, change, make_predictor
 from evals.tasks import TASKS
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -36,7 +36,7 @@ from merge.checkpoints.transformers_model import quiet
 
 LABELS = ("entailment", "neutral", "contradiction")
 REFERENCE, DYNAMIC = "Trainer, padded to 128", "Trainer, padded as needed"
-OURS, HALF = "evals.predict", "evals.predict, bfloat16"
+OURS, HALF = "evals.predict.logits", "evals.predict.logits, bfloat16"
 
 LONGEST = 128
 

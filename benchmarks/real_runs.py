@@ -19,9 +19,9 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from evals.command import evaluate
-from evals.report import load_results
-from evals.tables import plain_table, score_rows
+from evals.commands.evaluate_models import evaluate
+from evals.report.tables import plain_table, score_rows
+from evals.results.store import load_results
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "finetune_minilm.py"
 # Model -> files that it is trained on, and how many rows of them.

@@ -54,13 +54,13 @@ def _evaluate_main() -> Callable[[], None]:
     # A folder without __init__.py has no origin, only places; a module evals.py has a file of its own.
     places = [*(found.submodule_search_locations or ()), found.origin] if found else []
     origin = next((Path(place).resolve() for place in places if place), None)
-    if origin != ours or importlib.util.find_spec("evals.command") is None:
+    if origin != ours or importlib.util.find_spec("evals.commands.evaluate_models") is None:
         sys.stderr.write(
             f"evaluate-models: the package 'evals' found at {origin or 'no place'} is not the one of merge-models "
             f"(expected {ours}). If another distribution of that name is installed: pip uninstall evals, then reinstall "
             "merge-models.\n"
         )
         raise SystemExit(1)
-    from evals.command import main
+    from evals.commands.evaluate_models import main
 
     return main

@@ -9,9 +9,9 @@ import torch
 from families_more import CASES
 from tiny import NLI, save_checkpoint
 
-from evals.barrier import barrier_key, measure_pair
+from evals.paths.barrier import barrier_key, measure_pair
 from evals.paths.line import Curve
-from evals.predict import match_labels
+from evals.predict.logits import match_labels
 from evals.tasks import TASKS
 from evals.tasks.task import Rows
 from merge.alignment.rewrite import prepared

@@ -16,11 +16,11 @@ import pytest
 import torch
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write_text
 
-from evals import predictor
-from evals.command import main
+from evals.commands.evaluate_models import main
 from evals.hans.grammar import SUBCASES, generate
 from evals.hans.scores import HansTable
-from evals.tables import Row, plain_table
+from evals.predict.logits import predictor
+from evals.report.tables import Row, plain_table
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, restrict
 from merge.symmetry.permutation import random as random_permutation
@@ -193,7 +193,8 @@ def test_a_result_is_told_under_the_name_that_was_typed(
 
 def test_a_figure_compares_models_on_the_same_rows_only(run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One folder may hold results on other rows; the picture of this run must not mix them."""
-    from evals import plots, report
+    from evals.results import store as report
+    from evals.results.store import barrier_figure as plots
 
     monkeypatch.setattr(report, "write_page", lambda folder: folder / "index.html")
     drawn: list[list[tuple[str, int]]] = []

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from evals import tables
-from evals.compare import Comparison, alike, compare_models, compare_records
-from evals.compare_command import compare
-from evals.predictions import PredictionTable, read_predictions_table, write_predictions_table
-from evals.report import add_result, load_results, write_page
+from evals.commands.compare import compare
+from evals.results.compare import Comparison, alike, compare_models, compare_records
+from evals.results.predictions import PredictionTable, read_predictions_table, write_predictions_table
+from evals.results.store import add_result, load_results, tables, write_page
 from evals.scores.intervals import mcnemar, paired_difference
 from evals.scores.weighted import accuracy
 from merge.errors import MergeError, TaskError, UsageError

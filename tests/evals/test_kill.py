@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from evals import measure, report
-from evals.command import evaluate
-from evals.predictions import read_predictions_table
-from evals.report import STORE, load_results
+from evals.commands.evaluate_models import evaluate
+from evals.results import measure
+from evals.results import store as report
+from evals.results.predictions import read_predictions_table
+from evals.results.store import STORE, load_results
 from merge.errors import TaskError
 
 KILLS = int(os.environ.get("MERGE_MODELS_KILLS", "8"))

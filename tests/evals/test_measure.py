@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write_text
 from torch import Tensor
 
-from evals.barrier import barrier_key, barrier_record, measure_pair
 from evals.hans.grammar import HansPair
-from evals.measure import named, record_key, score_key, score_model
+from evals.paths.barrier import barrier_key, barrier_record, measure_pair
 from evals.paths.line import Curve
-from evals.predict import match_labels
-from evals.predictions import read_predictions_table
-from evals.predictor import Predictor
-from evals.report import add_result, load_results
+from evals.predict.logits import match_labels
+from evals.predict.predictor import Predictor
+from evals.results.measure import named, record_key, score_key, score_model
+from evals.results.predictions import read_predictions_table
+from evals.results.store import add_result, load_results
 from evals.tasks import TASKS
 from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint

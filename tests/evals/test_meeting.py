@@ -14,9 +14,9 @@ from datetime import timedelta
 import pytest
 import torch
 
-from evals import meeting
-from evals.meeting import device_here, end_with_launcher, meet, world
-from evals.processes import crew
+from evals.predict.crew import crew
+from evals.predict.logits import rendezvous as meeting
+from evals.predict.rendezvous import device_here, end_with_launcher, meet, world
 from merge.errors import TaskError
 
 LIMIT = 60  # seconds after which the system ends each process of these tests, whoever was killed before

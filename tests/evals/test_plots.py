@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from PIL import Image
 
-from evals import plots
-from evals.hans_figure import hans_figure
-from evals.plots import barrier_figure, barrier_plot, hans_plot, inline_svg
-from evals.tables import GOLDS
+from evals.report.barrier_figure import barrier_figure, barrier_plot, hans_plot, inline_svg
+from evals.report.hans_figure import hans_figure
+from evals.report.tables import GOLDS
+from evals.results.store import barrier_figure as plots
 from merge.errors import TaskError
 from merge.publish import figures
 

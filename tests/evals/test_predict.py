@@ -13,8 +13,8 @@ import transformers
 from tiny import WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer
 from torch import Tensor
 
-from evals.predict import CPU_TOKENS, encode_rows, predict, task_logits, token_budget
-from evals.predictor import build_written
+from evals.predict.logits import CPU_TOKENS, encode_rows, predict, task_logits, token_budget
+from evals.predict.predictor import build_written
 from evals.tasks import TASKS
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint

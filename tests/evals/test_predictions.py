@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from evals.predictions import (
+from evals.results.predictions import (
     PredictionTable,
     has_predictions,
     predictions_file,

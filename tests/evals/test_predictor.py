@@ -12,7 +12,7 @@ import transformers
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-from evals.predictor import Change, change, emulated, make_predictor, precision_change
+from evals.predict.predictor import Change, change, emulated, make_predictor, precision_change
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.errors import CheckpointError, TaskError

@@ -21,12 +21,13 @@ import torch
 from tiny import NLI, sentence
 from torch import Tensor
 
-from evals import predict, processes
-from evals.command import evaluate, main
-from evals.predict import in_order
-from evals.predictions import read_predictions_table, write_predictions_table
-from evals.predictor import Predictor, make_predictor
-from evals.processes import Answer, Crew, Job
+from evals.commands.evaluate_models import evaluate, main
+from evals.predict.crew import Answer, Crew, Job
+from evals.predict.logits import crew as processes
+from evals.predict.logits import in_order
+from evals.predict.logits import logits as predict
+from evals.predict.predictor import Predictor, make_predictor
+from evals.results.predictions import read_predictions_table, write_predictions_table
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import Encoded
@@ -36,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 # Whatever goes wrong, and whoever is killed: the system ends each process of a test after this many seconds.
 LIMIT = 150
 ALARM = f"import signal; signal.alarm({LIMIT}); "
-COMMAND = f"{ALARM}from evals.command import main; main()"
+COMMAND = f"{ALARM}from evals.commands.evaluate_models import main; main()"
 TORCHRUN = f"{ALARM}from torch.distributed.run import main; main()"
 
 
@@ -245,7 +246,7 @@ def test_shared_logits_are_those_of_one_process(
 
 def test_batches_put_together_in_another_order_are_seen(predictor: Predictor, encoded: Encoded) -> None:
     """The control: the plan of batches decides which row a logit belongs to."""
-    from evals.predict import batch_logits, proof_of
+    from evals.predict.logits import batch_logits, proof_of
 
     parts = batch_logits(predictor.model, encoded.batches, proof_of(encoded))
     assert torch.equal(in_order(parts, encoded), predictor.logits(encoded))
@@ -277,7 +278,7 @@ def test_its_own_failure_is_raised_once_the_others_were_heard(
     def fail(*_: object) -> None:
         raise MemoryError("full")
 
-    monkeypatch.setattr("evals.predict.batch_logits", fail)
+    monkeypatch.setattr("evals.predict.logits.batch_logits", fail)
     with pytest.raises(MemoryError, match="full"):
         replace(predictor, crew=Crew(2)).logits(encoded)
     assert [answer.fault for answer in heard] == ["failed"]

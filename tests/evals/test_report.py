@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from evals import report, tables
-from evals.report import add_result, find, load_results, write_page
+from evals.results import store as report
+from evals.results.store import add_result, find, load_results, tables, write_page
 from merge.errors import TaskError
 
 SUBCASES = {"ln_passive": 0.03, "le_conjunction": 0.84, "sn_NP/S": 0.02, "se_adjective": 1.0, "cn_adverb": 0.06}
@@ -523,7 +523,7 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
 
 def test_importing_the_report_loads_neither_matplotlib_nor_jinja() -> None:
     """The command must answer --help at once; both are loaded when a page is written."""
-    code = "import sys, evals.report, evals.plots; print(sorted({'matplotlib', 'jinja2', 'numpy'} & {*sys.modules}))"
+    code = "import sys, evals.results.store, evals.report.barrier_figure; print(sorted({'matplotlib', 'jinja2', 'numpy'} & {*sys.modules}))"
     package = str(Path(report.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": package}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from evals import predictor
-from evals.command import evaluate
+from evals.commands.evaluate_models import evaluate
 from evals.hans.grammar import generate
 from evals.hans.scores import official_text
 from evals.hans.scores import score as hans_table
-from evals.predictions import read_predictions_table
-from evals.predictor import make_predictor
+from evals.predict.logits import predictor
+from evals.predict.predictor import make_predictor
+from evals.results.predictions import read_predictions_table
 from evals.tasks.hans import HANS, read_pairs, read_predictions
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import TaskError, UsageError

@@ -12,7 +12,7 @@ from families import family_case, inputs
 from tiny import random_tensors
 from torch import Tensor
 
-from evals.short_cut import FAMILIES, bert_layer, first_token_only, last_layer
+from evals.predict.first_token import FAMILIES, bert_layer, first_token_only, last_layer
 from merge.checkpoints.transformers_model import build
 
 

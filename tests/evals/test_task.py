@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny import NLI, bert_config, random_tensors, save_checkpoint
 
-from evals.predict import encode_rows, match_labels, model_labels, predict, task_logits
-from evals.predictor import build_written
+from evals.predict.logits import encode_rows, match_labels, model_labels, predict, task_logits
+from evals.predict.predictor import build_written
 from evals.tasks import TASKS
 from evals.tasks.task import Rows, column_of, plain
 from merge.checkpoints.checkpoint import open_checkpoint

@@ -13,9 +13,9 @@ import torch
 import transformers
 from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer
 
-import evals.tokens
+import evals.predict.tokens
+from evals.predict.tokens import pack, tokenise_rows, tokens_key, unpack
 from evals.tasks.task import Rows
-from evals.tokens import pack, tokenise_rows, tokens_key, unpack
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import Tokens
 from merge.disk.cache import cache_folder
@@ -38,13 +38,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count how often texts are given to a tokenizer."""
     counted: list[int] = []
-    plain = evals.tokens.read_tokens
+    plain = evals.predict.tokens.read_tokens
 
     def counting(tokenizer: Any, texts: Any, longest: int) -> Tokens:
         counted.append(len(texts))
         return plain(tokenizer, texts, longest)
 
-    monkeypatch.setattr(evals.tokens, "read_tokens", counting)
+    monkeypatch.setattr(evals.predict.tokens, "read_tokens", counting)
     return counted
 
 
@@ -121,7 +121,7 @@ def test_other_texts_and_other_libraries_have_keys_of_their_own(folder: Path, mo
     checkpoint = open_checkpoint(str(folder))
     texts = [(("the a", "doctor"),), (("the", "a doctor"),), (("the a doctor",),)]
     keys = [tokens_key(checkpoint, rows_of(text)) for text in texts]
-    monkeypatch.setattr(evals.tokens.importlib.metadata, "version", lambda _name: "0")
+    monkeypatch.setattr(evals.predict.tokens.importlib.metadata, "version", lambda _name: "0")
     keys += [tokens_key(checkpoint, rows_of(text)) for text in texts]
     assert len(set(keys)) == 6
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from evals.answers import (
+from evals.commands.options import (
     SETTINGS,
     check_device,
     check_forms,
@@ -22,8 +22,8 @@ from evals.answers import (
     stored_result,
     table_option,
 )
-from evals.meeting import device_here
-from evals.processes import crew
+from evals.predict.crew import crew
+from evals.predict.rendezvous import device_here
 from merge.commands.align_options import align_entry, align_options
 from merge.commands.terminal import common_options, progress, set_verbosity
 from merge.errors import UsageError
@@ -69,11 +69,11 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
         {"models": [a, b], "align": align_entry(options), "seed": options["seed"], "out_dtype": "float32"}
     )
 
-    from evals.barrier import barrier_key, barrier_record, measure_pair
-    from evals.measure import named
-    from evals.predict import match_labels
-    from evals.predictor import make_predictor
-    from evals.report import add_result
+    from evals.paths.barrier import barrier_key, barrier_record, measure_pair
+    from evals.predict.logits import match_labels
+    from evals.predict.predictor import make_predictor
+    from evals.results.measure import named
+    from evals.results.store import add_result
     from merge.alignment.rewrite import prepared
     from merge.checkpoints.checkpoint import open_checkpoint
     from merge.run.plan.preflight import preflight

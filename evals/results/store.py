@@ -97,8 +97,8 @@ def write_page(folder: Path | str) -> Path:
 
     import jinja2
 
-    from evals import tables
-    from evals.page import page_context
+    from evals.report.page import page_context
+    from evals.results.store import tables
 
     folder = Path(folder)
     environment = jinja2.Environment(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from evals.answers import SETTINGS
+from evals.commands.options import SETTINGS
 from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError
 
@@ -32,8 +32,8 @@ def compare(folder: Path, task: str, against: str | None, form: str, as_json: bo
       evaluate-models compare report mnli
       evaluate-models compare report hans --against merged/ --format csv
     """
-    from evals.compare import compare_models
-    from evals.tables import comparison_rows, csv_table, markdown_table, plain_table
+    from evals.report.tables import comparison_rows, csv_table, markdown_table, plain_table
+    from evals.results.compare import compare_models
 
     set_verbosity(verbose)
     if as_json and form != "table":

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.answers import check_device, known_results, listed, stored_result
-from evals.choice import Chosen, choose
+from evals.commands.choose_tasks import Chosen, choose
+from evals.commands.options import check_device, known_results, listed, stored_result
 from merge.commands.terminal import progress
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from evals.predictions import PredictionTable
-    from evals.predictor import Predictor
+    from evals.predict.predictor import Predictor
+    from evals.results.predictions import PredictionTable
     from evals.tasks.task import EvalTask
     from merge.checkpoints.checkpoint import Checkpoint
 
@@ -32,7 +32,7 @@ class Scored:
 
     def predictions(self, folder: Path | None) -> PredictionTable:
         """Return what the model said of each row, read from the results folder where the record was taken from there."""
-        from evals.predictions import read_predictions_table
+        from evals.results.predictions import read_predictions_table
 
         return self.table or read_predictions_table(Path(folder or "") / self.record["predictions"])
 
@@ -48,8 +48,8 @@ def score_all(
 
     import torch
 
-    from evals.measure import named, score_key
-    from evals.predictions import has_predictions
+    from evals.results.measure import named, score_key
+    from evals.results.predictions import has_predictions
     from merge.checkpoints.checkpoint import open_checkpoint
 
     checkpoints = [open_checkpoint(model) for model in models]
@@ -84,9 +84,9 @@ def _loaded(
     predictor: Predictor | None, checkpoint: Checkpoint, dtype: torch.dtype, options: dict[str, Any]
 ) -> Predictor:
     """Return a predictor with a checkpoint's weights: the one at hand where it fits, else a new one."""
-    from evals.meeting import device_here
-    from evals.predictor import make_predictor
-    from evals.processes import crew
+    from evals.predict.crew import crew
+    from evals.predict.predictor import make_predictor
+    from evals.predict.rendezvous import device_here
 
     if predictor is not None and predictor.fits(checkpoint):
         predictor.load(checkpoint)
@@ -102,8 +102,8 @@ def _score(
     options: dict[str, Any],
 ) -> Scored:
     """Score one model on one task, and store the record at once: a run that is killed has lost nothing before it."""
-    from evals.measure import score_model
-    from evals.report import add_result
+    from evals.results.measure import score_model
+    from evals.results.store import add_result
 
     shown, folder = progress(options["quiet"]), options["output"]
     record, table = score_model(checkpoint, one.task, one.rows, stated, shown, folder, options["seed"], predictor)

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evals.predict import encode_rows, predict, token_budget
-from evals.processes import Crew
+from evals.predict.crew import Crew
+from evals.predict.logits import encode_rows, predict, token_budget
 from evals.tasks.task import Rows
 from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import Checkpoint

@@ -6,12 +6,12 @@ import sys
 
 import click
 
-from evals.answers import SETTINGS
-from evals.barrier_command import barrier
-from evals.compare_command import compare
-from evals.meeting import end_with_launcher, leave, meet, met, world
-from evals.processes import dismiss, serve
-from evals.score_command import glue, hans, score, tasks
+from evals.commands.barrier import barrier
+from evals.commands.compare import compare
+from evals.commands.options import SETTINGS
+from evals.commands.score import glue, hans, score, tasks
+from evals.predict.crew import dismiss, serve
+from evals.predict.rendezvous import end_with_launcher, leave, meet, met, world
 from merge.commands.terminal import start
 
 INTERRUPTED = 130

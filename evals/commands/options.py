@@ -12,7 +12,7 @@ import click
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
-    from evals.tables import Row
+    from evals.report.tables import Row
     from evals.tasks.task import EvalTask, Rows
 
 TABLES = ("plain", "markdown", "csv")
@@ -97,7 +97,7 @@ def listed(text: str | None, option: str) -> tuple[str, ...] | None:
 
 def known_results(options: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the results that need not be computed again."""
-    from evals.report import load_results
+    from evals.results.store import load_results
 
     if not options["output"]:
         return []
@@ -109,7 +109,7 @@ def stored_result(
     known: Sequence[dict[str, Any]], key: str, said: dict[str, Any], output: Path | None
 ) -> dict[str, Any] | None:
     """Return the result of that key, None if there is none; models and data go by the names of this run."""
-    from evals.report import add_result, find
+    from evals.results.store import add_result, find
 
     found = find(known, key)
     if found is None:
@@ -146,7 +146,7 @@ def show(records: Sequence[dict[str, Any]], options: dict[str, Any], kind: str) 
 
 
 def _tables(records: Sequence[dict[str, Any]], kind: str, options: dict[str, Any]) -> list[list[Row]]:
-    from evals.tables import barrier_rows, hans_rows, part_rows, score_rows
+    from evals.report.tables import barrier_rows, hans_rows, part_rows, score_rows
 
     tables = [{"hans": hans_rows, "scores": score_rows, "barrier": barrier_rows}[kind](records)]
     if kind == "scores" and any(record.get("hans") for record in records):
@@ -158,7 +158,7 @@ def _tables(records: Sequence[dict[str, Any]], kind: str, options: dict[str, Any
 
 def show_tables(tables: Sequence[list[Row]], form: str) -> None:
     """Print tables as text in columns, as Markdown or as CSV; in these two an empty line parts them."""
-    from evals.tables import csv_table, markdown_table, plain_table
+    from evals.report.tables import csv_table, markdown_table, plain_table
 
     shown = {"plain": plain_table, "markdown": markdown_table, "csv": csv_table}[form]
     click.echo(("\n" if form == "plain" else "\n\n").join(shown(rows).rstrip("\n") for rows in tables))
@@ -170,8 +170,8 @@ def json_text(value: Any) -> str:
 
 
 def _illustrate(folder: Path, records: Sequence[dict[str, Any]], kind: str, quiet: bool) -> None:
-    from evals.plots import barrier_plot, hans_plot
-    from evals.report import SETTING, load_results, write_page
+    from evals.report.barrier_figure import barrier_plot, hans_plot
+    from evals.results.store import SETTING, load_results, write_page
 
     made: list[Path] = []
     if kind == "barrier":

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.hans.scores import HANS_LO
-from evals.predictions import PredictionTable, has_predictions, read_predictions_table
+from evals.report.tables import model_labels
+from evals.results.predictions import PredictionTable, has_predictions, read_predictions_table
 from evals.scores.intervals import Interval, McNemar, mcnemar, paired_difference
-from evals.tables import model_labels
 from merge.errors import TaskError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def compare_models(folder: Path | str, task: str, against: str | None = None) ->
         TaskError: fewer than two models were scored on the same rows, or predictions are missing.
         UsageError: no model is called `against`.
     """
-    from evals.report import load_results
+    from evals.results.store import load_results
 
     records = [record for record in load_results(folder) if record["kind"] == "scores"]
     about = [record for record in records if record["task"] == task]

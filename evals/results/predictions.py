@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.report import locked
+from evals.results.store import locked
 from merge.errors import TaskError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evals.meeting import device_here, meet, met, said, world
+from evals.predict.rendezvous import device_here, meet, met, said, world
 from merge.errors import TaskError
 from merge.progress import Progress, silent
 
@@ -81,7 +81,7 @@ class Crew:
         Raises:
             TaskError: another process failed, or is gone; says which, and what it said.
         """
-        from evals.predict import batch_logits, in_order, proof_of
+        from evals.predict.logits import batch_logits, in_order, proof_of
 
         state = model.state_dict()
         tensors = {name: state[name] for name in names}
@@ -158,7 +158,7 @@ class _Worker:
 
     def do(self, job: Job, tensors: Mapping[str, Tensor]) -> tuple[Answer, _Worker]:
         """Return the answer to a job, and the worker that keeps its model for the next one."""
-        from evals.predict import batch_logits
+        from evals.predict.logits import batch_logits
         from merge.checkpoints.transformers_model import build, set_weights
 
         due = (job.config, job.dtype, job.device)

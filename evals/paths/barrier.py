@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from evals.measure import named, reading_notes, record_key, setting
 from evals.paths.line import Curve, make_curve
 from evals.paths.temperature import best_temperature
-from evals.predict import task_logits
-from evals.predictor import Predictor, make_predictor
+from evals.predict.logits import task_logits
+from evals.predict.predictor import Predictor, make_predictor
+from evals.results.measure import named, reading_notes, record_key, setting
 from evals.tasks.task import EvalTask, Rows
 from merge.alignment.reading import finite_tensors
 from merge.checkpoints.checkpoint import Checkpoint

@@ -16,9 +16,9 @@ from torch import Tensor
 import merge
 from evals.hans.scores import HANS_LO
 from evals.hans.scores import score as hans_table
-from evals.predict import match_labels, model_labels, task_logits
-from evals.predictions import PredictionTable, predictions_file, write_predictions_table
-from evals.predictor import Predictor, make_predictor, precision_change
+from evals.predict.logits import match_labels, model_labels, task_logits
+from evals.predict.predictor import Predictor, make_predictor, precision_change
+from evals.results.predictions import PredictionTable, predictions_file, write_predictions_table
 from evals.scores.intervals import proportion_interval, score_intervals
 from evals.scores.label_orders import order_notes
 from evals.tasks.task import EvalTask, Rows

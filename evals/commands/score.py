@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from evals.answers import (
+from evals.commands.choose_tasks import ALL
+from evals.commands.options import (
     SETTINGS,
     check_forms,
     data_options,
@@ -19,8 +20,7 @@ from evals.answers import (
     show_tables,
     table_option,
 )
-from evals.choice import ALL
-from evals.scoring import score_all
+from evals.commands.scoring import score_all
 from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError, nearest
 
@@ -171,7 +171,7 @@ def tasks(**options: Any) -> None:
       evaluate-models tasks
       evaluate-models tasks --json
     """
-    from evals.tables import Row
+    from evals.report.tables import Row
     from evals.tasks import TASKS
     from evals.tasks.task import METRICS
 
@@ -197,7 +197,7 @@ def tasks(**options: Any) -> None:
 def _score_predictions(path: Path, models: Sequence[str], options: dict[str, Any], form: str) -> None:
     from evals.hans.scores import gold_by_position, official_text
     from evals.hans.scores import score as score_pairs
-    from evals.tables import hans_rows, part_rows
+    from evals.report.tables import hans_rows, part_rows
     from evals.tasks.hans import read_pairs, read_predictions
 
     flags = [f"--{name}" for name in ("labels", "limit", "output", "force", "write-predictions") if options[name]]

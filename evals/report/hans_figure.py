@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evals.plots import numbers, short
-from evals.tables import GOLDS, HEURISTICS, Record, model_labels, show
+from evals.report.barrier_figure import numbers, short
+from evals.report.tables import GOLDS, HEURISTICS, Record, model_labels, show
 from merge.errors import TaskError
 from merge.publish.figures import COLOURS, INK, MARKERS, RULE, figure_settings
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from evals.compare import Comparison
+    from evals.results.compare import Comparison
 
 
 class Span(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.tables import Record, model_labels, show
+from evals.report.tables import Record, model_labels, show
 from merge.publish.figures import COLOURS, INK, MARKERS, PAPER, RULE, figure_settings, rendered
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def barrier_plot(record: Record, stem: Path) -> tuple[Path, Path]:
 
 def hans_plot(records: Sequence[Record], stem: Path) -> tuple[Path, Path]:
     """Write <stem>.png and <stem>.svg: the accuracy of every model on every HANS subcase."""
-    from evals.hans_figure import hans_figure
+    from evals.report.hans_figure import hans_figure
 
     return _save(hans_figure(records), stem)
 

@@ -69,7 +69,7 @@ def choose(
 
 def _misfit(task: EvalTask, checkpoint: Checkpoint, stated: Sequence[str] | None) -> TaskError | UsageError | None:
     """Return the error that says why a model cannot be scored on a task, None if it can."""
-    from evals.predict import match_labels
+    from evals.predict.logits import match_labels
 
     if task.regression and stated is not None:
         return UsageError(f"--labels names classes; {task.name} asks for a number and has none. Leave it out.")

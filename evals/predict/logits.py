@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evals.short_cut import first_token_only
+from evals.predict.first_token import first_token_only
+from evals.predict.tokens import tokenise_rows
 from evals.tasks.task import EvalTask, Rows, column_of
-from evals.tokens import tokenise_rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, Encoded, batch_tokens
 from merge.errors import TaskError

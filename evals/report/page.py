@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals import tables
-from evals.predictions import has_predictions
-from evals.report import FIELDS, SETTING
+from evals.results.predictions import has_predictions
+from evals.results.store import FIELDS, SETTING, tables
 
 
 def page_context(results: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def _settings(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
 def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
     from markupsafe import Markup
 
-    from evals.plots import barrier_figure, inline_svg
+    from evals.report.barrier_figure import barrier_figure, inline_svg
 
     a, b = tables.model_labels([record["a"], record["b"]])
     alignment = record.get("alignment") or {}
@@ -70,8 +69,8 @@ def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
 def _hans_section(group: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]:
     from markupsafe import Markup
 
-    from evals.hans_figure import hans_figure
-    from evals.plots import inline_svg
+    from evals.report.barrier_figure import inline_svg
+    from evals.report.hans_figure import hans_figure
 
     figure = inline_svg(
         hans_figure(group), f"hans{at}", "Accuracy on every HANS subcase; the numbers are tabled below."
@@ -106,7 +105,7 @@ def _differences(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, 
 
     All pairs of a hundred models would be five thousand rows; `evaluate-models compare` gives them.
     """
-    from evals.compare import compare_records
+    from evals.results.compare import compare_records
 
     if len(group) < 2:
         return None
