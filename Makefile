@@ -22,7 +22,7 @@ check: $(READY) $(PARITY)
 # Every method in the batteries, beside mergekit: writes docs/methods.md.
 methods-table: $(READY) $(PARITY)
 	$(BIN)/python -m pytest -q -n auto tests/contracts/test_methods.py tests/contracts/test_engine.py tests/parity \
-	  tests/merge/test_silent_failures.py --methods-table docs/methods.md
+	  tests/merge/run/test_silent_failures.py --methods-table docs/methods.md
 
 # Every family with every head, the whole way: writes docs/architectures.md.
 architectures-table: $(READY)

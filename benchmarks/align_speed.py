@@ -67,7 +67,7 @@ def ours(scratch: Path, case: str, by: str, tokens: int) -> dict[str, Any]:
     """Match with merge-models and return what was found."""
     from safetensors.torch import load_file
 
-    from merge.alignment import aligner
+    from merge.alignment.matchers import aligner
     from merge.alignment.pair import Pair
     from merge.symmetry.architectures import spec_for
     from merge.symmetry.permutation import load

@@ -31,11 +31,11 @@ from zoo.pairs import open_pair
 from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
 from zoo.training import Trained, Training, trained
 
-from merge.alignment import ALIGNERS, AS_MERGED, aligner
-from merge.alignment.choice.auto import Auto, in_canonical_form
+from merge.alignment.choice.auto import Auto
 from merge.alignment.choice.candidates import ALONG, Candidate, Choice, choose
+from merge.alignment.matchers import ALIGNERS, AS_MERGED, aligner
 from merge.alignment.midpoint import Ends, score
-from merge.alignment.pair import Pair
+from merge.alignment.pair import Pair, in_canonical_form
 from merge.checkpoints.inputs import tokenise
 
 PAIRS = ((0, 1), (0, 2), (1, 2), (2, 3), (0, 3))

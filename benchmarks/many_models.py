@@ -25,8 +25,9 @@ from zoo.characters import hans_characters
 from zoo.line import all_answers
 from zoo.pairs import open_pair
 
-from merge.alignment import aligner, many_aligner
-from merge.alignment.pair import Alignment, Batch, Pair
+from merge.alignment.matchers import aligner, many_aligner
+from merge.alignment.pair import Alignment, Pair
+from merge.checkpoints.inputs import Batch
 from merge.symmetry.canonical import canonical
 from merge.symmetry.permutation import apply
 

@@ -38,7 +38,7 @@ from merge.checkpoints.transformers_model import quiet
 from merge.layers.edit import edit_layers
 from merge.layers.plan import LayerPlan
 from merge.recipe.recipe import make_recipe
-from merge.run.manifest import Report
+from merge.run.report import Report
 from merge.run.run import run
 
 PARTS = ("finetuned", "strangers", "drops")

@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.alignment import ALIGNERS, aligner
 from merge.alignment.evidence.proof import prove
+from merge.alignment.matchers import ALIGNERS, aligner
 from merge.alignment.pair import Pair
-from merge.alignment.reading import finite_tensors
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import finite_tensors, open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.checkpoints.transformers_model import set_weights
 from merge.symmetry.architectures import spec_for

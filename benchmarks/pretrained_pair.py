@@ -34,8 +34,7 @@ from zoo.pairs import open_pair
 from zoo.sentences import SPECIAL, Examples, labelled_rows, padded, training_batches
 from zoo.training import Batches, Trained, Training, trained
 
-from merge.alignment.pair import Batch
-from merge.checkpoints.inputs import encode, tokenise
+from merge.checkpoints.inputs import Batch, encode, tokenise
 
 PRETRAINING = {
     "mnli/train.subset.jsonl.gz": ("premise", "hypothesis"),

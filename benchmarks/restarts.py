@@ -24,9 +24,10 @@ from zoo.line import Contest, measure
 from zoo.methods import exact, moved
 from zoo.pairs import open_pair
 
-from merge.alignment.choice.auto import folded_pair, in_canonical_form
+from merge.alignment.choice.auto import folded_pair
 from merge.alignment.matchers.rotations import descend, unevenly
 from merge.alignment.midpoint import Ends, score
+from merge.alignment.pair import in_canonical_form
 
 
 def descents(contest: Contest, count: int, points: int, title: str) -> list[tuple[float, float, float]]:

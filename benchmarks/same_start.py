@@ -32,10 +32,10 @@ from zoo.pairs import open_pair
 from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
 from zoo.training import Training, trained
 
-from merge.alignment import ALIGNERS
-from merge.alignment.matchers.activations import unit_correlations
-from merge.alignment.pair import Batch, Pair
-from merge.checkpoints.inputs import load_tokenizer, tokenise
+from merge.alignment.matchers import ALIGNERS
+from merge.alignment.pair import Pair
+from merge.alignment.solvers.moments import unit_correlations
+from merge.checkpoints.inputs import Batch, load_tokenizer, tokenise
 from merge.symmetry.transform import Transform
 
 COMMON = Training(steps=400, rate=2e-3, warm_up=120, decay=0.01)

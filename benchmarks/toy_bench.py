@@ -30,7 +30,7 @@ from zoo.methods import METHODS
 from zoo.pairs import open_pair
 from zoo.training import Batches, Trained, Training, trained
 
-from merge.alignment.pair import Batch
+from merge.checkpoints.inputs import Batch
 
 LENGTH, BATCH = 32, 32
 PAIRS = ((0, 1), (0, 2), (1, 2), (2, 3))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
 
 
 class MergeError(Exception):
@@ -60,3 +64,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Known: {', '.join(names)}."
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean X or Y?', or nothing when no name is near; for names too many to list."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=2)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, for a message of ours that quotes it."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """Return all lines of a short message as one."""
+    return " ".join(str(error).split())

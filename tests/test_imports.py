@@ -1,160 +1,182 @@
-"""Imports point one way: every module of both packages is read, and none may know of what is built on it."""
+"""Imports point one way, in no circle, and no folder is too full: every module of both packages is read."""
 
 from __future__ import annotations
 
 import ast
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the ground up; a module imports only from lines above its own, a package also from itself.
-LEVELS = (
-    ("errors",),
-    (
-        "figures",
-        "hub_errors",
-        "table",
-        "progress",
-        "cache",
-        "gradient",
-        "strict_yaml",
-        "notation",
-        "groups",
-        "model_index",
-    ),
-    ("model", "terminal", "hashes", "alignment_plot", "hub"),
-    ("weight_files", "structure", "layer_stacks", "side_files"),
-    ("arrays", "legacy_buffers", "legacy_names"),
-    ("canonical_names",),
-    ("checkpoint", "spec", "layer_config", "weight_writer", "ranking"),
-    ("permutation", "inputs", "plan", "tokenizer_files", "sentence_transformers"),
-    ("tokenizer_union", "architectures", "maps"),
-    ("transform",),
-    ("transform_files",),
-    ("gauges",),
-    ("alignment", "methods", "heads", "vocabulary"),
-    ("contribution", "statistics", "recipe_entries", "head_plan", "label_average", "align_options", "examples"),
-    ("recipe", "material"),
-    ("choices",),
-    ("aligned",),
-    ("engine", "mergekit_methods"),
-    ("asked_vocabulary", "preflight", "schedule", "mergekit_parameters"),
-    ("bases", "mergekit_document"),
-    ("writer", "reload", "card", "verify"),
-    ("prepared",),
-    ("repair_sites",),
-    ("repair",),
-    ("soup", "cocktail", "evaluation", "report"),
-    ("report_text",),
-    ("repair_run", "output_files"),
-    ("outputs",),
-    ("run", "edit", "mergekit_yaml", "recipe_schema"),
-    ("edit_command", "statistics_command", "flags"),
-    ("command",),
-    ("entry",),
-)
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+# From the ground up: a folder or file imports only from those named before it.
+MERGE = "errors progress disk checkpoints text symmetry methods alignment publish layers recipe run commands entry"
+EVALS = "hans tasks scores predict results paths report commands"
+ORDER = {"merge": MERGE.split(), "evals": EVALS.split()}
 
-# The one module of merge that may import evals: it starts evaluate-models, once it has made sure whose evals that is.
+# The one module of merge that may import evals: it starts evaluate-models, once it has checked whose evals that is.
 ENTRY = "merge.entry"
+
+# How many entries a folder may have, `__init__.py` and data apart; METHODS and ARCHITECTURES are lists.
+MOST_ENTRIES = {"merge": 15, "evals": 12, "merge/methods": 99, "merge/symmetry/architectures": 99}
+MOST_ENTRIES_ELSEWHERE = 20
 
 # Modules of another distribution that also installs a package `evals`: none of ours may stand in for one of them.
 FOREIGN = {"api", "base", "cli", "data", "eval", "formatting", "metrics", "prompt", "record", "registry", "utils"}
 
-
-def modules() -> dict[str, str]:
-    """Return dotted name -> source of every module of merge and evals."""
-    found = {}
-    for path in sorted([*(ROOT / "merge").rglob("*.py"), *(ROOT / "evals").rglob("*.py")]):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
-    return found
+Graph = Mapping[str, set[str]]
 
 
-def imports(source: str) -> list[str]:
-    """Return the dotted names a module imports anywhere in it, inside functions and for type checks too."""
-    found = []
+def module_sources() -> dict[str, str]:
+    """Return dotted name -> source of every module of merge and evals; a package's name ends in `.__init__`."""
+    paths = sorted([*(ROOT / "merge").rglob("*.py"), *(ROOT / "evals").rglob("*.py")])
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts): p.read_text(encoding="utf-8") for p in paths}
+
+
+def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return module -> the modules of ours it imports anywhere in it, inside functions and for type checks too."""
+    return {module: set(imported_modules(source, sources)) for module, source in sources.items()}
+
+
+def imported_modules(source: str, known: Iterable[str]) -> Iterable[str]:
+    """Yield the module that each import of a source reads; `from a import b` reads a.b where that is a module."""
+    known = set(known)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            # `from merge import run` names a module by its last word.
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module in ("merge", "evals") else []
-            found += names or ["." * node.level + (node.module or "")]
-    return found
+            assert node.level == 0, f"relative import: {ast.unparse(node)}"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] in ORDER:
+                parent = name.rpartition(".")[0]
+                candidates = (name, f"{name}.__init__", parent, f"{parent}.__init__")
+                yield next((c for c in candidates if c in known), name)
 
 
-def fault(module: str, imported: str) -> str | None:
-    """Return what is wrong with one arrow, or None."""
-    if imported.startswith("."):
-        return f"{module} imports {imported} by a relative name"
-    package, target = module.split(".")[0], imported.split(".")[0]
-    if target not in ("merge", "evals"):
-        return None
-    if package == "evals":
-        return None
-    if target == "evals":
-        return None if module == ENTRY else f"{module} imports {imported}: merge never imports evals"
-    own, other = ((*name.split("."), "")[1] for name in (module, imported))
-    if other == "" or own == other or (own and LEVEL[other] < LEVEL[own]):
-        return None
-    return f"{module} imports {imported}, which is built on it"
+def wrong_arrows(graph: Graph) -> list[str]:
+    """Return every import that does not point down the list of folders."""
+    faults = []
+    for module, targets in graph.items():
+        for target in sorted(targets):
+            (package, own), (other_package, other) = (name.split(".")[:2] for name in (module, target))
+            if package == "merge" and other_package == "evals":
+                if module != ENTRY:
+                    faults.append(f"{module} imports {target}: merge never imports evals")
+            elif package == other_package and own != other and other != "__init__":
+                order = ORDER[package]
+                if own == "__init__" or order.index(other) > order.index(own):
+                    faults.append(f"{module} imports {target}, which is built on it")
+    return faults
 
 
-def faults(sources: dict[str, str]) -> list[str]:
-    return [said for module, source in sources.items() for name in imports(source) if (said := fault(module, name))]
+def circle(graph: Graph) -> list[str]:
+    """Return the nodes of one circle, or none."""
+    try:
+        TopologicalSorter({node: targets - {node} for node, targets in graph.items()}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
-def test_every_arrow_points_down() -> None:
-    sources = modules()
-    assert len(sources) > 40
-    assert sum(name.startswith("merge") for source in sources.values() for name in imports(source)) > 100
-    assert faults(sources) == []
+def circles(graph: Graph) -> list[list[str]]:
+    """Return a circle of modules, and one of the entries of each folder, where there are any."""
+    folders = {module.rpartition(".")[0] for module in graph}
+    return [found for each in (graph, *(entries_graph(graph, folder) for folder in folders)) if (found := circle(each))]
 
 
-def test_every_module_has_its_level() -> None:
-    """A new module is placed by hand, once, by whoever adds it."""
-    names = {name.split(".")[1] for name in modules() if name.startswith("merge.")}
-    assert names == LEVEL.keys()
+def entries_graph(graph: Graph, folder: str) -> dict[str, set[str]]:
+    """Return which entries (files and folders) of a folder import which others of it."""
+    depth = folder.count(".") + 1
+    inside = {name for name in graph if name.startswith(f"{folder}.")}
+    entries: dict[str, set[str]] = {}
+    for module in inside:
+        entry = module.split(".")[depth]
+        entries.setdefault(entry, set()).update(name.split(".")[depth] for name in graph[module] & inside)
+    return entries
+
+
+def full_folders(modules: Iterable[str]) -> list[str]:
+    """Return every folder that has more entries than it may."""
+    entries: dict[str, set[str]] = {}
+    for module in modules:
+        parts = PurePosixPath(*module.split(".")).parts
+        for above, entry in pairwise(range(1, len(parts) + 1)):
+            entries.setdefault("/".join(parts[:above]), set()).add(parts[entry - 1])
+    counts = {folder: len(names - {"__init__"}) for folder, names in entries.items()}
+    return [f"{f} has {n} entries" for f, n in counts.items() if n > MOST_ENTRIES.get(f, MOST_ENTRIES_ELSEWHERE)]
+
+
+def test_every_import_points_down_the_list_of_folders() -> None:
+    graph = import_graph(module_sources())
+    assert len(graph) > 200
+    assert sum(map(len, graph.values())) > 600
+    assert wrong_arrows(graph) == []
+
+
+def test_every_folder_stands_in_the_list() -> None:
+    for package, order in ORDER.items():
+        entries = {name.split(".")[1] for name in module_sources() if name.startswith(f"{package}.")}
+        assert entries - {"__init__"} == set(order)
+
+
+def test_no_imports_form_a_circle() -> None:
+    assert circles(import_graph(module_sources())) == []
+
+
+def test_no_folder_is_too_full() -> None:
+    assert full_folders(module_sources()) == []
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("merge.errors", "from merge.hub import download"),
-        ("merge.checkpoint", "def f():\n    from merge.run import run"),
-        ("merge.spec", "import merge.alignment.pair"),
-        ("merge.heads", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from merge.recipe import Recipe"),
-        ("merge.methods.linear", "from merge.heads import label_order"),
-        ("merge.model", "from merge import command"),
-        ("merge.model", "from . import errors"),
-        ("merge.run", "from evals.task import EvalTask"),
-        ("merge.command", "import evals"),
-        ("merge", "from merge.run import run"),
+        ("merge.errors", "from merge.checkpoints.hub.download import download"),
+        ("merge.checkpoints.checkpoint", "def f():\n    from merge.run.run import run"),
+        ("merge.symmetry.spec", "import merge.alignment.pair"),
+        (
+            "merge.checkpoints.labels",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from merge.recipe.recipe import Recipe",
+        ),
+        ("merge.text.table", "from merge import commands"),
+        ("merge.run.run", "from evals.tasks.task import EvalTask"),
+        ("merge.commands.merge_models", "import evals"),
+        ("evals.tasks.task", "from evals.results.store import load_results"),
     ],
 )
 def test_a_wrong_arrow_is_caught(module: str, source: str) -> None:
     """The negative control, in every form an import can take."""
-    assert len(faults({module: source})) == 1
+    sources = module_sources()
+    assert len(wrong_arrows({module: set(imported_modules(source, sources))})) == 1
 
 
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("merge.run", "import merge\nimport torch\nfrom merge.writer import staged"),
-        ("merge.alignment.weights", "from merge.alignment.pair import Pair\nfrom merge.errors import AlignmentError"),
-        ("merge.entry", "from evals.command import main"),
-        ("evals.measure", "from merge.run import run\nfrom evals.task import EvalTask"),
-    ],
-)
-def test_a_right_arrow_is_not(module: str, source: str) -> None:
-    assert faults({module: source}) == []
+def test_a_planted_circle_is_caught() -> None:
+    """Between files, and between two folders whose files form none."""
+    files = {"merge.text.table": {"merge.text.source"}, "merge.text.source": {"merge.text.table"}}
+    assert circles(files) != []
+    folders = {
+        "merge.run.plan.heads": {"merge.run.engine.engine"},
+        "merge.run.engine.engine": set(),
+        "merge.run.engine.other": {"merge.run.plan.classes"},
+        "merge.run.plan.classes": set(),
+    }
+    assert circle(folders) == []
+    assert len(circles(folders)) == 1
+
+
+def test_a_21st_file_is_caught() -> None:
+    full = [f"merge.text.file{k}" for k in range(21)]
+    assert full_folders(full) == ["merge/text has 21 entries"]
+    assert full_folders([*full[:20], "merge.text.__init__"]) == []
 
 
 def test_no_module_of_evals_has_the_name_of_a_foreign_one() -> None:
     """Were ours and theirs installed side by side, a half of each would be imported."""
-    names = [name.split(".") for name in modules() if name.startswith("evals")]
+    names = [name.split(".") for name in module_sources() if name.startswith("evals")]
     assert len(names) > 8
     assert {parts[1] for parts in names if len(parts) > 1} & FOREIGN == set()

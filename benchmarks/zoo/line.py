@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evals.paths.line import Curve, make_curve
-from merge.alignment.pair import Batch, Pair
+from merge.alignment.pair import Pair
+from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import set_weights
 from merge.errors import UsageError
 from zoo.answers import Answers, answers

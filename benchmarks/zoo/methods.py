@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from merge.alignment import AS_MERGED, aligner, many_aligner
-from merge.alignment.choice.auto import folded_pair, in_canonical_form
+from merge.alignment.choice.auto import folded_pair
 from merge.alignment.choice.candidates import choose
-from merge.alignment.pair import Alignment, Pair, as_transform
+from merge.alignment.matchers import AS_MERGED, aligner, many_aligner
+from merge.alignment.pair import Alignment, Pair, as_transform, in_canonical_form
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.transform import Transform, apply_transform
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from merge.alignment.pair import Batch, Pair
-from merge.alignment.reading import finite_tensors
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.alignment.pair import Pair
+from merge.checkpoints.checkpoint import finite_tensors, open_checkpoint
+from merge.checkpoints.inputs import Batch
 from merge.symmetry.architectures import spec_for
 
 

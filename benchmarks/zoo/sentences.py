@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.alignment.pair import Batch
-from merge.checkpoints.inputs import encode
+from merge.checkpoints.inputs import Batch, encode
 from zoo.training import Batches
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

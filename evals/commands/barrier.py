@@ -18,10 +18,10 @@ from evals.commands.options import (
     listed,
     model_options,
     read_rows,
-    show,
     stored_result,
     table_option,
 )
+from evals.commands.show import show
 from evals.predict.crew import crew
 from evals.predict.rendezvous import device_here
 from merge.commands.align_options import align_entry, align_options

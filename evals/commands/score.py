@@ -9,18 +9,9 @@ from typing import Any
 import click
 
 from evals.commands.choose_tasks import ALL
-from evals.commands.options import (
-    SETTINGS,
-    check_forms,
-    data_options,
-    json_text,
-    listed,
-    model_options,
-    show,
-    show_tables,
-    table_option,
-)
+from evals.commands.options import SETTINGS, check_forms, data_options, listed, model_options, table_option
 from evals.commands.scoring import score_all
+from evals.commands.show import json_text, show, show_tables
 from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError, nearest
 
@@ -195,10 +186,10 @@ def tasks(**options: Any) -> None:
 
 
 def _score_predictions(path: Path, models: Sequence[str], options: dict[str, Any], form: str) -> None:
+    from evals.hans.files import read_pairs, read_predictions
     from evals.hans.scores import gold_by_position, official_text
     from evals.hans.scores import score as score_pairs
     from evals.report.tables import hans_rows, part_rows
-    from evals.tasks.hans import read_pairs, read_predictions
 
     flags = [f"--{name}" for name in ("labels", "limit", "output", "force", "write-predictions") if options[name]]
     if models or flags:

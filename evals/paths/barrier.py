@@ -17,8 +17,7 @@ from evals.predict.logits import task_logits
 from evals.predict.predictor import Predictor, make_predictor
 from evals.results.measure import named, reading_notes, record_key, setting
 from evals.tasks.task import EvalTask, Rows
-from merge.alignment.reading import finite_tensors
-from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.inputs import Encoded
 from merge.disk.hashes import file_hash
 from merge.progress import Progress, silent

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from evals.predict.first_token import first_token_only
 from evals.predict.tokens import tokenise_rows
-from evals.tasks.task import EvalTask, Rows, column_of
+from evals.tasks.label_names import column_of
+from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, Encoded, batch_tokens
 from merge.errors import TaskError

@@ -15,13 +15,12 @@ from torch import Tensor
 from evals.predict.crew import Crew
 from evals.predict.logits import encode_rows, predict, token_budget
 from evals.tasks.task import Rows
-from merge.alignment.reading import finite_tensors
-from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.inputs import Encoded
+from merge.checkpoints.structure import HARMLESS
 from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import TaskError
 from merge.progress import Progress, silent
-from merge.run.plan.preflight import HARMLESS
 
 
 @dataclass(frozen=True)

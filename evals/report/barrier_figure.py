@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.report.tables import Record, model_labels, show
-from merge.publish.figures import COLOURS, INK, MARKERS, PAPER, RULE, figure_settings, rendered
+from evals.report.svg import _save, numbers, short
+from evals.report.tables import show
+from evals.results.store import Record, model_labels
+from merge.publish.figures import COLOURS, INK, MARKERS, PAPER, figure_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# On the page these follow the reader's light or dark mode.
-THEME = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
-
 
 def barrier_plot(record: Record, stem: Path) -> tuple[Path, Path]:
     """Write <stem>.png and <stem>.svg: loss and accuracy on the way from a to b, with the barrier of each curve."""
     return _save(barrier_figure(record), stem)
-
-
-def hans_plot(records: Sequence[Record], stem: Path) -> tuple[Path, Path]:
-    """Write <stem>.png and <stem>.svg: the accuracy of every model on every HANS subcase."""
-    from evals.report.hans_figure import hans_figure
-
-    return _save(hans_figure(records), stem)
-
-
-def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    # Not with_suffix: a stem may hold a dot of its own.
-    png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    png.write_bytes(rendered(figure, "png"))
-    svg.write_bytes(rendered(figure, "svg"))
-    return png, svg
-
-
-def inline_svg(figure: Figure, prefix: str, label: str) -> str:
-    """Return the figure as an <svg> element for an HTML page: no links, no comments, ids of its own.
-
-    Args:
-        figure: what barrier_figure or hans_figure returned.
-        prefix: put before every id, since one page holds several figures.
-        label: what a screen reader says; plain text, escaped here.
-    """
-    text = rendered(figure, "svg").decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href=", "href=")
-    text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    for colour, variable in THEME.items():
-        text = text.replace(colour, variable)
-    width = re.search(r'<svg[^>]*?\swidth="([\d.]+)pt"', text)
-    assert width, "matplotlib writes the width of a figure in points"
-    style = f'class="figure" style="width: {float(width[1]) * 4 / 3:.0f}px" role="img"'
-    text = re.sub(r'\s(width|height)="[\d.]+pt"', "", text, count=2)
-    text = text.replace("<svg", f'<svg {style} aria-label="{html.escape(label)}"', 1)
-    return re.sub(r"\n\s*", "\n", text)
 
 
 def barrier_figure(record: Record) -> Figure:
@@ -156,13 +114,3 @@ def _draw_gap(axes: Axes, curve: Record, at: int, shift: float) -> None:
         path_effects=[withStroke(linewidth=3, foreground=PAPER)],
         zorder=6,
     )
-
-
-def numbers(values: Any) -> list[float]:
-    """Return the values with nan, which matplotlib leaves out, where a score is undefined."""
-    return [float("nan") if value is None else value for value in values]
-
-
-def short(name: str, most: int = 44) -> str:
-    """Return a name that fits a figure: the end of a long path says more than its start."""
-    return name if len(name) <= most else "…" + name[-(most - 1) :]

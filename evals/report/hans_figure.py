@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.report.barrier_figure import numbers, short
-from evals.report.tables import GOLDS, HEURISTICS, Record, model_labels, show
+from evals.report.svg import _save, numbers, short
+from evals.report.tables import GOLDS, HEURISTICS, show
+from evals.results.store import Record, model_labels
 from merge.errors import TaskError
 from merge.publish.figures import COLOURS, INK, MARKERS, RULE, figure_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,3 +142,10 @@ def _places(groups: Mapping[str, Sequence[str]]) -> tuple[dict[str, float], dict
             places[name] = height
         height += 1.4
     return places, headings, height - 0.4
+
+
+def hans_plot(records: Sequence[Record], stem: Path) -> tuple[Path, Path]:
+    """Write <stem>.png and <stem>.svg: the accuracy of every model on every HANS subcase."""
+    from evals.report.hans_figure import hans_figure
+
+    return _save(hans_figure(records), stem)

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.report import tables
 from evals.results.predictions import has_predictions
-from evals.results.store import FIELDS, SETTING, tables
+from evals.results.store import FIELDS, PAGE, SETTING, _one_line, _replace, load_results, locked, model_labels
+from merge.errors import TaskError
 
 
 def page_context(results: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
@@ -45,9 +47,10 @@ def _settings(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
 def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
     from markupsafe import Markup
 
-    from evals.report.barrier_figure import barrier_figure, inline_svg
+    from evals.report.barrier_figure import barrier_figure
+    from evals.report.svg import inline_svg
 
-    a, b = tables.model_labels([record["a"], record["b"]])
+    a, b = model_labels([record["a"], record["b"]])
     alignment = record.get("alignment") or {}
     # Of match quality the kinds of axes are shown; every single axis is in results.json.
     quality = {name: value for name, value in alignment.get("quality", {}).items() if name != "axes"}
@@ -69,8 +72,8 @@ def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
 def _hans_section(group: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]:
     from markupsafe import Markup
 
-    from evals.report.barrier_figure import inline_svg
     from evals.report.hans_figure import hans_figure
+    from evals.report.svg import inline_svg
 
     figure = inline_svg(
         hans_figure(group), f"hans{at}", "Accuracy on every HANS subcase; the numbers are tabled below."
@@ -86,7 +89,7 @@ def _hans_section(group: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]
 
 
 def _score_section(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    labels = tables.model_labels([record["model"] for record in group])
+    labels = model_labels([record["model"] for record in group])
     holders: dict[str, list[str]] = {}
     for label, record in zip(labels, group, strict=True):
         for note in record.get("notes", []):
@@ -112,9 +115,9 @@ def _differences(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, 
     held = [r for r in group if has_predictions(folder, r) and r.get("rows") == group[0].get("rows")]
     out = [record["model"] for record in group if record not in held]
     if not held or held[0] is not group[0]:
-        return {"rows": [], "out": tables.model_labels([record["model"] for record in group])}
+        return {"rows": [], "out": model_labels([record["model"] for record in group])}
     rows = tables.comparison_rows(compare_records(folder, held, first_only=True))
-    return {"rows": rows if len(rows) > 1 else [], "out": tables.model_labels(out)}
+    return {"rows": rows if len(rows) > 1 else [], "out": model_labels(out)}
 
 
 def _source(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,3 +130,28 @@ def _source(record: Mapping[str, Any]) -> dict[str, Any]:
         "versions": tables.flatten(record.get("versions", {})),
         "rest": tables.flatten({name: value for name, value in record.items() if name not in shown}),
     }
+
+
+def write_page(folder: Path | str) -> Path:
+    """Write a folder's index.html from its results.json: one file that needs no other, no network and no script."""
+    from importlib.resources import files
+
+    import jinja2
+
+    folder = Path(folder)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["show"] = tables.show
+    environment.filters["numeric_columns"] = tables.numeric_columns
+    environment.tests["span"] = lambda cell: isinstance(cell, tables.Span)
+    environment.tests["numeric"] = lambda cell: isinstance(cell, int | float)
+    source = files("evals.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    html = environment.from_string(source).render(page_context(load_results(folder), folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            _replace(folder / PAGE, html)
+    except OSError as error:
+        raise TaskError(f"{folder / PAGE} cannot be written: {_one_line(error)}") from None
+    return folder / PAGE

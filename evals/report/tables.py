@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from evals.results.store import Record, model_labels
 
 if TYPE_CHECKING:
     from evals.results.compare import Comparison
@@ -21,7 +22,6 @@ class Span(NamedTuple):
 
 Cell = str | int | float | None | Span
 Row = list[Cell]
-Record = Mapping[str, Any]
 
 # A HANS subcase says in its first two letters where it belongs: ln_passive is lexical overlap, non-entailment.
 HEURISTICS = {"l": "lexical_overlap", "s": "subsequence", "c": "constituent"}
@@ -44,15 +44,6 @@ def show(cell: Cell) -> str:
     if isinstance(cell, int):
         return f"{cell:,}"
     return f"{cell:.4f}" if cell == 0 or abs(cell) >= 0.001 else f"{cell:.1e}"
-
-
-def model_labels(models: Sequence[Record]) -> list[str]:
-    """Return one label a model: its name, and the start of its hash where different weights share the name."""
-    weights = Counter(name for name, _ in {(model["name"], model.get("hash")) for model in models})
-    return [
-        f"{model['name']} ({str(model.get('hash'))[:8]})" if weights[model["name"]] > 1 else model["name"]
-        for model in models
-    ]
 
 
 def score_rows(results: Sequence[Record]) -> list[Row]:

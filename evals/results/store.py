@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,34 +90,6 @@ def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
             _replace(folder / STORE, text + "\n")
     except OSError as error:
         raise TaskError(f"{folder / STORE} cannot be written: {_one_line(error)}") from None
-
-
-def write_page(folder: Path | str) -> Path:
-    """Write a folder's index.html from its results.json: one file that needs no other, no network and no script."""
-    from importlib.resources import files
-
-    import jinja2
-
-    from evals.report.page import page_context
-    from evals.results.store import tables
-
-    folder = Path(folder)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["show"] = tables.show
-    environment.filters["numeric_columns"] = tables.numeric_columns
-    environment.tests["span"] = lambda cell: isinstance(cell, tables.Span)
-    environment.tests["numeric"] = lambda cell: isinstance(cell, int | float)
-    source = files("evals").joinpath("page.html.j2").read_text(encoding="utf-8")
-    html = environment.from_string(source).render(page_context(load_results(folder), folder))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            _replace(folder / PAGE, html)
-    except OSError as error:
-        raise TaskError(f"{folder / PAGE} cannot be written: {_one_line(error)}") from None
-    return folder / PAGE
 
 
 def _faults(record: object, where: str) -> list[str]:
@@ -217,3 +190,15 @@ def _taken(lock: Path) -> int | None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+Record = Mapping[str, Any]
+
+
+def model_labels(models: Sequence[Record]) -> list[str]:
+    """Return one label a model: its name, and the start of its hash where different weights share the name."""
+    weights = Counter(name for name, _ in {(model["name"], model.get("hash")) for model in models})
+    return [
+        f"{model['name']} ({str(model.get('hash'))[:8]})" if weights[model["name"]] > 1 else model["name"]
+        for model in models
+    ]

@@ -44,7 +44,7 @@ def find_task(name: str) -> EvalTask:
     if name.lower().endswith(TASK_FILE):
         from evals.tasks.task_file import read_task
 
-        return read_task(Path(name))
+        return read_task(Path(name), reserved=TASKS)
     if name not in TASKS:
         raise UsageError(f"unknown task {name!r}.{nearest(name, TASKS)} A task of your own is a file: TASK.yaml.")
     return TASKS[name]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evals.tasks.task import EvalTask, Rows, class_names, plain
+from evals.tasks.label_names import class_names, plain
+from evals.tasks.task import EvalTask, Rows
 from merge.errors import TaskError
 from merge.text.table import Row, Table, open_table
 

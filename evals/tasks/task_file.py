@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from evals.tasks.label_names import plain
 from evals.tasks.table import TaskTable, make_task
-from evals.tasks.task import METRICS, EvalTask, Rows, plain
+from evals.tasks.task import METRICS, EvalTask, Rows
 from merge.errors import RecipeError, TaskError, UsageError, nearest
 from merge.recipe.recipe import TYPES
 from merge.recipe.yaml_document import place, read_document
@@ -103,14 +105,15 @@ class TaskRecord(BaseModel):
         return SCORES.get(metric, metric)
 
 
-def read_task(path: Path) -> EvalTask:
+def read_task(path: Path, reserved: Container[str] = ()) -> EvalTask:
     """Return the task that a YAML file describes.
+
+    Args:
+        reserved: names that it may not have, those of the built-in tasks.
 
     Raises:
         UsageError: it cannot be read, or describes none; each fault as file:line:column: key: message.
     """
-    from evals.tasks import TASKS
-
     try:
         values, root = read_document(path, "task file", "name, data, columns, ...")
     except RecipeError as error:
@@ -119,7 +122,7 @@ def read_task(path: Path) -> EvalTask:
         record = TaskRecord.model_validate(values)
     except ValidationError as error:
         raise UsageError("\n".join(f"{path}:{place(root, e['loc'])}: {_said(e)}" for e in error.errors())) from error
-    if record.name in TASKS:
+    if record.name in reserved:
         at = place(root, ("name",))
         raise UsageError(
             f"{path}:{at}: name: {record.name!r} is a task that is built in; give yours a name of its own."

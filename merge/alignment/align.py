@@ -8,12 +8,12 @@ from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from merge.alignment.choice.requested import choices, decide, rotates
-from merge.alignment.reading import Material, absent_pooler, finite_tensors, read_material
-from merge.checkpoints.checkpoint import Checkpoint
+from merge.alignment.reading import Material, absent_pooler, read_material
+from merge.alignment.settings import AlignEntry
+from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.sentence_transformers import without_modules
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.progress import Progress, silent
-from merge.recipe.entries import AlignEntry
 from merge.recipe.recipe import Recipe
 from merge.run.plan.heads import HeadPlan
 from merge.symmetry.architectures import spec_for
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from merge.alignment.choice.candidates import Choice
     from merge.alignment.evidence.proof import Proof
     from merge.alignment.evidence.quality import Quality
-    from merge.alignment.pair import Alignment, Batch, Pair
+    from merge.alignment.pair import Alignment, Pair
+    from merge.checkpoints.inputs import Batch
     from merge.symmetry.permutation import Permutation
     from merge.symmetry.spec import PermutationSpec
     from merge.symmetry.transform import Transform

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from merge.alignment.pair import Batch, Pair
-from merge.checkpoints.inputs import attended
+from merge.alignment.pair import Pair
+from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
 
 MASKED_SHARE = 0.15

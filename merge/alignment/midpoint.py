@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.alignment.pair import Alignment, Batch, Pair, as_transform, in_dtype
-from merge.checkpoints.inputs import attended
+from merge.alignment.pair import Alignment, Pair, as_transform, in_dtype
+from merge.checkpoints.inputs import Batch, attended
 from merge.checkpoints.transformers_model import set_weights
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.spec import parse

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import build, on_device
 from merge.errors import UsageError, nearest
 from merge.progress import Progress, silent
+from merge.symmetry.canonical import canonical
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform
-
-Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Pair:
         return tuple(axis for axis in self.movable if self.spec.kind(axis) in kinds)
 
     def model(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, copied: bool = True) -> Any:
-        """Return a transformers model with these tensors, ready to run; for copied see `merge.checkpoints.transformers_model.build`."""
+        """Return a transformers model with these tensors, ready to run; for copied see `transformers_model.build`."""
         written = {self.written_name(name): tensor for name, tensor in tensors.items()}
         model = build(self.config, written, dtype, copied)
         return model if self.device == "cpu" else on_device(model, self.device)
@@ -152,3 +152,30 @@ def check_kinds(pair: Pair, kinds: frozenset[str]) -> None:
     unknown = sorted(kinds - set(pair.kinds()))
     if unknown:
         raise UsageError(f"{pair.spec.family} has no axes {unknown[0]!r}.{nearest(unknown[0], pair.kinds())}")
+
+
+# The last word of a kind (text_residual is CLIP's) that says it is of the stream between the layers, or inside one.
+STREAM = frozenset({"residual", "embedding"})
+
+
+INSIDE = frozenset({"heads", "ffn", "talking"})
+
+
+def streams(kinds: Collection[str]) -> frozenset[str]:
+    """Return the kinds of axes that are streams between the layers."""
+    return frozenset(kind for kind in kinds if _word(kind) in STREAM)
+
+
+def head_kinds(kinds: Collection[str]) -> frozenset[str]:
+    """Return the kinds of axes that are neither streams nor inside layers: what the task head reads."""
+    return frozenset(kind for kind in kinds if _word(kind) not in STREAM | INSIDE)
+
+
+def _word(kind: str) -> str:
+    return kind.rsplit("_", 1)[-1]
+
+
+def in_canonical_form(pair: Pair) -> Pair:
+    """Return the pair as it is compared: without what the outputs cannot show."""
+    a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
+    return replace(pair, a=a, b=b, merged=(pair.a, pair.b))

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merge.alignment import NEED_TEXT
+from merge.alignment.matchers import NEED_TEXT
+from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.errors import CalibrationError, CheckpointError
-from merge.recipe.entries import AlignEntry, StatisticsEntry
+from merge.errors import CalibrationError
+from merge.text.calibrated import calibrate
 from merge.text.labelled import draw_examples, gold_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merge.alignment.pair import Batch
+    from merge.checkpoints.inputs import Batch
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def read_material(entry: AlignEntry, seed: int, reference: Checkpoint) -> Materi
     """
     if entry.label_column is not None:
         return _with_labels(entry, entry.label_column, seed, reference)
-    batches, source, notes = calibrate(entry, seed, reference, entry.by in NEED_TEXT)
+    batches, source, notes = calibrate(entry.text_source(seed), reference, entry.by in NEED_TEXT)
     if not batches or not reference.architecture.endswith("ForMaskedLM"):
         return Material(batches, source, notes)
     from merge.checkpoints.inputs import load_tokenizer
@@ -84,50 +85,6 @@ def _with_labels(entry: AlignEntry, column: str, seed: int, reference: Checkpoin
     labels = tuple(gold[list(rows)] for rows in encoded.rows)
     notes = (*examples.notes, *([cut] if encoded.cut else []))
     return Material(encoded.batches, f"{examples.source}, labels {column}", notes, labels)
-
-
-def calibrate(
-    entry: AlignEntry | StatisticsEntry, seed: int, reference: Checkpoint, needed: bool
-) -> tuple[tuple[Batch, ...], str | None, tuple[str, ...]]:
-    """Return calibration batches tokenised for the reference, where the text came from, and notes on both.
-
-    Raises:
-        CalibrationError: the text cannot be read, or it is needed and there is no tokenizer to read it with.
-    """
-    from merge.checkpoints.inputs import load_tokenizer, tokenise
-    from merge.text.calibration import read_calibration
-
-    if not reference.has_tokenizer:
-        if needed or entry.text is not None:
-            raise CalibrationError(
-                f"{reference.source} has no tokenizer to read text with. Put one into its folder, or do what needs no "
-                "text: --align weights without --text, a method without statistics."
-            )
-        note = f"{reference.source} has no tokenizer: which axes move could not be chosen on text, so all asked for do"
-        return (), None, (note,)
-    text = read_calibration(entry.text, entry.text_column, entry.samples, seed)
-    batches, cut = tokenise(load_tokenizer(reference.folder), text.samples, reference.config)
-    return batches, text.source, (*text.notes, *cut)
-
-
-def finite_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return every tensor of a checkpoint, in float32 or better.
-
-    Raises:
-        CheckpointError: a tensor holds NaN or infinity.
-    """
-    return {name: finite(checkpoint, name) for name in checkpoint.tensors}
-
-
-def finite(checkpoint: Checkpoint, name: str) -> Tensor:
-    import torch
-
-    tensor = checkpoint.tensor(name)
-    if not tensor.is_floating_point():
-        return tensor
-    if not torch.isfinite(tensor).all():
-        raise CheckpointError(f"{checkpoint.source}: {name} holds NaN or infinity. This model is broken; leave it out.")
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def absent_pooler(checkpoint: Checkpoint) -> dict[str, Tensor]:

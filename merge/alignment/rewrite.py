@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.alignment.choice.requested import keeps_canonical, rotates
-from merge.alignment.reading import absent_pooler, finite_tensors
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.alignment.reading import absent_pooler
+from merge.alignment.settings import AlignEntry
+from merge.checkpoints.checkpoint import Checkpoint, finite_tensors, open_checkpoint
 from merge.checkpoints.sentence_transformers import is_module_tensor, with_modules, without_modules
 from merge.checkpoints.weights.write import open_writer
 from merge.disk.staging import copy_side_files, write_json
 from merge.errors import AlignmentError
-from merge.recipe.entries import AlignEntry
 from merge.symmetry.architectures import spec_for
 
 if TYPE_CHECKING:
@@ -116,11 +116,11 @@ def _resized(
 ) -> tuple[Checkpoint, str]:
     from merge.alignment.matchers.transport import change, transported
     from merge.alignment.pair import Pair
-    from merge.alignment.reading import calibrate
     from merge.checkpoints.inputs import random_inputs
+    from merge.text.calibrated import calibrate
 
     a, b = without_modules(reference), without_modules(model)
-    batches = calibrate(entry, seed, reference, needed=False)[0] or random_inputs(a.config, seed)
+    batches = calibrate(entry.text_source(seed), reference, needed=False)[0] or random_inputs(a.config, seed)
     pair = Pair(spec_for(a.config), finite_tensors(a), finite_tensors(b), a.config, a.written_name, batches)
     found = transported(pair)
     wanted = {k: v for k, v in a.structure.settings.items() if k in WIDTHS & set(a.structure.known)}

@@ -20,10 +20,13 @@ from merge.checkpoints.names.buffers import buffer_of
 from merge.checkpoints.names.canonical import canonical_name, canonicalise
 from merge.checkpoints.side_files import side_files
 from merge.checkpoints.structure import Structure, structure_of
-from merge.checkpoints.transformers_model import first_line
 from merge.checkpoints.weights.read import StoredTensor, as_array, open_arrays, open_weights, read_headers
 from merge.disk.hashes import file_hash, remembered_hash
-from merge.errors import CheckpointError
+from merge.errors import CheckpointError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -283,3 +286,23 @@ def _equal(opened: Checkpoint, one: str, other: str) -> bool:
     import torch  # the same numbers in other bytes: of another dtype, or zeros of another sign
 
     return torch.equal(opened.tensor(one), opened.tensor(other))
+
+
+def finite_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return every tensor of a checkpoint, in float32 or better.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    return {name: finite(checkpoint, name) for name in checkpoint.tensors}
+
+
+def finite(checkpoint: Checkpoint, name: str) -> Tensor:
+    import torch
+
+    tensor = checkpoint.tensor(name)
+    if not tensor.is_floating_point():
+        return tensor
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{checkpoint.source}: {name} holds NaN or infinity. This model is broken; leave it out.")
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

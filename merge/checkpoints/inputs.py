@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.checkpoints.transformers_model import first_line
-from merge.errors import CalibrationError
+from merge.errors import CalibrationError, first_line
 
 AFTER_PADDING = {
     "camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",

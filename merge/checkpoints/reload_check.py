@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.structure import transformers_build
-from merge.checkpoints.transformers_model import first_line, loading_faults, model_class, one_line, quiet
+from merge.checkpoints.transformers_model import loading_faults, model_class, quiet
 from merge.checkpoints.weights.read import read_headers
 from merge.disk.cache import read_cached, write_cached
-from merge.errors import CheckpointError, OutputError
+from merge.errors import CheckpointError, OutputError, first_line, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

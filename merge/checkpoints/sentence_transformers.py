@@ -14,9 +14,8 @@ from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.side_files import WEIGHT_ENDINGS
-from merge.checkpoints.transformers_model import first_line
 from merge.checkpoints.weights.read import read_headers
-from merge.errors import CheckpointError, SpecError
+from merge.errors import CheckpointError, SpecError, first_line
 
 LISTING = "modules.json"
 PIPELINE_FILES = (LISTING, "config_sentence_transformers.json", "sentence_bert_config.json")

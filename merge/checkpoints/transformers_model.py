@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from merge.errors import CheckpointError
+from merge.errors import CheckpointError, closest, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -29,14 +29,6 @@ def model_class(config: Mapping[str, Any]) -> Any:
         known = [n for n in dir(transformers) if ("For" in n or n.endswith("Model")) and not n.startswith("Auto")]
         raise CheckpointError(f"transformers has no model class {names[0]!r}.{closest(names[0], known)}")
     return found
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean X or Y?', or nothing when no name is near; for names too many to list."""
-    import difflib
-
-    close = difflib.get_close_matches(name, list(known), n=2)
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def model_config(config: Mapping[str, Any]) -> Any:
@@ -63,17 +55,6 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     general = transformers.PreTrainedConfig().to_dict()
     stated = model_config(config).to_dict()
     return {**config, **{k: v for k, v in stated.items() if k not in config and k not in general and v is not None}}
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, for a message of ours that quotes it."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def one_line(error: BaseException) -> str:
-    """Return all lines of a short message as one."""
-    return " ".join(str(error).split())
 
 
 def meta_model(config: Mapping[str, Any]) -> Any:

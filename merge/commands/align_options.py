@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from merge.alignment import BY
+from merge.alignment.matchers import BY
 from merge.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])

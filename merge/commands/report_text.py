@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from merge.alignment.align import Aligned
-    from merge.run.manifest import Report
+    from merge.run.report import Report
 
 
 def report_text(report: Report, dry_run: bool) -> str:

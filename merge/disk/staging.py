@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoints.transformers_model import first_line
-from merge.errors import OutputError
+from merge.errors import OutputError, first_line
 
 MARKER = "merging"
 

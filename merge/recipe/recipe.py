@@ -8,21 +8,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from merge.alignment.settings import AlignEntry
 from merge.errors import RecipeError, UsageError, nearest
 from merge.methods import METHODS, WEIGHED, make_method
-from merge.recipe.entries import (
-    AlignEntry,
-    BaseEntry,
-    EvaluationEntry,
-    ModelEntry,
-    Override,
-    Record,
-    Slice,
-    StatisticsEntry,
-    known_method,
-)
+from merge.recipe.entries import BaseEntry, EvaluationEntry, ModelEntry, Override, Slice, known_method
 from merge.recipe.gradient import positions, value_at
 from merge.recipe.yaml_document import dump, place, read_document
+from merge.text.source import Record, StatisticsEntry
 
 
 class Recipe(Record):

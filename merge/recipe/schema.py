@@ -20,10 +20,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from merge.alignment import BY
+from merge.alignment.matchers import BY
 from merge.methods import METHODS
+from merge.recipe import entries as recipe_entries
 from merge.recipe.recipe import Recipe
-from merge.recipe.recipe import entries as recipe_entries
 
 GRADIENT = {"$ref": "#/$defs/Gradient"}
 NUMBER = {"anyOf": [{"type": "number"}, GRADIENT]}

@@ -80,6 +80,6 @@ def _command(entry: EvaluationEntry, seed: int, report: Path, models: Sequence[s
         options += ["--limit", str(entry.limit)]
     if entry.labels is not None:
         options += ["--labels", ",".join(entry.labels)]
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     words = ["hans", *options, "--"] if entry.task == "hans" else ["score", *options, "--", entry.task]
     return [sys.executable, "-P", "-c", START, root, *words, *models]

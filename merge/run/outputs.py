@@ -11,25 +11,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merge.alignment.choice.requested import keeps_canonical
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import is_module_tensor
-from merge.checkpoints.tokenizers.vocabulary import config_changes
-from merge.checkpoints.weights.arrays import NUMPY, Array, Arrays, TorchArrays, import_torch, suit_numpy, torch_dtype
+from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
+from merge.checkpoints.tokenizers.vocabulary import config_changes, write_tokenizer
+from merge.checkpoints.weights.arrays import (
+    DTYPES,
+    NUMPY,
+    Array,
+    Arrays,
+    TorchArrays,
+    import_torch,
+    suit_numpy,
+    torch_dtype,
+)
 from merge.checkpoints.weights.read import StoredTensor, nbytes
 from merge.checkpoints.weights.write import open_writer
-from merge.disk.staging import write_json
-from merge.output_files import copy_files, save_alignment
+from merge.disk.staging import copy_side_files, write_json
 from merge.progress import Progress, silent
 from merge.publish.card import write_card
 from merge.recipe.recipe import Recipe
 from merge.run.engine.engine import CommonRows, Engine, Input, Job
-from merge.run.manifest import Report, manifest, report_facts
+from merge.run.manifest import manifest, report_facts
 from merge.run.plan.heads import Output, plan_heads
-from merge.run.plan.preflight import DTYPES, merged_config
+from merge.run.plan.output_config import merged_config
 from merge.run.plan.schedule import Schedule, make_schedule
 from merge.run.plan.vocabulary import vocabulary_names
 from merge.run.repair.step import repair_written
+from merge.run.report import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -241,3 +252,47 @@ def _input(
         return next(iter(statistics_at((statistics[kind],), name)), None)
 
     return Input(checkpoint.source, tensor, checkpoint.fingerprint, measured)
+
+
+# What moved the reference, where both ends were asked to move.
+REFERENCE_FILE = "reference-transform.safetensors"
+
+
+def save_alignment(folder: Path, report: Report) -> None:
+    """Write what moved each model's units, for --apply, and the plot of how alike those are that it matched."""
+    records = [aligned.to_json() for aligned in report.bases.aligned]
+    records = [record for record in records if record.get("quality", {}).get("axes")]
+    if records:
+        from merge.publish.alignment_plot import save_alignment_plot
+
+        save_alignment_plot(folder, records)
+    moved, entry = report.bases.aligned, report.recipe.align
+    if all(one.transform.is_identity and one.reference_transform is None for one in moved):
+        return
+    from merge.symmetry.transform_files import save_transform
+
+    canonical = keeps_canonical(entry)
+    for one in moved:
+        beside = None if one.reference_transform is None else REFERENCE_FILE
+        save_transform(one.spec, one.transform, folder / _name(report, one.model), beside, canonical)
+        if one.reference_transform is not None:
+            save_transform(one.spec, one.reference_transform, folder / REFERENCE_FILE, canonical=canonical)
+
+
+def _name(report: Report, model: int) -> str:
+    """Return the name of the file that says how a model moved, by its place in the run; the base's is behind them all."""
+    if model == len(report.checkpoints):
+        return "transform-base.safetensors"
+    return "transform.safetensors" if len(report.checkpoints) <= 2 else f"transform-{model}.safetensors"
+
+
+def copy_files(folder: Path, report: Report, owner: Checkpoint) -> None:
+    """Copy a model's side files; the tokenizer is the one whose vocabulary the result has."""
+    vocabulary = report.vocabulary
+    if vocabulary is None:
+        copy_side_files(owner.folder, owner.side_files, folder)
+        return
+    everyone = [*report.checkpoints, *([] if report.base is None else [report.base])]
+    own = set(tokenizer_names(owner.folder))
+    copy_side_files(owner.folder, tuple(name for name in owner.side_files if name not in own), folder)
+    write_tokenizer(vocabulary, everyone[vocabulary.chosen].folder, folder)

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.alignment.reading import calibrate
 from merge.alignment.rewrite import prepared, resized
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.sentence_transformers import with_modules, without_modules
@@ -18,7 +17,6 @@ from merge.checkpoints.weights.arrays import check_device, import_torch
 from merge.disk.staging import check_output, staged
 from merge.recipe.recipe import Recipe
 from merge.run.evaluation import check_evaluation, evaluate
-from merge.run.manifest import Report
 from merge.run.outputs import AS_USUAL, Means, plain, write_outputs
 from merge.run.plan.heads import plan_heads
 from merge.run.plan.preflight import preflight
@@ -26,8 +24,10 @@ from merge.run.plan.schedule import make_schedule
 from merge.run.plan.vocabulary import find_vocabulary
 from merge.run.rebase import find_bases
 from merge.run.repair.step import check_repair
+from merge.run.report import Report
 from merge.run.search.cocktail import cocktail_weights
 from merge.run.search.greedy_soup import greedy_soup
+from merge.text.calibrated import calibrate
 
 if TYPE_CHECKING:
     from merge.methods.statistics import Statistics
@@ -110,7 +110,7 @@ def _measure(report: Report, means: Means) -> Report:
     from merge.methods.statistics.permute import move_statistics
 
     recipe, bases, reference = report.recipe, report.bases, report.checkpoints[0]
-    batches, text, notes = calibrate(recipe.statistics, recipe.seed, reference, needed=True)
+    batches, text, notes = calibrate(recipe.statistics.text_source(recipe.seed), reference, needed=True)
     found: dict[str, list[Statistics]] = {kind: [] for kind in kinds}
     for kind in kinds:
         for k, (checkpoint, transform) in enumerate(zip(report.checkpoints, bases.transforms, strict=True)):

@@ -236,6 +236,6 @@ def _choose_columns(table: Table, header: tuple[str, ...], columns: tuple[str, .
 
 def _embedded() -> Table:
     """Return the text that ships with the package."""
-    resource = importlib.resources.files("merge.alignment") / "calibration.txt"
+    resource = importlib.resources.files("merge.text") / "calibration.txt"
     source = Source("calibration text calibration.txt (the package's own)", CalibrationError)
     return text_table(source, "the package's own generic text", lambda: resource.open("rb"))

@@ -14,7 +14,7 @@ import transformers
 from architecture_case import CASES, TABLES, Case, first_of, make, say
 from families import CLASSIFIERS, FAMILIES, canonical_tensors, family_case, written_name
 
-from merge.alignment.matchers.activations import watched
+from merge.alignment.solvers.moments import watched
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build, quiet

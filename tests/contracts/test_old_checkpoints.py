@@ -29,7 +29,7 @@ from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import loading_faults, meta_model, model_class, quiet
 from merge.errors import CheckpointError, MismatchError
 from merge.recipe.recipe import make_recipe
-from merge.run.manifest import Report
+from merge.run.report import Report
 from merge.run.run import run
 
 Config = Mapping[str, Any]

@@ -15,10 +15,9 @@ from families_more import CASES as UNUSUAL_CASES
 from families_more import inputs as unusual_inputs
 from torch import Tensor
 
-from merge.alignment import FIND_MAPS, aligner
-from merge.alignment.choice.auto import in_canonical_form
 from merge.alignment.evidence.proof import prove
-from merge.alignment.pair import Pair, Settings
+from merge.alignment.matchers import FIND_MAPS, aligner
+from merge.alignment.pair import Pair, Settings, in_canonical_form
 from merge.checkpoints.structure import structure_of
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
@@ -42,7 +41,7 @@ FOLDED = {
     "llama": UNUSUAL_CASES["LlamaForCausalLM"],
 }
 NOISE = 0.5
-# `learned` moves nothing from where others end: tests/merge/test_learned.py; weights find more than this under noise.
+# `learned` moves nothing from where others end: test_learned.py; weights find more than this under noise.
 MATCHERS = sorted(FIND_MAPS - {"learned", "weights"})
 
 

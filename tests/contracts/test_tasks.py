@@ -17,8 +17,9 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from evals.hans.grammar import generate
 from evals.scores.glue import task_scores
 from evals.tasks import GLUE, TASKS, find_task
+from evals.tasks.label_names import column_of
 from evals.tasks.table import TaskTable
-from evals.tasks.task import METRICS, EvalTask, Rows, column_of
+from evals.tasks.task import METRICS, EvalTask, Rows
 from merge.errors import TaskError, UsageError
 
 LENGTH = 90

@@ -13,9 +13,9 @@ from architecture_case import Case, make, say
 from families import canonical_tensors, written_name
 from families_more import CASES, inputs
 
-from merge.alignment import aligner
 from merge.alignment.choice.candidates import choose
 from merge.alignment.evidence.proof import prove
+from merge.alignment.matchers import aligner
 from merge.alignment.pair import Pair
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import set_weights

@@ -12,26 +12,16 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from merge.alignment import aligner
-from merge.alignment.choice.candidates import (
-    Candidate,
-    Choice,
-    best,
-    head_kinds,
-    nothing,
-    scores,
-    sets_of_axes,
-    settled,
-    streams,
-)
+from merge.alignment.choice.candidates import Candidate, Choice, best, nothing, scores, sets_of_axes, settled
 from merge.alignment.choice.common_start import find_common_start
 from merge.alignment.masking import as_used
+from merge.alignment.matchers import aligner
 from merge.alignment.midpoint import SCORES, Ends
-from merge.alignment.pair import Alignment, Pair, check_kinds
+from merge.alignment.pair import Alignment, Pair, check_kinds, head_kinds, in_canonical_form, streams
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, SpecError
 from merge.symmetry.architectures import spec_for
-from merge.symmetry.canonical import canonical, fold_norms
+from merge.symmetry.canonical import fold_norms
 from merge.symmetry.transform import axis_sizes, folded_spec, restrict_transform
 
 # The matchers that are tried.
@@ -146,12 +136,6 @@ def _key(alignment: Alignment) -> Hashable:
     """Return what two alignments have in common that are the same."""
     moves = (*alignment.permutation.indices.items(), *alignment.maps.items())
     return tuple((axis, tensor.numpy().tobytes()) for axis, tensor in sorted(moves, key=lambda move: move[0]))
-
-
-def in_canonical_form(pair: Pair) -> Pair:
-    """Return the pair as it is compared: without what the outputs cannot show."""
-    a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
-    return replace(pair, a=a, b=b, merged=(pair.a, pair.b))
 
 
 def folded_pair(pair: Pair) -> Pair:

@@ -8,22 +8,19 @@ Moving nothing is always a candidate.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from merge.alignment.choice.common_start import CommonStart
 from merge.alignment.masking import as_used
 from merge.alignment.midpoint import SCORES, Ends, score
-from merge.alignment.pair import Alignment, Matcher, Pair
+from merge.alignment.pair import Alignment, Matcher, Pair, head_kinds, streams
 from merge.symmetry.permutation import identity
 
 # How much of b is in the models that are scored, and how many times the lowest score half way is within reach of it.
 ALONG, REACH = (0.25, 0.5, 0.75), 1.5
 
-# The last word of a kind (text_residual is CLIP's) that says it is of the stream between the layers, or inside one.
-STREAM = frozenset({"residual", "embedding"})
-INSIDE = frozenset({"heads", "ffn", "talking"})
 
 # Scores that differ by less are the same: rounding of float32 models. The first of them is kept, which moves least.
 ROUNDING = 1e-6
@@ -125,20 +122,6 @@ def sets_of_axes(pair: Pair) -> tuple[frozenset[str], ...]:
     outside = everything - streams(everything)
     wanted = (head_kinds(everything), outside, everything)
     return tuple(kinds for kinds in dict.fromkeys(wanted) if kinds)
-
-
-def streams(kinds: Collection[str]) -> frozenset[str]:
-    """Return the kinds of axes that are streams between the layers."""
-    return frozenset(kind for kind in kinds if _word(kind) in STREAM)
-
-
-def head_kinds(kinds: Collection[str]) -> frozenset[str]:
-    """Return the kinds of axes that are neither streams nor inside layers: what the task head reads."""
-    return frozenset(kind for kind in kinds if _word(kind) not in STREAM | INSIDE)
-
-
-def _word(kind: str) -> str:
-    return kind.rsplit("_", 1)[-1]
 
 
 def scores(candidates: Sequence[Candidate], pair: Pair, ends: Ends) -> tuple[tuple[Candidate, ...], str]:

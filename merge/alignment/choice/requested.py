@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.alignment import AS_MERGED, MANY, aligner, many_aligner
+from merge.alignment.matchers import AS_MERGED, MANY, aligner, many_aligner
+from merge.alignment.settings import AlignEntry
 from merge.errors import AlignmentError, UsageError
-from merge.recipe.entries import AlignEntry
 
 if TYPE_CHECKING:
     from merge.alignment.choice.candidates import Choice
@@ -23,8 +23,8 @@ def choices(
     entry: AlignEntry, at: int, moving: Sequence[int], pairs: Callable[..., Pair], decided: Sequence[Choice]
 ) -> Iterator[tuple[int, Pair, Choice]]:
     """Yield (place, pair with the reference, what was chosen) of every checkpoint that moves."""
-    from merge.alignment.choice.auto import in_canonical_form
     from merge.alignment.choice.candidates import choose, fixed
+    from merge.alignment.pair import in_canonical_form
 
     if decided:
         for k, choice in zip(moving, decided, strict=True):
@@ -68,7 +68,7 @@ def decide(
 
 def _stated_kinds(entry: AlignEntry, pair: Pair) -> frozenset[str] | None:
     """Return the kinds of axes that were asked to move; None where they are to be chosen."""
-    from merge.alignment.choice.candidates import streams
+    from merge.alignment.pair import streams
 
     if entry.axes is not None:
         return frozenset(entry.axes)

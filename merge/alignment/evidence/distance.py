@@ -1,7 +1,7 @@
 """Distance of two models' weights, without what is only the choice of a basis that no output shows.
 
-Both are brought into canonical form (`merge.symmetry.canonical`) and balanced (`merge.alignment.solvers.balance`): what is left free inside a
-head then is a rotation, and b's is the one that is nearest to a (orthogonal Procrustes, Schoenemann 1966). Orders, signs
+Both are brought into canonical form (`merge.symmetry.canonical`) and balanced (`merge.alignment.solvers.balance`): what is
+left free inside a head then is a rotation, and b's is the one nearest to a (orthogonal Procrustes, Schoenemann 1966). Orders, signs
 and phases are not touched: they are what an alignment finds.
 """
 

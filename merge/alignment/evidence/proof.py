@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.alignment.pair import Batch, Pair, as_transform, in_dtype
+from merge.alignment.pair import Pair, as_transform, in_dtype
+from merge.checkpoints.inputs import Batch
 from merge.errors import AlignmentError
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec, parse

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.evidence.distance import distance
-from merge.alignment.matchers.activations import unit_correlations
 from merge.alignment.pair import Alignment, Pair, spread
 from merge.alignment.solvers.assignment import match_axis
+from merge.alignment.solvers.moments import unit_correlations
 from merge.alignment.solvers.objective import Objective, weights_of
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import identity, view_index

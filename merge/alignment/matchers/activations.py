@@ -10,67 +10,17 @@ Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.0483
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.masking import as_used
-from merge.alignment.pair import Alignment, Batch, Matcher, Pair, check_kinds, in_dtype
+from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks
 from merge.alignment.solvers.descent_with_maps import turns
-from merge.checkpoints.inputs import attended
+from merge.alignment.solvers.moments import Correlations, check_seen, unit_correlations
 from merge.errors import AlignmentError
-from merge.symmetry.notation import View, contiguous
-from merge.symmetry.permutation import Permutation, identity, places, view_index
-
-# What the units of a view correlate, a's along the rows; the view is as if it stood alone.
-Correlations = Mapping[View, Float[Tensor, "n n"]]  # float32: they are many
-
-# Tokens that are run at once: what one model says to them at every site is held until the other has said it too.
-AT_ONCE = 512
-
-# A unit whose variance is below this share of the average varies by rounding only; it correlates with nothing.
-DEAD = 1e-10
-
-
-class Moments:
-    """Running cross-moments of two activations about the first batch's mean: products in float32, all else in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, a: Float[Tensor, "rows m"], b: Float[Tensor, "rows n"]) -> None:
-        """Take in one batch of rows; row i of a and of b belong to the same token."""
-        if self.count == 0:
-            self.shift = (a.mean(0), b.mean(0))
-            self.sums = [torch.zeros(x.shape[1], dtype=torch.float64, device=x.device) for x in (a, b)]
-            self.squares = [torch.zeros(x.shape[1], dtype=torch.float64, device=x.device) for x in (a, b)]
-            self.cross = torch.zeros(a.shape[1], b.shape[1], device=a.device)
-        a, b = a - self.shift[0], b - self.shift[1]
-        for k, x in enumerate((a, b)):
-            self.sums[k] += x.sum(0, dtype=torch.float64)
-            self.squares[k] += x.square().sum(0, dtype=torch.float64)
-        self.cross.addmm_(a.T, b)
-        self.count += len(a)
-
-    def covariance(self) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"], Float[Tensor, " n"]]:
-        """Return covariances, and the variances of a's units and of b's; float64, on the CPU."""
-        means = [s.cpu() / self.count for s in self.sums]
-        spread = [(q.cpu() / self.count - m.square()).clamp_min(0) for q, m in zip(self.squares, means, strict=True)]
-        return self.cross.cpu().double() / self.count - means[0][:, None] * means[1], spread[0], spread[1]
-
-    def correlation(self) -> Float[Tensor, "m n"]:
-        """Return Pearson correlations, float64; 0 for a unit that never varies."""
-        covariance, *spread = self.covariance()
-        factor = [torch.where(v > DEAD * v.mean(), v, torch.inf).rsqrt() for v in spread]
-        return covariance * factor[0][:, None] * factor[1]
+from merge.symmetry.permutation import Permutation, identity, view_index
 
 
 def match_activations(pair: Pair) -> Matcher:
@@ -94,143 +44,6 @@ def match_activations(pair: Pair) -> Matcher:
     return match
 
 
-def unit_correlations(pair: Pair) -> Correlations:
-    """Return what the units of each view correlate, averaged over its sites."""
-    counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    found, collected = {}, collect(pair)
-    lines: dict[tuple[str, ...], list[str]] = {}
-    for line in collected:
-        lines.setdefault(level_names(line)[0], []).append(line)
-    for names, own in lines.items():
-        sites = [site for line in own for site in collected.pop(line)]
-        count = len(sites)
-        correlation = sites.pop(0).correlation()
-        while sites:  # sums of d x d entries: let go of as soon as they are used
-            correlation += sites.pop(0).correlation()
-        found[contiguous(names, level_sizes(names, counts, len(correlation)))] = (correlation / count).float()
-    return found
-
-
-def level_names(line: str) -> tuple[tuple[str, ...], str]:
-    """Return the names of a view's levels, and of what acts on the last, of a line that `collect` names sites by."""
-    names = line.split()
-    return tuple("-" if name.startswith("-") else name for name in names), names[-1].removeprefix("-")
-
-
-def level_sizes(names: tuple[str, ...], counts: Mapping[str, int], units: int) -> tuple[int, ...]:
-    """Return the sizes of a view's levels; of one that does not move, what the others leave."""
-    rest = units // math.prod(counts[name] for name in names if name != "-")
-    return tuple(counts.get(name, rest) for name in names)
-
-
-def collect(pair: Pair) -> dict[str, list[Moments]]:
-    """Run both models over the batches and return the cross-moments of every site, by the names of the levels there.
-
-    A last level that does not move is `-` and the name under which maps act on it.
-    """
-    pair = as_used(pair)
-    models = [pair.model(side, copied=False) for side in (pair.a, pair.b)]
-    counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    movable = frozenset(pair.movable)
-    sites = {site: axis for site, axis in pair.spec.sites().items() if movable.issuperset(axis.mentions())}
-    found: dict[str, list[Moments]] = {}
-    tapped: dict[str, list[tuple[Tensor, Moments]]] = {}
-    said: dict[str, list[Tensor]] = {}
-    # A layer that is run several times (ALBERT) has as many things to say.
-    every = "num_hidden_groups" in pair.config
-
-    def keep(site: str, activation: Tensor) -> None:
-        said.setdefault(site, []).append(activation.clone())  # some models go on to add to it in place
-
-    def compare(batch: Batch, site: str, activation: Tensor) -> None:
-        a, b = _rows(said[site].pop(0), batch, site), _rows(activation, batch, site)
-        if site not in tapped:
-            views = [view for view in sites[site].views((a.shape[1],), counts) if view.moving]
-            tapped[site] = [(places(view).reshape(-1), Moments()) for view in views]
-            for view, (_, moments) in zip(views, tapped[site], strict=True):
-                line = " ".join(f"-{view.turn}" if name == "-" else name for name in view.names)
-                found.setdefault(line, []).append(moments)
-        for units, moments in tapped[site]:
-            moments.add(*(x if len(units) == x.shape[1] else x[:, units] for x in (a, b)))
-
-    with torch.inference_mode():
-        for batch in pair.progress(pair.batches, "comparing activations"):
-            for part in _parts(in_dtype(batch, torch.float32)):
-                with watched(models[0], sites, keep, every):
-                    models[0](**part)
-                with watched(models[1], sites, partial(compare, part), every):
-                    models[1](**part)
-    return found
-
-
-def _parts(batch: Batch) -> Iterator[Batch]:
-    """Yield the texts of a batch, so many that they have about AT_ONCE tokens; as it is where not all of it is texts."""
-    texts = len(next(iter(batch.values())))
-    if "input_ids" not in batch or any(len(tensor) != texts for tensor in batch.values()):
-        yield batch
-        return
-    each = max(1, AT_ONCE * texts // batch["input_ids"].numel())
-    for start in range(0, texts, each):
-        yield {name: tensor[start : start + each] for name, tensor in batch.items()}
-
-
-def _masked(activation: Tensor, mask: Tensor) -> Tensor:
-    if activation.shape[:2] != mask.shape:
-        raise AlignmentError(
-            f"activations of shape {tuple(activation.shape)} do not fit a mask of {tuple(mask.shape)}: this model does not "
-            "say one thing for every token there. Use --align weights without --text."
-        )
-    return activation[mask.to(activation.device)]
-
-
-def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows units"]:
-    """Return activations as rows: tokens that are not padding, or one row a text for pooled activations."""
-    if activation.ndim < 3:
-        return activation
-    order = site.split(":")[2:]
-    if order == ["all"]:
-        return activation.flatten(0, -2)
-    masked = _masked(activation.transpose(0, 1) if order == ["time"] else activation, attended(batch))
-    return masked.flatten(0, -2)
-
-
-@contextmanager
-def watched(
-    model: Any, sites: Iterable[str], see: Callable[[str, Tensor], None], every: bool = False
-) -> Iterator[None]:
-    """Show what happens at every `module:in` or `module:out` site during a forward pass.
-
-    Of a module that runs more than once in a pass, the first (DeBERTa's queries and keys read the tokens, then positions),
-    or every time.
-    """
-    modules, handles = dict(model.named_modules()), []
-    left = set(sites)
-
-    def first(site: str, value: Tensor) -> None:
-        if every or site in left:
-            left.discard(site)
-            see(site, value)
-
-    for site in sites:
-        path, side = site.split(":")[:2]
-        module = modules[path if path in modules else path.removeprefix(f"{model.base_model_prefix}.")]
-
-        def keep_in(_module: Any, inputs: tuple[Tensor, ...], site: str = site) -> None:
-            first(site, inputs[0])
-
-        def keep_out(_module: Any, _inputs: Any, output: Any, site: str = site) -> None:
-            first(site, output[0] if isinstance(output, tuple) else output)
-
-        handles.append(
-            module.register_forward_pre_hook(keep_in) if side == "in" else module.register_forward_hook(keep_out)
-        )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Alignment:
     """Match every axis of these kinds on its correlations; the objective is the mean correlation of matched units."""
     still = identity(pair.spec, pair.shapes)
@@ -247,17 +60,6 @@ def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Ali
     found = Permutation(indices, still.outer)
     values = [_matched(correlations, movable, p) for p in (still, found)]
     return Alignment(found, tuple(k for k in pair.kinds() if k in kinds), tuple(values))
-
-
-def check_seen(movable: Sequence[str], moves: Mapping[str, Collection[tuple[str, ...]]]) -> None:
-    """Stop at an axis that no activation shows."""
-    seen = {name for gains in moves.values() for names in gains for name in names}
-    for axis in movable:
-        if axis not in seen:
-            raise AlignmentError(
-                f'the spec names no activation for axis "{axis}"; it cannot be matched by activations. Leave its kind out '
-                "(--axes), or use --align weights."
-            )
 
 
 def _matched(correlations: Correlations, movable: Sequence[str], p: Permutation) -> float:

@@ -76,7 +76,7 @@ def start(pair: Pair) -> Matcher:
 
     Heads are turned, whatever basis was asked for: they are about to be.
     """
-    from merge.alignment import aligner
+    from merge.alignment.matchers import aligner
 
     a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     compared = replace(pair, a=a, b=b, settings=replace(pair.settings, basis="orthogonal"))

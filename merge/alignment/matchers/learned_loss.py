@@ -20,8 +20,8 @@ from torch import Tensor
 
 from merge.alignment.masking import IGNORED, framing, is_masked_model, masked
 from merge.alignment.midpoint import FEATURES, divergence, say, tokens_of
-from merge.alignment.pair import Batch, Pair, in_dtype
-from merge.checkpoints.inputs import attended
+from merge.alignment.pair import Pair, in_dtype
+from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
 from merge.symmetry.transform import Transform, apply_transform
 

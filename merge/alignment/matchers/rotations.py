@@ -4,7 +4,7 @@ With `--basis orthogonal` every group of the spec is used: inside heads rotation
 phases of rotary pairs; signs where a function is odd. With `--residual rotation` the stream itself turns. All in closed
 form, one axis at a time, everything else held:
 
-    weights               J of `merge.alignment.solvers.descent_with_maps`: the stream first, on embeddings and output head, then heads,
+    weights               J of `solvers.descent_with_maps`: the stream first, on embeddings and output head, then heads,
                           feed-forward units and the stream in turn until a sweep hardly gains
     activations           every axis on its own: cross-covariances of what its units say to the same text
     activations+weights   sweeps by weights that begin where activations end
@@ -24,12 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.masking import as_used
-from merge.alignment.matchers.activations import Moments, check_seen, collect, level_names, level_sizes
 from merge.alignment.midpoint import Ends, score
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.solvers.balance import balance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_move
 from merge.alignment.solvers.descent_with_maps import Frame, acting_groups
+from merge.alignment.solvers.moments import Moments, check_seen, collect, level_names, level_sizes
 from merge.errors import AlignmentError
 from merge.progress import silent
 from merge.symmetry.maps import full

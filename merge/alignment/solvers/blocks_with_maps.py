@@ -1,6 +1,6 @@
 """Matching the blocks of a split axis where maps act inside them: heads, whose bases turn.
 
-As `merge.alignment.solvers.blocks`, but the best element of its own group stands inside each pair of blocks: of queries and keys a
+As `solvers.blocks`, but the best element of its own group stands inside each pair of blocks: of queries and keys a
 rotation, of rotary pairs a phase. Every pair is worth what its best elements gain, and the blocks are matched on that.
 """
 

@@ -183,7 +183,7 @@ def actions(
 def moved(tensor: Tensor, acting: Sequence[Action], maps: Mapping[str, Both]) -> Tensor:
     """Return a tensor under the maps, in its own dtype; a function that gradients go through.
 
-    The same as `merge.symmetry.transform.apply_transform_axes` but for the precision, and for a check that gains allow a rotation.
+    The same as `transform.apply_transform_axes` but for the precision, and for a check that gains allow a rotation.
     """
     for action in acting:
         mapped = maps[action.axis][action.into].to(tensor.dtype)

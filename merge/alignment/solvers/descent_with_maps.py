@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.choice.candidates import streams
-from merge.alignment.pair import Pair
+from merge.alignment.pair import Pair, streams
 from merge.alignment.solvers.balance import BALANCES, balance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_move
 from merge.alignment.solvers.objective import CHUNK, Touch, touches

@@ -13,11 +13,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from merge.checkpoints.hub.errors import hub_errors, one_line
-from merge.errors import HubError, UsageError
+from merge.checkpoints.hub.errors import hub_errors
+from merge.errors import HubError
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    pass
 
 # The Hub's own rule for a name, with the namespace obligatory; `\b` keeps '-' and '.' off both ends of a part.
 HUB_ID = re.compile(r"\b[\w\-.]{1,96}\b/\b[\w\-.]{1,96}\b", re.ASCII)
@@ -31,8 +31,6 @@ SIDE_FILES = (*TEXT_FILES, *VOCABULARIES, "permutation*.safetensors")
 # Folders that hold the model once more, in another runtime's format or from an earlier step of its training.
 OTHER_COPIES = ("onnx", "openvino", "coreml", "*.mlpackage", "checkpoint-*", "runs")
 
-# upload_folder starts a second commit after this many files; a model has a few dozen.
-FILES_IN_ONE_COMMIT = 250
 
 NO_ANSWER = 30.0  # seconds after which a silent Hub counts as no network; its client would wait for ever
 
@@ -44,27 +42,6 @@ class Snapshot:
     folder: Path
     repo_id: str
     commit: str
-
-
-@dataclass(frozen=True)
-class PushPlan:
-    """Everything a push will do, known before the first request: what `--dry-run` shows and what `push` carries out.
-
-    `private` is None when the account (or a repository that already exists) decides; `files` are (path, bytes) pairs.
-    """
-
-    folder: Path
-    repo_id: str
-    private: bool | None
-    files: tuple[tuple[str, int], ...]
-    card: str
-
-    @property
-    def visibility(self) -> str:
-        """Return `private` in words."""
-        if self.private is None:
-            return "as the account's default"
-        return "private" if self.private else "public"
 
 
 def looks_like_hub_id(text: str) -> bool:
@@ -122,89 +99,6 @@ def download(repo_id: str, revision: str | None = None) -> Snapshot:
     return Snapshot(folder, repo_id, folder.name)
 
 
-def plan_push(folder: Path, repo_id: str, private: bool | None) -> PushPlan:
-    """Check a folder and return what a push of it would do; sends nothing.
-
-    Args:
-        folder: holds config.json, README.md (the card) and model*.safetensors; all its files are pushed.
-        repo_id: `org/name`.
-        private: True, False, or None to leave it to the account's default.
-    Raises:
-        UsageError: there is no such folder.
-        HubError: bad id, or the folder is not a model that can be pushed; every fault is listed.
-    """
-    check_id(repo_id)
-    if not folder.is_dir():
-        raise UsageError(f"cannot push {folder}: there is no such folder")
-    files = _files(folder)
-    names = [name for name, _ in files]
-    faults = [f"it has no {name}" for name in ("config.json", "README.md") if name not in names]
-    if not any("/" not in name and _matches(name, (SAFETENSORS,)) for name in names):
-        faults.append(f"it has no {SAFETENSORS}")
-    if len(files) > FILES_IN_ONE_COMMIT:
-        faults.append(f"it holds {len(files)} files, more than the {FILES_IN_ONE_COMMIT} of one commit")
-    if faults:
-        raise HubError(f"cannot push {folder}: {'; '.join(faults)}. Is this the folder of a merged model?")
-    return PushPlan(folder, repo_id, private, files, card=_read_card(folder / "README.md"))
-
-
-def push(
-    plan: PushPlan, *, message: str, revision: str | None = None, create_pr: bool = False, token: str | None = None
-) -> str:
-    """Push the planned folder in one commit and return its URL (with `create_pr`, the pull request's).
-
-    The token, the repository's visibility and the card are checked before any file goes up.
-
-    Args:
-        plan: from `plan_push`; the folder must not have changed since.
-        message: first line of the commit.
-        revision: branch to commit to, made if missing (or refs/pr/N); the default branch if None.
-        create_pr: open a pull request against the default branch instead.
-        token: None takes HF_TOKEN or the stored login.
-    Raises:
-        UsageError: the arguments do not fit together.
-        HubError: the Hub refused, or cannot be reached.
-    """
-    if create_pr and revision is not None:
-        raise UsageError(f"a pull request goes to the default branch: drop create_pr or the revision {revision!r}")
-    if not message.strip():
-        raise UsageError("a commit needs a message")
-    asked = f"push {plan.folder} to {plan.repo_id}"
-    if _files(plan.folder) != plan.files:
-        raise HubError(f"cannot {asked}: the folder has changed since the push was planned; plan it again")
-    with hub_errors(asked, writing=True):
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=_clean(token))
-        _prepare_repository(api, plan, asked, revision=revision, create_pr=create_pr)
-        commit = api.upload_folder(
-            repo_id=plan.repo_id,
-            folder_path=plan.folder,
-            commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
-        )
-    return str(commit.pr_url or commit.commit_url)
-
-
-def _prepare_repository(api: HfApi, plan: PushPlan, asked: str, *, revision: str | None, create_pr: bool) -> None:
-    """Make the repository and the branch if they are missing, and check that this push may go there.
-
-    create_repo goes first: it fails at once when the Hub cannot be reached, where upload_folder would try for 23 s.
-    """
-    api.create_repo(plan.repo_id, private=plan.private, exist_ok=True)
-    # create_repo is content with any token, even none, when the repository exists and is public.
-    api.auth_check(plan.repo_id, write=not create_pr)
-    private = api.model_info(plan.repo_id).private
-    if plan.private is not None and private is not plan.private:
-        raise HubError(
-            f"cannot {asked} as {plan.visibility}: the repository is {'private' if private else 'public'}; "
-            "push to another id, or change the repository's visibility in its settings on the Hub"
-        )
-    if revision is not None and not revision.startswith("refs/"):
-        api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
-
-
 def _cached(repo_id: str, revision: str | None, asked: str) -> Snapshot:
     """Return the copy that the cache holds, which is all that offline mode can give."""
     from huggingface_hub import snapshot_download
@@ -226,39 +120,6 @@ def _require_weights(names: Iterable[str], asked: str, *, found: list[str]) -> N
     if not any(_matches(PurePosixPath(name).name, (SAFETENSORS, PICKLES)) for name in names):
         shown = ", ".join(sorted(found)[:8]) + (", ..." if len(found) > 8 else "")
         raise HubError(f"cannot {asked}: it holds no {SAFETENSORS} and no {PICKLES}, but: {shown or 'nothing'}")
-
-
-def _files(folder: Path) -> tuple[tuple[str, int], ...]:
-    """Return (path, bytes) of the files that upload_folder will take: all but git's and the Hub client's own."""
-    files = []
-    for path in folder.glob("**/*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and "/.git/" not in f"/{name}/" and "/.cache/huggingface/" not in f"/{name}/":
-            files.append((name, path.stat().st_size))
-    return tuple(sorted(files))
-
-
-def _read_card(path: Path) -> str:
-    """Return the card's text, having parsed its header as the Hub's readers do."""
-    import yaml
-    from huggingface_hub import ModelCard
-
-    try:
-        card = path.read_text(encoding="utf-8")
-        ModelCard(card)
-    except (ValueError, yaml.YAMLError) as error:
-        raise HubError(f"cannot push {path.parent}: the header of README.md is bad: {one_line(error)}") from error
-    return card
-
-
-def _clean(token: str | None) -> str | None:
-    """Return the token without the white space around it.
-
-    A token that no HTTP header can hold is refused here, because the HTTP client's own message would quote it.
-    """
-    if token is not None and not re.fullmatch(r"[!-~]+", token.strip()):
-        raise UsageError("the token is empty or holds a space, a line break or a letter outside ASCII; copy it again")
-    return token and token.strip()
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

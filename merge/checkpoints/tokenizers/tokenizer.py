@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoints.transformers_model import first_line, quiet
-from merge.errors import CheckpointError, OutputError
+from merge.checkpoints.transformers_model import quiet
+from merge.errors import CheckpointError, MismatchError, OutputError, first_line
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 FILES = (
@@ -289,3 +289,30 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     else:
         yield name, None if value == "" else value
+
+
+def read_vocabulary(folder: Path) -> dict[str, Any] | None:
+    """Return token -> id and the normalizer of a checkpoint's tokenizer; None when it has none that can be read here.
+
+    A vocab.txt says nothing of a normalizer, so that key is absent then.
+
+    Raises:
+        MismatchError: the file is there and is no tokenizer.
+    """
+    if (folder / "tokenizer.json").is_file():
+        try:
+            stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            vocab = stored["model"].get("vocab")
+            entries = {w: i for i, (w, *_) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab or {})
+            added = {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise MismatchError(f"{folder}: tokenizer.json is malformed ({first_line(error)}).") from error
+        return {"vocab": entries | added, "normalizer": stored.get("normalizer")}
+    if (folder / "vocab.txt").is_file():
+        try:
+            lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        except (ValueError, OSError) as error:
+            raise MismatchError(f"{folder}: vocab.txt cannot be read ({first_line(error)}).") from error
+        # Not splitlines: a vocabulary may hold U+2028 and its kin as words.
+        return {"vocab": {word: i for i, word in enumerate(lines) if word or i < len(lines) - 1}}
+    return None

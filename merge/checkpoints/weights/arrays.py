@@ -213,3 +213,9 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device).add_(1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}

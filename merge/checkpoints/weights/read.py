@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoints.transformers_model import first_line
-from merge.errors import CheckpointError
+from merge.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     import torch

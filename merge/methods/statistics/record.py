@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.transformers_model import first_line
-from merge.errors import MergeError, OutputError
+from merge.errors import MergeError, OutputError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor

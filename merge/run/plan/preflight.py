@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.labels import class_names, consistent_labels, encoder_of, label_order
-from merge.checkpoints.sentence_transformers import check_edited, compare_pipelines, without_modules
-from merge.checkpoints.transformers_model import first_line
+from merge.checkpoints.labels import class_names, label_order
+from merge.checkpoints.sentence_transformers import check_edited, compare_pipelines
+from merge.checkpoints.structure import HARMLESS
+from merge.checkpoints.tokenizers.tokenizer import read_vocabulary
+from merge.checkpoints.weights.arrays import DTYPES, ITEM_SIZES
 from merge.checkpoints.weights.read import nbytes
 from merge.errors import MismatchError
-from merge.layers.plan import LayerPlan, planned_config
 from merge.recipe.recipe import Recipe
-from merge.run.plan.heads import HeadPlan, plan_heads
-
-# Config entries that neither shape the model nor change what it computes at inference.
-HARMLESS = {
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type",
-    "finetuning_task", "use_cache", "gradient_checkpointing", "return_dict", "output_attentions",
-    "output_hidden_states", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
-    "initializer_range", "task_specific_params", "_commit_hash", "_attn_implementation", "chunk_size_feed_forward",
-}  # fmt: skip
+from merge.run.plan.heads import HeadPlan, encoder_of, plan_heads
 
 LAYER_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_hidden_groups"}
 # What a head, and not the encoder, makes of a config.
 HEAD_KEYS = {"architectures", "num_labels", "tie_word_embeddings", "is_decoder"}
-
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def preflight(
@@ -183,33 +171,6 @@ def _vocabulary_unreadable(checkpoint: Checkpoint) -> list[str]:
     return []
 
 
-def read_vocabulary(folder: Path) -> dict[str, Any] | None:
-    """Return token -> id and the normalizer of a checkpoint's tokenizer; None when it has none that can be read here.
-
-    A vocab.txt says nothing of a normalizer, so that key is absent then.
-
-    Raises:
-        MismatchError: the file is there and is no tokenizer.
-    """
-    if (folder / "tokenizer.json").is_file():
-        try:
-            stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            vocab = stored["model"].get("vocab")
-            entries = {w: i for i, (w, *_) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab or {})
-            added = {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise MismatchError(f"{folder}: tokenizer.json is malformed ({first_line(error)}).") from error
-        return {"vocab": entries | added, "normalizer": stored.get("normalizer")}
-    if (folder / "vocab.txt").is_file():
-        try:
-            lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        except (ValueError, OSError) as error:
-            raise MismatchError(f"{folder}: vocab.txt cannot be read ({first_line(error)}).") from error
-        # Not splitlines: a vocabulary may hold U+2028 and its kin as words.
-        return {"vocab": {word: i for i, word in enumerate(lines) if word or i < len(lines) - 1}}
-    return None
-
-
 def _unmergeable(checkpoint: Checkpoint) -> list[str]:
     bad = [n for n, t in checkpoint.tensors.items() if not t.is_integer and t.dtype not in DTYPES]
     return (
@@ -245,16 +206,3 @@ def _notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
 def _some(items: Sequence[str], most: int = 3) -> str:
     shown = "; ".join(items[:most])
     return f"{shown} and {len(items) - most} more" if len(items) > most else shown
-
-
-def merged_config(
-    checkpoints: Sequence[Checkpoint], dtype: str | None = None, plan: LayerPlan | None = None
-) -> Mapping[str, Any]:
-    """Return the first model's config as it is written for the merged model: its layers and its dtype may change."""
-    reference = without_modules(checkpoints[0])
-    planned = reference.config if plan is None else planned_config([c.config for c in checkpoints], plan)
-    config = {k: v for k, v in planned.items() if k not in ("dtype", "torch_dtype")}
-    found = {t.own_dtype for t in reference.tensors.values() if not t.is_integer}
-    own = reference.config.get("dtype") or reference.config.get("torch_dtype")
-    stated = dtype or (DTYPES[found.pop()] if len(found) == 1 else own)
-    return consistent_labels(config, reference.structure) | ({"dtype": stated} if stated else {})

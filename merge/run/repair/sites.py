@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.pair import Batch, in_dtype
-from merge.checkpoints.inputs import attended
+from merge.alignment.pair import in_dtype
+from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
 from merge.progress import Progress, silent
 from merge.symmetry.spec import PermutationSpec

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.alignment.align import reference_of
-from merge.alignment.reading import calibrate
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.sentence_transformers import is_module_tensor
 from merge.checkpoints.weights.arrays import TORCH
@@ -19,7 +18,8 @@ from merge.methods.slerp import Slerp
 from merge.progress import Progress
 from merge.recipe.recipe import Recipe
 from merge.run.engine.engine import Engine, Job
-from merge.run.manifest import Report
+from merge.run.report import Report
+from merge.text.calibrated import calibrate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def repair_written(folder: Path, report: Report, engine: Engine, progress: Progr
 
     entry, recipe = report.recipe.align, report.recipe
     reference = report.checkpoints[reference_of(entry, report.checkpoints)]
-    batches, _, _ = calibrate(entry, recipe.seed, reference, needed=True)
+    batches, _, _ = calibrate(entry.text_source(recipe.seed), reference, needed=True)
     written = open_checkpoint(str(folder))
     merged = {name: written.tensor(name).clone() for name in written.tensors}
     jobs = {job.name: job for job in report.schedule.jobs if not is_module_tensor(job.name)}

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from merge.alignment.reading import calibrate
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError, MismatchError
 from merge.methods import make_method
 from merge.methods.cocktail import Cocktail
 from merge.progress import Progress, silent
-from merge.recipe.entries import StatisticsEntry
 from merge.recipe.recipe import Recipe
+from merge.text.calibrated import calibrate
 from merge.text.labelled import Examples, draw_examples, gold_of
+from merge.text.source import StatisticsEntry
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +150,7 @@ def _word_losses(
         raise MismatchError(
             "cocktail: losses of masked words compare only in one vocabulary. Give the weights yourself, or models of one."
         )
-    batches, source, notes = calibrate(recipe.statistics, recipe.seed, models[0], needed=True)
+    batches, source, notes = calibrate(recipe.statistics.text_source(recipe.seed), models[0], needed=True)
     losses = [word_loss(model, batches, recipe.seed) for model in progress(models, "measuring losses")]
     return losses, str(source), notes
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from merge.checkpoints.transformers_model import closest
 from merge.disk.cache import read_cached, write_cached
 from merge.disk.hashes import remembered_hash
 from merge.disk.staging import MARKER
-from merge.errors import MergeError
+from merge.errors import MergeError, closest
 from merge.methods import make_method
 from merge.methods.greedy_soup import MODEL, GreedySoup
 from merge.progress import Progress, silent

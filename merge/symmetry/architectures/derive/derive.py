@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoints.structure import Structure, structure_of
-from merge.checkpoints.transformers_model import one_line
+from merge.errors import one_line
 from merge.symmetry.architectures.derive.factors import Factor, fix, flat
 from merge.symmetry.architectures.derive.lines import Table, Unsayable, item, write_table
 from merge.symmetry.architectures.derive.specimen import Specimen, refusal, specimen_of

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import Structure
-from merge.checkpoints.transformers_model import meta_model, model_class, model_config, one_line, quiet
-from merge.errors import SpecError
+from merge.checkpoints.transformers_model import meta_model, model_class, model_config, quiet
+from merge.errors import SpecError, one_line
 from merge.symmetry.architectures.derive.trace import InFloat64, run
 
 LARGEST = 1_000_000_000  # parameters; in float64, 8 GB

@@ -1,7 +1,7 @@
 """Trace: what the dimensions of every tensor of a model are made of, read off one run.
 
 A dispatch mode records each operation of the run. Of those that an output depends on, the factors of the inputs are carried
-over to the outputs (`merge.symmetry.architectures.derive.operations` says how); what no rule covers is fixed, with the operation's name as
+over to the outputs (`derive.operations` says how); what no rule covers is fixed, with the operation's name as
 the reason. The mode also runs the model in float64 throughout, where its code goes through float32 for a while: a proof to
 1e-9 needs that.
 """

@@ -1,0 +1,85 @@
+"""Print results as tables or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from evals.report.tables import Row
+
+
+def show(records: Sequence[dict[str, Any]], options: dict[str, Any], kind: str) -> None:
+    """Print the results, and rewrite figures and page of the results folder.
+
+    Args:
+        kind: of the answer: scores, hans, barrier, or official (the HANS authors' text).
+    """
+    from evals.hans.scores import HansTable, official_text
+
+    if not options["quiet"]:
+        for note in dict.fromkeys(note for record in records for note in record["notes"]):
+            click.echo(f"note: {note}", err=True)
+    if options["as_json"]:
+        click.echo(json_text(list(records)))
+    elif kind == "official":
+        click.echo(official_text(HansTable.from_json(records[0]["hans"])), nl=False)
+    else:
+        plain = options["table"] == "plain"
+        for line in dict.fromkeys(f"{record['task']}: {record['data']}" for record in records):
+            if plain or not options["quiet"]:
+                click.echo(line, err=not plain)  # a table in a format stands alone
+        show_tables(_tables(records, kind, options), options["table"])
+    if options["output"]:
+        _illustrate(options["output"], records, kind, options["quiet"])
+
+
+def _tables(records: Sequence[dict[str, Any]], kind: str, options: dict[str, Any]) -> list[list[Row]]:
+    from evals.report.tables import barrier_rows, hans_rows, part_rows, score_rows
+
+    tables = [{"hans": hans_rows, "scores": score_rows, "barrier": barrier_rows}[kind](records)]
+    if kind == "scores" and any(record.get("hans") for record in records):
+        tables.append(hans_rows(records))
+    if kind == "hans" and options.get("detail"):
+        tables += [part_rows(records, part) for part in ("subcases", "templates")]
+    return tables
+
+
+def show_tables(tables: Sequence[list[Row]], form: str) -> None:
+    """Print tables as text in columns, as Markdown or as CSV; in these two an empty line parts them."""
+    from evals.report.tables import csv_table, markdown_table, plain_table
+
+    shown = {"plain": plain_table, "markdown": markdown_table, "csv": csv_table}[form]
+    click.echo(("\n" if form == "plain" else "\n\n").join(shown(rows).rstrip("\n") for rows in tables))
+
+
+def json_text(value: Any) -> str:
+    """Return JSON text, null for a number that is not finite: as results.json has it."""
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2)
+
+
+def _illustrate(folder: Path, records: Sequence[dict[str, Any]], kind: str, quiet: bool) -> None:
+    from evals.report.barrier_figure import barrier_plot
+    from evals.report.hans_figure import hans_plot
+    from evals.report.page import write_page
+    from evals.results.store import SETTING, load_results
+
+    made: list[Path] = []
+    if kind == "barrier":
+        for record in records:
+            made += barrier_plot(record, folder / f"barrier-{_short(record)}")
+    if pairs := [record for record in records if record.get("hans")]:
+        # One figure compares models on the same rows.
+        alike = [r for r in load_results(folder) if r.get("hans") and all(r[n] == pairs[0][n] for n in SETTING)]
+        made += hans_plot(alike, folder / "hans")
+    made.append(write_page(folder))
+    if not quiet:
+        click.echo("wrote " + ", ".join(str(path) for path in [folder / "results.json", *made]), err=True)
+
+
+def _short(record: dict[str, Any]) -> str:
+    return f"{record['task']}-{record['key'].rsplit('-', 1)[-1][:8]}"

@@ -1,0 +1,59 @@
+"""Figures as SVG text inside a page."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.publish.figures import INK, PAPER, RULE, rendered
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# On the page these follow the reader's light or dark mode.
+THEME = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
+
+
+def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    # Not with_suffix: a stem may hold a dot of its own.
+    png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png.write_bytes(rendered(figure, "png"))
+    svg.write_bytes(rendered(figure, "svg"))
+    return png, svg
+
+
+def inline_svg(figure: Figure, prefix: str, label: str) -> str:
+    """Return the figure as an <svg> element for an HTML page: no links, no comments, ids of its own.
+
+    Args:
+        figure: what barrier_figure or hans_figure returned.
+        prefix: put before every id, since one page holds several figures.
+        label: what a screen reader says; plain text, escaped here.
+    """
+    text = rendered(figure, "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href=", "href=")
+    text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    for colour, variable in THEME.items():
+        text = text.replace(colour, variable)
+    width = re.search(r'<svg[^>]*?\swidth="([\d.]+)pt"', text)
+    assert width, "matplotlib writes the width of a figure in points"
+    style = f'class="figure" style="width: {float(width[1]) * 4 / 3:.0f}px" role="img"'
+    text = re.sub(r'\s(width|height)="[\d.]+pt"', "", text, count=2)
+    text = text.replace("<svg", f'<svg {style} aria-label="{html.escape(label)}"', 1)
+    return re.sub(r"\n\s*", "\n", text)
+
+
+def numbers(values: Any) -> list[float]:
+    """Return the values with nan, which matplotlib leaves out, where a score is undefined."""
+    return [float("nan") if value is None else value for value in values]
+
+
+def short(name: str, most: int = 44) -> str:
+    """Return a name that fits a figure: the end of a long path says more than its start."""
+    return name if len(name) <= most else "…" + name[-(most - 1) :]

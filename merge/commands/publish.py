@@ -1,0 +1,90 @@
+"""The commands push, card and verify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from merge.errors import OutputError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="ORG/NAME")
+@click.option("--private/--public", default=None, help="Visibility of a new repository.  [default: the account's]")
+@click.option("--revision", help="Branch to commit to; made if it does not exist.")
+@click.option("--dry-run", is_flag=True, help="Show files, sizes, target and card; send nothing.")
+def push_command(folder: Path, repo_id: str, private: bool | None, revision: str | None, dry_run: bool) -> None:
+    """Put a merged FOLDER on the Hub as ORG/NAME, in one commit.
+
+    \b
+    Example:
+      merge-models push merged/ me/my-merge --private --dry-run
+    """
+    if dry_run:
+        _show_push(folder, repo_id, private)
+    else:
+        _push(folder, repo_id, private, revision)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--results", type=click.Path(path_type=Path), required=True, help="A results.json of evaluate-models.")
+def card_command(folder: Path, results: Path) -> None:
+    """Write evaluation results into the card (README.md) of a merged FOLDER.
+
+    \b
+    Example:
+      merge-models card merged/ --results report/results.json
+    """
+    from merge.publish.card import add_results
+
+    count = add_results(folder, results)
+    click.echo(f"{folder / 'README.md'}: {count} results")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def verify_command(folder: Path, as_json: bool) -> None:
+    """Recompute the hashes of a merged FOLDER and of its inputs, and compare them with merge.json.
+
+    Exits 1 if a file was changed, is missing or was added, or if an input that is found is not what was merged.
+
+    \b
+    Example:
+      merge-models verify merged/
+    """
+    from merge.run.verify import verify
+
+    found = verify(folder)
+    if as_json:
+        click.echo(json.dumps({"holds": found.holds, "files": found.files, "inputs": found.inputs}, indent=2))
+    else:
+        for kind, states in (("file", found.files), ("input", found.inputs)):
+            for name, state in states.items():
+                click.echo(f"{kind}  {state:<19}  {name}")
+    if not found.holds:
+        raise OutputError(f"{folder} is not what its manifest says, or an input has become another model.")
+
+
+def _push(folder: Path, repo_id: str, private: bool | None, revision: str | None, err: bool = False) -> None:
+    from merge.publish.push import plan_push, push
+
+    url = push(plan_push(folder, repo_id, private), message="Upload merge made with merge-models", revision=revision)
+    click.echo(f"pushed: {url}", err=err)
+
+
+def _show_push(folder: Path, repo_id: str, private: bool | None) -> None:
+    from merge.publish.push import plan_push
+
+    plan = plan_push(folder, repo_id, private)
+    total = sum(size for _, size in plan.files)
+    click.echo(
+        f"would push {len(plan.files)} files, {total:,} bytes, to {plan.repo_id} ({plan.visibility}), in one commit:"
+    )
+    for name, size in plan.files:
+        click.echo(f"  {size:>14,}  {name}")
+    click.echo(f"README.md:\n{plan.card}")

@@ -1,0 +1,154 @@
+"""Activation matching: streamed correlations, and what does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from contracts.test_aligners import make_pair
+from families import CASES, canonical_tensors, written_name
+from families_more import CASES as UNUSUAL
+
+from merge.alignment.matchers import activations
+from merge.alignment.matchers.activations import match_activations
+from merge.alignment.pair import Pair
+from merge.alignment.solvers.assignment import match_axis
+from merge.alignment.solvers.moments import Moments, collect
+from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.structure import structure_of
+from merge.errors import AlignmentError
+from merge.symmetry.architectures import spec_for
+
+
+def test_streamed_moments_give_pearson_correlations() -> None:
+    """Against numpy on all rows at once, in uneven batches, far from the origin where sums of squares cancel."""
+    generator = torch.Generator().manual_seed(0)
+    a = 50 + torch.randn(1000, 5, generator=generator)
+    b = a @ torch.randn(5, 7, generator=generator) - 30 + torch.randn(1000, 7, generator=generator)
+    sums = Moments()
+    for start, end in ((0, 3), (3, 400), (400, 401), (401, 1000)):
+        sums.add(a[start:end], b[start:end])
+    expected = np.corrcoef(a.double().numpy().T, b.double().numpy().T)[:5, 5:]
+    assert np.abs(sums.correlation().numpy() - expected).max() < 1e-5
+
+
+def test_a_unit_that_never_varies_correlates_with_nothing() -> None:
+    """Not NaN, and not noise divided by almost nothing."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(200, 3, generator=generator), torch.randn(200, 3, generator=generator)
+    a[:, 1] = 4.0
+    sums = Moments()
+    sums.add(a, b)
+    correlation = sums.correlation()
+    assert correlation[1].abs().max() == 0
+    assert correlation[0].abs().min() > 0
+
+
+def test_padding_is_masked_out() -> None:
+    """What stands on padded places changes nothing; what stands on real places does (the negative control)."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    batches = pair.batches[:3]
+
+    def correlations(place: slice) -> torch.Tensor:
+        changed = []
+        for batch in batches:
+            ids = batch["input_ids"].clone()
+            ids[::2, place] = (ids[::2, place] + 1) % 18
+            changed.append({**batch, "input_ids": ids})
+        return collect(replace(pair, batches=tuple(changed)))["ffn0"][0].correlation()
+
+    plain = collect(replace(pair, batches=batches))["ffn0"][0].correlation()
+    assert batches[0]["attention_mask"][0, -6:].sum() == 0
+    assert torch.allclose(correlations(slice(-6, None)), plain, atol=1e-5)
+    assert not torch.allclose(correlations(slice(0, 6)), plain, atol=1e-2)
+
+
+def test_the_order_of_batches_hardly_matters_and_a_rerun_is_identical() -> None:
+    """Sums are in float64: another order of the same rows gives the same correlations to rounding."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    one, again = (collect(pair)["residual"][2].correlation() for _ in range(2))
+    turned = collect(replace(pair, batches=pair.batches[::-1]))["residual"][2].correlation()
+    assert torch.equal(one, again)
+    assert torch.allclose(one, turned, atol=1e-6)
+
+
+def test_without_text_there_is_nothing_to_compare() -> None:
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    with pytest.raises(AlignmentError, match="needs calibration text"):
+        match_activations(replace(pair, batches=()))
+
+
+def test_gains_reach_the_assignment_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its proofs are about differences far below what float32, in which correlations are kept, can tell."""
+    pair, back = make_pair("BertForSequenceClassification", planted_seed=2)
+    seen: list[torch.dtype] = []
+
+    def watched(gain: torch.Tensor) -> torch.Tensor:
+        seen.append(gain.dtype)
+        return match_axis(gain)
+
+    monkeypatch.setattr(activations, "match_axis", watched)
+    found = match_activations(pair)(frozenset(pair.kinds()))
+    assert all(torch.equal(found.permutation.indices[axis], back.indices[axis]) for axis in back.indices)
+    assert len(seen) > 2
+    assert set(seen) == {torch.float64}
+
+
+def test_what_a_model_later_does_to_an_activation_in_place_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models wipe what the feed-forward output has read, once it has: correlations are those of what it read."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    pair = replace(pair, batches=pair.batches[:6])
+    plain = collect(pair)["ffn0"][0].correlation()
+    made = Pair.model
+
+    def wipe(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        inputs[0].zero_()
+
+    def wiping(*args: object, **kwargs: object) -> torch.nn.Module:
+        model = made(*args, **kwargs)  # type: ignore[arg-type]
+        dense = model.get_submodule("bert.encoder.layer.0.output.dense")
+        dense.register_forward_hook(wipe)
+        return model
+
+    monkeypatch.setattr(Pair, "model", wiping)
+    assert torch.equal(collect(pair)["ffn0"][0].correlation(), plain)
+
+
+def test_batches_are_run_in_parts_that_leave_no_text_out() -> None:
+    """Forty texts of thirty tokens by seventeen; where a batch holds something else too, it is run as it is."""
+    ids = torch.arange(1200).reshape(40, 30)
+    parts = list(activations._parts({"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+    assert [len(part["input_ids"]) for part in parts] == [17, 17, 6]
+    assert all(part["attention_mask"].shape == part["input_ids"].shape for part in parts)
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), ids)
+    images = {"input_ids": ids, "pixel_values": torch.zeros(3, 3, 8, 8)}
+    assert list(activations._parts(images)) == [images]
+
+
+@pytest.mark.parametrize(("name", "passes"), [("AlbertForSequenceClassification", 2), ("albert in one group", 3)])
+def test_layers_that_share_weights_are_heard_every_time(name: str, passes: int) -> None:
+    """Four layers of two groups run each twice, three layers of one group three times: as many tokens count."""
+    config = CASES[name]
+    found, tokens = moments(config)
+    own = {line: sites for line, sites in found.items() if line not in ("embedding", "pooler")}
+    assert {"heads0 qk0", "heads0 v0", "residual", "ffn0"} <= set(own)
+    assert {site.count for sites in own.values() for site in sites} == {passes * tokens}
+    assert [site.count for site in found["embedding"]] == [tokens]
+
+
+def test_positions_that_pass_the_same_projection_are_not_tokens() -> None:
+    """DeBERTa's queries and keys read the tokens first and relative positions then, which belong to no text."""
+    found, tokens = moments(UNUSUAL["DebertaV2ForSequenceClassification"])
+    assert {site.count for line in ("heads0 qk0", "heads1 qk1", "ffn0") for site in found[line]} == {tokens}
+
+
+def moments(config: Mapping[str, Any]) -> tuple[dict[str, list[Moments]], int]:
+    """Return what a batch of four texts makes a model say beside itself, and how many tokens it has."""
+    structure, a = structure_of(config), canonical_tensors(config, 0, torch.float32)
+    batch = random_inputs(config)[0]
+    pair = Pair(spec_for(config), a, a, config, lambda name: written_name(structure, name), (batch,))
+    return collect(pair), int(batch["attention_mask"].sum())
