@@ -1,8 +1,8 @@
 """Distance of two models' weights, without what is only the choice of a basis that no output shows.
 
 Both are brought into canonical form (`merge.symmetry.canonical`) and balanced (`merge.alignment.solvers.balance`): what is
-left free inside a head then is a rotation, and b's is the one nearest to a (orthogonal Procrustes, Schoenemann 1966). Orders, signs
-and phases are not touched: they are what an alignment finds.
+left free inside a head then is a rotation, and b's is the one nearest to a (orthogonal Procrustes, Schoenemann 1966).
+Orders, signs and phases are not touched: they are what an alignment finds.
 """
 
 from __future__ import annotations
