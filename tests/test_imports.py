@@ -86,8 +86,14 @@ def circle(graph: Graph) -> list[str]:
 
 def circles(graph: Graph) -> list[list[str]]:
     """Return a circle of modules, and one of the entries of each folder, where there are any."""
-    folders = {module.rpartition(".")[0] for module in graph}
+    folders = {parent for module in graph for parent in _parents(module)}
     return [found for each in (graph, *(entries_graph(graph, folder) for folder in folders)) if (found := circle(each))]
+
+
+def _parents(module: str) -> list[str]:
+    """Return the folders that a module is in, from the innermost."""
+    parts = module.split(".")
+    return [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]
 
 
 def entries_graph(graph: Graph, folder: str) -> dict[str, set[str]]:

@@ -59,15 +59,13 @@ def barrier(a: str, b: str, **options: Any) -> None:
 def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     """Measure the naive line and, if asked, the aligned one; store the record."""
     from evals.tasks import find_task
-    from merge.recipe.recipe import make_recipe
+    from merge.recipe.recipe import make_align_entry
 
     begun = time.monotonic()
     task, stated, shown = find_task(options["task"]), listed(options["labels"], "--labels"), progress(options["quiet"])
     if task.regression:
         raise UsageError(f"--task {task.name}: the barrier is one of cross-entropy, and this task has no classes.")
-    recipe = make_recipe(
-        {"models": [a, b], "align": align_entry(options), "seed": options["seed"], "out_dtype": "float32"}
-    )
+    settings, seed = make_align_entry(align_entry(options)), options["seed"]
 
     from evals.paths.barrier import barrier_key, barrier_record, measure_pair
     from evals.predict.logits import match_labels
@@ -76,21 +74,21 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     from evals.results.store import add_result
     from merge.alignment.rewrite import prepared
     from merge.checkpoints.checkpoint import open_checkpoint
-    from merge.run.plan.preflight import preflight
+    from merge.run.plan.preflight import Allowed, preflight
     from merge.run.rebase import find_bases
 
     pair = open_checkpoint(a), open_checkpoint(b)
-    notes = preflight(pair, recipe=recipe)
+    notes = preflight(pair, allowed=Allowed(dtype="float32"))
     columns, known = match_labels(task, pair[0], stated), known_results(options)
     rows = read_rows(task, options)
-    key = barrier_key(pair, task, rows, columns, recipe, options["points"])
+    key = barrier_key(pair, task, rows, columns, settings, seed, options["points"])
     said = {"a": named(pair[0]), "b": named(pair[1]), "data": rows.data, "split": rows.split}
     record = stored_result(known, key, said, options["output"])
     if record is not None:
         return record
-    with prepared(recipe.align, pair, None, Path(tempfile.gettempdir()) / "barrier") as ready:
+    with prepared(settings, pair, None, Path(tempfile.gettempdir()) / "barrier") as ready:
         first, second = ready.models
-        bases = find_bases(recipe, ready.models, progress=shown)
+        bases = find_bases(settings, ready.models, seed=seed, progress=shown)
         predictor = make_predictor(
             pair[0], device=device_here(options["device"]), cache=not options["no_cache"], crew=crew()
         )

@@ -17,11 +17,11 @@ from evals.predict.logits import task_logits
 from evals.predict.predictor import Predictor, make_predictor
 from evals.results.measure import named, reading_notes, record_key, setting
 from evals.tasks.task import EvalTask, Rows
+from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.inputs import Encoded
 from merge.disk.hashes import file_hash
 from merge.progress import Progress, silent
-from merge.recipe.recipe import Recipe
 from merge.run.rebase import Bases
 from merge.symmetry.transform import Transform, apply_transform
 
@@ -33,17 +33,18 @@ def barrier_key(
     task: EvalTask,
     rows: Rows,
     columns: Sequence[int],
-    recipe: Recipe,
+    settings: AlignEntry,
+    seed: int,
     points: int,
 ) -> str:
     """Return the key under which a pair's barrier is stored; text and what is applied count by content, not by name."""
     alignment: dict[str, Any] | None = None
-    if recipe.align.moves:
-        alignment = recipe.align.model_dump(mode="json") | {"seed": recipe.seed}
+    if settings.moves:
+        alignment = settings.model_dump(mode="json") | {"seed": seed}
         with suppress(OSError, TypeError):  # a Hub id, or the package's own text
             alignment["text"] = file_hash(Path(alignment["text"]))
         with suppress(OSError):  # what is not there is said where it is read
-            alignment["apply"] = [file_hash(Path(path).expanduser()) for path in recipe.align.apply or ()]
+            alignment["apply"] = [file_hash(Path(path).expanduser()) for path in settings.apply or ()]
     hashes = [checkpoint.content_hash for checkpoint in pair]
     return record_key("barrier", task.name, rows.hash, hashes, points, columns, alignment)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from merge.alignment.choice.requested import choices, decide, rotates
@@ -14,8 +15,6 @@ from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.sentence_transformers import without_modules
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.progress import Progress, silent
-from merge.recipe.recipe import Recipe
-from merge.run.plan.heads import HeadPlan
 from merge.symmetry.architectures import spec_for
 
 if TYPE_CHECKING:
@@ -101,23 +100,26 @@ class Alignments:
 
 
 def align_all(
-    recipe: Recipe,
+    entry: AlignEntry,
     checkpoints: Sequence[Checkpoint],
     spec: PermutationSpec,
     labels: Sequence[Permutation | None],
-    heads: HeadPlan,
+    seed: int = 0,
+    carried: Mapping[int, Checkpoint] = MappingProxyType({}),
     progress: Progress = silent,
     rotate: bool = False,
     decided: Sequence[Choice] = (),
     device: str = "cpu",
 ) -> Alignments:
-    """Return what aligns every checkpoint to the recipe's reference, each proved on its own model.
+    """Return what aligns every checkpoint to the reference that the settings name, each proved on its own model.
 
     Args:
-        checkpoints: the models, and the base behind them where there is one.
+        entry: the settings of the alignment.
+        checkpoints: the models, then the base where there is one.
         spec: of the reference.
         labels: what brings the classes of each into one order; applied before anything is compared.
-        heads: which models go on with a head that others do not have.
+        seed: of everything random.
+        carried: for each model that is aligned without its head, by its index: the model with the head.
         rotate: whether auto may choose to rotate the residual stream, for which models have to be prepared.
         decided: what auto chose for each model that moves, before they were.
         device: where models run and the large products are taken.
@@ -127,12 +129,12 @@ def align_all(
     from merge.alignment.evidence.quality import match_quality
     from merge.checkpoints.inputs import random_inputs
 
-    entry, at = recipe.align, reference_of(recipe.align, checkpoints)
+    at = reference_of(entry, checkpoints)
     spec, stand_in = _without_pooler(_spec_moved(spec, entry), checkpoints[at])
     spec.fit(checkpoints[at].shapes)
-    read = cache(partial(read_material, entry, recipe.seed, checkpoints[at]))
+    read = cache(partial(read_material, entry, seed, checkpoints[at]))
     moving = [k for k in range(len(checkpoints)) if k != at] or [at]
-    pairs = _pairs(recipe, checkpoints, spec, labels, stand_in, read, progress, device)
+    pairs = _pairs(entry, seed, checkpoints, spec, labels, stand_in, read, progress, device)
     transforms: list[Transform | None] = [None] * len(checkpoints)
     aligned: list[Aligned] = []
     if not decided and entry.by == "auto":
@@ -141,10 +143,10 @@ def align_all(
             return Alignments(tuple(transforms), (), None, (), tuple(decided))
     for k, pair, choice in choices(entry, at, moving, pairs, decided):
         kept = choice.kept.alignment
-        inputs = () if choice.common else read().batches or random_inputs(checkpoints[at].config, recipe.seed)
+        inputs = () if choice.common else read().batches or random_inputs(checkpoints[at].config, seed)
         found, own, proof = kept.transform, spec, _proved(pair, kept.transform, inputs)
-        if not heads.whole and k < len(heads.models) and heads.carried[k] is not heads.merged[k]:
-            found, own, proof = _carry(heads.carried[k], entry, found, inputs)
+        if k in carried:
+            found, own, proof = _carry(carried[k], entry, found, inputs)
         transforms[k], other = None if choice.common else found, None
         if kept.reference_maps:
             other, proof_there = _moved_reference(pair, kept, inputs, len(moving))
@@ -186,7 +188,8 @@ def _spec_moved(spec: PermutationSpec, entry: AlignEntry) -> PermutationSpec:
 
 
 def _pairs(
-    recipe: Recipe,
+    entry: AlignEntry,
+    seed: int,
     checkpoints: Sequence[Checkpoint],
     spec: PermutationSpec,
     labels: Sequence[Permutation | None],
@@ -202,8 +205,7 @@ def _pairs(
     from merge.alignment.pair import Pair, Settings
     from merge.symmetry.permutation import apply
 
-    entry = recipe.align
-    settings = Settings(entry.basis or "permutation", entry.restarts, entry.steps, entry.both, recipe.seed)
+    settings = Settings(entry.basis or "permutation", entry.restarts, entry.steps, entry.both, seed)
     reference = checkpoints[reference_of(entry, checkpoints)]
 
     @lru_cache(maxsize=2)

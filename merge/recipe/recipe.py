@@ -196,6 +196,18 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
         raise RecipeError("; ".join(_said(e) for e in error.errors())) from error
 
 
+def make_align_entry(values: Mapping[str, Any]) -> AlignEntry:
+    """Return the alignment settings that command-line flags spell.
+
+    Raises:
+        RecipeError: a value does not fit; all faults in one message.
+    """
+    try:
+        return AlignEntry.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("; ".join(_said({**e, "loc": ("align", *e["loc"])}) for e in error.errors())) from error
+
+
 def read_recipe(path: Path) -> Recipe:
     """Read a YAML recipe.
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from merge.alignment.align import Aligned, Alignments, align_all
+from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import module_lines
 from merge.errors import MismatchError
 from merge.progress import Progress, silent
-from merge.recipe.recipe import Recipe
 from merge.run.plan.classes import _label_permutation, _match_labels
-from merge.run.plan.heads import plan_heads
+from merge.run.plan.heads import HeadPlan, plan_heads
 from merge.symmetry.architectures import spec_for, spec_note
 
 if TYPE_CHECKING:
@@ -55,33 +55,37 @@ class Bases:
 
 
 def find_bases(
-    recipe: Recipe,
+    entry: AlignEntry,
     models: Sequence[Checkpoint],
     base: Checkpoint | None = None,
+    heads_policy: str | None = None,
+    seed: int = 0,
     progress: Progress = silent,
     rotate: bool = False,
     decided: Sequence[Choice] = (),
     device: str = "cpu",
 ) -> Bases:
-    """Match classes by name and, if the recipe says so, align every model, and the base, to the first model.
+    """Match classes by name and, if the settings ask for it, align every model, and the base, to the first model.
 
     Args:
+        entry: the settings of the alignment.
+        heads_policy, seed: the recipe's.
         rotate, decided, device: as `merge.alignment.align.align_all` takes them.
     Raises:
         MismatchError: label sets differ, or the base is of another architecture than the models to be aligned.
         SpecError, AlignmentError, CalibrationError: from the alignment.
     """
-    heads = plan_heads(recipe.heads, models, base)
+    heads = plan_heads(heads_policy, models, base)
     models, base = heads.merged, heads.base
     alike = base is not None and base.architecture == models[0].architecture
-    if base is not None and not alike and recipe.align.moves:
+    if base is not None and not alike and entry.moves:
         raise MismatchError(
             f"base {base.source} is {base.architecture}, the models are {models[0].architecture}: with an alignment the "
             "base is aligned too, and has to be of the same class. Use --align none, or such a base."
         )
     checkpoints = [*models, base] if base is not None and alike else list(models)
     orders, notes = _match_labels(checkpoints)
-    needed = recipe.align.moves or any(order is not None for order in orders)
+    needed = entry.moves or any(order is not None for order in orders)
     spec = spec_for(checkpoints[0].config) if needed else None
     if spec is None:
         nothing = (None,) * len(checkpoints)
@@ -96,8 +100,8 @@ def find_bases(
         None if order is None else _label_permutation(spec, checkpoints[k], order) for k, order in enumerate(orders)
     )
     bases = Bases(spec, labels, tuple(map(_as_transform, labels)), notes=notes)
-    if recipe.align.moves:
-        done = align_all(recipe, checkpoints, spec, labels, heads, progress, rotate, decided, device)
+    if entry.moves:
+        done = align_all(entry, checkpoints, spec, labels, seed, _carried(heads), progress, rotate, decided, device)
         bases = replace(_with_alignments(bases, done), rotated=done.rotated)
     if any(transform is not None for transform in bases.transforms):
         bases = replace(bases, specs=tuple(map(_whole_spec, heads.carried)))
@@ -105,6 +109,14 @@ def find_bases(
         return bases
     *own, last = bases.transforms
     return replace(bases, labels=labels[:-1], transforms=tuple(own), base_transform=last)
+
+
+def _carried(heads: HeadPlan) -> dict[int, Checkpoint]:
+    """Return the models that are aligned without the head they are written with, by their index."""
+    if heads.whole:
+        return {}
+    pairs = zip(heads.carried, heads.merged, strict=True)
+    return {k: carried for k, (carried, merged) in enumerate(pairs) if carried is not merged}
 
 
 def _as_transform(labels: Permutation | None) -> Transform | None:

@@ -19,7 +19,7 @@ from merge.recipe.recipe import Recipe
 from merge.run.evaluation import check_evaluation, evaluate
 from merge.run.outputs import AS_USUAL, Means, plain, write_outputs
 from merge.run.plan.heads import plan_heads
-from merge.run.plan.preflight import preflight
+from merge.run.plan.preflight import Allowed, preflight
 from merge.run.plan.schedule import make_schedule
 from merge.run.plan.vocabulary import find_vocabulary
 from merge.run.rebase import find_bases
@@ -54,7 +54,7 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
         try:
             check_repair(recipe, models)
             fitted = stack.enter_context(resized(recipe.align, models, recipe.seed, output))
-            notes = (*preflight(fitted.models, base, recipe, output), *fitted.notes)
+            notes = (*preflight(fitted.models, base, recipe.heads, Allowed.by(recipe), output), *fitted.notes)
             ready = stack.enter_context(prepared(recipe.align, fitted.models, base, output))
             inputs, models, base = (models, base), ready.models, ready.base
             schedule = make_schedule(recipe, models, base)
@@ -65,13 +65,14 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
             if not plain(recipe, schedule, models if base is None else (*models, base), means):
                 import_torch()
             vocabulary = find_vocabulary(recipe, models, base)
-            bases = find_bases(recipe, models, base, means.progress, rotate=True, device=means.device)
+            asked = (recipe.heads, recipe.seed, means.progress)
+            bases = find_bases(recipe.align, models, base, *asked, rotate=True, device=means.device)
             if bases.rotated:
                 recipe = _rotating(recipe)
                 ready = stack.enter_context(prepared(recipe.align, *inputs, output))
                 models, base = ready.models, ready.base
                 schedule, vocabulary = make_schedule(recipe, models, base), find_vocabulary(recipe, models, base)
-                bases = find_bases(recipe, models, base, means.progress, decided=bases.rotated, device=means.device)
+                bases = find_bases(recipe.align, models, base, *asked, decided=bases.rotated, device=means.device)
             notes = (
                 *notes,
                 *ready.notes,

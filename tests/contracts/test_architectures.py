@@ -14,12 +14,12 @@ import transformers
 from architecture_case import CASES, TABLES, Case, first_of, make, say
 from families import CLASSIFIERS, FAMILIES, canonical_tensors, family_case, written_name
 
+from merge.alignment.settings import AlignEntry
 from merge.alignment.solvers.moments import watched
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build, quiet
 from merge.errors import SpecError
-from merge.recipe.recipe import make_recipe
 from merge.run.rebase import find_bases
 from merge.symmetry.architectures import ARCHITECTURES, spec_for
 from merge.symmetry.permutation import apply, apply_axes, inverse, load, random, restrict, save
@@ -225,7 +225,7 @@ def test_labels_in_another_order_are_matched_by_name_in_every_family(model_type:
         with quiet():
             build(made, {written_name(structure, n): t for n, t in weights.items()}).save_pretrained(tmp_path / place)
     models = [open_checkpoint(str(tmp_path / place)) for place in "ab"]
-    bases = find_bases(make_recipe({"models": [model.source for model in models]}), models)
+    bases = find_bases(AlignEntry(), models)
     assert bases.spec is not None
     assert bases.labels[0] is None
     assert bases.labels[1] is not None

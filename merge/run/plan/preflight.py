@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge.checkpoints.checkpoint import Checkpoint
@@ -22,10 +23,31 @@ LAYER_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_h
 HEAD_KEYS = {"architectures", "num_labels", "tie_word_embeddings", "is_decoder"}
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What may differ between models that are merged.
+
+    Attributes:
+        dtype: the dtype that is written; the models' dtypes must agree when None.
+        depth: whether the number of layers may differ, as layers are taken in slices.
+        vocabulary: whether the tokens may differ, as one vocabulary is chosen.
+    """
+
+    dtype: str | None = None
+    depth: bool = False
+    vocabulary: bool = False
+
+    @classmethod
+    def by(cls, recipe: Recipe) -> Allowed:
+        """Return what a recipe allows to differ."""
+        return cls(recipe.out_dtype, recipe.slices is not None, recipe.tokenizer is not None)
+
+
 def preflight(
     checkpoints: Sequence[Checkpoint],
     base: Checkpoint | None = None,
-    recipe: Recipe | None = None,
+    heads_policy: str | None = None,
+    allowed: Allowed = Allowed(),
     output: Path | None = None,
 ) -> tuple[str, ...]:
     """Return notes, after checking that every checkpoint can be merged with the first, and measured from the base.
@@ -35,54 +57,49 @@ def preflight(
         CheckpointError: layers are to change places that a module of the pipeline reads by their places.
     """
     faults: list[str] = []
-    reference, dtype = checkpoints[0], None if recipe is None else recipe.out_dtype
-    sliced = recipe is not None and recipe.slices is not None
-    own_vocabulary = recipe is not None and recipe.tokenizer is not None
-    for checkpoint in checkpoints if sliced else ():
+    for checkpoint in checkpoints if allowed.depth else ():
         check_edited(checkpoint)
-    heads = plan_heads(None if recipe is None else recipe.heads, checkpoints, base)
+    heads = plan_heads(heads_policy, checkpoints, base)
     first, *others = heads.models if heads.whole else heads.merged
     for other in others:
-        faults += _compare(first, other, dtype, sliced, own_vocabulary, heads.whole)
+        faults += _compare(first, other, allowed, heads.whole)
     if base is not None:
-        faults += _compare_base(reference, base, own_vocabulary, heads.whole)
-    said, unlike = compare_pipelines(checkpoints, None if recipe is None else recipe.heads)
+        faults += _compare_base(checkpoints[0], base, allowed, heads.whole)
+    said, unlike = compare_pipelines(checkpoints, heads_policy)
     faults += [*unlike, *heads.faults]
     everyone = [*checkpoints, *([] if base is None else [base])]
     faults += [fault for checkpoint in everyone for fault in _vocabulary_unreadable(checkpoint)]
     faults += [fault for checkpoint in everyone for fault in _unmergeable(checkpoint)]
     if output is not None:
-        faults += _space(heads, dtype, output)
+        faults += _space(heads, allowed.dtype, output)
     if faults:
         raise MismatchError("\n".join(faults))
     return (*_notes(everyone), *heads.notes, *said)
 
 
-def _compare(
-    a: Checkpoint, b: Checkpoint, dtype: str | None, sliced: bool, own_vocabulary: bool, whole: bool = True
-) -> list[str]:
+def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool) -> list[str]:
     if (a.model_type, a.architecture) != (b.model_type, b.architecture):
         return [
             f"architectures differ: {a.source} is {a.architecture} ({a.model_type}), "
             f"{b.source} is {b.architecture} ({b.model_type}). Merge models of one architecture."
         ]
-    may_differ = _may_differ(a, b, sliced, own_vocabulary) | (set() if whole else HEAD_KEYS - {"is_decoder"})
+    may_differ = _may_differ(a, b, allowed) | (set() if whole else HEAD_KEYS - {"is_decoder"})
     faults = _config_faults(a, b, may_differ) + _label_faults(a, b)
     missing = sorted(set(a.tensors) - set(b.tensors))
     extra = sorted(set(b.tensors) - set(a.tensors))
-    if missing and not sliced:  # a plan of layers says itself what it takes from whom
+    if missing and not allowed.depth:  # a plan of layers says itself what it takes from whom
         faults.append(f"{b.source} lacks {_some(missing)} that {a.source} has.{_pooler_advice(a, missing)}")
-    if extra and not sliced:
+    if extra and not allowed.depth:
         faults.append(f"{b.source} has {_some(extra)} that {a.source} lacks.{_pooler_advice(a, extra)}")
-    faults += _shape_faults(a, b, own_vocabulary)
+    faults += _shape_faults(a, b, allowed)
     mixed = [n for n in a.tensors if n in b.tensors and a.tensors[n].own_dtype != b.tensors[n].own_dtype]
-    if mixed and dtype is None:
+    if mixed and allowed.dtype is None:
         n = mixed[0]
         faults.append(
             f"dtypes differ in {len(mixed)} tensors: {n} is {a.tensors[n].own_dtype} in {a.source}, "
             f"{b.tensors[n].own_dtype} in {b.source}. Say what to write: --out-dtype float32."
         )
-    return faults + ([] if own_vocabulary else _vocabulary_faults(a, b))
+    return faults + ([] if allowed.vocabulary else _vocabulary_faults(a, b))
 
 
 def _pooler_advice(a: Checkpoint, names: Sequence[str]) -> str:
@@ -91,32 +108,32 @@ def _pooler_advice(a: Checkpoint, names: Sequence[str]) -> str:
     return " To merge all else: --heads drop takes the pooler of the first model that has one." if alone else ""
 
 
-def _compare_base(a: Checkpoint, base: Checkpoint, own_vocabulary: bool, whole: bool = True) -> list[str]:
+def _compare_base(a: Checkpoint, base: Checkpoint, allowed: Allowed, whole: bool) -> list[str]:
     """Compare the base: of the models' family and sizes; its head may be another."""
     if a.model_type != base.model_type:
         return [
             f"base {base.source} is a {base.model_type} model, {a.source} a {a.model_type} model. "
             "Task vectors need the model that the others were fine-tuned from."
         ]
-    faults = _config_faults(a, base, _may_differ(a, base, False, own_vocabulary) | HEAD_KEYS)
+    faults = _config_faults(a, base, _may_differ(a, base, replace(allowed, depth=False)) | HEAD_KEYS)
     if a.architecture == base.architecture and whole:
         faults += _label_faults(a, base)
-    faults += _shape_faults(*(a, base) if whole else (encoder_of(a), encoder_of(base)), own_vocabulary)
-    return faults + ([] if own_vocabulary else _vocabulary_faults(a, base))
+    faults += _shape_faults(*(a, base) if whole else (encoder_of(a), encoder_of(base)), allowed)
+    return faults + ([] if allowed.vocabulary else _vocabulary_faults(a, base))
 
 
-def _may_differ(a: Checkpoint, b: Checkpoint, sliced: bool, own_vocabulary: bool) -> set[str]:
+def _may_differ(a: Checkpoint, b: Checkpoint, allowed: Allowed) -> set[str]:
     """Return the config entries that need not agree: the number of layers in slices, the vocabulary if one is chosen."""
-    keys = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"} if own_vocabulary else set()
-    if sliced:
+    keys = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"} if allowed.vocabulary else set()
+    if allowed.depth:
         left, right = a.structure.settings, b.structure.settings
         listed = {k for k in a.structure.known if isinstance(left.get(k), list) and isinstance(right.get(k), list)}
         keys |= {*LAYER_COUNTS, *listed}
     return keys
 
 
-def _shape_faults(a: Checkpoint, b: Checkpoint, own_vocabulary: bool) -> list[str]:
-    rows = {a.canonical_name(name) for name in a.structure.vocabulary} if own_vocabulary else set()
+def _shape_faults(a: Checkpoint, b: Checkpoint, allowed: Allowed) -> list[str]:
+    rows = {a.canonical_name(name) for name in a.structure.vocabulary} if allowed.vocabulary else set()
     shapes = [n for n in a.tensors if n in b.tensors and n not in rows and a.tensors[n].shape != b.tensors[n].shape]
     if not shapes:
         return []

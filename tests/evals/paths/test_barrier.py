@@ -60,7 +60,7 @@ def line(recipe: Recipe, models: tuple[Path, Path], beside: Path) -> list[Curve]
     """Return the curves as the command measures them."""
     pair = open_checkpoint(str(models[0])), open_checkpoint(str(models[1]))
     with prepared(recipe.align, pair, None, beside) as ready:
-        bases = find_bases(recipe, ready.models)
+        bases = find_bases(recipe.align, ready.models)
         first, second = ready.models
         columns = match_labels(MNLI, pair[0], None)
         return measure_pair(pair, bases, MNLI, ROWS, columns, 3, ready=(first, second))[0]
@@ -86,7 +86,7 @@ def test_what_is_applied_decides_what_a_result_is_stored_under(models: tuple[Pat
 
     def key(align: dict[str, str]) -> str:
         recipe = make_recipe({"models": [str(m) for m in models], "align": align, "output": str(tmp_path)})
-        return barrier_key(pair, MNLI, ROWS, [0, 1, 2], recipe, 5)
+        return barrier_key(pair, MNLI, ROWS, [0, 1, 2], recipe.align, 0, 5)
 
     keys = [key({})]
     for content in (b"one", b"two"):

@@ -78,7 +78,7 @@ def line(
     pair = opened(a), opened(b)
     recipe = make_recipe({"models": [str(a), str(b)], "align": align})
     columns = match_labels(task, pair[0], None)
-    return measure_pair(pair, find_bases(recipe, pair), task, rows, columns, points)
+    return measure_pair(pair, find_bases(recipe.align, pair), task, rows, columns, points)
 
 
 @pytest.fixture(scope="module")
@@ -418,7 +418,7 @@ def test_a_barrier_key_changes_with_what_decides_the_curves_and_with_nothing_els
         pair: Any = pair, rows: Rows = rows, columns: Any = (0, 1, 2), points: int = 11, seed: int = 0, **align: Any
     ) -> str:
         recipe = make_recipe({"models": ["x", "y"], "align": align, "seed": seed})
-        return barrier_key(pair, MNLI, rows, columns, recipe, points)
+        return barrier_key(pair, MNLI, rows, columns, recipe.align, seed, points)
 
     plain, aligned = key(), key(by="activations", text=str(text))
     assert plain == key(by="none") == key(seed=3)

@@ -55,7 +55,7 @@ def test_every_model_of_an_alignment_runs_on_the_device_of_the_run(
             "align": {"by": "activations", "text": text},
         }
     )
-    find_bases(recipe, [open_checkpoint(str(folder)) for folder in folders], device=device)
+    find_bases(recipe.align, [open_checkpoint(str(folder)) for folder in folders], device=device)
     assert set(asked) == ({"elsewhere"} if device == "elsewhere" else set())
     assert len(asked) >= 5 * (device == "elsewhere")
 

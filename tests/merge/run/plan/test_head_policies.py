@@ -526,6 +526,6 @@ def test_alignment_without_a_rule_is_what_it_was(tmp_path: Path) -> None:
     folders = [save_checkpoint(tmp_path / name, seed=k) for k, name in enumerate("ab")]
     models = [open_checkpoint(str(folder)) for folder in folders]
     recipe = make_recipe({"models": [str(f) for f in folders], "align": {"by": "weights", "axes": ["ffn"]}})
-    bases = find_bases(recipe, models)
+    bases = find_bases(recipe.align, models)
     assert [bases.spec_of(k) for k in range(2)] == [spec_for(models[0].config)] * 2
     assert len(random_tensors(models[0].config, 0)) == len(models[0].tensors)

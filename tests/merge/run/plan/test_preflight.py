@@ -17,9 +17,8 @@ import merge.run.plan.preflight
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.tokenizers.tokenizer import read_vocabulary
 from merge.errors import MismatchError
-from merge.recipe.recipe import make_recipe
 from merge.run.plan.output_config import merged_config
-from merge.run.plan.preflight import preflight
+from merge.run.plan.preflight import Allowed, preflight
 
 
 def made(
@@ -38,7 +37,7 @@ def made(
 def faults(*checkpoints: Checkpoint, dtype: str | None = None, output: Path | None = None) -> list[str]:
     """Return the lines of the refusal; none if there is none."""
     try:
-        preflight(checkpoints, None, make_recipe({"models": ["a", "b"], "out_dtype": dtype}), output)
+        preflight(checkpoints, allowed=Allowed(dtype), output=output)
     except MismatchError as error:
         return str(error).splitlines()
     return []
