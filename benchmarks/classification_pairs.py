@@ -34,7 +34,7 @@ from zoo.training import Trained, Training, trained
 from merge.alignment.choice.auto import Auto
 from merge.alignment.choice.candidates import ALONG, Candidate, Choice, choose
 from merge.alignment.matchers import ALIGNERS, AS_MERGED, aligner
-from merge.alignment.midpoint import Ends, score
+from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Pair, in_canonical_form
 from merge.checkpoints.inputs import tokenise
 
@@ -126,7 +126,7 @@ def rows_of(
     measured = {name: measure(name, method, contest, points) for name, method in named.items()}
     plain = {name: one.aligned for name, one in measured.items() if one.aligned.between is None}
     moves = {name: aligned.transform for name, aligned in plain.items() if aligned.transform is not None}
-    ends, some = Ends(contest.pair), list(moves.values())
+    ends, some = EndpointOutputs(contest.pair), list(moves.values())
     values = {lam: dict(zip(moves, score(some, contest.pair, ends, lam)[0], strict=True)) for lam in ALONG}
     lines = {name: fmean(at[name] for at in values.values()) for name in moves}
     return {name: Row(one, values[0.5].get(name), lines.get(name)) for name, one in measured.items()}

@@ -28,7 +28,7 @@ from zoo.pairs import open_pair
 from merge.alignment.matchers import aligner, many_aligner
 from merge.alignment.pair import Alignment, Pair
 from merge.checkpoints.inputs import Batch
-from merge.symmetry.canonical import canonical
+from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import apply
 
 COUNTS = (3, 5)
@@ -54,7 +54,7 @@ def matched_to(
 
 
 def _canonical(pair: Pair) -> Pair:
-    a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
+    a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     return replace(pair, a=a, b=b)
 
 

@@ -26,7 +26,7 @@ from zoo.pairs import open_pair
 
 from merge.alignment.choice.auto import folded_pair
 from merge.alignment.matchers.rotations import descend, unevenly
-from merge.alignment.midpoint import Ends, score
+from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import in_canonical_form
 
 
@@ -34,7 +34,7 @@ def descents(contest: Contest, count: int, points: int, title: str) -> list[tupl
     """Return (J, score, barrier) of each descent, printed as they come."""
     folded = folded_pair(exact(contest.pair))
     compared = in_canonical_form(replace(folded, settings=replace(folded.settings, basis="orthogonal")))
-    kinds, ends, generator = frozenset(compared.kinds()), Ends(folded), torch.Generator().manual_seed(0)
+    kinds, ends, generator = frozenset(compared.kinds()), EndpointOutputs(folded), torch.Generator().manual_seed(0)
     found = []
     for k in range(count):
         start = descend(unevenly(compared, generator), kinds, None).transform if k else None

@@ -18,7 +18,7 @@ def alike(pairs: Sequence[Pair], found: Sequence[Permutation]) -> float:
     models = [pairs[0].a, *(apply(pair.spec, p, pair.b) for pair, p in zip(pairs, found, strict=True))]
     total, entries = 0.0, 0
     for name in models[0]:
-        if all(axis.fixed or set(axis.mentions()) <= pairs[0].spec.named for axis in pairs[0].spec.axes(name)):
+        if all(axis.fixed or set(axis.axis_names()) <= pairs[0].spec.named for axis in pairs[0].spec.axes(name)):
             continue
         tensors = [m[name].numpy().astype(np.float64) for m in models]
         tensors = [t - t.mean() if t.ndim == 1 else t for t in tensors]

@@ -24,7 +24,7 @@ SHOWN_MASKED, SHOWN_OTHER = 0.8, 0.9
 IGNORED = -100
 
 
-def as_used(pair: Pair) -> Pair:
+def with_masked_words(pair: Pair) -> Pair:
     """Return the pair with its text as its models are used on it: of masked language models, words masked and asked for.
 
     Others are returned as they are, as is a pair that is masked already, or whose mask token is not known.
@@ -32,27 +32,27 @@ def as_used(pair: Pair) -> Pair:
     Raises:
         AlignmentError: a batch holds no word.
     """
-    if pair.asked or pair.mask_token is None or not is_masked_model(pair):
+    if pair.asked or pair.mask_token is None or not is_masked_language_model(pair):
         return pair
     generator = torch.Generator().manual_seed(pair.settings.seed)
-    frame, vocabulary = framing(pair, pair.mask_token), int(pair.config["vocab_size"])
-    shown = [masked(batch, pair.mask_token, frame, vocabulary, generator) for batch in pair.batches]
+    frame, vocabulary = never_masked(pair, pair.mask_token), int(pair.config["vocab_size"])
+    shown = [mask_words(batch, pair.mask_token, frame, vocabulary, generator) for batch in pair.batches]
     return replace(
         pair, batches=tuple(batch for batch, _ in shown), asked=tuple(target != IGNORED for _, target in shown)
     )
 
 
-def is_masked_model(pair: Pair) -> bool:
+def is_masked_language_model(pair: Pair) -> bool:
     """Return whether the models of a pair tell masked words."""
     return str((pair.config.get("architectures") or [""])[0]).endswith("ForMaskedLM")
 
 
-def framing(pair: Pair, token: int) -> Int[Tensor, " special"]:
+def never_masked(pair: Pair, token: int) -> Int[Tensor, " special"]:
     """Return the tokens that are never asked for: those that frame a text, and the mask."""
     return torch.tensor(sorted({*pair.special_tokens, token}))
 
 
-def masked(
+def mask_words(
     batch: Batch, token: int, frame: Int[Tensor, " special"], vocabulary: int, generator: torch.Generator
 ) -> tuple[Batch, Int[Tensor, "texts length"]]:
     """Return a batch with 15 % of its words hidden, at least one, most of them behind the mask token; and what they were.

@@ -35,7 +35,7 @@ REMEMBERED = 1 << 29
 ENOUGH_TEXTS, ONE_SIDED = 256, 0.9
 
 
-class Ends:
+class EndpointOutputs:
     """What the two models of a pair say to its batches: run once, and again only where it is too much to remember."""
 
     def __init__(self, pair: Pair) -> None:
@@ -49,7 +49,7 @@ class Ends:
         if k in self._remembered:
             return self._remembered[k]
         batch = in_dtype(self.pair.batches[k], torch.float32)
-        a, b = (say(self.pair, model(**batch)) for model in self.models)
+        a, b = (outputs_of(self.pair, model(**batch)) for model in self.models)
         if list(a) == ["logits"] and a["logits"].ndim == 2 and a["logits"].shape[1] > 1:
             self._classes[k] = (a["logits"].softmax(-1) + b["logits"].softmax(-1)).argmax(-1)
         self._bytes += sum(out.nbytes for said in (a, b) for out in said.values())
@@ -78,7 +78,10 @@ class Ends:
 
 
 def score(
-    moves: Sequence[Permutation | Transform | Alignment], pair: Pair, ends: Ends | None = None, lam: float = 0.5
+    moves: Sequence[Permutation | Transform | Alignment],
+    pair: Pair,
+    ends: EndpointOutputs | None = None,
+    lam: float = 0.5,
 ) -> tuple[list[float], str]:
     """Return the divergence at lam of each way to move b, and which one it is (a key of SCORES).
 
@@ -88,7 +91,7 @@ def score(
         ends: of this pair, or of one with the same functions, where they have been asked already.
         lam: b's part of the model, from 0 to 1.
     """
-    ends = ends or Ends(pair)
+    ends = ends or EndpointOutputs(pair)
     lines = {name: parse(line) for name, line in pair.spec.outputs.items()}
     model, found, kind = pair.model(pair.a), [], "kl"
     with torch.inference_mode():
@@ -102,8 +105,8 @@ def score(
             for k, batch in enumerate(pair.batches):
                 a, b = ends(k)
                 b = {name: apply_transform_axes(lines[name], transform, value) for name, value in b.items()}
-                said = say(pair, model(**in_dtype(batch, torch.float32)))
-                value, rows, kind = divergence(a, b, said, counted(pair, k), lam)
+                said = outputs_of(pair, model(**in_dtype(batch, torch.float32)))
+                value, rows, kind = divergence(a, b, said, scored_tokens(pair, k), lam)
                 total, count = total + float(value), count + rows
             found.append(total / count)
     return found, kind
@@ -119,7 +122,7 @@ def _between(pair: Pair, t: Transform, reference_maps: Mapping[str, Tensor], lam
     }
 
 
-def say(pair: Pair, output: Any) -> dict[str, Tensor]:
+def outputs_of(pair: Pair, output: Any) -> dict[str, Tensor]:
     """Return what a model gives back, by the names of the spec's outputs, in float32."""
     return {name: output[name].float() for name in pair.spec.outputs}
 
@@ -159,14 +162,14 @@ def divergence(
     return total, rows, kind
 
 
-def counted(pair: Pair, k: int) -> Tensor | None:
+def scored_tokens(pair: Pair, k: int) -> Tensor | None:
     """Return which tokens of batch k count: those that are asked for, or all that are not padding; None for images."""
     if pair.asked:
         return pair.asked[k]
-    return tokens_of(pair.batches[k])
+    return unpadded_tokens(pair.batches[k])
 
 
-def tokens_of(batch: Batch) -> Tensor | None:
+def unpadded_tokens(batch: Batch) -> Tensor | None:
     """Return which tokens of a batch are not padding; None for images, which have none."""
     return attended(batch) if "attention_mask" in batch else None
 

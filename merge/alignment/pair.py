@@ -13,7 +13,7 @@ from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import build, on_device
 from merge.errors import UsageError, nearest
 from merge.progress import Progress, silent
-from merge.symmetry.canonical import canonical
+from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform
@@ -177,5 +177,5 @@ def _word(kind: str) -> str:
 
 def in_canonical_form(pair: Pair) -> Pair:
     """Return the pair as it is compared: without what the outputs cannot show."""
-    a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
+    a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     return replace(pair, a=a, b=b, merged=(pair.a, pair.b))

@@ -136,7 +136,7 @@ def _resized(
 def _rewritten(
     keeping: bool, rotating: bool, checkpoint: Checkpoint, folder: Path, notes: dict[str, None]
 ) -> Checkpoint:
-    from merge.symmetry.canonical import canonical, fold_norms
+    from merge.symmetry.canonical import canonical_weights, fold_norms
 
     own = without_modules(checkpoint)
     given = finite_tensors(own)
@@ -144,7 +144,7 @@ def _rewritten(
     tensors: Mapping[str, Tensor] = {n: t.double() if t.is_floating_point() else t for n, t in given.items()}
     config: Mapping[str, Any] = own.config
     if keeping:
-        tensors = canonical(spec_for(config), config, tensors)
+        tensors = canonical_weights(spec_for(config), config, tensors)
         notes["canonical weights were kept: key and value biases and means that the outputs cannot show are zero"] = (
             None
         )

@@ -110,7 +110,7 @@ def _paired(adjacent: bool) -> Draw:
     return draw
 
 
-def pairs(n: int, adjacent: bool) -> tuple[Tensor, Tensor]:
+def rotary_pairs(n: int, adjacent: bool) -> tuple[Tensor, Tensor]:
     """Return the first and the second place of every pair: (2i, 2i + 1) if adjacent, else (i, i + n/2)."""
     places = torch.arange(n)
     return (places[0::2], places[1::2]) if adjacent else (places[: n // 2], places[n // 2 :])
@@ -119,7 +119,7 @@ def pairs(n: int, adjacent: bool) -> tuple[Tensor, Tensor]:
 def complex_map(real: Tensor, imaginary: Tensor, adjacent: bool) -> Tensor:
     """Return, for numbers of shape (.., n/2), the matrices (.., n, n) that multiply each pair by its complex number."""
     n = 2 * real.shape[-1]
-    first, second = pairs(n, adjacent)
+    first, second = rotary_pairs(n, adjacent)
     out = torch.zeros(*real.shape[:-1], n, n, dtype=torch.float64)
     out[..., first, first] = out[..., second, second] = real.double()
     out[..., first, second], out[..., second, first] = -imaginary.double(), imaginary.double()
@@ -152,7 +152,7 @@ def _is_paired(adjacent: bool) -> Callable[[Tensor, bool], bool]:
     def holds(mapped: Tensor, full: bool) -> bool:
         if mapped.shape[-1] % 2:
             return False
-        first, second = pairs(mapped.shape[-1], adjacent)
+        first, second = rotary_pairs(mapped.shape[-1], adjacent)
         if not full:
             return bool((mapped[..., first] == mapped[..., second]).all() and (mapped != 0).all())
         numbers = [mapped[..., first, first], mapped[..., second, first]]

@@ -14,7 +14,7 @@ from torch import Tensor
 from merge.errors import SpecError
 from merge.symmetry.groups import is_full
 from merge.symmetry.notation import View
-from merge.symmetry.permutation import Permutation, places
+from merge.symmetry.permutation import Permutation, unit_positions
 
 Map = Float[Tensor, "..."]
 
@@ -71,16 +71,18 @@ def act(mapped: Map, view: View, tensor: Tensor, dim: int, span: int, inverse: M
     shape, matrices = view.map_shape(), is_full(mapped, view.map_shape())
     if tuple(mapped.shape) != ((*shape, shape[-1]) if matrices else shape):
         raise SpecError(
-            f"the map of axis {view.acting!r} has shape {tuple(mapped.shape)}, but the axis has {shape} units. Was it made "
+            f"the map of axis {view.map_axis!r} has shape {tuple(mapped.shape)}, but the axis has {shape} units. Was it made "
             "for a model of another size?"
         )
     if not tensor.is_floating_point():
-        raise SpecError(f"axis {view.acting!r} has a map, but the tensor holds {tensor.dtype}, which it cannot act on.")
+        raise SpecError(
+            f"axis {view.map_axis!r} has a map, but the tensor holds {tensor.dtype}, which it cannot act on."
+        )
     flat = tensor.flatten(dim, dim + span - 1).movedim(dim, -1)
-    where = places(view).reshape(-1)
+    where = unit_positions(view).reshape(-1)
     if view.role == "=":
         if matrices:
-            _check_constant(flat[..., where], view.acting)
+            _check_constant(flat[..., where], view.map_axis)
         return tensor
     units = flat[..., where].double()
     out = flat.to(torch.float64, copy=True)

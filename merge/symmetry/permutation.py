@@ -127,7 +127,7 @@ def _index(p: Permutation, name: str, shape: tuple[int, ...]) -> Int[Tensor, ...
     return index
 
 
-def places(view: View) -> Int[Tensor, ...]:
+def unit_positions(view: View) -> Int[Tensor, ...]:
     """Return the place along the axis of every unit of a view."""
     return view_index(dataclasses.replace(view, names=("-",) * len(view.names)), Permutation({}, {}))
 
@@ -147,7 +147,7 @@ def flat_index(axis: TensorAxis, p: Permutation, sizes: tuple[int, ...]) -> Int[
     """
     if axis.fixed:
         return None
-    unknown = [name for name in axis.mentions() if name not in p.indices]
+    unknown = [name for name in axis.axis_names() if name not in p.indices]
     if unknown:
         raise SpecError(f"the permutation has no axis {unknown[0]!r}. Was it made for another architecture or size?")
     views = axis.views(sizes, counts(p))
@@ -155,7 +155,7 @@ def flat_index(axis: TensorAxis, p: Permutation, sizes: tuple[int, ...]) -> Int[
         return view_index(views[0], p).reshape(-1)
     index = torch.empty(math.prod(sizes), dtype=torch.int64)
     for view in views:
-        index[places(view).reshape(-1)] = view_index(view, p).reshape(-1)
+        index[unit_positions(view).reshape(-1)] = view_index(view, p).reshape(-1)
     return index
 
 

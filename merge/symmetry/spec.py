@@ -16,6 +16,7 @@ from functools import cached_property
 
 from merge.errors import SpecError, nearest
 from merge.symmetry.notation import TensorAxis, View, parse
+from merge.symmetry.rewrites import NO_REWRITES, Rewrites
 
 __all__ = ["PermutationSpec", "TensorAxis", "nearest_line", "parse"]
 
@@ -37,6 +38,7 @@ class PermutationSpec:
         dtype: in which outputs are compared; float32 where the model runs in nothing else.
         groups: axis without its layer's number -> name in `merge.symmetry.groups.GROUPS`; "permutation" where none is given.
         folded: the groups that differ once every gain on these axes is exactly one (`merge.symmetry.transform.folded_spec`).
+        rewrites: how the weights can change without the function changing; nothing is claimed by default.
     """
 
     family: str
@@ -49,6 +51,7 @@ class PermutationSpec:
     dtype: str = "float64"
     groups: Mapping[str, str] = field(default_factory=dict)
     folded: Mapping[str, str] = field(default_factory=dict)
+    rewrites: Rewrites = NO_REWRITES
 
     def axes(self, tensor: str) -> tuple[TensorAxis, ...]:
         """Return the axes of one tensor."""

@@ -59,11 +59,11 @@ def axis_sizes(spec: PermutationSpec, shapes: Shapes) -> dict[str, tuple[int, ..
     """Return axis -> (n,) or (blocks, n), for axes that may be permuted and for those that take maps alone."""
     found = spec.fit(shapes)
     for name, shape in shapes.items():
-        for view in (view for along in spec.views(name, shape) for view in along if view.turn):
-            if found.setdefault(view.turn, view.map_shape()) != view.map_shape():
+        for view in (view for along in spec.views(name, shape) for view in along if view.map_only):
+            if found.setdefault(view.map_only, view.map_shape()) != view.map_shape():
                 raise SpecError(
-                    f'{spec.family} spec does not fit: {name} has shape {shape}, but axis "{view.turn}" already has '
-                    f"size {found[view.turn]}."
+                    f'{spec.family} spec does not fit: {name} has shape {shape}, but axis "{view.map_only}" already has '
+                    f"size {found[view.map_only]}."
                 )
     return found
 
@@ -141,8 +141,8 @@ def apply_transform_axes(axes: Iterable[TensorAxis], transform: Transform, tenso
             for view in axis.views(tuple(moved.shape[dim : dim + axis.span]), counts):
                 if blocks := transform.maps.keys() & set(view.names[:-1]):
                     raise SpecError(f"axis {min(blocks)!r} counts blocks, which may change places, but take no map.")
-                if view.acting in transform.maps:
-                    out = act(transform.maps[view.acting], view, out, dim, axis.span, transform.duals[view.acting])
+                if view.map_axis in transform.maps:
+                    out = act(transform.maps[view.map_axis], view, out, dim, axis.span, transform.duals[view.map_axis])
         dim += axis.span
     return out if out is moved else out.to(tensor.dtype)
 
@@ -178,7 +178,7 @@ def _said(mapped: Tensor) -> str:
 
 
 def _acting(axis: TensorAxis) -> list[str]:
-    return [*axis.mentions(), *(name for name in (axis.turn, *(part.turn for part in axis.parts)) if name)]
+    return [*axis.axis_names(), *(name for name in (axis.map_only, *(part.map_only for part in axis.parts)) if name)]
 
 
 def _group(spec: PermutationSpec, axis: str) -> Group:

@@ -154,7 +154,7 @@ def test_round_trip_gives_every_tensor_back_bit_for_bit(case: Case) -> None:
 def test_every_tap_carries_its_axis(case: Case) -> None:
     """Re-basing moves the activations at every tap exactly as the axis moves: what activation matching relies on."""
     p = case.random(7)
-    sites = {site: axis for site, axis in case.spec.sites().items() if p.indices.keys() >= set(axis.mentions())}
+    sites = {site: axis for site, axis in case.spec.sites().items() if p.indices.keys() >= set(axis.axis_names())}
     seen = []
     for version in (case.tensors, apply(case.spec, p, case.tensors)):
         case.set(version)
@@ -173,7 +173,7 @@ def test_every_tap_carries_its_axis(case: Case) -> None:
 def test_every_axis_that_matching_may_move_has_a_tap(case: Case) -> None:
     """All but the labels, whose order is given by names, and the heads of XLNet, whose attention is no module that shows them."""
     axes = set(case.spec.fit(case.shapes))
-    tapped = {name for axis in case.spec.sites().values() for name in axis.mentions()}
+    tapped = {name for axis in case.spec.sites().values() for name in axis.axis_names()}
     unseen = {axis for axis in axes if case.spec.family == "xlnet" and case.spec.kind(axis) == "heads"}
     assert axes - tapped == (case.spec.named & axes) | unseen
     assert len(axes & tapped) >= 3

@@ -14,9 +14,9 @@ from itertools import product
 
 from merge.alignment.choice.candidates import Candidate, Choice, best, nothing, scores, sets_of_axes, settled
 from merge.alignment.choice.common_start import find_common_start
-from merge.alignment.masking import as_used
+from merge.alignment.masking import with_masked_words
 from merge.alignment.matchers import aligner
-from merge.alignment.midpoint import SCORES, Ends
+from merge.alignment.midpoint import SCORES, EndpointOutputs
 from merge.alignment.pair import Alignment, Pair, check_kinds, head_kinds, in_canonical_form, streams
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, SpecError
@@ -56,7 +56,7 @@ class Auto:
         if start.common:
             still = nothing(pair)
             return Choice((still,), still, None, (), start)
-        pair = as_used(tell())
+        pair = with_masked_words(tell())
         wanted = self._wanted(pair, start.away)
         if not pair.batches:
             found = Candidate(
@@ -67,7 +67,7 @@ class Auto:
             )
             return Choice((found,), found, None, (), start)
         tried, left_out = self._candidates(pair, wanted)
-        ends = Ends(pair)
+        ends = EndpointOutputs(pair)
         scored, kind = scores([nothing(pair), *tried], pair, ends)
         groups = [(scored, pair)]
         if self.rotate and pair.spec.folded and self.axes is None and start.away - head_kinds(pair.kinds()):
@@ -100,7 +100,7 @@ class Auto:
         others = [candidate for candidate in found.values() if candidate is not still]
         return tuple(sorted(others, key=lambda c: size[frozenset(c.alignment.kinds)])), tuple(faults)
 
-    def _rotated(self, pair: Pair, ends: Ends) -> tuple[tuple[Candidate, ...], Pair, tuple[str, ...]]:
+    def _rotated(self, pair: Pair, ends: EndpointOutputs) -> tuple[tuple[Candidate, ...], Pair, tuple[str, ...]]:
         """Return the candidates that rotate the residual stream, scored, of which pair, and why there are none."""
         try:
             folded = folded_pair(pair)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from merge.alignment.choice.common_start import CommonStart
-from merge.alignment.masking import as_used
-from merge.alignment.midpoint import SCORES, Ends, score
+from merge.alignment.masking import with_masked_words
+from merge.alignment.midpoint import SCORES, EndpointOutputs, score
 from merge.alignment.pair import Alignment, Matcher, Pair, head_kinds, streams
 from merge.symmetry.permutation import identity
 
@@ -105,8 +105,8 @@ def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | N
         return fixed(matchers[first](everything if axes is None else axes), first)
     wanted = sets_of_axes(pair) if axes is None else (axes,)
     found = [Candidate(matcher(kinds), None, by) for by, matcher in matchers.items() for kinds in wanted]
-    pair = as_used(pair)
-    ends = Ends(pair)
+    pair = with_masked_words(pair)
+    ends = EndpointOutputs(pair)
     scored, kind = scores([nothing(pair), *found], pair, ends)
     scored = settled([(scored, pair)], ends)
     return Choice(scored, best(scored), SCORES[kind], ends.notes())
@@ -124,13 +124,13 @@ def sets_of_axes(pair: Pair) -> tuple[frozenset[str], ...]:
     return tuple(kinds for kinds in dict.fromkeys(wanted) if kinds)
 
 
-def scores(candidates: Sequence[Candidate], pair: Pair, ends: Ends) -> tuple[tuple[Candidate, ...], str]:
+def scores(candidates: Sequence[Candidate], pair: Pair, ends: EndpointOutputs) -> tuple[tuple[Candidate, ...], str]:
     """Return the candidates with their scores half way, and which score it is (a key of SCORES)."""
     values, kind = score([candidate.alignment for candidate in candidates], pair, ends)
     return tuple(replace(c, score=value) for c, value in zip(candidates, values, strict=True)), kind
 
 
-def settled(groups: Sequence[tuple[Sequence[Candidate], Pair]], ends: Ends) -> tuple[Candidate, ...]:
+def settled(groups: Sequence[tuple[Sequence[Candidate], Pair]], ends: EndpointOutputs) -> tuple[Candidate, ...]:
     """Return candidates with the scores that decide: along the line, of those within reach of the lowest half way.
 
     Args:

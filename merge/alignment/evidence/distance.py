@@ -16,7 +16,7 @@ from merge.alignment.pair import Pair
 from merge.alignment.solvers.balance import BALANCES, balance, factor_rows, laid
 from merge.alignment.solvers.procrustes import orthogonal
 from merge.errors import AlignmentError
-from merge.symmetry.canonical import canonical
+from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import identity
 from merge.symmetry.transform import Transform, apply_transform, axis_sizes
 
@@ -45,7 +45,7 @@ def _gauged(pair: Pair, a: Tensors, b: Tensors) -> tuple[Tensors, Tensors]:
     spec, still = pair.spec, identity(pair.spec, pair.shapes)
     sizes = axis_sizes(spec, pair.shapes)
     groups = {axis: spec.group(axis) for axis in sizes if axis not in spec.named and spec.group(axis) in BALANCES}
-    a, b = (canonical(spec, pair.config, side) for side in (a, b))
+    a, b = (canonical_weights(spec, pair.config, side) for side in (a, b))
     a, b = (apply_transform(spec, balance(spec, side, groups, still), side) for side in (a, b))
     turned = [axis for axis, group in groups.items() if group == "linear"]
     found, maps = [factor_rows(spec, side, turned) for side in (a, b)], {}

@@ -144,14 +144,16 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
     generator = torch.Generator().manual_seed(pair.settings.seed)
     axes = []
     for view, scores in _scores(aligned):
-        if not set(view.moving) <= set(pair.movable):
+        if not set(view.movable) <= set(pair.movable):
             continue
         index = view_index(contiguous(view.names, view.shape), alignment.permutation).reshape(-1)
-        turned = any(name in alignment.maps or name in alignment.reference_maps for name in (*view.names, view.acting))
+        turned = any(
+            name in alignment.maps or name in alignment.reference_maps for name in (*view.names, view.map_axis)
+        )
         score, drawn = float(scores.diagonal().mean()), _random(view, scores, generator)
         axes.append(
             AxisQuality(
-                axis=" ".join(view.moving),
+                axis=" ".join(view.movable),
                 kind=pair.spec.kind(view.names[0]),
                 layer=_layer(view.names[0]),
                 units=len(scores),

@@ -20,14 +20,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from merge.alignment.masking import as_used
+from merge.alignment.masking import with_masked_words
 from merge.alignment.matchers.weights import match_weights
-from merge.alignment.midpoint import counted, divergence, say, score
+from merge.alignment.midpoint import divergence, outputs_of, score, scored_tokens
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
 from merge.alignment.solvers.objective import touches
 from merge.checkpoints.transformers_model import set_weights
 from merge.errors import AlignmentError
-from merge.symmetry.canonical import canonical
+from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import Permutation, apply_axes, identity
 from merge.symmetry.spec import parse
 
@@ -51,8 +51,8 @@ def match_annealing(pair: Pair) -> Matcher:
     """
     if not pair.batches:
         raise AlignmentError("annealing needs calibration text and a tokenizer. Use --align weights without.")
-    a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
-    plain, pair = match_weights(replace(pair, a=a, b=b)), as_used(pair)
+    a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
+    plain, pair = match_weights(replace(pair, a=a, b=b)), with_masked_words(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
@@ -121,7 +121,7 @@ class _Midpoint:
         self.pair = pair = some(pair)
         ends = pair.model(pair.a), pair.model(pair.b)
         with torch.inference_mode():
-            self.said = [[say(pair, model(**batch)) for model in ends] for batch in pair.batches]
+            self.said = [[outputs_of(pair, model(**batch)) for model in ends] for batch in pair.batches]
         self.tensors = {
             move: tuple(dict.fromkeys(touch.tensor for touch in found))
             for move, found in touches(pair, pair.axes_of(kinds)).items()
@@ -146,8 +146,8 @@ class _Midpoint:
         with torch.inference_mode():
             for k, (a, b) in enumerate(self.said):
                 moved = {n: apply_axes(parse(self.pair.spec.outputs[n]), p, value) for n, value in b.items()}
-                between = say(self.pair, self.model(**self.pair.batches[k]))
-                value, rows, _ = divergence(a, moved, between, counted(self.pair, k))
+                between = outputs_of(self.pair, self.model(**self.pair.batches[k]))
+                value, rows, _ = divergence(a, moved, between, scored_tokens(self.pair, k))
                 total, count = total + float(value), count + rows
         return total / count
 

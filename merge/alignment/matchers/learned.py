@@ -25,7 +25,7 @@ from merge.alignment.matchers.learned_loss import Example, Lesson, lesson_of, sp
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.solvers.charts import CHARTS, Action, Coordinates, actions, maps_at, moved, origin
 from merge.errors import AlignmentError
-from merge.symmetry.canonical import canonical
+from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.groups import Shape, is_full
 from merge.symmetry.permutation import identity
 from merge.symmetry.spec import parse
@@ -78,7 +78,7 @@ def start(pair: Pair) -> Matcher:
     """
     from merge.alignment.matchers import aligner
 
-    a, b = (canonical(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
+    a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     compared = replace(pair, a=a, b=b, settings=replace(pair.settings, basis="orthogonal"))
     matchers = [aligner(by)(compared) for by in STARTS]
 
@@ -98,7 +98,7 @@ def free_axes(pair: Pair, kinds: frozenset[str]) -> dict[str, Shape]:
 
     An axis that an output shows keeps its basis: the endpoints' outputs would have to be carried along.
     """
-    shown = {name for line in pair.spec.outputs.values() for axis in parse(line) for name in axis.mentions()}
+    shown = {name for line in pair.spec.outputs.values() for axis in parse(line) for name in axis.axis_names()}
     return {
         axis: shape
         for axis, shape in axis_sizes(pair.spec, pair.shapes).items()

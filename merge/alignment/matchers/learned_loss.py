@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from merge.alignment.masking import IGNORED, framing, is_masked_model, masked
-from merge.alignment.midpoint import FEATURES, divergence, say, tokens_of
+from merge.alignment.masking import IGNORED, is_masked_language_model, mask_words, never_masked
+from merge.alignment.midpoint import FEATURES, divergence, outputs_of, unpadded_tokens
 from merge.alignment.pair import Pair, in_dtype
 from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
@@ -67,7 +67,7 @@ def lesson_of(pair: Pair, start: Transform) -> Lesson:
     architecture = str((pair.config.get("architectures") or [""])[0])
     if pair.labels:
         return _labelled(pair, architecture)
-    if is_masked_model(pair):
+    if is_masked_language_model(pair):
         return _masked(pair, architecture)
     model = pair.model(pair.a)
     if architecture.endswith(CAUSAL) and is_causal(model, _rows(pair.batches[-1], torch.arange(1))):
@@ -146,10 +146,10 @@ def _masked(pair: Pair, architecture: str) -> Lesson:
             "into the reference's folder, or use --align activations."
         )
     vocabulary = int(pair.config["vocab_size"])
-    frame = framing(pair, token)
+    frame = never_masked(pair, token)
 
     def draw(k: int, rows: Tensor, generator: torch.Generator) -> Example:
-        return Example(*masked(_rows(pair.batches[k], rows), token, frame, vocabulary, generator))
+        return Example(*mask_words(_rows(pair.batches[k], rows), token, frame, vocabulary, generator))
 
     return Lesson("masked words", draw, _word_loss(shift=0))
 
@@ -177,11 +177,11 @@ def _unlabelled(pair: Pair, a: Any, start: Transform) -> Lesson:
     def draw(k: int, rows: Tensor, _: torch.Generator) -> Example:
         inputs = _rows(pair.batches[k], rows)
         with torch.no_grad():
-            return Example(inputs, (say(pair, a(**inputs)), say(pair, b(**inputs))))
+            return Example(inputs, (outputs_of(pair, a(**inputs)), outputs_of(pair, b(**inputs))))
 
     def loss(output: Any, example: Example) -> tuple[Tensor, int]:
         said_a, said_b = example.target
-        value, count, _ = divergence(said_a, said_b, say(pair, output), tokens_of(example.inputs))
+        value, count, _ = divergence(said_a, said_b, outputs_of(pair, output), unpadded_tokens(example.inputs))
         return value, count
 
     shown = any(name in pair.spec.outputs for name in FEATURES)

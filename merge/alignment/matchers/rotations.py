@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.masking import as_used
-from merge.alignment.midpoint import Ends, score
+from merge.alignment.masking import with_masked_words
+from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.solvers.balance import balance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_move
@@ -120,8 +120,8 @@ def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, flo
     Each begins where sweeps end that come from the best so far and see every tensor at another, random scale. Heard are the
     weights as they are merged, whatever form they are matched in.
     """
-    heard, nothing = replace(as_used(pair.as_merged), progress=silent), Frame(pair, kinds).value
-    ends, generator = Ends(heard), torch.Generator().manual_seed(pair.settings.seed)
+    heard, nothing = replace(with_masked_words(pair.as_merged), progress=silent), Frame(pair, kinds).value
+    ends, generator = EndpointOutputs(heard), torch.Generator().manual_seed(pair.settings.seed)
     lowest = score([best.steps], heard, ends)[0][0]
     for _ in pair.progress(range(pair.settings.restarts), "restarting"):
         begun, _ = _sweeps(Frame(unevenly(pair, generator), kinds, best.steps), best.moves)

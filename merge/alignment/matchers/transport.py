@@ -35,7 +35,7 @@ from merge.alignment.solvers.objective import Objective, weights_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError
 from merge.symmetry.notation import View
-from merge.symmetry.permutation import Permutation, apply_axes, identity, places
+from merge.symmetry.permutation import Permutation, apply_axes, identity, unit_positions
 
 # Up to so many copies of units a plan is exact; beyond, its entropy is held up by this share of the mean cost.
 COPIES = 4096
@@ -98,7 +98,7 @@ def transported(pair: Pair) -> Transported:
     axes = widths(pair)
     inside = {name for name in pair.a if pair.a[name].shape != pair.b[name].shape}
     for name in sorted(inside):
-        if axes.keys().isdisjoint(axis for item in pair.spec.axes(name) for axis in item.mentions()):
+        if axes.keys().isdisjoint(axis for item in pair.spec.axes(name) for axis in item.axis_names()):
             raise AlignmentError(
                 f"transport takes models of different feed-forward widths; {name} has shape {tuple(pair.a[name].shape)} in "
                 f"one and {tuple(pair.b[name].shape)} in the other, on no feed-forward axis."
@@ -175,7 +175,7 @@ def _views(pair: Pair, name: str, axis: str) -> list[tuple[int, tuple[View, View
 
 
 def _rows(tensor: Tensor, dim: int, view: View) -> Float[Tensor, "units rest"]:
-    units = tensor.double().movedim(dim, 0)[places(view).reshape(-1)]
+    units = tensor.double().movedim(dim, 0)[unit_positions(view).reshape(-1)]
     return units.reshape(len(units), -1)
 
 
@@ -186,8 +186,8 @@ def _fitted(pair: Pair, name: str, plans: Mapping[str, Tensor]) -> Tensor:
         for k, (one, other) in _views(pair, name, axis):
             n_a, n_b = carried.shape
             share = carried * (n_b if one.role == "in" else n_a)
-            units = old.movedim(k, 0)[places(other).reshape(-1)]
-            new.movedim(k, 0)[places(one).reshape(-1)] = torch.tensordot(share, units, dims=1)
+            units = old.movedim(k, 0)[unit_positions(other).reshape(-1)]
+            new.movedim(k, 0)[unit_positions(one).reshape(-1)] = torch.tensordot(share, units, dims=1)
     return new.to(pair.b[name].dtype)
 
 

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.solvers.procrustes import balancing
-from merge.symmetry.groups import Shape, complex_map, pairs
-from merge.symmetry.permutation import Permutation, places
+from merge.symmetry.groups import Shape, complex_map, rotary_pairs
+from merge.symmetry.permutation import Permutation, unit_positions
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform, axis_sizes
 
@@ -61,10 +61,10 @@ def factor_rows(
         dim = 0
         for axis, along in zip(spec.axes(name), spec.views(name, tuple(tensor.shape)), strict=True):
             for view in along:
-                if view.acting in found and view.role != "=":
+                if view.map_axis in found and view.role != "=":
                     flat = tensor.flatten(dim, dim + axis.span - 1).movedim(dim, 0)
-                    units = flat[places(view).reshape(-1)].double().reshape(*view.shape, -1)
-                    found[view.acting][view.role == "in"].append(units)
+                    units = flat[unit_positions(view).reshape(-1)].double().reshape(*view.shape, -1)
+                    found[view.map_axis][view.role == "in"].append(units)
             dim += axis.span
     return found
 
@@ -106,7 +106,7 @@ def _ratio(squares_in: Tensor, squares_out: Tensor) -> Tensor:
 
 def _rotary(adjacent: bool) -> Callable[[Rows, Rows], Float[Tensor, "blocks n n"]]:
     def maps(out: Rows, into: Rows) -> Float[Tensor, "blocks n n"]:
-        one, other = pairs(out.shape[1], adjacent)
+        one, other = rotary_pairs(out.shape[1], adjacent)
         squares = [x.square().sum(2) for x in (into, out)]
         size = _ratio(*(x[:, one] + x[:, other] for x in squares))
         return complex_map(size, torch.zeros_like(size), adjacent)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.symmetry.groups import Shape, complex_map, is_full
-from merge.symmetry.permutation import places
+from merge.symmetry.permutation import unit_positions
 from merge.symmetry.spec import PermutationSpec
 
 # A map, and its inverse transpose.
@@ -169,11 +169,11 @@ def actions(
         for item, along in zip(spec.axes(name), spec.views(name, shape), strict=True):
             size = math.prod(shape[dim : dim + item.span])
             for view in along:
-                if view.acting in axes and view.role != "=":
-                    where = places(view).reshape(-1)
+                if view.map_axis in axes and view.role != "=":
+                    where = unit_positions(view).reshape(-1)
                     whole = torch.equal(where, torch.arange(size))
                     rest = (view.map_shape(), math.prod(view.shape[1:-1]), view.role == "in")
-                    acting.append(Action(view.acting, dim, item.span, None if whole else where, *rest))
+                    acting.append(Action(view.map_axis, dim, item.span, None if whole else where, *rest))
             dim += item.span
         if acting:
             found[name] = tuple(acting)

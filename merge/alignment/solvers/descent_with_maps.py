@@ -25,7 +25,7 @@ from merge.alignment.pair import Pair, streams
 from merge.alignment.solvers.balance import BALANCES, balance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_move
 from merge.alignment.solvers.objective import CHUNK, Touch, touches
-from merge.symmetry.permutation import Permutation, identity, places
+from merge.symmetry.permutation import Permutation, identity, unit_positions
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes, axis_sizes, compose, inverse
 
@@ -87,7 +87,7 @@ class Frame:
         if tensor.ndim != 1 or not tensor.is_floating_point():
             return tensor
         views = (view for along in self.spec.views(name, tuple(tensor.shape)) for view in along)
-        acting = {self.groups.get(view.acting, "none") for view in views if view.role != "="}
+        acting = {self.groups.get(view.map_axis, "none") for view in views if view.role != "="}
         return tensor - tensor.mean() if acting <= KEEP_MEAN else tensor
 
     @property
@@ -97,7 +97,7 @@ class Frame:
 
     def axes_of(self, move: str) -> frozenset[str]:
         """Return the axes that move together: the blocks' and those inside them."""
-        names = {name for touch in self.touches[move] for name in (*touch.view.moving, touch.view.acting)}
+        names = {name for touch in self.touches[move] for name in (*touch.view.movable, touch.view.map_axis)}
         return frozenset(names & self.groups.keys())
 
     def shaken(self, generator: torch.Generator) -> Transform:
@@ -149,7 +149,7 @@ class Frame:
         gains: dict[Slot, Tensor] = {}
         for touch in own:
             view = touch.view
-            slot = (view.names, view.acting if view.role != "=" and view.acting in self.groups else "")
+            slot = (view.names, view.map_axis if view.role != "=" and view.map_axis in self.groups else "")
             one, other = (unit_rows(self.spec, touch, side[touch.tensor]).to(self.device) for side in (a, b))
             product = (one @ other.T).cpu().double().reshape(*view.shape, *view.shape)
             gains[slot] = gains[slot] + product if slot in gains else product
@@ -162,7 +162,7 @@ def unit_rows(spec: PermutationSpec, touch: Touch, tensor: Tensor) -> Float[Tens
     """Return the units of a view as rows, in float32, or float64 where the tensor is."""
     axes = spec.axes(touch.tensor)
     dim, span = sum(axis.span for axis in axes[: touch.item]), axes[touch.item].span
-    flat = tensor.flatten(dim, dim + span - 1).movedim(dim, 0)[places(touch.view).reshape(-1)]
+    flat = tensor.flatten(dim, dim + span - 1).movedim(dim, 0)[unit_positions(touch.view).reshape(-1)]
     return flat.reshape(len(flat), -1).to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 
 

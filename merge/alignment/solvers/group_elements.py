@@ -16,7 +16,7 @@ from torch import Tensor
 
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.procrustes import orthogonal, rotation_fixing_ones
-from merge.symmetry.groups import complex_map, pairs
+from merge.symmetry.groups import complex_map, rotary_pairs
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _phases(adjacent: bool) -> Best:
 
 def _numbers(gains: Float[Tensor, "... n n"], adjacent: bool) -> Tensor:
     """Return z for every pair of places: turning it by theta is worth Re(e^(-i theta) z)."""
-    one, other = pairs(gains.shape[-1], adjacent)
+    one, other = rotary_pairs(gains.shape[-1], adjacent)
     real = gains[..., one, one] + gains[..., other, other]
     return torch.complex(real, gains[..., other, one] - gains[..., one, other])
 

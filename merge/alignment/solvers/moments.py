@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.masking import as_used
+from merge.alignment.masking import with_masked_words
 from merge.alignment.pair import Pair, in_dtype
 from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
 from merge.symmetry.notation import View, contiguous
-from merge.symmetry.permutation import places
+from merge.symmetry.permutation import unit_positions
 
 # What the units of a view correlate, a's along the rows; the view is as if it stood alone.
 Correlations = Mapping[View, Float[Tensor, "n n"]]  # float32: they are many
@@ -98,11 +98,11 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
 
     A last level that does not move is `-` and the name under which maps act on it.
     """
-    pair = as_used(pair)
+    pair = with_masked_words(pair)
     models = [pair.model(side, copied=False) for side in (pair.a, pair.b)]
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
     movable = frozenset(pair.movable)
-    sites = {site: axis for site, axis in pair.spec.sites().items() if movable.issuperset(axis.mentions())}
+    sites = {site: axis for site, axis in pair.spec.sites().items() if movable.issuperset(axis.axis_names())}
     found: dict[str, list[Moments]] = {}
     tapped: dict[str, list[tuple[Tensor, Moments]]] = {}
     said: dict[str, list[Tensor]] = {}
@@ -115,10 +115,10 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
     def compare(batch: Batch, site: str, activation: Tensor) -> None:
         a, b = _rows(said[site].pop(0), batch, site), _rows(activation, batch, site)
         if site not in tapped:
-            views = [view for view in sites[site].views((a.shape[1],), counts) if view.moving]
-            tapped[site] = [(places(view).reshape(-1), Moments()) for view in views]
+            views = [view for view in sites[site].views((a.shape[1],), counts) if view.movable]
+            tapped[site] = [(unit_positions(view).reshape(-1), Moments()) for view in views]
             for view, (_, moments) in zip(views, tapped[site], strict=True):
-                line = " ".join(f"-{view.turn}" if name == "-" else name for name in view.names)
+                line = " ".join(f"-{view.map_only}" if name == "-" else name for name in view.names)
                 found.setdefault(line, []).append(moments)
         for units, moments in tapped[site]:
             moments.add(*(x if len(units) == x.shape[1] else x[:, units] for x in (a, b)))

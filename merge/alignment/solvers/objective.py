@@ -22,7 +22,7 @@ from torch import Tensor
 
 from merge.alignment.pair import Pair
 from merge.symmetry.notation import TensorAxis, View
-from merge.symmetry.permutation import Permutation, flat_index, places, take
+from merge.symmetry.permutation import Permutation, flat_index, take, unit_positions
 
 # Entries whose product is taken in float64 at a time, and the most bytes of gains that are remembered for one axis.
 CHUNK = 1 << 17
@@ -81,7 +81,7 @@ def touches(pair: Pair, movable: tuple[str, ...]) -> dict[str, list[Touch]]:
     found: dict[str, list[Touch]] = {}
     for name in pair.a:
         views = pair.spec.views(name, tuple(pair.a[name].shape))
-        names = [{word for view in along for word in view.moving if word in movable} for along in views]
+        names = [{word for view in along for word in view.movable if word in movable} for along in views]
         for item, along in enumerate(views):
             others = frozenset().union(*(names[k] for k in range(len(names)) if k != item))
             for view in along:
@@ -122,7 +122,7 @@ class Objective:
 
     def axes_of(self, move: str) -> tuple[str, ...]:
         """Return the axes that are matched together: the blocks' and those inside them."""
-        names = dict.fromkeys(name for touch in self.touches[move] for name in touch.view.moving)
+        names = dict.fromkeys(name for touch in self.touches[move] for name in touch.view.movable)
         return tuple(name for name in names if name in self.movable)
 
     def context(self, move: str) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ class Objective:
             dim += axis.span
         flat = tensor.flatten(units, units + span - 1).movedim(units, 0)
         whole = math.prod(touch.view.shape) == len(flat)
-        rows = flat if whole else flat[places(touch.view).reshape(-1)]
+        rows = flat if whole else flat[unit_positions(touch.view).reshape(-1)]
         return rows.reshape(len(rows), -1)
 
 

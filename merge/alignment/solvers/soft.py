@@ -22,7 +22,7 @@ from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks
 from merge.alignment.solvers.objective import Objective
 from merge.symmetry.notation import View, contiguous
-from merge.symmetry.permutation import Permutation, places, view_index
+from merge.symmetry.permutation import Permutation, unit_positions, view_index
 
 Names = tuple[str, ...]
 # By the names of a view's levels: a matrix over its units, a's places along the rows.
@@ -116,7 +116,7 @@ class Relaxation:
                     total += float((gain.double() * moving[0][1]).sum())
                 for view in item.views:
                     if view.names in soft:
-                        at = places(view).reshape(-1)
+                        at = unit_positions(view).reshape(-1)
                         sums[view.names] += gain if len(at) == len(gain) else gain[at[:, None], at]
         return total, sums
 
@@ -130,7 +130,7 @@ def item_matrix(item: Item, soft: Soft) -> Float[Tensor, "n n"]:
     like = next(soft[view.names] for view in item.views if view.names in soft)
     out = torch.zeros(size, size, dtype=like.dtype)
     for view in item.views:
-        at = places(view).reshape(-1)
+        at = unit_positions(view).reshape(-1)
         out[at[:, None], at] = soft[view.names] if view.names in soft else torch.eye(len(at), dtype=like.dtype)
     return out
 

@@ -91,7 +91,7 @@ def find_sites(
         written, heads = spec.kind(made.names[0]), bool(into.nested())
         if not heads and written.rsplit("_", 1)[-1] != MADE:
             continue
-        read = spec.kind(into.mentions()[0]) if into.mentions() else "inputs"
+        read = spec.kind(into.axis_names()[0]) if into.axis_names() else "inputs"
         bias = name.removesuffix("weight") + "bias"
         order = _order(spec, name.removesuffix(".weight"))
         found.append(Site(path, name, bias if bias in known else None, out, f"{read} -> {written}", order))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, Family, encoder_spec
+from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, TABLES, Family, encoder_spec
 from merge.symmetry.architectures.head import BERT_HEADS, LOGITS, Head, both
+from merge.symmetry.rewrites import Rewrites
 from merge.symmetry.spec import PermutationSpec
 
 LAYER = {
@@ -67,6 +68,12 @@ ALBERT = Family(
         "v{i}": ("attention.dense:in",),
         "ffn{i}": ("ffn_output:in",),
     },
+    rewrites=Rewrites(
+        keys=("attention.key",),
+        values={"attention.value": "attention.dense"},
+        writers=("attention.dense", "ffn_output"),
+        tables=TABLES,
+    ),
 )
 
 

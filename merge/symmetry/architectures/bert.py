@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, POOLER, Family, encoder_spec
+from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, POOLER, REWRITES, Family, encoder_spec
 from merge.symmetry.architectures.head import BERT_HEADS, BERT_LANGUAGE_MODEL
 from merge.symmetry.spec import PermutationSpec
 
@@ -18,6 +18,7 @@ BERT = Family(
     prefix="bert",
     heads={end: head for end, head in BERT_HEADS.items() if end != "ForCausalLM"}
     | {"LMHeadModel": BERT_LANGUAGE_MODEL},
+    rewrites=REWRITES,
 )
 ERNIE = Family(
     name="ernie",
@@ -25,6 +26,7 @@ ERNIE = Family(
     prefix="ernie",
     heads=BERT_HEADS,
     encoder=EMBEDDINGS | {"embeddings.task_type_embeddings.weight": "- residual"} | EMBEDDINGS_NORM | POOLER,
+    rewrites=REWRITES,
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from merge.errors import SpecError, nearest
 from merge.symmetry.architectures.encoder import activation_group
+from merge.symmetry.rewrites import Rewrites
 from merge.symmetry.spec import PermutationSpec
 
 LAYER = {
@@ -57,6 +58,8 @@ ENCODER = {
 }
 TEXT_PROJECTION = {"text_projection.weight": "projection text_residual'"}
 IMAGE_PROJECTION = {"visual_projection.weight": "projection vision_residual'"}
+# The image encoder's last hidden state is the stream itself, so the mean of what is written there shows.
+REWRITES = Rewrites(keys=("self_attn.k_proj",), values={"self_attn.v_proj": "self_attn.out_proj"})
 CLASSIFIER = {"classifier.weight": "labels vision_residual'", "classifier.bias": "labels"}
 
 # Class -> for each of its encoders the prefix, the tensors outside them, their prefix, the outputs.
@@ -129,4 +132,4 @@ def clip(config: Mapping[str, Any]) -> PermutationSpec:
         groups[f"{side}_ffn"] = activation_group(own.get("hidden_act", "quick_gelu"))
     folded = {"text_residual": "orthogonal_one"} if "text" in encoders else {}
     named = frozenset({"labels"})
-    return PermutationSpec("clip", lines, sizes, taps, outputs, named, groups=groups, folded=folded)
+    return PermutationSpec("clip", lines, sizes, taps, outputs, named, groups=groups, folded=folded, rewrites=REWRITES)

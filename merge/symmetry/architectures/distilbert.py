@@ -13,6 +13,7 @@ from merge.symmetry.architectures.head import (
     TOKEN_CLASSIFICATION,
     Head,
 )
+from merge.symmetry.rewrites import Rewrites
 from merge.symmetry.spec import PermutationSpec
 
 LAYER = {
@@ -83,6 +84,12 @@ DISTILBERT = Family(
         "v{i}": ("attention.out_lin:in",),
         "ffn{i}": ("ffn.lin2:in",),
     },
+    rewrites=Rewrites(
+        keys=("attention.k_lin",),
+        values={"attention.v_lin": "attention.out_lin"},
+        writers=("attention.out_lin", "ffn.lin2"),
+        tables=("embeddings.word_embeddings", "embeddings.position_embeddings"),
+    ),
 )
 
 

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, Family, activation_group, encoder_spec
+from merge.symmetry.architectures.encoder import (
+    EMBEDDINGS,
+    EMBEDDINGS_NORM,
+    REWRITES,
+    Family,
+    activation_group,
+    encoder_spec,
+)
 from merge.symmetry.architectures.head import (
     BASE_WITHOUT_POOLER,
     DENSE_SEQUENCE_CLASSIFICATION,
@@ -73,6 +80,7 @@ ELECTRA = Family(
     },
     encoder=EMBEDDINGS | EMBEDDINGS_NORM | PROJECTION,
     taps={},
+    rewrites=REWRITES,
 )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from merge.errors import SpecError, nearest
 from merge.symmetry.architectures.head import Head
+from merge.symmetry.rewrites import NO_REWRITES, Rewrites
 from merge.symmetry.spec import PermutationSpec
 
 ATTENTION = {
@@ -66,6 +67,14 @@ POOLER = {
 }
 POOLER_TAPS = {"pooler": ("pooler.activation:out",)}
 
+TABLES = ("embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings")
+REWRITES = Rewrites(
+    keys=("attention.self.key",),
+    values={"attention.self.value": "attention.output.dense"},
+    writers=("attention.output.dense", "output.dense"),
+    tables=TABLES,
+)
+
 # Groups of the axes that families share, by kind. Of `transform`: the norm behind a head's activation takes any scale.
 GROUPS = {
     "residual": "sign",
@@ -105,6 +114,7 @@ class Family:
         activation: the config's key of the activation between the feed-forward layers.
         groups: kind of axis -> group, where it is not that of GROUPS, of the head or of the activation.
         folded: kind of axis -> group once the norms' gains are folded into what reads them, where that can be done.
+        rewrites: how its weights can change without its function changing; by default nothing is claimed.
     """
 
     name: str
@@ -120,6 +130,7 @@ class Family:
     activation: str = "hidden_act"
     groups: Mapping[str, str] = field(default_factory=dict)
     folded: Mapping[str, str] = field(default_factory=dict)
+    rewrites: Rewrites = NO_REWRITES
 
 
 def encoder_spec(
@@ -169,6 +180,7 @@ def encoder_spec(
         named=frozenset({"labels"}),
         groups=groups,
         folded={} if hidden else family.folded,
+        rewrites=family.rewrites,
     )
 
 

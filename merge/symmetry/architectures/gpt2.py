@@ -16,6 +16,7 @@ from merge.symmetry.architectures.head import (
     TOKEN_CLASSIFICATION,
     Head,
 )
+from merge.symmetry.rewrites import Rewrites
 from merge.symmetry.spec import PermutationSpec
 
 LAYER = {
@@ -63,6 +64,14 @@ GPT2 = Family(
     },
     activation="activation_function",
     folded={"residual": "orthogonal_one"},
+    rewrites=Rewrites(
+        keys=("attn.c_attn",),
+        values={"attn.c_attn": "attn.c_proj"},
+        writers=("attn.c_proj", "mlp.c_proj"),
+        tables=("wte", "wpe"),
+        norms={"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",)},
+        last="ln_f",
+    ),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, POOLER, Family, encoder_spec
+from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, POOLER, REWRITES, Family, encoder_spec
 from merge.symmetry.architectures.head import BERT_HEADS
 from merge.symmetry.spec import PermutationSpec
 
@@ -23,6 +23,7 @@ LAYOUTLM = Family(
     prefix="layoutlm",
     heads={end: BERT_HEADS[end] for end in ENDS},
     encoder=EMBEDDINGS | BOXES | EMBEDDINGS_NORM | POOLER,
+    rewrites=REWRITES,
 )
 
 

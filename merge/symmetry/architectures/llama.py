@@ -18,6 +18,7 @@ from typing import Any
 from merge.symmetry.architectures.encoder import Family, encoder_spec
 from merge.symmetry.architectures.gpt2 import CAUSAL_LANGUAGE_MODEL, SCORE
 from merge.symmetry.architectures.head import BASE_WITHOUT_POOLER, QUESTION_ANSWERING, Head
+from merge.symmetry.rewrites import Rewrites
 from merge.symmetry.spec import PermutationSpec
 
 LAYER = {
@@ -67,6 +68,13 @@ LLAMA = Family(
     },
     groups={"residual": "signed", "turn": "rotary", "ffn": "real"},
     folded={"residual": "orthogonal"},
+    rewrites=Rewrites(
+        norms={
+            "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+        },
+        last="norm",
+    ),
 )
 STEMS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 # Of outputs in standard deviations: the norms round to float32, layer after layer.

@@ -11,6 +11,7 @@ from typing import Any
 
 from merge.symmetry.architectures.encoder import EMBEDDINGS, EMBEDDINGS_NORM, FEED_FORWARD, POOLER, Family, encoder_spec
 from merge.symmetry.architectures.head import ROBERTA_HEADS
+from merge.symmetry.rewrites import Rewrites
 from merge.symmetry.spec import PermutationSpec
 
 LAYER = {
@@ -42,6 +43,12 @@ MPNET = Family(
         "ffn{i}": ("output.dense:in",),
     },
     attention_heads="heads",
+    rewrites=Rewrites(
+        keys=("attention.attn.k",),
+        values={"attention.attn.v": "attention.attn.o"},
+        writers=("attention.attn.o", "output.dense"),
+        tables=("embeddings.word_embeddings", "embeddings.position_embeddings"),
+    ),
 )
 
 

@@ -8,6 +8,7 @@ it, and the stream rotated.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from merge.symmetry.architectures.encoder import (
@@ -16,11 +17,14 @@ from merge.symmetry.architectures.encoder import (
     EMBEDDINGS_NORM,
     FEED_FORWARD,
     POOLER,
+    REWRITES,
     Family,
     encoder_spec,
 )
 from merge.symmetry.architectures.head import BERT_HEADS, ROBERTA_HEADS
 from merge.symmetry.spec import PermutationSpec
+
+QUERIES_KEYS_VALUES = ("attention.self.query", "attention.self.key", "attention.self.value")
 
 MEGATRON_BERT = Family(
     name="megatron-bert",
@@ -37,6 +41,9 @@ MEGATRON_BERT = Family(
         **FEED_FORWARD,
     },
     folded={"residual": "orthogonal_one"},
+    rewrites=replace(
+        REWRITES, norms={"attention.ln": QUERIES_KEYS_VALUES, "ln": ("intermediate.dense",)}, last="encoder.ln"
+    ),
 )
 ROBERTA_PRELAYERNORM = Family(
     name="roberta-prelayernorm",
@@ -52,6 +59,7 @@ ROBERTA_PRELAYERNORM = Family(
         **ATTENTION,
         **FEED_FORWARD,
     },
+    rewrites=REWRITES,
 )
 XLM_ROBERTA_XL = Family(
     name="xlm-roberta-xl",
@@ -68,6 +76,11 @@ XLM_ROBERTA_XL = Family(
         **FEED_FORWARD,
     },
     folded={"residual": "orthogonal_one"},
+    rewrites=replace(
+        REWRITES,
+        norms={"attention.self_attn_layer_norm": QUERIES_KEYS_VALUES, "LayerNorm": ("intermediate.dense",)},
+        last="encoder.LayerNorm",
+    ),
 )
 
 

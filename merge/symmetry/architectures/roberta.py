@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from merge.symmetry.architectures.encoder import Family, encoder_spec
+from merge.symmetry.architectures.encoder import REWRITES, Family, encoder_spec
 from merge.symmetry.architectures.head import ROBERTA_HEADS
 from merge.symmetry.spec import PermutationSpec
 
 FAMILIES = {
     family.name: family
     for family in (
-        Family("roberta", "Roberta", "roberta", ROBERTA_HEADS),
-        Family("xlm-roberta", "XLMRoberta", "roberta", ROBERTA_HEADS),
-        Family("camembert", "Camembert", "roberta", ROBERTA_HEADS),
-        Family("data2vec-text", "Data2VecText", "data2vec_text", ROBERTA_HEADS),
+        Family("roberta", "Roberta", "roberta", ROBERTA_HEADS, rewrites=REWRITES),
+        Family("xlm-roberta", "XLMRoberta", "roberta", ROBERTA_HEADS, rewrites=REWRITES),
+        Family("camembert", "Camembert", "roberta", ROBERTA_HEADS, rewrites=REWRITES),
+        Family("data2vec-text", "Data2VecText", "data2vec_text", ROBERTA_HEADS, rewrites=REWRITES),
     )
 }
 

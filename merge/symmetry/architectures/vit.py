@@ -13,6 +13,7 @@ from typing import Any
 
 from merge.symmetry.architectures.encoder import POOLER, POOLER_TAPS, Family, activation_group, encoder_spec
 from merge.symmetry.architectures.head import Head
+from merge.symmetry.rewrites import Rewrites
 from merge.symmetry.spec import PermutationSpec
 
 EMBEDDINGS = {
@@ -67,12 +68,37 @@ TEACHER = Head(
     },
     {"logits": "- labels", "cls_logits": "- labels", "distillation_logits": "- labels"},
 )
+# Under the names of transformers before and after 5.
+REWRITES = Rewrites(
+    keys=("attention.attention.key", "attention.k_proj"),
+    values={
+        "attention.attention.value": "attention.output.dense",
+        "attention.v_proj": "attention.o_proj",
+    },
+    writers=("attention.output.dense", "output.dense", "attention.o_proj", "mlp.fc2"),
+    norms={
+        "layernorm_before": (
+            "attention.attention.query",
+            "attention.attention.key",
+            "attention.attention.value",
+            "attention.q_proj",
+            "attention.k_proj",
+            "attention.v_proj",
+        ),
+        "layernorm_after": ("intermediate.dense", "mlp.fc1"),
+    },
+    last="layernorm",
+)
 IMAGE_MODELS = {"Model": BASE, "ForImageClassification": CLASSIFIER}
 
 FAMILIES = {
-    "vit": Family(name="vit", stem="ViT", prefix="vit", heads=IMAGE_MODELS),
+    "vit": Family(name="vit", stem="ViT", prefix="vit", heads=IMAGE_MODELS, rewrites=REWRITES),
     "deit": Family(
-        name="deit", stem="DeiT", prefix="deit", heads={**IMAGE_MODELS, "ForImageClassificationWithTeacher": TEACHER}
+        name="deit",
+        stem="DeiT",
+        prefix="deit",
+        heads={**IMAGE_MODELS, "ForImageClassificationWithTeacher": TEACHER},
+        rewrites=REWRITES,
     ),
     "beit": Family(name="beit", stem="Beit", prefix="beit", heads={**IMAGE_MODELS, "Model": BEIT_BASE}),
 }

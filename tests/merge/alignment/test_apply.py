@@ -28,7 +28,7 @@ from merge.errors import AlignmentError, SpecError, UsageError
 from merge.recipe.recipe import make_recipe, read_recipe
 from merge.run.report import Report
 from merge.run.run import run
-from merge.symmetry import canonical as gauges
+from merge.symmetry import canonical
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import Folded, fold_norms
 from merge.symmetry.permutation import identity
@@ -252,14 +252,14 @@ def test_a_model_that_folding_changed_is_refused(
     halves: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bias a little off, and nothing is left behind, hidden folders included; folded as it should be, it is merged."""
-    right, name = gauges.fold_norms, "transformer.h.0.mlp.c_fc.bias"
+    right, name = canonical.fold_norms, "transformer.h.0.mlp.c_fc.bias"
     spoilt = 0.01
 
     def folded(*given: Any) -> Folded:
         found = right(*given)
         return replace(found, tensors={**found.tensors, name: found.tensors[name] + spoilt})
 
-    monkeypatch.setattr(gauges, "fold_norms", folded)
+    monkeypatch.setattr(canonical, "fold_norms", folded)
     with pytest.raises(AlignmentError, match="rewritten for the alignment it is not the model it was") as caught:
         merged(halves, tmp_path / "out", ROTATION)
     assert str(caught.value).startswith(f"{halves[0]}: ")

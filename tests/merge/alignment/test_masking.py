@@ -14,7 +14,7 @@ from scipy.stats import entropy
 from tiny import bert_config, save_checkpoint, write_text
 
 from merge.alignment.choice.candidates import choose
-from merge.alignment.masking import IGNORED, as_used, masked
+from merge.alignment.masking import IGNORED, mask_words, with_masked_words
 from merge.alignment.matchers import aligner
 from merge.alignment.midpoint import score
 from merge.alignment.pair import Pair, Settings
@@ -42,7 +42,7 @@ def test_fifteen_in_a_hundred_words_are_masked_and_never_what_frames_or_fills_a_
     ids[:, 0], ids[:, -1] = 1, 2
     mask = torch.ones_like(ids)
     mask[:100, 40:] = 0
-    batch, target = masked({"input_ids": ids, "attention_mask": mask}, 4, torch.tensor([1, 2, 4]), 1000, generator)
+    batch, target = mask_words({"input_ids": ids, "attention_mask": mask}, 4, torch.tensor([1, 2, 4]), 1000, generator)
     asked, words = target != IGNORED, mask.bool() & (ids > 4)
     assert int(asked.sum()) == round(0.15 * int(words.sum()))
     assert bool(words[asked].all())
@@ -58,14 +58,14 @@ def test_fifteen_in_a_hundred_words_are_masked_and_never_what_frames_or_fills_a_
 def test_a_batch_without_a_word_is_an_error() -> None:
     ids = torch.tensor([[1, 3, 2]])
     with pytest.raises(AlignmentError, match="holds no word"):
-        masked(
+        mask_words(
             {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 3, torch.tensor([1, 2, 3]), 9, torch.Generator()
         )
 
 
 def test_only_words_are_asked_for_and_the_rest_of_a_text_is_what_it_was() -> None:
     pair = language_models()
-    shown = as_used(pair)
+    shown = with_masked_words(pair)
     assert len(shown.asked) == len(shown.batches) == len(pair.batches)
     for plain, batch, asked in zip(pair.batches, shown.batches, shown.asked, strict=True):
         words = plain["attention_mask"].bool() & ~torch.isin(plain["input_ids"], torch.tensor([*FRAME, MASK]))
@@ -78,24 +78,28 @@ def test_only_words_are_asked_for_and_the_rest_of_a_text_is_what_it_was() -> Non
 
 
 def test_a_seed_says_which_words_and_what_is_masked_is_not_masked_again() -> None:
-    one, again, other = as_used(language_models()), as_used(language_models()), as_used(language_models(seed=1))
+    one, again, other = (
+        with_masked_words(language_models()),
+        with_masked_words(language_models()),
+        with_masked_words(language_models(seed=1)),
+    )
     assert all(torch.equal(x, y) for x, y in zip(one.asked, again.asked, strict=True))
     assert not all(torch.equal(x, y) for x, y in zip(one.asked, other.asked, strict=True))
-    assert as_used(one) is one
+    assert with_masked_words(one) is one
 
 
 def test_what_is_used_on_plain_text_is_shown_plain_text() -> None:
     """The negative control: a classifier, and a language model whose mask token nobody knows."""
     classifier, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
     classifier = replace(classifier, mask_token=MASK, special_tokens=FRAME)
-    assert as_used(classifier) is classifier
+    assert with_masked_words(classifier) is classifier
     unknown = replace(language_models(), mask_token=None)
-    assert as_used(unknown) is unknown
+    assert with_masked_words(unknown) is unknown
 
 
 def test_the_score_is_the_mean_kl_at_masked_words() -> None:
     """Derived by scipy from the logits of whole models; over all words it would be another number."""
-    pair = as_used(language_models())
+    pair = with_masked_words(language_models())
     middle = {n: (t + pair.b[n]) / 2 if t.is_floating_point() else t for n, t in pair.a.items()}
     said = []
     for tensors in (pair.a, pair.b, middle):
@@ -115,7 +119,7 @@ def test_the_score_is_the_mean_kl_at_masked_words() -> None:
 def test_choosing_and_matching_activations_mask_the_text_themselves() -> None:
     """What they make of plain text with a mask token is what they make of the masked text, and not of the plain."""
     pair = language_models()
-    shown, plain = as_used(pair), replace(pair, mask_token=None)
+    shown, plain = with_masked_words(pair), replace(pair, mask_token=None)
     scored = [choose(p, {"weights": aligner("weights")(p)}, None).candidates for p in (pair, shown, plain)]
     one, other, off = ([candidate.score for candidate in found] for found in scored)
     assert one == other

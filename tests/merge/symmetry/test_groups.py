@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from merge.symmetry.groups import GROUPS, complex_map, pairs
+from merge.symmetry.groups import GROUPS, complex_map, rotary_pairs
 
 SHAPES = ((6,), (3, 6))
 DRAWING = [name for name in GROUPS if name not in ("permutation", "none")]
@@ -112,7 +112,7 @@ def test_small_axes_can_be_drawn(n: int) -> None:
 @pytest.mark.parametrize(("name", "adjacent"), [("rotary", False), ("rotary_adjacent", True)])
 def test_rotary_elements_commute_with_rotary_positions(name: str, adjacent: bool) -> None:
     """At any position, by the rotation written out in numpy; they do not in the other layout."""
-    first, second = (places.numpy() for places in pairs(6, adjacent))
+    first, second = (places.numpy() for places in rotary_pairs(6, adjacent))
     angles = np.array([0.3, 1.1, 2.5])
     position = np.zeros((6, 6))
     position[first, first] = position[second, second] = np.cos(angles)
@@ -129,7 +129,7 @@ def test_a_complex_map_multiplies_pairs_by_complex_numbers() -> None:
     z, x = rng.standard_normal(3) + 1j * rng.standard_normal(3), rng.standard_normal(6)
     for adjacent, number in ((False, x[:3] + 1j * x[3:]), (True, x[0::2] + 1j * x[1::2])):
         mapped = complex_map(torch.from_numpy(z.real.copy()), torch.from_numpy(z.imag.copy()), adjacent).numpy() @ x
-        first, second = (places.numpy() for places in pairs(6, adjacent))
+        first, second = (places.numpy() for places in rotary_pairs(6, adjacent))
         assert np.allclose(mapped[first] + 1j * mapped[second], z * number)
 
 

@@ -110,7 +110,7 @@ def test_parts_take_maps_in_their_own_roles() -> None:
     g, x = array(2, 3, 3), array(18)
     new = x
     for view in view_of("[(h v) | (h v') | (h -)]", 18, h=2):
-        if view.acting:
+        if view.map_axis:
             new = act(g, view, new, 0, 1)
     halves = x.reshape(3, 2, 3).numpy()
     taken = (g.numpy(), np.linalg.inv(g.numpy()).swapaxes(1, 2))
@@ -130,7 +130,7 @@ def test_two_axes_of_a_tensor_stand_for_one_split_axis() -> None:
 
 def test_a_named_fixed_order_takes_maps() -> None:
     (view,) = view_of("(h -turn')", 6, h=2)
-    assert view.acting == "turn"
+    assert view.map_axis == "turn"
     g, x = array(2, 3, 3), array(6)
     wanted = np.einsum("bji,bj->bi", np.linalg.inv(g), x.reshape(2, 3))
     assert np.allclose(act(g, view, x, 0, 1).reshape(2, 3), wanted)

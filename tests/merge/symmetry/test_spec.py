@@ -36,27 +36,27 @@ def test_an_equals_sign_marks_what_is_permuted_only() -> None:
     assert parse("(heads0 qk0=)")[0].roles == ("out", "=")
     assert parse("(heads0 qk0)=")[0].roles == ("=", "=")
     assert [part.roles for part in parse("[ffn0= | ffn0]")[0].parts] == [("=",), ("out",)]
-    assert parse("residual=")[0].mentions() == ["residual"]
+    assert parse("residual=")[0].axis_names() == ["residual"]
 
 
 def test_a_fixed_order_may_have_a_name_under_which_maps_act() -> None:
     """To a permutation `-turn0` is `-`; the name and the role are for maps."""
     (axis,) = parse("(heads0 -turn0')")
-    assert (axis.names, axis.turn, axis.roles) == (("heads0", "-"), "turn0", ("out", "in"))
-    assert axis.mentions() == ["heads0"]
+    assert (axis.names, axis.map_only, axis.roles) == (("heads0", "-"), "turn0", ("out", "in"))
+    assert axis.axis_names() == ["heads0"]
     assert axis.nested() == [("heads0", "turn0")]
-    assert parse("(heads0 -)")[0].turn == ""
+    assert parse("(heads0 -)")[0].map_only == ""
     (plain,) = parse("-turn0")
     assert plain.fixed
-    assert (plain.turn, plain.roles) == ("turn0", ("out",))
-    assert [part.turn for part in parse("(h [-t | -t' | v])")[0].parts] == ["t", "t", ""]
+    assert (plain.map_only, plain.roles) == ("turn0", ("out",))
+    assert [part.map_only for part in parse("(h [-t | -t' | v])")[0].parts] == ["t", "t", ""]
 
 
 def test_views_say_what_acts_on_their_last_level_and_how() -> None:
     """Of a fused, rotary tensor: queries out, keys in, values under their own name."""
     (axis,) = parse("[(h -t) | (h -t') | (h v) | (h -)]")
     views = axis.views((24,), {"h": 2})
-    assert [view.acting for view in views] == ["t", "t", "v", ""]
+    assert [view.map_axis for view in views] == ["t", "t", "v", ""]
     assert [view.role for view in views] == ["out", "in", "out", "out"]
     assert [view.names for view in views] == [("h", "-"), ("h", "-"), ("h", "v"), ("h", "-")]
     assert views[0].map_shape() == (2, 3)

@@ -198,4 +198,4 @@ def _reasons(fixed: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def _mentions(spec: PermutationSpec, tensor: str) -> list[str]:
-    return [name for axis in spec.axes(tensor) for name in axis.mentions()]
+    return [name for axis in spec.axes(tensor) for name in axis.axis_names()]

@@ -41,7 +41,7 @@ class Specimen:
     def own(self) -> dict[str, Tensor]:
         """Return the model's own tensors by canonical name, tied ones once; integer ones too."""
         stored = self.model.state_dict(keep_vars=True)
-        return {canonical(self.structure, n): t for n, t in stored.items() if n not in self.structure.ties}
+        return {checkpoint_name(self.structure, n): t for n, t in stored.items() if n not in self.structure.ties}
 
     def outputs(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return the outputs on each batch with these tensors, computed in float64 throughout."""
@@ -53,7 +53,7 @@ class Specimen:
                 return [run(self.model, batch) for batch in self.batches]
 
 
-def canonical(structure: Structure, name: str) -> str:
+def checkpoint_name(structure: Structure, name: str) -> str:
     """Return the name with the base model's prefix, which transformers leaves out where there is no head."""
     prefix = f"{structure.prefix}."
     writes = not structure.prefix or any(n.startswith(prefix) for n in structure.shapes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from merge.symmetry.architectures.derive.factors import Factor
 from merge.symmetry.architectures.derive.lines import Item, Table, Unsayable, item
-from merge.symmetry.architectures.derive.specimen import Specimen, canonical
+from merge.symmetry.architectures.derive.specimen import Specimen, checkpoint_name
 from merge.symmetry.architectures.derive.trace import Site, Trace
 
 NORM, READ, MADE = 0, 1, 2
@@ -57,7 +57,7 @@ def _address(specimen: Specimen, site: Site) -> str:
     """Return `module:place`, with what tells how rows of units lie there: by time first, or under no mask of tokens."""
     mask = specimen.batches[0].get("attention_mask")
     shape = () if mask is None else tuple(mask.reshape(-1, mask.shape[-1]).shape)
-    address = f"{canonical(specimen.structure, site.module)}:{site.place}"
+    address = f"{checkpoint_name(specimen.structure, site.module)}:{site.place}"
     if len(site.shape) == 2:
         return address
     if site.shape[:2] == shape:

@@ -15,7 +15,7 @@ from scipy.stats import entropy
 from merge.alignment import midpoint as agreement
 from merge.alignment.choice.candidates import REACH, Candidate, Choice, best, choose, settled
 from merge.alignment.matchers import aligner
-from merge.alignment.midpoint import Ends, score
+from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Alignment, Pair
 from merge.symmetry.permutation import Permutation, apply, identity, restrict
 
@@ -66,10 +66,10 @@ def test_candidates_within_reach_of_the_lowest_are_scored_along_the_line() -> No
     )
     low, high = sorted(c.score or 0 for c in (near, other))
     assert high < REACH * low, "both are to be within reach"
-    found = settled([([near, far], pair), ([other], pair)], Ends(pair))
+    found = settled([([near, far], pair), ([other], pair)], EndpointOutputs(pair))
     means = [fmean(divergence(pair, p, lam) for lam in (0.25, 0.5, 0.75)) for p in (still, little)]
     assert [c.line for c in found] == [pytest.approx(means[0], rel=1e-4), None, pytest.approx(means[1], rel=1e-4)]
-    assert [c.line for c in settled([([near, far], pair)], Ends(pair))] == [None, None]
+    assert [c.line for c in settled([([near, far], pair)], EndpointOutputs(pair))] == [None, None]
 
 
 def test_the_line_decides_where_it_was_looked_at() -> None:
@@ -149,7 +149,7 @@ def test_the_endpoints_are_run_once_where_their_answers_can_be_remembered(
     expected, _ = score(moves, pair)
     if not remembered:
         monkeypatch.setattr(agreement, "REMEMBERED", 0)
-    ends, runs = Ends(pair), []
+    ends, runs = EndpointOutputs(pair), []
     for model in ends.models:
         model.register_forward_pre_hook(lambda *_: runs.append(1))
     values, _ = score(moves, pair, ends)
@@ -177,7 +177,7 @@ def test_enough_texts_of_all_classes_are_not_remarked_on() -> None:
     pair = replace(pair, batches=(whole,))
     both = softmax(logits(pair, dict(pair.a)), axis=1) + softmax(logits(pair, dict(pair.b)), axis=1)
     most = np.bincount(both.argmax(1)).max() / 256
-    ends = Ends(pair)
+    ends = EndpointOutputs(pair)
     ends(0)
     assert most < 0.9
     assert ends.notes() == ()

@@ -144,11 +144,11 @@ def closeness(pair: Pair, b: dict[str, torch.Tensor]) -> float:
     off = whole = 0.0
     for name, a in pair.a.items():
         axes = pair.spec.axes(name)
-        if not any(axis.mentions() for axis in axes):
+        if not any(axis.axis_names() for axis in axes):
             continue
         one, other = a, b[name]
-        held = all(pair.spec.group(n) == "permutation" for axis in axes for n in axis.mentions())
-        kept = "residual" in axes[0].mentions()  # a rotation that fixes the ones vector leaves the mean
+        held = all(pair.spec.group(n) == "permutation" for axis in axes for n in axis.axis_names())
+        kept = "residual" in axes[0].axis_names()  # a rotation that fixes the ones vector leaves the mean
         if a.ndim == 1 and (held or kept):
             one, other = one - one.mean(), other - other.mean()
         off += float((one - other).square().sum())

@@ -26,7 +26,7 @@ def objective_of(pair: Pair, p: Permutation) -> float:
     moved = apply(pair.spec, p, pair.b)
     total, entries = 0.0, 0
     for name in pair.a:
-        if all(axis.fixed or set(axis.mentions()) <= pair.spec.named for axis in pair.spec.axes(name)):
+        if all(axis.fixed or set(axis.axis_names()) <= pair.spec.named for axis in pair.spec.axes(name)):
             continue
         left, right = (t.numpy().astype(np.float64) for t in (pair.a[name], moved[name]))
         if left.ndim == 1:

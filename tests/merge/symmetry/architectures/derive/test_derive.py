@@ -132,7 +132,7 @@ def test_it_re_bases_a_checkpoint_of_every_family(family: str) -> None:
     old, moved = ran(tensors), apply(spec, p, tensors)
     assert error(moved) < spec.bound
     assert error({**moved, **{name: tensors[name] for name in list(tensors)[::2]}}) > BROKEN  # half of it left behind
-    kinds = {spec.kind(name) for line in spec.lines.values() for axis in parse(line) for name in axis.mentions()}
+    kinds = {spec.kind(name) for line in spec.lines.values() for axis in parse(line) for name in axis.axis_names()}
     assert {"residual", "heads", "ffn"} <= kinds
 
 

@@ -1,4 +1,4 @@
-"""Gauges keep the function: canonical weights and folded norms, on every family that has them."""
+"""Rewrites keep the function: canonical weights and folded norms, on every family that claims them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import SpecError
 from merge.symmetry.architectures import spec_for
-from merge.symmetry.architectures.gauges import GAUGES
-from merge.symmetry.canonical import canonical, fold_norms
+from merge.symmetry.canonical import canonical_weights, fold_norms
+from merge.symmetry.rewrites import NO_REWRITES
 
 # Heads that read the last norm, and where there is one a decoder that is tied to the word embeddings.
 ENDS = ("ForSequenceClassification", "ForImageClassification", "CLIPModel", "ForMaskedLM", "ForCausalLM", "LMHeadModel")
@@ -23,13 +23,13 @@ def _chosen() -> list[str]:
     found = {}
     for name, (config, _) in CASES.items():
         end = next((end for end in ENDS if config["architectures"][0].endswith(end)), None)
-        if end is not None and spec_for(config).family in GAUGES:
+        if end is not None and spec_for(config).rewrites != NO_REWRITES:
             found.setdefault((spec_for(config).family, end), name)
     return list(found.values())
 
 
 CHOSEN = _chosen()
-FOLDABLE = [name for name in CHOSEN if GAUGES[spec_for(CASES[name][0]).family].last]
+FOLDABLE = [name for name in CHOSEN if spec_for(CASES[name][0]).rewrites.last]
 
 
 @pytest.fixture(scope="module", params=CHOSEN)
@@ -37,26 +37,29 @@ def case(request: pytest.FixtureRequest):
     return make(*CASES[request.param])
 
 
-def test_every_family_with_gauges_is_tested():
-    assert {spec_for(CASES[name][0]).family for name in CHOSEN} == set(GAUGES)
+def test_every_family_that_claims_rewrites_is_tested():
+    """Every table is asked, whatever its head; 22 families claim some."""
+    claimed = {spec.family for config, _ in CASES.values() if (spec := spec_for(config)).rewrites != NO_REWRITES}
+    assert {spec_for(CASES[name][0]).family for name in CHOSEN} == claimed
+    assert len(claimed) == 22
 
 
 def test_canonical_weights_are_the_same_function(case):
-    tensors = canonical(case.spec, case.config, case.tensors)
+    tensors = canonical_weights(case.spec, case.config, case.tensors)
     changed = [name for name, tensor in tensors.items() if not torch.equal(tensor, case.tensors[name])]
-    assert bool(changed) == bool(GAUGES[case.spec.family].keys)
+    assert bool(changed) == bool(case.spec.rewrites.keys)
     case.set(tensors)
     assert case.off(case.reference) < case.spec.bound
     case.set(case.tensors)
 
 
 def test_canonical_weights_stay_under_canonical(case):
-    once = canonical(case.spec, case.config, case.tensors)
-    twice = canonical(case.spec, case.config, once)
+    once = canonical_weights(case.spec, case.config, case.tensors)
+    twice = canonical_weights(case.spec, case.config, once)
     assert all(torch.allclose(once[name], twice[name], rtol=0, atol=1e-14) for name in once)
 
 
-def test_canonical_weights_do_not_depend_on_the_gauge():
+def test_canonical_weights_do_not_depend_on_what_no_output_shows():
     """Two models that differ by what the outputs cannot show have one canonical form."""
     case = make(*CASES["BertForSequenceClassification"])
     moved = dict(case.tensors)
@@ -65,7 +68,7 @@ def test_canonical_weights_do_not_depend_on_the_gauge():
     moved[f"{layer}.output.dense.weight"] = moved[f"{layer}.output.dense.weight"] + torch.randn(
         1, 40, dtype=torch.float64
     )
-    one, other = (canonical(case.spec, case.config, t) for t in (case.tensors, moved))
+    one, other = (canonical_weights(case.spec, case.config, t) for t in (case.tensors, moved))
     assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-13) for name in one)
 
 
@@ -77,7 +80,7 @@ def test_canonical_weights_do_not_depend_on_the_gauge():
         ("BertForSequenceClassification", "bert.encoder.layer.0.intermediate.dense.weight"),
     ],
 )
-def test_centring_what_a_gauge_does_not_cover_shows(name, tensor):
+def test_centring_what_no_rewrite_covers_shows(name, tensor):
     """Negative control: tied words, a norm behind an activation, what is read and not written."""
     case = make(*CASES[name])
     value = case.tensors[tensor]
