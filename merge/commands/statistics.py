@@ -49,7 +49,8 @@ def statistics_command(
     """
     from merge.checkpoints.checkpoint import open_checkpoint
     from merge.checkpoints.inputs import load_tokenizer, tokenise
-    from merge.methods.statistics import measure, write_statistics
+    from merge.methods.statistics.measure import measure
+    from merge.methods.statistics.record import write_statistics
     from merge.text.calibration import read_calibration
 
     set_verbosity(verbose)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from merge.errors import UsageError
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.sphere import PIECE, as_rows
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ FLOOR = 1e-8
 
 
 @dataclass(frozen=True)
-class ArceeFusion:
+class ArceeFusion(Method):
     """Return the model's entry where its importance is outstanding, the base's elsewhere.
 
     The importance of an entry is |theta - base| times the divergence of its row, KL(softmax(theta) || softmax(base)) along
@@ -29,20 +30,17 @@ class ArceeFusion:
     Source: mergekit 0.1.5, arcee_fusion.
     """
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "arcee_fusion"
+    base = "required"
 
-    def check_count(self, models: int) -> None:
+    def check_models(self, models: int) -> None:
         """Stop unless there is one model beside the base."""
         if models != 1:
             raise UsageError(
                 f"arcee_fusion merges exactly one model into its base, found {models}. Use --method ties for more."
             )
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
         assert base is not None, "the engine reads the base of a method that requires one"

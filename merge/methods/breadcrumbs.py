@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.methods.checks import check_each, check_flag, each
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.task_vectors import (
     base_of,
     check_densities,
-    check_lengths,
     check_sum,
     deltas,
     fuse,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Breadcrumbs:
+class Breadcrumbs(Method):
     """Return theta_0 + scale * sum_m w_m t_m, t_m the task vector m without its largest and smallest entries.
 
     Per tensor of n entries, the int(gamma * n) of largest magnitude are set to 0 (outliers), then the smallest until
@@ -49,24 +49,17 @@ class Breadcrumbs:
     scale: float = 1.0
     elect: bool = False
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "breadcrumbs"
+    base = "required"
 
     def __post_init__(self) -> None:
-        check_flag("breadcrumbs", "elect", self.elect)
-        check_densities("breadcrumbs", self.density)
-        check_each("breadcrumbs", "gamma", self.gamma, 0, 1)
-        check_sum("breadcrumbs", self.weights, self.normalize, self.scale, self.elect)
+        check_flag(self.name, "elect", self.elect)
+        check_densities(self.name, self.density)
+        check_each(self.name, "gamma", self.gamma, 0, 1)
+        check_sum(self.name, self.weights, self.normalize, self.scale, self.elect)
 
-    def check_count(self, models: int) -> None:
-        """Stop when a setting is not one per model."""
-        check_lengths("breadcrumbs", models, weights=self.weights, density=self.density, gamma=self.gamma)
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
-        origin, models = base_of("breadcrumbs", base), len(tensors)
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
+        origin, models = base_of(self.name, base), len(tensors)
         settings = zip(deltas(tensors, origin), each(self.density, models), each(self.gamma, models), strict=True)
         masked = (mask_band(delta, density, gamma) for delta, density, gamma in settings)
         weights = self.weights or (1.0,) * models

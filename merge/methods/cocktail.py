@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
-from merge.methods.checks import check_length, check_number, check_weights
-from merge.methods.context import NOWHERE, Place
+from merge.methods.checks import check_number, check_weights
+from merge.methods.context import EMPTY, TensorContext
 from merge.methods.linear import Linear
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Cocktail:
+class Cocktail(Method):
     """Return sum_m w_m theta_m with w = softmax(-loss / temperature), the loss of each model on the examples.
 
     Losses are measured once, before tensors are merged, and fill `weights`; where they are given, nothing is measured. The
@@ -31,22 +32,15 @@ class Cocktail:
     temperature: float = 5.0
     weights: tuple[float, ...] | None = None
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
-    arrays: ClassVar[bool] = True
+    name = "cocktail"
+    elementwise = True
+    takes_numpy = True
 
     def __post_init__(self) -> None:
-        check_number("cocktail", "temperature", self.temperature, low=0.0, above=True)
-        check_weights("cocktail", self.weights, normalize=True)
+        check_number(self.name, "temperature", self.temperature, low=0.0, above=True)
+        check_weights(self.name, self.weights, normalize=True)
 
-    def check_count(self, models: int) -> None:
-        """Stop when the weights are not one per model."""
-        check_length("cocktail", "weights", self.weights, models)
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         if self.weights is None:
             raise UsageError("cocktail: the models' losses have not been measured. Give weights, or use run().")
         return Linear(self.weights)(tensors)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
 from merge.methods.checks import check_each, check_number, each
-from merge.methods.context import NOWHERE, Place
-from merge.methods.task_vectors import base_of, check_lengths, check_sum, deltas
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
+from merge.methods.task_vectors import base_of, check_sum, deltas
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Consensus:
+class Consensus(Method):
     """Return theta_0 + scale * c * d, d = sum_m w_m d_m the multi-task vector, c the mask of entries that k tasks use.
 
     Task m uses an entry if its TALL mask is set: |d_m| >= lambda_m |d - d_m|, that is |theta_m - theta_0| against
@@ -38,31 +39,28 @@ class Consensus:
     normalize: bool = False
     scale: float = 1.0
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "consensus"
+    base = "required"
+    elementwise = True
 
     def __post_init__(self) -> None:
-        check_number("consensus", "k", self.k, 1)
+        check_number(self.name, "k", self.k, 1)
         if not isinstance(self.k, int):
             raise UsageError(f"consensus: k counts tasks and must be a whole number, found {self.k!r}.")
-        check_each("consensus", "tall_lambda", self.tall_lambda, 0, math.inf)
-        check_sum("consensus", self.weights, self.normalize, self.scale)
+        check_each(self.name, "tall_lambda", self.tall_lambda, 0, math.inf)
+        check_sum(self.name, self.weights, self.normalize, self.scale)
 
-    def check_count(self, models: int) -> None:
-        """Stop when a setting is not one per model, or k asks for more tasks than there are."""
-        check_lengths("consensus", models, weights=self.weights, tall_lambda=self.tall_lambda)
+    def check_models(self, models: int) -> None:
+        """Stop when k asks for more tasks than there are models."""
         if self.k > models:
             raise UsageError(
                 f"consensus: no entry can be used by k={self.k} of {models} models. Set k to {models} or less."
             )
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
-        origin, models = base_of("consensus", base), len(tensors)
+        origin, models = base_of(self.name, base), len(tensors)
         weights = self.weights or (1.0,) * models
         total = math.fsum(weights) if self.normalize else 1.0
         vectors = list(deltas(tensors, origin))

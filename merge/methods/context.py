@@ -1,4 +1,4 @@
-"""Place: what a method may know of the tensor it merges besides the values."""
+"""Per-tensor context passed to a merge method, besides the values."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor stands in the merge.
+class TensorContext:
+    """Name, random generators, thresholds and statistics of one tensor.
 
     Attributes:
         name: canonical name.
         generators: one per model, for random masks; a mask takes one draw per element in the order of the flat tensor, so
             that a tensor merged in pieces gets the same mask as one merged whole.
         thresholds: one per model, for methods that trim by magnitude over the whole model: the smallest |delta| that is kept.
-        statistics: one tensor per model, what the method's data pass measured; empty where it measured nothing.
+        statistics: one tensor per model, measured on calibration text; empty where nothing was measured for this tensor.
     """
 
     name: str = ""
@@ -30,7 +30,7 @@ class Place:
     statistics: tuple[Tensor, ...] = ()
 
 
-NOWHERE = Place()
+EMPTY = TensorContext()
 
 
 def mask_generators(seed: int, name: str, keys: Sequence[str]) -> tuple[torch.Generator, ...]:

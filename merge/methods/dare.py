@@ -1,4 +1,4 @@
-"""DARE: entries of the task vectors are dropped at random and the rest rescaled; how they are fused is the method's own."""
+"""Shared part of the DARE methods: entries of the task vectors are dropped at random and the rest rescaled."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from merge.methods.checks import check_choice, each
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.task_vectors import (
     RESCALES,
     base_of,
     check_densities,
-    check_lengths,
     check_sum,
     deltas,
     drop,
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Dare:
-    """What the methods of this kind have in common; DareLinear and DareTies say what they return.
+class Dare(Method):
+    """Abstract base of DareLinear and DareTies: the settings and the random drops that they share.
 
     Attributes:
-        name: of the method.
         elect: whether only entries that agree in sign are fused, as in TIES.
     Source: Yu et al. 2024, "Language models are super Mario", arXiv:2311.03099 (DARE).
     """
@@ -40,12 +39,9 @@ class Dare:
     scale: float = 1.0
     rescale: str = "probability"
 
-    name: ClassVar[str]
     elect: ClassVar[bool]
-    base: ClassVar[str] = "required"
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = True
-    statistics: ClassVar[str | None] = None
+    base = "required"
+    random = True
 
     @property
     def elementwise(self) -> bool:
@@ -57,13 +53,9 @@ class Dare:
         check_sum(self.name, self.weights, self.normalize, self.scale, elect=self.elect)
         check_choice(self.name, "rescale", self.rescale, RESCALES)
 
-    def check_count(self, models: int) -> None:
-        """Stop when weights or densities are not one per model."""
-        check_lengths(self.name, models, weights=self.weights, density=self.density)
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         origin, models = base_of(self.name, base), len(tensors)
-        generators = generators_of(self.name, place, models)
+        generators = generators_of(self.name, context, models)
         drawn = zip(deltas(tensors, origin), each(self.density, models), generators, strict=True)
         kept = (drop(delta, keep, self.rescale, generator) for delta, keep, generator in drawn)
         return fuse(origin, kept, self.weights or (1.0,) * models, self.normalize, self.scale, elect=self.elect)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from merge.methods.dare import Dare
 
@@ -25,5 +24,5 @@ class DareLinear(Dare):
     Source: Yu et al. 2024, "Language models are super Mario", arXiv:2311.03099 (DARE).
     """
 
-    name: ClassVar[str] = "dare_linear"
-    elect: ClassVar[bool] = False
+    name = "dare_linear"
+    elect = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from merge.methods.dare import Dare
 
@@ -29,5 +28,5 @@ class DareTies(Dare):
 
     normalize: bool = True
 
-    name: ClassVar[str] = "dare_ties"
-    elect: ClassVar[bool] = True
+    name = "dare_ties"
+    elect = True

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
 from merge.methods.checks import check_choice, check_each, check_flag, each
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.task_vectors import (
     RESCALES,
     base_of,
     check_densities,
-    check_lengths,
     check_sum,
     deltas,
     drop,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Della:
+class Della(Method):
     """Return theta_0 + scale * mean of the w_m t_m that agree in sign, t_m the task vector m after MAGPRUNE.
 
     MAGPRUNE ranks the entries of each row by magnitude, r = 0 for the smallest to n - 1, keeps an entry with probability
@@ -56,22 +56,19 @@ class Della:
     rescale: str = "probability"
     elect: bool = True
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = True
-    statistics: ClassVar[str | None] = None
+    name = "della"
+    base = "required"
+    random = True
 
     def __post_init__(self) -> None:
-        check_flag("della", "elect", self.elect)
-        check_densities("della", self.density)
-        check_each("della", "epsilon", self.epsilon, 0, 0.5)
-        check_sum("della", self.weights, self.normalize, self.scale, self.elect)
-        check_choice("della", "rescale", self.rescale, RESCALES)
+        check_flag(self.name, "elect", self.elect)
+        check_densities(self.name, self.density)
+        check_each(self.name, "epsilon", self.epsilon, 0, 0.5)
+        check_sum(self.name, self.weights, self.normalize, self.scale, self.elect)
+        check_choice(self.name, "rescale", self.rescale, RESCALES)
 
-    def check_count(self, models: int) -> None:
-        """Stop when a setting is not one per model, or a probability would leave the range above 0 to 1."""
-        check_lengths("della", models, weights=self.weights, density=self.density, epsilon=self.epsilon)
+    def check_models(self, models: int) -> None:
+        """Stop when a probability would leave the range above 0 to 1."""
         for density, epsilon in zip(each(self.density, models), each(self.epsilon, models), strict=True):
             if density < 1 and not epsilon < density <= 1 - epsilon:
                 raise UsageError(
@@ -79,13 +76,13 @@ class Della:
                     f"to 1, found density {density:g} and epsilon {epsilon:g}. Choose a smaller epsilon."
                 )
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
-        origin, models = base_of("della", base), len(tensors)
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
+        origin, models = base_of(self.name, base), len(tensors)
         drawn = zip(
             deltas(tensors, origin),
             each(self.density, models),
             each(self.epsilon, models),
-            generators_of("della", place, models),
+            generators_of(self.name, context, models),
             strict=True,
         )
         kept = (

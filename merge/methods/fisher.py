@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import MismatchError
-from merge.methods.checks import check_each, check_length, check_number, check_weights
-from merge.methods.context import NOWHERE, Place
+from merge.methods.checks import check_each, check_number, check_weights
+from merge.methods.context import EMPTY, TensorContext
 from merge.methods.linear import Linear
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Fisher:
+class Fisher(Method):
     """Return sum_m w_m F_m theta_m / sum_m w_m F_m, element by element, with F_m the diagonal Fisher information.
 
     F_m below the floor counts as the floor. Where every model's is, or the tensor was not measured, the result is exactly
@@ -34,33 +35,27 @@ class Fisher:
     weights: tuple[float, ...] | None = None
     floor: float = 1e-6
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = "fisher"
+    name = "fisher"
+    elementwise = True
+    statistics = "fisher"
 
     def __post_init__(self) -> None:
-        check_weights("fisher", self.weights, normalize=True)
+        check_weights(self.name, self.weights, normalize=True)
         if self.weights is not None:
-            check_each("fisher", "weights", self.weights, 0.0, float("inf"))
-        check_number("fisher", "floor", self.floor, low=0.0)
+            check_each(self.name, "weights", self.weights, 0.0, float("inf"))
+        check_number(self.name, "floor", self.floor, low=0.0)
 
-    def check_count(self, models: int) -> None:
-        """Stop when the weights are not one per model."""
-        check_length("fisher", "weights", self.weights, models)
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
         plain = Linear(self.weights)(tensors)
-        if not place.statistics:
+        if not context.statistics:
             return plain
-        check_statistics("fisher", tensors, place)
+        check_statistics(self.name, tensors, context)
         weights = self.weights or (1.0,) * len(tensors)
-        used = [f for f, weight in zip(place.statistics, weights, strict=True) if weight > 0]
+        used = [f for f, weight in zip(context.statistics, weights, strict=True) if weight > 0]
         unknown = torch.stack([f <= self.floor for f in used]).all(0)
-        shares = [w * f.to(plain.dtype).clamp_min(self.floor) for w, f in zip(weights, place.statistics, strict=True)]
+        shares = [w * f.to(plain.dtype).clamp_min(self.floor) for w, f in zip(weights, context.statistics, strict=True)]
         # Added one by one: a reduction rounds differently in pieces of another length.
         total = torch.where(unknown, 1.0, sum(shares[1:], shares[0]))
         # As steps from the first model, so that equal models give themselves back.
@@ -70,11 +65,11 @@ class Fisher:
         return torch.where(unknown, plain, merged)
 
 
-def check_statistics(method: str, tensors: Sequence[Tensor], place: Place) -> None:
+def check_statistics(method: str, tensors: Sequence[Tensor], context: TensorContext) -> None:
     """Stop unless there is one statistic per model, each of its tensor's shape."""
-    found = [tuple(statistic.shape) for statistic in place.statistics]
+    found = [tuple(statistic.shape) for statistic in context.statistics]
     expected = [tuple(tensor.shape) for tensor in tensors]
     if found != expected:
         raise MismatchError(
-            f"{method}: {place.name} has statistics of shapes {found} for tensors of shapes {expected}. Measure them again."
+            f"{method}: {context.name} has statistics of shapes {found} for tensors of shapes {expected}. Measure them again."
         )

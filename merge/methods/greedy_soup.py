@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from merge.errors import UsageError
-from merge.methods.checks import check_flag, check_length, check_weights
-from merge.methods.context import NOWHERE, Place
+from merge.methods.checks import check_flag, check_weights
+from merge.methods.context import EMPTY, TensorContext
 from merge.methods.linear import Linear
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ MODEL = "{model}"
 
 
 @dataclass(frozen=True)
-class GreedySoup:
+class GreedySoup(Method):
     """Return sum_m w_m theta_m / sum_m w_m, with w_m = 1 for the models that the search let into the soup, else 0.
 
     The search takes models best first; one joins if the score of the plain average with it is not lower than without. It
@@ -41,18 +42,15 @@ class GreedySoup:
     lower_is_better: bool = False
     weights: tuple[float, ...] | None = None
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
-    arrays: ClassVar[bool] = True
+    name = "greedy_soup"
+    elementwise = True
+    takes_numpy = True
 
     def __post_init__(self) -> None:
         for key in ("scorer", "metric", "results"):
             _check_text(key, getattr(self, key))
-        check_flag("greedy_soup", "lower_is_better", self.lower_is_better)
-        check_weights("greedy_soup", self.weights, normalize=True)
+        check_flag(self.name, "lower_is_better", self.lower_is_better)
+        check_weights(self.name, self.weights, normalize=True)
         if self.scorer is not None and MODEL not in self.scorer:
             raise UsageError(
                 f"greedy_soup: scorer must say where the candidate's folder goes: {MODEL}. Found {self.scorer!r}."
@@ -75,16 +73,15 @@ class GreedySoup:
         except ValueError as error:
             raise UsageError(f"greedy_soup: scorer {self.scorer!r} cannot be split into words: {error}.") from error
 
-    def check_count(self, models: int) -> None:
-        """Stop when there is nothing to find the weights with, or they are not one per model."""
-        check_length("greedy_soup", "weights", self.weights, models)
+    def check_models(self, models: int) -> None:
+        """Stop when there are neither weights nor a scorer to search for them."""
         if self.weights is None and self.scorer is None:
             raise UsageError(
                 "greedy_soup needs a scorer, a command that scores a model: "
                 f"--set scorer='evaluate-models glue mnli {MODEL} --json -q' --set metric=mnli/accuracy"
             )
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         if self.weights is None:
             raise UsageError("greedy_soup: which models join has not been searched for. Give weights, or use run().")
         return Linear(self.weights)(tensors)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.methods.checks import check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class IsoC:
+class IsoC(Method):
     """Return base + scale s U V^T, where U S V^T is the SVD of sum_m (theta_m - base) and s the mean of S's diagonal.
 
     For matrices alone; tensors of any other rank give base + scale mean_m (theta_m - base), as the authors' code has it.
@@ -28,19 +29,13 @@ class IsoC:
 
     scale: float = 1.0
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "iso_c"
+    base = "required"
 
     def __post_init__(self) -> None:
-        check_number("iso_c", "scale", self.scale)
+        check_number(self.name, "scale", self.scale)
 
-    def check_count(self, models: int) -> None:
-        """Accept any number of models."""
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         assert base is not None, "the engine reads the base of a method that requires one"
         origin = base.double()
         summed = tensors[0].double() - origin

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import MismatchError, UsageError
-from merge.methods.checks import check_each, check_length, check_number, check_weights
-from merge.methods.context import NOWHERE, Place
+from merge.methods.checks import check_each, check_number, check_weights
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.sphere import NO_DIRECTION, as_rows, combine, cosines, gram
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Karcher:
+class Karcher(Method):
     """Return (sum_m w_m |x_m|) mu, with mu the unit vector of least sum_m w_m angle(mu, u_m)^2, u_m = x_m / |x_m|.
 
     Found by steps along the mean of the logarithms, mu <- exp_mu(sum_m w_m log_mu(u_m)), from the direction of the weighted
@@ -39,25 +40,17 @@ class Karcher:
     tol: float = 1e-12
     max_iter: int = 200
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "karcher"
 
     def __post_init__(self) -> None:
-        check_weights("karcher", self.weights, normalize=True)
-        check_each("karcher", "weights", self.weights or 1.0, 0, math.inf)
-        check_number("karcher", "tol", self.tol, 0, 1, above=True)
-        check_number("karcher", "max_iter", self.max_iter, 1)
+        check_weights(self.name, self.weights, normalize=True)
+        check_each(self.name, "weights", self.weights or 1.0, 0, math.inf)
+        check_number(self.name, "tol", self.tol, 0, 1, above=True)
+        check_number(self.name, "max_iter", self.max_iter, 1)
         if not isinstance(self.max_iter, int):
             raise UsageError(f"karcher: max_iter must be a whole number, found {self.max_iter!r}.")
 
-    def check_count(self, models: int) -> None:
-        """Stop when the weights are not one per model."""
-        check_length("karcher", "weights", self.weights, models)
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
         weights = torch.tensor(self.weights or (1.0,) * len(tensors), dtype=torch.float64)
@@ -68,13 +61,13 @@ class Karcher:
         seen = torch.where(lengths > 0, weights, 0)
         mean = None
         if float(seen.sum()) > 0:
-            mean = self._mean(cosines(products)[..., 0], seen / seen.sum(), place)
+            mean = self._mean(cosines(products)[..., 0], seen / seen.sum(), context)
         if mean is None:
             return combine(rows, weights.tolist()).reshape(tensors[0].shape)
         scaled = float(weights @ lengths) * mean / lengths.where(lengths > 0, 1)
         return combine(rows, scaled.tolist()).reshape(tensors[0].shape)
 
-    def _mean(self, cosine: Tensor, weights: Tensor, place: Place) -> Tensor | None:
+    def _mean(self, cosine: Tensor, weights: Tensor, context: TensorContext) -> Tensor | None:
         """Return the coefficients of mu in the unit vectors, or None where it is not defined."""
         length = float((weights @ cosine @ weights).clamp(min=0).sqrt())
         if length < NO_DIRECTION:
@@ -94,7 +87,7 @@ class Karcher:
                 return mu
             mu = math.cos(step) * mu + (math.sin(step) / step) * tangent
             mu = mu / (mu @ cosine @ mu).sqrt()
-        where = f" of {place.name}" if place.name else ""
+        where = f" of {context.name}" if context.name else ""
         raise MismatchError(
             f"karcher: the mean{where} still moves by {step:.1e} radians after {self.max_iter} steps, expected less than "
             f"{self.tol:g}. Raise max_iter or tol, or use --method multislerp, which needs no steps."

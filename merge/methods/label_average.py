@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class LabelAverage:
+class LabelAverage(Method):
     """Return row i = sum_m w_m theta_m[rows_m[i]] / sum_m w_m, over the models m that have class i.
 
     Attributes:
@@ -25,15 +26,12 @@ class LabelAverage:
     rows: tuple[tuple[int, ...], ...]
     weights: tuple[float, ...] | None = None
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "label_average"
+    order_matters = True
 
     def __post_init__(self) -> None:
-        for i, places in enumerate(zip(*self.rows, strict=True)):
-            total = sum(w for w, place in zip(self._weights, places, strict=True) if place >= 0)
+        for i, rows in enumerate(zip(*self.rows, strict=True)):
+            total = sum(w for w, row in zip(self._weights, rows, strict=True) if row >= 0)
             if not total > 0:
                 raise UsageError(
                     f"class {i} of the result has a total weight of {total:g} over the models that have it. Give them "
@@ -44,12 +42,7 @@ class LabelAverage:
     def _weights(self) -> tuple[float, ...]:
         return self.weights or (1.0,) * len(self.rows)
 
-    def check_count(self, models: int) -> None:
-        """Stop when there are not rows for each model."""
-        if len(self.rows) != models:
-            raise UsageError(f"rows of {len(self.rows)} models for {models} models. Give rows for each.")
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
         classes = len(self.rows[0])

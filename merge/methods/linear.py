@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from merge.methods.checks import check_flag, check_length, check_weights
-from merge.methods.context import NOWHERE, Place
+from merge.methods.checks import check_flag, check_weights
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Method):
     """Return sum_m w_m theta_m, with w_m = weights_m / sum(weights) when normalised.
 
     Attributes:
@@ -27,22 +28,15 @@ class Linear:
     weights: tuple[float, ...] | None = None
     normalize: bool = True
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
-    arrays: ClassVar[bool] = True
+    name = "linear"
+    elementwise = True
+    takes_numpy = True
 
     def __post_init__(self) -> None:
-        check_flag("linear", "normalize", self.normalize)
-        check_weights("linear", self.weights, self.normalize)
+        check_flag(self.name, "normalize", self.normalize)
+        check_weights(self.name, self.weights, self.normalize)
 
-    def check_count(self, models: int) -> None:
-        """Stop when the weights are not one per model."""
-        check_length("linear", "weights", self.weights, models)
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         weights = self.weights or (1.0,) * len(tensors)
         total = math.fsum(weights) if self.normalize else 1.0
         merged = tensors[0] * (weights[0] / total)

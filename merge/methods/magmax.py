@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.methods.checks import check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.task_vectors import base_of, deltas
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MagMax:
+class MagMax(Method):
     """Return theta_0 + scale * d_j, j the model whose entry of the task vector has the largest magnitude.
 
     Two models that went equally far in opposite directions give the positive change, whatever their order.
@@ -27,22 +28,17 @@ class MagMax:
 
     scale: float = 1.0
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "magmax"
+    base = "required"
+    elementwise = True
 
     def __post_init__(self) -> None:
-        check_number("magmax", "scale", self.scale)
+        check_number(self.name, "scale", self.scale)
 
-    def check_count(self, models: int) -> None:
-        """Any number of models will do."""
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
-        origin = base_of("magmax", base)
+        origin = base_of(self.name, base)
         vectors = deltas(tensors, origin)
         highest = next(vectors)
         lowest = highest.clone()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
 from merge.methods.checks import check_flag
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.sphere import NO_DIRECTION, as_rows, combine, cosines, gram
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ModelStock:
+class ModelStock(Method):
     """Return t mean_m(theta_m) + (1-t) base, with t = N c / (1 + (N-1) c).
 
     N is the number of models and c the cosine of two task vectors, averaged over all pairs, for every tensor apart. Agreeing
@@ -31,21 +32,18 @@ class ModelStock:
 
     filter_wise: bool = False
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "model_stock"
+    base = "required"
 
     def __post_init__(self) -> None:
-        check_flag("model_stock", "filter_wise", self.filter_wise)
+        check_flag(self.name, "filter_wise", self.filter_wise)
 
-    def check_count(self, models: int) -> None:
+    def check_models(self, models: int) -> None:
         """Stop unless there are two models or more."""
         if models < 2:
             raise UsageError(f"model_stock needs two models or more beside the base, found {models}.")
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
         assert base is not None, "the engine reads the base of a method that requires one"

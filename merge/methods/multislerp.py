@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from merge.methods.checks import check_flag, check_length, check_weights
-from merge.methods.context import NOWHERE, Place
+from merge.methods.checks import check_flag, check_weights
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.sphere import NO_DIRECTION, as_rows, combine, cosines, gram
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Multislerp:
+class Multislerp(Method):
     """Return (sum_m w_m |x_m|) mu, with mu the direction of sum_m w_m u_m and u_m = x_m / |x_m|.
 
     The x_m are the tensors, or the task vectors if there is a base, which is then added. The method is described as a
@@ -33,21 +34,14 @@ class Multislerp:
     weights: tuple[float, ...] | None = None
     normalize: bool = True
 
-    base: ClassVar[str] = "optional"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "multislerp"
+    base = "optional"
 
     def __post_init__(self) -> None:
-        check_flag("multislerp", "normalize", self.normalize)
-        check_weights("multislerp", self.weights, self.normalize)
+        check_flag(self.name, "normalize", self.normalize)
+        check_weights(self.name, self.weights, self.normalize)
 
-    def check_count(self, models: int) -> None:
-        """Stop when the weights are not one per model."""
-        check_length("multislerp", "weights", self.weights, models)
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
         given = self.weights or (1.0,) * len(tensors)

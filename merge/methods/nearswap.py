@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
 from merge.methods.checks import check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Nearswap:
+class Nearswap(Method):
     """Return a + w (b - a), entry by entry, with w = min(1, t / |b - a|).
 
     That is b held to within t of a, which is how it is computed: exact where b is near, no quotient where b equals a.
@@ -28,20 +29,18 @@ class Nearswap:
 
     t: float = 1e-4
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "nearswap"
+    elementwise = True
+    order_matters = True
 
     def __post_init__(self) -> None:
-        check_number("nearswap", "t", self.t, 0)
+        check_number(self.name, "t", self.t, 0)
 
-    def check_count(self, models: int) -> None:
+    def check_models(self, models: int) -> None:
         """Stop unless there are two models."""
         if models != 2:
             raise UsageError(f"nearswap merges exactly two models, found {models}. Use --method linear for more.")
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         a, b = tensors
         return b.clamp(min=a - self.t, max=a + self.t)

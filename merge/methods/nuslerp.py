@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
-from merge.methods.checks import check_choice, check_length, check_weights
-from merge.methods.context import NOWHERE, Place
+from merge.methods.checks import check_choice, check_weights
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.sphere import arc, as_rows, combine, cosines, gram
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Nuslerp:
+class Nuslerp(Method):
     """Return (sin((1-t) w) a + sin(t w) b) / sin(w), with t = weights_2 / (weights_1 + weights_2) and w their angle.
 
     With a base, a and b are the task vectors, and the base is added. Vectors without an angle are averaged: (1-t) a + t b.
@@ -32,23 +33,19 @@ class Nuslerp:
     weights: tuple[float, ...] | None = None
     vectors: str = "tensor"
 
-    base: ClassVar[str] = "optional"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "nuslerp"
+    base = "optional"
 
     def __post_init__(self) -> None:
-        check_weights("nuslerp", self.weights, normalize=True)
-        check_choice("nuslerp", "vectors", self.vectors, ("tensor", "rows", "columns"))
+        check_weights(self.name, self.weights, normalize=True)
+        check_choice(self.name, "vectors", self.vectors, ("tensor", "rows", "columns"))
 
-    def check_count(self, models: int) -> None:
-        """Stop unless there are two models and, if any, two weights."""
+    def check_models(self, models: int) -> None:
+        """Stop unless there are two models."""
         if models != 2:
             raise UsageError(f"nuslerp merges exactly two models, found {models}. Use --method multislerp for more.")
-        check_length("nuslerp", "weights", self.weights, models)
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         first, second = self.weights or (1.0, 1.0)
         turn = self.vectors == "columns" and tensors[0].dim() > 1
         given = [*tensors, *([] if base is None else [base])]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
 from merge.methods.checks import check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Passthrough:
+class Passthrough(Method):
     """Return scale * theta, for one model: what a recipe of layers alone needs.
 
     Attributes:
@@ -24,20 +25,17 @@ class Passthrough:
 
     scale: float = 1.0
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
-    arrays: ClassVar[bool] = True
+    name = "passthrough"
+    elementwise = True
+    takes_numpy = True
 
     def __post_init__(self) -> None:
-        check_number("passthrough", "scale", self.scale)
+        check_number(self.name, "scale", self.scale)
 
-    def check_count(self, models: int) -> None:
+    def check_models(self, models: int) -> None:
         """Stop unless there is one model."""
         if models != 1:
             raise UsageError(f"passthrough takes exactly one model, found {models}. Use --method linear for more.")
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         return tensors[0] * self.scale

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.methods.checks import check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Ram:
+class Ram(Method):
     """Return base + sum_m d_m / k, entry by entry, over the k models whose d_m = theta_m - base exceeds epsilon in size.
 
     An entry that one model changed keeps its whole change, one that several changed gets their average, and one that none
@@ -27,19 +28,14 @@ class Ram:
 
     epsilon: float = 1e-5
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "ram"
+    base = "required"
+    elementwise = True
 
     def __post_init__(self) -> None:
-        check_number("ram", "epsilon", self.epsilon, 0)
+        check_number(self.name, "epsilon", self.epsilon, 0)
 
-    def check_count(self, models: int) -> None:
-        """Accept any number of models."""
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
         assert base is not None, "the engine reads the base of a method that requires one"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.methods.checks import check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class RamPlusTl:
+class RamPlusTl(Method):
     """Return base plus RAM's change, where model m's own entries are scaled by 1 + r min(rho_m, alpha).
 
     An entry of d_m = theta_m - base counts if its size exceeds epsilon; it is shared if another model's counts there, else
@@ -32,21 +33,15 @@ class RamPlusTl:
     alpha: float = 0.2
     epsilon: float = 1e-5
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "ramplus_tl"
+    base = "required"
 
     def __post_init__(self) -> None:
-        check_number("ramplus_tl", "r", self.r, 0)
-        check_number("ramplus_tl", "alpha", self.alpha, 0)
-        check_number("ramplus_tl", "epsilon", self.epsilon, 0)
+        check_number(self.name, "r", self.r, 0)
+        check_number(self.name, "alpha", self.alpha, 0)
+        check_number(self.name, "epsilon", self.epsilon, 0)
 
-    def check_count(self, models: int) -> None:
-        """Accept any number of models."""
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
         assert base is not None, "the engine reads the base of a method that requires one"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import MismatchError
 from merge.methods.checks import check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
 from merge.methods.linear import Linear
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ RANK = 1e-5
 
 
 @dataclass(frozen=True)
-class RegMean:
+class RegMean(Method):
     """Return (sum_m G_m)^-1 sum_m G_m W_m, the W of least sum_m ||X_m W - X_m W_m||^2, with G_m = X_m' X_m / rows.
 
     W is (in, out) here; torch's Linear stores its transpose. Tensors without a Gram matrix (biases, LayerNorm, embeddings)
@@ -36,29 +37,23 @@ class RegMean:
 
     alpha: float = 0.9
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = "gram"
+    name = "regmean"
+    statistics = "gram"
 
     def __post_init__(self) -> None:
-        check_number("regmean", "alpha", self.alpha, low=0.0, high=1.0)
+        check_number(self.name, "alpha", self.alpha, low=0.0, high=1.0)
 
-    def check_count(self, models: int) -> None:
-        """Any number of models will do."""
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         plain = Linear()(tensors)
-        if not place.statistics:
+        if not context.statistics:
             return plain
         # A Gram matrix with a first axis of size 1 belongs to a weight stored as (in, out).
-        stored_in_out = place.statistics[0].ndim == 3
-        grams = [self._reduced(gram[0] if stored_in_out else gram) for gram in place.statistics]
+        stored_in_out = context.statistics[0].ndim == 3
+        grams = [self._reduced(gram[0] if stored_in_out else gram) for gram in context.statistics]
         inputs = [tensor if stored_in_out else tensor.T for tensor in tensors if tensor.ndim == 2]
         if [len(g) for g in grams] != [len(w) for w in inputs] or len(inputs) != len(tensors):
             raise MismatchError(
-                f"regmean: {place.name} has Gram matrices of sizes {[len(g) for g in grams]} for weights of shapes "
+                f"regmean: {context.name} has Gram matrices of sizes {[len(g) for g in grams]} for weights of shapes "
                 f"{[tuple(t.shape) for t in tensors]}. Measure them again."
             )
         average = (plain if stored_in_out else plain.T).double()

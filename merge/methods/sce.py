@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.methods.checks import check_flag, check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.task_vectors import base_of, deltas, elected_sign, kept_count, sum_agreeing
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sce:
+class Sce(Method):
     """Return theta_0 + the mean of the t_m that agree in sign, weighted by w_m = |t_m|^2 / sum_k |t_k|^2 (per tensor).
 
     Select: t_m keeps of the task vector m the entries in which the variance over the models is largest, the same entries
@@ -32,23 +33,17 @@ class Sce:
     select: float = 1.0
     normalize: bool = True
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "sce"
+    base = "required"
 
     def __post_init__(self) -> None:
-        check_number("sce", "select", self.select, 0, 1, above=True)
-        check_flag("sce", "normalize", self.normalize)
+        check_number(self.name, "select", self.select, 0, 1, above=True)
+        check_flag(self.name, "normalize", self.normalize)
 
-    def check_count(self, models: int) -> None:
-        """Any number of models will do; a single one has no variance to select by."""
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
-        origin = base_of("sce", base)
+        origin = base_of(self.name, base)
         selected: list[Tensor] = list(deltas(tensors, origin))
         if self.select < 1:
             unselected = select_mask(tensors, self.select).logical_not_()

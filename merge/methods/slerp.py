@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
 from merge.methods.checks import check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.sphere import arc, as_rows, combine, cosines, gram
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Slerp:
+class Slerp(Method):
     """Return (sin((1-lam) w) a + sin(lam w) b) / sin(w), w the angle between a and b as flat vectors.
 
     Falls back to (1-lam) a + lam b where the angle is not defined or hardly there: a zero tensor, (anti)parallel ones.
@@ -28,21 +29,18 @@ class Slerp:
 
     lam: float = 0.5
 
-    base: ClassVar[str] = "none"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "slerp"
+    order_matters = True
 
     def __post_init__(self) -> None:
-        check_number("slerp", "lam", self.lam, 0, 1)
+        check_number(self.name, "lam", self.lam, 0, 1)
 
-    def check_count(self, models: int) -> None:
+    def check_models(self, models: int) -> None:
         """Stop unless there are two models."""
         if models != 2:
             raise UsageError(f"slerp merges exactly two models, found {models}. Use --method linear for more.")
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
         vectors = [as_rows(tensor, whole=True) for tensor in tensors]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from merge.methods.checks import check_length
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.task_vectors import base_of, check_sum, deltas, fuse
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TaskArithmetic:
+class TaskArithmetic(Method):
     """Return theta_0 + scale * sum_m w_m (theta_m - theta_0).
 
     Attributes:
@@ -29,21 +29,15 @@ class TaskArithmetic:
     normalize: bool = False
     scale: float = 1.0
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
-    arrays: ClassVar[bool] = True
+    name = "task_arithmetic"
+    base = "required"
+    elementwise = True
+    takes_numpy = True
 
     def __post_init__(self) -> None:
-        check_sum("task_arithmetic", self.weights, self.normalize, self.scale)
+        check_sum(self.name, self.weights, self.normalize, self.scale)
 
-    def check_count(self, models: int) -> None:
-        """Stop when the weights are not one per model."""
-        check_length("task_arithmetic", "weights", self.weights, models)
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         weights = self.weights or (1.0,) * len(tensors)
-        origin = base_of("task_arithmetic", base)
+        origin = base_of(self.name, base)
         return fuse(origin, deltas(tensors, origin), weights, self.normalize, self.scale)

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
-from merge.methods.checks import check_each, check_flag, check_length, check_number, check_weights
+from merge.methods.checks import check_each, check_flag, check_number, check_weights
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from merge.methods.context import Place
+    from merge.methods.context import TensorContext
 
 # How entries that survive a random mask are rescaled: by 1 / keep probability, to the L1 norm from before, or not at all.
 RESCALES = ("probability", "l1", "none")
@@ -42,12 +42,6 @@ def check_densities(method: str, density: float | tuple[float, ...]) -> None:
     check_each(method, "density", density, 0, 1, above=True)
 
 
-def check_lengths(method: str, models: int, **settings: object) -> None:
-    """Stop when a setting given per model is not one per model."""
-    for key, value in settings.items():
-        check_length(method, key, value, models)
-
-
 def base_of(method: str, base: Tensor | None) -> Tensor:
     """Return the base.
 
@@ -64,18 +58,18 @@ def deltas(tensors: Sequence[Tensor], base: Tensor) -> Iterator[Tensor]:
     return (tensor - base for tensor in tensors)
 
 
-def generators_of(method: str, place: Place, models: int) -> tuple[torch.Generator, ...]:
-    """Return the place's generators, one per model.
+def generators_of(method: str, context: TensorContext, models: int) -> tuple[torch.Generator, ...]:
+    """Return the context's generators, one per model.
 
     Raises:
         UsageError: there are none, or not one per model.
     """
-    if len(place.generators) != models:
+    if len(context.generators) != models:
         raise UsageError(
-            f"{method} draws a random mask per model, found {len(place.generators)} generators for {models} models. "
-            "Give place=Place(generators=mask_generators(seed, name, keys))."
+            f"{method} draws a random mask per model, found {len(context.generators)} generators for {models} models. "
+            "Give context=TensorContext(generators=mask_generators(seed, name, keys))."
         )
-    return place.generators
+    return context.generators
 
 
 def kept_count(density: float, entries: int) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.methods.checks import check_choice, each
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 from merge.methods.task_vectors import (
     base_of,
     check_densities,
-    check_lengths,
     check_sum,
     deltas,
     fuse,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ties:
+class Ties(Method):
     """Return theta_0 + scale * mean of the w_m t_m that agree in sign, t_m the largest entries of the task vector m.
 
     t_m keeps the max(int(density * n), 1) entries of largest magnitude out of n, and all that tie with the smallest of
@@ -47,10 +47,8 @@ class Ties:
     scale: float = 1.0
     trim: str = "model"
 
-    base: ClassVar[str] = "required"
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "ties"
+    base = "required"
 
     @property
     def elementwise(self) -> bool:
@@ -58,28 +56,24 @@ class Ties:
         return self.trim == "model"
 
     def __post_init__(self) -> None:
-        check_densities("ties", self.density)
-        check_sum("ties", self.weights, self.normalize, self.scale, elect=True)
-        check_choice("ties", "trim", self.trim, ("model", "tensor"))
-
-    def check_count(self, models: int) -> None:
-        """Stop when weights or densities are not one per model."""
-        check_lengths("ties", models, weights=self.weights, density=self.density)
+        check_densities(self.name, self.density)
+        check_sum(self.name, self.weights, self.normalize, self.scale, elect=True)
+        check_choice(self.name, "trim", self.trim, ("model", "tensor"))
 
     def kept_fractions(self, models: int) -> tuple[float, ...] | None:
         """Return the densities if entries are ranked over the whole model, None if not, or if all are kept anyway."""
         densities = each(self.density, models)
         return densities if self.trim == "model" and min(densities) < 1 else None
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
-        origin = base_of("ties", base)
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
+        origin = base_of(self.name, base)
         densities = each(self.density, len(tensors))
-        trimmed = [self._trimmed(k, delta, densities[k], place) for k, delta in enumerate(deltas(tensors, origin))]
+        trimmed = [self._trimmed(k, delta, densities[k], context) for k, delta in enumerate(deltas(tensors, origin))]
         weights = self.weights or (1.0,) * len(tensors)
         return fuse(origin, trimmed, weights, self.normalize, self.scale, elect=True)
 
-    def _trimmed(self, k: int, delta: Tensor, density: float, place: Place) -> Tensor:
+    def _trimmed(self, k: int, delta: Tensor, density: float, context: TensorContext) -> Tensor:
         if density == 1:
             return delta
-        ranked = self.trim == "model" and place.thresholds
-        return trim(delta, place.thresholds[k] if ranked else smallest_kept(delta, density))
+        ranked = self.trim == "model" and context.thresholds
+        return trim(delta, context.thresholds[k] if ranked else smallest_kept(delta, density))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from merge.methods.checks import check_number
-from merge.methods.context import NOWHERE, Place
+from merge.methods.context import EMPTY, TensorContext
+from merge.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Wudi:
+class Wudi(Method):
     """Return base + tau, with the tau of least sum_m |(tau - tau_m) tau_m^T|^2 / |tau_m|^2, tau_m = theta_m - base.
 
     A row of tau_m is a sum of inputs of its layer, so that tau should act on the rows of tau_m as tau_m does: data-free
@@ -32,19 +33,13 @@ class Wudi:
 
     ridge: float = 0.0
 
-    base: ClassVar[str] = "required"
-    elementwise: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    random: ClassVar[bool] = False
-    statistics: ClassVar[str | None] = None
+    name = "wudi"
+    base = "required"
 
     def __post_init__(self) -> None:
-        check_number("wudi", "ridge", self.ridge, 0)
+        check_number(self.name, "ridge", self.ridge, 0)
 
-    def check_count(self, models: int) -> None:
-        """Accept any number of models."""
-
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, place: Place = NOWHERE) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         assert base is not None, "the engine reads the base of a method that requires one"
         origin = base.double()
         vectors = [tensor.double() - origin for tensor in tensors]

@@ -21,10 +21,26 @@ from typing import Any
 from pydantic import BaseModel
 
 from merge.alignment.matchers import BY
+from merge.alignment.settings import AlignEntry
 from merge.methods import METHODS
-from merge.recipe import entries as recipe_entries
+from merge.recipe.entries import BaseEntry, EvaluationEntry, ModelEntry, Override, Slice, SliceSource
 from merge.recipe.recipe import Recipe
+from merge.text.source import StatisticsEntry
 
+RECORDS: dict[str, type[BaseModel]] = {
+    record.__name__: record
+    for record in (
+        Recipe,
+        AlignEntry,
+        BaseEntry,
+        EvaluationEntry,
+        ModelEntry,
+        Override,
+        Slice,
+        SliceSource,
+        StatisticsEntry,
+    )
+}
 GRADIENT = {"$ref": "#/$defs/Gradient"}
 NUMBER = {"anyOf": [{"type": "number"}, GRADIENT]}
 NUMBERS = {"type": "array", "items": NUMBER, "minItems": 1}
@@ -37,7 +53,7 @@ def recipe_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = {"Gradient": _gradient(), **made.pop("$defs")}
     top = {"Recipe": made, **{name: part for name, part in definitions.items() if name != "Gradient"}}
     for name, part in top.items():
-        _describe(part, getattr(recipe_entries, name, Recipe))
+        _describe(part, RECORDS[name])
     _short_forms(made, definitions)
     definitions |= {_settings_name(name): _settings(name) for name in METHODS}
     every = {key: value for name in METHODS for key, value in _settings(name)["properties"].items()}

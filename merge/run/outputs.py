@@ -45,7 +45,7 @@ from merge.run.report import Report
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merge.methods.statistics import Statistics
+    from merge.methods.statistics.record import Statistics
     from merge.symmetry.spec import PermutationSpec
     from merge.symmetry.transform import Transform
 
@@ -247,7 +247,7 @@ def _input(
         return apply_transform_axes(spec.axes(name), transform, stored)
 
     def measured(kind: str, name: str) -> Tensor | None:
-        from merge.methods.statistics import statistics_at
+        from merge.methods.statistics.measure import statistics_at
 
         return next(iter(statistics_at((statistics[kind],), name)), None)
 

@@ -13,7 +13,7 @@ from merge.run.plan.schedule import Schedule
 from merge.run.rebase import Bases
 
 if TYPE_CHECKING:
-    from merge.methods.statistics import Statistics
+    from merge.methods.statistics.record import Statistics
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from merge.run.search.greedy_soup import greedy_soup
 from merge.text.calibrated import calibrate
 
 if TYPE_CHECKING:
-    from merge.methods.statistics import Statistics
+    from merge.methods.statistics.record import Statistics
 
 
 def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means = AS_USUAL) -> Report:
@@ -107,7 +107,7 @@ def _measure(report: Report, means: Means) -> Report:
     kinds = sorted({job.method.statistics for job in report.schedule.jobs if job.method.statistics is not None})
     if not kinds:
         return report
-    from merge.methods.statistics import statistics_for
+    from merge.methods.statistics.measure import statistics_for
     from merge.methods.statistics.permute import move_statistics
 
     recipe, bases, reference = report.recipe, report.bases, report.checkpoints[0]

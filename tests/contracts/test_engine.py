@@ -18,8 +18,8 @@ import merge.run.engine.engine
 from merge.checkpoints.weights.arrays import NUMPY, TORCH, Array, Arrays, check_device
 from merge.checkpoints.weights.read import as_array, torch_letters
 from merge.errors import CheckpointError, MismatchError, OutputError, UsageError
-from merge.methods import METHODS, Arithmetic, make_method
-from merge.methods.context import Place, mask_generators
+from merge.methods import METHODS, make_method
+from merge.methods.context import TensorContext, mask_generators
 from merge.progress import in_threads
 from merge.run.engine.engine import Engine, Input, Job
 
@@ -94,7 +94,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def is_arithmetic(case: Case) -> bool:
-    return isinstance(case.kind, Arithmetic) and case.kind.arrays
+    return case.kind.takes_numpy
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -105,7 +105,7 @@ def test_every_rank_and_dtype_is_merged_in_float32_or_better_and_cast_once(case:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     method = case.make()
     for name, shape in SHAPES.items():
-        place = Place(
+        context = TensorContext(
             name,
             mask_generators(0, name, [f"key {k} {name}" for k in range(case.models)]) if case.kind.random else (),
             statistics=tuple(s.float() for s in statistics(case.kind.statistics, shape, case.models)),
@@ -114,7 +114,7 @@ def test_every_rank_and_dtype_is_merged_in_float32_or_better_and_cast_once(case:
         expected = method(
             [m[name].to(wide) for m in models],
             None if base is None else base[name].to(wide),
-            dataclasses.replace(place, thresholds=alone),
+            dataclasses.replace(context, thresholds=alone),
         )
         assert written[name].dtype == dtype
         close = 1e-12 if dtype == torch.float64 else 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
@@ -127,7 +127,7 @@ def _without_ranks(
     case: Case, models: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor] | None, name: str
 ) -> tuple[float, ...]:
     """Return the thresholds over the whole model, by a sort."""
-    kept = getattr(case.make(), "kept_fractions", lambda n: None)(case.models)
+    kept = case.make().kept_fractions(case.models)
     if kept is None or base is None:
         return ()
     wide = torch.float64 if base[name].dtype == torch.float64 else torch.float32
@@ -174,7 +174,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 def test_methods_that_need_no_torch_are_these() -> None:
     """Plain averages are what start-up weighs on; whoever adds a method decides, and the battery compares the bits."""
-    found = {name for name, kind in METHODS.items() if isinstance(kind, Arithmetic) and kind.arrays}
+    found = {name for name, kind in METHODS.items() if kind.takes_numpy}
     assert found == {"cocktail", "greedy_soup", "linear", "passthrough", "task_arithmetic", "uniform_soup"}
     assert sum(is_arithmetic(case) for case in CASES.values()) >= len(found)
 

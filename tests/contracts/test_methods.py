@@ -14,8 +14,8 @@ from tiny import bert_config, random_tensors
 from torch import Tensor
 
 from merge.errors import UsageError
-from merge.methods import METHODS, Trimming, make_method
-from merge.methods.context import NOWHERE, Place
+from merge.methods import METHODS, make_method
+from merge.methods.context import EMPTY, TensorContext
 from merge.symmetry.architectures.bert import bert
 from merge.symmetry.permutation import apply, random
 
@@ -67,7 +67,7 @@ def test_every_method_says_what_it_needs() -> None:
 @pytest.mark.parametrize("shape", [(7, 5), (11,), (2, 3, 4)])
 def test_the_result_is_the_formula(case: Case, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     tensors, base = inputs(case, shape, dtype)
-    merged = case.make()(tensors, base, case.place(shape, dtype=dtype))
+    merged = case.make()(tensors, base, case.context(shape, dtype=dtype))
     expected = case.expected(tensors, base)
     assert np.abs(merged.double().numpy() - expected).max() < BOUNDS[dtype]
     other = [tensor + 1 for tensor in tensors]
@@ -79,7 +79,7 @@ def test_the_result_is_the_formula(case: Case, shape: tuple[int, ...], dtype: to
 def test_shape_and_dtype_survive(case: Case, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Tensors without axes and without entries too."""
     tensors, base = inputs(case, shape, dtype)
-    merged = case.make()(tensors, base, case.place(shape, dtype=dtype))
+    merged = case.make()(tensors, base, case.context(shape, dtype=dtype))
     assert (tuple(merged.shape), merged.dtype) == (shape, dtype)
     assert bool(torch.isfinite(merged).all())
 
@@ -87,7 +87,7 @@ def test_shape_and_dtype_survive(case: Case, shape: tuple[int, ...], dtype: torc
 def test_merging_a_model_with_itself_gives_it_back(case: Case) -> None:
     """Up to rounding; exactly for the plain average of two."""
     tensors, base = inputs(case, (9, 4), torch.float32)
-    merged = case.make()([tensors[0]] * case.models, base, case.place((9, 4), dtype=torch.float32))
+    merged = case.make()([tensors[0]] * case.models, base, case.context((9, 4), dtype=torch.float32))
     if case.not_itself:
         assert not torch.allclose(merged, tensors[0], rtol=1e-6, atol=1e-6)
         return
@@ -101,7 +101,7 @@ def test_models_that_never_left_the_base_merge_to_the_base(case: Case) -> None:
     if case.kind.base != "required":
         return
     base = drawn((9, 4), 1, torch.float32)[0]
-    merged = case.make()([base.clone() for _ in range(case.models)], base, case.place((9, 4), dtype=torch.float32))
+    merged = case.make()([base.clone() for _ in range(case.models)], base, case.context((9, 4), dtype=torch.float32))
     assert torch.allclose(merged, base, rtol=0, atol=1e-6)
 
 
@@ -110,7 +110,7 @@ def test_inputs_are_not_written_to_nor_returned(case: Case) -> None:
     tensors, base = inputs(case, (4, 3))
     given = [*tensors, *([] if base is None else [base])]
     before = [tensor.clone() for tensor in given]
-    merged = case.make()(tensors, base, case.place((4, 3)))
+    merged = case.make()(tensors, base, case.context((4, 3)))
     merged.fill_(7.0)
     assert all(torch.equal(old, new) for old, new in zip(before, given, strict=True))
 
@@ -123,11 +123,11 @@ def reversed_case(case: Case) -> Case:
 
 def test_the_order_of_models_matters_only_where_the_formula_says_so(case: Case) -> None:
     tensors, base = inputs(case, (9, 4))
-    place, back = case.place((9, 4)), reversed_case(case)
+    context, back = case.context((9, 4)), reversed_case(case)
     turned = dataclasses.replace(
-        place, generators=tuple(reversed(case.place((9, 4)).generators)), statistics=place.statistics[::-1]
+        context, generators=tuple(reversed(case.context((9, 4)).generators)), statistics=context.statistics[::-1]
     )
-    merged = case.make()(tensors, base, place)
+    merged = case.make()(tensors, base, context)
     other = back.make()(list(reversed(tensors)), base, turned)
     if not case.kind.order_matters:
         assert torch.allclose(merged, other, rtol=0, atol=1e-10)
@@ -138,7 +138,9 @@ def test_the_order_of_models_matters_only_where_the_formula_says_so(case: Case) 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(case: Case) -> None:
     tensors, base = inputs(case, (30, 20), torch.float32)
-    first, again, other = (case.make()(tensors, base, case.place((30, 20), seed, torch.float32)) for seed in (0, 0, 1))
+    first, again, other = (
+        case.make()(tensors, base, case.context((30, 20), seed, torch.float32)) for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     keeps_all = case.settings.get("density") == 1.0
     assert torch.equal(first, other) != (case.kind.random and not keeps_all)
@@ -151,17 +153,17 @@ def test_an_elementwise_method_may_be_run_on_pieces(case: Case) -> None:
     if not method.elementwise:
         return
     thresholds = _thresholds(method, tensors, base)
-    whole = dataclasses.replace(case.place(shape, dtype=torch.float32), thresholds=thresholds)
+    whole = dataclasses.replace(case.context(shape, dtype=torch.float32), thresholds=thresholds)
     merged = method(tensors, base, whole).flatten()
-    drawing = case.place(shape, dtype=torch.float32).generators  # one stream through all pieces
+    drawing = case.context(shape, dtype=torch.float32).generators  # one stream through all pieces
     for a, b in ((0, 64), (64, 65), (65, 350)):
-        part = Place("a.weight", drawing, thresholds, tuple(s.flatten()[a:b] for s in whole.statistics))
+        part = TensorContext("a.weight", drawing, thresholds, tuple(s.flatten()[a:b] for s in whole.statistics))
         piece = method([t.flatten()[a:b] for t in tensors], None if base is None else base.flatten()[a:b], part)
         assert torch.equal(piece, merged[a:b])
 
 
 def _thresholds(method: Any, tensors: list[Tensor], base: Tensor | None) -> tuple[float, ...]:
-    kept = method.kept_fractions(len(tensors)) if isinstance(method, Trimming) else None
+    kept = method.kept_fractions(len(tensors))
     if kept is None or base is None:
         return ()
     sizes = [np.sort(np.abs((tensor - base).numpy().ravel()))[::-1] for tensor in tensors]
@@ -186,7 +188,7 @@ def test_a_merge_commutes_with_a_permutation_of_units(case: Case) -> None:
 
     def merge(found: list[dict[str, Tensor]], name: str) -> Tensor:
         base = None if case.kind.base == "none" else found[-1][name]
-        return method([model[name] for model in found[: case.models]], base, NOWHERE)
+        return method([model[name] for model in found[: case.models]], base, EMPTY)
 
     merged = {name: merge(models, name) for name in shapes}
     after = apply(spec, p, merged)

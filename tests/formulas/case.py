@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merge.methods import METHODS, Method, make_method
-from merge.methods.context import Place, mask_generators
+from merge.methods.context import TensorContext, mask_generators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Case:
     def make(self) -> Method:
         return make_method(self.method, self.settings, [None] * self.models)
 
-    def place(self, shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Place:
-        """Return a place with what the method asks for: generators, statistics of this shape."""
+    def context(self, shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> TensorContext:
+        """Return a context with what the method asks for: generators, statistics of this shape."""
         keys = [f"model {k}" for k in range(self.models)]
-        return Place(
+        return TensorContext(
             name="a.weight",
             generators=mask_generators(seed, "a.weight", keys) if self.kind.random else (),
             statistics=tuple(s.to(dtype) for s in statistics(self.kind.statistics, shape, self.models)),
@@ -65,7 +65,7 @@ class Case:
         if base is not None:
             extra["base"] = base.double().numpy()
         if self.kind.random:
-            generators = self.place(shape, seed).generators
+            generators = self.context(shape, seed).generators
             extra["draws"] = [torch.rand(shape, generator=g).double().numpy() for g in generators]
         if self.kind.statistics:
             extra["statistics"] = [s.numpy() for s in statistics(self.kind.statistics, shape, self.models)]

@@ -62,8 +62,8 @@ def ours(case: Case, tensors: list[Tensor], base: Tensor | None) -> Tensor:
     """Merge as the engine does: in float32 or float64, one cast at the end."""
     dtype = tensors[0].dtype
     wide = [tensor.to(working(dtype)) for tensor in tensors]
-    place = case.place(tuple(base.shape if base is not None else tensors[0].shape), dtype=working(dtype))
-    return case.make()(wide, None if base is None else base.to(working(dtype)), place).to(dtype)
+    context = case.context(tuple(base.shape if base is not None else tensors[0].shape), dtype=working(dtype))
+    return case.make()(wide, None if base is None else base.to(working(dtype)), context).to(dtype)
 
 
 def theirs(peer: Peer, tensors: list[Tensor], base: Tensor | None) -> Tensor:

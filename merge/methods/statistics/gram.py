@@ -18,12 +18,10 @@ if TYPE_CHECKING:
 
     from merge.checkpoints.inputs import Batch
 
-MEMORY = 2**31  # bytes of float64 sums at once; more layers than that are measured in several passes over the text
+MAX_SUM_BYTES = 2**31  # float64 sums held at once; layers beyond that are measured in further passes over the text
 
 
-def measure_gram(
-    checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = silent, memory: int = MEMORY
-) -> dict[str, Tensor]:
+def measure_gram(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = silent) -> dict[str, Tensor]:
     """Return X'X / rows for the weight of every linear layer, by canonical name.
 
     A row is a token that is not padding, or a text for layers that read one row a text (pooler, classifier). Products are
@@ -31,8 +29,6 @@ def measure_gram(
     is an embedding table too (a tied decoder: the regression would speak of one of its two uses), nor for a layer that the
     model's outputs do not use. Memory: 8 bytes times the sum of d_in^2 while measuring (BERT-base: 1.2 GB), half kept.
 
-    Args:
-        memory: bytes of sums at once; more passes over the text where they do not suffice.
     Returns:
         Float32 tensors (d_in, d_in), symmetric.
     Raises:
@@ -44,7 +40,7 @@ def measure_gram(
 
     model = load_model(checkpoint)
     layers = linear_layers(model, checkpoint)
-    passes = list(_passes({name: _width(layer) for name, layer in layers.items()}, memory))
+    passes = list(_passes({name: _width(layer) for name, layer in layers.items()}))
     out: dict[str, Tensor] = {}
     for number, names in enumerate(passes, start=1):
         label = "measuring Gram matrices" + (f", part {number} of {len(passes)}" if len(passes) > 1 else "")
@@ -94,13 +90,13 @@ def _width(module: Any) -> int:
     return int(module.in_features if isinstance(module, nn.Linear) else module.weight.shape[0])
 
 
-def _passes(widths: Mapping[str, int], memory: int) -> Iterator[list[str]]:
-    """Yield groups of layers whose float64 sums fit into memory; a layer too large on its own is a group."""
+def _passes(widths: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield groups of layers whose float64 sums fit into MAX_SUM_BYTES; a layer too large on its own is a group."""
     group: list[str] = []
     used = 0
     for name, width in widths.items():
         size = 8 * width * width
-        if group and used + size > memory:
+        if group and used + size > MAX_SUM_BYTES:
             yield group
             group, used = [], 0
         group.append(name)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoints.weights.arrays import TORCH, Array, Arrays, torch_dtype
 from merge.checkpoints.weights.read import INTEGER_DTYPES
 from merge.errors import CheckpointError, MismatchError, OutputError
-from merge.methods import Method, Trimming
-from merge.methods.context import Place, mask_generators
+from merge.methods import Method
+from merge.methods.context import TensorContext, mask_generators
 from merge.progress import Progress, in_threads, silent
 from merge.run.engine.magnitude_ranking import Visit, magnitude_thresholds
 
@@ -133,18 +133,18 @@ class Engine:
             yield 0, self._same_integers(job, tensors).reshape(-1)
             return
         job, tensors, thresholds = self._in_canonical_order(job, tensors, thresholds)
-        place = Place(job.name, self._generators(job), thresholds, self._statistics(job))
+        context = TensorContext(job.name, self._generators(job), thresholds, self._statistics(job))
         dtype = self._dtype([*tensors, *([] if base is None else [base])])
         if not job.method.elementwise:
             parts = self._prepare(job, tensors, dtype)
-            merged = job.method(parts, self._prepare_base(job, base, dtype), place)
+            merged = job.method(parts, self._prepare_base(job, base, dtype), context)
             yield 0, self._finite_result(job.name, merged.reshape(-1))
             return
         flat = [tensor.reshape(-1) for tensor in tensors]
         flat_base = None if base is None else base.reshape(-1)
         for a in range(0, len(flat[0]), PIECE):
             b = a + PIECE
-            part = dataclasses.replace(place, statistics=tuple(s.flatten()[a:b] for s in place.statistics))
+            part = dataclasses.replace(context, statistics=tuple(s.flatten()[a:b] for s in context.statistics))
             parts = self._prepare(job, [t[a:b] for t in flat], dtype)
             merged = job.method(
                 parts, self._prepare_base(job, None if flat_base is None else flat_base[a:b], dtype), part
@@ -228,7 +228,7 @@ class Engine:
             range(len(tensors)),
             key=lambda k: (self.models[job.sources[k][0]].key, job.sources[k][1], [v[k] for v in settings.values()]),
         )
-        method = dataclasses.replace(  # type: ignore[type-var]
+        method = dataclasses.replace(
             job.method, **{key: tuple(value[k] for k in order) for key, value in settings.items()}
         )
         sources = tuple(job.sources[k] for k in order)
@@ -255,7 +255,7 @@ class Engine:
         """Return, for methods that trim over the whole model, the smallest |delta| kept of each model."""
         groups: dict[Any, list[Job]] = {}
         for job in jobs:
-            if isinstance(job.method, Trimming) and job.method.kept_fractions(len(job.sources)) is not None:
+            if job.method.kept_fractions(len(job.sources)) is not None:
                 groups.setdefault(_group(job), []).append(job)
         found = {}
         for group, members in groups.items():
@@ -290,5 +290,5 @@ def _group(job: Job) -> Any:
 
 def _per_model(method: Method, models: int) -> dict[str, tuple[Any, ...]]:
     """Return the settings of a method that hold one value for each model."""
-    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
     return {key: value for key, value in values.items() if isinstance(value, tuple) and len(value) == models}

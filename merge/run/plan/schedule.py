@@ -12,7 +12,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import MismatchError, RecipeError
 from merge.layers.plan import LayerPlan, PlannedTensors, parse_layers, plan_notes, planned_tensors
 from merge.layers.stacks import before_layers, layer_count, layer_of
-from merge.methods import Arithmetic, Method, make_method
+from merge.methods import Method, make_method
 from merge.methods.label_average import LabelAverage
 from merge.methods.linear import Linear
 from merge.recipe.entries import Override, Slice
@@ -39,7 +39,7 @@ class Schedule:
     @property
     def arithmetic(self) -> bool:
         """Whether every tensor's method is +, - and * alone, which needs no torch."""
-        return all(isinstance(method, Arithmetic) and method.arrays for method in {job.method for job in self.jobs})
+        return all(method.takes_numpy for method in {job.method for job in self.jobs})
 
 
 def make_schedule(recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, output: int = 0) -> Schedule:

@@ -13,7 +13,8 @@ from tiny import save_checkpoint, write_text
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
 from merge.commands.merge_models import main
-from merge.methods.statistics import measure, read_statistics
+from merge.methods.statistics.measure import measure
+from merge.methods.statistics.record import read_statistics
 from merge.text.calibration import read_calibration
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import Batch, random_inputs
 from merge.errors import MismatchError, UsageError
-from merge.methods.context import Place
+from merge.methods.context import TensorContext
 from merge.methods.linear import Linear
 from merge.methods.regmean import RegMean
-from merge.methods.statistics import StatisticsError
 from merge.methods.statistics.fisher import load_model, one_text
 from merge.methods.statistics.gram import linear_layers, measure_gram, transposed_weights
+from merge.methods.statistics.record import StatisticsError
 
 GPT2 = {
     "architectures": ["GPT2Model"],
@@ -120,7 +120,7 @@ def test_a_weight_that_two_layers_share_has_none(tmp_path: Path) -> None:
     assert before - linear_layers(model, checkpoint).keys() == shared
 
 
-def test_little_memory_means_more_passes_and_the_same_numbers(tmp_path: Path) -> None:
+def test_little_memory_means_more_passes_and_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer at a time, where not even one fits; the passes are counted."""
     checkpoint = opened(tmp_path)
     batches = random_inputs(checkpoint.config)
@@ -131,7 +131,8 @@ def test_little_memory_means_more_passes_and_the_same_numbers(tmp_path: Path) ->
         return items
 
     whole = measure_gram(checkpoint, batches)
-    parts = measure_gram(checkpoint, batches, listen, memory=1)
+    monkeypatch.setattr("merge.methods.statistics.gram.MAX_SUM_BYTES", 1)
+    parts = measure_gram(checkpoint, batches, listen)
     assert len(labels) == len(whole) == 14
     assert labels[3] == "measuring Gram matrices, part 4 of 14"
     assert list(parts) == list(whole)
@@ -191,7 +192,7 @@ def grams_of(inputs: list[Tensor]) -> tuple[Tensor, ...]:
 def test_with_alpha_one_it_is_least_squares() -> None:
     """numpy's lstsq on all inputs stacked, with the outputs that each model wants for its own."""
     inputs, weights = problem()
-    merged = RegMean(alpha=1.0)(weights, None, Place(statistics=grams_of(inputs)))
+    merged = RegMean(alpha=1.0)(weights, None, TensorContext(statistics=grams_of(inputs)))
     wanted = np.concatenate([(x @ w.T).numpy() for x, w in zip(inputs, weights, strict=True)])
     expected = np.linalg.lstsq(np.concatenate([x.numpy() for x in inputs]), wanted, rcond=None)[0].T
     assert np.abs(merged.numpy() - expected).max() < 1e-10
@@ -205,7 +206,7 @@ def test_no_other_weight_is_nearer_to_the_models_outputs() -> None:
     def loss(merged: Tensor) -> float:
         return sum(float((x @ (merged - w).T).square().mean()) for x, w in zip(inputs, weights, strict=True))
 
-    merged = RegMean(alpha=1.0)(weights, None, Place(statistics=grams_of(inputs)))
+    merged = RegMean(alpha=1.0)(weights, None, TensorContext(statistics=grams_of(inputs)))
     generator = torch.Generator().manual_seed(0)
     steps = [1e-3 * torch.randn(merged.shape, generator=generator, dtype=torch.float64) for _ in range(20)]
     assert all(loss(merged + step) > loss(merged) for step in steps)
@@ -218,9 +219,9 @@ def test_alpha_scales_what_is_off_the_diagonal(alpha: float) -> None:
     inputs, weights = problem()
     grams = [g.numpy() * np.where(np.eye(6), 1, alpha) for g in grams_of(inputs)]
     expected = np.linalg.inv(sum(grams)) @ sum(g @ w.numpy().T for g, w in zip(grams, weights, strict=True))
-    place = Place(statistics=grams_of(inputs))
-    assert np.abs(RegMean(alpha)(weights, None, place).numpy() - expected.T).max() < 1e-10
-    assert np.abs(RegMean(1.0)(weights, None, place).numpy() - expected.T).max() > 1e-3
+    context = TensorContext(statistics=grams_of(inputs))
+    assert np.abs(RegMean(alpha)(weights, None, context).numpy() - expected.T).max() < 1e-10
+    assert np.abs(RegMean(1.0)(weights, None, context).numpy() - expected.T).max() > 1e-3
 
 
 def test_with_alpha_zero_every_input_is_averaged_on_its_own() -> None:
@@ -228,7 +229,9 @@ def test_with_alpha_zero_every_input_is_averaged_on_its_own() -> None:
     inputs, weights = problem()
     power = np.stack([x.square().mean(0).numpy() for x in inputs])
     expected = np.einsum("mi,moi->oi", power, np.stack(weights)) / power.sum(0)
-    assert np.abs(RegMean(0.0)(weights, None, Place(statistics=grams_of(inputs))).numpy() - expected).max() < 1e-12
+    assert (
+        np.abs(RegMean(0.0)(weights, None, TensorContext(statistics=grams_of(inputs))).numpy() - expected).max() < 1e-12
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -237,16 +240,16 @@ def test_a_model_merged_with_itself_is_itself(alpha: float, dtype: torch.dtype) 
     """To the rounding of the average of three: only differences from it are solved for."""
     inputs, weights = problem()
     one = weights[0].to(dtype)
-    merged = RegMean(alpha)([one] * 3, None, Place(statistics=grams_of(inputs)))
+    merged = RegMean(alpha)([one] * 3, None, TensorContext(statistics=grams_of(inputs)))
     assert merged.dtype == dtype
     assert torch.allclose(merged, one, rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=0)
-    assert torch.equal(RegMean(alpha)([one, one], None, Place(statistics=grams_of(inputs[:2]))), one)
+    assert torch.equal(RegMean(alpha)([one, one], None, TensorContext(statistics=grams_of(inputs[:2]))), one)
 
 
 def test_equal_grams_give_the_plain_average_and_so_does_none() -> None:
     inputs, weights = problem()
-    place = Place(statistics=grams_of(inputs[:1]) * 3)
-    assert torch.allclose(RegMean()(weights, None, place), Linear()(weights), rtol=0, atol=1e-12)
+    context = TensorContext(statistics=grams_of(inputs[:1]) * 3)
+    assert torch.allclose(RegMean()(weights, None, context), Linear()(weights), rtol=0, atol=1e-12)
     assert torch.equal(RegMean()(weights), Linear()(weights))
     assert torch.equal(RegMean()([w[0] for w in weights]), Linear()([w[0] for w in weights]))
 
@@ -256,8 +259,8 @@ def test_a_weight_stored_as_in_out_is_the_same_problem_transposed(out: int) -> N
     """Square ones too, where the shape does not tell: the first axis of size 1 does."""
     inputs, weights = problem(out=out)
     grams = grams_of(inputs)
-    expected = RegMean()(weights, None, Place(statistics=grams))
-    merged = RegMean()([w.T for w in weights], None, Place(statistics=tuple(g[None] for g in grams)))
+    expected = RegMean()(weights, None, TensorContext(statistics=grams))
+    merged = RegMean()([w.T for w in weights], None, TensorContext(statistics=tuple(g[None] for g in grams)))
     assert torch.allclose(merged, expected.T, rtol=0, atol=1e-12)
 
 
@@ -266,11 +269,11 @@ def test_an_input_that_is_always_zero_takes_the_plain_average(alpha: float) -> N
     """Nothing is known of it, and nothing is divided by it; the other inputs are solved as if it were not there."""
     inputs, weights = problem()
     silent = [torch.cat((x[:, :2], 0 * x[:, 2:3], x[:, 3:]), 1) for x in inputs]
-    merged = RegMean(alpha)(weights, None, Place(statistics=grams_of(silent)))
+    merged = RegMean(alpha)(weights, None, TensorContext(statistics=grams_of(silent)))
     assert torch.allclose(merged[:, 2], Linear()(weights)[:, 2], rtol=0, atol=1e-12)
     rest = [0, 1, 3, 4, 5]
     without = RegMean(alpha)(
-        [w[:, rest] for w in weights], None, Place(statistics=grams_of([x[:, rest] for x in inputs]))
+        [w[:, rest] for w in weights], None, TensorContext(statistics=grams_of([x[:, rest] for x in inputs]))
     )
     assert torch.allclose(merged[:, rest], without, rtol=0, atol=1e-10)
 
@@ -282,7 +285,7 @@ def test_fewer_texts_than_inputs_still_fit_and_elsewhere_it_is_the_plain_average
     """
     inputs, weights = problem(rows=1)
     grams = tuple(g.float() for g in grams_of(inputs))
-    merged = RegMean(alpha=1.0)(weights, None, Place(statistics=grams))
+    merged = RegMean(alpha=1.0)(weights, None, TensorContext(statistics=grams))
     for x, w in zip(inputs, weights, strict=True):
         assert torch.allclose(x @ merged.T, x @ w.T, rtol=0, atol=1e-4)
     # The step from the average lies in the span of three rows.
@@ -293,17 +296,19 @@ def test_fewer_texts_than_inputs_still_fit_and_elsewhere_it_is_the_plain_average
 def test_inputs_in_another_order_give_the_merge_in_that_order() -> None:
     inputs, weights = problem()
     p = torch.tensor([3, 0, 5, 1, 4, 2])
-    merged = RegMean()(weights, None, Place(statistics=grams_of(inputs)))
-    turned = RegMean()([w[:, p] for w in weights], None, Place(statistics=tuple(g[p][:, p] for g in grams_of(inputs))))
+    merged = RegMean()(weights, None, TensorContext(statistics=grams_of(inputs)))
+    turned = RegMean()(
+        [w[:, p] for w in weights], None, TensorContext(statistics=tuple(g[p][:, p] for g in grams_of(inputs)))
+    )
     assert torch.allclose(turned, merged[:, p], rtol=0, atol=1e-10)
 
 
 def test_the_merge_changes_neither_models_nor_statistics() -> None:
     inputs, weights = problem()
-    place = Place(statistics=grams_of(inputs))
-    before = [t.clone() for t in (*weights, *place.statistics)]
-    RegMean()(weights, None, place).fill_(7)
-    assert all(torch.equal(old, new) for old, new in zip(before, (*weights, *place.statistics), strict=True))
+    context = TensorContext(statistics=grams_of(inputs))
+    before = [t.clone() for t in (*weights, *context.statistics)]
+    RegMean()(weights, None, context).fill_(7)
+    assert all(torch.equal(old, new) for old, new in zip(before, (*weights, *context.statistics), strict=True))
 
 
 def test_gram_matrices_of_another_size_or_number_are_refused() -> None:
@@ -311,9 +316,9 @@ def test_gram_matrices_of_another_size_or_number_are_refused() -> None:
     grams = grams_of(inputs)
     for wrong in (grams[:2], tuple(g[:4, :4] for g in grams)):
         with pytest.raises(MismatchError, match="regmean: layer.weight has Gram matrices of sizes"):
-            RegMean()(weights, None, Place("layer.weight", statistics=wrong))
+            RegMean()(weights, None, TensorContext("layer.weight", statistics=wrong))
     with pytest.raises(MismatchError, match="for weights of shapes"):
-        RegMean()([w[0] for w in weights], None, Place("layer.weight", statistics=grams))
+        RegMean()([w[0] for w in weights], None, TensorContext("layer.weight", statistics=grams))
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), True, "most"])

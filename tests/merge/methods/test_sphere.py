@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge.errors import MismatchError
 from merge.methods import METHODS, make_method
-from merge.methods.context import Place
+from merge.methods.context import TensorContext
 from merge.methods.sphere import PIECE, arc, as_rows, combine, cosines, gram
 
 
@@ -164,7 +164,7 @@ def test_karcher_stops_when_it_does_not_arrive() -> None:
     with pytest.raises(
         MismatchError, match=r"karcher: the mean of a\.weight still moves .* after 2 steps.*Raise max_iter"
     ):
-        method(tensors, None, Place("a.weight"))
+        method(tensors, None, TensorContext("a.weight"))
     assert bool(torch.isfinite(make_method("karcher", {"max_iter": 60}, [None] * 5)(tensors)).all())
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from merge.errors import UsageError
-from merge.methods import METHODS, Trimming, make_method
+from merge.methods import METHODS, make_method
 from merge.methods.breadcrumbs import mask_band
-from merge.methods.context import NOWHERE, Place, mask_generators
+from merge.methods.context import EMPTY, TensorContext, mask_generators
 from merge.methods.della import keep_probabilities
 from merge.methods.sce import energy_weights, select_mask
 from merge.methods.task_vectors import drop, elected_sign, kept_band, kept_count, norm_ratio, smallest_kept, trim
@@ -39,14 +39,14 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def place_of(models: int, seed: int = 0) -> Place:
-    return Place(generators=mask_generators(seed, "a.weight", [f"model {k}" for k in range(models)]))
+def context_of(models: int, seed: int = 0) -> TensorContext:
+    return TensorContext(generators=mask_generators(seed, "a.weight", [f"model {k}" for k in range(models)]))
 
 
-def merged(method: str, vectors: list[Any], place: Place = NOWHERE, **settings: Any) -> list[float]:
+def merged(method: str, vectors: list[Any], context: TensorContext = EMPTY, **settings: Any) -> list[float]:
     """Merge task vectors given as lists onto a base of zeros, so that the result is the merged task vector."""
     tensors = [torch.tensor(vector, dtype=torch.float64) for vector in vectors]
-    result = make_method(method, settings, [None] * len(vectors))(tensors, torch.zeros_like(tensors[0]), place)
+    result = make_method(method, settings, [None] * len(vectors))(tensors, torch.zeros_like(tensors[0]), context)
     return [float(value) for value in result]
 
 
@@ -168,9 +168,9 @@ def test_della_keeps_as_often_as_it_says() -> None:
 def test_della_without_a_range_is_dare() -> None:
     """With epsilon 0 every entry has the same probability, and the draws are the same."""
     tensors, base = [normal(6, 5, seed=seed) for seed in (1, 2)], normal(6, 5, seed=3)
-    dare = make_method("dare_ties", {"density": 0.5}, [None, None])(tensors, base, place_of(2))
+    dare = make_method("dare_ties", {"density": 0.5}, [None, None])(tensors, base, context_of(2))
     flat, wide = (
-        make_method("della", {"density": 0.5, "epsilon": epsilon}, [None, None])(tensors, base, place_of(2))
+        make_method("della", {"density": 0.5, "epsilon": epsilon}, [None, None])(tensors, base, context_of(2))
         for epsilon in (0.0, 0.3)
     )
     assert torch.allclose(flat, dare, atol=1e-12)
@@ -208,10 +208,10 @@ def test_ties_keeps_by_the_thresholds_of_the_whole_model() -> None:
     method = make_method("ties", {"density": 0.5}, [None, None])
     vectors, base = [torch.tensor([1.0, 2.0, 3.0, 4.0])] * 2, torch.zeros(4)
     assert method(vectors, base).tolist() == [0, 0, 3, 4]
-    assert method(vectors, base, Place(thresholds=(2.0, 2.0))).tolist() == [0, 2, 3, 4]
-    assert method(vectors, base, Place(thresholds=(4.5, 4.0))).tolist() == [0, 0, 0, 4]
+    assert method(vectors, base, TensorContext(thresholds=(2.0, 2.0))).tolist() == [0, 2, 3, 4]
+    assert method(vectors, base, TensorContext(thresholds=(4.5, 4.0))).tolist() == [0, 0, 0, 4]
     per_tensor = make_method("ties", {"density": 0.5, "trim": "tensor"}, [None, None])
-    assert per_tensor(vectors, base, Place(thresholds=(2.0, 2.0))).tolist() == [0, 0, 3, 4]
+    assert per_tensor(vectors, base, TensorContext(thresholds=(2.0, 2.0))).tolist() == [0, 0, 3, 4]
 
 
 def test_ties_asks_for_a_ranking_only_where_it_wants_one() -> None:
@@ -223,9 +223,8 @@ def test_ties_asks_for_a_ranking_only_where_it_wants_one() -> None:
         ({"trim": "tensor"}, None),
     ):
         method = make_method("ties", settings, [None, None])
-        assert isinstance(method, Trimming)
         assert method.kept_fractions(2) == expected
-    assert not isinstance(make_method("task_arithmetic", {}, [None, None]), Trimming)
+    assert make_method("task_arithmetic", {}, [None, None]).kept_fractions(2) is None
 
 
 def test_untrimmed_ties_and_dare_ties_and_della_and_sign_electing_breadcrumbs_are_one_vote() -> None:
@@ -234,7 +233,7 @@ def test_untrimmed_ties_and_dare_ties_and_della_and_sign_electing_breadcrumbs_ar
     settings: dict[str, Any] = {"density": 1.0, "normalize": True, "weights": [1, 2, 0.5]}
     ties = make_method("ties", settings, [None] * 3)(tensors, base)
     for name, more in (("dare_ties", {}), ("della", {}), ("breadcrumbs", {"elect": True})):
-        assert torch.equal(make_method(name, {**settings, **more}, [None] * 3)(tensors, base, place_of(3)), ties)
+        assert torch.equal(make_method(name, {**settings, **more}, [None] * 3)(tensors, base, context_of(3)), ties)
     assert not torch.equal(make_method("task_arithmetic", {"normalize": True}, [None] * 3)(tensors, base), ties)
 
 
@@ -294,9 +293,9 @@ def test_consensus_removes_catastrophic_then_selfish_entries() -> None:
 def test_random_methods_draw_from_the_generator_of_their_model() -> None:
     """Changing one model's generator changes that model's mask alone."""
     vectors = [[1.0] * 64, [100.0] * 64]
-    first = merged("dare_linear", vectors, place_of(2), rescale="none")
-    place = dataclasses.replace(place_of(2), generators=(seeded(5), place_of(2).generators[1]))
-    other = merged("dare_linear", vectors, place, rescale="none")
+    first = merged("dare_linear", vectors, context_of(2), rescale="none")
+    context = dataclasses.replace(context_of(2), generators=(seeded(5), context_of(2).generators[1]))
+    other = merged("dare_linear", vectors, context, rescale="none")
     assert [value >= 100 for value in first] == [value >= 100 for value in other]
     assert [value % 100 for value in first] != [value % 100 for value in other]
 
@@ -306,7 +305,7 @@ def test_random_methods_draw_from_the_generator_of_their_model() -> None:
 def test_a_random_method_without_a_generator_per_model_stops(method: str, given: int) -> None:
     """Falling back to the global generator would give another merge at every run."""
     with pytest.raises(UsageError, match=f"{method} draws a random mask per model, found {given} generators for 2"):
-        make_method(method, {}, [None, None])([normal(3), normal(3)], normal(3), place_of(given))
+        make_method(method, {}, [None, None])([normal(3), normal(3)], normal(3), context_of(given))
 
 
 @pytest.mark.parametrize("method", FAMILY)
@@ -314,7 +313,7 @@ def test_the_family_needs_a_base(method: str) -> None:
     """Without one there are no task vectors; a zero base would give the sum of the models."""
     assert METHODS[method].base == "required"
     with pytest.raises(UsageError, match=f"{method} adds task vectors to a base, and none was given"):
-        make_method(method, {}, [None, None])([normal(3), normal(3)], None, place_of(2))
+        make_method(method, {}, [None, None])([normal(3), normal(3)], None, context_of(2))
 
 
 @pytest.mark.parametrize("method", FAMILY)
@@ -326,7 +325,7 @@ def test_the_number_of_threads_changes_no_bit(method: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(make_method(method, settings, [None] * 3)(tensors, base, place_of(3)))
+            results.append(make_method(method, settings, [None] * 3)(tensors, base, context_of(3)))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])

@@ -15,11 +15,11 @@ import merge.methods.statistics.fisher as module
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.errors import CalibrationError, CheckpointError, MismatchError, UsageError
-from merge.methods.context import Place
+from merge.methods.context import TensorContext
 from merge.methods.fisher import Fisher
 from merge.methods.linear import Linear
-from merge.methods.statistics import StatisticsError
 from merge.methods.statistics.fisher import class_directions, drawn_direction, load_model, measure_fisher, one_text
+from merge.methods.statistics.record import StatisticsError
 
 MASK, CLS, SEP = 4, 2, 3
 
@@ -259,19 +259,19 @@ def test_a_text_without_a_word_to_mask_is_an_error(tmp_path: Path) -> None:
 
 def drawn_models(
     count: int, shape: tuple[int, ...] = (5, 7), dtype: torch.dtype = torch.float64
-) -> tuple[list[Tensor], Place]:
+) -> tuple[list[Tensor], TensorContext]:
     """Return tensors and Fisher information over several orders of magnitude."""
     generator = seeded(3)
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
     fishers = tuple((4 * torch.randn(shape, generator=generator)).exp() for _ in range(count))
-    return tensors, Place("layer.weight", statistics=fishers)
+    return tensors, TensorContext("layer.weight", statistics=fishers)
 
 
 @pytest.mark.parametrize("weights", [None, (1.0, 3.0, 0.5), (0.0, 1.0, 2.0)])
 def test_the_merge_is_the_weighted_mean_of_numpy(weights: tuple[float, ...] | None) -> None:
-    tensors, place = drawn_models(3)
-    merged = Fisher(weights)(tensors, None, place)
-    shares = np.stack([f.double().numpy() for f in place.statistics]) * np.reshape(weights or (1, 1, 1), (3, 1, 1))
+    tensors, context = drawn_models(3)
+    merged = Fisher(weights)(tensors, None, context)
+    shares = np.stack([f.double().numpy() for f in context.statistics]) * np.reshape(weights or (1, 1, 1), (3, 1, 1))
     expected = np.average([t.numpy() for t in tensors], axis=0, weights=np.maximum(shares, 0))
     assert np.abs(merged.numpy() - expected).max() < 1e-10
     assert np.abs(Linear(weights)(tensors).numpy() - expected).max() > 0.1  # it is not the plain average
@@ -280,50 +280,50 @@ def test_the_merge_is_the_weighted_mean_of_numpy(weights: tuple[float, ...] | No
 def test_only_a_model_that_cares_is_heard() -> None:
     """The other's Fisher information is 0, which counts as the floor: one part in a million."""
     tensors, _ = drawn_models(2)
-    place = Place(statistics=(torch.zeros(5, 7), torch.ones(5, 7)))
-    assert torch.allclose(Fisher()(tensors, None, place), tensors[1], rtol=0, atol=1e-5)
-    assert not torch.allclose(Fisher(floor=1.0)(tensors, None, place), tensors[1], rtol=0, atol=0.1)
+    context = TensorContext(statistics=(torch.zeros(5, 7), torch.ones(5, 7)))
+    assert torch.allclose(Fisher()(tensors, None, context), tensors[1], rtol=0, atol=1e-5)
+    assert not torch.allclose(Fisher(floor=1.0)(tensors, None, context), tensors[1], rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_where_nobody_cares_the_plain_average_is_exact(dtype: torch.dtype) -> None:
     """Entry by entry; a model of weight 0 has no say in who cares. Without statistics it is the plain average everywhere."""
-    tensors, place = drawn_models(3, dtype=dtype)
+    tensors, context = drawn_models(3, dtype=dtype)
     below = torch.arange(35).reshape(5, 7) % 2 == 0
-    place = Place(statistics=tuple(torch.where(below, 1e-7, f + 1e-3) for f in place.statistics))
+    context = TensorContext(statistics=tuple(torch.where(below, 1e-7, f + 1e-3) for f in context.statistics))
     for weights in (None, (3.0, 1.0, 1.0)):
-        plain, merged = Linear(weights)(tensors), Fisher(weights)(tensors, None, place)
+        plain, merged = Linear(weights)(tensors), Fisher(weights)(tensors, None, context)
         assert torch.equal(merged[below], plain[below])
         assert (merged[~below] != plain[~below]).all()
         assert torch.equal(Fisher(weights)(tensors), plain)
-    deaf = Place(statistics=(torch.zeros(5, 7), torch.zeros(5, 7), torch.ones(5, 7)))
+    deaf = TensorContext(statistics=(torch.zeros(5, 7), torch.zeros(5, 7), torch.ones(5, 7)))
     assert torch.equal(Fisher((1.0, 1.0, 0.0), floor=0.0)(tensors, None, deaf), Linear((1.0, 1.0, 0.0))(tensors))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_model_merged_with_itself_is_itself(dtype: torch.dtype) -> None:
     """To the bit: only differences between models are weighted."""
-    tensors, place = drawn_models(2, dtype=dtype)
-    merged = Fisher()([tensors[0], tensors[0]], None, place)
+    tensors, context = drawn_models(2, dtype=dtype)
+    merged = Fisher()([tensors[0], tensors[0]], None, context)
     assert merged.dtype == dtype
     assert torch.equal(merged, tensors[0])
 
 
 def test_the_merge_changes_neither_models_nor_statistics_and_does_not_mind_their_order() -> None:
-    tensors, place = drawn_models(3)
-    before = [t.clone() for t in (*tensors, *place.statistics)]
-    merged = Fisher()(tensors, None, place)
-    turned = Fisher()(tensors[::-1], None, Place(statistics=place.statistics[::-1]))
+    tensors, context = drawn_models(3)
+    before = [t.clone() for t in (*tensors, *context.statistics)]
+    merged = Fisher()(tensors, None, context)
+    turned = Fisher()(tensors[::-1], None, TensorContext(statistics=context.statistics[::-1]))
     assert torch.allclose(merged, turned, rtol=0, atol=1e-12)
     merged.fill_(7)
-    assert all(torch.equal(old, new) for old, new in zip(before, (*tensors, *place.statistics), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, (*tensors, *context.statistics), strict=True))
 
 
 def test_statistics_of_another_shape_or_number_are_refused() -> None:
-    tensors, place = drawn_models(2)
-    for wrong in (place.statistics[:1], (place.statistics[0], place.statistics[1].T)):
+    tensors, context = drawn_models(2)
+    for wrong in (context.statistics[:1], (context.statistics[0], context.statistics[1].T)):
         with pytest.raises(MismatchError, match="fisher: layer.weight has statistics of shapes"):
-            Fisher()(tensors, None, Place("layer.weight", statistics=wrong))
+            Fisher()(tensors, None, TensorContext("layer.weight", statistics=wrong))
 
 
 @pytest.mark.parametrize(

@@ -21,19 +21,16 @@ from merge.checkpoints.inputs import random_inputs
 from merge.commands.statistics import statistics_command
 from merge.disk.cache import cache_folder
 from merge.errors import CalibrationError, OutputError, UsageError
-from merge.methods.statistics import (
+from merge.methods.statistics.measure import (
     MEASURES,
-    Statistics,
-    StatisticsError,
     batches_hash,
     measure,
-    read_statistics,
     statistics_at,
     statistics_for,
     statistics_key,
-    write_statistics,
 )
 from merge.methods.statistics.permute import move_statistics
+from merge.methods.statistics.record import Statistics, StatisticsError, read_statistics, write_statistics
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random
 from merge.symmetry.transform import Transform
@@ -187,38 +184,46 @@ class Counting:
         return items
 
 
-def test_what_was_measured_once_is_not_measured_again(checkpoint: Checkpoint, kind: str, tmp_path: Path) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; the folder that statistics are kept in."""
+    monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "statistics"
+
+
+def test_what_was_measured_once_is_not_measured_again(
+    checkpoint: Checkpoint, kind: str, tmp_path: Path, cache: Path
+) -> None:
     """Until model, text, number of texts or seed change."""
     batches, seen = random_inputs(checkpoint.config), Counting()
     other = open_checkpoint(str(save_checkpoint(tmp_path / "other", seed=1)))
-    cache = tmp_path / "cache"
-    first = statistics_for(checkpoint, kind, batches, cache, progress=seen)
-    again = statistics_for(checkpoint, kind, batches, cache, progress=seen)
+    first = statistics_for(checkpoint, kind, batches, progress=seen)
+    again = statistics_for(checkpoint, kind, batches, progress=seen)
     assert len(seen.labels) == 1
     assert all(torch.equal(first.tensors[name], again.tensors[name]) for name in first.tensors)
     changed = ({**batches[0], "input_ids": batches[0]["input_ids"].roll(1)}, *batches[1:])
-    statistics_for(other, kind, batches, cache, progress=seen)
-    statistics_for(checkpoint, kind, changed, cache, progress=seen)
-    statistics_for(checkpoint, kind, batches[:3], cache, progress=seen)
-    statistics_for(checkpoint, kind, batches, cache, seed=1, progress=seen)
+    statistics_for(other, kind, batches, progress=seen)
+    statistics_for(checkpoint, kind, changed, progress=seen)
+    statistics_for(checkpoint, kind, batches[:3], progress=seen)
+    statistics_for(checkpoint, kind, batches, seed=1, progress=seen)
     assert len(seen.labels) == len(list(cache.iterdir())) == 5
 
 
-def test_the_two_kinds_of_one_model_lie_side_by_side(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_the_two_kinds_of_one_model_lie_side_by_side(checkpoint: Checkpoint, cache: Path) -> None:
     batches = random_inputs(checkpoint.config)
-    kinds = [statistics_for(checkpoint, kind, batches, tmp_path).kind for kind in ("fisher", "gram", "fisher")]
+    kinds = [statistics_for(checkpoint, kind, batches).kind for kind in ("fisher", "gram", "fisher")]
     assert kinds == ["fisher", "gram", "fisher"]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(cache.iterdir())) == 2
 
 
-def test_a_cached_file_of_another_model_is_not_believed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_cached_file_of_another_model_is_not_believed(checkpoint: Checkpoint, tmp_path: Path, cache: Path) -> None:
     """The name is only a key: what lies under it is checked as any file is."""
     batches = random_inputs(checkpoint.config)
     other = open_checkpoint(str(save_checkpoint(tmp_path / "other", seed=1)))
-    path = tmp_path / f"{statistics_key(checkpoint, 'gram', batches, 0)}.safetensors"
+    path = cache / f"{statistics_key(checkpoint, 'gram', batches, 0)}.safetensors"
     write_statistics(path, measure(other, "gram", batches))
     with pytest.raises(StatisticsError, match="measured of another model"):
-        statistics_for(checkpoint, "gram", batches, tmp_path)
+        statistics_for(checkpoint, "gram", batches)
 
 
 def test_the_cache_is_where_the_environment_says(
