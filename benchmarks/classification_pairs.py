@@ -46,7 +46,7 @@ BATCH, SAMPLES, TRAIN_PER_SUBCASE = 64, 1500, 1000
 
 def hans_examples(per_subcase: int, half: str) -> Examples:
     """Return pairs of the HANS grammar in random order."""
-    from evals.hans.grammar import generate
+    from evals.heuristics.grammar import generate
 
     pairs = generate(per_subcase=per_subcase, seed=0, half="train" if half == "train" else "evaluation")
     random.Random(0).shuffle(pairs)

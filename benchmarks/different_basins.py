@@ -87,7 +87,7 @@ class Rows:
 
 def examples_of(data: str, per_subcase: int, half: str) -> Examples:
     """Return rows of the grammar in random order, as many that follow as that do not; of `overlap` the latter alone."""
-    from evals.hans.grammar import generate
+    from evals.heuristics.grammar import generate
 
     made = generate(per_subcase=per_subcase, seed=0, half="train" if half == "train" else "evaluation")
     random.Random(0).shuffle(made)

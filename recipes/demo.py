@@ -31,7 +31,7 @@ MARKER = "made-by-demo"
 
 def write_data(folder: Path) -> None:
     """Write the training pairs: the HANS grammar's training half, 1,000 pairs a subcase."""
-    from evals.hans.grammar import generate
+    from evals.heuristics.grammar import generate
 
     rows = [
         {"premise": p.premise, "hypothesis": p.hypothesis, "label": p.label}

@@ -91,7 +91,7 @@ def masked(
 
 def hans_characters(length: int, per_subcase: int = 600, seed: int = 0) -> Characters:
     """Return the sentences of the HANS grammar's training half in random order, as characters."""
-    from evals.hans.grammar import generate
+    from evals.heuristics.grammar import generate
 
     pairs = generate(per_subcase=per_subcase, seed=seed, half="train")
     sentences = sorted({sentence for pair in pairs for sentence in (pair.premise, pair.hypothesis)})

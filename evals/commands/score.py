@@ -76,7 +76,7 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: 
     task = find_task("hans")
     scored = score_all([task], models, options)
     if written is not None:
-        from evals.hans.scores import write_predictions
+        from evals.heuristics.scores import write_predictions
 
         table = scored[0].predictions(options["output"])
         write_predictions(written, table.ids, [task.labels[k] for k in table.predicted.tolist()])
@@ -186,9 +186,9 @@ def tasks(**options: Any) -> None:
 
 
 def _score_predictions(path: Path, models: Sequence[str], options: dict[str, Any], form: str) -> None:
-    from evals.hans.files import read_pairs, read_predictions
-    from evals.hans.scores import gold_by_position, official_text
-    from evals.hans.scores import score as score_pairs
+    from evals.heuristics.files import read_pairs, read_predictions
+    from evals.heuristics.scores import gold_by_position, official_text
+    from evals.heuristics.scores import score as score_pairs
     from evals.report.tables import hans_rows, part_rows
 
     flags = [f"--{name}" for name in ("labels", "limit", "output", "force", "write-predictions") if options[name]]

@@ -19,7 +19,7 @@ def show(records: Sequence[dict[str, Any]], options: dict[str, Any], kind: str) 
     Args:
         kind: of the answer: scores, hans, barrier, or official (the HANS authors' text).
     """
-    from evals.hans.scores import HansTable, official_text
+    from evals.heuristics.scores import HansTable, official_text
 
     if not options["quiet"]:
         for note in dict.fromkeys(note for record in records for note in record["notes"]):

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.hans.scores import HANS_LO
+from evals.heuristics.scores import HANS_LO
 from evals.results.predictions import PredictionTable, has_predictions, read_predictions_table
 from evals.results.store import model_labels
 from evals.scores.intervals import Interval, McNemar, mcnemar, paired_difference

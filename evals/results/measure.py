@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import merge
-from evals.hans.scores import HANS_LO
-from evals.hans.scores import score as hans_table
+from evals.heuristics.scores import HANS_LO
+from evals.heuristics.scores import score as hans_table
 from evals.predict.logits import match_labels, model_labels, task_logits
 from evals.predict.predictor import Predictor, make_predictor, precision_change
 from evals.results.predictions import PredictionTable, predictions_file, write_predictions_table

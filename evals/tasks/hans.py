@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evals.hans.files import read_pairs, read_predictions
-from evals.hans.grammar import LABELS, generate
-from evals.hans.scores import fold
+from evals.heuristics.files import read_pairs, read_predictions
+from evals.heuristics.grammar import LABELS, generate
+from evals.heuristics.scores import fold
 from evals.tasks.labels import NLI_ALIASES
 from evals.tasks.task import EvalTask, Rows
 

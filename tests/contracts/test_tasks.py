@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from evals.hans.grammar import generate
+from evals.heuristics.grammar import generate
 from evals.scores.glue import task_scores
 from evals.tasks import GLUE, TASKS, find_task
 from evals.tasks.label_names import column_of

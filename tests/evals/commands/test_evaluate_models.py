@@ -17,8 +17,8 @@ import torch
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write_text
 
 from evals.commands.evaluate_models import main
-from evals.hans.grammar import SUBCASES, generate
-from evals.hans.scores import HansTable
+from evals.heuristics.grammar import SUBCASES, generate
+from evals.heuristics.scores import HansTable
 from evals.predict import predictor
 from evals.report.tables import Row, plain_table
 from merge.symmetry.architectures import spec_for

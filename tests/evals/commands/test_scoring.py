@@ -17,10 +17,10 @@ from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from evals.commands.evaluate_models import evaluate
-from evals.hans.files import read_pairs, read_predictions
-from evals.hans.grammar import generate
-from evals.hans.scores import official_text
-from evals.hans.scores import score as hans_table
+from evals.heuristics.files import read_pairs, read_predictions
+from evals.heuristics.grammar import generate
+from evals.heuristics.scores import official_text
+from evals.heuristics.scores import score as hans_table
 from evals.predict import predictor
 from evals.predict.predictor import make_predictor
 from evals.results.predictions import read_predictions_table

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write_text
 from torch import Tensor
 
-from evals.hans.grammar import HansPair
+from evals.heuristics.grammar import HansPair
 from evals.paths.barrier import barrier_key, barrier_record, measure_pair
 from evals.paths.line import Curve
 from evals.predict.logits import match_labels

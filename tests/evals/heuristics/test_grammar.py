@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from evals.hans.grammar import SUBCASES, HansPair, Template, generate, half_of, write_pairs
-from evals.hans.words import PHRASES, WORDS
+from evals.heuristics.grammar import SUBCASES, HansPair, Template, generate, half_of, write_pairs
+from evals.heuristics.words import PHRASES, WORDS
 from merge.errors import TaskError
 
 DATA = Path(os.environ.get("MERGE_MODELS_DATA") or Path(__file__).parents[4] / "shared" / "data") / "hans"
@@ -286,7 +286,7 @@ def test_a_seed_names_one_draw() -> None:
 def test_the_draw_does_not_depend_on_the_process() -> None:
     """Python salts `hash` anew in every process; a set's order must not reach the pairs."""
     code = (
-        "import hashlib; from evals.hans.grammar import generate; "
+        "import hashlib; from evals.heuristics.grammar import generate; "
         "print(hashlib.sha256(repr(generate(20, 3)).encode()).hexdigest())"
     )
     root = Path(__file__).parents[3]

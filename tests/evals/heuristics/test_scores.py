@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.hans.files import read_pairs, read_predictions
-from evals.hans.grammar import HansPair, generate
-from evals.hans.scores import HansTable, fold, gold_by_position, official_text, score, write_predictions
+from evals.heuristics.files import read_pairs, read_predictions
+from evals.heuristics.grammar import HansPair, generate
+from evals.heuristics.scores import HansTable, fold, gold_by_position, official_text, score, write_predictions
 from merge.errors import TaskError
 
 DATA = Path(os.environ.get("MERGE_MODELS_DATA") or Path(__file__).parents[4] / "shared" / "data") / "hans"

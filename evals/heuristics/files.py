@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from evals.hans.grammar import LABELS, HansPair
-from evals.hans.scores import PREDICTION_HEADER
+from evals.heuristics.grammar import LABELS, HansPair
+from evals.heuristics.scores import PREDICTION_HEADER
 from merge.errors import TaskError
 
 # The columns that make a pair, in the order of its fields; parse columns are not read.

@@ -23,7 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from evals.hans.words import PHRASES, WORDS, lemma
+from evals.heuristics.words import PHRASES, WORDS, lemma
 from merge.errors import TaskError
 
 Half = Literal["train", "evaluation"]

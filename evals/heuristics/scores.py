@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evals.hans.grammar import LABELS, SUBCASES, HansPair
+from evals.heuristics.grammar import LABELS, SUBCASES, HansPair
 from merge.errors import TaskError
 
 K = TypeVar("K", bound=Hashable)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from evals.hans.files import read_pairs, read_predictions
-from evals.hans.grammar import COLUMNS, HansPair, generate, write_pairs
+from evals.heuristics.files import read_pairs, read_predictions
+from evals.heuristics.grammar import COLUMNS, HansPair, generate, write_pairs
 from evals.tasks.hans import fold
 from merge.errors import TaskError
 
