@@ -73,11 +73,11 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     from evals.results.measure import named
     from evals.results.store import add_result
     from merge.alignment.rewrite import prepared
-    from merge.checkpoints.checkpoint import open_checkpoint
+    from merge.checkpoints.checkpoint import open_encoder
     from merge.run.plan.preflight import Allowed, preflight
     from merge.run.rebase import find_bases
 
-    pair = open_checkpoint(a), open_checkpoint(b)
+    pair = open_encoder(a), open_encoder(b)
     notes = preflight(pair, allowed=Allowed(dtype="float32"))
     columns, known = match_labels(task, pair[0], stated), known_results(options)
     rows = read_rows(task, options)

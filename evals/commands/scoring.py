@@ -50,9 +50,9 @@ def score_all(
 
     from evals.results.measure import named, score_key
     from evals.results.predictions import has_predictions
-    from merge.checkpoints.checkpoint import open_checkpoint
+    from merge.checkpoints.checkpoint import open_encoder
 
-    checkpoints = [open_checkpoint(model) for model in models]
+    checkpoints = [open_encoder(model) for model in models]
     known = known_results(options)
     chosen, left = choose(tasks, checkpoints, stated, options, everything)
     if not options["quiet"]:

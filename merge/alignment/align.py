@@ -12,7 +12,6 @@ from merge.alignment.choice.requested import choices, decide, rotates
 from merge.alignment.reading import Material, absent_pooler, read_material
 from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
-from merge.checkpoints.sentence_transformers import without_modules
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.progress import Progress, silent
 from merge.symmetry.architectures import spec_for
@@ -268,7 +267,7 @@ def _carry(
     from merge.symmetry.permutation import Permutation, identity
     from merge.symmetry.transform import Transform
 
-    whole = without_modules(model)
+    whole = model.encoder
     spec, stand_in = _without_pooler(_spec_moved(spec_for(whole.config), entry), whole)
     tensors, still = finite_tensors(whole) | stand_in, identity(spec, whole.shapes)
     indices = {axis: found.permutation.indices.get(axis, index) for axis, index in still.indices.items()}

@@ -20,7 +20,7 @@ from merge.alignment.choice.requested import keeps_canonical, rotates
 from merge.alignment.reading import absent_pooler
 from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors, open_checkpoint
-from merge.checkpoints.sentence_transformers import is_module_tensor, with_modules, without_modules
+from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.weights.write import open_writer
 from merge.disk.staging import copy_side_files, write_json
 from merge.errors import AlignmentError
@@ -71,7 +71,7 @@ def prepared(
 def _rotating(entry: AlignEntry, models: Sequence[Checkpoint]) -> bool:
     if entry.apply is None:
         return entry.residual == "rotation"
-    return rotates(entry, spec_for(without_modules(models[0]).config))
+    return rotates(entry, spec_for(models[0].encoder.config))
 
 
 # The config entries that name the width of the feed-forward layers.
@@ -107,7 +107,7 @@ def _of_other_sizes(reference: Checkpoint, model: Checkpoint) -> bool:
     if model.architecture != reference.architecture or model.tensors.keys() != reference.tensors.keys():
         return False
     spec = spec_for(reference.config)
-    own, other = (spec.fit(without_modules(checkpoint).shapes) for checkpoint in (reference, model))
+    own, other = (spec.fit(checkpoint.encoder.shapes) for checkpoint in (reference, model))
     return any(other[axis] != size for axis, size in own.items() if axis not in spec.named)
 
 
@@ -119,7 +119,7 @@ def _resized(
     from merge.checkpoints.inputs import random_inputs
     from merge.text.calibrated import calibrate
 
-    a, b = without_modules(reference), without_modules(model)
+    a, b = reference.encoder, model.encoder
     batches = calibrate(entry.text_source(seed), reference, needed=False)[0] or random_inputs(a.config, seed)
     pair = Pair(spec_for(a.config), finite_tensors(a), finite_tensors(b), a.config, a.written_name, batches)
     found = transported(pair)
@@ -138,7 +138,7 @@ def _rewritten(
 ) -> Checkpoint:
     from merge.symmetry.canonical import canonical_weights, fold_norms
 
-    own = without_modules(checkpoint)
+    own = checkpoint.encoder
     given = finite_tensors(own)
     # In float64, so that what is compared is the rewriting and not its rounding.
     tensors: Mapping[str, Tensor] = {n: t.double() if t.is_floating_point() else t for n, t in given.items()}
@@ -189,11 +189,11 @@ def _stored(
 ) -> Checkpoint:
     """Return the checkpoint with these tensors and this config, written to a folder; modules around it are copied."""
     folder.mkdir()
-    _write(folder, without_modules(checkpoint), tensors, config)
+    _write(folder, checkpoint.encoder, tensors, config)
     for file in sorted({stored.file for name, stored in checkpoint.tensors.items() if is_module_tensor(name)}):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint.folder / file, folder / file)
-    opened, own = with_modules(open_checkpoint(str(folder))), checkpoint.tensors
+    opened, own = open_checkpoint(str(folder)), checkpoint.tensors
     usual = next(stored.own_dtype for stored in own.values() if not stored.is_integer)
     given = {n: replace(t, given=own[n].own_dtype if n in own else usual) for n, t in opened.tensors.items()}
     return replace(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from merge.checkpoints.hub.download import download, looks_like_hub_id
+from merge.checkpoints.modules import Module, is_module_tensor, module_tensors, read_modules
 from merge.checkpoints.names.buffers import buffer_of
 from merge.checkpoints.names.canonical import canonical_name, canonicalise
 from merge.checkpoints.side_files import side_files
@@ -23,10 +24,6 @@ from merge.checkpoints.structure import Structure, structure_of
 from merge.checkpoints.weights.read import StoredTensor, as_array, open_arrays, open_weights, read_headers
 from merge.disk.hashes import file_hash, remembered_hash
 from merge.errors import CheckpointError, first_line
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,6 +59,21 @@ class Checkpoint:
     left_behind: tuple[str, ...]
     notes: tuple[str, ...] = ()
     _files: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def encoder(self) -> Checkpoint:
+        """The checkpoint as transformers loads it: without the tensors of sentence-transformers modules."""
+        tensors = {name: stored for name, stored in self.tensors.items() if not is_module_tensor(name)}
+        return self if len(tensors) == len(self.tensors) else replace(self, tensors=tensors)
+
+    @cached_property
+    def modules(self) -> tuple[Module, ...] | None:
+        """The modules of a sentence-transformers folder in their order; None where the folder is none.
+
+        Raises:
+            CheckpointError: modules.json cannot be read.
+        """
+        return read_modules(self.folder)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -154,9 +166,27 @@ class Checkpoint:
 def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """Open a local folder, or a Hub id where no such folder exists, reading headers only.
 
+    The tensors of sentence-transformers modules are the checkpoint's too; `Checkpoint.encoder` is without them.
+
     Raises:
         CheckpointError: the path is missing, is no checkpoint, or holds something that cannot be read.
         HubError: a Hub id that cannot be fetched.
+    """
+    encoder = open_encoder(source, revision)
+    files = (*encoder.left_behind, *encoder.side_files)
+    tensors = module_tensors(encoder.folder, source, encoder.modules or (), files)
+    if not tensors:
+        return encoder
+    read = {stored.file for stored in tensors.values()}
+    left = tuple(name for name in encoder.left_behind if name not in read)
+    return replace(encoder, tensors={**encoder.tensors, **tensors}, left_behind=left)
+
+
+def open_encoder(source: str, revision: str | None = None) -> Checkpoint:
+    """Open what transformers loads of a folder or Hub id; weights of sentence-transformers modules are not looked at.
+
+    Raises:
+        CheckpointError, HubError: as `open_checkpoint`.
     """
     folder, commit = _locate(source, revision)
     config = _read_config(folder, source)

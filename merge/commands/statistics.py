@@ -47,7 +47,7 @@ def statistics_command(
       merge-models statistics a/ --kind fisher --text train.jsonl -o a-fisher.safetensors
       merge-models statistics org/a --kind gram --text train.jsonl -o a-gram.safetensors
     """
-    from merge.checkpoints.checkpoint import open_checkpoint
+    from merge.checkpoints.checkpoint import open_encoder
     from merge.checkpoints.inputs import load_tokenizer, tokenise
     from merge.methods.statistics.measure import measure
     from merge.methods.statistics.record import write_statistics
@@ -56,7 +56,7 @@ def statistics_command(
     set_verbosity(verbose)
     if output.is_dir() or (output.exists() and not force):
         raise OutputError(f"output {output} exists. Choose another -o, or --force to replace a file.")
-    checkpoint = open_checkpoint(model, revision)
+    checkpoint = open_encoder(model, revision)
     if not checkpoint.has_tokenizer:
         raise CalibrationError(f"{model} has no tokenizer to read text with. Put its tokenizer files into its folder.")
     columns = None if text_column is None else tuple(part.strip() for part in text_column.split(","))

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.reload_check import reload_check
-from merge.checkpoints.sentence_transformers import check_edited, is_module_tensor, with_modules, without_modules
+from merge.checkpoints.sentence_transformers import check_edited
 from merge.checkpoints.weights.write import write_weights
 from merge.disk.hashes import file_hash
 from merge.disk.staging import check_output, copy_side_files, staged, write_json
@@ -104,7 +105,7 @@ def drop_plan(
     if strategy != "contribution":
         return LayerPlan.drop(strategy, count, total, stack=stack), None
     dropped_layers(strategy, count, total, [0.0] * total)  # before the work of measuring
-    found = measure_contribution(checkpoint, text, columns, samples, seed, stack, progress)
+    found = measure_contribution(checkpoint.encoder, text, columns, samples, seed, stack, progress)
     return LayerPlan.drop(strategy, count, total, found.scores, stack), found
 
 
@@ -129,7 +130,6 @@ def edit_layers(
     if merged:
         raise UsageError(f"layer {merged[0]} of the plan is a merge of several; an edit only copies. Use merge-models.")
     check_output(output, force, [checkpoint.folder])
-    checkpoint = with_modules(checkpoint)
     check_edited(checkpoint)
     config = planned_config(checkpoint.config, plan)
     tensors = _planned(checkpoint, plan)
@@ -147,7 +147,7 @@ def edit_layers(
 
 def _planned(checkpoint: Checkpoint, plan: LayerPlan) -> PlannedTensors:
     """Return where the tensors of the output come from: the model's by the plan, those of modules from themselves."""
-    planned = planned_tensors(checkpoint.config, without_modules(checkpoint).shapes, plan)
+    planned = planned_tensors(checkpoint.config, checkpoint.encoder.shapes, plan)
     modules = {name: ((0, name),) for name in checkpoint.tensors if is_module_tensor(name)}
     return replace(planned, sources={**planned.sources, **modules})
 
@@ -201,7 +201,7 @@ def edit_facts(report: EditReport) -> dict[str, Any]:
             {
                 "source": checkpoint.source,
                 "commit": checkpoint.commit,
-                "content_hash": without_modules(checkpoint).content_hash,
+                "content_hash": checkpoint.encoder.content_hash,
                 "files": checkpoint.weight_hashes,
             }
         ],
@@ -244,7 +244,7 @@ def card(report: EditReport) -> str:
         f"{len(report.plan.layers)} layers of the {report.total} of {checkpoint.source}, in this order and counted from "
         f"0: {kept}. Made with `edit-layers` of merge-models; nothing was trained, tensors are copied byte for byte.",
         f"Input: {checkpoint.source}, commit {checkpoint.commit or 'none (local)'}, SHA-256 of its content "
-        f"`{without_modules(checkpoint).content_hash[:16]}`. Files, versions and hashes: `{MANIFEST}`.",
+        f"`{checkpoint.encoder.content_hash[:16]}`. Files, versions and hashes: `{MANIFEST}`.",
     ]
     if report.notes:
         lines.append("\n".join(["## Notes", "", *(f"- {note}" for note in report.notes)]))

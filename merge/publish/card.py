@@ -35,11 +35,11 @@ def add_results(folder: Path, results_file: Path) -> int:
     Raises:
         CheckpointError: the folder was not written by merge-models, or results.json holds nothing about it.
     """
-    from merge.checkpoints.checkpoint import open_checkpoint
+    from merge.checkpoints.checkpoint import open_encoder
     from merge.disk.hashes import file_hash
 
     facts, results = _read_json(folder / "merge.json"), _read_json(results_file)
-    own = open_checkpoint(str(folder)).content_hash
+    own = open_encoder(str(folder)).content_hash
     try:
         known = {m["content_hash"] for m in facts["models"]}
         wanted = [r for r in results["results"] if _about(r, own, known)]

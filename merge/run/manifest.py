@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import merge
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.sentence_transformers import without_modules
 from merge.disk.hashes import file_hash
 from merge.publish.card import licence_of
 from merge.run.plan.heads import Output, plan_heads
@@ -50,7 +49,7 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "source": checkpoint.source,
         "commit": checkpoint.commit,
-        "content_hash": without_modules(checkpoint).content_hash,
+        "content_hash": checkpoint.encoder.content_hash,
         "files": checkpoint.weight_hashes,
     }
 

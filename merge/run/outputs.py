@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from merge.alignment.choice.requested import keeps_canonical
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.reload_check import reload_check
-from merge.checkpoints.sentence_transformers import is_module_tensor
 from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
 from merge.checkpoints.tokenizers.vocabulary import config_changes, write_tokenizer
 from merge.checkpoints.weights.arrays import (

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from merge.alignment.rewrite import prepared, resized
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from merge.checkpoints.sentence_transformers import with_modules, without_modules
 from merge.checkpoints.weights.arrays import check_device, import_torch
 from merge.disk.staging import check_output, staged
 from merge.recipe.recipe import Recipe
@@ -42,8 +41,8 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
         MergeError: a child of it for every fault of input or output; nothing is left half written.
     """
     begun = time.monotonic()
-    models = tuple(with_modules(open_checkpoint(m.model, m.revision)) for m in recipe.models)
-    base = None if recipe.base is None else with_modules(open_checkpoint(recipe.base.model, recipe.base.revision))
+    models = tuple(open_checkpoint(m.model, m.revision) for m in recipe.models)
+    base = None if recipe.base is None else open_checkpoint(recipe.base.model, recipe.base.revision)
     output = Path(recipe.output).expanduser()
     everyone = models if base is None else (*models, base)
     check_output(output, force, [c.folder for c in everyone])
@@ -116,7 +115,7 @@ def _measure(report: Report, means: Means) -> Report:
     for kind in kinds:
         for k, (checkpoint, transform) in enumerate(zip(report.checkpoints, bases.transforms, strict=True)):
             measured = statistics_for(
-                without_modules(checkpoint), kind, batches, text=str(text), seed=recipe.seed, progress=means.progress
+                checkpoint.encoder, kind, batches, text=str(text), seed=recipe.seed, progress=means.progress
             )
             if transform is not None and (spec := bases.spec_of(k)) is not None:
                 measured = move_statistics(spec, transform, measured)
@@ -135,5 +134,5 @@ def _weigh(report: Report, means: Means, hashes: Sequence[Future[dict[str, str]]
         write_outputs(folder, weighed(candidate), means, hashes)
 
     recipe, scored = greedy_soup(report.recipe, report.checkpoints, write, means.progress)
-    recipe, measured = cocktail_weights(recipe, tuple(map(without_modules, report.checkpoints)), means.progress)
+    recipe, measured = cocktail_weights(recipe, tuple(model.encoder for model in report.checkpoints), means.progress)
     return dataclasses.replace(weighed(recipe), notes=(*report.notes, *scored, *measured))

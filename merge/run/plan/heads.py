@@ -11,7 +11,7 @@ from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, fold, is_generic
-from merge.checkpoints.sentence_transformers import pipeline_files, without_modules
+from merge.checkpoints.sentence_transformers import pipeline_files
 from merge.checkpoints.structure import Structure, structure_of, transformers_build
 from merge.disk.cache import read_cached, write_cached
 from merge.errors import MismatchError
@@ -76,8 +76,8 @@ def plan_heads(policy: str | None, models: Sequence[Checkpoint], base: Checkpoin
     """
     if policy is None or (policy == "average" and not _labels_differ(models)):
         sources = {name: tuple((m, name) for m in range(len(models))) for name in models[0].tensors}
-        plain = tuple(without_modules(model) for model in models)
-        own_base = None if base is None else without_modules(base)
+        plain = tuple(model.encoder for model in models)
+        own_base = None if base is None else base.encoder
         return HeadPlan(tuple(models), plain, own_base, tuple(models), (Output("", models[0], sources),), whole=True)
     merged, pooler = _encoders(models)
     own_base = None if base is None else encoder_of(base)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.alignment.align import reference_of
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from merge.checkpoints.sentence_transformers import is_module_tensor
+from merge.checkpoints.checkpoint import Checkpoint, open_encoder
+from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.weights.arrays import TORCH
 from merge.checkpoints.weights.write import open_writer
 from merge.errors import UsageError
@@ -63,7 +63,7 @@ def repair_written(folder: Path, report: Report, engine: Engine, progress: Progr
     entry, recipe = report.recipe.align, report.recipe
     reference = report.checkpoints[reference_of(entry, report.checkpoints)]
     batches, _, _ = calibrate(entry.text_source(recipe.seed), reference, needed=True)
-    written = open_checkpoint(str(folder))
+    written = open_encoder(str(folder))
     merged = {name: written.tensor(name).clone() for name in written.tensors}
     jobs = {job.name: job for job in report.schedule.jobs if not is_module_tensor(job.name)}
     tensors, done = repair(

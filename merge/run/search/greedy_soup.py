@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, open_encoder
 from merge.disk.cache import read_cached, write_cached
 from merge.disk.hashes import remembered_hash
 from merge.disk.staging import MARKER
@@ -97,7 +97,7 @@ def _score_of_soup(
     folder = scratch / "soup"
     folder.mkdir()
     write(recipe.model_copy(update={"method": "linear", "settings": {"weights": weights}}), folder)
-    score = remembered_score(method, open_checkpoint(str(folder)), said)
+    score = remembered_score(method, open_encoder(str(folder)), said)
     shutil.rmtree(folder)
     return score
 

@@ -16,15 +16,13 @@ from safetensors.torch import load_file, save_file
 from sentence import OUT, SIZE, TEXTS, dense_of, dense_weights, embed, needs_library, save_sentence, write_json
 from tiny import bert_config, save_checkpoint
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint, open_encoder
 from merge.checkpoints.inputs import load_tokenizer
+from merge.checkpoints.modules import read_modules
 from merge.checkpoints.sentence_transformers import (
     differing_facts,
     module_lines,
     pipeline_facts,
-    read_modules,
-    with_modules,
-    without_modules,
 )
 from merge.checkpoints.transformers_model import build
 from merge.errors import CheckpointError, MismatchError, SpecError
@@ -102,7 +100,7 @@ def test_manifest_and_verification_cover_the_modules_weights(pair: tuple[Path, P
     stated = json.loads((tmp_path / "out/merge.json").read_text(encoding="utf-8"))
     assert "2_Dense/model.safetensors" in stated["files"]
     assert "2_Dense/model.safetensors" in stated["models"][1]["files"]
-    assert stated["models"][1]["content_hash"] == open_checkpoint(str(pair[1])).content_hash
+    assert stated["models"][1]["content_hash"] == open_encoder(str(pair[1])).content_hash
     assert verify(tmp_path / "out").holds
     save_file(dense_weights(55), pair[1] / "2_Dense" / "model.safetensors")
     assert verify(tmp_path / "out").inputs == {str(pair[0]): "same", str(pair[1]): "changed"}
@@ -114,7 +112,7 @@ def test_an_aligned_dense_layer_reads_the_residual_axis_it_was_trained_on(tmp_pa
     The planted copy has its encoder permuted, and the dense layer's columns with it, as training from there would have it.
     """
     a = save_sentence(tmp_path / "a", seed=0)
-    opened = open_checkpoint(str(a))
+    opened = open_encoder(str(a))
     spec = spec_for(opened.config)
     p = random(spec, opened.shapes, torch.Generator().manual_seed(1))
     moved = {opened.written_name(name): t for name, t in apply(spec, p, opened.state_dict()).items()}
@@ -134,17 +132,17 @@ def test_an_aligned_dense_layer_reads_the_residual_axis_it_was_trained_on(tmp_pa
 def test_what_stands_behind_the_residual_axis_has_lines_for_it(tmp_path: Path) -> None:
     """A second dense layer reads the first one's outputs, which nothing permutes; a doubled pooling is no known axis."""
     folder = save_sentence(tmp_path / "a")
-    opened = with_modules(open_checkpoint(str(folder)))
+    opened = open_checkpoint(str(folder))
     assert module_lines(opened) == {"2_Dense/linear.weight": "- residual'", "2_Dense/linear.bias": "-"}
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     extra = {"idx": 4, "name": "4", "path": "4_Dense", "type": "sentence_transformers.base.modules.dense.Dense"}
     write_json(folder / "modules.json", [*modules, extra])
     shutil.copytree(folder / "2_Dense", folder / "4_Dense")
-    lines = module_lines(with_modules(open_checkpoint(str(folder))))
+    lines = module_lines(open_checkpoint(str(folder)))
     assert lines["4_Dense/linear.weight"] == "- -"
     write_json(folder / "1_Pooling/config.json", {"embedding_dimension": SIZE, "pooling_mode": ["mean", "max"]})
     with pytest.raises(SpecError, match="2_Dense .Dense. are not known well enough to align"):
-        module_lines(with_modules(open_checkpoint(str(folder))))
+        module_lines(open_checkpoint(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -188,6 +186,7 @@ def test_old_and_new_words_for_one_pipeline_are_one(tmp_path: Path) -> None:
     one, two = (open_checkpoint(str(folder)) for folder in (a, b))
     assert differing_facts(one, two) == []
     write_json(a / "1_Pooling/config.json", OLD_POOLING | {"pooling_mode_max_tokens": True})
+    one = open_checkpoint(str(a))
     assert differing_facts(one, two) == [f"1 Pooling pooling_mode is 'max+mean' in {a}, 'mean' in {b}"]
 
 
@@ -260,13 +259,22 @@ def test_weights_that_cannot_be_read_are_an_error_and_not_left_behind(tmp_path: 
     (folder / "2_Dense" / "query").mkdir()
     (folder / "2_Dense" / "model.safetensors").rename(folder / "2_Dense" / "query" / "model.safetensors")
     with pytest.raises(CheckpointError, match="keeps its weights in folders"):
-        with_modules(open_checkpoint(str(folder)))
+        open_checkpoint(str(folder))
+
+
+def test_the_encoder_is_the_checkpoint_without_the_tensors_of_modules(tmp_path: Path) -> None:
+    """It is what transformers loads, so its content hash is that of the folder opened without looking at modules."""
+    folder = save_sentence(tmp_path / "a")
+    whole, alone = open_checkpoint(str(folder)), open_encoder(str(folder))
+    assert whole.tensors.keys() - whole.encoder.tensors.keys() == {"2_Dense/linear.weight", "2_Dense/linear.bias"}
+    assert whole.encoder.tensors == alone.tensors
+    assert whole.encoder.content_hash == alone.content_hash != whole.content_hash
 
 
 def test_a_folder_without_modules_stays_as_it_is(tmp_path: Path) -> None:
     opened = open_checkpoint(str(save_checkpoint(tmp_path / "a")))
-    assert with_modules(opened) is opened
-    assert without_modules(opened) is opened
+    assert opened.encoder is opened
+    assert opened.modules is None
     assert pipeline_facts(opened) is None
 
 

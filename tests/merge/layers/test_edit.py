@@ -309,7 +309,7 @@ def test_a_sentence_transformers_folder_goes_along_whole(run: Run, place: Path) 
     dense = hashlib.sha256(before["2_Dense/model.safetensors"]).hexdigest()
     assert manifest["files"]["2_Dense/model.safetensors"] == dense
     assert manifest["models"][0]["files"]["2_Dense/model.safetensors"] == dense
-    assert manifest["models"][0]["content_hash"] == open_checkpoint("s").content_hash
+    assert manifest["models"][0]["content_hash"] == open_checkpoint("s").encoder.content_hash
     assert not any("Dense" in name for name in manifest["left_out"])
 
 

@@ -1,0 +1,136 @@
+"""Modules of a sentence-transformers folder: its pipeline as modules.json lists it, and the weights of each module.
+
+`modules.json` lists the modules in their order; each has a folder. A module's weights become tensors of the checkpoint
+beside the encoder's, named by folder and name ("2_Dense/linear.weight"), and are merged and written like them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from merge.checkpoints.side_files import WEIGHT_ENDINGS
+from merge.checkpoints.weights.read import StoredTensor, read_headers
+from merge.errors import CheckpointError, first_line
+
+LISTING = "modules.json"
+# The names that Pooling's settings had before they became one, pooling_mode.
+POOLING_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# Settings that mean the same whether they are written out or left out.
+DEFAULTS = {
+    "module_input_name": "sentence_embedding",
+    "module_output_name": "sentence_embedding",
+    "include_prompt": True,
+    "bias": True,
+    "use_residual": False,
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module of the pipeline.
+
+    Attributes:
+        kind: its class, without the package, whose name changes from version to version.
+        path: its folder; "" for the encoder's, which is the checkpoint's.
+        settings: its config.json.
+    """
+
+    kind: str
+    path: str
+    settings: Mapping[str, Any]
+
+
+def is_module_tensor(name: str) -> bool:
+    """Return whether a canonical name is that of a module's tensor: "2_Dense/linear.weight"."""
+    return "/" in name
+
+
+def read_modules(folder: Path) -> tuple[Module, ...] | None:
+    """Return the modules of a folder in their order; None where it is no sentence-transformers folder.
+
+    Raises:
+        CheckpointError: modules.json is malformed, or names a folder outside its own.
+    """
+    if not (folder / LISTING).is_file():
+        return None
+    listed = read_json(folder / LISTING)
+    try:
+        ordered = sorted(listed, key=lambda entry: entry["idx"])
+        modules = [(str(entry["type"]).rsplit(".", 1)[-1], str(entry["path"])) for entry in ordered]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / LISTING} is malformed: expected a list of modules with idx, path and type."
+        ) from error
+    for kind, path in modules:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise CheckpointError(f"{folder / LISTING}: module {kind} lies outside the folder, in {path}.")
+    return tuple(Module(kind, path, _settings(kind, path, folder / path / "config.json")) for kind, path in modules)
+
+
+def _settings(kind: str, folder: str, config: Path) -> dict[str, Any]:
+    """Return a module's config.json under today's names and without defaults; the encoder's config is not read."""
+    if not folder or not config.is_file():
+        return {}
+    settings = read_json(config)
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{config} is malformed: expected keys and values.")
+    if kind == "Pooling":
+        modes = settings.get("pooling_mode") or [m for key, m in POOLING_MODES.items() if settings.get(key)] or ["mean"]
+        size = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
+        others = {k: v for k, v in settings.items() if k == "include_prompt"}
+        settings = {
+            "pooling_mode": "+".join([modes] if isinstance(modes, str) else sorted(modes)),
+            "embedding_dimension": size,
+        } | others
+    if "activation_function" in settings:
+        settings["activation_function"] = str(settings["activation_function"]).rsplit(".", 1)[-1]
+    return {key: value for key, value in settings.items() if key not in DEFAULTS or DEFAULTS[key] != value}
+
+
+def module_tensors(
+    folder: Path, source: str, modules: Sequence[Module], files: Sequence[str]
+) -> dict[str, StoredTensor]:
+    """Return "folder/name" -> where it is stored, for every tensor of the modules.
+
+    Args:
+        source: the checkpoint as the user named it, for messages.
+        files: relative paths of the checkpoint's files, its encoder's weights left out.
+    Raises:
+        CheckpointError: a weight file cannot be read, or a module keeps its weights in folders inside its own.
+    """
+    tensors = {}
+    for module in modules:
+        weights = [name for name in files if name.startswith(f"{module.path}/") and name.endswith(WEIGHT_ENDINGS)]
+        if not module.path or not weights:
+            continue
+        if all("/" in name.removeprefix(f"{module.path}/") for name in weights):
+            raise CheckpointError(
+                f"{source}/{module.path}: a {module.kind} that keeps its weights in folders ({weights[0]}) can be neither "
+                "merged nor edited."
+            )
+        for name, stored in read_headers(folder / module.path, f"{source}/{module.path}").items():
+            tensors[f"{module.path}/{name}"] = replace(stored, file=f"{module.path}/{stored.file}")
+    return tensors
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file of the folder.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
