@@ -12,11 +12,11 @@ import click
 from merge.commands.align_options import align_options
 from merge.commands.flags import recipe_of_flags
 from merge.commands.publish import _push, card_command, push_command, verify_command
-from merge.commands.report_text import report_text
 from merge.commands.statistics import statistics_command
 from merge.commands.terminal import common_options, progress, set_verbosity, start
 from merge.errors import UsageError
 from merge.methods import METHODS
+from merge.run.report_text import report_text
 
 EPILOG = """\b
 Examples:

@@ -23,10 +23,10 @@ from merge.alignment.pair import Alignment, Pair, in_canonical_form
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.commands.merge_models import main
-from merge.commands.report_text import report_text
 from merge.errors import UsageError
 from merge.recipe.recipe import make_recipe
 from merge.run.report import Report
+from merge.run.report_text import report_text
 from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
