@@ -25,7 +25,7 @@ from evals.commands.show import show
 from evals.predict.crew import crew
 from evals.predict.rendezvous import device_here
 from merge.commands.align_options import align_entry, align_options
-from merge.commands.terminal import common_options, progress, set_verbosity
+from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError
 
 
@@ -50,7 +50,7 @@ def barrier(a: str, b: str, **options: Any) -> None:
     Example:
       evaluate-models barrier a/ b/ --task hans --align activations --text train.jsonl -o report
     """
-    set_verbosity(options["verbose"])
+    set_verbosity(options["verbose"], options["quiet"])
     check_forms(options)
     check_device(options)
     show([_barrier(a, b, options)], options, "barrier")
@@ -62,7 +62,7 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     from merge.recipe.recipe import make_align_entry
 
     begun = time.monotonic()
-    task, stated, shown = find_task(options["task"]), listed(options["labels"], "--labels"), progress(options["quiet"])
+    task, stated = find_task(options["task"]), listed(options["labels"], "--labels")
     if task.regression:
         raise UsageError(f"--task {task.name}: the barrier is one of cross-entropy, and this task has no classes.")
     settings, seed = make_align_entry(align_entry(options)), options["seed"]
@@ -88,12 +88,12 @@ def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
         return record
     with prepared(settings, pair, None, Path(tempfile.gettempdir()) / "barrier") as ready:
         first, second = ready.models
-        bases = find_bases(settings, ready.models, seed=seed, progress=shown)
+        bases = find_bases(settings, ready.models, seed=seed)
         predictor = make_predictor(
             pair[0], device=device_here(options["device"]), cache=not options["no_cache"], crew=crew()
         )
         rewritten = None if ready.models == pair else (first, second)
-        curves, more = measure_pair(pair, bases, task, rows, columns, options["points"], shown, predictor, rewritten)
+        curves, more = measure_pair(pair, bases, task, rows, columns, options["points"], predictor, rewritten)
     alignment = bases.aligned[0].to_json() if bases.aligned else None
     notes = (*notes, *ready.notes, *bases.notes, *more)
     record = barrier_record(key, task, rows, pair, curves, alignment, notes, time.monotonic() - begun)

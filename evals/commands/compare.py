@@ -35,7 +35,7 @@ def compare(folder: Path, task: str, against: str | None, form: str, as_json: bo
     from evals.report.tables import comparison_rows, csv_table, markdown_table, plain_table
     from evals.results.compare import compare_models
 
-    set_verbosity(verbose)
+    set_verbosity(verbose, quiet)
     if as_json and form != "table":
         raise UsageError(f"--format {form} and --json are two forms of one answer; choose one.")
     found = compare_models(folder, task, against)

@@ -64,7 +64,7 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: 
     """
     from evals.tasks import find_task
 
-    set_verbosity(options["verbose"])
+    set_verbosity(options["verbose"], options["quiet"])
     check_forms(options, official=form == "official")
     if predictions is not None:
         _score_predictions(predictions, models, {**options, "write-predictions": written}, form)
@@ -103,7 +103,7 @@ def glue(task: str, models: tuple[str, ...], **options: Any) -> None:
     """
     from evals.tasks import GLUE, TASK_FILE, TASKS
 
-    set_verbosity(options["verbose"])
+    set_verbosity(options["verbose"], options["quiet"])
     check_forms(options)
     names = tuple(GLUE) if task == ALL else listed(task, "TASK") or ()
     for name in names:
@@ -143,7 +143,7 @@ def score(task: str, models: tuple[str, ...], **options: Any) -> None:
     """
     from evals.tasks import TASKS, find_task
 
-    set_verbosity(options["verbose"])
+    set_verbosity(options["verbose"], options["quiet"])
     check_forms(options)
     names = tuple(TASKS) if task == ALL else listed(task, "TASK") or ()
     found = [find_task(name) for name in dict.fromkeys(names)]
@@ -166,7 +166,7 @@ def tasks(**options: Any) -> None:
     from evals.tasks import TASKS
     from evals.tasks.task import METRICS
 
-    set_verbosity(options["verbose"])
+    set_verbosity(options["verbose"], options["quiet"])
     check_forms(options)
     listing = [
         {"name": t.name, "labels": list(t.labels), "metrics": list(METRICS[t.metric]), "source": t.source}

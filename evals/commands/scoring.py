@@ -11,7 +11,6 @@ import click
 
 from evals.commands.choose_tasks import Chosen, choose
 from evals.commands.options import check_device, known_results, listed, stored_result
-from merge.commands.terminal import progress
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,8 +104,8 @@ def _score(
     from evals.results.measure import score_model
     from evals.results.store import add_result
 
-    shown, folder = progress(options["quiet"]), options["output"]
-    record, table = score_model(checkpoint, one.task, one.rows, stated, shown, folder, options["seed"], predictor)
+    folder = options["output"]
+    record, table = score_model(checkpoint, one.task, one.rows, stated, folder, options["seed"], predictor)
     if folder:
         add_result(folder, record)
     return Scored(record, table)

@@ -21,7 +21,7 @@ from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.inputs import Encoded
 from merge.disk.hashes import file_hash
-from merge.progress import Progress, silent
+from merge.progress import shown_by, track
 from merge.run.rebase import Bases
 from merge.symmetry.transform import Transform, apply_transform
 
@@ -56,7 +56,6 @@ def measure_pair(
     rows: Rows,
     columns: Sequence[int],
     points: int,
-    progress: Progress = silent,
     predictor: Predictor | None = None,
     ready: tuple[Checkpoint, Checkpoint] | None = None,
 ) -> tuple[list[Curve], list[str]]:
@@ -74,7 +73,7 @@ def measure_pair(
     encoded, gold = predictor.encode(rows), torch.tensor(rows.gold)
     labels = None if bases.labels[1] is None else Transform(bases.labels[1], {})
     ends = _ends(pair, bases, (None, labels))
-    found = measure_line("naive", *ends, predictor, encoded, gold, task, columns, points, progress)
+    found = measure_line("naive", *ends, predictor, encoded, gold, task, columns, points)
     curves, first = [_curve("naive", found)], found[0]
     for aligned in bases.aligned:
         name = f"aligned ({aligned.by}; {aligned.choice.kept.name})"
@@ -84,7 +83,7 @@ def measure_pair(
             predictor = make_predictor(ready[0], **own)
         # The start is the same on both paths, but for a reference that was moved or rewritten too.
         known = first if ready is None and bases.transforms[0] is None else None
-        found = measure_line(name, *ends, predictor, encoded, gold, task, columns, points, progress, known)
+        found = measure_line(name, *ends, predictor, encoded, gold, task, columns, points, known)
         curves.append(_curve(name, found))
     return curves, reading_notes(task, columns, encoded)
 
@@ -128,13 +127,12 @@ def measure_line(
     task: EvalTask,
     columns: Sequence[int],
     points: int,
-    progress: Progress = silent,
     first: Point | None = None,
 ) -> list[Point]:
     """Return the losses along (1 - lam) a + lam b, raw and at every point's best temperature on these rows.
 
     Args:
-        name: of the path, for the progress.
+        name: of the path, for the display of progress.
         a, b: float32 tensors by written name; b in the basis and label order of a.
         predictor: of the architecture; its weights are overwritten.
         gold: class of each row.
@@ -143,14 +141,16 @@ def measure_line(
         first: the point at lam = 0, where it is known already.
     """
     found = [] if first is None else [first]
-    ticks = iter(progress(range((points - len(found)) * predictor.steps(encoded)), f"{name} path"))
+    ticks = iter(track(range((points - len(found)) * predictor.steps(encoded)), f"{name} path"))
 
     def ticking(items: Sequence[T], label: str) -> Iterable[T]:
         return (item for item, _ in zip(items, ticks, strict=False))
 
     for lam in _grid(points)[len(found) :]:
         predictor.set({n: torch.lerp(a[n], b[n], lam) if a[n].is_floating_point() else a[n] for n in a})
-        logits, predicted = task_logits(predictor.logits(encoded, ticking), columns, task)
+        with shown_by(ticking):
+            raw = predictor.logits(encoded)
+        logits, predicted = task_logits(raw, columns, task)
         exact = logits.double()
         losses = torch.nn.functional.cross_entropy(exact, gold, reduction="none")
         temperature = best_temperature(exact.numpy(), gold.numpy())

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from evals.predict.rendezvous import device_here, meet, met, said, world
 from merge.errors import TaskError
-from merge.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +70,6 @@ class Crew:
         model: Any,
         names: tuple[str, ...],
         encoded: Encoded,
-        progress: Progress = silent,
         label: str = "predicting",
     ) -> Float[Tensor, "rows classes"]:
         """Return what `predict` returns, each process having gone through its share of the batches.
@@ -93,7 +91,7 @@ class Crew:
         own: Exception | None = None
         answer = Answer(0, fault="failed")
         try:
-            answer = _answer(0, batch_logits(model, encoded.batches[:: self.size], proof, progress, label))
+            answer = _answer(0, batch_logits(model, encoded.batches[:: self.size], proof, label))
         except Exception as error:  # noqa: BLE001 (raised below, once the others have been heard: they wait for us)
             own = error
         answers = _gather(answer)

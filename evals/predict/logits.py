@@ -16,7 +16,7 @@ from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, Encoded, batch_tokens
 from merge.errors import TaskError
-from merge.progress import Progress, silent
+from merge.progress import track
 
 # Tokens a batch. Small batches stay in the cache of a CPU core: measured best between 1,024 and 2,048. A GPU wants many,
 # and what does not fit into its memory is halved.
@@ -42,9 +42,7 @@ def encode_rows(checkpoint: Checkpoint, rows: Rows, budget: int = CPU_TOKENS, ca
     return batch_tokens(tokenise_rows(checkpoint, rows, cache), budget, EVEN)
 
 
-def predict(
-    model: Any, encoded: Encoded, progress: Progress = silent, label: str = "predicting"
-) -> Float[Tensor, "rows classes"]:
+def predict(model: Any, encoded: Encoded, label: str = "predicting") -> Float[Tensor, "rows classes"]:
     """Return the logits of every row, in the order of the rows; float32, on the CPU.
 
     Where it is exact, the last layer computes the first token only (`short_cut`). Batches without padding need no
@@ -52,7 +50,7 @@ def predict(
     """
     if not encoded.batches:
         raise TaskError("there are no rows to predict.")
-    return in_order(batch_logits(model, encoded.batches, proof_of(encoded), progress, label), encoded)
+    return in_order(batch_logits(model, encoded.batches, proof_of(encoded), label), encoded)
 
 
 def proof_of(encoded: Encoded) -> Batch:
@@ -61,14 +59,14 @@ def proof_of(encoded: Encoded) -> Batch:
 
 
 def batch_logits(
-    model: Any, batches: Sequence[Batch], proof: Batch, progress: Progress = silent, label: str = "predicting"
+    model: Any, batches: Sequence[Batch], proof: Batch, label: str = "predicting"
 ) -> list[Float[Tensor, "rows classes"]]:
     """Return the logits of each batch; float32, on the CPU."""
     most = max((batch["input_ids"].numel() for batch in batches), default=0)
     found = []
     small = {name: tensor.to(model.device) for name, tensor in proof.items()}
     with torch.inference_mode(), first_token_only(model, small):
-        for batch in progress(batches, label):
+        for batch in track(batches, label):
             parts, most = _batch_logits(model, batch, most)
             found.append(torch.cat(parts))
     return [logits.float().cpu() for logits in found]

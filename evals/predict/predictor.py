@@ -20,7 +20,6 @@ from merge.checkpoints.inputs import Encoded
 from merge.checkpoints.structure import HARMLESS
 from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import TaskError
-from merge.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,12 @@ class Predictor:
         """Return how many batches this process goes through."""
         return len(encoded.batches[:: self.crew.size if self.crew else 1])
 
-    def logits(
-        self, encoded: Encoded, progress: Progress = silent, label: str = "predicting"
-    ) -> Float[Tensor, "rows classes"]:
+    def logits(self, encoded: Encoded, label: str = "predicting") -> Float[Tensor, "rows classes"]:
         """Return the logits of every row under the weights it has now; float32, on the CPU."""
         if self.crew is None:
-            return predict(self.model, encoded, progress, label)
+            return predict(self.model, encoded, label)
         names = tuple(sorted(self.like.written_name(name) for name in self.like.tensors))
-        return self.crew.predict(self.like.config, self.model, names, encoded, progress, label)
+        return self.crew.predict(self.like.config, self.model, names, encoded, label)
 
 
 def make_predictor(

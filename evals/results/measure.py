@@ -24,7 +24,6 @@ from evals.scores.label_orders import order_notes
 from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
-from merge.progress import Progress, silent
 
 POOLED = "classes that fold into one ({}) are pooled by their maximum in the loss; accuracy folds after the argmax"
 CONSTANT = "every row was given the same prediction: {}"
@@ -45,7 +44,6 @@ def score_model(
     task: EvalTask,
     rows: Rows,
     stated: Sequence[str] | None,
-    progress: Progress = silent,
     folder: Path | str | None = None,
     seed: int = 0,
     predictor: Predictor | None = None,
@@ -63,7 +61,7 @@ def score_model(
     columns = match_labels(task, checkpoint, stated)
     predictor = predictor or make_predictor(checkpoint)
     encoded = predictor.encode(rows, checkpoint)
-    raw = predictor.logits(encoded, progress, f"predicting {task.name} with {checkpoint.source}")
+    raw = predictor.logits(encoded, f"predicting {task.name} with {checkpoint.source}")
     loss, predicted = judge(raw, columns, task, rows)
     dtype = predictor.model.dtype
     record = setting("scores", score_key(checkpoint, task, rows, stated, dtype), task, rows) | {

@@ -13,7 +13,6 @@ from merge.alignment.reading import Material, absent_pooler, read_material
 from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.errors import AlignmentError, UsageError, nearest
-from merge.progress import Progress, silent
 from merge.symmetry.architectures import spec_for
 
 if TYPE_CHECKING:
@@ -105,7 +104,6 @@ def align_all(
     labels: Sequence[Permutation | None],
     seed: int = 0,
     carried: Mapping[int, Checkpoint] = MappingProxyType({}),
-    progress: Progress = silent,
     rotate: bool = False,
     decided: Sequence[Choice] = (),
     device: str = "cpu",
@@ -133,7 +131,7 @@ def align_all(
     spec.fit(checkpoints[at].shapes)
     read = cache(partial(read_material, entry, seed, checkpoints[at]))
     moving = [k for k in range(len(checkpoints)) if k != at] or [at]
-    pairs = _pairs(entry, seed, checkpoints, spec, labels, stand_in, read, progress, device)
+    pairs = _pairs(entry, seed, checkpoints, spec, labels, stand_in, read, device)
     transforms: list[Transform | None] = [None] * len(checkpoints)
     aligned: list[Aligned] = []
     if not decided and entry.by == "auto":
@@ -194,7 +192,6 @@ def _pairs(
     labels: Sequence[Permutation | None],
     stand_in: Mapping[str, Tensor],
     read: Callable[[], Material],
-    progress: Progress,
     device: str,
 ) -> Callable[..., Pair]:
     """Return what makes the pair of two checkpoints by their places; a model that was read last is not read again.
@@ -216,7 +213,7 @@ def _pairs(
         config, name = reference.config, reference.written_name
         material = read() if text else Material((), None, ())
         told = (material.labels, material.mask_token, material.special_tokens)
-        own = (spec, tensors(a), tensors(b), config, name, material.batches, progress, settings)
+        own = (spec, tensors(a), tensors(b), config, name, material.batches, settings)
         return Pair(*own, *told, device=device)
 
     return pair

@@ -16,6 +16,7 @@ from torch import Tensor
 from merge.alignment.pair import Alignment, Pair, as_transform, in_dtype
 from merge.checkpoints.inputs import Batch, attended
 from merge.checkpoints.transformers_model import set_weights
+from merge.progress import track
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.spec import parse
 from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes
@@ -95,7 +96,7 @@ def score(
     lines = {name: parse(line) for name, line in pair.spec.outputs.items()}
     model, found, kind = pair.model(pair.a), [], "kl"
     with torch.inference_mode():
-        for move in pair.progress(moves, "choosing which axes move"):
+        for move in track(moves, "choosing which axes move"):
             transform, maps = (
                 (move.transform, move.reference_maps) if isinstance(move, Alignment) else (as_transform(move), {})
             )

@@ -12,7 +12,6 @@ from torch import Tensor
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import build, on_device
 from merge.errors import UsageError, nearest
-from merge.progress import Progress, silent
 from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec
@@ -48,7 +47,6 @@ class Pair:
         config: the architecture, as a mapping; b's is the same but for what does not shape the model.
         written_name: canonical name -> the name transformers gives it.
         batches: tokenised calibration text; empty when there is no tokenizer.
-        progress: goes through long loops.
         settings: what was asked of the matcher.
         labels: for each batch the class of each text; empty where the text has none.
         mask_token: what a masked language model reads instead of a word; None where it is not known.
@@ -64,7 +62,6 @@ class Pair:
     config: Mapping[str, Any]
     written_name: Callable[[str], str]
     batches: tuple[Batch, ...] = ()
-    progress: Progress = silent
     settings: Settings = Settings()
     labels: tuple[Tensor, ...] = ()
     mask_token: int | None = None

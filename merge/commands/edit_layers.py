@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.commands.terminal import common_options, progress, set_verbosity, start
+from merge.commands.terminal import common_options, set_verbosity, start
 from merge.errors import UsageError
 from merge.layers.plan import STRATEGIES, LayerPlan, format_layers, parse_layers
 
@@ -117,7 +117,6 @@ def drop_command(model: str, **options: Any) -> None:
             512 if options["samples"] is None else options["samples"],
             options["seed"] or 0,
             stack,
-            progress(options["quiet"]),
         )
 
     _edit(model, plan, options)
@@ -185,13 +184,12 @@ def _edit(
     from merge.disk.staging import check_output
     from merge.layers.edit import edit_facts, edit_layers
 
-    set_verbosity(options["verbose"])
+    set_verbosity(options["verbose"], options["quiet"])
     output = Path(options["output"]).expanduser()
     checkpoint = open_checkpoint(model, options["revision"])
     check_output(output, options["force"], [checkpoint.folder])
     plan, contribution = make_plan(checkpoint)
-    shown = progress(options["quiet"])
-    report = edit_layers(checkpoint, plan, output, options["force"], options["dry_run"], contribution, shown)
+    report = edit_layers(checkpoint, plan, output, options["force"], options["dry_run"], contribution)
     if not options["quiet"]:
         for note in report.notes:
             click.echo(f"note: {note}", err=True)

@@ -13,7 +13,7 @@ from merge.commands.align_options import align_options
 from merge.commands.flags import recipe_of_flags
 from merge.commands.publish import _push, card_command, push_command, verify_command
 from merge.commands.statistics import statistics_command
-from merge.commands.terminal import common_options, progress, set_verbosity, start
+from merge.commands.terminal import common_options, set_verbosity, start
 from merge.errors import UsageError
 from merge.methods import METHODS
 from merge.run.report_text import report_text
@@ -87,7 +87,7 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     MODELS are checkpoint folders or Hub ids (org/name); the first is the reference that others are aligned to. The
     result is a standard checkpoint that from_pretrained loads.
     """
-    set_verbosity(options["verbose"])
+    set_verbosity(options["verbose"], options["quiet"])
     if options["private"] and not options["push_to_hub"]:
         raise UsageError("--private belongs to --push-to-hub ORG/NAME.")
     if options["push_to_hub"]:
@@ -106,7 +106,7 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     from merge.run.outputs import Means
     from merge.run.run import run
 
-    means = Means(options["threads"], options["device"], options["recheck"], progress(options["quiet"]))
+    means = Means(options["threads"], options["device"], options["recheck"])
     report = run(recipe, options["force"], options["dry_run"], means)
     if not options["quiet"]:
         for note in report.notes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from merge.commands.terminal import common_options, progress, set_verbosity
+from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import CalibrationError, OutputError
 
 
@@ -53,7 +53,7 @@ def statistics_command(
     from merge.methods.statistics.record import write_statistics
     from merge.text.calibration import read_calibration
 
-    set_verbosity(verbose)
+    set_verbosity(verbose, quiet)
     if output.is_dir() or (output.exists() and not force):
         raise OutputError(f"output {output} exists. Choose another -o, or --force to replace a file.")
     checkpoint = open_encoder(model, revision)
@@ -65,7 +65,7 @@ def statistics_command(
     if not quiet:
         for note in (*read.notes, *cut):
             click.echo(f"note: {note}", err=True)
-    found = measure(checkpoint, kind, batches, read.source, seed, progress(quiet))
+    found = measure(checkpoint, kind, batches, read.source, seed)
     write_statistics(output, found)
     if as_json:
         click.echo(json.dumps({"output": str(output), "tensors": len(found.tensors), **found.to_json()}, indent=2))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from merge.errors import MergeError
-from merge.progress import Progress, silent
+from merge.progress import shown_by, silent
 
 T = TypeVar("T")
 
@@ -48,12 +48,8 @@ def _interrupt(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def progress(quiet: bool) -> Progress:
-    """Return progress for long loops on stderr: a line rewritten in place on a terminal, one line a loop elsewhere."""
-    return silent if quiet else _counted
-
-
-def _counted(items: Sequence[T], label: str) -> Iterator[T]:
+def counted(items: Sequence[T], label: str) -> Iterator[T]:
+    """Go through a loop and count it on stderr: a line rewritten in place on a terminal, one line a loop elsewhere."""
     terminal = sys.stderr.isatty()
     begun = shown = time.monotonic()
     started, total = 0, len(items)
@@ -70,8 +66,9 @@ def _counted(items: Sequence[T], label: str) -> Iterator[T]:
         sys.stderr.write(f"{end}{label}: {count} in {time.monotonic() - begun:.1f} s\n")
 
 
-def set_verbosity(verbose: bool) -> None:
-    """Show library logs on stderr with -v."""
+def set_verbosity(verbose: bool, quiet: bool) -> None:
+    """Show library logs on stderr with -v, and the progress of long loops without -q until the command ends."""
+    click.get_current_context().with_resource(shown_by(silent if quiet else counted))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.errors import CalibrationError, UsageError
 from merge.layers.stacks import layer_count, stack_of
-from merge.progress import Progress, silent
+from merge.progress import track
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,6 @@ def measure_contribution(
     samples: int = 512,
     seed: int = 0,
     stack: str = "",
-    progress: Progress = silent,
 ) -> Contribution:
     """Return the contribution of every layer of a checkpoint on calibration text, run in float32.
 
@@ -71,13 +70,11 @@ def measure_contribution(
     model = build(checkpoint.config, tensors, torch.float32)
     token = tokenizer.cls_token_id
     note = () if token is not None else ("no sentence token in this tokenizer: the last token of a text stands for it",)
-    scores = layer_scores(model, batches, token, stack, progress)
+    scores = layer_scores(model, batches, token, stack)
     return Contribution(tuple(scores), read.source, (*read.notes, *cut, *note))
 
 
-def layer_scores(
-    model: Any, batches: Sequence[Batch], token: int | None, stack: str = "", progress: Progress = silent
-) -> list[float]:
+def layer_scores(model: Any, batches: Sequence[Batch], token: int | None, stack: str = "") -> list[float]:
     """Return for each layer 1 - mean over texts of cos(input, output) at the sentence token.
 
     Args:
@@ -101,7 +98,7 @@ def layer_scores(
     sums, texts = torch.zeros(total, dtype=torch.float64), 0
     hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
     try:
-        for batch in progress(batches, "measuring layers"):
+        for batch in track(batches, "measuring layers"):
             met.clear()
             with torch.inference_mode():
                 model(**batch)

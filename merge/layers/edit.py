@@ -29,7 +29,7 @@ from merge.layers.plan import (
     planned_tensors,
 )
 from merge.layers.stacks import layer_count
-from merge.progress import Progress, silent
+from merge.progress import track
 from merge.publish.card import PIPELINES, licence_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,6 @@ def drop_plan(
     samples: int = 512,
     seed: int = 0,
     stack: str = "",
-    progress: Progress = silent,
 ) -> tuple[LayerPlan, Contribution | None]:
     """Return the plan of a checkpoint without the layers a strategy picks, and what was measured to pick them.
 
@@ -105,7 +104,7 @@ def drop_plan(
     if strategy != "contribution":
         return LayerPlan.drop(strategy, count, total, stack=stack), None
     dropped_layers(strategy, count, total, [0.0] * total)  # before the work of measuring
-    found = measure_contribution(checkpoint.encoder, text, columns, samples, seed, stack, progress)
+    found = measure_contribution(checkpoint.encoder, text, columns, samples, seed, stack)
     return LayerPlan.drop(strategy, count, total, found.scores, stack), found
 
 
@@ -116,7 +115,6 @@ def edit_layers(
     force: bool = False,
     dry_run: bool = False,
     contribution: Contribution | None = None,
-    progress: Progress = silent,
 ) -> EditReport:
     """Write a checkpoint with the layers of a plan, checked by loading it; with `dry_run` only say what it would hold.
 
@@ -141,7 +139,7 @@ def edit_layers(
     _check_space(report)
     if not dry_run:
         with staged(output) as folder:
-            report = _write(folder, report, progress)
+            report = _write(folder, report)
     return replace(report, seconds=time.monotonic() - begun)
 
 
@@ -152,10 +150,10 @@ def _planned(checkpoint: Checkpoint, plan: LayerPlan) -> PlannedTensors:
     return replace(planned, sources={**planned.sources, **modules})
 
 
-def _write(folder: Path, report: EditReport, progress: Progress) -> EditReport:
+def _write(folder: Path, report: EditReport) -> EditReport:
     """Write everything the edited checkpoint is made of, and check that it loads."""
     checkpoint = report.checkpoint
-    total = _copy_tensors(folder, report, progress)
+    total = _copy_tensors(folder, report)
     write_json(folder / "config.json", report.config)
     kept = tuple(name for name in checkpoint.side_files if name not in OF_THE_INPUT)
     copy_side_files(checkpoint.folder, kept, folder)
@@ -166,7 +164,7 @@ def _write(folder: Path, report: EditReport, progress: Progress) -> EditReport:
     return report
 
 
-def _copy_tensors(folder: Path, report: EditReport, progress: Progress) -> int:
+def _copy_tensors(folder: Path, report: EditReport) -> int:
     """Write every tensor, the model's into the folder and each module's into its own; return the bytes of all."""
     from safetensors.torch import _TYPES
 
@@ -174,7 +172,7 @@ def _copy_tensors(folder: Path, report: EditReport, progress: Progress) -> int:
     for name, ((_, source),) in report.tensors.sources.items():
         place, _, own = name.rpartition("/") if is_module_tensor(name) else ("", "", checkpoint.written_name(name))
         places.setdefault(place, {})[own] = source
-    ticks, total = iter(progress(list(report.tensors.sources), "copying tensors")), 0
+    ticks, total = iter(track(list(report.tensors.sources), "copying tensors")), 0
     for place, sources in places.items():
         layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
             written: (_TYPES[checkpoint.tensors[name].dtype], checkpoint.tensors[name].shape)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import MergeError, TaskError
-from merge.progress import Progress, silent
+from merge.progress import track
 from merge.publish.card import add_results
 from merge.recipe.entries import EvaluationEntry
 from merge.recipe.recipe import Recipe
@@ -35,7 +35,7 @@ def check_evaluation(recipe: Recipe) -> None:
             )
 
 
-def evaluate(recipe: Recipe, models: Sequence[Checkpoint], progress: Progress = silent) -> tuple[str, ...]:
+def evaluate(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[str, ...]:
     """Score the merge and its inputs on every task of the recipe, write the scores into its card, and return notes.
 
     The report, results.json and a page, is written to the folder `<output>-report`; what it holds is not scored again.
@@ -48,7 +48,7 @@ def evaluate(recipe: Recipe, models: Sequence[Checkpoint], progress: Progress = 
     output = Path(recipe.output).expanduser()
     report = report_folder(output)
     inputs = dict.fromkeys(m.source if m.commit is None else str(m.folder) for m in models)
-    for entry in progress(recipe.evaluation, "evaluating"):
+    for entry in track(recipe.evaluation, "evaluating"):
         command = _command(entry, recipe.seed, report, [str(output), *inputs])
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False

@@ -30,7 +30,6 @@ from merge.checkpoints.weights.arrays import (
 from merge.checkpoints.weights.read import StoredTensor, nbytes
 from merge.checkpoints.weights.write import open_writer
 from merge.disk.staging import copy_side_files, write_json
-from merge.progress import Progress, silent
 from merge.publish.card import write_card
 from merge.recipe.recipe import Recipe
 from merge.run.engine.engine import CommonRows, Engine, Input, Job
@@ -65,7 +64,6 @@ class Means:
     threads: int | None = None
     device: str = "cpu"
     recheck: bool = False
-    progress: Progress = silent
 
     @property
     def workers(self) -> int:
@@ -127,7 +125,7 @@ def _write_output(
     )
     save_alignment(folder, report)
     if recipe.align.repair:
-        report, repaired = repair_written(folder, report, _engine(report, _arrays(report, means)), means.progress)
+        report, repaired = repair_written(folder, report, _engine(report, _arrays(report, means)))
         known |= repaired
     # A model in another basis went through more hands than the layout shows.
     notes = reload_check(folder, config, owner.folder, means.recheck or recipe.align.moves)
@@ -165,7 +163,6 @@ def _write_weights(
             write,
             {name: dtype for name, (dtype, _) in layout.items()},
             means.workers,
-            means.progress,
         )
     for place, writer in writers.items():
         known |= {f"{place}/{name}".lstrip("/"): digest for name, digest in writer.hashes.items()}

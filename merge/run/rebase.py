@@ -11,7 +11,6 @@ from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import module_lines
 from merge.errors import MismatchError
-from merge.progress import Progress, silent
 from merge.run.plan.classes import _label_permutation, _match_labels
 from merge.run.plan.heads import HeadPlan, plan_heads
 from merge.symmetry.architectures import spec_for, spec_note
@@ -60,7 +59,6 @@ def find_bases(
     base: Checkpoint | None = None,
     heads_policy: str | None = None,
     seed: int = 0,
-    progress: Progress = silent,
     rotate: bool = False,
     decided: Sequence[Choice] = (),
     device: str = "cpu",
@@ -101,7 +99,7 @@ def find_bases(
     )
     bases = Bases(spec, labels, tuple(map(_as_transform, labels)), notes=notes)
     if entry.moves:
-        done = align_all(entry, checkpoints, spec, labels, seed, _carried(heads), progress, rotate, decided, device)
+        done = align_all(entry, checkpoints, spec, labels, seed, _carried(heads), rotate, decided, device)
         bases = replace(_with_alignments(bases, done), rotated=done.rotated)
     if any(transform is not None for transform in bases.transforms):
         bases = replace(bases, specs=tuple(map(_whole_spec, heads.carried)))

@@ -64,7 +64,7 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
             if not plain(recipe, schedule, models if base is None else (*models, base), means):
                 import_torch()
             vocabulary = find_vocabulary(recipe, models, base)
-            asked = (recipe.heads, recipe.seed, means.progress)
+            asked = (recipe.heads, recipe.seed)
             bases = find_bases(recipe.align, models, base, *asked, rotate=True, device=means.device)
             if bases.rotated:
                 recipe = _rotating(recipe)
@@ -88,7 +88,7 @@ def run(recipe: Recipe, force: bool = False, dry_run: bool = False, means: Means
             hashing.shutdown(wait=False, cancel_futures=True)
             raise
     if not dry_run:
-        report = dataclasses.replace(report, notes=(*report.notes, *evaluate(recipe, inputs[0], means.progress)))
+        report = dataclasses.replace(report, notes=(*report.notes, *evaluate(recipe, inputs[0])))
     return dataclasses.replace(report, seconds=time.monotonic() - begun)
 
 
@@ -114,9 +114,7 @@ def _measure(report: Report, means: Means) -> Report:
     found: dict[str, list[Statistics]] = {kind: [] for kind in kinds}
     for kind in kinds:
         for k, (checkpoint, transform) in enumerate(zip(report.checkpoints, bases.transforms, strict=True)):
-            measured = statistics_for(
-                checkpoint.encoder, kind, batches, text=str(text), seed=recipe.seed, progress=means.progress
-            )
+            measured = statistics_for(checkpoint.encoder, kind, batches, text=str(text), seed=recipe.seed)
             if transform is not None and (spec := bases.spec_of(k)) is not None:
                 measured = move_statistics(spec, transform, measured)
             found[kind].append(measured)
@@ -133,6 +131,6 @@ def _weigh(report: Report, means: Means, hashes: Sequence[Future[dict[str, str]]
     def write(candidate: Recipe, folder: Path) -> None:
         write_outputs(folder, weighed(candidate), means, hashes)
 
-    recipe, scored = greedy_soup(report.recipe, report.checkpoints, write, means.progress)
-    recipe, measured = cocktail_weights(recipe, tuple(model.encoder for model in report.checkpoints), means.progress)
+    recipe, scored = greedy_soup(report.recipe, report.checkpoints, write)
+    recipe, measured = cocktail_weights(recipe, tuple(model.encoder for model in report.checkpoints))
     return dataclasses.replace(weighed(recipe), notes=(*report.notes, *scored, *measured))

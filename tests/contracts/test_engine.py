@@ -252,5 +252,5 @@ def test_an_error_in_one_thread_stops_the_rest() -> None:
         done.append(1)
 
     with pytest.raises(MismatchError, match="here"):
-        in_threads([fail, *[work] * 500], 1, lambda items, label: items, "x")
+        in_threads([fail, *[work] * 500], 1, "x")
     assert len(done) < 500

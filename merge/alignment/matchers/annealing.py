@@ -27,6 +27,7 @@ from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
 from merge.alignment.solvers.objective import touches
 from merge.checkpoints.transformers_model import set_weights
 from merge.errors import AlignmentError
+from merge.progress import track
 from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import Permutation, apply_axes, identity
 from merge.symmetry.spec import parse
@@ -82,7 +83,7 @@ def annealed(pair: Pair, kinds: frozenset[str], start: Permutation) -> Permutati
     sizes = torch.tensor([float(start.indices[axis].numel()) for axis in axes])
     p, best = start, start
     value = lowest = first = midpoint.divergence(start)
-    for step in pair.progress(range(steps), "swapping units"):
+    for step in track(range(steps), "swapping units"):
         axis = axes[int(torch.multinomial(sizes, 1, generator=generator))]
         tried = swapped(p, axis, generator)
         midpoint.move(tried, axis)

@@ -25,6 +25,7 @@ from merge.alignment.matchers.learned_loss import Example, Lesson, lesson_of, sp
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.solvers.charts import CHARTS, Action, Coordinates, actions, maps_at, moved, origin
 from merge.errors import AlignmentError
+from merge.progress import track
 from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.groups import Shape, is_full
 from merge.symmetry.permutation import identity
@@ -149,7 +150,7 @@ class _Learner:
             [{"params": [part.values], "lr": _rate(part)} for part in (*self.a.at, *self.b.at)]
         )
         every = max(1, steps // CHECKS)
-        for step in self.pair.progress(range(steps), "learning"):
+        for step in track(range(steps), "learning"):
             self._step(optimiser)
             if (step + 1) % every and step + 1 < steps:
                 continue

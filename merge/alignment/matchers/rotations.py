@@ -31,7 +31,7 @@ from merge.alignment.solvers.blocks_with_maps import Slot, match_move
 from merge.alignment.solvers.descent_with_maps import Frame, acting_groups
 from merge.alignment.solvers.moments import Moments, check_seen, collect, level_names, level_sizes
 from merge.errors import AlignmentError
-from merge.progress import silent
+from merge.progress import shown_by, silent, track
 from merge.symmetry.maps import full
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.transform import Transform, apply_transform, compose, inverse
@@ -120,16 +120,22 @@ def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, flo
     Each begins where sweeps end that come from the best so far and see every tensor at another, random scale. Heard are the
     weights as they are merged, whatever form they are matched in.
     """
-    heard, nothing = replace(with_masked_words(pair.as_merged), progress=silent), Frame(pair, kinds).value
+    heard, nothing = with_masked_words(pair.as_merged), Frame(pair, kinds).value
     ends, generator = EndpointOutputs(heard), torch.Generator().manual_seed(pair.settings.seed)
-    lowest = score([best.steps], heard, ends)[0][0]
-    for _ in pair.progress(range(pair.settings.restarts), "restarting"):
+    lowest = _quietly_scored(best, heard, ends)
+    for _ in track(range(pair.settings.restarts), "restarting"):
         begun, _ = _sweeps(Frame(unevenly(pair, generator), kinds, best.steps), best.moves)
         tried, _ = _sweeps(Frame(pair, kinds, begun.steps), best.moves)
-        found = score([tried.steps], heard, ends)[0][0]
+        found = _quietly_scored(tried, heard, ends)
         if found < lowest and tried.value >= nothing:
             best, lowest = tried, found
     return best, best.value
+
+
+def _quietly_scored(frame: Frame, pair: Pair, ends: EndpointOutputs) -> float:
+    """Return the midpoint score of one frame's steps, with no display of its own."""
+    with shown_by(silent):
+        return score([frame.steps], pair, ends)[0][0]
 
 
 def unevenly(pair: Pair, generator: torch.Generator) -> Pair:

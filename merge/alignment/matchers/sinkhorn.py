@@ -28,6 +28,7 @@ from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.solvers.objective import Objective, weights_of
 from merge.alignment.solvers.soft import Names, Relaxation, Soft, mixed
 from merge.errors import AlignmentError
+from merge.progress import track
 from merge.symmetry.permutation import Permutation, identity
 
 # Units of the largest axis: every step holds the products of ROUNDS normalisations of a matrix over them.
@@ -90,7 +91,7 @@ def descended(relaxed: Relaxation, pair: Pair, start: Permutation | None) -> tup
     optimiser = torch.optim.Adam(list(parameters.values()), lr=RATE)
     steps, best, value = pair.settings.steps, still, -math.inf
     every, alike = max(1, steps // CHECKS), 0
-    for step in pair.progress(range(steps), "descending on soft permutations"):
+    for step in track(range(steps), "descending on soft permutations"):
         soft = soft_at(relaxed, parameters, HOT * (COLD / HOT) ** (step / max(steps - 1, 1)))
         optimiser.zero_grad()
         distance(relaxed, soft).backward()

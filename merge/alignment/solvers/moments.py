@@ -16,6 +16,7 @@ from merge.alignment.masking import with_masked_words
 from merge.alignment.pair import Pair, in_dtype
 from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
+from merge.progress import track
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import unit_positions
 
@@ -124,7 +125,7 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
             moments.add(*(x if len(units) == x.shape[1] else x[:, units] for x in (a, b)))
 
     with torch.inference_mode():
-        for batch in pair.progress(pair.batches, "comparing activations"):
+        for batch in track(pair.batches, "comparing activations"):
             for part in _parts(in_dtype(batch, torch.float32)):
                 with watched(models[0], sites, keep, every):
                     models[0](**part)

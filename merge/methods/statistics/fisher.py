@@ -20,7 +20,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.transformers_model import build
 from merge.errors import CalibrationError, CheckpointError
 from merge.methods.statistics.record import StatisticsError
-from merge.progress import Progress, silent
+from merge.progress import track
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +38,7 @@ MASKED_SHARE = (
 )
 
 
-def measure_fisher(
-    checkpoint: Checkpoint, batches: Sequence[Batch], generator: torch.Generator, progress: Progress = silent
-) -> dict[str, Tensor]:
+def measure_fisher(checkpoint: Checkpoint, batches: Sequence[Batch], generator: torch.Generator) -> dict[str, Tensor]:
     """Return the diagonal Fisher information of every parameter, by canonical name, averaged over the texts.
 
     Runs one text at a time: the square of a sum over a batch is not the sum of squares. A parameter that the head does not
@@ -66,7 +64,7 @@ def measure_fisher(
     block = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
     examples = [(batch, row) for batch in batches for row in range(len(batch["input_ids"]))]
     special = _special_ids(checkpoint) if head == MASKED else None
-    for number, (batch, row) in enumerate(progress(examples, "measuring Fisher information"), start=1):
+    for number, (batch, row) in enumerate(track(examples, "measuring Fisher information"), start=1):
         inputs = one_text(batch, row)
         where = inputs["attention_mask"].bool()
         if special is not None:

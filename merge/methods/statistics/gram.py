@@ -11,7 +11,7 @@ from merge.checkpoints.transformers_model import meta_model
 from merge.errors import CheckpointError
 from merge.methods.statistics.fisher import load_model
 from merge.methods.statistics.record import StatisticsError
-from merge.progress import Progress, silent
+from merge.progress import track
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_SUM_BYTES = 2**31  # float64 sums held at once; layers beyond that are measured in further passes over the text
 
 
-def measure_gram(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = silent) -> dict[str, Tensor]:
+def measure_gram(checkpoint: Checkpoint, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Return X'X / rows for the weight of every linear layer, by canonical name.
 
     A row is a token that is not padding, or a text for layers that read one row a text (pooler, classifier). Products are
@@ -46,7 +46,7 @@ def measure_gram(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Pro
         label = "measuring Gram matrices" + (f", part {number} of {len(passes)}" if len(passes) > 1 else "")
         sums = {name: _Sum() for name in names}
         with torch.inference_mode(), _listening({name: layers[name] for name in names}, sums) as attend:
-            for batch in progress(batches, label):
+            for batch in track(batches, label):
                 attend(batch)
                 model(**batch)
         out |= {name: total.mean(checkpoint, name) for name, total in sums.items() if total.rows}

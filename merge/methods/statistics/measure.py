@@ -14,7 +14,6 @@ from merge.errors import CalibrationError, UsageError, nearest
 from merge.methods.statistics.fisher import measure_fisher
 from merge.methods.statistics.gram import measure_gram, transposed_weights
 from merge.methods.statistics.record import FORMAT, Statistics, StatisticsError, read_statistics, write_statistics
-from merge.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +21,11 @@ if TYPE_CHECKING:
 
     from merge.checkpoints.inputs import Batch
 
-    Measure = Callable[[Checkpoint, Sequence[Batch], torch.Generator, Progress], dict[str, Tensor]]
+    Measure = Callable[[Checkpoint, Sequence[Batch], torch.Generator], dict[str, Tensor]]
 
 
-def _gram(
-    checkpoint: Checkpoint, batches: Sequence[Batch], _generator: torch.Generator, progress: Progress
-) -> dict[str, Tensor]:
-    return measure_gram(checkpoint, batches, progress)  # draws no random numbers
+def _gram(checkpoint: Checkpoint, batches: Sequence[Batch], _generator: torch.Generator) -> dict[str, Tensor]:
+    return measure_gram(checkpoint, batches)  # draws no random numbers
 
 
 MEASURES: dict[str, Measure] = {"fisher": measure_fisher, "gram": _gram}
@@ -40,7 +37,6 @@ def measure(
     batches: Sequence[Batch],
     text: str = "",
     seed: int = 0,
-    progress: Progress = silent,
 ) -> Statistics:
     """Return the statistics of a model on tokenised text.
 
@@ -60,7 +56,7 @@ def measure(
         raise CalibrationError(
             f"{kind} statistics of {checkpoint.source} need text, and there is none. Give --text FILE."
         )
-    tensors = MEASURES[kind](checkpoint, batches, torch.Generator().manual_seed(seed), progress)
+    tensors = MEASURES[kind](checkpoint, batches, torch.Generator().manual_seed(seed))
     entries = sum(tensor.numel() for tensor in tensors.values())
     scale = sum(float(tensor.sum(dtype=torch.float64)) for tensor in tensors.values()) / max(entries, 1)
     return Statistics(
@@ -84,7 +80,6 @@ def statistics_for(
     batches: Sequence[Batch],
     text: str = "",
     seed: int = 0,
-    progress: Progress = silent,
 ) -> Statistics:
     """Return the statistics of this model, text, kind and seed from the cache; measure and store them if they are missing.
 
@@ -97,7 +92,7 @@ def statistics_for(
     path = cache_folder() / "statistics" / f"{key}.safetensors"
     if path.is_file():
         return read_statistics(path, kind, checkpoint)
-    statistics = measure(checkpoint, kind, batches, text, seed, progress)
+    statistics = measure(checkpoint, kind, batches, text, seed)
     write_statistics(path, statistics)
     return statistics
 

@@ -18,7 +18,7 @@ from merge.checkpoints.weights.read import INTEGER_DTYPES
 from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method
 from merge.methods.context import TensorContext, mask_generators
-from merge.progress import Progress, in_threads, silent
+from merge.progress import in_threads
 from merge.run.engine.magnitude_ranking import Visit, magnitude_thresholds
 
 if TYPE_CHECKING:
@@ -106,7 +106,6 @@ class Engine:
         write: Callable[[str, Array, int], None],
         dtypes: Mapping[str, str],
         threads: int,
-        progress: Progress = silent,
     ) -> None:
         """Merge every job, in this order but for threads, and write it in pieces: write(name, flat piece, first entry).
 
@@ -118,13 +117,13 @@ class Engine:
             OutputError: a result is not finite in the dtype it is written in.
         """
         with self.arrays.working():
-            thresholds = self._thresholds(jobs, threads, progress)
+            thresholds = self._thresholds(jobs, threads)
 
             def merge(job: Job) -> None:
                 for start, piece in self.pieces(job, thresholds.get(_group(job), ())):
                     write(job.name, self._cast(job.name, piece, dtypes[job.name]), start)
 
-            in_threads([partial(merge, job) for job in jobs], threads, progress, "merging tensors")
+            in_threads([partial(merge, job) for job in jobs], threads, "merging tensors")
 
     def pieces(self, job: Job, thresholds: tuple[float, ...] = ()) -> Iterator[tuple[int, Array]]:
         """Yield (first entry, flat piece) of one merged tensor."""
@@ -251,7 +250,7 @@ class Engine:
             )
         return having
 
-    def _thresholds(self, jobs: Sequence[Job], threads: int, progress: Progress) -> dict[Any, tuple[float, ...]]:
+    def _thresholds(self, jobs: Sequence[Job], threads: int) -> dict[Any, tuple[float, ...]]:
         """Return, for methods that trim over the whole model, the smallest |delta| kept of each model."""
         groups: dict[Any, list[Job]] = {}
         for job in jobs:
@@ -263,7 +262,7 @@ class Engine:
 
             def sweep(visit: Visit, members: list[Job] = members, double: bool = double) -> None:
                 tasks = [partial(self._visit, job, double, visit) for job in members]
-                in_threads(tasks, threads, progress, "ranking task vectors")
+                in_threads(tasks, threads, "ranking task vectors")
 
             method, models = group
             found[group] = magnitude_thresholds(method.kept_fractions(len(models)), sweep, double)

@@ -29,7 +29,7 @@ from torch import Tensor
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import AlignmentError
-from merge.progress import Progress, silent
+from merge.progress import track
 from merge.run.repair.sites import Moments, Site, find_sites, measure
 from merge.symmetry.spec import PermutationSpec
 
@@ -90,7 +90,6 @@ def repair(
     batches: Sequence[Batch],
     spec: PermutationSpec,
     written_name: Callable[[str], str],
-    progress: Progress = silent,
 ) -> tuple[dict[str, Tensor], RepairReport]:
     """Return the merged tensors with the spread of every repaired layer's units set, each in its own dtype, and the figures.
 
@@ -107,15 +106,15 @@ def repair(
         raise AlignmentError("repair needs calibration text and a tokenizer. Leave out --repair without.")
     model = build(config, {written_name(name): tensor for name, tensor in merged.items()}, torch.float32)
     sites = {site.weight: site for site in find_sites(model, spec, merged, written_name)}
-    before = measure(model, tuple(sites.values()), batches, progress, "measuring the merge")
+    before = measure(model, tuple(sites.values()), batches, "measuring the merge")
     found = tuple(sites[name] for name in before)  # in the order they run
     ends = []
     for end in endpoints:
         set_weights(model, {written_name(name): end.get(name, tensor) for name, tensor in merged.items()})
-        ends.append(measure(model, found, batches, progress, "measuring a model"))
+        ends.append(measure(model, found, batches, "measuring a model"))
     wanted = {site.weight: _between([end[site.weight] for end in ends], weights(site.weight)) for site in found}
     set_weights(model, {written_name(name): tensor for name, tensor in merged.items()})
-    for site in progress(found, "repairing layer by layer"):
+    for site in track(found, "repairing layer by layer"):
         now = measure(model, (site,), batches, calls=before[site.weight].calls)
         _fold(model, site, now[site.weight], wanted[site.weight])
     own = dict(model.named_modules())
@@ -125,7 +124,7 @@ def repair(
         if site.bias is not None:
             out[site.bias] = own[site.module].bias.detach().to(merged[site.bias].dtype)
     set_weights(model, {written_name(name): tensor for name, tensor in out.items()})
-    after = measure(model, found, batches, progress, "measuring the repaired merge")
+    after = measure(model, found, batches, "measuring the repaired merge")
     return out, _report(found, before, after, wanted)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from merge.alignment.pair import in_dtype
 from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
-from merge.progress import Progress, silent
+from merge.progress import track
 from merge.symmetry.spec import PermutationSpec
 
 # The last word of the kind of axis whose units are repaired where they are made.
@@ -125,7 +125,6 @@ def measure(
     model: Any,
     sites: Sequence[Site],
     batches: Sequence[Batch],
-    progress: Progress = silent,
     label: str = "",
     calls: int | None = None,
 ) -> dict[str, Moments]:
@@ -139,7 +138,7 @@ def measure(
     found: dict[str, Moments] = {}
     share = None if calls is None else calls // len(batches)
     with torch.inference_mode(), _listening(model, sites, found, share) as attend:
-        for batch in progress(batches, label) if label else batches:
+        for batch in track(batches, label) if label else batches:
             attend(batch)
             try:
                 model(**in_dtype(batch, torch.float32))

@@ -15,7 +15,6 @@ from merge.checkpoints.weights.arrays import TORCH
 from merge.checkpoints.weights.write import open_writer
 from merge.errors import UsageError
 from merge.methods.slerp import Slerp
-from merge.progress import Progress
 from merge.recipe.recipe import Recipe
 from merge.run.engine.engine import Engine, Job
 from merge.run.report import Report
@@ -48,7 +47,7 @@ def check_repair(recipe: Recipe, models: Sequence[Checkpoint]) -> None:
             raise UsageError(f"--repair does not go with {what}. Leave out one of the two.")
 
 
-def repair_written(folder: Path, report: Report, engine: Engine, progress: Progress) -> tuple[Report, dict[str, str]]:
+def repair_written(folder: Path, report: Report, engine: Engine) -> tuple[Report, dict[str, str]]:
     """Repair the checkpoint in a folder; return the report with what that did, and the hashes of its weight files.
 
     Args:
@@ -74,7 +73,6 @@ def repair_written(folder: Path, report: Report, engine: Engine, progress: Progr
         spread(batches, TOKENS),
         spec_for(written.config),
         written.written_name,
-        progress,
     )
     hashes = _write(folder, written, tensors)
     return replace(report, repair=done.to_json(), notes=(*report.notes, *done.notes)), hashes

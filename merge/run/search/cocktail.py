@@ -10,7 +10,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError, CheckpointError, MismatchError
 from merge.methods import make_method
 from merge.methods.cocktail import Cocktail
-from merge.progress import Progress, silent
+from merge.progress import track
 from merge.recipe.recipe import Recipe
 from merge.text.calibrated import calibrate
 from merge.text.labelled import Examples, draw_examples, gold_of
@@ -26,9 +26,7 @@ SEQUENCE, MASKED = "ForSequenceClassification", "ForMaskedLM"
 MASKED_SHARE = 0.15
 
 
-def cocktail_weights(
-    recipe: Recipe, models: Sequence[Checkpoint], progress: Progress = silent
-) -> tuple[Recipe, tuple[str, ...]]:
+def cocktail_weights(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe with the weights softmax(-loss / temperature), and notes on every loss; any other as it is.
 
     The loss of a classifier is the mean cross-entropy of the examples' labels, found by name in each model's own id2label;
@@ -48,9 +46,9 @@ def cocktail_weights(
     assert isinstance(method, Cocktail)
     head = check_head(models[0])
     if head == SEQUENCE:
-        losses, source, notes = _label_losses(recipe, models, progress)
+        losses, source, notes = _label_losses(recipe, models)
     else:
-        losses, source, notes = _word_losses(recipe, models, progress)
+        losses, source, notes = _word_losses(recipe, models)
     for model, loss in zip(models, losses, strict=True):
         if not math.isfinite(loss):
             raise CheckpointError(
@@ -96,9 +94,7 @@ def check_head(model: Checkpoint) -> str:
     return head
 
 
-def _label_losses(
-    recipe: Recipe, models: Sequence[Checkpoint], progress: Progress
-) -> tuple[list[float], str, tuple[str, ...]]:
+def _label_losses(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[list[float], str, tuple[str, ...]]:
     """Return every classifier's loss on the labelled examples."""
     from merge.checkpoints.inputs import MAX_LENGTH, encode, load_tokenizer
 
@@ -118,7 +114,7 @@ def _label_losses(
             )
     losses = [
         label_loss(model, read, gold)
-        for model, read, gold in progress(list(zip(models, encoded, golds, strict=True)), "measuring losses")
+        for model, read, gold in track(list(zip(models, encoded, golds, strict=True)), "measuring losses")
     ]
     return losses, examples.source, tuple(notes)
 
@@ -137,9 +133,7 @@ def label_loss(model: Checkpoint, encoded: Encoded, gold: Sequence[int]) -> floa
     return total / len(gold)
 
 
-def _word_losses(
-    recipe: Recipe, models: Sequence[Checkpoint], progress: Progress
-) -> tuple[list[float], str, tuple[str, ...]]:
+def _word_losses(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[list[float], str, tuple[str, ...]]:
     """Return every masked language model's loss on plain text."""
     if recipe.statistics.label_column is not None:
         raise CalibrationError(
@@ -151,7 +145,7 @@ def _word_losses(
             "cocktail: losses of masked words compare only in one vocabulary. Give the weights yourself, or models of one."
         )
     batches, source, notes = calibrate(recipe.statistics.text_source(recipe.seed), models[0], needed=True)
-    losses = [word_loss(model, batches, recipe.seed) for model in progress(models, "measuring losses")]
+    losses = [word_loss(model, batches, recipe.seed) for model in track(models, "measuring losses")]
     return losses, str(source), notes
 
 

@@ -22,7 +22,7 @@ from merge.disk.staging import MARKER
 from merge.errors import MergeError, closest
 from merge.methods import make_method
 from merge.methods.greedy_soup import MODEL, GreedySoup
-from merge.progress import Progress, silent
+from merge.progress import track
 from merge.recipe.recipe import Recipe
 
 Write = Callable[[Recipe, Path], None]
@@ -32,9 +32,7 @@ class ScoreError(MergeError):
     """A model could not be scored: the scorer fails, or says no number."""
 
 
-def greedy_soup(
-    recipe: Recipe, models: Sequence[Checkpoint], write: Write, progress: Progress = silent
-) -> tuple[Recipe, tuple[str, ...]]:
+def greedy_soup(recipe: Recipe, models: Sequence[Checkpoint], write: Write) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe with the weights that the search finds, and a note on every score; any other recipe as it is.
 
     Models are taken best first, of equal ones the first in the recipe; one joins the soup if the score of the plain average
@@ -54,13 +52,13 @@ def greedy_soup(
     method = make_method(recipe.method, recipe.settings, [None] * len(models))
     assert isinstance(method, GreedySoup)
     names, sign = [c.source for c in models], -1.0 if method.lower_is_better else 1.0
-    scores, notes = _single_scores(method, models, progress)
+    scores, notes = _single_scores(method, models)
     order = sorted(range(len(models)), key=lambda k: (-sign * scores[k], k))
     plain = not (recipe.overrides or recipe.slices or recipe.tokenizer)
     soup: list[int] = []
     best = -math.inf
     with _scratch(Path(recipe.output).expanduser()) as scratch:
-        for k in progress(order, "greedy soup"):
+        for k in track(order, "greedy soup"):
             tried = sorted([*soup, k])
             said = " + ".join(names[m] for m in tried)
             alone = not soup and plain
@@ -75,13 +73,11 @@ def greedy_soup(
     return recipe.model_copy(update={"settings": {**recipe.settings, "weights": weights}}), tuple(notes)
 
 
-def _single_scores(
-    method: GreedySoup, models: Sequence[Checkpoint], progress: Progress
-) -> tuple[list[float], list[str]]:
+def _single_scores(method: GreedySoup, models: Sequence[Checkpoint]) -> tuple[list[float], list[str]]:
     """Return the score of every model alone, from the file of results where it is there, and notes on them."""
     known = {} if method.results is None else stored_scores(Path(method.results), str(method.metric), models)
     scores, notes = [], []
-    for k, model in enumerate(progress(models, "scoring models")):
+    for k, model in enumerate(track(models, "scoring models")):
         score = known[k] if k in known else remembered_score(method, model, model.source)
         scores.append(score)
         where = f" (from {method.results})" if k in known else ""

@@ -456,12 +456,11 @@ def test_progress_on_a_terminal_leaves_the_cursor_on_a_fresh_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the loop ends or is left early, what comes next, an error perhaps, has a line to itself."""
-    from merge.commands.terminal import progress
+    from merge.commands.terminal import counted
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    shown_while = progress(quiet=False)
-    assert list(shown_while([1, 2], "going")) == [1, 2]
-    for _ in shown_while([1, 2, 3], "going"):
+    assert list(counted([1, 2], "going")) == [1, 2]
+    for _ in counted([1, 2, 3], "going"):
         break
     shown = capsys.readouterr().err
     assert shown.count("\n") == 2

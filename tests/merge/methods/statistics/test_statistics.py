@@ -31,6 +31,7 @@ from merge.methods.statistics.measure import (
 )
 from merge.methods.statistics.permute import move_statistics
 from merge.methods.statistics.record import Statistics, StatisticsError, read_statistics, write_statistics
+from merge.progress import shown_by
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random
 from merge.symmetry.transform import Transform
@@ -197,15 +198,16 @@ def test_what_was_measured_once_is_not_measured_again(
     """Until model, text, number of texts or seed change."""
     batches, seen = random_inputs(checkpoint.config), Counting()
     other = open_checkpoint(str(save_checkpoint(tmp_path / "other", seed=1)))
-    first = statistics_for(checkpoint, kind, batches, progress=seen)
-    again = statistics_for(checkpoint, kind, batches, progress=seen)
-    assert len(seen.labels) == 1
-    assert all(torch.equal(first.tensors[name], again.tensors[name]) for name in first.tensors)
-    changed = ({**batches[0], "input_ids": batches[0]["input_ids"].roll(1)}, *batches[1:])
-    statistics_for(other, kind, batches, progress=seen)
-    statistics_for(checkpoint, kind, changed, progress=seen)
-    statistics_for(checkpoint, kind, batches[:3], progress=seen)
-    statistics_for(checkpoint, kind, batches, seed=1, progress=seen)
+    with shown_by(seen):
+        first = statistics_for(checkpoint, kind, batches)
+        again = statistics_for(checkpoint, kind, batches)
+        assert len(seen.labels) == 1
+        assert all(torch.equal(first.tensors[name], again.tensors[name]) for name in first.tensors)
+        changed = ({**batches[0], "input_ids": batches[0]["input_ids"].roll(1)}, *batches[1:])
+        statistics_for(other, kind, batches)
+        statistics_for(checkpoint, kind, changed)
+        statistics_for(checkpoint, kind, batches[:3])
+        statistics_for(checkpoint, kind, batches, seed=1)
     assert len(seen.labels) == len(list(cache.iterdir())) == 5
 
 

@@ -1,0 +1,48 @@
+"""The display of long loops: set in one place, seen everywhere inside, in threads too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from merge.progress import in_threads, shown_by, track
+
+T = TypeVar("T")
+
+
+class Counting:
+    """A display that keeps the labels of the loops it showed."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+
+    def __call__(self, items: Sequence[T], label: str) -> Iterable[T]:
+        self.labels.append(label)
+        return items
+
+
+def test_a_display_shows_the_loops_inside_and_no_others() -> None:
+    """Before and after, nothing is shown; the inner of two displays hides the outer."""
+    outer, inner = Counting(), Counting()
+    assert list(track([1, 2], "before")) == [1, 2]
+    with shown_by(outer):
+        assert list(track([1, 2], "first")) == [1, 2]
+        with shown_by(inner):
+            list(track([3], "second"))
+        list(track([4], "third"))
+    list(track([5], "after"))
+    assert (outer.labels, inner.labels) == (["first", "third"], ["second"])
+
+
+def test_threads_of_a_loop_show_to_the_same_display() -> None:
+    """A context variable is not seen in threads by itself: `in_threads` hands the context on."""
+    display, done = Counting(), list[int]()
+
+    def task(number: int) -> None:
+        done.extend(track([number], f"task {number}"))
+
+    with shown_by(display):
+        in_threads([partial(task, number) for number in range(4)], 2, "tasks")
+    assert sorted(done) == [0, 1, 2, 3]
+    assert sorted(display.labels) == ["task 0", "task 1", "task 2", "task 3", "tasks"]
