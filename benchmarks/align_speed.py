@@ -42,7 +42,9 @@ def make_models(scratch: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from merge.symmetry.architectures import spec_for
-    from merge.symmetry.permutation import apply, inverse, random, restrict, save
+    from merge.symmetry.permutation import apply, inverse, random, restrict
+    from merge.symmetry.transform import Transform
+    from merge.symmetry.transform_files import save_transform
 
     spec = spec_for(CONFIG)
     for name, seed in (("a", 0), ("independent", 1)):
@@ -60,7 +62,7 @@ def make_models(scratch: Path) -> None:
         (scratch / case).mkdir()
         moved = {name: tensor.contiguous() for name, tensor in apply(spec, planted, jittered).items()}
         save_file(moved, scratch / case / "model.safetensors")
-        save(inverse(planted), scratch / case / "planted.safetensors")
+        save_transform(spec, Transform(inverse(planted), {}), scratch / case / "planted.safetensors")
 
 
 def ours(scratch: Path, case: str, by: str, tokens: int) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def ours(scratch: Path, case: str, by: str, tokens: int) -> dict[str, Any]:
     from merge.alignment.matchers import aligner
     from merge.alignment.pair import Pair
     from merge.symmetry.architectures import spec_for
-    from merge.symmetry.permutation import load
+    from merge.symmetry.transform_files import load_transform
 
     a, b = (load_file(scratch / name / "model.safetensors") for name in ("a", case))
     generator = torch.Generator().manual_seed(3)
@@ -86,7 +88,7 @@ def ours(scratch: Path, case: str, by: str, tokens: int) -> dict[str, Any]:
     answer = scratch / case / "planted.safetensors"
     right = None
     if answer.is_file():
-        wanted = load(answer).indices
+        wanted = load_transform(pair.spec, answer).permutation.indices
         equal = [found.permutation.indices[axis] == index for axis, index in wanted.items()]
         right = sum(int(e.sum()) for e in equal) / sum(e.numel() for e in equal)
     return cost | {"sweeps": len(found.objective) - 1, "right": right, "objective": found.objective}

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from architecture_case import Case
+from random_transforms import random_transform
 
 from merge.symmetry.permutation import identity
 from merge.symmetry.spec import PermutationSpec
-from merge.symmetry.transform import Transform, axis_sizes, random_transform, restrict_transform
+from merge.symmetry.transform import Transform, axis_sizes, restrict_transform
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def write(path: Path, rows: Sequence[dict[str, str]]) -> None:
         "",
         "| group | what it is, and why |",
         "| --- | --- |",
-        *(f"| {name} | {group.says} |" for name, group in GROUPS.items()),
+        *(f"| {name} | {group.description} |" for name, group in GROUPS.items()),
         "",
         "## What acts",
         "",

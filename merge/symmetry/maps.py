@@ -1,6 +1,7 @@
-"""Maps: the linear parts of a transform, and what they do: to one another, behind a permutation, along a tensor's axis.
+"""Maps: the linear part of a transform, combined with another, moved through a permutation, applied along a tensor's axis.
 
-A map is a diagonal (n,) or a matrix (n, n), or one for every block: (blocks, n) or (blocks, n, n).
+A map is a diagonal (n,) or a matrix (n, n); on an axis inside blocks there is one for every block: (blocks, n) or
+(blocks, n, n). All are float64.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from merge.symmetry.permutation import Permutation, unit_positions
 Map = Float[Tensor, "..."]
 
 
-def full(axis: str, mapped: Map, p: Permutation) -> bool:
-    """Return whether an axis's map is matrices, not diagonals; p says whether the axis lies in blocks."""
+def is_matrix(axis: str, mapped: Map, p: Permutation) -> bool:
+    """Return whether the map of an axis is matrices, not diagonals; p tells whether the axis is inside blocks."""
     return is_full(mapped, (0, 0) if axis in p.outer else (0,))
 
 
-def carried(axis: str, mapped: Map, p: Permutation) -> Map:
-    """Return P M P^-1, in whose entry (i, j) stand the units p[i] and p[j]."""
-    matrices = full(axis, mapped, p)
+def conjugated(axis: str, mapped: Map, p: Permutation) -> Map:
+    """Return P M P^-1, the map M after the units are permuted: its entry (i, j) is M's entry (p[i], p[j])."""
+    matrices = is_matrix(axis, mapped, p)
     if axis in p.outer:
         mapped = mapped[p.indices[p.outer[axis]]]
     if axis not in p.indices:
@@ -39,8 +40,8 @@ def carried(axis: str, mapped: Map, p: Permutation) -> Map:
 
 
 def product(axis: str, left: Map, right: Map, p: Permutation) -> Map:
-    """Return left after right; a diagonal only if both are."""
-    matrices = full(axis, left, p), full(axis, right, p)
+    """Return the map that applies `right` first, then `left`; a diagonal where both are."""
+    matrices = is_matrix(axis, left, p), is_matrix(axis, right, p)
     if not any(matrices):
         return left * right
     if not matrices[1]:
@@ -50,23 +51,23 @@ def product(axis: str, left: Map, right: Map, p: Permutation) -> Map:
 
 def inverted(axis: str, mapped: Map, p: Permutation) -> Map:
     """Return the map that undoes this one."""
-    return torch.linalg.inv(mapped) if full(axis, mapped, p) else 1 / mapped
+    return torch.linalg.inv(mapped) if is_matrix(axis, mapped, p) else 1 / mapped
 
 
-def dual(mapped: Map, matrices: bool) -> Map:
-    """Return the inverse transpose: what acts on all that reads the axis."""
+def inverse_transpose(mapped: Map, matrices: bool) -> Map:
+    """Return G^-T, the map of the tensors that read the axis: (G^-T y)^T (G x) = y^T x."""
     return torch.linalg.inv(mapped).mT if matrices else 1 / mapped
 
 
-def act(mapped: Map, view: View, tensor: Tensor, dim: int, span: int, inverse: Map | None = None) -> Tensor:
-    """Return the tensor with a map on the units of a view, which lie along `span` axes from `dim` on; in float64.
+def apply_map(mapped: Map, view: View, tensor: Tensor, dim: int, span: int, dual: Map | None = None) -> Tensor:
+    """Return the tensor with a map applied to the units of a view along `span` dimensions from `dim` on; in float64.
 
-    Role `out` takes the map, `in` its inverse transpose; with role `=` the tensor is given back as it is.
+    Role `out` takes the map, `in` its inverse transpose; with role `=` the tensor is returned unchanged.
 
     Args:
-        inverse: the inverse transpose, where it is known.
+        dual: the inverse transpose, if it is computed already.
     Raises:
-        SpecError: the map is of another size, the tensor holds integers, or a rotation meets factors that differ.
+        SpecError: the map has another size, the tensor holds integers, or a rotation meets gains that differ.
     """
     shape, matrices = view.map_shape(), is_full(mapped, view.map_shape())
     if tuple(mapped.shape) != ((*shape, shape[-1]) if matrices else shape):
@@ -79,35 +80,37 @@ def act(mapped: Map, view: View, tensor: Tensor, dim: int, span: int, inverse: M
             f"axis {view.map_axis!r} has a map, but the tensor holds {tensor.dtype}, which it cannot act on."
         )
     flat = tensor.flatten(dim, dim + span - 1).movedim(dim, -1)
-    where = unit_positions(view).reshape(-1)
+    positions = unit_positions(view).reshape(-1)
     if view.role == "=":
         if matrices:
-            _check_constant(flat[..., where], view.map_axis)
+            _check_equal_gains(flat[..., positions], view.map_axis)
         return tensor
-    units = flat[..., where].double()
+    units = flat[..., positions].double()
     out = flat.to(torch.float64, copy=True)
     if view.role == "in":
-        mapped = dual(mapped, matrices) if inverse is None else inverse
-    out[..., where] = _mapped(mapped, matrices, view, units)
+        mapped = inverse_transpose(mapped, matrices) if dual is None else dual
+    out[..., positions] = _mapped_units(mapped, matrices, view, units)
     return out.movedim(-1, dim).unflatten(dim, tensor.shape[dim : dim + span])
 
 
-def _mapped(mapped: Map, matrices: bool, view: View, units: Float[Tensor, "... units"]) -> Float[Tensor, "... units"]:
-    """Return the units under the map; levels between the blocks and the innermost take their block's."""
+def _mapped_units(
+    mapped: Map, matrices: bool, view: View, units: Float[Tensor, "... units"]
+) -> Float[Tensor, "... units"]:
+    """Return the units after the map; the query heads of one key/value head all take the map of that head."""
     n = view.shape[-1]
     blocks = view.shape[0] if len(view.shape) > 1 else 1
-    between = math.prod(view.shape[1:-1])
-    split = units.reshape(-1, blocks, between, n)
+    queries = math.prod(view.shape[1:-1])
+    split = units.reshape(-1, blocks, queries, n)
     if matrices:
-        # Contiguous, or the last bits would depend on how the map lies in memory: a loaded one acts as the saved one.
+        # Contiguous, or the last bits would depend on the memory layout: a map that was loaded must act as the one saved.
         new = torch.einsum("rbqn,bmn->rbqm", split, mapped.reshape(blocks, n, n).contiguous())
     else:
         new = split * mapped.reshape(blocks, 1, n)
     return new.reshape(units.shape)
 
 
-def _check_constant(units: Tensor, axis: str) -> None:
-    """Stop where a rotation meets a gain: diag(g) commutes with it only if all of g are equal."""
+def _check_equal_gains(units: Tensor, axis: str) -> None:
+    """Stop where a rotation meets a gain: diag(g) commutes with every rotation only if all entries of g are equal."""
     if not bool((units == units[..., :1]).all()):
         raise SpecError(
             f"it multiplies the units of axis {axis!r} one by one, by factors that differ, so the axis cannot be rotated. "

@@ -1,20 +1,21 @@
-"""Permutation: for every named axis, which old unit each new place takes.
+"""Permutation: for every named axis, an index array that states which old unit each new position takes.
 
-The one convention: place `i` of the new axis takes unit `p[i]` of the old one. On a split axis `(outer inner)` the
-outer array orders the blocks and row `j` of the inner array orders the units inside *new* block `j`:
-new block `j`, place `i` takes unit `inner[j, i]` of old block `outer[j]`. On three levels `(outer middle inner)` the middle
-and the inner array both have a row for each new block of the outermost: place `(j, q, i)` takes unit
-`(outer[j], middle[j, q], inner[j, i])`.
+The convention, obeyed everywhere: position i of the new axis takes unit p[i] of the old one, new = old[p].
+
+    axis                    index arrays                              new position   takes old unit
+    ffn                     p (n,)                                    i              p[i]
+    (outer inner)           outer (b,), inner (b, n)                  (j, i)         (outer[j], inner[j, i])
+    (outer middle inner)    outer (b,), middle (b, m), inner (b, n)   (j, q, i)      (outer[j], middle[j, q], inner[j, i])
+
+The outer array orders the blocks; row j of an array inside them belongs to *new* block j.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -29,23 +30,23 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Permutation:
-    """Index arrays by axis name, and for each inner axis the outer axis whose blocks it orders.
+    """Index arrays by axis name, and for each axis inside blocks the axis of those blocks.
 
     Attributes:
         indices: axis -> int64 array, shape (n,), or (blocks, n) for an inner axis.
-        outer: inner axis -> its outer axis; also of orders that may not move but have a name (`-turn0`).
+        outer: inner axis -> its outer axis; also for axes that take only maps (`-turn0`).
     """
 
     indices: Mapping[str, Int[Tensor, ...]]
     outer: Mapping[str, str]
 
     def moved(self) -> dict[str, tuple[int, int]]:
-        """Return axis -> (units that change place, units); inner axes count inside their blocks."""
-        out = {}
+        """Return axis -> (units that change position, units); inner axes count inside their blocks."""
+        counts = {}
         for axis, index in self.indices.items():
-            rest = torch.arange(index.shape[-1]).expand_as(index)
-            out[axis] = (int((index != rest).sum()), index.numel())
-        return out
+            unmoved = torch.arange(index.shape[-1]).expand_as(index)
+            counts[axis] = (int((index != unmoved).sum()), index.numel())
+        return counts
 
     @property
     def is_identity(self) -> bool:
@@ -53,24 +54,24 @@ class Permutation:
 
 
 def identity(spec: PermutationSpec, shapes: Shapes) -> Permutation:
-    """Return the permutation that moves nothing; `shapes` are the tensors' shapes by canonical name."""
+    """Return the permutation that moves nothing, for tensors of these shapes by canonical name."""
     sizes = spec.fit(shapes)
     indices = {axis: torch.arange(size[-1]).expand(size).clone() for axis, size in sizes.items()}
     return Permutation(indices, {i: o for i, o in spec.outer.items() if o in sizes})
 
 
 def random(spec: PermutationSpec, shapes: Shapes, generator: torch.Generator) -> Permutation:
-    """Return a uniformly random element: every axis, every block and every order inside a block."""
-    still = identity(spec, shapes)
+    """Return a uniformly random permutation: of every axis, of the blocks and inside each of them."""
+    unmoved = identity(spec, shapes)
     indices = {
         axis: torch.rand(index.shape, generator=generator, dtype=torch.float64).argsort(-1)
-        for axis, index in still.indices.items()
+        for axis, index in unmoved.indices.items()
     }
-    return Permutation(indices, still.outer)
+    return Permutation(indices, unmoved.outer)
 
 
 def restrict(permutation: Permutation, axes: Iterable[str]) -> Permutation:
-    """Return the permutation that moves only these axes and leaves the others where they are."""
+    """Return the permutation that moves these axes alone."""
     kept = set(axes)
     indices = {
         axis: index if axis in kept else torch.arange(index.shape[-1]).expand_as(index).clone()
@@ -101,7 +102,7 @@ def inverse(p: Permutation) -> Permutation:
 
 
 def view_index(view: View, p: Permutation) -> Int[Tensor, ...]:
-    """Return, for every unit of a view, the place of the old axis it takes: offset + sum over levels of stride * index.
+    """Return the position along the old axis that each unit of a view takes: offset + sum over levels of stride * index.
 
     Raises:
         SpecError: the permutation has no such axis, or one of another size.
@@ -109,9 +110,10 @@ def view_index(view: View, p: Permutation) -> Int[Tensor, ...]:
     source = torch.full(view.shape, view.offset)
     for level, (name, size) in enumerate(zip(view.names, view.shape, strict=True)):
         index = torch.arange(size) if name == "-" else _index(p, name, view.index_shapes()[name])
-        behind = (1,) * (len(view.shape) - 1 - level)
+        # An index inside blocks is (blocks, size): add dimensions for the levels between them and for those further inside.
+        inner = (1,) * (len(view.shape) - 1 - level)
         between = (1,) * (level - index.ndim + 1)
-        source += view.strides[level] * index.reshape(*index.shape[:-1], *between, size, *behind)
+        source += view.strides[level] * index.reshape(*index.shape[:-1], *between, size, *inner)
     return source
 
 
@@ -128,7 +130,7 @@ def _index(p: Permutation, name: str, shape: tuple[int, ...]) -> Int[Tensor, ...
 
 
 def unit_positions(view: View) -> Int[Tensor, ...]:
-    """Return the place along the axis of every unit of a view."""
+    """Return the position along the axis of every unit of a view."""
     return view_index(dataclasses.replace(view, names=("-",) * len(view.names)), Permutation({}, {}))
 
 
@@ -138,10 +140,10 @@ def counts(p: Permutation) -> dict[str, int]:
 
 
 def flat_index(axis: TensorAxis, p: Permutation, sizes: tuple[int, ...]) -> Int[Tensor, " n"] | None:
-    """Return the index array along one item of a tensor's line; None when it may not move.
+    """Return the index array along one item of a tensor's line; None where its order is fixed.
 
     Args:
-        sizes: of the tensor's axes the item stands for; for two of them, the index is into both laid flat.
+        sizes: of the tensor's dimensions that the item stands for; the index of two of them is into both, flattened.
     Raises:
         SpecError: the permutation has no such axis, or one of another size.
     """
@@ -160,7 +162,7 @@ def flat_index(axis: TensorAxis, p: Permutation, sizes: tuple[int, ...]) -> Int[
 
 
 def apply_axes(axes: Iterable[TensorAxis], p: Permutation, tensor: Tensor) -> Tensor:
-    """Return the tensor with every named axis permuted; a copy unless nothing moves."""
+    """Return the tensor with every named axis permuted; the tensor itself where nothing moves."""
     dim = 0
     for axis in axes:
         tensor = take(tensor, dim, axis.span, flat_index(axis, p, tuple(tensor.shape[dim : dim + axis.span])))
@@ -169,7 +171,7 @@ def apply_axes(axes: Iterable[TensorAxis], p: Permutation, tensor: Tensor) -> Te
 
 
 def take(tensor: Tensor, dim: int, span: int, index: Int[Tensor, " n"] | None) -> Tensor:
-    """Return the tensor with `span` axes from `dim` on, laid flat, in the order of an index array; None leaves it."""
+    """Return the tensor with `span` dimensions from `dim` on, flattened, in the order of an index array; None leaves it."""
     if index is None or torch.equal(index, torch.arange(len(index))):
         return tensor
     flat = tensor.flatten(dim, dim + span - 1).index_select(dim, index)
@@ -177,25 +179,5 @@ def take(tensor: Tensor, dim: int, span: int, index: Int[Tensor, " n"] | None) -
 
 
 def apply(spec: PermutationSpec, p: Permutation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the re-based tensors: the same function in another basis. Inputs are not written to."""
+    """Return the permuted tensors of a model, which compute the same function. Inputs are not written to."""
     return {name: apply_axes(spec.axes(name), p, tensor) for name, tensor in tensors.items()}
-
-
-def save(p: Permutation, path: Path) -> None:
-    """Write index arrays as safetensors; the outer axes go into the file's metadata."""
-    from safetensors import torch as safetensors
-
-    # One entry only: safetensors writes several in an order that changes from call to call.
-    metadata = {"outer": json.dumps(dict(sorted(p.outer.items())))}
-    # save_file would make the file readable by its owner only.
-    path.write_bytes(safetensors.save({axis: i.contiguous() for axis, i in p.indices.items()}, metadata=metadata))
-
-
-def load(path: Path) -> Permutation:
-    """Read what `save` wrote."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        outer = json.loads((file.metadata() or {}).get("outer", "{}"))
-        indices = {axis: file.get_tensor(axis) for axis in file.keys()}  # noqa: SIM118 - no mapping, has no __iter__
-    return Permutation(indices, outer)

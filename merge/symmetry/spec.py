@@ -4,8 +4,8 @@
     encoder.layer.0.intermediate.dense.weight     ffn0 residual'
     embeddings.word_embeddings.weight             - residual
 
-A name is an axis that may be permuted, `-` one that may not; `(outer inner)` is split into blocks, each with an inner
-order of its own; `[a | b]` has parts end to end. What acts on an axis besides permutations is said by its group.
+A name is an axis that may be permuted, `-` one whose order is fixed; `(outer inner)` is split into blocks, each with an inner
+order of its own; `[a | b]` has parts one after another. The group of an axis states which maps act on it besides permutations.
 """
 
 from __future__ import annotations
@@ -21,23 +21,27 @@ from merge.symmetry.rewrites import NO_REWRITES, Rewrites
 __all__ = ["PermutationSpec", "TensorAxis", "nearest_line", "parse"]
 
 
+MAX_FAULTS_SHOWN = 8
+
+
 @dataclass(frozen=True)
 class PermutationSpec:
     """The axes of every tensor of an architecture, the activations that live on them, and those of its outputs.
 
     Attributes:
         family: the architecture's name, for messages.
-        lines: canonical tensor name -> notation; tensors a checkpoint does not have are not an error.
-        sizes: outer axis -> number of blocks (heads), middle axis -> number in each; the only sizes not read off the tensors.
-        taps: the last axis of an activation, in the notation (an inner axis may stand alone) -> its sites, `module:in` or
-            `module:out`; `:time` behind it where activations are (tokens, texts, units), `:all` where no mask applies.
-        outputs: output name of the model -> notation; an output on a movable axis moves with it.
-        named: axes whose order is given by names (labels), never by matching.
-        bound: how far outputs of a re-based model may differ, in standard deviations: rounding only, which is more where
-            the model itself computes in float32.
-        dtype: in which outputs are compared; float32 where the model runs in nothing else.
-        groups: axis without its layer's number -> name in `merge.symmetry.groups.GROUPS`; "permutation" where none is given.
-        folded: the groups that differ once every gain on these axes is exactly one (`merge.symmetry.transform.folded_spec`).
+        lines: canonical tensor name -> notation; lines of tensors that a checkpoint lacks are no error.
+        sizes: outer axis -> number of blocks (heads), middle axis -> number in each; all other sizes are read off the tensors.
+        taps: the last axis of an activation, in the notation (an inner axis may be alone) -> the modules where it can be
+            hooked: `module:in` or `module:out`, followed by `:time` where activations are (tokens, texts, units) and by
+            `:all` where no padding mask applies.
+        outputs: output name of the model -> notation; an output on a movable axis is transformed with it.
+        named: axes whose order is given by label names, never by matching.
+        bound: largest difference of any output that a transform may make, in standard deviations of that output. It is
+            rounding alone, which is larger where the model itself computes in float32.
+        dtype: in which outputs are compared; float32 where the model runs in no other.
+        groups: axis without the layer's number -> name in `merge.symmetry.groups.GROUPS`; "permutation" by default.
+        folded: the groups that change once every gain on these axes is exactly one (`merge.symmetry.transform.folded_spec`).
         rewrites: how the weights can change without the function changing; nothing is claimed by default.
     """
 
@@ -58,7 +62,7 @@ class PermutationSpec:
         return parse(self.lines[tensor])
 
     def kind(self, axis: str) -> str:
-        """Return the word a user knows an axis by: its name without the layer number; heads for what is inside heads."""
+        """Return the kind of an axis that users name: without the layer's number; `heads` for axes inside heads."""
         outer = self.outer.get(axis, axis)
         return outer.rstrip("0123456789")
 
@@ -69,19 +73,21 @@ class PermutationSpec:
     @cached_property
     def outer(self) -> dict[str, str]:
         """Inner axis -> the outer axis whose blocks it orders."""
-        found: dict[str, str] = {}
+        outer_of: dict[str, str] = {}
         for line in self.lines.values():
             for outer, inner in (nested for axis in parse(line) for nested in axis.nested()):
-                if found.setdefault(inner, outer) != outer:
-                    raise SpecError(f'{self.family} table: axis "{inner}" lies in "{found[inner]}" and in "{outer}".')
-        return found
+                if outer_of.setdefault(inner, outer) != outer:
+                    raise SpecError(
+                        f'{self.family} table: axis "{inner}" is inside blocks of "{outer_of[inner]}" and of "{outer}".'
+                    )
+        return outer_of
 
     def sites(self) -> dict[str, TensorAxis]:
-        """Return site -> what stands along the last axis of the activation there."""
+        """Return site -> the last axis of the activation there."""
         out: dict[str, TensorAxis] = {}
         for line, sites in self.taps.items():
-            spelt = f"({self.outer[line]} {line})" if line in self.outer else line
-            out |= dict.fromkeys(sites, parse(spelt)[0])
+            whole = f"({self.outer[line]} {line})" if line in self.outer else line
+            out |= dict.fromkeys(sites, parse(whole)[0])
         return out
 
     def views(self, tensor: str, shape: tuple[int, ...]) -> tuple[tuple[View, ...], ...]:
@@ -90,28 +96,28 @@ class PermutationSpec:
         Raises:
             SpecError: the line does not fit the shape.
         """
-        axes, at, out = self.axes(tensor), 0, []
+        axes, dim, out = self.axes(tensor), 0, []
         if sum(axis.span for axis in axes) != len(shape):
             count = sum(axis.span for axis in axes)
             raise SpecError(f"{tensor} has shape {shape}, but its line {self.lines[tensor]!r} names {count} axes.")
         for axis in axes:
             try:
-                out.append(axis.views(shape[at : at + axis.span], self.sizes))
+                out.append(axis.views(shape[dim : dim + axis.span], self.sizes))
             except SpecError as error:
                 raise SpecError(f"{tensor}: {error}") from error
-            at += axis.span
+            dim += axis.span
         return tuple(out)
 
     def fit(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Return axis -> shape of its index array, after checking that the spec covers these tensors.
+        """Return axis -> shape of its index array, once every tensor is covered by a line that fits its shape.
 
-        A plain or outer axis has shape (n,); an axis inside its blocks has shape (blocks, n): an order for each block.
+        The shape is (n,) for a plain or an outer axis, (blocks, n) for an axis inside blocks: an order for each block.
 
         Raises:
             SpecError: a tensor has no line, another rank, or a size that contradicts its axis; all faults at once.
         """
-        found: dict[str, tuple[int, ...]] = {}
-        said_by: dict[str, str] = {}
+        sizes: dict[str, tuple[int, ...]] = {}
+        first_tensor: dict[str, str] = {}
         faults: list[str] = []
         for name, shape in shapes.items():
             if name not in self.lines:
@@ -123,18 +129,17 @@ class PermutationSpec:
                 faults.append(str(error))
                 continue
             for axis, size in (pair for view in views for pair in view.index_shapes().items()):
-                if found.setdefault(axis, size) != size:
+                if sizes.setdefault(axis, size) != size:
                     faults.append(
-                        f'{name} has shape {shape}, but axis "{axis}" already has size {found[axis]} (from {said_by[axis]}).'
+                        f'{name} has shape {shape}, but axis "{axis}" already has size {sizes[axis]} (from {first_tensor[axis]}).'
                     )
-                said_by.setdefault(axis, name)
+                first_tensor.setdefault(axis, name)
         if faults:
-            shown = faults[:8] + ([f"... and {len(faults) - 8} more."] if len(faults) > 8 else [])
-            raise SpecError(f"{self.family} spec does not fit: " + " ".join(shown))
-        return found
+            more = [f"... and {len(faults) - MAX_FAULTS_SHOWN} more."] if len(faults) > MAX_FAULTS_SHOWN else []
+            raise SpecError(f"{self.family} spec does not fit: " + " ".join(faults[:MAX_FAULTS_SHOWN] + more))
+        return sizes
 
 
 def nearest_line(name: str, lines: Mapping[str, str]) -> str:
     """Return ' Did you mean X?' for the nearest tensor of the table, or nothing."""
-    hint = nearest(name, lines).split(" Known:")[0]
-    return f"{hint}" if hint else ""
+    return nearest(name, lines).split(" Known:")[0]

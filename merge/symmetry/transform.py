@@ -1,15 +1,15 @@
-"""Transform: the general element of a model's symmetries; a permutation and, behind it, an invertible map on some axes.
+"""Transform: the general symmetry of a model: a permutation, then an invertible map on some of its axes.
 
-The one convention: the permutation acts first (as `merge.symmetry.permutation` says), then the map of every axis that has one, in
-the new order. On x along an axis, in float64:
+The convention, obeyed everywhere: the permutation acts first (`merge.symmetry.permutation`), then the map G of each axis
+that has one, in the *new* order of the units. Every tensor on the axis changes according to its role there, in float64:
 
-    role out   x -> G x             rows that write the axis, biases, embeddings
-    role in    x -> G^-T x          columns that read it: y^T x is what it was
-    role =     x -> x               gains and gates: permuted only
+    role out   x -> G x             tensors that write the axis: rows of weights, biases, embeddings
+    role in    y -> G^-T y          tensors that read it: columns of weights; y^T x stays what it was
+    role =     g -> g               gains and gates, which multiply the units one by one: permuted only
 
-A map is a diagonal (n,) or a matrix (n, n); on an axis inside blocks (blocks, n) or (blocks, n, n), block h in the *new*
-order. Grouped queries `(heads0 queries0 v0)` take the map of their key/value head, every one of them. What is in the group
-of an axis is said by its table (`PermutationSpec.groups`) and checked by `check_transform`.
+A map is a diagonal (n,) or a matrix (n, n); on an axis inside blocks (blocks, n) or (blocks, n, n), where row h belongs to
+block h of the *new* order. On grouped queries `(heads0 queries0 v0)` all query heads take the map of their key/value head.
+`PermutationSpec.groups` states which maps an axis admits, and `check_transform` checks it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from merge.errors import SpecError, nearest
 from merge.symmetry.groups import GROUPS, Group
-from merge.symmetry.maps import act, carried, dual, full, inverted, product
+from merge.symmetry.maps import apply_map, conjugated, inverse_transpose, inverted, is_matrix, product
 from merge.symmetry.notation import TensorAxis
-from merge.symmetry.permutation import Permutation, Shapes, apply_axes, identity, random, restrict
+from merge.symmetry.permutation import Permutation, Shapes, apply_axes, identity, restrict
 from merge.symmetry.permutation import compose as compose_permutations
 from merge.symmetry.permutation import counts as sizes_of
 from merge.symmetry.permutation import inverse as inverse_permutation
@@ -35,7 +35,7 @@ from merge.symmetry.spec import PermutationSpec
 
 @dataclass(frozen=True)
 class Transform:
-    """A permutation, and the maps that act behind it.
+    """A permutation, and the maps that act after it.
 
     Attributes:
         permutation: of every axis that may be permuted.
@@ -51,40 +51,33 @@ class Transform:
 
     @cached_property
     def duals(self) -> Mapping[str, Float[Tensor, ...]]:
-        """Axis -> the inverse transpose of its map: many tensors read an axis."""
-        return {axis: dual(mapped, full(axis, mapped, self.permutation)) for axis, mapped in self.maps.items()}
+        """Axis -> the inverse transpose of its map, computed once: many tensors read an axis."""
+        return {
+            axis: inverse_transpose(mapped, is_matrix(axis, mapped, self.permutation))
+            for axis, mapped in self.maps.items()
+        }
 
 
 def axis_sizes(spec: PermutationSpec, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Return axis -> (n,) or (blocks, n), for axes that may be permuted and for those that take maps alone."""
-    found = spec.fit(shapes)
+    """Return axis -> (n,) or (blocks, n), for axes that may be permuted and for those that take only maps.
+
+    Raises:
+        SpecError: the spec does not fit the shapes.
+    """
+    sizes = spec.fit(shapes)
     for name, shape in shapes.items():
         for view in (view for along in spec.views(name, shape) for view in along if view.map_only):
-            if found.setdefault(view.map_only, view.map_shape()) != view.map_shape():
+            if sizes.setdefault(view.map_only, view.map_shape()) != view.map_shape():
                 raise SpecError(
                     f'{spec.family} spec does not fit: {name} has shape {shape}, but axis "{view.map_only}" already has '
-                    f"size {found[view.map_only]}."
+                    f"size {sizes[view.map_only]}."
                 )
-    return found
+    return sizes
 
 
 def identity_transform(spec: PermutationSpec, shapes: Shapes) -> Transform:
-    """Return the transform that changes nothing; `shapes` are the tensors' shapes by canonical name."""
+    """Return the transform that changes nothing, for tensors of these shapes by canonical name."""
     return Transform(identity(spec, shapes), {})
-
-
-def random_transform(spec: PermutationSpec, shapes: Shapes, generator: torch.Generator) -> Transform:
-    """Return a random, well-conditioned element: every axis permuted, and a map of its group on each that has one."""
-    permutation, maps = random(spec, shapes, generator), {}
-    for axis, shape in axis_sizes(spec, shapes).items():
-        drawn = _group(spec, axis).random(shape, generator)
-        if drawn is not None:
-            maps[axis] = drawn
-    return Transform(_still_where_none(spec, permutation), maps)
-
-
-def _still_where_none(spec: PermutationSpec, p: Permutation) -> Permutation:
-    return restrict(p, [axis for axis in p.indices if spec.group(axis) != "none"])
 
 
 def restrict_transform(transform: Transform, axes: Iterable[str]) -> Transform:
@@ -97,9 +90,9 @@ def restrict_transform(transform: Transform, axes: Iterable[str]) -> Transform:
 def compose(t: Transform, u: Transform) -> Transform:
     """Return the transform that applies u first, then t.
 
-    M_t P_t M_u P_u = (M_t P_t M_u P_t^-1) (P_t P_u): the first map is carried through the second permutation.
+    M_t P_t M_u P_u = (M_t P_t M_u P_t^-1) (P_t P_u): the map of u is conjugated by the permutation of t.
     """
-    maps = {axis: carried(axis, mapped, t.permutation) for axis, mapped in u.maps.items()}
+    maps = {axis: conjugated(axis, mapped, t.permutation) for axis, mapped in u.maps.items()}
     for axis, mapped in t.maps.items():
         maps[axis] = product(axis, mapped, maps[axis], t.permutation) if axis in maps else mapped
     return Transform(compose_permutations(t.permutation, u.permutation), maps)
@@ -107,18 +100,18 @@ def compose(t: Transform, u: Transform) -> Transform:
 
 def inverse(transform: Transform) -> Transform:
     """Return the transform that undoes this one: (M P)^-1 = (P^-1 M^-1 P) P^-1."""
-    back = inverse_permutation(transform.permutation)
-    maps = {axis: carried(axis, inverted(axis, mapped, back), back) for axis, mapped in transform.maps.items()}
-    return Transform(back, maps)
+    undone = inverse_permutation(transform.permutation)
+    maps = {axis: conjugated(axis, inverted(axis, mapped, undone), undone) for axis, mapped in transform.maps.items()}
+    return Transform(undone, maps)
 
 
 def apply_transform(spec: PermutationSpec, transform: Transform, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors in the transform's basis: the same function. Inputs are not written to.
+    """Return the transformed tensors of a model, which compute the same function. Inputs are not written to.
 
-    What no map acts on is moved bit for bit; the others are computed in float64 and cast back, each to its own dtype.
+    Tensors that no map acts on are permuted bit for bit; the others are computed in float64 and cast back to their dtype.
 
     Raises:
-        SpecError: a map does not fit a tensor, or a rotation meets a gain that is not constant.
+        SpecError: a map does not fit a tensor, or a rotation meets gains that differ.
     """
     out = {}
     for name, tensor in tensors.items():
@@ -130,34 +123,36 @@ def apply_transform(spec: PermutationSpec, transform: Transform, tensors: Mappin
 
 
 def apply_transform_axes(axes: Iterable[TensorAxis], transform: Transform, tensor: Tensor) -> Tensor:
-    """Return one tensor, or an output of the model, in the transform's basis."""
-    line = tuple(axes)
-    moved = apply_axes(line, transform.permutation, tensor)
+    """Return one transformed tensor; also for an output of the model, whose axes a line of the spec names."""
+    items = tuple(axes)
+    permuted = apply_axes(items, transform.permutation, tensor)
     if not transform.maps:
-        return moved
-    counts, out, dim = sizes_of(transform.permutation), moved, 0
-    for axis in line:
-        if not transform.maps.keys().isdisjoint(_acting(axis)):
-            for view in axis.views(tuple(moved.shape[dim : dim + axis.span]), counts):
+        return permuted
+    counts, out, dim = sizes_of(transform.permutation), permuted, 0
+    for axis in items:
+        if not transform.maps.keys().isdisjoint(_map_axes(axis)):
+            for view in axis.views(tuple(permuted.shape[dim : dim + axis.span]), counts):
                 if blocks := transform.maps.keys() & set(view.names[:-1]):
-                    raise SpecError(f"axis {min(blocks)!r} counts blocks, which may change places, but take no map.")
+                    raise SpecError(f"axis {min(blocks)!r} counts blocks, which can be permuted, but take no map.")
                 if view.map_axis in transform.maps:
-                    out = act(transform.maps[view.map_axis], view, out, dim, axis.span, transform.duals[view.map_axis])
+                    out = apply_map(
+                        transform.maps[view.map_axis], view, out, dim, axis.span, transform.duals[view.map_axis]
+                    )
         dim += axis.span
-    return out if out is moved else out.to(tensor.dtype)
+    return out if out is permuted else out.to(tensor.dtype)
 
 
 def check_transform(spec: PermutationSpec, transform: Transform) -> None:
     """Raise SpecError unless every map is an element of the group that the spec gives to its axis."""
     p = transform.permutation
-    known = {name for line in spec.lines for axis in spec.axes(line) for name in _acting(axis)}
-    if strange := sorted(p.outer.keys() - known):
+    axes = {name for line in spec.lines for axis in spec.axes(line) for name in _map_axes(axis)}
+    if unknown := sorted(p.outer.keys() - axes):
         raise SpecError(
-            f"the transform has blocks of axis {strange[0]!r}; {spec.family} has none.{nearest(strange[0], known)}"
+            f"the transform has blocks of axis {unknown[0]!r}; {spec.family} has none.{nearest(unknown[0], axes)}"
         )
     for axis, mapped in transform.maps.items():
-        if axis not in known:
-            raise SpecError(f"the transform has a map on axis {axis!r}; {spec.family} has none.{nearest(axis, known)}")
+        if axis not in axes:
+            raise SpecError(f"the transform has a map on axis {axis!r}; {spec.family} has none.{nearest(axis, axes)}")
         inside, name = axis in p.outer, spec.group(axis)
         shape = tuple(p.indices[axis].shape) if axis in p.indices else tuple(mapped.shape[: 2 if inside else 1])
         if inside and shape[:1] != tuple(p.indices[p.outer[axis]].shape):
@@ -165,19 +160,22 @@ def check_transform(spec: PermutationSpec, transform: Transform) -> None:
             raise SpecError(f"the map of axis {axis!r} has {shape[0]} blocks, {p.outer[axis]!r} has {blocks}.")
         if not _group(spec, axis).contains(mapped, shape):
             raise SpecError(
-                f"the map of axis {axis!r}, {_said(mapped)} on {shape} units, is not in its group {name!r} "
-                f"({GROUPS[name].says})."
+                f"the map of axis {axis!r}, {_dtype_and_shape(mapped)} on {shape} units, is not in its group {name!r} "
+                f"({GROUPS[name].description})."
             )
     for axis, index in p.indices.items():
         if spec.group(axis) == "none" and not bool((index == torch.arange(index.shape[-1])).all()):
-            raise SpecError(f"the transform permutes axis {axis!r}, whose group is 'none' ({GROUPS['none'].says}).")
+            raise SpecError(
+                f"the transform permutes axis {axis!r}, whose group is 'none' ({GROUPS['none'].description})."
+            )
 
 
-def _said(mapped: Tensor) -> str:
+def _dtype_and_shape(mapped: Tensor) -> str:
     return f"{str(mapped.dtype).removeprefix('torch.')} {tuple(mapped.shape)}"
 
 
-def _acting(axis: TensorAxis) -> list[str]:
+def _map_axes(axis: TensorAxis) -> list[str]:
+    """Return every name of an item under which maps may act."""
     return [*axis.axis_names(), *(name for name in (axis.map_only, *(part.map_only for part in axis.parts)) if name)]
 
 
@@ -189,17 +187,17 @@ def _group(spec: PermutationSpec, axis: str) -> Group:
 
 
 def folded_spec(spec: PermutationSpec) -> PermutationSpec:
-    """Return the spec of the same model once the gains of its norms are folded into what reads them: exactly one.
+    """Return the spec of the same model once every gain of its norms is exactly one (`merge.symmetry.canonical.fold_norms`).
 
-    The residual stream then takes every rotation (RMSNorm), or every one that fixes the ones vector (LayerNorm).
-    Folding itself is not done here; a gain that is not one is refused when a rotation meets it.
+    The residual stream then admits every rotation (RMSNorm), or every one that fixes the ones vector (LayerNorm, which
+    subtracts the mean). Nothing is folded here; applying a rotation to gains that differ is an error.
 
     Raises:
-        SpecError: the gains of this architecture lie in the stream itself (post-LN), or its head reads the stream's basis.
+        SpecError: the gains of this architecture act on the stream itself (post-LN), or its head needs the stream's basis.
     """
     if not spec.folded:
         raise SpecError(
-            f"the residual stream of {spec.family} with this head cannot be rotated: a norm's gain, or a function of single "
-            "units, lies in the stream itself. Permute it instead."
+            f"the residual stream of {spec.family} with this head cannot be rotated: a norm's gain, or a function of each "
+            "unit alone, acts on the stream itself. Permute it instead."
         )
     return replace(spec, groups={**spec.groups, **spec.folded}, folded={})

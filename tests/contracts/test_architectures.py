@@ -22,8 +22,10 @@ from merge.checkpoints.transformers_model import build, quiet
 from merge.errors import SpecError
 from merge.run.rebase import find_bases
 from merge.symmetry.architectures import ARCHITECTURES, spec_for
-from merge.symmetry.permutation import apply, apply_axes, inverse, load, random, restrict, save
+from merge.symmetry.permutation import apply, apply_axes, inverse, random, restrict
 from merge.symmetry.spec import parse
+from merge.symmetry.transform import Transform
+from merge.symmetry.transform_files import load_transform, save_transform
 
 # What breaks moves the outputs by tenths of a standard deviation; nothing lies between this and a table's bound.
 BROKEN = 1e-3
@@ -190,8 +192,9 @@ def test_a_saved_model_is_opened_under_the_names_of_its_table(case: Case, tmp_pa
     found = spec_for(opened.config)
     assert found == case.spec
     assert found.fit(opened.shapes) == case.spec.fit(case.shapes)
-    save(p, tmp_path / "permutation.safetensors")
-    again = apply(found, inverse(load(tmp_path / "permutation.safetensors")), opened.state_dict())
+    save_transform(found, Transform(p, {}), tmp_path / "permutation.safetensors")
+    loaded = load_transform(found, tmp_path / "permutation.safetensors").permutation
+    again = apply(found, inverse(loaded), opened.state_dict())
     assert again.keys() == case.tensors.keys()
     # A model may keep some tensors in float32 whatever it is asked for.
     assert all(torch.equal(again[name], tensor.to(again[name].dtype)) for name, tensor in case.tensors.items())

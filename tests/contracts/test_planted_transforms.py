@@ -13,6 +13,7 @@ import torch
 from families import CASES, FAMILIES, canonical_tensors, inputs, written_name
 from families_more import CASES as UNUSUAL_CASES
 from families_more import inputs as unusual_inputs
+from random_transforms import random_transform
 from torch import Tensor
 
 from merge.alignment.evidence.proof import prove
@@ -28,7 +29,6 @@ from merge.symmetry.transform import (
     axis_sizes,
     check_transform,
     folded_spec,
-    random_transform,
     restrict_transform,
 )
 

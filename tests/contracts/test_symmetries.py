@@ -16,6 +16,7 @@ import torch
 from architecture_case import CASES, Case, Outputs, first_of, make, say
 from false_symmetries import BERT, DEBERTA_V2, WRONG, Wrong
 from families import canonical_tensors
+from random_transforms import random_transform
 from torch import Tensor
 
 from merge.checkpoints.structure import structure_of
@@ -33,7 +34,6 @@ from merge.symmetry.transform import (
     folded_spec,
     identity_transform,
     inverse,
-    random_transform,
     restrict_transform,
 )
 from merge.symmetry.transform_files import load_transform, save_transform
@@ -272,7 +272,7 @@ def test_a_gain_that_is_not_folded_is_refused_by_name(name: str) -> None:
 )
 def test_where_a_gain_lies_in_the_stream_there_is_no_folded_table(name: str) -> None:
     """Post-LN, normed embeddings, and a head whose hidden units are on the stream."""
-    with pytest.raises(SpecError, match="cannot be rotated: a norm's gain, or a function of single units"):
+    with pytest.raises(SpecError, match="cannot be rotated: a norm's gain, or a function of each unit alone"):
         folded_spec(spec_for(CASES[name][0]))
 
 

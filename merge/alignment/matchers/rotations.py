@@ -32,7 +32,7 @@ from merge.alignment.solvers.descent_with_maps import Frame, acting_groups
 from merge.alignment.solvers.moments import Moments, check_seen, collect, level_names, level_sizes
 from merge.errors import AlignmentError
 from merge.progress import shown_by, silent, track
-from merge.symmetry.maps import full
+from merge.symmetry.maps import is_matrix
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.transform import Transform, apply_transform, compose, inverse
 
@@ -76,7 +76,7 @@ def _alignment(pair: Pair, kinds: frozenset[str], found: Transform, values: tupl
 
 
 def _is_identity(axis: str, mapped: Tensor, p: Permutation) -> bool:
-    one = torch.eye(mapped.shape[-1], dtype=mapped.dtype) if full(axis, mapped, p) else torch.ones_like(mapped)
+    one = torch.eye(mapped.shape[-1], dtype=mapped.dtype) if is_matrix(axis, mapped, p) else torch.ones_like(mapped)
     return bool((mapped - one).abs().max() < ROUNDING)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from families_more import CASES
+from random_transforms import random_transform
 from tiny import NLI, save_checkpoint
 
 from evals.paths.barrier import barrier_key, measure_pair
@@ -21,7 +22,7 @@ from merge.run.rebase import find_bases
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.permutation import identity
-from merge.symmetry.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
+from merge.symmetry.transform import Transform, apply_transform, folded_spec, restrict_transform
 
 MNLI = TASKS["mnli"]
 NAMES = dict(enumerate(NLI))

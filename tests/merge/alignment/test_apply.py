@@ -14,6 +14,7 @@ import pytest
 import torch
 from families import canonical_tensors, written_name
 from families_more import CASES
+from random_transforms import random_transform
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 from torch import Tensor
@@ -32,7 +33,7 @@ from merge.symmetry import canonical
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import Folded, fold_norms
 from merge.symmetry.permutation import identity
-from merge.symmetry.transform import Transform, apply_transform, random_transform, restrict_transform
+from merge.symmetry.transform import Transform, apply_transform, restrict_transform
 from merge.symmetry.transform_files import load_transform, read_header, save_transform
 
 BERT = bert_config(num_hidden_layers=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from tiny import bert_config, random_tensors
 
 from merge.errors import SpecError
 from merge.symmetry.architectures.bert import bert
-from merge.symmetry.permutation import Permutation, apply, compose, identity, inverse, load, random, restrict, save
+from merge.symmetry.permutation import Permutation, apply, compose, identity, inverse, random, restrict
 from merge.symmetry.spec import PermutationSpec
 
 CONFIG = bert_config()
@@ -91,26 +90,9 @@ def test_inputs_are_not_written_to() -> None:
     assert equal(before, TENSORS)
 
 
-def test_a_saved_permutation_is_the_one_that_is_loaded(tmp_path: Path) -> None:
-    """It is published with a merge, so that the alignment can be repeated."""
-    p = drawn(9)
-    save(p, tmp_path / "p.safetensors")
-    q = load(tmp_path / "p.safetensors")
-    assert q.outer == dict(p.outer)
-    assert all(torch.equal(q.indices[a], p.indices[a]) for a in p.indices)
-
-
 def test_a_permutation_of_another_architecture_is_an_error() -> None:
     with pytest.raises(SpecError, match="no axis 'residual'"):
         apply(SPEC, Permutation({}, {}), {"bert.embeddings.LayerNorm.weight": torch.ones(24)})
-
-
-def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    """A merge is repeated to the byte; safetensors alone shuffles the entries of a file's metadata."""
-    p = drawn(10)
-    for k in range(8):
-        save(p, tmp_path / f"{k}.safetensors")
-    assert len({(tmp_path / f"{k}.safetensors").read_bytes() for k in range(8)}) == 1
 
 
 # Every bracket of the notation, on tensors that hold the number of their own place.
@@ -217,12 +199,6 @@ def test_the_laws_of_the_group_hold_on_every_bracket() -> None:
     assert not equal(apply(FORMS, compose(q, p), NUMBERED), apply(FORMS, p, apply(FORMS, q, NUMBERED)))
     turned, direct = inverse(compose(p, q)), compose(inverse(q), inverse(p))
     assert all(torch.equal(turned.indices[a], direct.indices[a]) for a in turned.indices)
-
-
-def test_a_saved_permutation_of_three_levels_is_the_one_that_is_loaded(tmp_path: Path) -> None:
-    p = form(6)
-    save(p, tmp_path / "p.safetensors")
-    assert equal(apply(FORMS, load(tmp_path / "p.safetensors"), NUMBERED), apply(FORMS, p, NUMBERED))
 
 
 @pytest.mark.parametrize("size", [4, 6])

@@ -186,7 +186,7 @@ def test_three_levels_have_a_row_for_each_block_of_the_outermost() -> None:
 def test_what_is_inside_blocks_is_known_through_parts_too() -> None:
     spec = PermutationSpec("fused", {"a": "[(h x) | (h -)] d", "b": "(g [y | z'])", "c": "{k w}"}, {"h": 2, "g": 2})
     assert spec.outer == {"x": "h", "y": "g", "z": "g", "w": "k"}
-    with pytest.raises(SpecError, match='axis "x" lies in "h" and in "g"'):
+    with pytest.raises(SpecError, match='axis "x" is inside blocks of "h" and of "g"'):
         assert not PermutationSpec("wrong", {"a": "(h x)", "b": "(g x)"}).outer
 
 

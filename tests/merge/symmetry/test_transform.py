@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_transforms import random_map, random_transform
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors
 
 from merge.errors import SpecError
 from merge.symmetry.architectures.bert import bert
-from merge.symmetry.groups import GROUPS
 from merge.symmetry.permutation import Permutation, apply, identity, random
 from merge.symmetry.spec import PermutationSpec, parse
 from merge.symmetry.transform import (
@@ -26,7 +26,6 @@ from merge.symmetry.transform import (
     folded_spec,
     identity_transform,
     inverse,
-    random_transform,
     restrict_transform,
 )
 from merge.symmetry.transform_files import load_transform, save_transform
@@ -202,7 +201,7 @@ def test_blocks_of_a_fixed_order_are_counted() -> None:
 def test_a_group_that_does_not_exist_is_said_with_the_nearest() -> None:
     spec = PermutationSpec("odd", {"w": "a"}, groups={"a": "sined"})
     with pytest.raises(SpecError, match="odd table gives axis 'a' the group 'sined'. Did you mean 'signed'"):
-        random_transform(spec, {"w": (3,)}, torch.Generator())
+        check_transform(spec, Transform(identity(spec, {"w": (3,)}), {"a": torch.ones(3, dtype=torch.float64)}))
 
 
 def test_an_error_names_the_tensor() -> None:
@@ -249,6 +248,19 @@ def rewritten(path: Path, **changes: object) -> Path:
     return other
 
 
+def test_a_saved_transform_of_three_levels_is_the_one_that_is_loaded(tmp_path: Path) -> None:
+    """Grouped queries: the arrays of the middle and the inner level have a row for each key/value head."""
+    spec = PermutationSpec("grouped", {"q": "(kv queries v)"}, {"kv": 3, "queries": 2}, groups={"v": "linear"})
+    t = random_transform(spec, {"q": (24,)}, torch.Generator().manual_seed(2))
+    save_transform(spec, t, tmp_path / "t.safetensors")
+    x = torch.arange(24, dtype=torch.float64)
+    once, again = (
+        apply_transform(spec, u, {"q": x})["q"] for u in (t, load_transform(spec, tmp_path / "t.safetensors"))
+    )
+    assert torch.equal(once, again)
+    assert not torch.allclose(once, x)
+
+
 def test_a_file_that_is_not_this_family_s_transform_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     save_transform(SPEC, drawn(12), path)
@@ -269,7 +281,7 @@ def test_a_file_that_is_not_this_family_s_transform_is_refused(tmp_path: Path) -
 
 def test_what_is_outside_its_group_is_neither_written_nor_read(tmp_path: Path) -> None:
     path, still = tmp_path / "t.safetensors", identity_transform(SPEC, SHAPES)
-    wrong = Transform(still.permutation, {"ffn0": GROUPS["real"].random((40,), torch.Generator()) * torch.ones(1)})  # type: ignore[operator]
+    wrong = Transform(still.permutation, {"ffn0": random_map("real", (40,), torch.Generator())})
     with pytest.raises(SpecError, match="not in its group 'permutation'"):
         save_transform(SPEC, wrong, path)
     assert not path.exists()

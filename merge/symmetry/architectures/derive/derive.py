@@ -67,17 +67,14 @@ class Derived:
         )
 
 
-def derive_spec(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return a spec for a model that has no table, proved on random parameters.
+def derive(config: Mapping[str, Any]) -> Derived:
+    """Return a spec for a model that has no table, proved on random parameters, with what the proof could not show.
+
+    Computed once for each config.
 
     Raises:
         SpecError: the model cannot be run on inputs made up for it, or the proof fails; the message says which.
     """
-    return derive(config).spec
-
-
-def derive(config: Mapping[str, Any]) -> Derived:
-    """Return a derived spec with its proof and what it could not see, once for each config; see `derive_spec`."""
     return _derive(json.dumps(config, sort_keys=True))
 
 

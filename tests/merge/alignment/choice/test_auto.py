@@ -14,6 +14,7 @@ import torch
 from contracts.test_aligners import make_pair
 from families import canonical_tensors, inputs, written_name
 from families_more import CASES
+from random_transforms import random_transform
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
@@ -31,7 +32,7 @@ from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.permutation import apply, identity, random, restrict
-from merge.symmetry.transform import Transform, apply_transform, random_transform, restrict_transform
+from merge.symmetry.transform import Transform, apply_transform, restrict_transform
 
 CLASSIFIER = "BertForSequenceClassification"
 EVERYTHING = "residual, heads, ffn, pooler"

@@ -13,6 +13,7 @@ import torch
 from contracts.test_aligners import make_pair
 from families import CASES, FAMILIES, canonical_tensors, inputs, written_name
 from families_more import CASES as UNUSUAL
+from random_transforms import random_transform
 
 from merge.alignment.evidence.distance import distance
 from merge.alignment.evidence.quality import DRAWS, _shuffled, match_quality
@@ -25,7 +26,7 @@ from merge.publish.alignment_plot import save_alignment_plot, sort_of
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.notation import contiguous
 from merge.symmetry.permutation import apply, identity, inverse, random, restrict
-from merge.symmetry.transform import Transform, apply_transform, random_transform
+from merge.symmetry.transform import Transform, apply_transform
 
 LLAMA = UNUSUAL["LlamaForSequenceClassification"]
 

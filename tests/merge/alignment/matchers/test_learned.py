@@ -14,6 +14,7 @@ import pytest
 import torch
 from families import canonical_tensors, family_case, inputs, written_name
 from families_more import CASES as MORE
+from random_transforms import random_transform
 from safetensors.torch import load_file
 from tiny import NLI, SPECIAL, bert_config, save_checkpoint, write_text
 
@@ -42,7 +43,6 @@ from merge.symmetry.transform import (
     apply_transform,
     axis_sizes,
     folded_spec,
-    random_transform,
     restrict_transform,
 )
 from merge.symmetry.transform_files import load_transform

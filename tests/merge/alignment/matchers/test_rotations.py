@@ -13,6 +13,7 @@ import transformers
 from contracts.test_aligners import make_pair
 from families import canonical_tensors, written_name
 from families_more import CASES
+from random_transforms import random_transform
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
@@ -28,7 +29,7 @@ from merge.recipe.recipe import Recipe, make_recipe
 from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
-from merge.symmetry.transform import Transform, apply_transform, folded_spec, random_transform, restrict_transform
+from merge.symmetry.transform import Transform, apply_transform, folded_spec, restrict_transform
 from merge.symmetry.transform_files import load_transform, read_header
 
 GPT2 = CASES["GPT2LMHeadModel"]

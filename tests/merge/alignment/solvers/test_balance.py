@@ -6,6 +6,7 @@ import pytest
 import torch
 from families import canonical_tensors
 from families_more import CASES
+from random_transforms import random_transform
 from tiny import bert_config, random_tensors
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from merge.alignment.solvers.balance import FAINT, balance
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import identity
 from merge.symmetry.spec import PermutationSpec
-from merge.symmetry.transform import Transform, apply_transform, axis_sizes, check_transform, random_transform
+from merge.symmetry.transform import Transform, apply_transform, axis_sizes, check_transform
 
 BERT = bert_config()
 

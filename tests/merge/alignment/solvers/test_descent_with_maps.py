@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import canonical_tensors
 from families_more import CASES
+from random_transforms import random_transform
 from tiny import bert_config, random_tensors
 
 from merge.alignment.choice.auto import folded_pair
@@ -15,7 +16,7 @@ from merge.alignment.pair import Pair, Settings
 from merge.alignment.solvers.descent_with_maps import Frame, acting_groups, turns
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import identity
-from merge.symmetry.transform import Transform, apply_transform, check_transform, random_transform
+from merge.symmetry.transform import Transform, apply_transform, check_transform
 
 ORTHOGONAL = Settings(basis="orthogonal")
 

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from random_transforms import random_map
 from torch import Tensor
 
 from merge.alignment.solvers.group_elements import BEST, best_element, most_worth
@@ -62,7 +63,7 @@ def test_no_other_order_and_no_other_signs_are_worth_more(group: str) -> None:
 def test_a_planted_turn_is_found(group: str) -> None:
     """The gain of a and of a turned back is the turn times something positive: it is the best, and the only one."""
     rows = drawn(3, 40)[:SIZE]
-    turn = GROUPS["orthogonal" if group == "linear" else group].random((SIZE,), torch.Generator().manual_seed(4))
+    turn = random_map("orthogonal" if group == "linear" else group, (SIZE,), torch.Generator().manual_seed(4))
     assert turn is not None
     turn = turn if turn.ndim == 2 else turn.diag()
     turn = turn / turn.square().sum(0).sqrt()  # the phase of a rotary number, without its size

@@ -20,7 +20,7 @@ from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import SpecError
 from merge.symmetry.architectures import spec_for
-from merge.symmetry.architectures.derive.derive import Derived, derive, derive_spec, settle
+from merge.symmetry.architectures.derive.derive import Derived, derive, settle
 from merge.symmetry.architectures.derive.factors import fix, flat
 from merge.symmetry.architectures.derive.lines import write_table
 from merge.symmetry.architectures.derive.specimen import specimen_of
@@ -141,7 +141,7 @@ def test_a_tap_carries_what_it_says() -> None:
     from merge.alignment.solvers.moments import watched
 
     config = families_more.CASES["modernbert with biases"]
-    spec, specimen = derive_spec(config), specimen_of(structure_of(config))
+    spec, specimen = derive(config).spec, specimen_of(structure_of(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in specimen.tensors.items()}
     p = random(spec, shapes, torch.Generator().manual_seed(1))
     sites, seen = spec.sites(), []
@@ -333,7 +333,7 @@ def test_a_coupling_the_trace_misses_is_caught_by_the_proof() -> None:
         )
 
     derived = bert_trace(config)(torn)
-    right = derive_spec(config)
+    right = derive(config).spec
     assert derived.spec.lines[f"{second}.weight"] == "residual -"
     assert derived.spec.lines[f"{first}.weight"] == "- residual"
     assert derived.fixed["moving it changes the outputs"]
@@ -353,13 +353,13 @@ def test_a_computation_hidden_from_the_trace_does_not_pass_the_proof(monkeypatch
     monkeypatch.setattr(BertIntermediate, "forward", hidden)
     assert all("ffn" not in line for line in bert_trace(config)(lambda trace: trace).spec.lines.values())
     monkeypatch.undo()
-    assert derive_spec(config).lines["bert.encoder.layer.0.intermediate.dense.weight"] == "ffn0 residual"
+    assert derive(config).spec.lines["bert.encoder.layer.0.intermediate.dense.weight"] == "ffn0 residual"
 
 
 def test_fixing_any_one_axis_in_one_line_breaks_the_outputs() -> None:
     """No axis of a derived table is idle, the key bias excepted: softmax cancels it."""
     config = families.family_case("bert", "ForSequenceClassification", num_hidden_layers=1)
-    spec, specimen = derive_spec(config), specimen_of(structure_of(config))
+    spec, specimen = derive(config).spec, specimen_of(structure_of(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in specimen.tensors.items()}
     p = random(spec, shapes, torch.Generator().manual_seed(5))
     reference = specimen.outputs(specimen.tensors)
