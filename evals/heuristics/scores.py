@@ -8,7 +8,6 @@ Source: github.com/tommccoy1/hans, evaluate_heur_output.py.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evals.heuristics.grammar import LABELS, SUBCASES, HansPair
+from merge.disk.atomic import write_atomic
 from merge.errors import TaskError
 
 K = TypeVar("K", bound=Hashable)
@@ -146,14 +146,9 @@ def write_predictions(path: Path | str, ids: Sequence[str], labels: Sequence[str
     if faults:
         raise TaskError(f"{path}: these HANS predictions cannot be written: {'; '.join(faults)}.")
     lines = [PREDICTION_HEADER, *(f"{name},{label}" for name, label in zip(ids, labels, strict=True))]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, "".join(f"{line}\n" for line in lines))
     except OSError as error:
         raise TaskError(f"{path} cannot be written: {error.strerror or error}.") from None
 

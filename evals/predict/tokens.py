@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import torch
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Tokens, load_tokenizer, positions, read_tokens
-from merge.disk.cache import read_cached_tensors, write_cached_tensors
+from merge.disk.cache import cache_key, read_cached_tensors, write_cached_tensors
 from merge.disk.hashes import file_hash
 from merge.errors import TaskError
 
@@ -55,14 +54,13 @@ def tokenise_rows(checkpoint: Checkpoint, rows: Rows, cache: bool = True) -> Tok
 def tokens_key(checkpoint: Checkpoint, rows: Rows) -> str:
     """Return the hash of all that decides the tokens: texts, tokenizer files, longest input, and who reads them."""
     names = [name for name in checkpoint.side_files if any(fnmatchcase(name, known) for known in TOKENIZER_FILES)]
-    parts = [
+    return cache_key(
         FORMAT,
         hashlib.sha256(repr(rows.texts).encode()).hexdigest(),
         {name: file_hash(checkpoint.folder / name) for name in sorted(names)},
         [checkpoint.model_type, checkpoint.config.get("tokenizer_class"), _positions(checkpoint), MAX_LENGTH],
         [importlib.metadata.version(library) for library in ("transformers", "tokenizers")],
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    )
 
 
 def pack(tokens: Tokens) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from evals.report import tables
 from evals.results.predictions import has_predictions
-from evals.results.store import FIELDS, PAGE, SETTING, _one_line, _replace, load_results, locked, model_labels
+from evals.results.store import FIELDS, PAGE, SETTING, _one_line, load_results, locked, model_labels
+from merge.disk.atomic import write_atomic
 from merge.errors import TaskError
 
 
@@ -151,7 +152,7 @@ def write_page(folder: Path | str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            _replace(folder / PAGE, html)
+            write_atomic(folder / PAGE, html)
     except OSError as error:
         raise TaskError(f"{folder / PAGE} cannot be written: {_one_line(error)}") from None
     return folder / PAGE

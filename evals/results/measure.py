@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from evals.scores.label_orders import order_notes
 from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
+from merge.disk.cache import cache_key
 
 POOLED = "classes that fold into one ({}) are pooled by their maximum in the loss; accuracy folds after the argmax"
 CONSTANT = "every row was given the same prediction: {}"
@@ -36,7 +35,7 @@ CUT = "only the start was read of rows longer than the model takes: {} of {}"
 
 def record_key(kind: str, *parts: Any) -> str:
     """Return the key of a result: a hash of everything that decides it."""
-    return f"{kind}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]}"
+    return f"{kind}-{cache_key(*parts)[:24]}"
 
 
 def score_model(

@@ -7,13 +7,13 @@ Columns: `id`, `gold` and `predicted` (class names; numbers for a regression tas
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.results.store import locked
+from merge.disk.atomic import replacing
 from merge.errors import TaskError
 
 if TYPE_CHECKING:
@@ -79,18 +79,10 @@ def write_predictions_table(folder: Path | str, table: PredictionTable) -> Path:
     about = {"key": table.key, "rows": table.rows, "labels": table.labels, "classes": table.classes}
     made = pyarrow.table(columns).replace_schema_metadata({METADATA: json.dumps(about)})
     path = Path(folder) / predictions_file(table.key)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(Path(folder)):
-            try:
-                with temporary.open("wb") as file:
-                    pyarrow.parquet.write_table(made, file, compression="zstd")
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with locked(Path(folder)), replacing(path) as temporary:
+            pyarrow.parquet.write_table(made, temporary, compression="zstd")
     except OSError as error:
         raise TaskError(f"{path} cannot be written: {' '.join(str(error).split())}") from None
     return path

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from merge.disk.atomic import write_atomic
 from merge.errors import TaskError
 
 FORMAT = 1
@@ -87,7 +88,7 @@ def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
             else:
                 results = [added if old["key"] == added["key"] else old for old in results]
             text = json.dumps({"format": FORMAT, "results": results}, indent=1, ensure_ascii=False, allow_nan=False)
-            _replace(folder / STORE, text + "\n")
+            write_atomic(folder / STORE, text + "\n")
     except OSError as error:
         raise TaskError(f"{folder / STORE} cannot be written: {_one_line(error)}") from None
 
@@ -138,19 +139,6 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     raise TaskError(f"{where} is a {type(value).__name__}, which JSON cannot hold; store a Python number.")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all: readers see the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 (the name the tests break)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

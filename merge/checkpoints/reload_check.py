@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoints.structure import transformers_build
 from merge.checkpoints.transformers_model import loading_faults, model_class, quiet
 from merge.checkpoints.weights.read import read_headers
-from merge.disk.cache import read_cached, write_cached
+from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.errors import CheckpointError, OutputError, first_line, one_line
 
 if TYPE_CHECKING:
@@ -40,9 +38,7 @@ def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path, alway
     except CheckpointError as error:
         raise OutputError(f"the merged checkpoint does not reload: {error} Nothing was written.") from error
     layout = sorted((t.stored_name, t.shape, t.dtype) for t in headers.values())
-    key = hashlib.sha256(
-        json.dumps([FORMAT, transformers_build(), config, layout], sort_keys=True).encode()
-    ).hexdigest()
+    key = cache_key(FORMAT, transformers_build(), config, layout)
     known = None if always else read_cached("reloads", key)
     if known is not None:
         return tuple(known)

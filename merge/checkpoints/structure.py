@@ -6,7 +6,6 @@ model code takes longer than merging a BERT, so what it once said of a config is
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -16,7 +15,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from merge.disk.cache import read_cached, write_cached
+from merge.disk.cache import cache_key, read_cached, write_cached
 
 FORMAT = 1
 
@@ -69,7 +68,7 @@ def structure_of(config: Mapping[str, Any]) -> Structure:
     Raises:
         CheckpointError: the config names no class, or none that can be built from it.
     """
-    key = hashlib.sha256(json.dumps([FORMAT, transformers_build(), config], sort_keys=True).encode()).hexdigest()
+    key = cache_key(FORMAT, transformers_build(), config)
     found = read_cached("structures", key)
     if found is None:
         # Through JSON in either case, so that what is read does not depend on whether it was known.

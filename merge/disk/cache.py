@@ -7,10 +7,11 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from merge.disk.atomic import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,11 @@ def cache_folder() -> Path:
     # The XDG specification calls a relative path invalid and says to ignore it.
     base = Path(shared) if shared and Path(shared).is_absolute() else Path("~/.cache").expanduser()
     return base / "merge-models"
+
+
+def cache_key(*parts: Any) -> str:
+    """Return the SHA-256 of the parts as JSON, in hexadecimal: equal for equal parts, whatever the order of dict keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def read_cached(kind: str, key: str) -> Any:
@@ -83,10 +89,4 @@ def _write(kind: str, name: str, data: bytes) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         folder = cache_folder() / kind
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).replace(folder / name)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_atomic(folder / name, data, sync=False)

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from merge.disk.cache import read_cached, write_cached
+from merge.disk.cache import cache_key, read_cached, write_cached
 
 # A file that changed less than this before it was hashed may change again within the same tick of its file system's
 # clock, and nothing would show it; its hash is not remembered.
@@ -32,7 +32,7 @@ def remembered_hash(path: Path) -> str:
     """
     found = path.stat()
     stamp = [str(path.resolve()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-    key = hashlib.sha256(str(stamp).encode()).hexdigest()
+    key = cache_key(*stamp)
     known = read_cached("hashes", key)
     if isinstance(known, str) and len(known) == 64:
         return known

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge.disk.atomic import write_atomic
 from merge.errors import SpecError
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec
@@ -49,9 +49,7 @@ def save_transform(
         facts["canonical"] = "keep"
     # One entry only: safetensors writes several in an order that changes from call to call.
     data = safetensors.save(tensors, metadata={"transform": json.dumps(facts)})
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)
+    write_atomic(path, data)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ a list of names is cached.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from merge.disk.cache import read_cached, write_cached
+from merge.disk.cache import cache_key, read_cached, write_cached
 
 if TYPE_CHECKING:
     from merge.checkpoints.structure import Structure
@@ -30,7 +28,7 @@ def names_today(structure: Structure, names: Iterable[str]) -> dict[str, tuple[s
     asked = sorted(names)
     if not asked:
         return {}
-    key = hashlib.sha256(json.dumps([FORMAT, structure.key, asked]).encode()).hexdigest()
+    key = cache_key(FORMAT, structure.key, asked)
     found: Mapping[str, Any] | None = read_cached("names", key)
     if found is None:
         found = _ask_transformers(structure, asked)

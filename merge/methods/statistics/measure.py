@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import merge
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.disk.cache import cache_folder
+from merge.disk.cache import cache_folder, cache_key
 from merge.errors import CalibrationError, UsageError, nearest
 from merge.methods.statistics.fisher import measure_fisher
 from merge.methods.statistics.gram import measure_gram, transposed_weights
@@ -99,8 +98,7 @@ def statistics_for(
 
 def statistics_key(checkpoint: Checkpoint, kind: str, batches: Sequence[Batch], seed: int) -> str:
     """Return the cache key: a hash of model, kind, text, number of texts, seed and format."""
-    parts = [FORMAT, kind, checkpoint.content_hash, batches_hash(batches), _count(batches), seed]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return cache_key(FORMAT, kind, checkpoint.content_hash, batches_hash(batches), _count(batches), seed)
 
 
 def batches_hash(batches: Sequence[Batch]) -> str:

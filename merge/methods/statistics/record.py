@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.disk.atomic import replacing
 from merge.errors import MergeError, OutputError, first_line
 
 if TYPE_CHECKING:
@@ -70,27 +69,19 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     from safetensors import SafetensorError
     from safetensors import torch as safetensors
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     # One entry only: safetensors writes several in an order that changes from call to call.
     metadata = {"statistics": json.dumps(statistics.to_json(), sort_keys=True)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # save_file makes files that only their owner may read
-        safetensors.save_file({n: t.contiguous() for n, t in sorted(statistics.tensors.items())}, temporary, metadata)
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        tensors = {n: t.contiguous() for n, t in sorted(statistics.tensors.items())}
+        with replacing(path) as temporary:
+            safetensors.save_file(tensors, temporary, metadata)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"no space left on the disk of {path.parent}; nothing was written.") from error
         raise OutputError(f"{path} cannot be written: {first_line(error)}") from error
     except SafetensorError as error:  # it wraps the system's errors
         raise OutputError(f"{path} cannot be written: {first_line(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):  # there is no such folder, or nothing in it
-            temporary.unlink(missing_ok=True)
 
 
 def read_statistics(path: Path, kind: str | None = None, checkpoint: Checkpoint | None = None) -> Statistics:

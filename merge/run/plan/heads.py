@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, fold, is_generic
 from merge.checkpoints.sentence_transformers import pipeline_files
 from merge.checkpoints.structure import Structure, structure_of, transformers_build
-from merge.disk.cache import read_cached, write_cached
+from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.errors import MismatchError
 
 POLICIES = ("average", "reference", "drop", "keep-all")
@@ -270,8 +268,7 @@ def consistent_labels(config: Mapping[str, Any], structure: Structure) -> dict[s
 
 def base_class(checkpoint: Checkpoint) -> str:
     """Return the class of the base model inside a checkpoint's class: BertModel for BertForSequenceClassification."""
-    parts = [transformers_build(), checkpoint.config]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    key = cache_key(transformers_build(), checkpoint.config)
     found = read_cached("base-classes", key)
     if not isinstance(found, str):
         from merge.checkpoints.transformers_model import meta_model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint, open_encoder
-from merge.disk.cache import read_cached, write_cached
+from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.disk.hashes import remembered_hash
 from merge.disk.staging import MARKER
 from merge.errors import MergeError, closest
@@ -26,6 +25,8 @@ from merge.progress import track
 from merge.recipe.recipe import Recipe
 
 Write = Callable[[Recipe, Path], None]
+
+FORMAT = 1  # of the cached scores
 
 
 class ScoreError(MergeError):
@@ -128,8 +129,7 @@ def remembered_score(method: GreedySoup, model: Checkpoint, said: str) -> float:
     """
     words = method.words()
     files = [remembered_hash(Path(word)) if MODEL not in word and _is_file(word) else None for word in words]
-    parts = [1, model.content_hash, words, files, method.metric]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    key = cache_key(FORMAT, model.content_hash, words, files, method.metric)
     known = read_cached("scores", key)
     if isinstance(known, float) and math.isfinite(known):
         return known

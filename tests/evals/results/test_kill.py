@@ -149,7 +149,7 @@ def test_a_store_written_in_place_is_caught_half_written(
             os.fsync(file.fileno())
             file.write(text)
 
-    monkeypatch.setattr(report, "_replace", in_place)
+    monkeypatch.setattr(report, "write_atomic", in_place)
     assert run(zoo, tmp_path, death=2) == -signal.SIGKILL
     with pytest.raises(TaskError, match="cannot be read"):
         load_results(tmp_path)

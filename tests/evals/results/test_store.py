@@ -252,14 +252,14 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
 def test_without_the_lock_a_record_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above: two writers that both read before either writes keep one record of two."""
     both_have_read, turns = threading.Barrier(2), threading.Lock()
-    replace = report._replace
+    replace = report.write_atomic
 
     def replace_late(path: Path, text: str) -> None:
         both_have_read.wait(timeout=10)
         with turns:
             replace(path, text)
 
-    monkeypatch.setattr(report, "_replace", replace_late)
+    monkeypatch.setattr(report, "write_atomic", replace_late)
     monkeypatch.setattr(report, "locked", lambda _: contextlib.nullcontext())
     writers = [threading.Thread(target=add_result, args=(tmp_path, scores(name))) for name in ("a/", "b/")]
     for thread in writers:

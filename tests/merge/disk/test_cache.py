@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge.disk.cache import cache_folder, read_cached, read_cached_tensors, write_cached, write_cached_tensors
+from merge.disk.cache import (
+    cache_folder,
+    cache_key,
+    read_cached,
+    read_cached_tensors,
+    write_cached,
+    write_cached_tensors,
+)
 
 TENSORS = {"ids": torch.arange(12, dtype=torch.int32).reshape(3, 4), "cut": torch.tensor(2), "none": torch.zeros(0)}
 
@@ -69,3 +76,18 @@ def test_values_come_back() -> None:
     assert read_cached("made", "k") == {"a": [1, "é"]}
     (cache_folder() / "made" / "k.json").write_text("{")
     assert read_cached("made", "k") is None
+
+
+def test_keys_are_equal_for_equal_parts_alone() -> None:
+    """The order of a dict's keys is no part of a config; every other change of a part is."""
+    key = cache_key(1, {"a": 1, "b": [2]}, "x")
+    assert key == cache_key(1, {"b": [2], "a": 1}, "x")
+    others = [
+        cache_key(2, {"a": 1, "b": [2]}, "x"),
+        cache_key(1, {"a": 1, "b": [3]}, "x"),
+        cache_key(1, {"a": 1, "b": [2]}, "x", None),
+        cache_key(1, {"a": 1, "b": [2], "c": None}, "x"),
+        cache_key(1, {"a": "1", "b": [2]}, "x"),
+        cache_key([1, {"a": 1, "b": [2]}, "x"]),
+    ]
+    assert len({key, *others}) == 7
