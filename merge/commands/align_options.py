@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from merge.alignment.matchers import BY
-from merge.errors import UsageError
+from merge.commands.terminal import NAMES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,7 +29,6 @@ FLAGS = {
     "apply": "apply",
     "repair": "repair",
 }
-LISTS = ("text_column", "axes")
 
 
 def align_options(command: F) -> F:
@@ -46,9 +45,12 @@ def align_options(command: F) -> F:
                 "[default: none]",
             ),
             click.option("--text", help="Calibration text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id."),
-            click.option("--text-column", metavar="COL[,COL]", help="Column of --text to read; two for text pairs."),
+            click.option(
+                "--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text to read; two for text pairs."
+            ),
             click.option(
                 "--axes",
+                type=NAMES,
                 metavar="KIND,...",
                 help="Kinds of axes that move, such as residual, heads, ffn, pooler.  [default: chosen]",
             ),
@@ -95,20 +97,5 @@ def align_options(command: F) -> F:
 
 
 def align_entry(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the align entry of a recipe that these flags spell.
-
-    Raises:
-        UsageError: a list of names has an empty one.
-    """
-    given = {key: options[flag] for flag, key in FLAGS.items() if options[flag] not in (None, ())}
-    for flag in LISTS:
-        if flag in given:
-            given[flag] = _listed(given[flag], f"--{flag.replace('_', '-')}")
-    return given
-
-
-def _listed(text: str, option: str) -> tuple[str, ...]:
-    parts = tuple(part.strip() for part in text.split(","))
-    if "" in parts:
-        raise UsageError(f"{option} expects names separated by commas, found {text!r}.")
-    return parts
+    """Return the `align` entry of a recipe that these flags set."""
+    return {key: options[flag] for flag, key in FLAGS.items() if options[flag] not in (None, ())}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.commands.terminal import common_options, set_verbosity, start
+from merge.commands.terminal import NAMES, common_options, set_verbosity, start
 from merge.errors import UsageError
 from merge.layers.plan import STRATEGIES, LayerPlan, format_layers, parse_layers
 
 if TYPE_CHECKING:
     from merge.checkpoints.checkpoint import Checkpoint
-    from merge.layers.contribution import Contribution
     from merge.layers.edit import EditReport
+    from merge.layers.importance import LayerImportance
 
 EPILOG = """\b
 Examples:
@@ -67,7 +67,7 @@ def edit_command() -> None:
 @click.option("--strategy", metavar="NAME", help=f"Which layers to drop: {', '.join(STRATEGIES)}.")
 @click.option("--count", type=int, help="With --strategy: how many.")
 @click.option("--text", help="With contribution: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id.")
-@click.option("--text-column", metavar="COL[,COL]", help="Column of --text to read; two for text pairs.")
+@click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text to read; two for text pairs.")
 @click.option("--samples", type=int, help="Texts drawn from --text.  [default: 512]")
 @click.option("--seed", type=int, help="Seed of the draw.  [default: 0]")
 @_options
@@ -100,24 +100,21 @@ def drop_command(model: str, **options: Any) -> None:
     if given and strategy != "contribution":
         raise UsageError(f"{', '.join(given)} belong{'s' * (len(given) == 1)} to --strategy contribution.")
 
-    def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, Contribution | None]:
+    def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, LayerImportance | None]:
         from merge.layers.edit import drop_plan
+        from merge.text.source import TextSource
 
         stack = options["stack"]
         if named is not None:
             total = layer_count(checkpoint.config, stack)
             return LayerPlan.without(parse_layers(named, total), total, stack), None
-        columns = options["text_column"]
-        return drop_plan(
-            checkpoint,
-            strategy,
-            options["count"],
+        source = TextSource(
             options["text"],
-            None if columns is None else tuple(part.strip() for part in columns.split(",")),
+            options["text_column"],
             512 if options["samples"] is None else options["samples"],
             options["seed"] or 0,
-            stack,
         )
+        return drop_plan(checkpoint, strategy, options["count"], source, stack)
 
     _edit(model, plan, options)
 
@@ -177,7 +174,7 @@ def edit_main() -> None:
 
 
 def _edit(
-    model: str, make_plan: Callable[[Checkpoint], tuple[LayerPlan, Contribution | None]], options: dict[str, Any]
+    model: str, make_plan: Callable[[Checkpoint], tuple[LayerPlan, LayerImportance | None]], options: dict[str, Any]
 ) -> None:
     """Open, plan, write and report."""
     from merge.checkpoints.checkpoint import open_checkpoint
@@ -188,8 +185,8 @@ def _edit(
     output = Path(options["output"]).expanduser()
     checkpoint = open_checkpoint(model, options["revision"])
     check_output(output, options["force"], [checkpoint.folder])
-    plan, contribution = make_plan(checkpoint)
-    report = edit_layers(checkpoint, plan, output, options["force"], options["dry_run"], contribution)
+    plan, importance = make_plan(checkpoint)
+    report = edit_layers(checkpoint, plan, output, options["force"], options["dry_run"], importance)
     if not options["quiet"]:
         for note in report.notes:
             click.echo(f"note: {note}", err=True)
@@ -204,9 +201,9 @@ def edit_text(report: EditReport, dry_run: bool) -> str:
     """Return what an edit did, for the terminal."""
     layers = [layer for ((_, layer),) in report.plan.layers]
     lines = []
-    if report.contribution:
-        lines.append(f"contribution, 1 - cosine of a layer's input and output, on {report.contribution.text}")
-        for layer, score in enumerate(report.contribution.scores):
+    if report.importance:
+        lines.append(f"contribution, 1 - cosine of a layer's input and output, on {report.importance.text}")
+        for layer, score in enumerate(report.importance.scores):
             lines.append(f"  layer {layer:<3} {score:.4f}{'  <- dropped' if layer in report.dropped else ''}")
     lines.append(f"{report.checkpoint.source}: {report.total} layers -> {len(layers)}: {format_layers(layers)}")
     if report.dropped:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.commands.align_options import FLAGS, align_entry
+from merge.commands.terminal import NUMBERS
 from merge.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -38,17 +39,16 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
         raise UsageError("no models given. Example: merge-models a/ b/ --align activations. See merge-models --help.")
     settings = [_setting(text) for text in options["settings"]]
     if options["weights"] is not None:
-        settings.append(("weights", _listed(options["weights"], "--weights", number=True)))
+        settings.append(("weights", options["weights"]))
     twice = {key for key, _ in settings if [k for k, _ in settings].count(key) > 1}
     if twice:
         raise UsageError(f"setting {', '.join(sorted(twice))} is given twice. Give it once.")
     align, label_column = align_entry(options), options["label_column"]
     if align.get("by") == "learned" and label_column is not None:
         align, label_column = {**align, "label_column": label_column}, None
-    column = options["statistics_column"]
     statistics = {
         "text": options["statistics_text"],
-        "text_column": None if column is None else _listed(column, "--statistics-column"),
+        "text_column": options["statistics_column"],
         "label_column": label_column,
         "samples": options["statistics_samples"],
     }
@@ -106,24 +106,8 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UsageError(f"--set expects KEY=VALUE, found {text!r}. Example: --set lam=0.3")
     if "," in value and not value.lstrip().startswith(("[", '"', "'")):
-        return key, _listed(value, f"--set {key}", number=True)
+        return key, NUMBERS.split(value, f"--set {key}")
     try:
         return key, read_value(value)
     except RecipeError as error:
         raise RecipeError(f"--set {key}: {error}") from error
-
-
-def _number(text: str) -> Any:
-    """Return the number a text spells, or the text."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _listed(text: str, option: str, number: bool = False) -> tuple[Any, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    values = [_number(part) for part in parts] if number else parts
-    if "" in parts or (number and any(isinstance(value, str) for value in values)):
-        raise UsageError(f"{option} expects {'numbers' if number else 'names'} separated by commas, found {text!r}.")
-    return tuple(values)

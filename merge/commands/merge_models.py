@@ -13,7 +13,7 @@ from merge.commands.align_options import align_options
 from merge.commands.flags import recipe_of_flags
 from merge.commands.publish import _push, card_command, push_command, verify_command
 from merge.commands.statistics import statistics_command
-from merge.commands.terminal import common_options, set_verbosity, start
+from merge.commands.terminal import NAMES, NUMBERS, common_options, set_verbosity, start
 from merge.errors import UsageError
 from merge.methods import METHODS
 from merge.run.report_text import report_text
@@ -47,12 +47,14 @@ More commands:
 @click.option(
     "--heads", metavar="RULE", help="Task heads: average, reference, drop or keep-all.  [default: labels must be equal]"
 )
-@click.option("--weights", metavar="W,W,...", help="One weight per model, as --set weights=... would.")
+@click.option("--weights", type=NUMBERS, metavar="W,W,...", help="One weight per model, as --set weights=... would.")
 @align_options
 @click.option(
     "--statistics-text", metavar="TEXT", help="Text that fisher, regmean or cocktail read.  [default: our own]"
 )
-@click.option("--statistics-column", metavar="COL[,COL]", help="Column of --statistics-text to read; two for pairs.")
+@click.option(
+    "--statistics-column", type=NAMES, metavar="COL[,COL]", help="Column of --statistics-text to read; two for pairs."
+)
 @click.option(
     "--label-column",
     metavar="COL",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from merge.commands.terminal import common_options, set_verbosity
+from merge.commands.terminal import NAMES, common_options, set_verbosity
 from merge.errors import CalibrationError, OutputError
 
 
@@ -19,7 +19,7 @@ from merge.errors import CalibrationError, OutputError
 @click.option(
     "--text", help="Text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id.  [default: the package's own]"
 )
-@click.option("--text-column", metavar="COL[,COL]", help="Column of --text to read; two for text pairs.")
+@click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text to read; two for text pairs.")
 @click.option("--samples", type=int, default=512, show_default=True, help="Texts drawn from --text.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
 @click.option("--revision", help="Hub revision of the model.")
@@ -30,7 +30,7 @@ def statistics_command(
     model: str,
     kind: str,
     text: str | None,
-    text_column: str | None,
+    text_column: tuple[str, ...] | None,
     samples: int,
     seed: int,
     revision: str | None,
@@ -59,16 +59,17 @@ def statistics_command(
     checkpoint = open_encoder(model, revision)
     if not checkpoint.has_tokenizer:
         raise CalibrationError(f"{model} has no tokenizer to read text with. Put its tokenizer files into its folder.")
-    columns = None if text_column is None else tuple(part.strip() for part in text_column.split(","))
-    read = read_calibration(text, columns, samples, seed)
-    batches, cut = tokenise(load_tokenizer(checkpoint.folder), read.samples, checkpoint.config)
+    calibration = read_calibration(text, text_column, samples, seed)
+    batches, truncated = tokenise(load_tokenizer(checkpoint.folder), calibration.samples, checkpoint.config)
     if not quiet:
-        for note in (*read.notes, *cut):
+        for note in (*calibration.notes, *truncated):
             click.echo(f"note: {note}", err=True)
-    found = measure(checkpoint, kind, batches, read.source, seed)
-    write_statistics(output, found)
+    statistics = measure(checkpoint, kind, batches, calibration.source, seed)
+    write_statistics(output, statistics)
     if as_json:
-        click.echo(json.dumps({"output": str(output), "tensors": len(found.tensors), **found.to_json()}, indent=2))
+        click.echo(
+            json.dumps({"output": str(output), "tensors": len(statistics.tensors), **statistics.to_json()}, indent=2)
+        )
     else:
         size = f"{output.stat().st_size:,} bytes"
-        click.echo(f"{output}: {kind} of {len(found.tensors)} tensors of {model} on {read.source} ({size})")
+        click.echo(f"{output}: {kind} of {len(statistics.tensors)} tensors of {model} on {calibration.source} ({size})")

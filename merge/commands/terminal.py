@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from merge.errors import MergeError
+from merge.errors import MergeError, UsageError
 from merge.progress import shown_by, silent
 
 T = TypeVar("T")
@@ -64,6 +64,38 @@ def counted(items: Sequence[T], label: str) -> Iterator[T]:
         end = "\r\033[K" if terminal else ""
         count = f"{total} done" if started == total else f"stopped at {started} of {total}"
         sys.stderr.write(f"{end}{label}: {count} in {time.monotonic() - begun:.1f} s\n")
+
+
+class CommaList(click.ParamType):
+    """A list typed as names, or numbers, separated by commas."""
+
+    name = "list"
+
+    def __init__(self, numbers: bool = False) -> None:
+        self.numbers = numbers
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        return (
+            tuple(value) if isinstance(value, list | tuple) else self.split(value, param.opts[0] if param else "list")
+        )
+
+    def split(self, text: str, option: str) -> tuple[Any, ...]:
+        """Return the parts of a text.
+
+        Raises:
+            UsageError: a part is empty, or is not a number where numbers are expected; the message names the option.
+        """
+        parts = tuple(part.strip() for part in text.split(","))
+        kind = "numbers" if self.numbers else "names"
+        try:
+            if "" not in parts:
+                return tuple(map(float, parts)) if self.numbers else parts
+        except ValueError:
+            pass
+        raise UsageError(f"{option} expects {kind} separated by commas, found {text!r}.")
+
+
+NAMES, NUMBERS = CommaList(), CommaList(numbers=True)
 
 
 def set_verbosity(verbose: bool, quiet: bool) -> None:

@@ -18,7 +18,7 @@ from merge.checkpoints.weights.write import write_weights
 from merge.disk.hashes import file_hash
 from merge.disk.staging import check_output, copy_side_files, staged, write_json
 from merge.errors import OutputError, UsageError
-from merge.layers.contribution import Contribution, measure_contribution
+from merge.layers.importance import DEFAULT_TEXT, LayerImportance, measure_importance
 from merge.layers.plan import (
     LayerPlan,
     PlannedTensors,
@@ -31,6 +31,7 @@ from merge.layers.plan import (
 from merge.layers.stacks import layer_count
 from merge.progress import track
 from merge.publish.card import PIPELINES, licence_of
+from merge.text.source import TextSource
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ class EditReport:
         config: config.json of the output.
         tensors: where its tensors come from, and which input tensors are in none.
         notes: what the user should know.
-        contribution: what the choice of layers was measured by, if it was.
+        importance: the layers' importance, if the layers to drop were chosen by it.
         bytes: of all tensors written; 0 in a dry run.
     """
 
@@ -61,7 +62,7 @@ class EditReport:
     config: Mapping[str, Any]
     tensors: PlannedTensors
     notes: tuple[str, ...]
-    contribution: Contribution | None
+    importance: LayerImportance | None
     bytes: int
     seconds: float
 
@@ -88,24 +89,21 @@ def drop_plan(
     checkpoint: Checkpoint,
     strategy: str,
     count: int,
-    text: str | None = None,
-    columns: tuple[str, ...] | None = None,
-    samples: int = 512,
-    seed: int = 0,
+    source: TextSource = DEFAULT_TEXT,
     stack: str = "",
-) -> tuple[LayerPlan, Contribution | None]:
-    """Return the plan of a checkpoint without the layers a strategy picks, and what was measured to pick them.
+) -> tuple[LayerPlan, LayerImportance | None]:
+    """Return the plan that drops `count` layers by a strategy, and the layers' importance if the strategy measures it.
 
     Raises:
-        UsageError: the strategy is unknown or cannot drop as many.
-        CalibrationError: contribution has no text to be measured on.
+        UsageError: the strategy is unknown or cannot drop that many.
+        CalibrationError: the text cannot be read.
     """
     total = layer_count(checkpoint.config, stack)
     if strategy != "contribution":
         return LayerPlan.drop(strategy, count, total, stack=stack), None
-    dropped_layers(strategy, count, total, [0.0] * total)  # before the work of measuring
-    found = measure_contribution(checkpoint.encoder, text, columns, samples, seed, stack)
-    return LayerPlan.drop(strategy, count, total, found.scores, stack), found
+    dropped_layers(strategy, count, total, [0.0] * total)  # checks the count before the measurement
+    importance = measure_importance(checkpoint.encoder, source, stack)
+    return LayerPlan.drop(strategy, count, total, importance.scores, stack), importance
 
 
 def edit_layers(
@@ -114,7 +112,7 @@ def edit_layers(
     output: Path,
     force: bool = False,
     dry_run: bool = False,
-    contribution: Contribution | None = None,
+    importance: LayerImportance | None = None,
 ) -> EditReport:
     """Write a checkpoint with the layers of a plan, checked by loading it; with `dry_run` only say what it would hold.
 
@@ -131,11 +129,11 @@ def edit_layers(
     check_edited(checkpoint)
     config = planned_config(checkpoint.config, plan)
     tensors = _planned(checkpoint, plan)
-    notes = (*checkpoint.notes, *plan_notes(checkpoint.config, plan), *(contribution.notes if contribution else ()))
+    notes = (*checkpoint.notes, *plan_notes(checkpoint.config, plan), *(importance.notes if importance else ()))
     stale = [name for name in checkpoint.side_files if name in OF_THE_INPUT]
     if left := [*checkpoint.left_behind, *stale]:
         notes = (*notes, f"not copied from {checkpoint.source}: {', '.join(left)}")
-    report = EditReport(checkpoint, plan, output, config, tensors, notes, contribution, 0, 0.0)
+    report = EditReport(checkpoint, plan, output, config, tensors, notes, importance, 0, 0.0)
     _check_space(report)
     if not dry_run:
         with staged(output) as folder:
@@ -207,7 +205,7 @@ def edit_facts(report: EditReport) -> dict[str, Any]:
         "layers_before": report.total,
         "layers": report.plan.to_json(),
         "dropped": list(report.dropped),
-        "contribution": asdict(report.contribution) if report.contribution else None,
+        "contribution": asdict(report.importance) if report.importance else None,
         "config": report.changed,
         "left_out": [name for _, name in report.tensors.left_out],
         "notes": list(report.notes),

@@ -1,6 +1,6 @@
-"""How much each layer of a model changes what it is given: the measure behind the `contribution` strategy.
+"""Importance of each layer: how much its output differs in direction from its input. The `contribution` strategy uses it.
 
-A layer whose output points where its input pointed has done little, and is the first to be dropped.
+A layer whose output has nearly the direction of its input has done little, and is the first to be dropped.
 
 Source: Sajjad et al. 2023, arXiv:2004.03844, section 3 (contribution-based dropping): the cosine similarity of the
 sentence token's representation before and after each layer, averaged over texts.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from merge.errors import CalibrationError, UsageError
 from merge.layers.stacks import layer_count, stack_of
 from merge.progress import track
+from merge.text.source import TextSource
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,15 +23,17 @@ if TYPE_CHECKING:
     from merge.checkpoints.checkpoint import Checkpoint
     from merge.checkpoints.inputs import Batch
 
+DEFAULT_TEXT = TextSource()
+
 
 @dataclass(frozen=True)
-class Contribution:
-    """What was measured, and on what.
+class LayerImportance:
+    """The importance of every layer of a model.
 
     Attributes:
-        scores: for each layer 1 - the mean cosine of its input and output; 0 where a layer changes no direction.
-        text: what texts they are a mean over.
-        notes: on the text, and on which token stands for it.
+        scores: for each layer 1 - the mean cosine of its input and output; 0 for a layer that changes no direction.
+        text: the texts that the mean is over, in words.
+        notes: for the user, on the text and on the token that represents it.
     """
 
     scores: tuple[float, ...]
@@ -38,15 +41,10 @@ class Contribution:
     notes: tuple[str, ...]
 
 
-def measure_contribution(
-    checkpoint: Checkpoint,
-    text: str | None = None,
-    columns: tuple[str, ...] | None = None,
-    samples: int = 512,
-    seed: int = 0,
-    stack: str = "",
-) -> Contribution:
-    """Return the contribution of every layer of a checkpoint on calibration text, run in float32.
+def measure_importance(
+    checkpoint: Checkpoint, source: TextSource = DEFAULT_TEXT, stack: str = ""
+) -> LayerImportance:
+    """Return the importance of every layer of a checkpoint on calibration text, run in float32.
 
     Raises:
         CalibrationError: the text cannot be read, or the checkpoint has no tokenizer.
@@ -61,17 +59,17 @@ def measure_contribution(
     _check_reads_text(checkpoint, stack)
     if not checkpoint.has_tokenizer:
         raise CalibrationError(
-            f"{checkpoint.source} has no tokenizer to read text with, which contribution needs. Choose another --strategy."
+            f"{checkpoint.source} has no tokenizer, which --strategy contribution needs to read text. Choose another --strategy."
         )
-    read = read_calibration(text, columns, samples, seed)
+    calibration = read_calibration(source.source, source.columns, source.samples, source.seed)
     tokenizer = load_tokenizer(checkpoint.folder)
-    batches, cut = tokenise(tokenizer, read.samples, checkpoint.config)
+    batches, truncated = tokenise(tokenizer, calibration.samples, checkpoint.config)
     tensors = {checkpoint.written_name(name): checkpoint.tensor(name) for name in checkpoint.tensors}
     model = build(checkpoint.config, tensors, torch.float32)
     token = tokenizer.cls_token_id
-    note = () if token is not None else ("no sentence token in this tokenizer: the last token of a text stands for it",)
+    note = () if token is not None else ("this tokenizer has no sentence token: the last token represents each text",)
     scores = layer_scores(model, batches, token, stack)
-    return Contribution(tuple(scores), read.source, (*read.notes, *cut, *note))
+    return LayerImportance(tuple(scores), calibration.source, (*calibration.notes, *truncated, *note))
 
 
 def layer_scores(model: Any, batches: Sequence[Batch], token: int | None, stack: str = "") -> list[float]:
@@ -79,7 +77,7 @@ def layer_scores(model: Any, batches: Sequence[Batch], token: int | None, stack:
 
     Args:
         model: in evaluation mode.
-        token: id of the sentence token, whose first occurrence is read; the last attended token if None.
+        token: id of the sentence token, of which the first occurrence counts; the last attended token if None.
     Raises:
         CalibrationError: a text holds no sentence token.
     """
@@ -88,25 +86,26 @@ def layer_scores(model: Any, batches: Sequence[Batch], token: int | None, stack:
     family, config = model.config.model_type, model.config.to_dict()
     layers = model.base_model.get_submodule(stack_of(family, stack).paths[0])
     total = layer_count(config, stack)
-    met: list[tuple[Tensor, Tensor]] = []
+    recorded: list[tuple[Tensor, Tensor]] = []
 
-    def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given, made = args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output
-        # XLNet alone has the position before the text.
-        met.append((given.transpose(0, 1), made.transpose(0, 1)) if family == "xlnet" else (given, made))
+    def record(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        # Only XLNet has the position axis before the batch axis.
+        recorded.append((before.transpose(0, 1), after.transpose(0, 1)) if family == "xlnet" else (before, after))
 
     sums, texts = torch.zeros(total, dtype=torch.float64), 0
-    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     try:
         for batch in track(batches, "measuring layers"):
-            met.clear()
+            recorded.clear()
             with torch.inference_mode():
                 model(**batch)
-            rows, places = _sentence_tokens(batch, token)
-            # Layers run in order, those of ALBERT that share a group as well.
-            assert len(met) == total, f"{len(met)} layers ran of {total}"
-            for layer, (given, made) in enumerate(met):
-                pair = given[rows, places].double(), made[rows, places].double()
+            rows, positions = _sentence_tokens(batch, token)
+            # Layers run in order, also those of ALBERT that share a group.
+            assert len(recorded) == total, f"{len(recorded)} layers ran of {total}"
+            for layer, (before, after) in enumerate(recorded):
+                pair = before[rows, positions].double(), after[rows, positions].double()
                 sums[layer] += torch.nn.functional.cosine_similarity(*pair, dim=-1).sum()
             texts += len(rows)
     finally:
@@ -122,13 +121,13 @@ def _check_reads_text(checkpoint: Checkpoint, stack: str) -> None:
     model = meta_model(checkpoint.config)
     if model.config.is_encoder_decoder or model.main_input_name != "input_ids" or "vision_config" in checkpoint.config:
         raise UsageError(
-            f"{checkpoint.source} is a {type(model).__name__}: contribution is measured on models of one text input. "
-            "Choose another --strategy."
+            f"{checkpoint.source} is a {type(model).__name__}: --strategy contribution works for models with one text "
+            "input. Choose another --strategy."
         )
 
 
 def _sentence_tokens(batch: Batch, token: int | None) -> tuple[Tensor, Tensor]:
-    """Return (rows, places) of the token that stands for each text."""
+    """Return (rows, positions) of the token that represents each text."""
     import torch
 
     from merge.checkpoints.inputs import attended
@@ -137,9 +136,11 @@ def _sentence_tokens(batch: Batch, token: int | None) -> tuple[Tensor, Tensor]:
     ids = ids.reshape(-1, ids.shape[-1])
     rows = torch.arange(len(ids))
     if token is None:
-        places = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
-        return rows, places
+        positions = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+        return rows, positions
     hits = (ids == token) & mask
     if not bool(hits.any(1).all()):
-        raise CalibrationError(f"the sentence token (id {token}) is missing in a text: the tokenizer does not add it.")
+        raise CalibrationError(
+            f"the sentence token (id {token}) is missing from a text: the tokenizer does not add it."
+        )
     return rows, hits.int().argmax(1)

@@ -15,7 +15,8 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CalibrationError, UsageError
-from merge.layers.contribution import layer_scores, measure_contribution
+from merge.layers.importance import layer_scores, measure_importance
+from merge.text.source import TextSource
 
 CLS = 2
 
@@ -110,22 +111,22 @@ def test_a_planted_layer_is_found_on_text(tmp_path: Path) -> None:
     """And on any text the same draw gives the same scores."""
     checkpoint = open_checkpoint(str(planted(tmp_path / "m")))
     text = str(write_text(tmp_path / "text.txt", 40))
-    found = measure_contribution(checkpoint, text, samples=30)
-    assert abs(found.scores[1]) < 1e-6
-    assert min(found.scores[:1] + found.scores[2:]) > 1e-3
-    assert "30 of 40" in found.text
-    assert any("sample is small" in note for note in found.notes)
-    assert measure_contribution(checkpoint, text, samples=30).scores == found.scores
-    assert measure_contribution(checkpoint, text, samples=30, seed=1).scores != found.scores
+    importance = measure_importance(checkpoint, TextSource(text, samples=30))
+    assert abs(importance.scores[1]) < 1e-6
+    assert min(importance.scores[:1] + importance.scores[2:]) > 1e-3
+    assert "30 of 40" in importance.text
+    assert any("sample is small" in note for note in importance.notes)
+    assert measure_importance(checkpoint, TextSource(text, samples=30)).scores == importance.scores
+    assert measure_importance(checkpoint, TextSource(text, samples=30, seed=1)).scores != importance.scores
 
 
-def test_what_reads_no_text_has_no_contribution(tmp_path: Path) -> None:
+def test_what_reads_no_text_has_no_importance(tmp_path: Path) -> None:
     bare = open_checkpoint(str(save_checkpoint(tmp_path / "m", tokenizer=False)))
-    with pytest.raises(CalibrationError, match="no tokenizer to read text with"):
-        measure_contribution(bare)
-    with pytest.raises(UsageError, match="ViTModel: contribution is measured on models of one text input"):
-        measure_contribution(checkpoint_of("vit"))
+    with pytest.raises(CalibrationError, match="has no tokenizer, which --strategy contribution needs"):
+        measure_importance(bare)
+    with pytest.raises(UsageError, match="ViTModel: --strategy contribution works for models with one text input"):
+        measure_importance(checkpoint_of("vit"))
     with pytest.raises(UsageError, match="CLIPModel"):
-        measure_contribution(checkpoint_of("clip"), stack="text")
+        measure_importance(checkpoint_of("clip"), stack="text")
     with pytest.raises(UsageError, match="BartModel"):
-        measure_contribution(checkpoint_of("bart"), stack="encoder")
+        measure_importance(checkpoint_of("bart"), stack="encoder")
