@@ -14,8 +14,8 @@ from evals.tasks.label_names import plain
 from evals.tasks.table import TaskTable, make_task
 from evals.tasks.task import METRICS, EvalTask, Rows
 from merge.errors import RecipeError, TaskError, UsageError, nearest
-from merge.recipe.recipe import TYPES
-from merge.recipe.yaml_document import place, read_document
+from merge.recipe.validation import located_faults
+from merge.recipe.yaml_document import position_of, read_document
 
 # A score as a file names it -> the configuration of evals.scores.glue that computes it; GLUE's own names will do too.
 SCORES = {"accuracy": "sst2", "f1": "mrpc", "matthews_correlation": "cola", "pearson": "stsb"}
@@ -121,9 +121,9 @@ def read_task(path: Path, reserved: Container[str] = ()) -> EvalTask:
     try:
         record = TaskRecord.model_validate(values)
     except ValidationError as error:
-        raise UsageError("\n".join(f"{path}:{place(root, e['loc'])}: {_said(e)}" for e in error.errors())) from error
+        raise UsageError(located_faults(path, root, TaskRecord, error)) from error
     if record.name in reserved:
-        at = place(root, ("name",))
+        at = position_of(root, ("name",))
         raise UsageError(
             f"{path}:{at}: name: {record.name!r} is a task that is built in; give yours a name of its own."
         )
@@ -165,12 +165,3 @@ def _found(record: TaskRecord, path: Path) -> Path | None:
         f"{record.name} data {file}: there is no such file. Paths in {path} are seen from its own folder; a Hub dataset "
         "is named with its split: org/name:config/split."
     )
-
-
-def _said(error: Any) -> str:
-    """Return what pydantic found in a task file, in the words of YAML."""
-    key = ".".join(str(part) for part in error["loc"])
-    message = TYPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = f"unknown key.{nearest(str(error['loc'][-1]), TaskRecord.model_fields)}"
-    return f"{key}: {message}" if key else message

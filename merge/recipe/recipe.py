@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from merge.alignment.settings import AlignEntry
 from merge.errors import RecipeError, UsageError, nearest
 from merge.methods import METHODS, WEIGHED, make_method
 from merge.recipe.entries import BaseEntry, EvaluationEntry, ModelEntry, Override, Slice, known_method
 from merge.recipe.gradient import positions, value_at
-from merge.recipe.yaml_document import dump, place, read_document
+from merge.recipe.validation import fault, located_faults
+from merge.recipe.yaml_document import dump, read_document
 from merge.text.source import Record, StatisticsEntry
 
 
@@ -185,7 +186,7 @@ def _check_method(method: str, settings: dict[str, Any], weights: Sequence[Any],
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that command-line flags spell.
+    """Return the recipe that command-line flags describe.
 
     Raises:
         RecipeError: a value does not fit; all faults in one message.
@@ -193,11 +194,11 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("; ".join(_said(e) for e in error.errors())) from error
+        raise RecipeError("; ".join(fault(e, Recipe) for e in error.errors())) from error
 
 
 def make_align_entry(values: Mapping[str, Any]) -> AlignEntry:
-    """Return the alignment settings that command-line flags spell.
+    """Return the alignment settings that command-line flags describe.
 
     Raises:
         RecipeError: a value does not fit; all faults in one message.
@@ -205,7 +206,9 @@ def make_align_entry(values: Mapping[str, Any]) -> AlignEntry:
     try:
         return AlignEntry.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("; ".join(_said({**e, "loc": ("align", *e["loc"])}) for e in error.errors())) from error
+        raise RecipeError(
+            "; ".join(fault({**e, "loc": ("align", *e["loc"])}, Recipe) for e in error.errors())
+        ) from error
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -218,31 +221,4 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [f"{path}:{place(root, e['loc'])}: {_said(e)}" for e in error.errors()]
-        raise RecipeError("\n".join(lines)) from error
-
-
-# What pydantic says in the words of Python, in the words of YAML.
-TYPES = {
-    "tuple_type": "expected a list",
-    "model_type": "expected keys and values",
-    "dict_type": "expected keys and values",
-    "string_type": "expected text; put it in quotes if it is meant as text",
-    "int_type": "expected a whole number",
-    "float_type": "expected a number",
-    "invalid_key": "a key must be text",
-    "missing": "is required",
-}
-
-
-def _said(error: Any) -> str:
-    # What is wrong with settings is said by the method, which names itself.
-    key = ".".join(str(part) for part in error["loc"] if error["loc"] != ("settings",) or error["type"] in TYPES)
-    message = TYPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "too_long":
-        message = f"expected at most {error['ctx']['max_length']} names, found {len(error['input'])}"
-    if error["type"] == "extra_forbidden":
-        owners: dict[str, type[BaseModel]] = {"align": AlignEntry, "models": ModelEntry}
-        owner = owners.get(str(error["loc"][0]), Recipe) if len(error["loc"]) > 1 else Recipe
-        message = f"unknown key.{nearest(str(error['loc'][-1]), owner.model_fields)}"
-    return f"{key}: {message}" if key else message
+        raise RecipeError(located_faults(path, root, Recipe, error)) from error

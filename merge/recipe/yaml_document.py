@@ -16,7 +16,7 @@ BAD_TAG = (ValueError, TypeError, LookupError, AttributeError)
 
 
 def read_document(path: Path, what: str = "recipe", keys: str = "models, method, ...") -> tuple[dict[str, Any], Any]:
-    """Return a YAML file's mapping, and its node tree, in which `place` finds lines and columns.
+    """Return a YAML file's mapping, and its node tree, in which `position_of` finds lines and columns.
 
     Args:
         what, keys: what the file is, and some of its keys, for errors.
@@ -95,7 +95,7 @@ for _resolver in (_StrictLoader, _Dumper):
     )
 
 
-def place(node: Any, path: tuple[int | str, ...]) -> str:
+def position_of(node: Any, path: tuple[int | str, ...]) -> str:
     """Return line:column of the innermost key of `path` that the document holds."""
     mark = node.start_mark
     for part in path:

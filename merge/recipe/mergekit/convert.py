@@ -16,10 +16,11 @@ from pydantic import ValidationError
 
 from merge.errors import RecipeError, nearest
 from merge.recipe.mergekit.counterparts import EXACT, Counterpart
-from merge.recipe.mergekit.document import Document, Merges, check_document, keys_at, read_merges, read_reference
+from merge.recipe.mergekit.document import Document, Merges, check_document, read_merges, read_reference
 from merge.recipe.mergekit.parameters import Fault, Scope, Settled, Where, has_gradient, read_scope, settle, stretched
-from merge.recipe.recipe import TYPES, Recipe, read_recipe
-from merge.recipe.yaml_document import place, read_document
+from merge.recipe.recipe import Recipe, read_recipe
+from merge.recipe.validation import located_faults, plain_message
+from merge.recipe.yaml_document import position_of, read_document
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -70,7 +71,7 @@ def read_any(path: Path) -> tuple[Recipe, tuple[str, ...]]:
         lines = []
         for fault in error.errors():
             where = found.origin.get(str(fault["loc"][0]), ()) if fault["loc"] else ("merge_method",)
-            lines.append(f"{path}:{place(root, where)}: {TYPES.get(fault['type']) or _message(fault)}")
+            lines.append(f"{path}:{position_of(root, where)}: {plain_message(fault)}")
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
 
 
@@ -86,25 +87,11 @@ def convert(values: Mapping[str, Any], path: Path, root: Any) -> Conversion:
     try:
         document = Document.model_validate(values)
     except ValidationError as error:
-        lines = [f"{path}:{place(root, e['loc'])}: {_said(e)}" for e in error.errors()]
-        raise RecipeError("\n".join(lines)) from error
+        raise RecipeError(located_faults(path, root, Document, error)) from error
     try:
         return _converted(document)
     except Fault as fault:
-        raise RecipeError(f"{path}:{place(root, fault.where)}: {fault.message}") from fault
-
-
-def _message(error: Any) -> str:
-    return str(error["msg"]).removeprefix("Value error, ")
-
-
-def _said(error: Any) -> str:
-    """Return a fault of the document's form: the key, and what is wrong with it."""
-    if error["type"] == "extra_forbidden":
-        message = f"unknown key.{nearest(str(error['loc'][-1]), keys_at(error['loc']))}"
-    else:
-        message = TYPES.get(error["type"]) or _message(error)
-    return f"{'.'.join(map(str, error['loc']))}: {message}"
+        raise RecipeError(f"{path}:{position_of(root, fault.where)}: {fault.message}") from fault
 
 
 def _converted(document: Document) -> Conversion:

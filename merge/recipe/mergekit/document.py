@@ -65,19 +65,6 @@ class Document(_Part):
     parameters: dict[str, Any] | None = None
 
 
-def keys_at(where: Sequence[int | str]) -> list[str]:
-    """Return the keys that a mapping at this place of the document may have."""
-    kind: type[BaseModel] = Document
-    for owner, part in (
-        ("models", ModelItem),
-        ("slices", OutputSlice),
-        ("sources", Source),
-        ("tokenizer", TokenizerItem),
-    ):
-        kind = part if owner in where[:-1] else kind
-    return list(kind.model_fields)
-
-
 @dataclass(frozen=True)
 class Entry:
     """One model of a merge, or of one slice of it.
