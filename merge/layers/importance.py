@@ -41,9 +41,7 @@ class LayerImportance:
     notes: tuple[str, ...]
 
 
-def measure_importance(
-    checkpoint: Checkpoint, source: TextSource = DEFAULT_TEXT, stack: str = ""
-) -> LayerImportance:
+def measure_importance(checkpoint: Checkpoint, source: TextSource = DEFAULT_TEXT, stack: str = "") -> LayerImportance:
     """Return the importance of every layer of a checkpoint on calibration text, run in float32.
 
     Raises:
