@@ -54,7 +54,7 @@ def score_model(
         seed: of the bootstrap draws.
         predictor: that has the checkpoint's weights; by default one is made for it, in float32 on the CPU.
     """
-    from evals.scores.glue import task_scores  # loads evaluate, which takes seconds and which a barrier does not need
+    from evals.scores.glue import task_scores  # loads scikit-learn, which a barrier does not need
 
     begun = time.monotonic()
     columns = match_labels(task, checkpoint, stated)

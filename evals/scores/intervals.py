@@ -95,21 +95,18 @@ def accuracy_error(hits: int, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
-def proportion_interval(hits: int, count: int, level: float = LEVEL) -> Interval:
+def proportion_interval(hits: int, count: int) -> Interval:
     """Return Wilson's interval of a share; unlike the bootstrap's it has a width even where all rows are hits.
 
     The shares q with |q - p| <= z sqrt(q (1 - q) / n).
 
     Source: Wilson 1927, JASA 22, 209-212.
     """
-    from scipy.stats import norm
+    from scipy.stats import binomtest
 
     error = accuracy_error(hits, count)
-    z, share = float(norm.ppf((1 + level) / 2)), hits / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(error**2 + z * z / (4 * count * count)) / (1 + z * z / count)
-    low, high = (0.0 if hits == 0 else centre - half), (1.0 if hits == count else centre + half)
-    return Interval(low, high, error, level, "Wilson")
+    ends = binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(ends.low), float(ends.high), error, LEVEL, "Wilson")
 
 
 def bootstrap_interval(
@@ -122,8 +119,8 @@ def bootstrap_interval(
     """Return the percentile bootstrap interval of a weighted score of the columns.
 
     Args:
-        score: from the columns and integer weights, shape (draws, rows), to one score a draw: a score of
-            `evals.scores.weighted`, `by_rows` of any other.
+        score: from the columns and integer weights, shape (draws, rows), to one score a draw, shape (draws,): one of
+            `evals.scores.weighted`.
         columns: gold and predicted, or whatever else `score` takes; each of shape (rows,).
     Raises:
         TaskError: the columns have no rows, or not the same number.
@@ -167,32 +164,17 @@ def _weights(generator: np.random.Generator, index: Array, counts: Array, draws:
     return np.bincount(drawn.ravel(), minlength=draws * cells).reshape(draws, cells)
 
 
-def by_rows(score: Callable[..., float]) -> Callable[..., Array]:
-    """Return the weighted form of any score of rows: each draw repeats its rows. Slow beside `evals.scores.weighted`."""
-    import numpy as np
+def paired_difference(score: Weighted, gold: Any, a: Any, b: Any, generator: np.random.Generator) -> Interval:
+    """Return the bootstrap interval of score(a) - score(b), both models scored on the same drawn rows.
 
-    def weighted(*arguments: Array) -> Array:
-        *columns, weights = arguments
-        return np.array([score(*(np.repeat(column, draw) for column in columns)) for draw in weights])
-
-    return weighted
-
-
-def paired_difference(
-    score: Weighted,
-    gold: Any,
-    a: Any,
-    b: Any,
-    generator: np.random.Generator,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-) -> Interval:
-    """Return the bootstrap interval of score(a) - score(b), both models scored on the same drawn rows."""
+    Args:
+        gold, a, b: gold and predicted values of each row, shape (rows,).
+    """
 
     def difference(gold: Array, a: Array, b: Array, weights: Array) -> Array:
         return score(gold, a, weights) - score(gold, b, weights)
 
-    return bootstrap_interval(difference, (gold, a, b), generator, draws, level)
+    return bootstrap_interval(difference, (gold, a, b), generator)
 
 
 def mcnemar(correct_a: Any, correct_b: Any) -> McNemar:
@@ -206,11 +188,12 @@ def mcnemar(correct_a: Any, correct_b: Any) -> McNemar:
     Source: McNemar 1947, Psychometrika 12, 153-157; exact form.
     """
     import numpy as np
-    from scipy.stats import binom
+    from scipy.stats import binomtest
 
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.shape != b.shape:
         raise TaskError(f"McNemar's test needs the same rows for both models; found {len(a)} and {len(b)}.")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = min(1.0, 2 * float(binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
+    differ = only_a + only_b
+    p = float(binomtest(min(only_a, only_b), differ).pvalue) if differ else 1.0
     return McNemar(only_a, only_b, p)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING
 
+from evals.scores.intervals import mcnemar
 from merge.errors import TaskError
 
 if TYPE_CHECKING:
@@ -82,11 +83,9 @@ def _order(
     columns: tuple[int, ...], said: numpy.ndarray, truth: numpy.ndarray, stated: numpy.ndarray, tried: int
 ) -> Order:
     import numpy as np
-    from scipy.stats import binomtest
 
     right = np.asarray(columns)[said] == truth
-    wins, differ = int((right & ~stated).sum()), int((right != stated).sum())
-    p = 1.0 if differ == 0 else min(1.0, tried * float(binomtest(wins, differ).pvalue))
+    p = min(1.0, tried * mcnemar(right, stated).p)
     recalls = [float(right[truth == k].mean()) for k in np.unique(truth)]
     return Order(columns, float(right.mean()), float(np.mean(recalls)), p)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from evals.paths.temperature import COLDEST, HOTTEST, best_temperature
+from evals.paths.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, best_temperature
 
 
 def loss_at(logits: np.ndarray, gold: np.ndarray, temperature: float) -> float:
@@ -59,9 +59,9 @@ def test_a_level_shift_of_a_row_changes_nothing() -> None:
 def test_a_model_that_is_always_right_or_worse_than_chance_gets_an_end_of_the_range() -> None:
     """There the loss falls without end, as T goes to 0 or to infinity; what is reported stays a number."""
     right = 0.01 * np.eye(3)
-    assert best_temperature(right, [0, 1, 2]) == pytest.approx(COLDEST)
-    assert best_temperature(right, [1, 2, 0]) == HOTTEST
-    assert COLDEST < best_temperature(np.eye(3), [0, 1, 0]) < HOTTEST
+    assert best_temperature(right, [0, 1, 2]) == pytest.approx(MIN_TEMPERATURE)
+    assert best_temperature(right, [1, 2, 0]) == MAX_TEMPERATURE
+    assert MIN_TEMPERATURE < best_temperature(np.eye(3), [0, 1, 0]) < MAX_TEMPERATURE
 
 
 def test_logits_that_are_no_numbers_have_no_temperature() -> None:
