@@ -14,13 +14,11 @@ Source: McCoy, Pavlick and Linzen 2019, "Right for the Wrong Reasons", arXiv:190
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from evals.heuristics.words import PHRASES, WORDS, lemma
@@ -30,10 +28,6 @@ Half = Literal["train", "evaluation"]
 T = TypeVar("T")
 
 LABELS = ("entailment", "non-entailment")
-COLUMNS = (
-    *("gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse", "sentence2_parse"),
-    *("sentence1", "sentence2", "pairID", "heuristic", "subcase", "template"),
-)
 
 # The prefix of a subcase: which heuristic it tempts, and whether the temptation is right (e) or wrong (n).
 _HEURISTICS = {"l": "lexical_overlap", "s": "subsequence", "c": "constituent"}
@@ -144,8 +138,9 @@ ce_adverb
     temp68  1/7   of course the N VP . -> the N VP .
 """
 
-# Where pairs are few (1,300 a half) the rarest comes once in 8,000 draws: after so many misses there are no more.
-_PATIENCE = 100_000
+# In the smallest subcase (1,300 pairs a half) the rarest pair comes once in 8,000 draws: after so many misses in a row the
+# subcase is taken to be exhausted.
+_MAX_MISSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -231,23 +226,6 @@ def generate(per_subcase: int = 1000, seed: int = 0, half: Half = "evaluation") 
     return pairs
 
 
-def write_pairs(pairs: Iterable[HansPair], path: Path) -> None:
-    """Write pairs in the published layout, its parse columns empty; a path in .gz is compressed, always to equal bytes.
-
-    Raises:
-        TaskError: a field holds a tab or a line break.
-    """
-    lines = ["\t".join(COLUMNS)]
-    for pair in pairs:
-        tail = (pair.premise, pair.hypothesis, pair.pair_id, pair.heuristic, pair.subcase, pair.template)
-        line = "\t".join((pair.label, "", "", "", "", *tail))
-        if line.count("\t") != len(COLUMNS) - 1 or set(line) & set("\n\r"):
-            raise TaskError(f"{path}: the fields of {pair.pair_id} must hold no tab or line break, found {pair}.")
-        lines.append(line)
-    data = ("\n".join(lines) + "\n").encode("utf-8")
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-
-
 def half_of(premise: str, hypothesis: str) -> Half:
     """Return the half a pair belongs to: the lowest bit of its SHA-256's first byte, 1 for evaluation."""
     return "evaluation" if hashlib.sha256(f"{premise}\t{hypothesis}".encode()).digest()[0] & 1 else "train"
@@ -264,10 +242,10 @@ def _draw(subcase: Subcase, count: int, seed: int, half: Half) -> Iterator[tuple
         pair = template.fill(rng)
         if pair in seen or _repeats_a_word(pair[0]) or half_of(*pair) != half:
             misses += 1
-            if misses == _PATIENCE:
+            if misses == _MAX_MISSES:
                 raise TaskError(
                     f"HANS: asked for {count} pairs of {subcase.name} in the {half} half, found {len(seen)} and, in "
-                    f"{_PATIENCE} further draws, no other. Ask for at most {len(seen)} per subcase."
+                    f"{_MAX_MISSES} further draws, no other. Ask for at most {len(seen)} per subcase."
                 )
             continue
         misses = 0

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from evals.heuristics.grammar import SUBCASES, HansPair, Template, generate, half_of, write_pairs
+from evals.heuristics.grammar import SUBCASES, HansPair, Template, generate, half_of
 from evals.heuristics.words import PHRASES, WORDS
 from merge.errors import TaskError
 
@@ -357,40 +357,6 @@ def test_a_bad_argument_is_an_error_that_names_it(arguments: dict[str, Any], mes
     """A seed of None would draw differently every time; nothing is guessed."""
     with pytest.raises(TaskError, match=message):
         generate(**arguments)
-
-
-# Files
-
-
-def test_pairs_are_written_in_the_published_layout(tmp_path: Path) -> None:
-    """The authors' scripts find eleven columns by these names; compressed or not, rows and bytes are the same."""
-    rows = generate(2)
-    plain, packed, again = tmp_path / "a.txt", tmp_path / "b.txt.gz", tmp_path / "c.txt.gz"
-    for path in (plain, packed, again):
-        write_pairs(rows, path)
-    header, *lines = plain.read_text(encoding="utf-8").split("\n")
-    assert header == (
-        "gold_label\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\t"
-        "sentence1\tsentence2\tpairID\theuristic\tsubcase\ttemplate"
-    )
-    assert lines.pop() == ""
-    assert len(lines) == 60
-    for pair, line in zip(rows, lines, strict=True):
-        assert line == (
-            f"{pair.label}\t\t\t\t\t{pair.premise}\t{pair.hypothesis}\t{pair.pair_id}\t{pair.heuristic}\t{pair.subcase}"
-            f"\t{pair.template}"
-        )
-    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
-    assert packed.read_bytes() == again.read_bytes()
-
-
-@pytest.mark.parametrize("text", ["a\tb", "a\nb", "a\rb"])
-def test_a_field_that_would_split_its_row_is_refused(text: str, tmp_path: Path) -> None:
-    """A tab in a sentence would shift every column after it."""
-    pair = dataclasses.replace(generate(1)[3], hypothesis=text)
-    with pytest.raises(TaskError, match="ex3 must hold no tab or line break"):
-        write_pairs([pair], tmp_path / "pairs.txt")
-    assert not (tmp_path / "pairs.txt").exists()
 
 
 # Against the authors' generator

@@ -125,6 +125,20 @@ def test_a_model_without_layers_has_none_to_cut() -> None:
     assert last_layer(classifier("bert", num_hidden_layers=0)[0]) is None
 
 
+@pytest.mark.parametrize(("error", "exact"), [(1e-3, False), (1e-14, True)])
+def test_a_layer_that_is_off_by_more_than_rounding_is_refused(error: float, exact: bool) -> None:
+    """The last layer adds `error` to its output when it computes every token, as a changed layer of transformers might.
+
+    The logits then differ by about as much: 1e-3 is far from the rounding of float64, 1e-14 is within it.
+    """
+    model, batch = classifier("bert")
+    layer = model.bert.encoder.layer[-1]
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: forward(*args, **kwargs) + error
+    with torch.inference_mode(), first_token_only(model, batch) as taken:
+        assert taken is exact
+
+
 class Whole(torch.nn.Module):
     """A layer without the parts that the short cut works with."""
 
