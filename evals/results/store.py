@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from merge.errors import TaskError
 FORMAT = 1
 STORE, PAGE = "results.json", "index.html"
 LOCK_SECONDS = 30.0
-# What a process writes before it is renamed; found by who holds the lock, it is what a killed one left.
-LITTER = (f".{STORE}.*.tmp", f".{PAGE}.*.tmp", "predictions/.*.parquet.*.tmp")
+# Files that take their place when they are whole. Under the lock, any that exist were left by a killed process.
+UNFINISHED = (".*.tmp", "predictions/.*.tmp")
 
 SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
 FIELDS: dict[str, dict[str, type]] = {
@@ -143,37 +142,32 @@ def _plain(value: Any, where: str) -> Any:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a results folder, which one process at a time can; waits LOCK_SECONDS for another to be done.
+    """Hold the lock of a results folder, which one process at a time can; wait LOCK_SECONDS for another to finish.
 
-    The lock is the kernel's: that of a killed process is gone with it, and the half-written files that it left are cleared.
+    The lock is the kernel's: that of a killed process is gone with it, and its half-written files are removed.
+
+    Raises:
+        TaskError: another process holds the lock for longer.
+        OSError: the folder is missing or not writable.
     """
-    lock, deadline = folder / f"{STORE}.lock", time.monotonic() + LOCK_SECONDS
-    while (handle := _taken(lock)) is None:
-        if time.monotonic() > deadline:
-            raise TaskError(f"{lock} has been held for {LOCK_SECONDS:g} s: another process is writing. Try again.")
-        time.sleep(0.01)
+    from filelock import FileLock, Timeout
+
+    path = folder / f"{STORE}.lock"
+    lock = FileLock(path, LOCK_SECONDS, poll_interval=0.01)
     try:
-        for litter in [found for pattern in LITTER for found in folder.glob(pattern)]:
-            litter.unlink(missing_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise TaskError(
+            f"{path} has been held for {LOCK_SECONDS:g} s: another process is writing to {folder}. Try again when it is done."
+        ) from None
+    try:
+        for unfinished in [file for pattern in UNFINISHED for file in folder.glob(pattern)]:
+            unfinished.unlink(missing_ok=True)
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _taken(lock: Path) -> int | None:
-    """Return the open lock file if it could be locked, and is still the one that others will open."""
-    import fcntl
-
-    handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
-            return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(handle)
-    return None
+        with suppress(PermissionError):  # Windows refuses while the file is open
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _one_line(error: Exception) -> str:
