@@ -4,33 +4,39 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PARITY := $(VENV)/.parity
+# Each worker begins with one half of the tests, in their order, so that cases of one model run one after the other.
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
+# Python keeps the test files as compiled: to rewrite their assertions takes every worker 10 CPU seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check bench methods-table architectures-table symmetries-table clean
 
 demo: $(READY)
 	$(BIN)/python recipes/demo.py
 
+# What is quick: every behaviour at least once.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto
+	$(PYTEST) -m "not slow"
 
+# Format, types and every test, slow ones too; the closing line is the test runner's.
 check: $(READY) $(PARITY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n auto
+	$(PYTEST)
 
 # Every method in the batteries, beside mergekit: writes docs/methods.md.
 methods-table: $(READY) $(PARITY)
-	$(BIN)/python -m pytest -q -n auto tests/contracts/test_methods.py tests/contracts/test_engine.py tests/parity \
+	$(PYTEST) tests/contracts/test_methods.py tests/contracts/test_engine.py tests/parity \
 	  tests/merge/run/test_silent_failures.py --methods-table docs/methods.md
 
 # Every family with every head, the whole way: writes docs/architectures.md.
 architectures-table: $(READY)
-	$(BIN)/python -m pytest -q -n auto tests/contracts/test_family_table.py --architectures-table docs/architectures.md
+	$(PYTEST) tests/contracts/test_family_table.py --architectures-table docs/architectures.md
 
 # Every group on every family, and what is no symmetry: writes docs/symmetries.md.
 symmetries-table: $(READY)
-	$(BIN)/python -m pytest -q -n auto tests/contracts/test_symmetries.py --symmetries-table docs/symmetries.md
+	$(PYTEST) tests/contracts/test_symmetries.py --symmetries-table docs/symmetries.md
 
 bench: $(READY)
 	$(BIN)/python benchmarks/planted_minilm.py

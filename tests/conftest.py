@@ -6,25 +6,47 @@ Threads have nothing to share in a tiny model: on a busy machine they spend a hu
 from __future__ import annotations
 
 import atexit
+import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def kept_structures() -> Path:
+    """Return the folder of what transformers makes of each tiny config, which the next run of the tests reads again.
+
+    Files there are named by config and build of transformers. The folder is named by the source that writes them, so
+    that a change of it asks transformers anew.
+    """
+    package = ROOT / "merge" / "checkpoints"
+    sources = [(package / f"{module}.py").read_bytes() for module in ("structure", "transformers_model")]
+    digest = hashlib.sha256(b"".join(sources)).hexdigest()
+    return ROOT / ".pytest_cache" / "structure" / digest[:16]
+
+
+def new_cache() -> str:
+    """Make the cache folder of this run: empty but for the structures that runs share, and deleted at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="merge-models-cache-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # without links (Windows), or where nothing can be written: asked anew
+        kept_structures().mkdir(parents=True, exist_ok=True)
+        (folder / "structures").symlink_to(kept_structures(), target_is_directory=True)
+    return str(folder)
+
+
 if "MERGE_MODELS_CACHE" not in os.environ:  # the workers of a parallel run inherit it
-    os.environ["MERGE_MODELS_CACHE"] = tempfile.mkdtemp(prefix="merge-models-cache-")
-    atexit.register(shutil.rmtree, os.environ["MERGE_MODELS_CACHE"], ignore_errors=True)
+    os.environ["MERGE_MODELS_CACHE"] = new_cache()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-# After the environment is set: torch reads it when it is imported.
-import family_table
-import methods_table
-import pytest
-import symmetry_table
 
 NODES: list[tuple[str, str]] = []
 ROWS: list[dict[str, str]] = []
@@ -33,11 +55,9 @@ SYMMETRIES: list[dict[str, str]] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that write pages."""
-    parser.addoption("--methods-table", type=Path, help="Write what the batteries found of every method to this page.")
-    parser.addoption("--architectures-table", type=Path, help="Write what came of every family and head to this page.")
-    parser.addoption(
-        "--symmetries-table", type=Path, help="Write what the groups of every family came to to this page."
-    )
+    parser.addoption("--methods-table", type=Path, help="Write the outcome of the batteries for each method here.")
+    parser.addoption("--architectures-table", type=Path, help="Write the outcome for each family and head here.")
+    parser.addoption("--symmetries-table", type=Path, help="Write the outcome for the groups of each family here.")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -49,12 +69,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the pages that were asked for, once, where the run was started."""
+    """Write the pages that were asked for, once, by the process that started the run."""
     if hasattr(session.config, "workerinput"):
         return
+    # Imported here: they load torch, which the process that hands tests to workers does without.
     if path := session.config.getoption("--methods-table"):
+        import methods_table
+
         methods_table.write(path, NODES)
     if path := session.config.getoption("--architectures-table"):
+        import family_table
+
         family_table.write(path, ROWS)
     if path := session.config.getoption("--symmetries-table"):
+        import symmetry_table
+
         symmetry_table.write(path, SYMMETRIES)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.test_methods import CASES
+from contracts.test_methods import CASES, only
 from formulas.case import Case, statistics
 from torch import Tensor
 
@@ -97,9 +97,14 @@ def is_arithmetic(case: Case) -> bool:
     return case.kind.takes_numpy
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_rank_and_dtype_is_merged_in_float32_or_better_and_cast_once(case: Case, dtype: torch.dtype) -> None:
+def test_every_rank_and_dtype_is_merged_in_float32_or_better_and_cast_once(case: Case) -> None:
     """What is written is the method's own result in float32 (float64 for float64), rounded once; integers pass through."""
+    for dtype in DTYPES:
+        check_ranks(case, dtype)
+
+
+def check_ranks(case: Case, dtype: torch.dtype) -> None:
+    """Assert that every rank is the method's own result, rounded once."""
     models, base = given(case, dtype)
     written = merged(case, models, base)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -118,7 +123,7 @@ def test_every_rank_and_dtype_is_merged_in_float32_or_better_and_cast_once(case:
         )
         assert written[name].dtype == dtype
         close = 1e-12 if dtype == torch.float64 else 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
-        assert torch.allclose(written[name].double(), expected.double(), rtol=close, atol=close), name
+        assert torch.allclose(written[name].double(), expected.double(), rtol=close, atol=close), (name, dtype)
     assert torch.equal(written["integers"], models[0]["integers"])
     assert written["integers"].dtype == torch.int64
 
@@ -145,7 +150,7 @@ def test_threads_pieces_and_the_order_of_models_leave_every_bit_as_it_is(
     """Models that the formula tells apart by their order keep it; all others may be given in any."""
     models, base = given(case)
     first = merged(case, models, base)
-    monkeypatch.setattr(merge.run.engine.engine, "PIECE", 17)
+    monkeypatch.setattr(merge.run.engine.engine, "PIECE", 47)
     orders: list[Sequence[int] | None] = [None]
     if not case.kind.order_matters:
         orders += [*itertools.islice(itertools.permutations(range(case.models)), 1, 4)]
@@ -154,13 +159,12 @@ def test_threads_pieces_and_the_order_of_models_leave_every_bit_as_it_is(
         assert all(torch.equal(first[name], again[name]) for name in first), (order, threads)
 
 
+@only(is_arithmetic)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_numpy_gives_the_bits_that_torch_gives(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a method says so, of every dtype into every dtype; no other method may be asked."""
-    if not is_arithmetic(case):
-        return
     models, base = given(case, dtype)
-    for piece, out in itertools.product((merge.run.engine.engine.PIECE, 17), (None, *DTYPES)):
+    for piece, out in itertools.product((merge.run.engine.engine.PIECE, 47), (None, *DTYPES)):
         monkeypatch.setattr(merge.run.engine.engine, "PIECE", piece)
         theirs = merged(case, models, base, out)
         ours = merged(case, models, base, out, threads=2, arrays=NUMPY)
@@ -185,26 +189,34 @@ def test_another_seed_draws_other_masks(case: Case) -> None:
     assert same != (case.kind.random and case.settings.get("density") != 1.0)
 
 
+# How the engine may go through a tensor -> a method with a base that it goes through so, and the arrays.
+PATHS: dict[str, tuple[str, Arrays]] = {
+    "numpy, in pieces": ("task_arithmetic", NUMPY),
+    "torch, in pieces": ("task_arithmetic", TORCH),
+    "torch, whole": ("model_stock", TORCH),
+    "torch, entries ranked over the model": ("ties", TORCH),
+}
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("where", ["model", "base"])
-def test_an_input_that_is_not_finite_is_an_error_by_name(case: Case, where: str, wrong: float) -> None:
-    """Methods that drop entries would drop the NaN and say nothing."""
+@pytest.mark.parametrize("where", ["m1", "base"])
+@pytest.mark.parametrize("path", PATHS)
+def test_an_input_that_is_not_finite_is_an_error_by_name(path: str, where: str, wrong: float) -> None:
+    """No method sees it: the engine refuses it first. Methods that drop entries would drop a NaN and say nothing."""
+    name, arrays = PATHS[path]
+    case = next(each for each in CASES.values() if each.method == name and each.models == 2)
+    method = case.make()
+    assert method.elementwise == (path != "torch, whole")
+    assert (method.kept_fractions(2) is not None) == path.endswith("ranked over the model")
     models, base = given(case)
-    if where == "base" and base is None:
-        return
-    spoilt = models[-1] if where == "model" else base
-    assert spoilt is not None
-    spoilt["matrix"][3, 2] = wrong
-    for arrays in (TORCH, NUMPY) if is_arithmetic(case) else (TORCH,):
-        with pytest.raises(
-            CheckpointError, match=f"{f'm{case.models - 1}' if where == 'model' else 'base'}: matrix holds NaN"
-        ):
-            merged(case, models, base, arrays=arrays)
+    assert base is not None
+    {"m1": models[1], "base": base}[where]["matrix"][3, 2] = wrong
+    with pytest.raises(CheckpointError, match=f"{where}: matrix holds NaN"):
+        merged(case, models, base, arrays=arrays)
 
 
+@only(lambda case: case.models > 1)
 def test_integers_that_differ_are_an_error(case: Case) -> None:
-    if case.models == 1:
-        return
     models, base = given(case)
     models[1]["integers"] = models[1]["integers"] + 1
     for arrays in (TORCH, NUMPY) if is_arithmetic(case) else (TORCH,):

@@ -119,12 +119,18 @@ def test_classes_stand_in_the_order_of_the_published_integers() -> None:
 # ---- labels ----
 
 
+def test_a_task_without_classes_is_a_regression(task: EvalTask) -> None:
+    assert task.regression == (task.labels == ())
+
+
+@pytest.mark.parametrize("task", [name for name in TASKS if name not in CLASSES], indirect=True)
+def test_the_column_of_a_regression_is_the_only_one(task: EvalTask) -> None:
+    assert column_of(task, ("LABEL_0",), "m/") == (0,)
+
+
+@pytest.mark.parametrize("task", CLASSES, indirect=True)
 def test_labels_are_unique_and_fold_onto_labels(task: EvalTask) -> None:
     """No two classes share a name however it is spelt, and what folds, folds onto a class of the task."""
-    assert task.regression == (task.labels == ())
-    if task.regression:
-        assert column_of(task, ("LABEL_0",), "m/") == (0,)
-        return
     assert len({name.casefold() for name in task.labels}) == len(task.labels) >= 2
     assert set(task.coarse.values()) <= set(task.labels)
     for order in permutations(range(len(task.labels))):

@@ -98,17 +98,16 @@ def peer_of(case: Case) -> Peer:
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", PEERS)
-def test_the_same_merge_gives_the_same_numbers(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_the_same_merge_gives_the_same_numbers(name: str, dtype: torch.dtype) -> None:
+    """On every shape, but for numbers where mergekit is declared to differ."""
     case = PEERS[name]
-    if shape == () and name in OTHER_SCALAR:
-        return
-    tensors, bases = drawn(case, shape, dtype)
-    for base in bases:
-        mine, peers = ours(case, tensors, base), theirs(peer_of(case), tensors, base)
-        assert (mine.dtype, mine.shape) == (peers.dtype, peers.shape)
-        assert not apart(mine, peers, dtype), (mine, peers)
+    for shape in (shape for shape in SHAPES if shape != () or name not in OTHER_SCALAR):
+        tensors, bases = drawn(case, shape, dtype)
+        for base in bases:
+            mine, peers = ours(case, tensors, base), theirs(peer_of(case), tensors, base)
+            assert (mine.dtype, mine.shape) == (peers.dtype, peers.shape)
+            assert not apart(mine, peers, dtype), (shape, mine, peers)
 
 
 @pytest.mark.parametrize("name", OTHER_SCALAR)

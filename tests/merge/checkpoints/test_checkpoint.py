@@ -163,14 +163,17 @@ def test_a_tied_twin_that_is_equal_is_kept_once_and_said(tmp_path: Path) -> None
     assert sum("(tied); kept once" in note for note in opened.notes) == 2
 
 
-@pytest.mark.parametrize("change", [lambda t: t + 1e-6, lambda t: t.double(), lambda t: -t])
+def test_a_tied_twin_of_another_dtype_with_the_same_numbers_is_no_difference(tmp_path: Path) -> None:
+    config, tensors = masked_lm()
+    folder = write_folder(tmp_path / "m", config, tensors | {TWIN: tensors[SOURCE].double()})
+    assert TWIN not in open_checkpoint(str(folder)).tensors
+
+
+@pytest.mark.parametrize("change", [lambda t: t + 1e-6, lambda t: -t])
 def test_a_tied_twin_that_differs_is_an_error(change: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
-    """Which of the two the user means cannot be known; another dtype with the same numbers is no difference."""
+    """Which of the two the user means cannot be known."""
     config, tensors = masked_lm()
     folder = write_folder(tmp_path / "m", config, tensors | {TWIN: change(tensors[SOURCE])})
-    if torch.equal(change(tensors[SOURCE]).float(), tensors[SOURCE]):
-        assert TWIN not in open_checkpoint(str(folder)).tensors
-        return
     with pytest.raises(CheckpointError, match=f"{TWIN} and {SOURCE} differ, but config.json ties them"):
         open_checkpoint(str(folder))
 
