@@ -33,7 +33,7 @@ from zoo.training import Trained, Training, trained
 
 from merge.alignment.choice.auto import Auto
 from merge.alignment.choice.candidates import ALONG, Candidate, Choice, choose
-from merge.alignment.matchers import ALIGNERS, AS_MERGED, aligner
+from merge.alignment.matchers import PAIRWISE, aligner
 from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Pair, in_canonical_form
 from merge.checkpoints.inputs import tokenise
@@ -104,7 +104,7 @@ def choices_of(pair: Pair, aligners: Sequence[str]) -> dict[str, Choice]:
     """
     settled: dict[str, Choice] = {}
     for by in aligners:
-        found = aligner(by)(pair if by in AS_MERGED else in_canonical_form(pair))
+        found = aligner(by)(pair if aligner(by).compares_merged else in_canonical_form(pair))
         settled[by] = choose(pair, {by: found}, None)
     settled["auto"] = Auto()(replace(pair, batches=()), lambda: pair)
     for by in {"learned", "auto"} & settled.keys():
@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where the models are kept (default: zoo)")
     parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words, and naive")
-    parser.add_argument("--aligners", nargs="+", choices=tuple(ALIGNERS), default=list(ALIGNERS), help="default: all")
+    parser.add_argument("--aligners", nargs="+", choices=PAIRWISE, default=list(PAIRWISE), help="default: all")
     parser.add_argument("--points", type=int, default=7, help="models on the line, ends included (default: 7)")
     parser.add_argument("--rows", type=int, default=200, help="rows a subcase that are measured on (default: 200 x 30)")
     parser.add_argument("--steps", type=int, default=TRAINING.steps, help=f"of training (default: {TRAINING.steps})")

@@ -25,7 +25,7 @@ from zoo.characters import hans_characters
 from zoo.line import all_answers
 from zoo.pairs import open_pair
 
-from merge.alignment.matchers import aligner, many_aligner
+from merge.alignment.matchers import aligner
 from merge.alignment.pair import Alignment, Pair
 from merge.checkpoints.inputs import Batch
 from merge.symmetry.canonical import canonical_weights
@@ -44,7 +44,7 @@ def matched_to(
     forms = [_canonical(pairs[reference, k]) for k in others]
     kinds = frozenset(forms[0].kinds())
     if by == "universe":
-        found: list[Alignment] = many_aligner(by)(forms, kinds)
+        found: list[Alignment] = aligner(by).align_jointly(forms, kinds)
     else:
         found = [aligner(by)(pair)(kinds) for pair in forms]
     placed = list(models)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from merge.alignment.evidence.proof import prove
-from merge.alignment.matchers import ALIGNERS, aligner
+from merge.alignment.matchers import PAIRWISE, aligner
 from merge.alignment.pair import Pair
 from merge.checkpoints.checkpoint import finite_tensors, open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
@@ -73,7 +73,7 @@ def main() -> None:
     print(f"planted: {sum(n for n, _ in planted.moved().values()):,} indices move on {len(planted.indices)} axes")
     print(f"{'':12}  recovered  proof     barrier   fixed ffn0   CPU s   wall s")
     print(f"{'naive':12}  {'':9}  {'':8}  {barrier(pair, b):<8.2g}")
-    for name in ALIGNERS:
+    for name in PAIRWISE:
         cpu, wall = time.process_time(), time.perf_counter()
         found = aligner(name)(pair)(frozenset(pair.kinds())).permutation
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

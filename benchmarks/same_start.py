@@ -32,7 +32,7 @@ from zoo.pairs import open_pair
 from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
 from zoo.training import Training, trained
 
-from merge.alignment.matchers import ALIGNERS
+from merge.alignment.matchers import PAIRWISE
 from merge.alignment.pair import Pair
 from merge.alignment.solvers.moments import unit_correlations
 from merge.checkpoints.inputs import Batch, load_tokenizer, tokenise
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument(
         "--aligners",
         nargs="+",
-        choices=tuple(ALIGNERS),
+        choices=PAIRWISE,
         default=["weights", "activations+weights", "activations"],
         help="default: weights activations+weights activations",
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from merge.alignment.choice.auto import folded_pair
 from merge.alignment.choice.candidates import choose
-from merge.alignment.matchers import AS_MERGED, aligner, many_aligner
+from merge.alignment.matchers import aligner
 from merge.alignment.pair import Alignment, Pair, as_transform, in_canonical_form
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.transform import Transform, apply_transform
@@ -90,7 +90,7 @@ def matched(by: str, kinds: frozenset[str] | None = None, basis: str = "permutat
     def method(pair: Pair) -> Aligned:
         movable = frozenset(pair.kinds())
         asked = replace(pair, settings=replace(pair.settings, basis=basis, restarts=restarts))
-        compared = asked if by in AS_MERGED else in_canonical_form(asked)
+        compared = asked if aligner(by).compares_merged else in_canonical_form(asked)
         return placed(pair, aligner(by)(compared)(movable if kinds is None else kinds & movable))
 
     return method
@@ -133,7 +133,7 @@ def repaired(by: Method) -> Method:
 
 def together(pair: Pair) -> Aligned:
     """Return the pair as the universe of two models has it."""
-    return placed(pair, many_aligner("universe")([pair], frozenset(pair.kinds()))[0])
+    return placed(pair, aligner("universe").align_jointly([pair], frozenset(pair.kinds()))[0])
 
 
 METHODS: dict[str, Method] = {

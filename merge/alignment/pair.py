@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import build, on_device
-from merge.errors import UsageError, nearest
+from merge.errors import AlignmentError, UsageError, nearest
 from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec
@@ -142,6 +142,12 @@ def as_transform(moved: Permutation | Transform) -> Transform:
 
 # From the kinds of axes that may move to the alignment that is best over them.
 Matcher = Callable[[frozenset[str]], Alignment]
+
+
+def check_text(pair: Pair, what: str) -> None:
+    """Raise AlignmentError unless the pair has calibration text; `what` needs it."""
+    if not pair.batches:
+        raise AlignmentError(f"{what} needs calibration text and a tokenizer. Use --align weights without.")
 
 
 def check_kinds(pair: Pair, kinds: frozenset[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merge.alignment.matchers import NEED_TEXT
+from merge.alignment.matchers import ALIGNERS
 from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError
@@ -48,7 +48,8 @@ def read_material(entry: AlignEntry, seed: int, reference: Checkpoint) -> Materi
     """
     if entry.label_column is not None:
         return _with_labels(entry, entry.label_column, seed, reference)
-    batches, source, notes = calibrate(entry.text_source(seed), reference, entry.by in NEED_TEXT)
+    needed = entry.by in ALIGNERS and ALIGNERS[entry.by].reads_text
+    batches, source, notes = calibrate(entry.text_source(seed), reference, needed)
     if not batches or not reference.architecture.endswith("ForMaskedLM"):
         return Material(batches, source, notes)
     from merge.checkpoints.inputs import load_tokenizer

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from merge.alignment.matchers import BY, FIND_MAPS, READERS
+from merge.alignment.matchers import BY, OPTIONS, finders_of_maps, readers_of
 from merge.errors import nearest
 from merge.text.source import Record, TextSource, listed
 
@@ -87,13 +87,13 @@ class AlignEntry(Record):
             raise ValueError(
                 "by learned finds maps inside heads, not permutations alone. Leave out basis: permutation."
             )
-        if (self.basis == "orthogonal" or self.residual == "rotation") and self.by not in FIND_MAPS | {"auto"}:
+        if (self.basis == "orthogonal" or self.residual == "rotation") and self.by not in finders_of_maps():
             raise ValueError(
                 f"by {self.by} finds permutations alone, no bases inside heads (basis: orthogonal) and no rotation of the "
-                f"residual stream (residual: rotation). Those that do: auto, {', '.join(sorted(FIND_MAPS))}."
+                f"residual stream (residual: rotation). Those that do: {', '.join(finders_of_maps())}."
             )
-        for name, readers in READERS.items():
-            if name in given and self.by not in readers:
+        for name in OPTIONS:
+            if name in given and self.by not in (readers := readers_of(name)):
                 raise ValueError(f"{name} says nothing to by: {self.by}. Leave it out, or use {', '.join(readers)}.")
         if self.axes is not None and self.residual is not None:
             raise ValueError("axes names the kinds that move, residual among them or not. Leave out one of the two.")

@@ -12,7 +12,7 @@ from families_more import CASES as UNUSUAL_CASES
 from tiny import bert_config, random_tensors
 
 from merge.alignment.evidence.proof import prove
-from merge.alignment.matchers import ALIGNERS, aligner
+from merge.alignment.matchers import PAIRWISE, aligner
 from merge.alignment.pair import Pair, Settings
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
@@ -59,7 +59,7 @@ def make_pair(architecture: str, planted_seed: int | None, noise: float = 0.0, o
 
 
 # `learned` puts maps behind what another one found and moves no unit itself: tests/merge/alignment/matchers/test_learned.py.
-MATCHERS = [name for name in ALIGNERS if name != "learned"]
+MATCHERS = [name for name in PAIRWISE if name != "learned"]
 
 
 @pytest.fixture(params=MATCHERS)

@@ -17,7 +17,7 @@ from random_transforms import random_transform
 from torch import Tensor
 
 from merge.alignment.evidence.proof import prove
-from merge.alignment.matchers import FIND_MAPS, aligner
+from merge.alignment.matchers import ALIGNERS, aligner
 from merge.alignment.pair import Pair, Settings, in_canonical_form
 from merge.checkpoints.structure import structure_of
 from merge.symmetry.architectures import spec_for
@@ -42,7 +42,7 @@ FOLDED = {
 }
 NOISE = 0.5
 # `learned` moves nothing from where others end: test_learned.py; weights find more than this under noise.
-MATCHERS = sorted(FIND_MAPS - {"learned", "weights"})
+MATCHERS = sorted(name for name, entry in ALIGNERS.items() if entry.with_maps and name not in ("learned", "weights"))
 
 
 def planted(

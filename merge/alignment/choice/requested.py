@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.alignment.matchers import AS_MERGED, MANY, aligner, many_aligner
+from merge.alignment.matchers import ALIGNERS, aligner
 from merge.alignment.settings import AlignEntry
 from merge.errors import AlignmentError, UsageError
 
@@ -30,9 +30,10 @@ def choices(
         for k, choice in zip(moving, decided, strict=True):
             yield k, pairs(at, k, text=not choice.common), choice
         return
-    if entry.by in MANY:
+    if entry.by in ALIGNERS and ALIGNERS[entry.by].joint is not None:
         all_pairs = [pairs(at, k) for k in moving]
-        found = many_aligner(entry.by)([in_canonical_form(pair) for pair in all_pairs], _kinds(entry, all_pairs[0]))
+        forms = [in_canonical_form(pair) for pair in all_pairs]
+        found = ALIGNERS[entry.by].align_jointly(forms, _kinds(entry, all_pairs[0]))
         yield from ((k, pair, fixed(one, entry.by)) for k, pair, one in zip(moving, all_pairs, found, strict=True))
         return
     if entry.apply is not None:
@@ -45,11 +46,10 @@ def choices(
             pair = pairs(at, k)
             yield k, pair, fixed(_repeated(path, pair), path)
         return
+    chosen = aligner(entry.by)
     for k in moving:
         pair = pairs(at, k)
-        matchers: dict[str, Matcher] = {
-            entry.by: aligner(entry.by)(pair if entry.by in AS_MERGED else in_canonical_form(pair))
-        }
+        matchers: dict[str, Matcher] = {entry.by: chosen(pair if chosen.compares_merged else in_canonical_form(pair))}
         yield k, pair, choose(pair, matchers, _stated_kinds(entry, pair))
 
 

@@ -3,51 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merge.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from merge.alignment.pair import Alignment, Matcher, Pair
 
-# Name -> module and function, imported when used: they need torch, and --help does not.
-ALIGNERS: dict[str, tuple[str, str]] = {
-    "activations": ("merge.alignment.matchers.activations", "match_activations"),
-    "activations+weights": ("merge.alignment.matchers.refined", "match_refined"),
-    "annealing": ("merge.alignment.matchers.annealing", "match_annealing"),
-    "circuits": ("merge.alignment.matchers.weights", "match_by_circuits"),
-    "frank-wolfe": ("merge.alignment.matchers.frank_wolfe", "match_frank_wolfe"),
-    "learned": ("merge.alignment.matchers.learned", "match_learned"),
-    "sinkhorn": ("merge.alignment.matchers.sinkhorn", "match_sinkhorn"),
-    "transport": ("merge.alignment.matchers.transport", "match_transport"),
-    "weights": ("merge.alignment.matchers.weights", "match_weights"),
-}
 
-# Those that match many models at once.
-MANY: dict[str, tuple[str, str]] = {"universe": ("merge.alignment.matchers.universe", "match_universe")}
+@dataclass(frozen=True)
+class Aligner:
+    """A way to align models. Its functions are imported when it is called: they need torch, and `--help` does not.
 
-# What an alignment can be asked to go by.
-BY = ("auto", *ALIGNERS, *MANY)
+    Attributes:
+        name: its value of `by` in a recipe.
+        function: `module:function` in this package; from a pair to its matcher.
+        with_maps: the function for pairs that ask for maps as well (bases inside heads, rotations of the residual stream);
+            None where it finds permutations only.
+        joint: `module:function` that aligns many models at once, instead of `function`.
+        reads_text: whether it needs calibration text.
+        compares_merged: whether it compares the weights that are merged, not their canonical forms.
+        options: the fields of a recipe's align entry that it reads, of OPTIONS.
+    """
 
-# Those that read text.
-NEED_TEXT = frozenset({"activations", "activations+weights", "annealing", "learned"})
+    name: str
+    function: str | None = None
+    with_maps: str | None = None
+    joint: str | None = None
+    reads_text: bool = False
+    compares_merged: bool = False
+    options: tuple[str, ...] = ("restarts",)
 
-# Those that find maps as well: bases inside heads, rotations of the residual stream.
-FIND_MAPS = frozenset({"activations", "activations+weights", "learned", "weights"})
+    def __call__(self, pair: Pair) -> Matcher:
+        """Return the matcher of a pair; with maps where the pair asks for them and this aligner finds them.
 
-# Option -> those that read it; to the others it would say nothing.
-READERS = {
-    "restarts": tuple(by for by in BY if by not in ("activations", "transport")),
-    "steps": ("learned", "sinkhorn", "annealing"),
-    "both": ("learned",),
-}
+        Raises:
+            UsageError: the aligner takes many models at once.
+            AlignmentError: it needs calibration text, and the pair has none.
+        """
+        from merge.alignment.solvers.descent_with_maps import wants_maps
 
-# Those that compare models as they are merged, not their canonical forms.
-AS_MERGED = frozenset({"annealing", "learned"})
+        if self.function is None:
+            raise UsageError(f"{self.name} aligns many models at once, not one pair.")
+        function = self.with_maps if self.with_maps is not None and wants_maps(pair) else self.function
+        matcher: Matcher = _load(function)(pair)
+        return matcher
+
+    def align_jointly(self, pairs: Sequence[Pair], kinds: frozenset[str]) -> list[Alignment]:
+        """Return, for the b of each pair, the alignment to the reference, which is the a of each; all found together."""
+        if self.joint is None:
+            raise UsageError(f"{self.name} aligns one pair at a time, not many models at once.")
+        alignments: list[Alignment] = _load(self.joint)(pairs, kinds)
+        return alignments
 
 
-def aligner(name: str) -> Callable[[Pair], Matcher]:
+def _load(path: str) -> Callable[..., Any]:
+    module, function = path.split(":")
+    loaded: Callable[..., Any] = getattr(import_module(f"{__name__}.{module}"), function)
+    return loaded
+
+
+_TABLE = (
+    Aligner(
+        "activations",
+        "activations:match_activations",
+        with_maps="rotations:rotate_by_activations",
+        reads_text=True,
+        options=(),
+    ),
+    Aligner("activations+weights", "refined:match_refined", with_maps="rotations:rotate_by_both", reads_text=True),
+    Aligner(
+        "annealing",
+        "annealing:match_annealing",
+        reads_text=True,
+        compares_merged=True,
+        options=("restarts", "steps"),
+    ),
+    Aligner("circuits", "weights:match_by_circuits"),
+    Aligner("frank-wolfe", "frank_wolfe:match_frank_wolfe"),
+    Aligner(
+        "learned",
+        "learned:match_learned",
+        with_maps="learned:match_learned",
+        reads_text=True,
+        compares_merged=True,
+        options=("restarts", "steps", "both"),
+    ),
+    Aligner("sinkhorn", "sinkhorn:match_sinkhorn", options=("restarts", "steps")),
+    Aligner("transport", "transport:match_transport", options=()),
+    Aligner("weights", "weights:match_weights", with_maps="rotations:rotate_by_weights"),
+    Aligner("universe", joint="universe:match_universe"),
+)
+ALIGNERS: dict[str, Aligner] = {entry.name: entry for entry in _TABLE}
+
+# Those that align one pair at a time.
+PAIRWISE = tuple(entry.name for entry in _TABLE if entry.function is not None)
+
+# Values of `by` in a recipe's align entry, besides none. `auto` chooses among several aligners (`merge.alignment.choice.auto`).
+BY = ("auto", *ALIGNERS)
+AUTO_OPTIONS = ("restarts",)
+
+# Options of an align entry that not every aligner reads.
+OPTIONS = ("restarts", "steps", "both")
+
+
+def aligner(name: str) -> Aligner:
     """Return the aligner of that name.
 
     Raises:
@@ -55,13 +117,15 @@ def aligner(name: str) -> Callable[[Pair], Matcher]:
     """
     if name not in ALIGNERS:
         raise UsageError(f"unknown alignment {name!r}.{nearest(name, ['none', *ALIGNERS])}")
-    module, function = ALIGNERS[name]
-    found: Callable[[Pair], Matcher] = getattr(import_module(module), function)
-    return found
+    return ALIGNERS[name]
 
 
-def many_aligner(name: str) -> Callable[[Sequence[Pair], frozenset[str]], list[Alignment]]:
-    """Return the aligner of many models of that name: from their pairs with the reference to an alignment for each."""
-    module, function = MANY[name]
-    found: Callable[[Sequence[Pair], frozenset[str]], list[Alignment]] = getattr(import_module(module), function)
-    return found
+def readers_of(option: str) -> tuple[str, ...]:
+    """Return the values of `by` under which an option of OPTIONS has an effect."""
+    automatic = ("auto",) if option in AUTO_OPTIONS else ()
+    return (*automatic, *(entry.name for entry in _TABLE if option in entry.options))
+
+
+def finders_of_maps() -> tuple[str, ...]:
+    """Return the values of `by` that find maps as well as permutations."""
+    return ("auto", *(entry.name for entry in _TABLE if entry.with_maps is not None))

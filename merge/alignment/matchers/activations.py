@@ -3,7 +3,7 @@
 Maximises the sum over matched units of their Pearson correlation on calibration text, exactly, axis by axis (an
 activation does not depend on how the other axes are ordered, so no sweeps are needed). Cross-moments are streamed: of a
 batch one model's activations are alive, and of the other's the site that is being compared. Padding is masked out.
-Where maps were asked for, `merge.alignment.matchers.rotations` does it.
+With maps as well: `merge.alignment.matchers.rotations`.
 
 Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.04836, section 3.1.
 """
@@ -14,12 +14,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
+from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks
-from merge.alignment.solvers.descent_with_maps import turns
 from merge.alignment.solvers.moments import Correlations, check_seen, unit_correlations
-from merge.errors import AlignmentError
 from merge.symmetry.permutation import Permutation, identity, view_index
 
 
@@ -29,12 +27,7 @@ def match_activations(pair: Pair) -> Matcher:
     Raises:
         AlignmentError: there are no batches: activations need text and a tokenizer.
     """
-    if not pair.batches:
-        raise AlignmentError("activation matching needs calibration text and a tokenizer. Use --align weights without.")
-    if turns(pair):
-        from merge.alignment.matchers.rotations import rotate_by_activations  # which builds on this
-
-        return rotate_by_activations(pair)
+    check_text(pair, "activation matching")
     correlations = unit_correlations(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:

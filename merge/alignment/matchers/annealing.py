@@ -23,10 +23,9 @@ from torch import Tensor
 from merge.alignment.masking import with_masked_words
 from merge.alignment.matchers.weights import match_weights
 from merge.alignment.midpoint import divergence, outputs_of, score, scored_tokens
-from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
+from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text, in_dtype
 from merge.alignment.solvers.objective import touches
 from merge.checkpoints.transformers_model import set_weights
-from merge.errors import AlignmentError
 from merge.progress import track
 from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import Permutation, apply_axes, identity
@@ -50,8 +49,7 @@ def match_annealing(pair: Pair) -> Matcher:
     Raises:
         AlignmentError: there are no batches.
     """
-    if not pair.batches:
-        raise AlignmentError("annealing needs calibration text and a tokenizer. Use --align weights without.")
+    check_text(pair, "annealing")
     a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     plain, pair = match_weights(replace(pair, a=a, b=b)), with_masked_words(pair)
 

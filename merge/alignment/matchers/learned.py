@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from merge.alignment.matchers.learned_loss import Example, Lesson, lesson_of, split
-from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
+from merge.alignment.matchers.rotations import rotate_by_activations, rotate_by_both, rotate_by_weights
+from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
 from merge.alignment.solvers.charts import CHARTS, Action, Coordinates, actions, maps_at, moved, origin
-from merge.errors import AlignmentError
 from merge.progress import track
 from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.groups import Shape, is_full
@@ -37,7 +37,7 @@ LAM = (0.4, 0.6)
 # The rate was measured on models of this width; of wider matrices more entries change, and a step should turn no further.
 WIDTH = 64
 # What may be learned from; which of them is nearest differs from family to family.
-STARTS = ("activations", "weights", "activations+weights")
+STARTS = (rotate_by_activations, rotate_by_weights, rotate_by_both)
 # How often the held-out texts are asked about in a run.
 CHECKS = 20
 # A map with a larger condition number than this would cost digits of weights that are stored in float32.
@@ -54,8 +54,7 @@ def match_learned(pair: Pair) -> Matcher:
     Raises:
         AlignmentError: there are no batches, or too few texts; the loss does not fit the model.
     """
-    if not pair.batches:
-        raise AlignmentError("learned alignment needs calibration text and a tokenizer. Use --align weights without.")
+    check_text(pair, "learned alignment")
     split(pair.batches)
     starts = start(pair)
 
@@ -77,11 +76,9 @@ def start(pair: Pair) -> Matcher:
 
     Heads are turned, whatever basis was asked for: they are about to be.
     """
-    from merge.alignment.matchers import aligner
-
     a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     compared = replace(pair, a=a, b=b, settings=replace(pair.settings, basis="orthogonal"))
-    matchers = [aligner(by)(compared) for by in STARTS]
+    matchers = [rotate(compared) for rotate in STARTS]
 
     def match(kinds: frozenset[str]) -> Alignment:
         return min((matcher(kinds) for matcher in matchers), key=lambda begun: half_way(pair, begun))

@@ -7,19 +7,15 @@ It is the better of the two beginnings where the embeddings do not say how the r
 from __future__ import annotations
 
 from merge.alignment.matchers.activations import match_activations
-from merge.alignment.matchers.rotations import rotate_by_both
 from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Matcher, Pair
-from merge.alignment.solvers.descent_with_maps import turns
 
 
 def match_refined(pair: Pair) -> Matcher:
-    """Return the matcher that begins with activations and goes on with weights; with maps where they were asked for.
+    """Return the matcher that begins with activations and goes on with weights.
 
     Raises:
         AlignmentError: there are no batches: activations need text and a tokenizer.
     """
     by_activations = match_activations(pair)
-    if turns(pair):
-        return rotate_by_both(pair)
     return match_weights(pair, start=lambda kinds: by_activations(kinds).permutation)

@@ -25,12 +25,11 @@ from torch import Tensor
 
 from merge.alignment.masking import with_masked_words
 from merge.alignment.midpoint import EndpointOutputs, score
-from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
+from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
 from merge.alignment.solvers.balance import balance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_move
 from merge.alignment.solvers.descent_with_maps import Frame, acting_groups
 from merge.alignment.solvers.moments import Moments, check_seen, collect, level_names, level_sizes
-from merge.errors import AlignmentError
 from merge.progress import shown_by, silent, track
 from merge.symmetry.maps import is_matrix
 from merge.symmetry.permutation import Permutation, identity
@@ -51,7 +50,12 @@ def rotate_by_weights(pair: Pair) -> Matcher:
 
 
 def rotate_by_activations(pair: Pair) -> Matcher:
-    """Return the matcher that aligns b to a by activations alone, with maps."""
+    """Return the matcher that aligns b to a by activations alone, with maps.
+
+    Raises:
+        AlignmentError: there are no batches.
+    """
+    check_text(pair, "activation matching")
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
@@ -61,7 +65,12 @@ def rotate_by_activations(pair: Pair) -> Matcher:
 
 
 def rotate_by_both(pair: Pair) -> Matcher:
-    """Return the matcher that begins with activations and goes on with weights."""
+    """Return the matcher that begins with activations and goes on with weights.
+
+    Raises:
+        AlignmentError: there are no batches.
+    """
+    check_text(pair, "activation matching")
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
@@ -176,10 +185,8 @@ def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[
     rotated by covariance, in units of the mean variance of their block.
 
     Raises:
-        AlignmentError: there are no batches, or no activation shows an axis.
+        AlignmentError: no activation shows an axis.
     """
-    if not pair.batches:
-        raise AlignmentError("activation matching needs calibration text and a tokenizer. Use --align weights without.")
     groups, still = acting_groups(pair, kinds), identity(pair.spec, pair.shapes)
     to_a, to_b = (balance(pair.spec, side, groups, still) for side in (pair.a, pair.b))
     a, b = (apply_transform(pair.spec, t, side) for t, side in ((to_a, pair.a), (to_b, pair.b)))

@@ -2,8 +2,7 @@
 
 One axis at a time, everything else held; heads and what is inside them move together, by an assignment of both. The
 residual is matched first, on the embeddings, then heads and feed-forward units on that, layer beside layer. An axis is
-matched again only when an axis that its gains depend on has changed. Where maps were asked for,
-`merge.alignment.matchers.rotations` does it.
+matched again only when an axis that its gains depend on has changed. With maps as well: `merge.alignment.matchers.rotations`.
 
 Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2 and algorithm 1.
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,9 +20,7 @@ from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks, match_inside
 from merge.alignment.solvers.circuits import circuit_gains
-from merge.alignment.solvers.descent_with_maps import turns
 from merge.alignment.solvers.objective import Objective, State, same, weights_of
-from merge.errors import UsageError, nearest
 from merge.symmetry.permutation import Permutation, identity
 
 MAX_SWEEPS = 50
@@ -35,55 +32,31 @@ ENOUGH = 1e-6
 # Share of an axis that a restart shuffles. From wholly random starts descents end lower than from the embeddings.
 SHAKEN = 1 / 3
 
-HEADS = ("rows", "circuits")
-
 # Axes that are matched at a time, at most: each holds matrices of its own.
 WORKERS = 4
 
 
 def match_weights(
-    pair: Pair,
-    restarts: int | None = None,
-    seed: int | None = None,
-    heads: str = "rows",
-    start: Callable[[frozenset[str]], Permutation] | None = None,
+    pair: Pair, circuits: bool = False, start: Callable[[frozenset[str]], Permutation] | None = None
 ) -> Matcher:
     """Return the matcher that aligns b to a by weights alone; it needs no data and is deterministic.
 
     Args:
-        restarts: further descents, each from the best so far with a third of the units of the busiest axis shuffled
-            (the residual, where it moves) and the axes in random order; the best of all is kept.
-            None is what the pair's settings say.
-        seed: of the restarts; None is what the pair's settings say.
-        heads: what says which head is which: `rows`, the best order of the rows inside (exact for permutations), or
-            `circuits`, products of weights that no basis inside heads can change. With maps every basis is tried instead.
+        circuits: whether heads are matched by circuits, products of weights that no basis inside heads can change, instead
+            of by the best order of the rows inside them (exact for permutations).
         start: kinds of axes -> where the first descent begins; None for a first pass; the identity where that is better.
-    Raises:
-        UsageError: heads is neither, or restarts is negative.
     """
-    if heads not in HEADS:
-        raise UsageError(f"heads are matched by rows or circuits, not by {heads!r}.{nearest(heads, HEADS)}")
-    restarts = pair.settings.restarts if restarts is None else restarts
-    seed = pair.settings.seed if seed is None else seed
-    if restarts < 0:
-        raise UsageError(f"restarts is {restarts}; it counts further descents. Give 0 or more.")
-    if turns(pair):
-        from merge.alignment.matchers.rotations import (
-            rotate_by_weights,  # which builds on activations, which build on this
-        )
-
-        return rotate_by_weights(replace(pair, settings=replace(pair.settings, restarts=restarts, seed=seed)))
     weights = weights_of(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
         still = identity(pair.spec, pair.shapes)
-        descent = _Descent(Objective(pair, weights, pair.axes_of(kinds)), still, heads == "circuits")
+        descent = _Descent(Objective(pair, weights, pair.axes_of(kinds)), still, circuits)
         objective = descent.objective
         best = descent.run(None if start is None else start(kinds))
         nothing = best.history[0]
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(restarts):
+        generator = torch.Generator().manual_seed(pair.settings.seed)
+        for _ in range(pair.settings.restarts):
             order = torch.randperm(len(descent.moves), generator=generator).tolist()
             shaken = descent.shaken(best.permutation, generator)
             shares = objective.shares(objective.moving, shaken)
@@ -99,7 +72,7 @@ def match_weights(
 
 def match_by_circuits(pair: Pair) -> Matcher:
     """Return the matcher that tells heads apart by their circuits, whatever the bases inside them, and all else by rows."""
-    return match_weights(pair, heads="circuits")
+    return match_weights(pair, circuits=True)
 
 
 @dataclass(frozen=True)

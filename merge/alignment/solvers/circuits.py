@@ -31,22 +31,6 @@ from merge.symmetry.permutation import Permutation
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-def circuit_cosines(
-    out_a: Float[Tensor, "heads n d"],
-    in_a: Float[Tensor, "heads n e"],
-    out_b: Float[Tensor, "heads n d"],
-    in_b: Float[Tensor, "heads n e"],
-) -> Float[Tensor, "heads heads"]:
-    """Return the cosine of every circuit of a with every one of b: 1 where they are the same but for the basis inside.
-
-    Args:
-        out_a, out_b: rows of role `out`: [W_Q | b_Q], or [W_V | b_V].
-        in_a, in_b: rows of role `in`: W_K, or W_O^T.
-    """
-    outs, ins = ((_across(x, y), _own(x), _own(y)) for x, y in ((out_a, out_b), (in_a, in_b)))
-    return _circuits(outs, ins)
-
-
 def circuit_gains(objective: Objective, move: str, p: Permutation) -> dict[Names, Tensor]:
     """Return gains as `match_blocks` takes them that say which block is which, whatever the bases inside.
 

@@ -39,7 +39,7 @@ SHAKEN = 1 / 3
 Tensors = Mapping[str, Tensor]
 
 
-def turns(pair: Pair) -> bool:
+def wants_maps(pair: Pair) -> bool:
     """Return whether maps were asked for: bases inside heads, or a residual stream that may be rotated."""
     return pair.settings.basis == "orthogonal" or any(_rotates(pair, axis) for axis in pair.movable)
 

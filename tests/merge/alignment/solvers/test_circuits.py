@@ -14,35 +14,53 @@ from torch import Tensor
 
 from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Pair
-from merge.alignment.solvers.circuits import circuit_cosines, circuit_gains
+from merge.alignment.solvers.circuits import circuit_gains
 from merge.alignment.solvers.objective import Objective, weights_of
-from merge.errors import AlignmentError, UsageError
+from merge.errors import AlignmentError
 from merge.symmetry.permutation import apply, identity, inverse
 
-HEADS, SIZE, WIDTH = 5, 4, 30
+
+def gains_of_heads(pair: Pair) -> Tensor:
+    objective = Objective(pair, weights_of(pair), pair.movable)
+    return circuit_gains(objective, "heads0", identity(pair.spec, pair.shapes))["heads0",]
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def whole_circuits(tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """Return what the heads of the first layer attend to and write, as d x d matrices, one row a head; in numpy."""
+
+    def rows(name: str) -> np.ndarray:
+        tensor = tensors[f"bert.encoder.layer.0.attention.{name}"].numpy().astype(np.float64)
+        tensor = tensor.T if name == "output.dense.weight" else tensor
+        tensor = tensor - tensor.mean() if tensor.ndim == 1 else tensor
+        return (tensor / np.sqrt((tensor**2).mean())).reshape(4, 6, -1)
+
+    def circuit(out: str, into: str) -> np.ndarray:
+        left = np.concatenate([rows(f"{out}.weight"), rows(f"{out}.bias")], axis=2)
+        return np.stack([x.T @ y for x, y in zip(left, rows(into), strict=True)]).reshape(4, -1)
+
+    return [circuit("self.query", "self.key.weight"), circuit("self.value", "output.dense.weight")]
 
 
 def test_cosines_are_those_of_the_whole_circuits() -> None:
-    """Against d x e matrices in numpy, which the product of heads' sizes never makes."""
-    out_a, in_a = drawn(HEADS, SIZE, WIDTH), drawn(HEADS, SIZE, WIDTH + 2, seed=1)
-    out_b, in_b = drawn(HEADS, SIZE, WIDTH, seed=2), drawn(HEADS, SIZE, WIDTH + 2, seed=3)
-    whole_a, whole_b = ((out.mT @ into).numpy().reshape(HEADS, -1) for out, into in ((out_a, in_a), (out_b, in_b)))
-    norms = np.outer(np.linalg.norm(whole_a, axis=1), np.linalg.norm(whole_b, axis=1))
-    found = circuit_cosines(out_a, in_a, out_b, in_b).numpy()
-    assert np.abs(found - whole_a @ whole_b.T / norms).max() < 1e-10
-    assert np.abs(found).max() > 0.01
+    """Against d x d matrices in numpy, which the product of heads' sizes never makes."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=4)
+    expected = np.zeros((4, 4))
+    for a, b in zip(whole_circuits(pair.a), whole_circuits(pair.b), strict=True):
+        expected += a @ b.T / np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+    gains = gains_of_heads(pair).numpy()
+    assert np.abs(gains - expected).max() < 1e-5
+    assert np.abs(gains).max() > 0.01
 
 
 def test_no_basis_inside_heads_changes_a_circuit() -> None:
     """A random invertible map of every head, its inverse transpose on the other side; a one-sided map does change it."""
-    out, into, basis = drawn(HEADS, SIZE, WIDTH), drawn(HEADS, SIZE, WIDTH, seed=1), drawn(HEADS, SIZE, SIZE, seed=2)
-    other = basis @ out, torch.linalg.inv(basis).mT @ into
-    assert torch.allclose(circuit_cosines(out, into, *other).diagonal(), torch.ones(HEADS).double(), atol=1e-9)
-    assert circuit_cosines(out, into, basis @ out, into).diagonal().abs().max() < 0.99
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
+    flat = {n: torch.zeros_like(t) if "attention.self" in n and t.ndim == 1 else t for n, t in pair.a.items()}
+    pair = replace(pair, a=flat, b=flat)
+    moved = in_other_bases(pair, general=True, seed=0)
+    assert torch.allclose(gains_of_heads(moved).diagonal(), torch.full((4,), 2.0).double(), atol=1e-5)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert gains_of_heads(replace(pair, b={**pair.b, name: moved.b[name]})).diagonal().max() < 1.99
 
 
 def in_other_bases(pair: Pair, general: bool, seed: int) -> Pair:
@@ -62,8 +80,8 @@ def in_other_bases(pair: Pair, general: bool, seed: int) -> Pair:
     return replace(pair, b=b)
 
 
-def right_heads(pair: Pair, wanted: Any, by: str) -> list[bool]:
-    found = match_weights(pair, heads=by)(frozenset(pair.kinds())).permutation
+def right_heads(pair: Pair, wanted: Any, circuits: bool) -> list[bool]:
+    found = match_weights(pair, circuits=circuits)(frozenset(pair.kinds())).permutation
     return [bool(found.indices[axis][k] == wanted.indices[axis][k]) for axis in ("heads0", "heads1") for k in range(4)]
 
 
@@ -85,22 +103,22 @@ def test_circuits_find_heads_whose_bases_differ_where_rows_cannot() -> None:
     Rows of queries and keys move alike under an orthogonal basis, so that their sum still says something; under a general
     one they move apart, and rows find hardly more heads than chance.
     """
-    found: dict[tuple[bool, str], list[bool]] = {}
+    found: dict[tuple[bool, bool], list[bool]] = {}
     for seed in range(3):
         pair, wanted = make_pair("BertForSequenceClassification", planted_seed=seed)
         a = of_one_subspace(pair.a, seed)
         planted = replace(pair, a=a, b=apply(pair.spec, inverse(wanted), a))
-        for general, by in ((False, "circuits"), (True, "circuits"), (True, "rows")):
+        for general, circuits in ((False, True), (True, True), (True, False)):
             moved = in_other_bases(planted, general, seed)
-            found.setdefault((general, by), []).extend(right_heads(moved, wanted, by))
-    assert all(found[False, "circuits"] + found[True, "circuits"])
-    assert len(found[True, "circuits"]) == 24
-    assert sum(found[True, "rows"]) <= 18
+            found.setdefault((general, circuits), []).extend(right_heads(moved, wanted, circuits))
+    assert all(found[False, True] + found[True, True])
+    assert len(found[True, True]) == 24
+    assert sum(found[True, False]) <= 18
 
 
 def test_where_bases_agree_circuits_find_what_rows_find() -> None:
     pair, wanted = make_pair("BertForSequenceClassification", planted_seed=1, noise=0.3)
-    found = match_weights(pair, heads="circuits")(frozenset(pair.kinds()))
+    found = match_weights(pair, circuits=True)(frozenset(pair.kinds()))
     assert all(torch.equal(found.permutation.indices[axis], index) for axis, index in wanted.indices.items())
     assert not wanted.is_identity
 
@@ -127,11 +145,5 @@ def test_a_spec_without_roles_has_no_circuits() -> None:
         pair, spec=replace(pair.spec, lines={n: line.replace("'", "") for n, line in pair.spec.lines.items()})
     )
     with pytest.raises(AlignmentError, match='no circuit runs through axis "heads0".*Match heads by rows'):
-        match_weights(bare, heads="circuits")(frozenset(pair.kinds()))
+        match_weights(bare, circuits=True)(frozenset(pair.kinds()))
     assert match_weights(bare)(frozenset(pair.kinds())).objective[-1] == pytest.approx(1.0, abs=1e-5)
-
-
-def test_an_unknown_way_to_match_heads_is_an_error() -> None:
-    pair, _ = make_pair("BertForSequenceClassification", planted_seed=1)
-    with pytest.raises(UsageError, match="not by 'circuit'. Did you mean 'circuits'"):
-        match_weights(pair, heads="circuit")

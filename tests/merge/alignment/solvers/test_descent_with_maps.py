@@ -13,7 +13,7 @@ from tiny import bert_config, random_tensors
 
 from merge.alignment.choice.auto import folded_pair
 from merge.alignment.pair import Pair, Settings
-from merge.alignment.solvers.descent_with_maps import Frame, acting_groups, turns
+from merge.alignment.solvers.descent_with_maps import Frame, acting_groups, wants_maps
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import identity
 from merge.symmetry.transform import Transform, apply_transform, check_transform
@@ -31,9 +31,9 @@ def test_maps_are_found_where_a_basis_was_asked_for_or_the_norms_are_folded() ->
     """The projection of two encoders may be rotated too, but nobody has asked for it then: it is permuted."""
     gpt2, clip = CASES["GPT2LMHeadModel"], CASES["CLIPModel"]
     plain = [Pair(spec_for(c), t, t, c, str) for c in (gpt2, clip) for t in [canonical_tensors(c, 0)]]
-    assert [turns(pair) for pair in plain] == [False, False]
-    assert turns(folded_pair(plain[0]))
-    assert all(turns(replace(pair, settings=ORTHOGONAL)) for pair in plain)
+    assert [wants_maps(pair) for pair in plain] == [False, False]
+    assert wants_maps(folded_pair(plain[0]))
+    assert all(wants_maps(replace(pair, settings=ORTHOGONAL)) for pair in plain)
     folded = acting_groups(folded_pair(plain[0]), frozenset(plain[0].kinds()))
     assert folded["residual"] == "orthogonal_one"
     assert set(folded.values()) == {"orthogonal_one", "permutation"}
