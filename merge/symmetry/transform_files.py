@@ -1,6 +1,7 @@
-"""Transform files: what moved a model's units, as safetensors that `--apply` reads.
+"""Transform files: a transform as safetensors, which `--apply` reads.
 
-`permutation/AXIS` is an index array, `map/AXIS` a map; the metadata's one entry says the rest.
+The tensor `permutation/AXIS` is an index array, `map/AXIS` a map. The metadata has one entry, `transform`, a JSON object with the
+format's version, the family, the outer axis of each inner one, and two facts of the run that wrote it (ENTRIES).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform, check_transform
 
 FORMAT = 1
-# The entries of a file's metadata and what they are; those that may be absent.
+# The entries of the metadata and their types; the defaults of those that may be absent.
 ENTRIES = {"format": int, "family": str, "outer": dict, "reference": str, "canonical": str}
 OPTIONAL = {"reference": "", "canonical": ""}
 
@@ -30,11 +31,13 @@ OPTIONAL = {"reference": "", "canonical": ""}
 def save_transform(
     spec: PermutationSpec, transform: Transform, path: Path, reference: str | None = None, canonical: bool = False
 ) -> None:
-    """Write a transform as safetensors, with the format's version and the family; the file appears whole or not at all.
+    """Write a transform file; it appears whole or not at all.
 
     Args:
-        reference: name of the file beside it that says how the reference moves, where it moves too.
-        canonical: whether it acts on canonical weights, which were kept.
+        reference: name of the file in the same folder with the transform of the reference, where that is transformed too.
+        canonical: whether the transform acts on canonical weights (`merge.symmetry.canonical`), which were kept.
+    Raises:
+        SpecError: a map is not in the group of its axis.
     """
     from safetensors import torch as safetensors
 
@@ -47,17 +50,17 @@ def save_transform(
         facts["reference"] = reference
     if canonical:
         facts["canonical"] = "keep"
-    # One entry only: safetensors writes several in an order that changes from call to call.
+    # One entry only: safetensors writes several in an order that changes from call to call, and files must repeat to the byte.
     data = safetensors.save(tensors, metadata={"transform": json.dumps(facts)})
     write_atomic(path, data)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of a transform before its tensors are read.
+    """The facts of a transform file that need none of its tensors.
 
     Attributes:
-        facts: format, family and the rest of its metadata.
+        facts: its metadata: format, family, outer, reference, canonical.
         maps: axis -> shape of its map.
     """
 
@@ -66,16 +69,15 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Return what a file of `save_transform` says of itself.
+    """Return the header of a transform file.
 
     Raises:
-        SpecError: it cannot be read, or is no transform.
+        SpecError: the file cannot be read, or is no transform.
     """
     with _opened(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - has no __iter__
-        return Header(
-            _facts(file, path), {n.removeprefix("map/"): x for n, x in shapes.items() if n.startswith("map/")}
-        )
+        maps = {name.removeprefix("map/"): shape for name, shape in shapes.items() if name.startswith("map/")}
+        return Header(_facts(file, path), maps)
 
 
 @contextmanager
@@ -102,19 +104,20 @@ def _facts(file: Any, path: Path) -> dict[str, Any]:
     faulty = faulty or [key for key, kind in ENTRIES.items() if not isinstance(facts.get(key, OPTIONAL.get(key)), kind)]
     if faulty or not all(isinstance(name, str) for name in facts["outer"].values()):
         raise SpecError(
-            f"{path} is malformed: entry {(faulty or ['outer'])[0]!r} of its metadata is not what it should be."
+            f"{path} is malformed: entry {(faulty or ['outer'])[0]!r} of its metadata is missing or of the wrong type."
         )
-    beside = facts.get("reference", "x")
-    if beside in ("", "..") or Path(beside).name != beside:
-        raise SpecError(f"{path} is malformed: entry 'reference' of its metadata names no file beside it.")
+    # A path would let a downloaded file name any other on this machine.
+    reference = facts.get("reference", "x")
+    if reference in ("", "..") or Path(reference).name != reference:
+        raise SpecError(f"{path} is malformed: entry 'reference' of its metadata must be the name of a file in its folder.")
     return dict(facts)
 
 
 def load_transform(spec: PermutationSpec, path: Path) -> Transform:
-    """Read what `save_transform` wrote.
+    """Return the transform in a file that `save_transform` wrote.
 
     Raises:
-        SpecError: the file is no transform, of another version or family, or a map is in no group of the spec's.
+        SpecError: the file is no transform, has another format or family, or a map is not in the group of its axis.
     """
     with _opened(path) as file:
         facts = _facts(file, path)
@@ -127,10 +130,10 @@ def load_transform(spec: PermutationSpec, path: Path) -> Transform:
     for name, tensor in tensors.items():
         part, _, axis = name.partition("/")
         if part not in parts or not axis or (part == "permutation" and not _is_order(tensor)):
-            raise SpecError(f"{path} is malformed: {name!r} is neither the order of an axis's units nor a map.")
+            raise SpecError(f"{path} is malformed: {name!r} is neither an index array of an axis nor a map.")
         parts[part][axis] = tensor
-    if lost := sorted(set(facts["outer"].values()) - parts["permutation"].keys()):
-        raise SpecError(f"{path} is malformed: axis {lost[0]!r} of its metadata has no order.")
+    if missing := sorted(set(facts["outer"].values()) - parts["permutation"].keys()):
+        raise SpecError(f"{path} is malformed: axis {missing[0]!r} of its metadata has no index array.")
     transform = Transform(Permutation(parts["permutation"], facts["outer"]), parts["map"])
     try:
         check_transform(spec, transform)

@@ -1,4 +1,7 @@
-"""One permutation table per architecture family; ARCHITECTURES lists them by model type. Others are derived."""
+"""The permutation tables, one file for each family; ARCHITECTURES lists them by model type.
+
+A model type without a table gets one that is derived from a run of the model and proved (`derive`).
+"""
 
 from __future__ import annotations
 
@@ -65,10 +68,10 @@ ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], PermutationSpec]] = {
 
 
 def spec_for(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the permutation spec of a config: its family's table, or one derived from a run of the model and proved.
+    """Return the permutation spec of a config: from its family's table, or derived from a run of the model and proved.
 
     Raises:
-        SpecError: transformers does not know the family, its table has no such task head, or none could be derived.
+        SpecError: transformers does not have the model type, its table has no such task head, or no spec could be derived.
     """
     model_type = str(config.get("model_type"))
     if model_type in ARCHITECTURES:
@@ -77,7 +80,7 @@ def spec_for(config: Mapping[str, Any]) -> PermutationSpec:
 
 
 def spec_note(config: Mapping[str, Any]) -> str | None:
-    """Return what is to be said of a spec that no table gives; None where a table does."""
+    """Return a note for the user on a spec that was derived; None where a table gives it."""
     return None if str(config.get("model_type")) in ARCHITECTURES else _derived(config).note
 
 

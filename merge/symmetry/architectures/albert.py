@@ -1,6 +1,6 @@
-"""ALBERT: post-LN; the embeddings live on a narrow axis of their own, and layers run one set of tensors several times.
+"""ALBERT: BERT whose layers run the same tensors several times, with narrower embeddings on an axis of their own. Post-LN.
 
-A layer's axes are those of its tensors, however often they are run: `ffn0` is one axis for all the layers of group 0.
+An axis belongs to a set of tensors, however often it is run: `ffn0` is one axis for all the layers of group 0.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ ALBERT = Family(
 
 
 def albert(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of an ALBERT with any of its task heads."""
+    """Return the spec of an ALBERT with the task head that the config names."""
     groups, layers = range(int(config["num_hidden_groups"])), range(int(config["inner_group_num"]))
     paths = [f"encoder.albert_layer_groups.{group}.albert_layers.{layer}" for group in groups for layer in layers]
     return encoder_spec(ALBERT, config, words="embedding", layers=paths)

@@ -1,6 +1,6 @@
-"""BERT, and ERNIE, which adds a table of tasks to its embeddings: the axes of every tensor.
+"""BERT, and ERNIE, which adds a table of tasks to its embeddings. Post-LN.
 
-Post-LN; the shared lines are those of `encoder` and `head`.
+The lines of every tensor are those of `encoder` (embeddings, layers, pooler) and `head` (task heads).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ ERNIE = Family(
 
 
 def bert(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a BERT with any of its task heads."""
+    """Return the spec of a BERT with the task head that the config names."""
     return encoder_spec(BERT, config)
 
 
 def ernie(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of an ERNIE with any of its task heads."""
+    """Return the spec of an ERNIE with the task head that the config names."""
     return encoder_spec(ERNIE, config)

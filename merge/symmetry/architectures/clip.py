@@ -1,8 +1,9 @@
-"""CLIP: two pre-LN encoders, of texts and of images, each with a residual stream of its own, and the axis they meet on.
+"""CLIP: two pre-LN encoders, of texts and of images, each with its own residual stream; both project onto one axis.
 
-Both projections write the same `projection` axis, which their similarity reads: it moves on both sides alike. Pixels and
-channels of a patch and its place are fixed. The similarity is of directions: the projection axis takes every rotation. The
-text stream does so once its gains are folded; the norm in front of the layers of the image's keeps that one from it.
+Both projections write the axis `projection`, and the similarity reads it from both sides, so it moves alike on both. The
+similarity is the cosine: with both encoders the projection axis takes every rotation. The text stream can be rotated once
+the gains of its norms are folded; the image stream cannot, because a norm before its first layer has a gain on the stream
+itself. The order of channels, pixels and patch positions is fixed.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ IMAGE_PROJECTION = {"visual_projection.weight": "projection vision_residual'"}
 REWRITES = Rewrites(keys=("self_attn.k_proj",), values={"self_attn.v_proj": "self_attn.out_proj"})
 CLASSIFIER = {"classifier.weight": "labels vision_residual'", "classifier.bias": "labels"}
 
-# Class -> for each of its encoders the prefix, the tensors outside them, their prefix, the outputs.
+# Class -> prefix of each of its encoders, tensors outside the encoders, their prefix, outputs.
 MODELS: dict[str, tuple[dict[str, str], dict[str, str], str, dict[str, str]]] = {
     "CLIPModel": (
         {"text": "clip.text_model.", "vision": "clip.vision_model."},
@@ -102,7 +103,7 @@ def clip(config: Mapping[str, Any]) -> PermutationSpec:
     """Return the spec of a CLIP: both encoders, or one, with or without its projection.
 
     Raises:
-        SpecError: the class is not one of MODELS.
+        SpecError: the class is not in MODELS; names the nearest.
     """
     architecture = str((config.get("architectures") or ["?"])[0])
     if architecture not in MODELS:
@@ -112,10 +113,10 @@ def clip(config: Mapping[str, Any]) -> PermutationSpec:
     sizes: dict[str, int] = {}
     taps: dict[str, tuple[str, ...]] = {}
     for side, path in encoders.items():
-        own = config.get(f"{side}_config") or config
+        side_config = config.get(f"{side}_config") or config
         lines |= {f"{path}{name}": line for name, line in ENCODER[side].items()}
-        for i in range(int(own["num_hidden_layers"])):
-            sizes[f"{side}_heads{i}"] = int(own["num_attention_heads"])
+        for i in range(int(side_config["num_hidden_layers"])):
+            sizes[f"{side}_heads{i}"] = int(side_config["num_attention_heads"])
             layer = f"{path}encoder.layers.{i}."
             lines |= {f"{layer}{name}": line.format(side=side, i=i) for name, line in LAYER.items()}
             for axis, sites in LAYER_TAPS.items():
@@ -127,9 +128,9 @@ def clip(config: Mapping[str, Any]) -> PermutationSpec:
             taps["projection"] = (*taps.get("projection", ()), f"{prefix}{name.removesuffix('.weight')}:out")
     groups = {"projection": "orthogonal" if len(encoders) == 2 else "linear"}
     for side in encoders:
-        own = config.get(f"{side}_config") or config
+        side_config = config.get(f"{side}_config") or config
         groups |= {f"{side}_residual": "sign", f"{side}_qk": "linear", f"{side}_v": "linear"}
-        groups[f"{side}_ffn"] = activation_group(own.get("hidden_act", "quick_gelu"))
+        groups[f"{side}_ffn"] = activation_group(side_config.get("hidden_act", "quick_gelu"))
     folded = {"text_residual": "orthogonal_one"} if "text" in encoders else {}
     named = frozenset({"labels"})
     return PermutationSpec("clip", lines, sizes, taps, outputs, named, groups=groups, folded=folded, rewrites=REWRITES)

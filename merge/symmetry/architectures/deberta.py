@@ -1,7 +1,7 @@
-"""DeBERTa, the first: post-LN, relative positions, queries, keys and values of a head side by side in one tensor.
+"""DeBERTa (v1): post-LN, relative positions, queries, keys and values of each head next to one another in one tensor.
 
-`rel_embeddings` lie on the residual stream and are read by projections of their own: `pos_proj` makes keys of them,
-`pos_q_proj` queries. There is no key bias. The model computes its LayerNorms in float32.
+`rel_embeddings` are on the residual stream and have projections of their own: `pos_proj` makes keys of them, `pos_q_proj`
+queries. There is no key bias. The model computes its LayerNorms in float32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LAYER = {
     "attention.self.pos_proj.weight": "(heads{i} qk{i}') residual'",
     "attention.self.pos_q_proj.weight": "(heads{i} qk{i}) residual'",
     "attention.self.pos_q_proj.bias": "(heads{i} qk{i})",
-    # Scores of the heads mixed before softmax, and their results mixed back after it.
+    # Talking heads: the scores of all heads are mixed before the softmax, its results mixed again after it.
     "attention.self.head_logits_proj.weight": "talking{i} heads{i}'",
     "attention.self.head_weights_proj.weight": "heads{i} talking{i}'",
     **OUTPUT,
@@ -80,22 +80,22 @@ DEBERTA = Family(
         "ffn{i}": ("output.dense:in",),
     },
 )
-# Of outputs in standard deviations: the LayerNorms round to float32, layer after layer.
+# As PermutationSpec.bound: the LayerNorms round to float32, layer after layer.
 BOUND = 1e-4
 
 
 def deberta(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a DeBERTa with any of its task heads."""
+    """Return the spec of a DeBERTa with the task head that the config names."""
     talking = {"talking{i}": ("attention.self.head_logits_proj:out",)} if config.get("talking_head") else {}
     family = replace(DEBERTA, layer_taps={**DEBERTA.layer_taps, **talking}, groups=groups_of(config))
     return replace(encoder_spec(family, config, word_axis(config)), bound=BOUND)
 
 
 def groups_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the groups of a DeBERTa's axes that are not those of every family.
+    """Return the groups of a DeBERTa's axes that differ from those of other families.
 
-    Narrow embeddings are read by a projection alone and take every map; where the decoder is their table too, the order
-    and the signs that are their own inverse transpose.
+    Only a projection reads embeddings that are narrower than the stream, so they take every invertible map. A tied decoder
+    reads the same table in role `in` and would need the inverse transpose: then only signs are left, which are their own.
     """
     decoder = "MaskedLM" in str(config.get("architectures")) and config.get("tie_word_embeddings", True)
     pooler = activation_group(config.get("pooler_hidden_act", "gelu"))
@@ -103,6 +103,6 @@ def groups_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def word_axis(config: Mapping[str, Any]) -> str:
-    """Return the axis of the embedding tables: one of their own where a projection widens them."""
+    """Return the axis of the embedding tables: `embedding` where a projection widens them, else `residual`."""
     width = config.get("embedding_size") or config["hidden_size"]
     return "residual" if width == config["hidden_size"] else "embedding"

@@ -1,5 +1,7 @@
-"""DeBERTa v2 and v3: post-LN, relative positions on the residual stream, read by projections of their own or by the
-layer's queries and keys (`share_att_key`), and a convolution beside the first layer, if any.
+"""DeBERTa v2 and v3: post-LN, relative positions, and a convolution beside the first layer in some configs.
+
+The table of relative positions is on the residual stream; projections of its own read it, or with `share_att_key` the layer's
+queries and keys.
 """
 
 from __future__ import annotations
@@ -58,23 +60,23 @@ DEBERTA_V2 = Family(
 
 
 def deberta_v2(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a DeBERTa v2 or v3 with any of its task heads.
+    """Return the spec of a DeBERTa v2 or v3 with the task head that the config names.
 
     Raises:
-        SpecError: its convolution is grouped: groups of neighbours fix the order of the residual stream.
+        SpecError: its convolution is grouped, which fixes the order of the residual stream: neighbours form the groups.
     """
     groups = int(config.get("conv_groups", 1))
     if groups > 1:
         raise SpecError(
             f"deberta-v2 with conv_groups {groups} has no permutation table: a grouped convolution takes neighbours of the "
-            "residual stream together, so that their order may not move. Merge without alignment: --align none."
+            "residual stream together, so their order is fixed. Merge without alignment: --align none."
         )
     normed = config.get("relative_attention") and "layer_norm" in str(config.get("norm_rel_ebd", "none"))
     parts = (RELATIVE_NORM if normed else {}) | (CONVOLUTION if config.get("conv_kernel_size") else {})
-    own = groups_of(config)
+    axis_groups = groups_of(config)
     if config.get("conv_kernel_size") and activation_group(config.get("conv_act", "tanh")) not in ("signed", "linear"):
-        own["residual"] = "permutation"  # behind an activation that is not odd
-    spec = encoder_spec(replace(DEBERTA_V2, encoder=ENCODER | parts, groups=own), config, word_axis(config))
-    # The norm of the relative embeddings sees no tokens, so no padding.
-    whole = "deberta.encoder.LayerNorm:out"
-    return replace(spec, taps={a: tuple(s + ":all" * (s == whole) for s in sites) for a, sites in spec.taps.items()})
+        axis_groups["residual"] = "permutation"  # the convolution's activation is not odd, so it forbids the sign
+    spec = encoder_spec(replace(DEBERTA_V2, encoder=ENCODER | parts, groups=axis_groups), config, word_axis(config))
+    # The norm of the relative embeddings sees no tokens, so no padding mask applies there.
+    unmasked = "deberta.encoder.LayerNorm:out"
+    return replace(spec, taps={a: tuple(s + ":all" * (s == unmasked) for s in sites) for a, sites in spec.taps.items()})

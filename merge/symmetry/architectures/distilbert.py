@@ -1,4 +1,4 @@
-"""DistilBERT: post-LN under names of its own; no segments, no pooler: a classifier has its own hidden layer."""
+"""DistilBERT: BERT under names of its own, without segments and pooler; its classifier has a hidden layer instead. Post-LN."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PRE_CLASSIFIER = {
     "pre_classifier.weight": "pre_classifier residual'",
     "pre_classifier.bias": "pre_classifier",
 }
-# Before its ReLU, where no unit is silent on every text.
+# Hooked before its ReLU: after it some units are zero on every text and correlate with nothing.
 PRE_CLASSIFIER_TAPS = {"pre_classifier": ("pre_classifier:out",)}
 LANGUAGE_MODEL = {
     "vocab_transform.weight": "{decoded}= residual'",
@@ -94,5 +94,5 @@ DISTILBERT = Family(
 
 
 def distilbert(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a DistilBERT with any of its task heads."""
+    """Return the spec of a DistilBERT with the task head that the config names."""
     return encoder_spec(DISTILBERT, config, layer_count="n_layers", head_count="n_heads")

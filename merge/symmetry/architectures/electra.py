@@ -1,5 +1,7 @@
-"""ELECTRA: generator and discriminator. Where the embeddings are narrower than the layers, they live on an axis of their
-own, which `embeddings_project` leads into the residual stream; where not, on the stream itself.
+"""ELECTRA: generator and discriminator. Post-LN.
+
+Where the embeddings are narrower than the layers, they have an axis of their own, `embedding`, and `embeddings_project`
+projects it into the residual stream; where they are not, they are on the stream.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ MULTIPLE_CHOICE = Head(
     {"logits": "- -"},
     {"summary": ("classifier:in",)},
 )
-# With summary_use_proj false.
+# For configs with `summary_use_proj: false`.
 MULTIPLE_CHOICE_UNPROJECTED = Head({"classifier.weight": "- residual'", "classifier.bias": "-"}, {"logits": "- -"})
 
 ELECTRA = Family(
@@ -85,17 +87,17 @@ ELECTRA = Family(
 
 
 def electra(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of an ELECTRA with any of its task heads."""
+    """Return the spec of an ELECTRA with the task head that the config names."""
     words = "residual" if config["embedding_size"] == config["hidden_size"] else "embedding"
     summary = activation_group(config.get("summary_activation", "gelu"))
     groups = {
-        "classifier": "permutation",  # behind a GELU
+        "classifier": "permutation",  # a GELU follows its dense layer, whatever hidden_act is
         "discriminator": activation_group(config.get("hidden_act", "gelu")),
         "summary": summary,
     }
     family = replace(ELECTRA, groups=groups)
     if not config.get("summary_use_proj", True):
-        # It activates the stream itself.
+        # Without a projection the activation acts on the stream itself.
         if "MultipleChoice" in str(config.get("architectures")) and summary not in ("signed", "linear"):
             family = replace(family, groups={**groups, "residual": "permutation"})
         family = replace(family, heads={**ELECTRA.heads, "ForMultipleChoice": MULTIPLE_CHOICE_UNPROJECTED})

@@ -1,13 +1,28 @@
-"""Encoder: what the BERT-like families share, and how a family's short table becomes a spec.
+"""The table of a BERT-like encoder: which axis each tensor has, and how a family's short table becomes a spec.
 
-One permutation of the residual stream for the whole model: after the LayerNorms (post-LN) their gains sit in the
-stream, before the sublayers (pre-LN) they read it; either way they are permuted along. Q and K share their inner
-order, V and the output projection theirs; a head moves as one block of all four. The key bias adds a constant to every
-score of a query, which softmax cancels: its order can never show in the outputs.
+Read ATTENTION, FEED_FORWARD, POST_LN and EMBEDDINGS below with `merge.symmetry.notation` beside them; `{i}` is the number of
+the layer. Six kinds of axes:
 
-Besides permutations: one sign for the whole stream, because a LayerNorm is odd but for its bias (one rotation of it where
-the gains before the sublayers are folded away); every invertible map inside a head, between Q and K, and between V and the
-output projection; on hidden units what their activation commutes with.
+    residual   the residual stream, one order for the whole model. Every sublayer adds to it, so all that write it and all
+               that read it must agree: embeddings, output projections, readers, LayerNorms.
+    heads{i}   the attention heads of layer i. A head moves as one block of query, key, value and output weights.
+    qk{i}      the units inside a head that queries and keys share: a score is their dot product.
+    v{i}       the units inside a head that values and the output projection share.
+    ffn{i}     the hidden units of the feed-forward layer.
+    pooler     the hidden units between the pooler and the classifier.
+
+What may act on each, besides a permutation (`merge.symmetry.groups`):
+
+    residual   one sign for the whole stream. LayerNorm(-x) with the same gain and the bias negated is -LayerNorm(x). After a
+               LayerNorm (post-LN) the gain g is part of the stream, and diag(g) commutes with no rotation unless all gains
+               are equal. Where the LayerNorm is before the sublayer (pre-LN), g can be folded into what reads it, and then
+               every rotation that keeps the mean is a symmetry (`folded`).
+    qk, v      every invertible map G: q^T k = (G q)^T (G^-T k), and W_O W_V = (W_O G^-1) (G W_V).
+    ffn        what commutes with the activation: GELU with nothing, ReLU with positive scales, tanh (odd) with signs.
+    pooler     signs, because its activation is tanh.
+
+The bias of the keys is inert: it adds q . b to every score of a query q, and softmax ignores a constant. Its order can never
+show in the outputs; it is in the table because it moves with its axis all the same.
 """
 
 from __future__ import annotations
@@ -22,6 +37,7 @@ from merge.symmetry.architectures.head import Head
 from merge.symmetry.rewrites import NO_REWRITES, Rewrites
 from merge.symmetry.spec import PermutationSpec
 
+# Queries write the axis qk and keys read it (the mark '): a map G on the queries needs G^-T on the keys.
 ATTENTION = {
     "attention.self.query.weight": "(heads{i} qk{i}) residual'",
     "attention.self.query.bias": "(heads{i} qk{i})",
@@ -38,6 +54,7 @@ FEED_FORWARD = {
     "output.dense.weight": "residual ffn{i}'",
     "output.dense.bias": "residual",
 }
+# Gains multiply the units one by one, so they are only permuted (the mark =); the bias is added and takes the sign.
 POST_LN = {
     "attention.output.LayerNorm.weight": "residual=",
     "attention.output.LayerNorm.bias": "residual",
@@ -46,12 +63,15 @@ POST_LN = {
 }
 POST_LN_LAYER = ATTENTION | POST_LN | FEED_FORWARD
 
+# Where the activations of an axis can be hooked, for matching by activations.
 LAYER_TAPS = {
     "qk{i}": ("attention.self.query:out", "attention.self.key:out"),
     "v{i}": ("attention.output.dense:in",),
     "ffn{i}": ("output.dense:in",),
 }
 
+# The order of words, positions and segments is fixed. `{words}` is `residual`, or `embedding` in families whose word
+# embeddings are narrower than the stream and projected into it.
 EMBEDDINGS = {
     "embeddings.word_embeddings.weight": "- {words}",
     "embeddings.position_embeddings.weight": "- {words}",
@@ -67,6 +87,7 @@ POOLER = {
 }
 POOLER_TAPS = {"pooler": ("pooler.activation:out",)}
 
+# The freedom of these weights that no output shows; see Rewrites.
 TABLES = ("embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings")
 REWRITES = Rewrites(
     keys=("attention.self.key",),
@@ -75,7 +96,8 @@ REWRITES = Rewrites(
     tables=TABLES,
 )
 
-# Groups of the axes that families share, by kind. Of `transform`: the norm behind a head's activation takes any scale.
+# Groups of the axes that families share, by kind. `transform` is the hidden layer of a language model's head: a LayerNorm
+# follows its activation, and the gain and bias of that norm take any scale.
 GROUPS = {
     "residual": "sign",
     "embedding": "sign",
@@ -84,7 +106,7 @@ GROUPS = {
     "pooler": "signed",
     "transform": "real",
 }
-# Activation -> the group of units that it commutes with; others commute with permutations alone.
+# Activation -> the group that commutes with it; all others (GELU, SiLU) commute with permutations alone.
 ACTIVATIONS = {
     "relu": "positive",
     "leaky_relu": "positive",
@@ -98,23 +120,23 @@ _PLAIN_AXIS = re.compile(r"[A-Za-z_]\w*")
 
 @dataclass(frozen=True)
 class Family:
-    """A family of encoders: names and lines of its tensors. Paths of the encoder are without its prefix.
+    """A family of encoders: the names and lines of its tensors. Names are given without the prefix of the base model.
 
     Attributes:
         name: the model type.
-        stem: what its class names begin with.
-        prefix: of the encoder's tensors in a model with a head.
-        heads: end of the class name -> head.
+        stem: the beginning of its class names: `Bert` of `BertForMaskedLM`.
+        prefix: of the encoder's tensors in a model with a task head: `bert` of `bert.encoder.layer.0...`.
+        heads: end of the class name -> task head.
         encoder: tensor outside the layers -> notation.
-        layer: tensor of layer i -> notation, after the layer's path.
-        layer_path: of layer i.
-        taps: axis -> sites outside the layers.
-        layer_taps: axis -> sites after the layer's path.
-        attention_heads: the axis of the attention heads of layer i; one for all where something shared reads them.
-        activation: the config's key of the activation between the feed-forward layers.
-        groups: kind of axis -> group, where it is not that of GROUPS, of the head or of the activation.
-        folded: kind of axis -> group once the norms' gains are folded into what reads them, where that can be done.
-        rewrites: how its weights can change without its function changing; by default nothing is claimed.
+        layer: tensor of layer i, named below the layer's path -> notation.
+        layer_path: the path of layer i.
+        taps: axis -> sites of its activations outside the layers, as in PermutationSpec.
+        layer_taps: the same in layer i, named below the layer's path.
+        attention_heads: the axis of the attention heads of layer i; `heads` where all layers must share one order of heads.
+        activation: the config key of the activation of the feed-forward layers.
+        groups: kind of axis -> group, where it differs from GROUPS, from the task head's and from the activation's.
+        folded: kind of axis -> group once the gains of the norms are folded into their readers; empty if they cannot be.
+        rewrites: how its weights can change without changing its function; by default nothing is claimed.
     """
 
     name: str
@@ -147,8 +169,8 @@ def encoder_spec(
         family: its table.
         config: config.json, complete.
         words: the axis of the word embedding table.
-        layers: the paths of the layers' tensors; by default layer_path for each of the layers.
-        layer_count, head_count: the config's keys of the number of layers and of attention heads.
+        layers: the path of each layer; by default `layer_path` for every layer that the config counts.
+        layer_count, head_count: the config keys of the number of layers and of attention heads.
     Raises:
         SpecError: the family has no such head; names the nearest.
     Source: the exact symmetries of encoders; Ainsworth et al. 2023, arXiv:2209.04836, appendix A for the form.
@@ -169,7 +191,8 @@ def encoder_spec(
     groups = (
         GROUPS | {"ffn": activation_group(config.get(family.activation, "gelu"))} | {**head.groups, **family.groups}
     )
-    # A head whose hidden units lie on the stream, as one tied to the embeddings has them, gives the stream their basis.
+    # A tied decoder reads the head's hidden units through the word embeddings, so they share the stream's axis. An activation
+    # acts on each of them alone: the stream cannot be rotated.
     hidden = decoded == words and any("{decoded}" in line for line in head.lines.values())
     return PermutationSpec(
         family=family.name,
@@ -185,7 +208,7 @@ def encoder_spec(
 
 
 def activation_group(name: object) -> str:
-    """Return the group that commutes with an activation, by transformers' name for it; None is no activation."""
+    """Return the group that commutes with an activation, named as in transformers; None is no activation."""
     return ACTIVATIONS.get(str(name), "permutation")
 
 
@@ -198,9 +221,9 @@ def _head(family: Family, config: Mapping[str, Any]) -> Head:
 
 
 def _norm_taps(lines: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Return axis -> outputs of the LayerNorms on it: those whose weight has one axis, and no head's blocks."""
+    """Return axis -> sites of the outputs of its LayerNorms: modules whose weight has this axis alone."""
     sites: dict[str, list[str]] = {}
     for name, line in lines.items():
         if name.endswith(".weight") and _PLAIN_AXIS.fullmatch(line.removesuffix("=")):
             sites.setdefault(line.removesuffix("="), []).append(name.removesuffix(".weight") + ":out")
-    return {axis: tuple(found) for axis, found in sites.items()}
+    return {axis: tuple(modules) for axis, modules in sites.items()}

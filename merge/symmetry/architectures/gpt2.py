@@ -1,6 +1,6 @@
 """GPT-2: pre-LN, weights stored as (in, out), queries, keys and values in one tensor.
 
-The output head is the word embedding table unless it is untied; either way it reads the residual stream.
+The output head is the word embedding table or an untied copy; either way it reads the residual stream.
 """
 
 from __future__ import annotations
@@ -76,5 +76,5 @@ GPT2 = Family(
 
 
 def gpt2(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a GPT-2 with any of its task heads but GPT2DoubleHeadsModel."""
+    """Return the spec of a GPT-2 with the task head that the config names but GPT2DoubleHeadsModel."""
     return encoder_spec(GPT2, config, layer_count="n_layer", head_count="n_head")

@@ -1,9 +1,11 @@
-"""Head: what a task head adds to an encoder, one line for each of its tensors; the heads that families share.
+"""Task heads: what each adds to an encoder, one line of notation for each of its tensors; the heads that families share.
 
-A line may name two axes that the config decides: `{words}` is the axis of the word embedding table (the residual
-stream, or an axis of its own where the table is factorised), `{decoded}` the axis the vocabulary decoder reads:
-`{words}` where the decoder is the word embedding table itself, else `transform`, the head's own. What an activation and
-a norm stand behind is only permuted (`{decoded}=`); signs and scales go into the norm's gain and bias instead.
+A line may name two axes that depend on the config. `{words}` is the axis of the word embedding table: the residual stream, or
+an axis of its own where the table is narrower and projected. `{decoded}` is the axis that the vocabulary decoder reads:
+`{words}` where the decoder is tied to the word embeddings, else `transform`, an axis of the head alone.
+
+The hidden layer of a language model's head is activation, then LayerNorm, then decoder. Its dense weight is only permuted
+(`{decoded}=`) because the activation follows; signs and scales go into the gain and bias of the norm instead.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ class Head:
     Attributes:
         lines: tensor -> notation; a tensor that a tied model does not store is listed all the same.
         outputs: output name of the model -> notation.
-        taps: axis -> sites of its activations; those of a LayerNorm are known from its line.
+        taps: axis -> sites of its activations; those at LayerNorms follow from the lines.
         groups: kind of axis -> group, for the head's own axes.
     """
 
@@ -29,9 +31,11 @@ class Head:
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
-def both(one: Head, other: Head, outputs: Mapping[str, str]) -> Head:
-    """Return a head of two parts, as pre-training has, with its own names of the outputs."""
-    return Head({**one.lines, **other.lines}, outputs, {**one.taps, **other.taps}, {**one.groups, **other.groups})
+def both(first: Head, second: Head, outputs: Mapping[str, str]) -> Head:
+    """Return a head of two parts, as pre-training has, with these outputs."""
+    return Head(
+        {**first.lines, **second.lines}, outputs, {**first.taps, **second.taps}, {**first.groups, **second.groups}
+    )
 
 
 LOGITS = {"logits": "- - -"}
@@ -44,7 +48,7 @@ SEQUENCE_CLASSIFICATION = Head(
     {"classifier.weight": "labels pooler'", "classifier.bias": "labels"},
     {"logits": "- labels"},
 )
-# RoBERTa's: a hidden layer of its own on the first token, in place of a pooler.
+# RoBERTa's classifier has a hidden layer on the first token, in place of a pooler.
 DENSE_SEQUENCE_CLASSIFICATION = Head(
     {
         "classifier.dense.weight": "classifier residual'",
@@ -64,7 +68,7 @@ MULTIPLE_CHOICE = Head({"classifier.weight": "- pooler'", "classifier.bias": "-"
 QUESTION_ANSWERING = Head({"qa_outputs.weight": "- residual'", "qa_outputs.bias": "-"}, SPANS)
 NEXT_SENTENCE = Head({"cls.seq_relationship.weight": "- pooler'", "cls.seq_relationship.bias": "-"}, {"logits": "- -"})
 
-# BERT's language model; `bias` is the decoder's where tied, and idle beside decoder.bias where not.
+# BERT's language model. `cls.predictions.bias` is the decoder's bias where tied; otherwise decoder.bias is, and it is unused.
 BERT_LANGUAGE_MODEL = Head(
     {
         "cls.predictions.transform.dense.weight": "{decoded}= residual'",
@@ -90,7 +94,7 @@ ROBERTA_LANGUAGE_MODEL = Head(
     LOGITS,
 )
 
-# The heads by what follows the family's stem in the class name: BertModel, BertForMaskedLM.
+# End of the class name (BertModel, BertForMaskedLM) -> head.
 ROBERTA_HEADS = {
     "Model": BASE,
     "ForSequenceClassification": DENSE_SEQUENCE_CLASSIFICATION,

@@ -1,4 +1,4 @@
-"""LayoutLM: BERT on text and boxes; the tables of box corners, heights and widths add into the residual stream."""
+"""LayoutLM: BERT on text and boxes. The tables of box corners, heights and widths add to the residual stream."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ LAYOUTLM = Family(
 
 
 def layoutlm(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a LayoutLM with any of its task heads."""
+    """Return the spec of a LayoutLM with the task head that the config names."""
     return encoder_spec(LAYOUTLM, config)

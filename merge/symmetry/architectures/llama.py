@@ -1,12 +1,15 @@
 """Llama, Mistral, Qwen2 and Qwen3: pre-LN with RMSNorm, rotary positions, grouped queries, gated feed-forward layers.
 
-A key/value head moves with the query heads that read it, and those move among themselves: `heads0` counts key/value heads,
-`queries0` the query heads of one. Rotary positions turn pairs of places at speeds of their own, so the order inside
-queries and keys may not move (nor the gains of Qwen3's norms there, which all heads share); the order inside values is
-one for all query heads that read them. The models compute their norms in float32.
+Grouped queries: `heads0` counts key/value heads and `queries0` the query heads of each. A key/value head moves together with
+the query heads that read it, and these may be permuted among themselves. The order inside values is one for all query heads
+that read them.
 
-A norm without mean takes a sign for every unit. Pairs of places (i, i + n/2) of a query head and of the key head it reads
-take one complex number; behind Qwen3's norms of queries and keys, a sign.
+Rotary positions rotate each pair of units (i, i + n/2) by an angle of its own, so the order inside queries and keys is fixed;
+a pair of a key head and of the query heads that read it takes one complex number. Qwen3 normalises queries and keys with gains
+that all heads share: then only a sign for each pair is left.
+
+RMSNorm subtracts no mean, so every unit of the stream takes a sign of its own. In the gated feed-forward layer the activation
+acts on `gate_proj`; `up_proj` multiplies it and takes scales.
 """
 
 from __future__ import annotations
@@ -77,16 +80,16 @@ LLAMA = Family(
     ),
 )
 STEMS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-# Of outputs in standard deviations: the norms round to float32, layer after layer.
+# As PermutationSpec.bound: the models compute their norms in float32, layer after layer.
 BOUND = 1e-4
 
 
 def llama(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a Llama, Mistral, Qwen2 or Qwen3 with any of its task heads."""
+    """Return the spec of a Llama, Mistral, Qwen2 or Qwen3 with the task head that the config names."""
     name = str(config["model_type"])
-    asks = str((config.get("architectures") or ["?"])[0]).endswith("ForQuestionAnswering")
+    answers_questions = str((config.get("architectures") or ["?"])[0]).endswith("ForQuestionAnswering")
     family = replace(
-        LLAMA, name=name, stem=STEMS[name], prefix="transformer" if asks and name != "mistral" else "model"
+        LLAMA, name=name, stem=STEMS[name], prefix="transformer" if answers_questions and name != "mistral" else "model"
     )
     if name == "qwen3":
         family = replace(family, groups={**family.groups, "turn": "rotary_sign"})

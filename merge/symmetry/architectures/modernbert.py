@@ -1,10 +1,11 @@
-"""ModernBERT: pre-LN after a norm of the embeddings, rotary positions, queries, keys and values in one tensor, gated units.
+"""ModernBERT: pre-LN, rotary positions, queries, keys and values in one tensor, gated feed-forward layers.
 
-Rotary positions fix the order inside queries and keys. `mlp.Wi` holds the gated halves end to end, in one order. The first
-layer has no norm before its attention: the embeddings come normalised, so the gain of their norm lies in the stream.
+Rotary positions fix the order inside queries and keys; each pair of units (i, i + n/2) takes one complex number. `mlp.Wi`
+holds the two halves of the gated layer one after the other, in the same order: the first is activated, the second multiplies it
+and takes scales. So does the LayerNorm after the activation of a task head.
 
-Pairs of places (i, i + n/2) inside queries and keys take one complex number. The first half of `mlp.Wi` is activated, the
-second multiplies it and takes scales; so does the norm behind a head's activation.
+The embeddings are normalised, and the first layer has no norm before its attention: the gain of the embeddings' norm acts on
+the stream itself, so the stream cannot be rotated.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LAYER = {
 
 
 def _dense(axis: str) -> dict[str, str]:
-    """Return the hidden layer that stands before every task's last one."""
+    """Return the lines of the hidden layer that every task head has before its last layer."""
     return {
         "head.dense.weight": f"{axis}= residual'",
         "head.dense.bias": f"{axis}=",
@@ -79,10 +80,10 @@ MODERNBERT = Family(
     groups={"turn": "rotary", "ffn": "real", "classifier": "real"},
 )
 
-# Of outputs in standard deviations: queries and keys are turned by their positions in float32.
+# As PermutationSpec.bound: the rotations of queries and keys by their positions are computed in float32.
 BOUND = 1e-5
 
 
 def modernbert(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a ModernBERT with any of its task heads."""
+    """Return the spec of a ModernBERT with the task head that the config names."""
     return replace(encoder_spec(MODERNBERT, config), bound=BOUND)

@@ -1,7 +1,7 @@
-"""MPNet: post-LN, with one table of relative position biases, a column for each head, that all layers add to their scores.
+"""MPNet: BERT with one table of relative position biases that all layers add to their attention scores. Post-LN.
 
-The heads of all layers therefore share one order: which head comes first is the table's to say. What is inside a head
-remains the layer's own.
+The table has a column for each head, so the heads of all layers share one order (`heads`, without a number). The order inside
+a head belongs to its layer.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ MPNET = Family(
 
 
 def mpnet(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of an MPNet with any of its task heads."""
+    """Return the spec of an MPNet with the task head that the config names."""
     return encoder_spec(MPNET, config)

@@ -1,6 +1,6 @@
 """Nomic BERT: post-LN, rotary positions, gated feed-forward layers.
 
-Rotary positions fix the order inside queries and keys; pairs of places (i, i + n/2) take one complex number. `gate_proj` is
+Rotary positions fix the order inside queries and keys; each pair of units (i, i + n/2) takes one complex number. `gate_proj` is
 activated, `up_proj` multiplies it and takes scales.
 """
 
@@ -67,5 +67,5 @@ NOMIC_BERT = Family(
 
 
 def nomic_bert(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a Nomic BERT with any of its task heads."""
+    """Return the spec of a Nomic BERT with the task head that the config names."""
     return encoder_spec(NOMIC_BERT, config)

@@ -1,8 +1,8 @@
-"""The BERT-like families with the LayerNorm before each sublayer: Megatron-BERT, RoBERTa-PreLayerNorm, XLM-RoBERTa-XL.
+"""BERT-like families with the LayerNorm before each sublayer: Megatron-BERT, RoBERTa-PreLayerNorm, XLM-RoBERTa-XL.
 
-The stream itself is never normalised, so the embeddings, both output projections and every reader share its order, and
-one more LayerNorm stands at the end. Where the embeddings have no norm of their own, every gain can be folded into what reads
-it, and the stream rotated.
+The stream itself is never normalised: embeddings and both output projections write it, each LayerNorm and its readers read it,
+and one more LayerNorm follows the last layer. Where the embeddings have no norm of their own, every gain can be folded into
+what reads it, and then the stream can be rotated (`folded`). RoBERTa-PreLayerNorm has one, so its stream is only permuted.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ XLM_ROBERTA_XL = Family(
 
 
 def megatron_bert(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a Megatron-BERT with any of its task heads."""
+    """Return the spec of a Megatron-BERT with the task head that the config names."""
     return encoder_spec(MEGATRON_BERT, config)
 
 
 def roberta_prelayernorm(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a RoBERTa-PreLayerNorm with any of its task heads."""
+    """Return the spec of a RoBERTa-PreLayerNorm with the task head that the config names."""
     return encoder_spec(ROBERTA_PRELAYERNORM, config)
 
 
 def xlm_roberta_xl(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of an XLM-RoBERTa-XL with any of its task heads."""
+    """Return the spec of an XLM-RoBERTa-XL with the task head that the config names."""
     return encoder_spec(XLM_ROBERTA_XL, config)

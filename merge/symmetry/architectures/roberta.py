@@ -1,4 +1,4 @@
-"""RoBERTa and the families with its very tensors: XLM-RoBERTa, CamemBERT and data2vec for text. Post-LN."""
+"""RoBERTa and the families with exactly its tensors: XLM-RoBERTa, CamemBERT and data2vec for text. Post-LN."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ FAMILIES = {
 
 
 def roberta(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a RoBERTa, or of a family with its tensors, with any of its task heads."""
+    """Return the spec of a RoBERTa, or of a family with exactly its tensors, with the task head that the config names."""
     return encoder_spec(FAMILIES[str(config["model_type"])], config)

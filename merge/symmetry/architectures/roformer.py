@@ -1,7 +1,8 @@
-"""RoFormer: BERT with rotary positions, which fix the order inside queries and keys (values too, with `rotary_value`).
+"""RoFormer: BERT with rotary positions. Post-LN.
 
-`encoder.embed_positions` is a table of sines that all heads share; nothing of it moves. Rotary pairs lie side by side:
-places (2i, 2i + 1) take one complex number.
+Rotary positions rotate each pair of units (2i, 2i + 1) of a query or key by an angle of its own, so the order inside queries
+and keys is fixed (of values too, with `rotary_value`). What commutes with these rotations is one complex number for each
+pair. `encoder.embed_positions` is the table of sines that all heads share; nothing of it moves.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ ROFORMER = Family(
         "ffn{i}": ("output.dense:in",),
     },
 )
-# With rotary_value true.
+# For configs with `rotary_value: true`.
 ROTARY = replace(
     ROFORMER,
     layer=LAYER | ROTARY_VALUES,
@@ -82,7 +83,7 @@ ROTARY = replace(
 
 
 def roformer(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of a RoFormer with any of its task heads."""
+    """Return the spec of a RoFormer with the task head that the config names."""
     words = "residual" if config["embedding_size"] == config["hidden_size"] else "embedding"
     family = ROTARY if config.get("rotary_value") else ROFORMER
     groups = {

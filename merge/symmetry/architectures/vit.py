@@ -1,8 +1,8 @@
 """ViT, DeiT and BEiT: pre-LN encoders of image patches.
 
-Channels and pixels of a patch, and its place, are fixed; the class token, the positions and what the patch convolution
-writes lie on the residual stream. BEiT scales what each sublayer writes, and biases scores by relative position, a column
-for each head: in every layer, or once for all, whose heads then share one order.
+The order of channels, pixels and patch positions is fixed; the class token, the positions and the output of the patch
+convolution are on the residual stream. BEiT scales what each sublayer writes, and adds a bias to the scores by relative
+position, with a column for each head: one table for each layer, or one for all, whose heads then share one order.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SHARED_BIAS = (
 )
 
 BASE = Head(outputs={"last_hidden_state": "- - residual", "pooler_output": "- pooler"})
-# BEiT's pooler takes a mean and norms it; there is no axis of its own.
+# BEiT's pooler takes the mean over patches and normalises it: its output is on the residual stream.
 BEIT_BASE = Head(outputs={"last_hidden_state": "- - residual", "pooler_output": "- residual"})
 CLASSIFIER = Head({"classifier.weight": "labels residual'", "classifier.bias": "labels"}, {"logits": "- labels"})
 TEACHER = Head(
@@ -68,7 +68,7 @@ TEACHER = Head(
     },
     {"logits": "- labels", "cls_logits": "- labels", "distillation_logits": "- labels"},
 )
-# Under the names of transformers before and after 5.
+# Each module under its older name and its present one in transformers.
 REWRITES = Rewrites(
     keys=("attention.attention.key", "attention.k_proj"),
     values={

@@ -1,7 +1,7 @@
-"""XLNet: post-LN, with an axis of its own for the heads in every attention weight.
+"""XLNet: post-LN, attention weights with a dimension for the heads, relative positions.
 
-`r` reads the table of sines, whose order is fixed; `seg_embed` adds to the keys and the three biases to the queries. The
-attention is no module of linear layers, so no activation shows single units of a head: heads are matched by weights.
+`r` reads the table of sines, whose order is fixed; `seg_embed` adds to the keys, and the three biases add to the queries. The
+attention is not built of linear modules, so no hook sees the units inside a head: heads are matched by weights only.
 Activations are (tokens, texts, units).
 """
 
@@ -21,7 +21,7 @@ from merge.symmetry.architectures.head import (
 )
 from merge.symmetry.spec import PermutationSpec
 
-# Doubled braces are single ones in the notation; the layer's number is filled in.
+# Doubled braces become single ones of the notation when the layer's number is filled in.
 LAYER = {
     "rel_attn.q": "residual' {{heads{i} qk{i}}}",
     "rel_attn.k": "residual' {{heads{i} qk{i}}}'",
@@ -77,12 +77,12 @@ XLNET = Family(
 )
 
 
-# Of outputs in standard deviations: transformers makes the table of sines in float32, so the model runs in nothing else.
+# As PermutationSpec.bound: transformers makes the table of sines in float32, so the model runs in no other dtype.
 BOUND = 1e-4
 
 
 def xlnet(config: Mapping[str, Any]) -> PermutationSpec:
-    """Return the spec of an XLNet with any of its task heads but the beam search of XLNetForQuestionAnswering."""
+    """Return the spec of an XLNet with the task head that the config names but the beam search of XLNetForQuestionAnswering."""
     family = replace(XLNET, groups={"summary": activation_group(config.get("summary_activation", "tanh"))})
     spec = encoder_spec(family, config, layer_count="n_layer", head_count="n_head")
     taps = {

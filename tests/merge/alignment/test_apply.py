@@ -158,7 +158,7 @@ METADATA = {
     "no outer": (json.dumps({k: v for k, v in FACTS.items() if k != "outer"}), "entry 'outer' of its metadata"),
     "outer a number": (json.dumps({**FACTS, "outer": {"qk0": 3}}), "entry 'outer' of its metadata"),
     "outer of no axis": (json.dumps({**FACTS, "outer": {"qk9": "heads0"}}), "blocks of axis 'qk9'; bert has none"),
-    "outer in no axis": (json.dumps({**FACTS, "outer": {"qk0": "heads9"}}), "axis 'heads9' of its metadata has no order"),
+    "outer in no axis": (json.dumps({**FACTS, "outer": {"qk0": "heads9"}}), "axis 'heads9' of its metadata has no index array"),
     "a path": (json.dumps({**FACTS, "reference": "../x.safetensors"}), "entry 'reference' of its metadata names no file"),
     "no name": (json.dumps({**FACTS, "reference": ""}), "entry 'reference' of its metadata names no file"),
     "the folder above": (json.dumps({**FACTS, "reference": ".."}), "entry 'reference' of its metadata names no file"),
@@ -203,7 +203,7 @@ def test_a_tensor_that_is_no_order_is_one_line_that_names_it_and_the_file(case: 
     """Indices would otherwise take units twice, or fail far from here; another order of them all is taken."""
     found, (name, tensor) = load_file(transform), TENSORS[case]
     save_file({**found, name: tensor}, transform, metadata={"transform": json.dumps(FACTS)})
-    refused(transform, f"'{name}' is neither the order of an axis's units nor a map")
+    refused(transform, f"'{name}' is neither an index array of an axis nor a map")
     save_file({**found, FFN: ORDER.flip(0)}, transform, metadata={"transform": json.dumps(FACTS)})
     assert torch.equal(load_transform(SPEC, transform).permutation.indices["ffn0"], ORDER.flip(0))
 
