@@ -109,7 +109,9 @@ def _facts(file: Any, path: Path) -> dict[str, Any]:
     # A path would let a downloaded file name any other on this machine.
     reference = facts.get("reference", "x")
     if reference in ("", "..") or Path(reference).name != reference:
-        raise SpecError(f"{path} is malformed: entry 'reference' of its metadata must be the name of a file in its folder.")
+        raise SpecError(
+            f"{path} is malformed: entry 'reference' of its metadata must be the name of a file in its folder."
+        )
     return dict(facts)
 
 

@@ -159,9 +159,9 @@ METADATA = {
     "outer a number": (json.dumps({**FACTS, "outer": {"qk0": 3}}), "entry 'outer' of its metadata"),
     "outer of no axis": (json.dumps({**FACTS, "outer": {"qk9": "heads0"}}), "blocks of axis 'qk9'; bert has none"),
     "outer in no axis": (json.dumps({**FACTS, "outer": {"qk0": "heads9"}}), "axis 'heads9' of its metadata has no index array"),
-    "a path": (json.dumps({**FACTS, "reference": "../x.safetensors"}), "entry 'reference' of its metadata names no file"),
-    "no name": (json.dumps({**FACTS, "reference": ""}), "entry 'reference' of its metadata names no file"),
-    "the folder above": (json.dumps({**FACTS, "reference": ".."}), "entry 'reference' of its metadata names no file"),
+    "a path": (json.dumps({**FACTS, "reference": "../x.safetensors"}), "entry 'reference' of its metadata must be the name"),
+    "no name": (json.dumps({**FACTS, "reference": ""}), "entry 'reference' of its metadata must be the name"),
+    "the folder above": (json.dumps({**FACTS, "reference": ".."}), "entry 'reference' of its metadata must be the name"),
     "a number": (json.dumps({**FACTS, "reference": 3}), "entry 'reference' of its metadata"),
 }  # fmt: skip
 
