@@ -1,4 +1,4 @@
-"""The plot of an alignment's match quality: how alike matched units are in each layer, against what chance makes of them."""
+"""Plot of match quality: the similarity of matched units in each layer, compared with matches by chance."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FILE = "alignment.png"
 
 
 def save_alignment_plot(folder: Path, aligned: Sequence[Mapping[str, Any]]) -> None:
-    """Write alignment.png: a panel for each model that was aligned.
+    """Write alignment.png, with one panel per aligned model.
 
     Args:
-        aligned: records of alignments as the manifest has them, with their `quality`.
+        aligned: alignment records of the manifest (merge.json), with their `quality`.
     """
     from matplotlib.figure import Figure
 
@@ -30,26 +30,26 @@ def save_alignment_plot(folder: Path, aligned: Sequence[Mapping[str, Any]]) -> N
 
 
 def draw_quality(axes: Axes, record: Mapping[str, Any]) -> None:
-    """Draw one alignment: a line over the layers for each sort of axis, a dashed level for what is in no layer.
+    """Draw one alignment: a line over the layers for each kind of axis, a dashed level for an axis outside the layers.
 
-    What matching makes of shuffled scores is drawn thin and dotted in the same colour; random units are the grey zero line.
+    The score of matching shuffled scores is a thin dotted line of the same colour; random units are the grey zero line.
     """
-    quality, sorts = record["quality"], dict[str, list[Mapping[str, Any]]]()
-    for one in quality["axes"]:
-        sorts.setdefault(sort_of(one["axis"]), []).append(one)
-    layers = sorted({one["layer"] for one in quality["axes"] if one["layer"] is not None})
+    quality, kinds = record["quality"], dict[str, list[Mapping[str, Any]]]()
+    for axis in quality["axes"]:
+        kinds.setdefault(kind_of(axis["axis"]), []).append(axis)
+    layers = sorted({axis["layer"] for axis in quality["axes"] if axis["layer"] is not None})
     ends = (layers[0] - 0.5, layers[-1] + 0.5) if layers else (-0.5, 0.5)
-    for at, (sort, found) in enumerate(sorts.items()):
-        colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
-        if found[0]["layer"] is None:
-            axes.plot(ends, [found[0]["score"]] * 2, color=colour, linestyle="--", linewidth=1.4, label=sort)
-            axes.plot(ends, [found[0]["shuffled"]] * 2, color=colour, linestyle=":", linewidth=0.9)
+    for number, (kind, records) in enumerate(kinds.items()):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        if records[0]["layer"] is None:
+            axes.plot(ends, [records[0]["score"]] * 2, color=colour, linestyle="--", linewidth=1.4, label=kind)
+            axes.plot(ends, [records[0]["shuffled"]] * 2, color=colour, linestyle=":", linewidth=0.9)
             continue
-        where = [one["layer"] for one in found]
-        axes.plot(where, [one["score"] for one in found], color=colour, marker=marker, linewidth=1.6, label=sort)
+        xs = [r["layer"] for r in records]
+        axes.plot(xs, [r["score"] for r in records], color=colour, marker=marker, linewidth=1.6, label=kind)
         axes.plot(
-            where,
-            [one["shuffled"] for one in found],
+            xs,
+            [r["shuffled"] for r in records],
             color=colour,
             marker=marker,
             markersize=4,
@@ -64,21 +64,21 @@ def draw_quality(axes: Axes, record: Mapping[str, Any]) -> None:
     before, after = quality["distance"]
     axes.set_title(
         f"{_short(record['model'])} aligned to {_short(record['reference'])} by {record['by']}\n"
-        f"distance of gauge-fixed weights {before:.3f} → {after:.3f}",
+        f"distance of canonical weights {before:.3f} → {after:.3f}",
         loc="left",
         fontsize=9,
     )
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
 
-def sort_of(axis: str) -> str:
-    """Return the names of an axis without the numbers of layers: heads qk."""
+def kind_of(axis: str) -> str:
+    """Return the kind of an axis, its names without layer numbers: "heads qk"."""
     return " ".join(word.rstrip("0123456789") for word in axis.split())
 
 
 def _scores(quality: Mapping[str, Any]) -> list[float]:
-    return [one[what] for one in quality["axes"] for what in ("score", "shuffled")]
+    return [axis[key] for axis in quality["axes"] for key in ("score", "shuffled")]
 
 
-def _short(name: str, most: int = 36) -> str:
-    return name if len(name) <= most else "…" + name[-(most - 1) :]
+def _short(name: str, length: int = 36) -> str:
+    return name if len(name) <= length else "…" + name[-(length - 1) :]

@@ -1,4 +1,7 @@
-"""The model card: what was merged, what alignment did, how it scores; README.md of the output folder."""
+"""The model card, README.md of the output folder: the models merged, their alignment, scores and the recipe.
+
+Our own YAML header: huggingface_hub's ModelCardData writes its keys in another order, and its import costs half a second.
+"""
 
 from __future__ import annotations
 
@@ -23,43 +26,42 @@ TAGS = ["merge", "merge-models"]
 
 
 def write_card(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write README.md from the facts of a run, or rewrite it with evaluation results (records of results.json)."""
+    """Write README.md from the facts of a run (merge.json) and evaluation results (records of results.json)."""
     front = yaml.safe_dump(metadata(facts, results), sort_keys=False, allow_unicode=True)
     body = "\n".join([f"---\n{front}---", "", *_body(facts, results), ""])
     (folder / "README.md").write_text(body, encoding="utf-8")
 
 
 def add_results(folder: Path, results_file: Path) -> int:
-    """Rewrite the card of a merged checkpoint with the scores of its own model in results.json; return how many.
+    """Write the scores of a merged model and its inputs from results.json into its card, and return their number.
 
     Raises:
-        CheckpointError: the folder was not written by merge-models, or results.json holds nothing about it.
+        CheckpointError: the folder was not written by merge-models, or results.json holds no score of its model.
     """
     from merge.checkpoints.checkpoint import open_encoder
     from merge.disk.hashes import file_hash
 
     facts, results = _read_json(folder / "merge.json"), _read_json(results_file)
-    own = open_encoder(str(folder)).content_hash
+    merged_hash = open_encoder(str(folder)).content_hash
     try:
-        known = {m["content_hash"] for m in facts["models"]}
-        wanted = [r for r in results["results"] if _about(r, own, known)]
-        if not any(_about(r, own, set()) for r in wanted):
+        input_hashes = {m["content_hash"] for m in facts["models"]}
+        records = [r for r in results["results"] if _concerns(r, merged_hash, input_hashes)]
+        if not any(_concerns(r, merged_hash, set()) for r in records):
             raise CheckpointError(
                 f"{results_file} holds no score of {folder}. Evaluate it first: evaluate-models hans {folder}"
             )
         recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
-        write_card(folder, {**facts, "recipe_yaml": recipe}, wanted)
+        write_card(folder, {**facts, "recipe_yaml": recipe}, records)
         facts["files"]["README.md"] = file_hash(folder / "README.md")
     except (KeyError, TypeError, AttributeError) as error:
-        said = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{results_file} is not a results.json of evaluate-models, or {folder / 'merge.json'} not of merge-models "
-            f"({said})."
+            f"{results_file} was not written by evaluate-models, or {folder / 'merge.json'} not by merge-models "
+            f"({type(error).__name__}: {error})."
         ) from error
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}.") from error
     (folder / "merge.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return len(wanted)
+    return len(records)
 
 
 def _read_json(path: Path) -> Any:
@@ -67,20 +69,20 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
-            f"{path}: {error.strerror}. A card is made from a merged folder and a results.json."
+            f"{path}: {error.strerror}. merge-models card needs a merged folder and a results.json."
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 
-def _about(record: Mapping[str, Any], own: str, parents: set[str]) -> bool:
+def _concerns(record: Mapping[str, Any], merged_hash: str, input_hashes: set[str]) -> bool:
     if record["kind"] == "scores":
-        return record["model"]["hash"] in {own, *parents}
-    return record["kind"] == "barrier" and {record["a"]["hash"], record["b"]["hash"]} <= parents
+        return record["model"]["hash"] in {merged_hash, *input_hashes}
+    return record["kind"] == "barrier" and {record["a"]["hash"], record["b"]["hash"]} <= input_hashes
 
 
 def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Return the card's YAML: base models by Hub id only, the licence only where every source states the same one."""
+    """Return the card's YAML header: base models that are Hub ids, and the licence if every input states the same one."""
     ids = list(dict.fromkeys(m["source"] for m in facts["models"] if m["commit"]))
     licences = set(facts["licences"])
     out: dict[str, Any] = {"library_name": "transformers", "tags": TAGS}
@@ -91,26 +93,23 @@ def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()
     pipeline = next((p for ending, p in PIPELINES.items() if facts["architecture"].endswith(ending)), None)
     if pipeline:
         out["pipeline_tag"] = pipeline
-    own = [
-        r
-        for r in results
-        if r["kind"] == "scores" and r["model"]["hash"] not in {m["content_hash"] for m in facts["models"]}
-    ]
-    if index := model_index(facts["name"], own):
+    inputs = {m["content_hash"] for m in facts["models"]}
+    merged_scores = [r for r in results if r["kind"] == "scores" and r["model"]["hash"] not in inputs]
+    if index := model_index(facts["name"], merged_scores):
         out["model-index"] = index
     return out
 
 
 def licence_of(card: Path) -> str | None:
-    """Return the licence a source's own card states, or None."""
+    """Return the licence in the header of a model card; None if there is no card or it states none."""
     if not card.is_file():
         return None
-    found = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    header = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        stated = yaml.safe_load(found[1]) if found else None
+        values = yaml.safe_load(header[1]) if header else None
     except (yaml.YAMLError, ValueError):
         return None
-    licence = stated.get("license") if isinstance(stated, dict) else None
+    licence = values.get("license") if isinstance(values, dict) else None
     return licence if isinstance(licence, str) else None
 
 
@@ -123,7 +122,7 @@ def _body(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> lis
     ]
     lines += ["| model | commit | SHA-256 of its content |", "| --- | --- | --- |"]
     lines += [f"| {m['source']} | {m['commit'] or 'local'} | `{m['content_hash'][:16]}` |" for m in facts["models"]]
-    lines += ["", "## Alignment", "", *(_alignment(facts) or ["None: the models were averaged as they are."])]
+    lines += ["", "## Alignment", "", *(_alignment(facts) or ["None: the models were merged as they are."])]
     if results:
         lines += ["", "## Scores", "", *_scores(results, facts)]
     if facts["notes"]:
@@ -146,7 +145,7 @@ def _alignment(facts: Mapping[str, Any]) -> list[str]:
         kept = ", ".join(a["kept"]) or "nothing"
         if (start := a.get("common_start")) and start["common"]:
             lines.append(
-                f"`{a['model']}` was kept as it is: it and the first model have one common start ({start['says']})."
+                f"`{a['model']}` was kept as it is: it and the first model have a common start ({start['says']})."
             )
             continue
         lines.append(f"`{a['model']}` was aligned to the first model by {a['by']}; axes moved: **{kept}**.")
@@ -159,17 +158,18 @@ def _alignment(facts: Mapping[str, Any]) -> list[str]:
                 for c in a["candidates"]
             ]
         moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in a["moved"].items())
-        lines += ["", f"Units that changed place: {moved}.", "", *_quality(a.get("quality")), ""]
+        lines += ["", f"Units that moved: {moved}.", "", *_quality(a.get("quality")), ""]
         p = a["proof"]
         lines.append(
             f"Proof: before any averaging, moving its units changed its {', '.join(p['outputs'])} by {p['error']:.1e} standard "
             f"deviations (bound {p['bound']:g}, {p['dtype']}, {p['texts']} inputs)."
         )
     if repair := facts.get("repair"):
-        said = "; ".join(f"{k['kind']} {_share(k['before'])} of it, now {_share(k['after'])}" for k in repair["kinds"])
+        kinds = "; ".join(f"{k['kind']} {_share(k['before'])} -> {_share(k['after'])}" for k in repair["kinds"])
         lines += [
             "",
-            f"Repair: units had lost variance against the models (median unit): {said or 'none was repaired'}.",
+            f"Repair: variance of the merged units relative to the models', median unit, before and after: "
+            f"{kinds or 'no unit was repaired'}.",
         ]
     if lines and facts["calibration"]:
         lines += ["", f"Calibration text: {facts['calibration']}."]
@@ -181,7 +181,7 @@ def _share(value: float | None) -> str:
 
 
 def _quality(quality: Mapping[str, Any] | None) -> list[str]:
-    """Return how alike the matched units are; nothing for a run that did not measure it."""
+    """Return the table of match quality; nothing for a run that did not measure it."""
     if quality is None:
         return []
     lines = [f"| axes | {quality['measure']} | random units | shuffled scores | p | in place | moved by |"]
@@ -192,8 +192,8 @@ def _quality(quality: Mapping[str, Any] | None) -> list[str]:
         for k in quality["kinds"]
     ]
     before, after = quality["distance"]
-    text = "Of units matched at random, and of the same scores matched in random order: what chance makes of them."
-    return [*lines, "", f"{text} Distance of gauge-fixed weights, |A - B| / |A|: {before:.3f}, aligned {after:.3f}."]
+    text = "Random units and shuffled scores show what a match by chance scores; p is the share of random matches that score as high."
+    return [*lines, "", f"{text} Distance of canonical weights, |A - B| / |A|: {before:.3f}, aligned {after:.3f}."]
 
 
 def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[str]:
@@ -203,9 +203,9 @@ def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> l
     if scores:
         lines += ["| model | task | rows | scores | loss |", "| --- | --- | --- | --- | --- |"]
     for r in scores:
-        who = names.get(r["model"]["hash"], "**this merge**")
+        model = names.get(r["model"]["hash"], "**this merge**")
         lines.append(
-            f"| {who} | {r['task']} ({r['data']}) | {r['n']} | {_named(r['scores'])} | {_figure(r['scores'].get('loss'))} |"
+            f"| {model} | {r['task']} ({r['data']}) | {r['n']} | {_named(r['scores'])} | {_figure(r['scores'].get('loss'))} |"
         )
     for r in results:
         if r["kind"] == "barrier":
@@ -224,10 +224,10 @@ def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> l
 
 
 def _named(scores: Mapping[str, float | None]) -> str:
-    """Return a task's own scores by name: CoLA has no accuracy, MRPC has two scores."""
+    """Return the scores of a task by name: CoLA has no accuracy, MRPC has two scores."""
     return ", ".join(f"{name} {_figure(value)}" for name, value in scores.items() if name != "loss") or "-"
 
 
 def _figure(value: float | None) -> str:
-    """Return a number for a table, "-" where there is none; results.json has null for one that is not finite."""
+    """Return a number for a table, "-" for None, which results.json holds for a number that is not finite."""
     return "-" if value is None else f"{value:.4f}"

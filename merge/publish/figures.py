@@ -1,4 +1,4 @@
-"""How all figures look.
+"""Style of all figures.
 
 The same record gives the same bytes: matplotlib's default style whatever the user's is, a fixed salt, no date. Text
 becomes outlines, so that a figure looks the same on a machine without the font.
@@ -32,11 +32,11 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 @contextmanager
 def figure_settings() -> Iterator[None]:
-    """Draw what is drawn inside in the style of all our figures."""
+    """Set the style of all our figures for the code inside."""
     import matplotlib
     import matplotlib.style
 
-    ours = {
+    style = {
         "svg.hashsalt": "merge-models",
         "svg.fonttype": "path",
         "text.parse_math": False,  # a model's name may hold a dollar sign
@@ -58,5 +58,5 @@ def figure_settings() -> Iterator[None]:
         "axes.labelcolor": INK,
         "legend.frameon": False,
     }
-    with matplotlib.style.context("default"), matplotlib.rc_context(ours):
+    with matplotlib.style.context("default"), matplotlib.rc_context(style):
         yield

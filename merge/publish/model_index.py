@@ -1,6 +1,7 @@
-"""Scores as the Hub reads them from a model card: the model-index of its YAML.
+"""The model-index of a model card's YAML header, from which the Hub reads scores.
 
-Source: huggingface_hub.EvalResult and model_index_to_eval_results, which read what is written here.
+Source: huggingface_hub.EvalResult and eval_results_to_model_index, whose output a test compares with ours; its import
+costs half a second.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Score of results.json -> (metric id on the Hub, what it is called where the id does not say it).
+# Score of results.json -> (metric id on the Hub, display name).
 METRICS = {
     "pearson": ("pearsonr", "Pearson"),
     "spearmanr": ("spearmanr", "Spearman"),
@@ -17,14 +18,14 @@ METRICS = {
 
 
 def model_index(name: str, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the model-index of a model: one result for each scores record, with a metric for each of its scores.
+    """Return the model-index of a model: one result per scores record, with one metric per score.
 
-    A score that is undefined (null in results.json) has no metric, and a record without one no result: the Hub asks for
-    a value. [] where nothing is left.
+    The Hub requires a value for every metric, so undefined scores (null in results.json) and records without any other
+    are left out. Returns [] if nothing is left.
 
     Args:
-        name: of the model.
-        records: of results.json; other kinds than scores are no results.
+        name: the model's name.
+        records: records of results.json; only those of kind "scores" count.
     """
     results = [_result(record) for record in records if record["kind"] == "scores"]
     results = [result for result in results if result["metrics"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +14,18 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-# upload_folder starts a second commit after this many files; a model has a few dozen.
+# upload_folder starts a second commit after this many files; a model folder holds a few dozen.
 FILES_IN_ONE_COMMIT = 250
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """Everything a push will do, known before the first request: what `--dry-run` shows and what `push` carries out.
+    """Everything a push will do, before the first request: `--dry-run` shows it and `push` carries it out.
 
-    `private` is None when the account (or a repository that already exists) decides; `files` are (path, bytes) pairs.
+    Attributes:
+        private: None leaves the visibility to the account's default, or to the repository if it exists.
+        files: (path, bytes) of every file.
+        card: the text of README.md.
     """
 
     folder: Path
@@ -34,19 +36,19 @@ class PushPlan:
 
     @property
     def visibility(self) -> str:
-        """Return `private` in words."""
+        """The visibility in words."""
         if self.private is None:
             return "as the account's default"
         return "private" if self.private else "public"
 
 
 def plan_push(folder: Path, repo_id: str, private: bool | None) -> PushPlan:
-    """Check a folder and return what a push of it would do; sends nothing.
+    """Check a folder and return the plan of its push; nothing is sent.
 
     Args:
-        folder: holds config.json, README.md (the card) and model*.safetensors; all its files are pushed.
+        folder: it must hold config.json, README.md (the card) and model*.safetensors; all its files are pushed.
         repo_id: `org/name`.
-        private: True, False, or None to leave it to the account's default.
+        private: True, False, or None for the account's default.
     Raises:
         UsageError: there is no such folder.
         HubError: bad id, or the folder is not a model that can be pushed; every fault is listed.
@@ -66,57 +68,50 @@ def plan_push(folder: Path, repo_id: str, private: bool | None) -> PushPlan:
     return PushPlan(folder, repo_id, private, files, card=_read_card(folder / "README.md"))
 
 
-def push(
-    plan: PushPlan, *, message: str, revision: str | None = None, create_pr: bool = False, token: str | None = None
-) -> str:
-    """Push the planned folder in one commit and return its URL (with `create_pr`, the pull request's).
+def push(plan: PushPlan, *, message: str, revision: str | None = None) -> str:
+    """Push the planned folder in one commit and return its URL.
 
-    The token, the repository's visibility and the card are checked before any file goes up.
+    The token (HF_TOKEN or the stored login), the repository's visibility and the card are checked before any upload.
 
     Args:
         plan: from `plan_push`; the folder must not have changed since.
         message: first line of the commit.
-        revision: branch to commit to, made if missing (or refs/pr/N); the default branch if None.
-        create_pr: open a pull request against the default branch instead.
-        token: None takes HF_TOKEN or the stored login.
+        revision: branch to commit to, created if missing (or refs/pr/N); the default branch if None.
     Raises:
-        UsageError: the arguments do not fit together.
-        HubError: the Hub refused, or cannot be reached.
+        UsageError: the message is empty.
+        HubError: the Hub refused the push, or cannot be reached.
     """
-    if create_pr and revision is not None:
-        raise UsageError(f"a pull request goes to the default branch: drop create_pr or the revision {revision!r}")
     if not message.strip():
         raise UsageError("a commit needs a message")
-    asked = f"push {plan.folder} to {plan.repo_id}"
+    action = f"push {plan.folder} to {plan.repo_id}"
     if _files(plan.folder) != plan.files:
-        raise HubError(f"cannot {asked}: the folder has changed since the push was planned; plan it again")
-    with hub_errors(asked, writing=True):
+        raise HubError(f"cannot {action}: the folder has changed since the push was planned; plan it again")
+    with hub_errors(action, writing=True):
         from huggingface_hub import HfApi
 
-        api = HfApi(token=_clean(token))
-        _prepare_repository(api, plan, asked, revision=revision, create_pr=create_pr)
+        api = HfApi()
+        _prepare_repository(api, plan, action, revision)
         commit = api.upload_folder(
             repo_id=plan.repo_id,
             folder_path=plan.folder,
             commit_message=message,
             revision=revision,
-            create_pr=create_pr,
         )
-    return str(commit.pr_url or commit.commit_url)
+    return str(commit.commit_url)
 
 
-def _prepare_repository(api: HfApi, plan: PushPlan, asked: str, *, revision: str | None, create_pr: bool) -> None:
-    """Make the repository and the branch if they are missing, and check that this push may go there.
+def _prepare_repository(api: HfApi, plan: PushPlan, action: str, revision: str | None) -> None:
+    """Create the repository and the branch if they are missing, and check that this push may go there.
 
     create_repo goes first: it fails at once when the Hub cannot be reached, where upload_folder would try for 23 s.
     """
     api.create_repo(plan.repo_id, private=plan.private, exist_ok=True)
-    # create_repo is content with any token, even none, when the repository exists and is public.
-    api.auth_check(plan.repo_id, write=not create_pr)
+    # create_repo accepts any token, even none, when the repository exists and is public.
+    api.auth_check(plan.repo_id, write=True)
     private = api.model_info(plan.repo_id).private
     if plan.private is not None and private is not plan.private:
         raise HubError(
-            f"cannot {asked} as {plan.visibility}: the repository is {'private' if private else 'public'}; "
+            f"cannot {action} as {plan.visibility}: the repository is {'private' if private else 'public'}; "
             "push to another id, or change the repository's visibility in its settings on the Hub"
         )
     if revision is not None and not revision.startswith("refs/"):
@@ -124,7 +119,7 @@ def _prepare_repository(api: HfApi, plan: PushPlan, asked: str, *, revision: str
 
 
 def _files(folder: Path) -> tuple[tuple[str, int], ...]:
-    """Return (path, bytes) of the files that upload_folder will take: all but git's and the Hub client's own."""
+    """Return (path, bytes) of every file that upload_folder uploads: all except git's and the Hub client's own."""
     files = []
     for path in folder.glob("**/*"):
         name = path.relative_to(folder).as_posix()
@@ -134,7 +129,7 @@ def _files(folder: Path) -> tuple[tuple[str, int], ...]:
 
 
 def _read_card(path: Path) -> str:
-    """Return the card's text, having parsed its header as the Hub's readers do."""
+    """Return the card's text, after parsing its header as the Hub does."""
     import yaml
     from huggingface_hub import ModelCard
 
@@ -142,15 +137,7 @@ def _read_card(path: Path) -> str:
         card = path.read_text(encoding="utf-8")
         ModelCard(card)
     except (ValueError, yaml.YAMLError) as error:
-        raise HubError(f"cannot push {path.parent}: the header of README.md is bad: {one_line(error)}") from error
+        raise HubError(
+            f"cannot push {path.parent}: the YAML header of README.md is invalid: {one_line(error)}"
+        ) from error
     return card
-
-
-def _clean(token: str | None) -> str | None:
-    """Return the token without the white space around it.
-
-    A token that no HTTP header can hold is refused here, because the HTTP client's own message would quote it.
-    """
-    if token is not None and not re.fullmatch(r"[!-~]+", token.strip()):
-        raise UsageError("the token is empty or holds a space, a line break or a letter outside ASCII; copy it again")
-    return token and token.strip()

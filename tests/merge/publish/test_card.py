@@ -158,10 +158,10 @@ def test_a_task_is_told_by_its_own_scores(
     [
         (None, "No such file"),
         ("{", "is not JSON"),
-        ("[]", "is not a results.json"),
-        ('{"results": 5}', "is not a results.json"),
-        ('{"results": [{}]}', "is not a results.json"),
-        ('{"results": [{"kind": "scores"}]}', "is not a results.json"),
+        ("[]", "was not written by evaluate-models"),
+        ('{"results": 5}', "was not written by evaluate-models"),
+        ('{"results": [{}]}', "was not written by evaluate-models"),
+        ('{"results": [{"kind": "scores"}]}', "was not written by evaluate-models"),
         ('{"results": []}', "holds no score of"),
     ],
 )
@@ -179,5 +179,5 @@ def test_results_that_say_nothing_of_the_merge_are_one_line(
 
 
 def test_a_folder_that_was_not_merged_is_one_line(merged: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="A card is made from a merged folder"):
+    with pytest.raises(CheckpointError, match="merge-models card needs a merged folder"):
         add_results(merged[0].parent / "a", tmp_path / "results.json")

@@ -267,7 +267,7 @@ def test_a_run_of_fine_tunes_is_the_plain_average(tmp_path: Path) -> None:
     assert facts["common_start"]["common"]
     assert facts["kept"] == []
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "one common start (100.0% of" in card
+    assert "have a common start (100.0% of" in card
     assert not (tmp_path / "out" / "transform.safetensors").exists()
 
 

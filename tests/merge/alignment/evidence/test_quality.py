@@ -22,7 +22,7 @@ from merge.alignment.pair import Alignment, Pair
 from merge.alignment.solvers.moments import unit_correlations
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError
-from merge.publish.alignment_plot import save_alignment_plot, sort_of
+from merge.publish.alignment_plot import kind_of, save_alignment_plot
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.notation import contiguous
 from merge.symmetry.permutation import apply, identity, inverse, random, restrict
@@ -280,4 +280,4 @@ def test_the_plot_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0].startswith(b"\x89PNG")
     assert b"Software" not in drawn[0]
-    assert [sort_of(axis) for axis in ("heads10 qk10", "ffn3", "residual")] == ["heads qk", "ffn", "residual"]
+    assert [kind_of(axis) for axis in ("heads10 qk10", "ffn3", "residual")] == ["heads qk", "ffn", "residual"]

@@ -39,7 +39,8 @@ import json, logging, sys
 from dataclasses import asdict
 from pathlib import Path
 from merge.errors import MergeError
-from merge.checkpoints.hub.download import download, plan_push, push
+from merge.checkpoints.hub.download import download
+from merge.publish.push import plan_push, push
 
 logging.basicConfig(level=logging.DEBUG)  # whatever is logged must not hold a token
 
@@ -280,7 +281,7 @@ def test_a_plan_lists_every_fault_of_the_folder_at_once(tmp_path: Path) -> None:
 def test_a_card_whose_header_is_no_yaml_record_is_refused(checkpoint: Path, tmp_path: Path, header: str) -> None:
     """The Hub would refuse it too, but only after the repository has been made."""
     folder = copy_of(checkpoint, tmp_path, README=f"---\n{header}\n---\n")
-    with pytest.raises(HubError, match=r"the header of README\.md is bad: [^\n]+$"):
+    with pytest.raises(HubError, match=r"the YAML header of README\.md is invalid: [^\n]+$"):
         plan_push(folder, "me/merged", None)
 
 
@@ -297,17 +298,10 @@ def test_a_plan_refuses_a_bad_id_a_missing_folder_and_far_too_many_files(checkpo
         plan_push(folder, "me/merged", None)
 
 
-def test_a_push_that_cannot_be_meant_is_a_usage_error(checkpoint: Path) -> None:
-    """These are refused before anything is sent, and a token that is none is not repeated in the message."""
-    plan = plan_push(checkpoint, "me/merged", None)
-    with pytest.raises(UsageError, match="drop create_pr or the revision 'side'"):
-        push(plan, message="m", create_pr=True, revision="side")
+def test_a_push_without_a_message_is_a_usage_error(checkpoint: Path) -> None:
+    """It is refused before anything is sent."""
     with pytest.raises(UsageError, match="a commit needs a message"):
-        push(plan, message=" ")
-    for token in ("hf_secret two", "hf_secret\nthree", "hf_secrét", ""):
-        with pytest.raises(UsageError, match="copy it again") as raised:
-            push(plan, message="m", token=token)
-        assert "secr" not in str(raised.value)
+        push(plan_push(checkpoint, "me/merged", None), message=" ")
 
 
 def test_a_folder_that_changed_since_it_was_planned_is_not_pushed(checkpoint: Path, tmp_path: Path) -> None:
@@ -422,22 +416,21 @@ def test_a_download_takes_no_other_format(hub: LoopbackHub, speak: Speaker, chec
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_push_to_a_branch_or_pull_request_leaves_the_main_branch_alone(
+def test_a_push_to_a_branch_leaves_the_main_branch_alone(
     hub: LoopbackHub, checkpoint: Path, tmp_path: Path, transport: str
 ) -> None:
-    """A branch is made when it is missing; a pull request may be opened by a guest, who cannot push."""
+    """A branch is created when it is missing; a guest cannot push to any."""
     hub.add("me/merged")
     owner = Speaker(tmp_path, hub.url, xet=transport == "xet")
     guest = Speaker(tmp_path, hub.url, xet=transport == "xet", token=GUEST_TOKEN)
     asked = {"folder": str(checkpoint), "repo_id": "me/merged"}
     owner(("push", {**asked, "revision": "trial"}), ("push", {**asked, "revision": "trial"}))
-    proposal, refused = guest(("push", {**asked, "create_pr": True}), ("push", asked))
-    assert proposal == f"{hub.url}/me/merged/discussions/1"
+    (refused,) = guest(("push", asked))
     assert "the Hub answered 403 (You do not have write access to me/merged)" in refused
     repo = hub.repos["me/merged"]
-    assert [commit.branch for commit in repo.commits] == ["main", "trial", "refs/pr/1"]
+    assert [commit.branch for commit in repo.commits] == ["main", "trial"]
     assert repo.at("main").files == {}
-    assert repo.at("trial").files == repo.at("refs/pr/1").files != {}
+    assert repo.at("trial").files != {}
 
 
 def test_what_cannot_be_downloaded_says_why(hub: LoopbackHub, speak: Speaker) -> None:
@@ -531,15 +524,6 @@ def test_a_token_that_is_wrong_or_missing_is_noticed_before_any_file_goes_up(
     assert "run `hf auth login`" in download
     assert hub.repos.keys() == {"me/public", "me/private"}
     assert not any("preupload" in line for line in hub.log)
-
-
-def test_a_token_given_by_hand_is_used_and_not_told(hub: LoopbackHub, checkpoint: Path, tmp_path: Path) -> None:
-    """It outranks HF_TOKEN, and white space around it, as pasting leaves it, does no harm."""
-    speak = Speaker(tmp_path, hub.url, token="hf_wrong")
-    asked = {"folder": str(checkpoint), "repo_id": "me/merged"}
-    refused, url = speak(("push", asked), ("push", {**asked, "token": f" {OWNER_TOKEN}\n"}))
-    assert "the Hub answered 401" in refused
-    assert url.startswith(f"{hub.url}/me/merged/commit/")
 
 
 def test_without_a_network_it_says_so_at_once(
