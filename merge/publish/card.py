@@ -192,7 +192,7 @@ def _quality(quality: Mapping[str, Any] | None) -> list[str]:
         for k in quality["kinds"]
     ]
     before, after = quality["distance"]
-    text = "Random units and shuffled scores show what a match by chance scores; p is the share of random matches that score as high."
+    text = "Random units and shuffled scores are matches by chance; p: the share of random matches that score as high."
     return [*lines, "", f"{text} Distance of canonical weights, |A - B| / |A|: {before:.3f}, aligned {after:.3f}."]
 
 
