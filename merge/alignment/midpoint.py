@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merge.alignment.pair import Alignment, Pair, as_transform, in_dtype
-from merge.checkpoints.inputs import Batch, attended
+from merge.checkpoints.hooks import token_mask, token_rows
 from merge.checkpoints.transformers_model import set_weights
 from merge.progress import track
 from merge.symmetry.permutation import Permutation, identity
@@ -167,16 +167,9 @@ def scored_tokens(pair: Pair, k: int) -> Tensor | None:
     """Return which tokens of batch k count: those that are asked for, or all that are not padding; None for images."""
     if pair.asked:
         return pair.asked[k]
-    return unpadded_tokens(pair.batches[k])
-
-
-def unpadded_tokens(batch: Batch) -> Tensor | None:
-    """Return which tokens of a batch are not padding; None for images, which have none."""
-    return attended(batch) if "attention_mask" in batch else None
+    return token_mask(pair.batches[k])
 
 
 def _rows(output: Tensor, tokens: Tensor | None) -> Tensor:
     """Return an output as rows: tokens that count, all patches of images, or one row a text."""
-    if output.ndim < 3:
-        return output
-    return output.flatten(0, 1) if tokens is None else output[tokens]
+    return output if output.ndim < 3 else token_rows(output, tokens)

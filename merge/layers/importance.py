@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from merge.checkpoints.hooks import watching
 from merge.errors import CalibrationError, UsageError
 from merge.layers.stacks import layer_count, stack_of
 from merge.progress import track
@@ -82,33 +83,26 @@ def layer_scores(model: Any, batches: Sequence[Batch], token: int | None, stack:
     import torch
 
     family, config = model.config.model_type, model.config.to_dict()
-    layers = model.base_model.get_submodule(stack_of(family, stack).paths[0])
-    total = layer_count(config, stack)
-    recorded: list[tuple[Tensor, Tensor]] = []
-
-    def record(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        before = args[0] if args else kwargs["hidden_states"]
-        after = output[0] if isinstance(output, tuple) else output
-        # Only XLNet has the position axis before the batch axis.
-        recorded.append((before.transpose(0, 1), after.transpose(0, 1)) if family == "xlnet" else (before, after))
-
+    path, total = stack_of(family, stack).paths[0], layer_count(config, stack)
+    layers = [name for name, _ in model.base_model.get_submodule(path).named_children()]
+    sites = [f"{path}.{layer}:{side}" for layer in layers for side in ("in", "out")]
     sums, texts = torch.zeros(total, dtype=torch.float64), 0
-    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
-    try:
-        for batch in track(batches, "measuring layers"):
-            recorded.clear()
-            with torch.inference_mode():
-                model(**batch)
-            rows, positions = _sentence_tokens(batch, token)
-            # Layers run in order, also those of ALBERT that share a group.
-            assert len(recorded) == total, f"{len(recorded)} layers ran of {total}"
-            for layer, (before, after) in enumerate(recorded):
-                pair = before[rows, positions].double(), after[rows, positions].double()
-                sums[layer] += torch.nn.functional.cosine_similarity(*pair, dim=-1).sum()
-            texts += len(rows)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for batch in track(batches, "measuring layers"):
+        recorded: list[Tensor] = []
+
+        def record(_site: str, activation: Tensor, recorded: list[Tensor] = recorded) -> None:
+            # Only XLNet has the position axis before the batch axis.
+            recorded.append(activation.transpose(0, 1) if family == "xlnet" else activation)
+
+        with torch.inference_mode(), watching(model.base_model, sites, record):
+            model(**batch)
+        rows, positions = _sentence_tokens(batch, token)
+        # Layers run in order, also those of ALBERT that share a group: each shows its input, then its output.
+        assert len(recorded) == 2 * total, f"{len(recorded) // 2} layers ran of {total}"
+        for layer, (before, after) in enumerate(zip(recorded[::2], recorded[1::2], strict=True)):
+            pair = before[rows, positions].double(), after[rows, positions].double()
+            sums[layer] += torch.nn.functional.cosine_similarity(*pair, dim=-1).sum()
+        texts += len(rows)
     return [1.0 - float(value) / texts for value in sums]
 
 

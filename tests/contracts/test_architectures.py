@@ -15,8 +15,8 @@ from architecture_case import CASES, TABLES, Case, first_of, make, say
 from families import CLASSIFIERS, FAMILIES, canonical_tensors, family_case, written_name
 
 from merge.alignment.settings import AlignEntry
-from merge.alignment.solvers.moments import watched
 from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.hooks import watching
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build, quiet
 from merge.errors import SpecError
@@ -161,7 +161,7 @@ def test_every_tap_carries_its_axis(case: Case) -> None:
     for version in (case.tensors, apply(case.spec, p, case.tensors)):
         case.set(version)
         found: dict[str, torch.Tensor] = {}
-        with watched(case.model, sites, found.__setitem__):
+        with watching(case.model, sites, found.__setitem__, first=True):
             say(case.model, case.spec, case.batches[:1])
         seen.append(found)
     assert sites

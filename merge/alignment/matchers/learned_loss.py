@@ -19,8 +19,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from merge.alignment.masking import IGNORED, is_masked_language_model, mask_words, never_masked
-from merge.alignment.midpoint import FEATURES, divergence, outputs_of, unpadded_tokens
+from merge.alignment.midpoint import FEATURES, divergence, outputs_of
 from merge.alignment.pair import Pair, in_dtype
+from merge.checkpoints.hooks import token_mask
 from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
 from merge.symmetry.transform import Transform, apply_transform
@@ -181,7 +182,7 @@ def _unlabelled(pair: Pair, a: Any, start: Transform) -> Lesson:
 
     def loss(output: Any, example: Example) -> tuple[Tensor, int]:
         said_a, said_b = example.target
-        value, count, _ = divergence(said_a, said_b, outputs_of(pair, output), unpadded_tokens(example.inputs))
+        value, count, _ = divergence(said_a, said_b, outputs_of(pair, output), token_mask(example.inputs))
         return value, count
 
     shown = any(name in pair.spec.outputs for name in FEATURES)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +12,8 @@ from torch import Tensor
 
 from merge.alignment.masking import with_masked_words
 from merge.alignment.pair import Pair, in_dtype
-from merge.checkpoints.inputs import Batch, attended
+from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
+from merge.checkpoints.inputs import Batch
 from merge.errors import AlignmentError
 from merge.progress import track
 from merge.symmetry.notation import View, contiguous
@@ -127,9 +126,9 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
     with torch.inference_mode():
         for batch in track(pair.batches, "comparing activations"):
             for part in _parts(in_dtype(batch, torch.float32)):
-                with watched(models[0], sites, keep, every):
+                with watching(models[0], sites, keep, first=not every):
                     models[0](**part)
-                with watched(models[1], sites, partial(compare, part), every):
+                with watching(models[1], sites, partial(compare, part), first=not every):
                     models[1](**part)
     return found
 
@@ -145,61 +144,14 @@ def _parts(batch: Batch) -> Iterator[Batch]:
         yield {name: tensor[start : start + each] for name, tensor in batch.items()}
 
 
-def _masked(activation: Tensor, mask: Tensor) -> Tensor:
-    if activation.shape[:2] != mask.shape:
-        raise AlignmentError(
-            f"activations of shape {tuple(activation.shape)} do not fit a mask of {tuple(mask.shape)}: this model does not "
-            "say one thing for every token there. Use --align weights without --text."
-        )
-    return activation[mask.to(activation.device)]
-
-
 def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows units"]:
-    """Return activations as rows: tokens that are not padding, or one row a text for pooled activations."""
+    """Return activations as rows: tokens that are not padding; those with two axes, pooled or no tokens', as they are."""
     if activation.ndim < 3:
         return activation
-    order = site.split(":")[2:]
-    if order == ["all"]:
-        return activation.flatten(0, -2)
-    masked = _masked(activation.transpose(0, 1) if order == ["time"] else activation, attended(batch))
-    return masked.flatten(0, -2)
-
-
-@contextmanager
-def watched(
-    model: Any, sites: Iterable[str], see: Callable[[str, Tensor], None], every: bool = False
-) -> Iterator[None]:
-    """Show what happens at every `module:in` or `module:out` site during a forward pass.
-
-    Of a module that runs more than once in a pass, the first (DeBERTa's queries and keys read the tokens, then positions),
-    or every time.
-    """
-    modules, handles = dict(model.named_modules()), []
-    left = set(sites)
-
-    def first(site: str, value: Tensor) -> None:
-        if every or site in left:
-            left.discard(site)
-            see(site, value)
-
-    for site in sites:
-        path, side = site.split(":")[:2]
-        module = modules[path if path in modules else path.removeprefix(f"{model.base_model_prefix}.")]
-
-        def keep_in(_module: Any, inputs: tuple[Tensor, ...], site: str = site) -> None:
-            first(site, inputs[0])
-
-        def keep_out(_module: Any, _inputs: Any, output: Any, site: str = site) -> None:
-            first(site, output[0] if isinstance(output, tuple) else output)
-
-        handles.append(
-            module.register_forward_pre_hook(keep_in) if side == "in" else module.register_forward_hook(keep_out)
-        )
     try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return token_rows(activation, token_mask(batch), "".join(site.split(":")[2:]))
+    except PaddingError as error:
+        raise AlignmentError(f"activations at {site}: {error}. Use --align weights without --text.") from error
 
 
 def check_seen(movable: Sequence[str], moves: Mapping[str, Collection[tuple[str, ...]]]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
 from merge.checkpoints.transformers_model import meta_model
 from merge.errors import CheckpointError
 from merge.methods.statistics.fisher import load_model
@@ -45,10 +45,11 @@ def measure_gram(checkpoint: Checkpoint, batches: Sequence[Batch]) -> dict[str, 
     for number, names in enumerate(passes, start=1):
         label = "measuring Gram matrices" + (f", part {number} of {len(passes)}" if len(passes) > 1 else "")
         sums = {name: _Sum() for name in names}
-        with torch.inference_mode(), _listening({name: layers[name] for name in names}, sums) as attend:
+        sites = {f"{checkpoint.written_name(name).removesuffix('.weight')}:in": sums[name] for name in names}
+        with torch.inference_mode():
             for batch in track(batches, label):
-                attend(batch)
-                model(**batch)
+                with watching(model, sites, _Products(sites, token_mask(batch))):
+                    model(**batch)
         out |= {name: total.mean(checkpoint, name) for name, total in sums.items() if total.rows}
     return {name: out[name] for name in layers if name in out}
 
@@ -124,44 +125,24 @@ class _Sum:
         return ((self.total + self.total.T) / (2 * self.rows)).float()
 
 
-@contextmanager
-def _listening(layers: Mapping[str, Any], sums: Mapping[str, _Sum]) -> Iterator[Any]:
-    """Yield a function that says which batch comes next; forward passes then add what the layers read to the sums."""
-    state: dict[str, Any] = {"batch": None, "read": None, "product": None, "rows": 0}
+class _Products:
+    """Adds X'X of what each layer reads to its sum; query, key and value read one tensor: one product for the three."""
 
-    def attend(batch: Batch) -> None:
-        state.update(batch=batch, read=None)
+    def __init__(self, sums: Mapping[str, _Sum], mask: Tensor | None) -> None:
+        self.sums, self.mask = sums, mask
+        self.read: Tensor | None = None
 
-    def listen(name: str) -> Any:
-        def hook(_module: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
-            read = args[0] if args else kwargs["input"]
-            if read is not state["read"]:  # query, key and value read the same tensor: one product for the three
-                rows = _rows(read, state["batch"], name)
-                state.update(read=read, product=rows.T @ rows, rows=len(rows))
-            sums[name].add(state["product"], state["rows"])
+    def __call__(self, site: str, read: Tensor) -> None:
+        if read is not self.read:
+            rows = _rows(read, self.mask, site)
+            self.read, self.product, self.rows = read, rows.T @ rows, len(rows)
+        self.sums[site].add(self.product, self.rows)
 
-        return hook
 
-    handles = [layer.register_forward_pre_hook(listen(name), with_kwargs=True) for name, layer in layers.items()]
+def _rows(read: Tensor, mask: Tensor | None, site: str) -> Tensor:
     try:
-        yield attend
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _rows(read: Tensor, batch: Batch, name: str) -> Tensor:
-    """Return what a layer read as (rows, width) without padding."""
-    from merge.checkpoints.inputs import attended
-
-    mask = attended(batch)
-    if read.shape[:-1] == mask.shape:
-        return read[mask]
-    if read.ndim == 2 and len(read) == len(mask):
-        return read
-    if read.ndim == 2 and len(read) == mask.numel():
-        return read[mask.reshape(-1)]
-    raise StatisticsError(
-        f"the layer of {name} reads a tensor of shape {tuple(read.shape)}; expected one row a token or a text of a batch of "
-        f"shape {tuple(mask.shape)}. Its padding cannot be told apart; merge this architecture by another method."
-    )
+        return token_rows(read, mask)
+    except PaddingError as error:
+        raise StatisticsError(
+            f"the inputs of layer {site.removesuffix(':in')}: {error}. Merge this architecture by another method."
+        ) from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.pair import in_dtype
-from merge.checkpoints.inputs import Batch, attended
+from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
+from merge.checkpoints.inputs import Batch
 from merge.errors import AlignmentError
 from merge.progress import track
 from merge.symmetry.spec import PermutationSpec
@@ -135,59 +136,28 @@ def measure(
     Raises:
         AlignmentError: rows cannot be told from padding.
     """
-    found: dict[str, Moments] = {}
+    moments: dict[str, Moments] = {}
     share = None if calls is None else calls // len(batches)
-    with torch.inference_mode(), _listening(model, sites, found, share) as attend:
+    watched = {f"{site.module}:out": site for site in sites}
+    with torch.inference_mode():
         for batch in track(batches, label) if label else batches:
-            attend(batch)
-            try:
+            mask, seen = token_mask(batch), 0
+
+            def add(name: str, output: Tensor, mask: Tensor | None = mask) -> None:
+                nonlocal seen
+                site = watched[name]
+                moments.setdefault(site.weight, Moments()).add(_rows(output, mask, site))
+                seen += 1
+                if seen == share:
+                    raise _EnoughError
+
+            with suppress(_EnoughError), watching(model, watched, add):
                 model(**in_dtype(batch, torch.float32))
-            except _EnoughError:
-                continue
-    return found
+    return moments
 
 
-@contextmanager
-def _listening(
-    model: Any, sites: Sequence[Site], found: dict[str, Moments], share: int | None
-) -> Iterator[Callable[[Batch], None]]:
-    """Yield what says which batch comes next; forward passes then add the sites' outputs to their moments."""
-    modules, current, seen = dict(model.named_modules()), list[Batch](), [0]
-
-    def attend(batch: Batch) -> None:
-        current[:], seen[0] = [batch], 0
-
-    def listen(site: Site) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Tensor) -> None:
-            found.setdefault(site.weight, Moments()).add(_rows(output, current[0], site))
-            seen[0] += 1
-            if seen[0] == share:
-                raise _EnoughError
-
-        return hook
-
-    handles = [modules[site.module].register_forward_hook(listen(site)) for site in sites]
+def _rows(output: Tensor, mask: Tensor | None, site: Site) -> Float[Tensor, "rows units"]:
     try:
-        yield attend
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _rows(output: Tensor, batch: Batch, site: Site) -> Float[Tensor, "rows units"]:
-    """Return a layer's outputs as rows without padding."""
-    if site.order == "all" or "attention_mask" not in batch:
-        return output.flatten(0, -2)
-    mask = attended(batch)
-    if site.order == "time" and output.ndim == 3:
-        output = output.transpose(0, 1)
-    if output.shape[:-1] == mask.shape:
-        return output[mask]
-    if output.ndim == 2 and len(output) == len(mask):
-        return output
-    if output.ndim == 2 and len(output) == mask.numel():
-        return output[mask.reshape(-1)]
-    raise AlignmentError(
-        f"repair: the layer of {site.weight} gives a tensor of shape {tuple(output.shape)}; expected one row a token or a text "
-        f"of a batch of shape {tuple(mask.shape)}. Its padding cannot be told apart; leave out --repair."
-    )
+        return token_rows(output, mask, site.order)
+    except PaddingError as error:
+        raise AlignmentError(f"repair: the layer of {site.weight}: {error}. Leave out --repair.") from error

@@ -9,7 +9,6 @@ the reason. The mode also runs the model in float64 throughout, where its code g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from merge.checkpoints.hooks import watching
 from merge.symmetry.architectures.derive.factors import Factor, fix, fixed, size
 from merge.symmetry.architectures.derive.operations import RULES, pointwise
 from merge.symmetry.architectures.derive.views import Labels
@@ -174,23 +174,19 @@ def follow(model: Any, tensors: Mapping[str, Tensor], batch: Mapping[str, Tensor
     mode = InFloat64(tape)
     seen: list[tuple[str, str, str, Tensor]] = []
 
-    def at(module: str, place: str, kind: str, value: Any) -> None:
-        value = value[0] if isinstance(value, tuple) and value else value
-        if isinstance(value, Tensor) and value.ndim > 1:
-            seen.append((module, place, kind, value))
+    leaves = {
+        name: module for name, module in model.named_modules() if name and not any(True for _ in module.children())
+    }
+    sites_watched = [f"{name}:out" for name in leaves]
+    sites_watched += [f"{name}:in" for name, module in leaves.items() if any(True for _ in module.parameters())]
 
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if not name or next(module.children(), None) is not None:
-                continue
-            kind = type(module).__name__
-            hooks = [module.register_forward_hook(lambda _m, _given, out, n=name, k=kind: at(n, "out", k, out))]
-            if next(module.parameters(), None) is not None:
-                hooks.append(module.register_forward_pre_hook(lambda _m, given, n=name, k=kind: at(n, "in", k, given)))
-            for hook in hooks:
-                stack.callback(hook.remove)
-        with torch.no_grad(), mode:
-            outputs = run(model, batch)
+    def see(site: str, value: Tensor) -> None:
+        if value.ndim > 1:
+            name, side = site.split(":")
+            seen.append((name, side, type(leaves[name]).__name__, value))
+
+    with watching(model, sites_watched, see), torch.no_grad(), mode:
+        outputs = run(model, batch)
     steps, live = tape.needed(outputs)
     following = Following(tensors)
     for step in steps:

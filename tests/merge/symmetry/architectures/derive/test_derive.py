@@ -138,7 +138,7 @@ def test_it_re_bases_a_checkpoint_of_every_family(family: str) -> None:
 
 def test_a_tap_carries_what_it_says() -> None:
     """Activations at a tap move as its axis does: activation matching relies on it."""
-    from merge.alignment.solvers.moments import watched
+    from merge.checkpoints.hooks import watching
 
     config = families_more.CASES["modernbert with biases"]
     spec, specimen = derive(config).spec, specimen_of(structure_of(config))
@@ -147,7 +147,7 @@ def test_a_tap_carries_what_it_says() -> None:
     sites, seen = spec.sites(), []
     for version in (specimen.tensors, apply(spec, p, specimen.tensors)):
         found: dict[str, torch.Tensor] = {}
-        with watched(specimen.model, sites, found.__setitem__):
+        with watching(specimen.model, sites, found.__setitem__, first=True):
             specimen.outputs(version)
         seen.append(found)
     assert len(sites) > 6
