@@ -1,32 +1,37 @@
-"""The command that measures the loss on the way from one model to another: barrier."""
+"""The command that measures the loss along the straight line from one model to another: barrier."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from evals.commands.options import (
     SETTINGS,
-    check_device,
-    check_forms,
+    EvalOptions,
+    check_formats,
     data_options,
-    known_results,
-    listed,
+    eval_options,
     model_options,
     read_rows,
-    stored_result,
+    reuse_result,
+    stored_results,
     table_option,
 )
 from evals.commands.show import show
 from evals.predict.crew import crew
 from evals.predict.rendezvous import device_here
+from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options
 from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from evals.tasks.task import EvalTask
+    from merge.alignment.settings import AlignEntry
 
 
 @click.command(context_settings=SETTINGS, short_help="Measure the loss along the line from A to B.")
@@ -35,7 +40,11 @@ from merge.errors import UsageError
 @click.option("--task", required=True, help="A task of classes: evaluate-models tasks, or a TASK.yaml.")
 @align_options
 @click.option(
-    "--points", type=click.IntRange(min=3), default=11, show_default=True, help="Points on the line, ends included."
+    "--points",
+    type=click.IntRange(min=3),
+    default=11,
+    show_default=True,
+    help="Points on the line, endpoints included.",
 )
 @data_options
 @model_options
@@ -44,59 +53,57 @@ from merge.errors import UsageError
 def barrier(a: str, b: str, **options: Any) -> None:
     """Measure the loss along the straight line from A to B: barrier, epsilon, convexity gap.
 
-    The calibrated barrier is that of the losses at every model's best temperature, fitted on the rows it is reported on.
+    The calibrated barrier is the barrier of the losses after temperature scaling; every temperature is fitted on these rows.
 
     \b
     Example:
       evaluate-models barrier a/ b/ --task hans --align activations --text train.jsonl -o report
     """
-    set_verbosity(options["verbose"], options["quiet"])
-    check_forms(options)
-    check_device(options)
-    show([_barrier(a, b, options)], options, "barrier")
-
-
-def _barrier(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Measure the naive line and, if asked, the aligned one; store the record."""
     from evals.tasks import find_task
     from merge.recipe.recipe import make_align_entry
 
-    begun = time.monotonic()
-    task, stated = find_task(options["task"]), listed(options["labels"], "--labels")
+    set_verbosity(options["verbose"], options["quiet"])
+    shared = eval_options(options)
+    check_formats(shared)
+    check_device(shared.device)
+    task, settings = find_task(options["task"]), make_align_entry(align_entry(options))
     if task.regression:
-        raise UsageError(f"--task {task.name}: the barrier is one of cross-entropy, and this task has no classes.")
-    settings, seed = make_align_entry(align_entry(options)), options["seed"]
+        raise UsageError(f"--task {task.name}: the barrier is that of cross-entropy, and this task has no classes.")
+    show([_barrier(a, b, task, settings, options["points"], shared)], shared, "barrier")
 
+
+def _barrier(a: str, b: str, task: EvalTask, settings: AlignEntry, points: int, options: EvalOptions) -> dict[str, Any]:
+    """Measure the naive line and, if asked, the aligned one; store the record."""
     from evals.paths.barrier import barrier_key, barrier_record, measure_pair
     from evals.predict.logits import match_labels
     from evals.predict.predictor import make_predictor
     from evals.results.measure import named
     from evals.results.store import add_result
+    from evals.tasks.label_names import MatchedTask
     from merge.alignment.rewrite import prepared
     from merge.checkpoints.checkpoint import open_encoder
     from merge.run.plan.preflight import Allowed, preflight
     from merge.run.rebase import find_bases
 
+    begun = time.monotonic()
     pair = open_encoder(a), open_encoder(b)
     notes = preflight(pair, allowed=Allowed(dtype="float32"))
-    columns, known = match_labels(task, pair[0], stated), known_results(options)
-    rows = read_rows(task, options)
-    key = barrier_key(pair, task, rows, columns, settings, seed, options["points"])
-    said = {"a": named(pair[0]), "b": named(pair[1]), "data": rows.data, "split": rows.split}
-    record = stored_result(known, key, said, options["output"])
+    columns, stored = match_labels(task, pair[0], options.labels), stored_results(options)
+    matched = MatchedTask(task, read_rows(task, options), columns)
+    key = barrier_key(pair, matched, settings, options.seed, points)
+    names = {"a": named(pair[0]), "b": named(pair[1]), "data": matched.rows.data, "split": matched.rows.split}
+    record = reuse_result(stored, key, names, options.output)
     if record is not None:
         return record
     with prepared(settings, pair, None, Path(tempfile.gettempdir()) / "barrier") as ready:
         first, second = ready.models
-        bases = find_bases(settings, ready.models, seed=seed)
-        predictor = make_predictor(
-            pair[0], device=device_here(options["device"]), cache=not options["no_cache"], crew=crew()
-        )
+        bases = find_bases(settings, ready.models, seed=options.seed)
+        predictor = make_predictor(pair[0], device=device_here(options.device), cache=not options.no_cache, crew=crew())
         rewritten = None if ready.models == pair else (first, second)
-        curves, more = measure_pair(pair, bases, task, rows, columns, options["points"], predictor, rewritten)
+        curves, more = measure_pair(pair, bases, matched, points, predictor, rewritten)
     alignment = bases.aligned[0].to_json() if bases.aligned else None
     notes = (*notes, *ready.notes, *bases.notes, *more)
-    record = barrier_record(key, task, rows, pair, curves, alignment, notes, time.monotonic() - begun)
-    if options["output"]:
-        add_result(options["output"], record)
+    record = barrier_record(key, matched, pair, curves, alignment, notes, time.monotonic() - begun)
+    if options.output:
+        add_result(options.output, record)
     return record

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from evals.commands.options import SETTINGS
+from evals.commands.options import SETTINGS, check_formats, eval_options, table_option
+from evals.commands.show import json_text, show_tables
 from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError
 
+# --format is the older name of --table, and `table` that of plain.
 FORMATS = ("table", "markdown", "csv")
 
 
@@ -18,33 +21,36 @@ FORMATS = ("table", "markdown", "csv")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("task")
 @click.option("--against", metavar="MODEL", help="Compare every other model with this one only.  [default: all pairs]")
-@click.option(
-    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="Form of the table."
-)
+@click.option("--format", "old_format", type=click.Choice(FORMATS), hidden=True)
+@table_option
 @common_options
-def compare(folder: Path, task: str, against: str | None, form: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+def compare(folder: Path, task: str, against: str | None, old_format: str | None, **options: Any) -> None:
     """Compare the models that FOLDER holds scores of on TASK, row by row: differences, intervals, McNemar's test.
 
-    FOLDER is what -o named when the models were scored. A model's name is as it was typed then.
+    FOLDER is the -o folder of the scoring run, and MODEL a model's name as it was typed there.
 
     \b
     Examples:
       evaluate-models compare report mnli
-      evaluate-models compare report hans --against merged/ --format csv
+      evaluate-models compare report hans --against merged/ --table csv
     """
-    from evals.report.tables import comparison_rows, csv_table, markdown_table, plain_table
+    from evals.report.tables import comparison_rows
     from evals.results.compare import compare_models
 
-    set_verbosity(verbose, quiet)
-    if as_json and form != "table":
-        raise UsageError(f"--format {form} and --json are two forms of one answer; choose one.")
-    found = compare_models(folder, task, against)
-    pairs = len({(one.a, one.b, one.data) for one in found})
-    if pairs > 1 and not quiet:
-        click.echo(f"note: {pairs} pairs are compared; the p values are those of one test each", err=True)
-    if as_json:
-        text = json.dumps([one.to_json() for one in found])
-        click.echo(json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2))
+    set_verbosity(options["verbose"], options["quiet"])
+    shared = eval_options(options)
+    if old_format not in (None, "table"):
+        if shared.table not in ("plain", old_format):
+            raise UsageError(
+                f"--format {old_format} and --table {shared.table} are two formats of one output; choose one."
+            )
+        shared = replace(shared, table=old_format)
+    check_formats(shared)
+    comparisons = compare_models(folder, task, against)
+    pairs = len({(comparison.a, comparison.b, comparison.data) for comparison in comparisons})
+    if pairs > 1 and not shared.quiet:
+        click.echo(f"note: {pairs} pairs are compared; the p values are not corrected for that", err=True)
+    if shared.as_json:
+        click.echo(json_text([comparison.to_json() for comparison in comparisons]))
     else:
-        show = {"table": plain_table, "markdown": markdown_table, "csv": csv_table}[form]
-        click.echo(show(comparison_rows(found)).rstrip("\n"))
+        show_tables([comparison_rows(comparisons)], shared.table)

@@ -1,13 +1,15 @@
-"""What the commands of evaluate-models share: their options, results kept in a folder, and how an answer is shown."""
+"""The options that the commands of evaluate-models share, and the record that they are read into."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from merge.commands.terminal import NAMES
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,6 +17,42 @@ if TYPE_CHECKING:
 
 TABLES = ("plain", "markdown", "csv")
 SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The shared options; one that a command does not have keeps its default.
+
+    Attributes:
+        data: file or folder of rows; None for the task's own source.
+        labels: class names of every model in the order of its logits; None for those of its config.
+        limit: how many rows are drawn at random; None for all.
+        seed: of the draw, of generated rows and of the bootstrap.
+        output: the results folder; None to store nothing.
+        force: compute what the results folder already holds.
+        dtype: what models compute in, by its name in torch.
+        table: one of TABLES.
+        detail: print HANS by subcase and template too.
+    """
+
+    data: Path | None = None
+    labels: tuple[str, ...] | None = None
+    limit: int | None = None
+    seed: int = 0
+    output: Path | None = None
+    force: bool = False
+    device: str = "cpu"
+    no_cache: bool = False
+    dtype: str = "float32"
+    table: str = "plain"
+    as_json: bool = False
+    detail: bool = False
+    quiet: bool = False
+
+
+def eval_options(options: Mapping[str, Any]) -> EvalOptions:
+    """Return the shared options among those of a command, by parameter name."""
+    return EvalOptions(**{field.name: options[field.name] for field in fields(EvalOptions) if field.name in options})
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,7 +63,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path),
             help="File or folder of rows; else the task's own source.",
         ),
-        click.option("--labels", metavar="NAME,...", help="Class names in the order of the logits."),
+        click.option("--labels", type=NAMES, metavar="NAME,...", help="Class names in the order of the logits."),
         click.option("--limit", type=click.IntRange(min=1), help="Evaluate on this many rows drawn at random."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw and of generated rows."),
         click.option(
@@ -39,80 +77,62 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --device and --no-cache."""
-    device = click.option(
-        "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where models compute."
-    )
-    cache = click.option("--no-cache", is_flag=True, help="Tokenise anew; read and keep no tokens.")
+    device = click.option("--device", default="cpu", show_default=True, help="Where models compute, such as cuda.")
+    cache = click.option("--no-cache", is_flag=True, help="Tokenize again, and keep no tokens in the cache.")
     return device(cache(command))
 
 
 def table_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --table."""
     return click.option(
-        "--table", type=click.Choice(TABLES), default="plain", show_default=True, help="Form of the tables."
+        "--table", type=click.Choice(TABLES), default="plain", show_default=True, help="Format of the tables."
     )(command)
 
 
-def check_forms(options: dict[str, Any], official: bool = False) -> None:
-    """Refuse two forms of one answer."""
-    said = [
-        name
-        for name, asked in (
+def check_formats(options: EvalOptions, official: bool = False) -> None:
+    """Stop where more than one output format is chosen.
+
+    Args:
+        official: whether --format official is.
+    """
+    chosen = [
+        flag
+        for flag, given in (
             ("--format official", official),
-            (f"--table {options['table']}", options["table"] != "plain"),
-            ("--json", options["as_json"]),
+            (f"--table {options.table}", options.table != "plain"),
+            ("--json", options.as_json),
         )
-        if asked
+        if given
     ]
-    if len(said) > 1:
-        raise UsageError(f"{' and '.join(said)} are two forms of one answer; choose one.")
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} are two formats of one output; choose one.")
 
 
-def check_device(options: dict[str, Any]) -> None:
-    """Refuse --device cuda where there is no GPU, before anything is read."""
-    if options["device"] != "cuda":
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch finds no GPU on this machine. Leave it out to compute on the CPU.")
+def read_rows(task: EvalTask, options: EvalOptions) -> Rows:
+    """Return the rows of a task that the options select."""
+    return task.read(options.data, options.seed).sample(options.limit, options.seed)
 
 
-def read_rows(task: EvalTask, options: dict[str, Any]) -> Rows:
-    """Return the rows that the options ask for."""
-    return task.read(options["data"], options["seed"]).sample(options["limit"], options["seed"])
-
-
-def listed(text: str | None, option: str) -> tuple[str, ...] | None:
-    """Return the names of a comma-separated option."""
-    if text is None:
-        return None
-    parts = tuple(part.strip() for part in text.split(","))
-    if "" in parts:
-        raise UsageError(f"{option} expects names separated by commas, found {text!r}.")
-    return parts
-
-
-def known_results(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the results that need not be computed again."""
+def stored_results(options: EvalOptions) -> list[dict[str, Any]]:
+    """Return the records of the results folder that need not be computed again: none with --force."""
     from evals.results.store import load_results
 
-    if not options["output"]:
+    if not options.output:
         return []
-    stored = load_results(options["output"])
-    return [] if options["force"] else stored
+    records = load_results(options.output)  # with --force too: a malformed store stops the command before it computes
+    return [] if options.force else records
 
 
-def stored_result(
-    known: Sequence[dict[str, Any]], key: str, said: dict[str, Any], output: Path | None
+def reuse_result(
+    records: Sequence[dict[str, Any]], key: str, names: Mapping[str, Any], output: Path | None
 ) -> dict[str, Any] | None:
-    """Return the result of that key, None if there is none; models and data go by the names of this run."""
+    """Return the record with a key, or None; its names of models and data become those of this run, in the store too."""
     from evals.results.store import add_result, find
 
-    found = find(known, key)
-    if found is None:
+    record = find(records, key)
+    if record is None:
         return None
-    told = {**found, **said}
-    if output and told != found:
-        add_result(output, told)
-    return told
+    renamed = {**record, **names}
+    if output and renamed != record:
+        add_result(output, renamed)
+    return renamed

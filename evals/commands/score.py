@@ -9,10 +9,18 @@ from typing import Any
 import click
 
 from evals.commands.choose_tasks import ALL
-from evals.commands.options import SETTINGS, check_forms, data_options, listed, model_options, table_option
+from evals.commands.options import (
+    SETTINGS,
+    EvalOptions,
+    check_formats,
+    data_options,
+    eval_options,
+    model_options,
+    table_option,
+)
 from evals.commands.scoring import score_all
 from evals.commands.show import json_text, show, show_tables
-from merge.commands.terminal import common_options, set_verbosity
+from merge.commands.terminal import NAMES, common_options, set_verbosity
 from merge.errors import UsageError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -25,7 +33,7 @@ def score_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(DTYPES),
         default="float32",
         show_default=True,
-        help="What models compute in; below float32 a note says how many decisions that changes.",
+        help="Precision of the models; below float32 a note gives how many predictions that changes.",
     )(command)
     for add in (model_options, data_options, table_option, common_options):
         command = add(command)
@@ -38,7 +46,12 @@ def score_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--predictions", type=click.Path(path_type=Path), help="Score a prediction file (pairID,gold_label) instead."
 )
 @click.option(
-    "--format", "form", type=click.Choice(["table", "official"]), default="table", show_default=True, help="Text form."
+    "--format",
+    "form",
+    type=click.Choice(["table", "official"]),
+    default="table",
+    show_default=True,
+    help="Text format.",
 )
 @click.option("--detail", is_flag=True, help="Also print accuracy per subcase and per template.")
 @click.option(
@@ -46,11 +59,11 @@ def score_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "written",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Also write the model's predictions as the authors' scorer reads them.",
+    help="Also write the model's predictions in the format of the authors' scorer.",
 )
 @score_options
 def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: Path | None, **options: Any) -> None:
-    """Score MODELS on HANS: by which strategy do they infer?
+    """Score MODELS on HANS: do they infer entailment from word overlap?
 
     Without --data the 30 subcases are generated from the HANS grammar, 1,000 pairs each. Models with three NLI labels
     are folded after the argmax, as the official scorer does.
@@ -65,24 +78,26 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: 
     from evals.tasks import find_task
 
     set_verbosity(options["verbose"], options["quiet"])
-    check_forms(options, official=form == "official")
+    shared, official = eval_options(options), form == "official"
+    check_formats(shared, official)
     if predictions is not None:
-        _score_predictions(predictions, models, {**options, "write-predictions": written}, form)
+        _check_scores_a_file(models, shared, written)
+        _score_predictions(predictions, shared, official)
         return
-    if form == "official" and len(models) > 1:
+    if official and len(models) > 1:
         raise UsageError(f"--format official prints the scores of one model without its name; found {len(models)}.")
     if written is not None and len(models) > 1:
         raise UsageError(f"--write-predictions writes those of one model; found {len(models)}.")
     task = find_task("hans")
-    scored = score_all([task], models, options)
+    scored = score_all([task], models, shared)
     if written is not None:
         from evals.heuristics.scores import write_predictions
 
-        table = scored[0].predictions(options["output"])
+        table = scored[0].predictions(shared.output)
         write_predictions(written, table.ids, [task.labels[k] for k in table.predicted.tolist()])
-        if not options["quiet"]:
+        if not shared.quiet:
             click.echo(f"wrote {written}", err=True)
-    show([one.record for one in scored], options, form if form == "official" else "hans")
+    show([entry.record for entry in scored], shared, "official" if official else "hans")
 
 
 @click.command(context_settings=SETTINGS, short_help="Score MODELS on a task of GLUE, on several, or on all that fit.")
@@ -93,7 +108,7 @@ def glue(task: str, models: tuple[str, ...], **options: Any) -> None:
     """Score MODELS on a GLUE TASK, on several (TASK,TASK), or on all whose labels fit (all).
 
     cola, sst2, mrpc, qqp, stsb, mnli (matched), mnli_mismatched, qnli, rte, wnli; on their development sets. --data takes
-    GLUE's own folders and files (dev.tsv) as well as .jsonl, .csv and .parquet; for several tasks, the folder of theirs.
+    GLUE's own folders and files (dev.tsv) as well as .jsonl, .csv and .parquet; for several tasks, a folder with one for each.
 
     \b
     Examples:
@@ -104,15 +119,16 @@ def glue(task: str, models: tuple[str, ...], **options: Any) -> None:
     from evals.tasks import GLUE, TASK_FILE, TASKS
 
     set_verbosity(options["verbose"], options["quiet"])
-    check_forms(options)
-    names = tuple(GLUE) if task == ALL else listed(task, "TASK") or ()
+    shared = eval_options(options)
+    check_formats(shared)
+    names = tuple(GLUE) if task == ALL else NAMES.split(task, "TASK")
     for name in names:
         if name not in GLUE:
             elsewhere = name in TASKS or name.lower().endswith(TASK_FILE)
             advice = f" evaluate-models score {name} takes it." if elsewhere else " For others: evaluate-models tasks."
             raise UsageError(f"unknown task {name!r} of GLUE.{nearest(name, GLUE)}{advice}")
-    scored = score_all([GLUE[name] for name in dict.fromkeys(names)], models, options, task == ALL)
-    show([one.record for one in scored], options, "scores")
+    scored = score_all([GLUE[name] for name in dict.fromkeys(names)], models, shared, task == ALL)
+    show([entry.record for entry in scored], shared, "scores")
 
 
 @click.command(context_settings=SETTINGS, short_help="Score MODELS on any task, or on a file of your own.")
@@ -122,7 +138,7 @@ def glue(task: str, models: tuple[str, ...], **options: Any) -> None:
 def score(task: str, models: tuple[str, ...], **options: Any) -> None:
     """Score MODELS on a TASK: one that evaluate-models tasks lists, or a file of your own (.yaml).
 
-    Several are TASK,TASK, and all whose labels fit are `all`; --data is then a folder of their folders.
+    Give several as TASK,TASK, or `all` for every task whose labels fit; --data is then a folder with one for each.
 
     \b
     A task file holds:
@@ -144,11 +160,12 @@ def score(task: str, models: tuple[str, ...], **options: Any) -> None:
     from evals.tasks import TASKS, find_task
 
     set_verbosity(options["verbose"], options["quiet"])
-    check_forms(options)
-    names = tuple(TASKS) if task == ALL else listed(task, "TASK") or ()
-    found = [find_task(name) for name in dict.fromkeys(names)]
-    records = [one.record for one in score_all(found, models, options, task == ALL)]
-    show(records, options, "hans" if all(record.get("hans") for record in records) else "scores")
+    shared = eval_options(options)
+    check_formats(shared)
+    names = tuple(TASKS) if task == ALL else NAMES.split(task, "TASK")
+    tasks = [find_task(name) for name in dict.fromkeys(names)]
+    records = [entry.record for entry in score_all(tasks, models, shared, task == ALL)]
+    show(records, shared, "hans" if all(record.get("hans") for record in records) else "scores")
 
 
 @click.command(context_settings=SETTINGS, short_help="List the tasks and their classes.")
@@ -167,45 +184,59 @@ def tasks(**options: Any) -> None:
     from evals.tasks.task import METRICS
 
     set_verbosity(options["verbose"], options["quiet"])
-    check_forms(options)
+    shared = eval_options(options)
+    check_formats(shared)
     listing = [
         {"name": t.name, "labels": list(t.labels), "metrics": list(METRICS[t.metric]), "source": t.source}
         for t in TASKS.values()
     ]
-    if options["as_json"]:
+    if shared.as_json:
         click.echo(json_text(listing))
         return
     rows: list[Row] = [["task", "labels", "scores", "source"]]
     for t in TASKS.values():
         rows.append([t.name, ", ".join(t.labels) or "a number", ", ".join(METRICS[t.metric]), t.source])
-    show_tables([rows], options["table"])
-    if not options["quiet"]:
+    show_tables([rows], shared.table)
+    if not shared.quiet:
         click.echo(
-            "note: --data FILE reads any of them from a file; --data in the last column: it has no other", err=True
+            "note: --data FILE reads the rows of any task from a file; a task whose source is --data has no other",
+            err=True,
         )
 
 
-def _score_predictions(path: Path, models: Sequence[str], options: dict[str, Any], form: str) -> None:
+def _check_scores_a_file(models: Sequence[str], options: EvalOptions, written: Path | None) -> None:
+    """Stop where --predictions meets models, or options of running one."""
+    ignored = {
+        "models": models,
+        "--labels": options.labels,
+        "--limit": options.limit,
+        "--output": options.output,
+        "--force": options.force,
+        "--write-predictions": written,
+    }
+    if given := [name for name, value in ignored.items() if value]:
+        raise UsageError(f"--predictions scores a file; it takes no {', '.join(given)}.")
+
+
+def _score_predictions(path: Path, options: EvalOptions, official: bool) -> None:
+    """Score a prediction file and print its table; nothing is stored."""
     from evals.heuristics.files import read_pairs, read_predictions
     from evals.heuristics.scores import gold_by_position, official_text
     from evals.heuristics.scores import score as score_pairs
     from evals.report.tables import hans_rows, part_rows
 
-    flags = [f"--{name}" for name in ("labels", "limit", "output", "force", "write-predictions") if options[name]]
-    if models or flags:
-        said = ["models"] * bool(models) + flags
-        raise UsageError(f"--predictions scores a file; it takes no {', '.join(said)}.")
-    pairs = gold_by_position() if options["data"] is None else read_pairs(options["data"])
+    pairs = gold_by_position() if options.data is None else read_pairs(options.data)
     table = score_pairs(pairs, read_predictions(path))
-    if options["data"] is None and not options["quiet"]:
+    if options.data is None and not options.quiet:
         click.echo(
-            "note: gold labels by pairID (1,000 a subcase, published order); --data gives the file itself", err=True
+            "note: gold labels are those of the published file, by pairID (1,000 pairs a subcase); --data reads another file",
+            err=True,
         )
-    if options["as_json"]:
+    if options.as_json:
         click.echo(json_text(table.to_json()))
-    elif form == "official":
+    elif official:
         click.echo(official_text(table), nl=False)
     else:
         record = {"model": {"name": path.name}, "hans": table.to_json()}
-        parts = ["subcases", *(["templates"] if table.templates else [])] if options["detail"] else []
-        show_tables([hans_rows([record]), *(part_rows([record], part) for part in parts)], options["table"])
+        parts = ["subcases", *(["templates"] if table.templates else [])] if options.detail else []
+        show_tables([hans_rows([record]), *(part_rows([record], part) for part in parts)], options.table)

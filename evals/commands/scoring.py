@@ -1,4 +1,4 @@
-"""Scoring models on tasks: what the results folder holds is taken from there, all else is computed and stored at once."""
+"""Scoring models on tasks: records in the results folder are reused, all others are computed and stored at once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.commands.choose_tasks import Chosen, choose
-from evals.commands.options import check_device, known_results, listed, stored_result
+from evals.commands.choose_tasks import ChosenTask, choose_tasks
+from evals.commands.options import EvalOptions, reuse_result, stored_results
+from merge.checkpoints.weights.arrays import check_device
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,26 +25,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scored:
-    """A scores record, and the table of what the model said where it was run just now."""
+    """A scores record, and the model's predictions where it was run just now (else they are in the results folder)."""
 
     record: dict[str, Any]
     table: PredictionTable | None
 
     def predictions(self, folder: Path | None) -> PredictionTable:
-        """Return what the model said of each row, read from the results folder where the record was taken from there."""
+        """Return the predictions of each row, read from the results folder where the record was reused."""
         from evals.results.predictions import read_predictions_table
 
         return self.table or read_predictions_table(Path(folder or "") / self.record["predictions"])
 
 
 def score_all(
-    tasks: Sequence[EvalTask], models: Sequence[str], options: dict[str, Any], everything: bool = False
+    tasks: Sequence[EvalTask], models: Sequence[str], options: EvalOptions, all_tasks: bool = False
 ) -> list[Scored]:
-    """Score every model on the tasks that fit it, taking from the results folder what it already holds."""
+    """Score every model on the tasks that fit it.
+
+    Args:
+        all_tasks: whether the user asked for `all`, as in `choose_tasks`.
+    Returns:
+        One entry a task and model, by task first.
+    """
     if not models:
         raise UsageError("no models given. Example: evaluate-models hans merged/ a/ b/")
-    check_device(options)
-    stated = listed(options["labels"], "--labels")
+    check_device(options.device)
 
     import torch
 
@@ -52,37 +58,36 @@ def score_all(
     from merge.checkpoints.checkpoint import open_encoder
 
     checkpoints = [open_encoder(model) for model in models]
-    known = known_results(options)
-    chosen, left = choose(tasks, checkpoints, stated, options, everything)
-    if not options["quiet"]:
-        for line in left:
+    stored = stored_results(options)
+    chosen, left_out = choose_tasks(tasks, checkpoints, options, all_tasks)
+    if not options.quiet:
+        for line in left_out:
             click.echo(f"note: {line}", err=True)
-    dtype = getattr(torch, options["dtype"])
+    dtype = getattr(torch, options.dtype)
     scored: dict[tuple[int, int], Scored] = {}
     predictor: Predictor | None = None
     for m, checkpoint in enumerate(checkpoints):
         loaded = False
-        for t, one in enumerate(chosen):
-            if not any(checkpoint is fitting for fitting in one.checkpoints):
+        for t, chosen_task in enumerate(chosen):
+            if not any(checkpoint is fitting for fitting in chosen_task.checkpoints):
                 continue
-            said = {"model": named(checkpoint), "data": one.rows.data, "split": one.rows.split}
-            done = [*known, *(found.record for found in scored.values())]
-            key = score_key(checkpoint, one.task, one.rows, stated, dtype)
-            record = stored_result(done, key, said, options["output"])
-            if record is not None and (not options["output"] or has_predictions(options["output"], record)):
-                earlier = (found.table for found in scored.values() if found.record["key"] == key)
-                scored[t, m] = Scored(record, next(earlier, None))
+            rows = chosen_task.rows
+            names = {"model": named(checkpoint), "data": rows.data, "split": rows.split}
+            records = [*stored, *(earlier.record for earlier in scored.values())]
+            key = score_key(checkpoint, chosen_task.task, rows, options.labels, dtype)
+            record = reuse_result(records, key, names, options.output)
+            if record is not None and (not options.output or has_predictions(options.output, record)):
+                tables = (earlier.table for earlier in scored.values() if earlier.record["key"] == key)
+                scored[t, m] = Scored(record, next(tables, None))
                 continue
             if predictor is None or not loaded:
-                predictor, loaded = _loaded(predictor, checkpoint, dtype, options), True
-            scored[t, m] = _score(predictor, checkpoint, one, stated, options)
+                predictor, loaded = _load(predictor, checkpoint, dtype, options), True
+            scored[t, m] = _score(predictor, checkpoint, chosen_task, options)
     return [scored[at] for at in sorted(scored)]
 
 
-def _loaded(
-    predictor: Predictor | None, checkpoint: Checkpoint, dtype: torch.dtype, options: dict[str, Any]
-) -> Predictor:
-    """Return a predictor with a checkpoint's weights: the one at hand where it fits, else a new one."""
+def _load(predictor: Predictor | None, checkpoint: Checkpoint, dtype: torch.dtype, options: EvalOptions) -> Predictor:
+    """Return a predictor with a checkpoint's weights: the same one where it fits, else a new one."""
     from evals.predict.crew import crew
     from evals.predict.predictor import make_predictor
     from evals.predict.rendezvous import device_here
@@ -90,22 +95,17 @@ def _loaded(
     if predictor is not None and predictor.fits(checkpoint):
         predictor.load(checkpoint)
         return predictor
-    return make_predictor(checkpoint, dtype, device_here(options["device"]), not options["no_cache"], crew())
+    return make_predictor(checkpoint, dtype, device_here(options.device), not options.no_cache, crew())
 
 
-def _score(
-    predictor: Predictor,
-    checkpoint: Checkpoint,
-    one: Chosen,
-    stated: Sequence[str] | None,
-    options: dict[str, Any],
-) -> Scored:
-    """Score one model on one task, and store the record at once: a run that is killed has lost nothing before it."""
+def _score(predictor: Predictor, checkpoint: Checkpoint, chosen: ChosenTask, options: EvalOptions) -> Scored:
+    """Score one model on one task, and store the record at once, so that a run which is killed loses only the current one."""
     from evals.results.measure import score_model
     from evals.results.store import add_result
 
-    folder = options["output"]
-    record, table = score_model(checkpoint, one.task, one.rows, stated, folder, options["seed"], predictor)
-    if folder:
-        add_result(folder, record)
+    record, table = score_model(
+        checkpoint, chosen.task, chosen.rows, options.labels, options.output, options.seed, predictor
+    )
+    if options.output:
+        add_result(options.output, record)
     return Scored(record, table)

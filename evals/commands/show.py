@@ -9,42 +9,44 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evals.commands.options import EvalOptions
+
 if TYPE_CHECKING:
     from evals.report.tables import Row
 
 
-def show(records: Sequence[dict[str, Any]], options: dict[str, Any], kind: str) -> None:
+def show(records: Sequence[dict[str, Any]], options: EvalOptions, kind: str) -> None:
     """Print the results, and rewrite figures and page of the results folder.
 
     Args:
-        kind: of the answer: scores, hans, barrier, or official (the HANS authors' text).
+        kind: scores, hans, barrier, or official (the text of the HANS authors' scorer).
     """
     from evals.heuristics.scores import HansTable, official_text
 
-    if not options["quiet"]:
+    if not options.quiet:
         for note in dict.fromkeys(note for record in records for note in record["notes"]):
             click.echo(f"note: {note}", err=True)
-    if options["as_json"]:
+    if options.as_json:
         click.echo(json_text(list(records)))
     elif kind == "official":
         click.echo(official_text(HansTable.from_json(records[0]["hans"])), nl=False)
     else:
-        plain = options["table"] == "plain"
+        plain = options.table == "plain"
         for line in dict.fromkeys(f"{record['task']}: {record['data']}" for record in records):
-            if plain or not options["quiet"]:
-                click.echo(line, err=not plain)  # a table in a format stands alone
-        show_tables(_tables(records, kind, options), options["table"])
-    if options["output"]:
-        _illustrate(options["output"], records, kind, options["quiet"])
+            if plain or not options.quiet:
+                click.echo(line, err=not plain)  # Markdown and CSV hold the table alone
+        show_tables(_tables(records, kind, options), options.table)
+    if options.output:
+        _illustrate(options.output, records, kind, options.quiet)
 
 
-def _tables(records: Sequence[dict[str, Any]], kind: str, options: dict[str, Any]) -> list[list[Row]]:
+def _tables(records: Sequence[dict[str, Any]], kind: str, options: EvalOptions) -> list[list[Row]]:
     from evals.report.tables import barrier_rows, hans_rows, part_rows, score_rows
 
     tables = [{"hans": hans_rows, "scores": score_rows, "barrier": barrier_rows}[kind](records)]
     if kind == "scores" and any(record.get("hans") for record in records):
         tables.append(hans_rows(records))
-    if kind == "hans" and options.get("detail"):
+    if kind == "hans" and options.detail:
         tables += [part_rows(records, part) for part in ("subcases", "templates")]
     return tables
 

@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from evals.hans.grammar import LABELS
+from evals.heuristics.grammar import LABELS
 from evals.scores.glue import task_scores
 from evals.tasks.task import METRICS
 

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from evals.tasks.task import EvalTask
+from evals.tasks.task import EvalTask, Rows
 from merge.errors import TaskError
+
+
+@dataclass(frozen=True)
+class MatchedTask:
+    """A task, its rows, and its classes matched to those of a model.
+
+    Attributes:
+        columns: for each class of the model, the index of the task's class, as `column_of` returns it.
+    """
+
+    task: EvalTask
+    rows: Rows
+    columns: tuple[int, ...]
 
 
 def class_names(

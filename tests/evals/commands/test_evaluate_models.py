@@ -231,7 +231,7 @@ def test_official_is_one_models_text(run: Run, zoo: Path) -> None:
     two = run("hans", zoo / "a", zoo / "b", "--data", zoo / "hans.jsonl", "--format", "official")
     assert_refused(two, "one model without its name; found 2", code=2)
     both = run("hans", zoo / "a", "--data", zoo / "hans.jsonl", "--format", "official", "--json")
-    assert_refused(both, "two forms of one answer", code=2)
+    assert_refused(both, "two formats of one output", code=2)
 
 
 def test_detail_adds_subcases_and_templates(run: Run, zoo: Path) -> None:

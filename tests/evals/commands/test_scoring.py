@@ -110,9 +110,11 @@ def test_what_all_leaves_out_is_said(zoo: Path, capsys: pytest.CaptureFixture[st
     """A task that does not fit, for whom; and one that the folder has no rows of. What was scored is not among it."""
     typed("glue", "all", zoo / "a", zoo / "sentiment", "--data", zoo / "data")
     notes = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert f"note: sst2 is left out for {zoo / 'a'}: it asks for negative, positive" in notes
-    assert f"note: mnli is left out for {zoo / 'sentiment'}: it asks for entailment, neutral, contradiction" in notes
-    assert f"note: mnli_mismatched is left out: {zoo / 'data'} holds no rows of it" in notes
+    assert f"note: sst2 is left out for {zoo / 'a'}: its classes are negative, positive" in notes
+    assert (
+        f"note: mnli is left out for {zoo / 'sentiment'}: its classes are entailment, neutral, contradiction" in notes
+    )
+    assert f"note: mnli_mismatched is left out: {zoo / 'data'} has no rows for it" in notes
     assert f"note: stsb is left out for {zoo / 'a'}, {zoo / 'sentiment'}: it asks for a number" in notes
     assert not any(line.startswith(f"note: {task} is left out: ") for task in ("mnli", "rte", "sst2") for line in notes)
 
@@ -134,7 +136,11 @@ def test_several_tasks_by_name_are_scored_once_each_in_their_order(zoo: Path, sc
             "^topics fits none of the 10 tasks; of cola: .* sport",
         ),
         (("glue", "all", "a", "topics", "--data", "data"), TaskError, "^topics fits none of the 10 tasks"),
-        (("glue", "mnli,rte", "a", "--data", "data/rte/validation.jsonl"), UsageError, "a folder of their folders"),
+        (
+            ("glue", "mnli,rte", "a", "--data", "data/rte/validation.jsonl"),
+            UsageError,
+            "is not a folder; several tasks are read from a folder",
+        ),
         (("glue", "all", "a", "--data", "data/rte"), TaskError, "no task is left to score"),
         (("glue", "mnli,", "a", "--data", "data"), UsageError, "expects names separated by commas"),
         (("glue", "mnli,hans", "a", "--data", "data"), UsageError, "unknown task 'hans' of GLUE"),
@@ -235,8 +241,8 @@ def test_tables_of_hans_are_parted_by_an_empty_line(zoo: Path, capsys: pytest.Ca
     assert len(parts) == 3
 
 
-def test_two_forms_of_one_answer_are_refused(zoo: Path) -> None:
-    with pytest.raises(UsageError, match="--table csv and --json are two forms of one answer"):
+def test_two_formats_of_one_output_are_refused(zoo: Path) -> None:
+    with pytest.raises(UsageError, match="--table csv and --json are two formats of one output"):
         typed("score", "mnli", zoo / "a", "--data", zoo / "data", "--table", "csv", "--json")
 
 
@@ -284,10 +290,11 @@ def test_without_the_cache_no_tokens_are_kept(
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
 
 
-def test_a_gpu_that_is_not_there_is_said_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="--device cuda: PyTorch finds no GPU"):
-        typed("score", "mnli", "no/such/model", "--device", "cuda")
+@pytest.mark.parametrize("device", ["meta", "toaster"])
+def test_a_device_that_cannot_be_used_is_refused_before_anything_is_read(device: str) -> None:
+    """As merge-models refuses it: meta has no numbers."""
+    with pytest.raises(UsageError, match=f"--device {device} cannot be used: "):
+        typed("score", "mnli", "no/such/model", "--device", device)
 
 
 # ---- the authors' prediction file ----

@@ -14,6 +14,7 @@ from evals.paths.barrier import barrier_key, measure_pair
 from evals.paths.line import Curve
 from evals.predict.logits import match_labels
 from evals.tasks import TASKS
+from evals.tasks.label_names import MatchedTask
 from evals.tasks.task import Rows
 from merge.alignment.rewrite import prepared
 from merge.checkpoints.checkpoint import open_checkpoint
@@ -64,7 +65,7 @@ def line(recipe: Recipe, models: tuple[Path, Path], beside: Path) -> list[Curve]
         bases = find_bases(recipe.align, ready.models)
         first, second = ready.models
         columns = match_labels(MNLI, pair[0], None)
-        return measure_pair(pair, bases, MNLI, ROWS, columns, 3, ready=(first, second))[0]
+        return measure_pair(pair, bases, MatchedTask(MNLI, ROWS, columns), 3, rewritten=(first, second))[0]
 
 
 def test_a_rotated_copy_has_no_barrier_once_its_stream_is_turned_back(
@@ -87,7 +88,7 @@ def test_what_is_applied_decides_what_a_result_is_stored_under(models: tuple[Pat
 
     def key(align: dict[str, str]) -> str:
         recipe = make_recipe({"models": [str(m) for m in models], "align": align, "output": str(tmp_path)})
-        return barrier_key(pair, MNLI, ROWS, [0, 1, 2], recipe.align, 0, 5)
+        return barrier_key(pair, MatchedTask(MNLI, ROWS, (0, 1, 2)), recipe.align, 0, 5)
 
     keys = [key({})]
     for content in (b"one", b"two"):

@@ -223,18 +223,28 @@ def test_the_command_prints_what_the_function_finds(folder: Path) -> None:
     found = compare_models(folder, "mrpc")
     done = run(folder, "mrpc")
     assert (done.exit_code, done.stdout) == (0, tables.plain_table(tables.comparison_rows(found)) + "\n")
-    assert done.stderr == "note: 3 pairs are compared; the p values are those of one test each\n"
+    assert done.stderr == "note: 3 pairs are compared; the p values are not corrected for that\n"
     assert run(folder, "mrpc", "-q").stderr == ""
-    assert run(folder, "mrpc", "--format", "markdown").stdout == tables.markdown_table(tables.comparison_rows(found))
-    rows = list(csv.DictReader(io.StringIO(run(folder, "mrpc", "--format", "csv").stdout)))
+    assert run(folder, "mrpc", "--table", "markdown").stdout == tables.markdown_table(tables.comparison_rows(found))
+    rows = list(csv.DictReader(io.StringIO(run(folder, "mrpc", "--table", "csv").stdout)))
     assert [float(row["95% interval low"]) for row in rows] == [one.interval.low for one in found]
     assert [float(row["McNemar p"]) for row in rows] == [one.test.p for one in found]
     assert json.loads(run(folder, "mrpc", "--json").stdout) == json.loads(json.dumps([c.to_json() for c in found]))
     assert len(json.loads(run(folder, "mrpc", "--json", "--against", "good/").stdout)) == 4
 
 
-def test_the_command_refuses_two_forms_and_passes_errors_on(folder: Path) -> None:
+def test_format_is_the_older_name_of_table(folder: Path) -> None:
+    for form in ("markdown", "csv"):
+        assert run(folder, "mrpc", "--format", form).stdout == run(folder, "mrpc", "--table", form).stdout
+    assert run(folder, "mrpc", "--format", "table").stdout == run(folder, "mrpc").stdout
+    assert run(folder, "mrpc", "--format", "csv", "--table", "csv").exit_code == 0
+    assert isinstance(run(folder, "mrpc", "--format", "csv", "--table", "markdown").exception, UsageError)
+    assert "--format" not in run("--help").stdout
+
+
+def test_the_command_refuses_two_formats_and_passes_errors_on(folder: Path) -> None:
     assert isinstance(run(folder, "mrpc", "--json", "--format", "csv").exception, UsageError)
+    assert isinstance(run(folder, "mrpc", "--json", "--table", "csv").exception, UsageError)
     assert isinstance(run(folder, "mrcp").exception, MergeError)
     assert run(folder, "mrpc", "--format", "html").exit_code == 2
 

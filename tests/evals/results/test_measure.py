@@ -28,6 +28,7 @@ from evals.results.measure import named, record_key, score_key, score_model
 from evals.results.predictions import read_predictions_table
 from evals.results.store import add_result, load_results
 from evals.tasks import TASKS
+from evals.tasks.label_names import MatchedTask
 from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merge.recipe.recipe import make_recipe
@@ -78,7 +79,7 @@ def line(
     pair = opened(a), opened(b)
     recipe = make_recipe({"models": [str(a), str(b)], "align": align})
     columns = match_labels(task, pair[0], None)
-    return measure_pair(pair, find_bases(recipe.align, pair), task, rows, columns, points)
+    return measure_pair(pair, find_bases(recipe.align, pair), MatchedTask(task, rows, columns), points)
 
 
 @pytest.fixture(scope="module")
@@ -351,13 +352,15 @@ def test_a_barrier_record_holds_curves_and_both_models(models: tuple[Path, Path]
     """What the store asks for and nothing that JSON cannot hold; alignment only where there was one."""
     pair, rows = (opened(models[0]), opened(models[1])), rows_of(10)
     curves, notes = line(*models, rows, points=3)
-    record = barrier_record("barrier-1", MNLI, rows, pair, curves, None, notes, 1.5)
+    record = barrier_record("barrier-1", MatchedTask(MNLI, rows, (0, 1, 2)), pair, curves, None, notes, 1.5)
     assert (record["kind"], record["a"], record["b"]) == ("barrier", named(pair[0]), named(pair[1]))
     assert record["curves"] == [curve.to_json() for curve in curves]
     assert "alignment" not in record
     add_result(tmp_path, record)
     assert load_results(tmp_path) == json.loads(json.dumps([record]))
-    aligned = barrier_record("barrier-1", MNLI, rows, pair, curves, {"by": "weights"}, notes, 1.5)
+    aligned = barrier_record(
+        "barrier-1", MatchedTask(MNLI, rows, (0, 1, 2)), pair, curves, {"by": "weights"}, notes, 1.5
+    )
     assert aligned["alignment"] == {"by": "weights"}
 
 
@@ -418,7 +421,7 @@ def test_a_barrier_key_changes_with_what_decides_the_curves_and_with_nothing_els
         pair: Any = pair, rows: Rows = rows, columns: Any = (0, 1, 2), points: int = 11, seed: int = 0, **align: Any
     ) -> str:
         recipe = make_recipe({"models": ["x", "y"], "align": align, "seed": seed})
-        return barrier_key(pair, MNLI, rows, columns, recipe.align, seed, points)
+        return barrier_key(pair, MatchedTask(MNLI, rows, tuple(columns)), recipe.align, seed, points)
 
     plain, aligned = key(), key(by="activations", text=str(text))
     assert plain == key(by="none") == key(seed=3)
