@@ -143,7 +143,7 @@ def learned(by: Callable[[Pair], Alignment], labels: bool = False, both: bool = 
 
     def method(pair: Pair) -> Aligned:
         asked = replace(pair, settings=replace(pair.settings, both=both, steps=steps))
-        asked = asked if labels else replace(asked, labels=())
+        asked = asked if labels else replace(asked, text=replace(asked.text, labels=()))
         return placed(pair, by(asked))
 
     return method
@@ -173,7 +173,8 @@ def open_rows(models: Mapping[Tune, Trained], tokenizer: Any, texts: Examples, c
     }
     found = {}
     for name, (a, b) in PAIRS.items():
-        pair = replace(open_pair(models[a].folder, models[b].folder, batches), labels=labels)
+        pair = open_pair(models[a].folder, models[b].folder, batches)
+        pair = replace(pair, text=replace(pair.text, labels=labels))
         found[name] = Rows(*(Contest(pair, measured[data]) for data in ("grammar", "cues", "overlap")))
     return found
 

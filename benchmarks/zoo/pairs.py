@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from merge.alignment.pair import Pair
+from merge.alignment.pair import Pair, TextFacts
 from merge.checkpoints.checkpoint import finite_tensors, open_checkpoint
 from merge.checkpoints.inputs import Batch
 from merge.symmetry.architectures import spec_for
@@ -28,6 +28,5 @@ def open_pair(
         first.config,
         first.written_name,
         tuple(batches),
-        mask_token=mask,
-        special_tokens=special,
+        text=TextFacts(mask_token=mask, special_tokens=special),
     )

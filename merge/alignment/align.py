@@ -198,7 +198,7 @@ def _pairs(
 
     With text=False it has none, and none is read.
     """
-    from merge.alignment.pair import Pair, Settings
+    from merge.alignment.pair import Pair, Settings, TextFacts
     from merge.symmetry.permutation import apply
 
     settings = Settings(entry.basis or "permutation", entry.restarts, entry.steps, entry.both, seed)
@@ -212,9 +212,8 @@ def _pairs(
     def pair(a: int, b: int, text: bool = True) -> Pair:
         config, name = reference.config, reference.written_name
         material = read() if text else Material((), None, ())
-        told = (material.labels, material.mask_token, material.special_tokens)
-        own = (spec, tensors(a), tensors(b), config, name, material.batches, settings)
-        return Pair(*own, *told, device=device)
+        facts = TextFacts(material.labels, material.mask_token, material.special_tokens)
+        return Pair(spec, tensors(a), tensors(b), config, name, material.batches, settings, facts, device)
 
     return pair
 

@@ -32,13 +32,15 @@ def with_masked_words(pair: Pair) -> Pair:
     Raises:
         AlignmentError: a batch holds no word.
     """
-    if pair.asked or pair.mask_token is None or not is_masked_language_model(pair):
+    if pair.text.scored or pair.text.mask_token is None or not is_masked_language_model(pair):
         return pair
     generator = torch.Generator().manual_seed(pair.settings.seed)
-    frame, vocabulary = never_masked(pair, pair.mask_token), int(pair.config["vocab_size"])
-    shown = [mask_words(batch, pair.mask_token, frame, vocabulary, generator) for batch in pair.batches]
+    frame, vocabulary = never_masked(pair, pair.text.mask_token), int(pair.config["vocab_size"])
+    shown = [mask_words(batch, pair.text.mask_token, frame, vocabulary, generator) for batch in pair.batches]
     return replace(
-        pair, batches=tuple(batch for batch, _ in shown), asked=tuple(target != IGNORED for _, target in shown)
+        pair,
+        batches=tuple(batch for batch, _ in shown),
+        text=replace(pair.text, scored=tuple(target != IGNORED for _, target in shown)),
     )
 
 
@@ -49,7 +51,7 @@ def is_masked_language_model(pair: Pair) -> bool:
 
 def never_masked(pair: Pair, token: int) -> Int[Tensor, " special"]:
     """Return the tokens that are never asked for: those that frame a text, and the mask."""
-    return torch.tensor(sorted({*pair.special_tokens, token}))
+    return torch.tensor(sorted({*pair.text.special_tokens, token}))
 
 
 def mask_words(

@@ -165,8 +165,8 @@ def divergence(
 
 def scored_tokens(pair: Pair, k: int) -> Tensor | None:
     """Return which tokens of batch k count: those that are asked for, or all that are not padding; None for images."""
-    if pair.asked:
-        return pair.asked[k]
+    if pair.text.scored:
+        return pair.text.scored[k]
     return token_mask(pair.batches[k])
 
 

@@ -38,6 +38,23 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class TextFacts:
+    """What is known of a pair's calibration text and of its tokenizer.
+
+    Attributes:
+        labels: for each batch the class of each text; empty where texts have none.
+        mask_token: what a masked language model reads instead of a word; None without one.
+        special_tokens: those that frame a text, which are never masked.
+        scored: for each batch a boolean mask of the tokens at which outputs are compared; empty where all but padding are.
+    """
+
+    labels: tuple[Tensor, ...] = ()
+    mask_token: int | None = None
+    special_tokens: tuple[int, ...] = ()
+    scored: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class Pair:
     """Reference a, model b and the inputs both are run on.
 
@@ -48,10 +65,7 @@ class Pair:
         written_name: canonical name -> the name transformers gives it.
         batches: tokenised calibration text; empty when there is no tokenizer.
         settings: what was asked of the matcher.
-        labels: for each batch the class of each text; empty where the text has none.
-        mask_token: what a masked language model reads instead of a word; None where it is not known.
-        special_tokens: those that frame a text, which are never masked.
-        asked: for each batch the tokens whose answers count, as booleans; empty where all that are not padding do.
+        text: facts about the batches and the tokenizer that made them.
         device: where models run and the large products are taken; all tensors of the pair stay where they are.
         merged: both models' tensors as they are merged, where a and b are in another form; None where they are not.
     """
@@ -63,10 +77,7 @@ class Pair:
     written_name: Callable[[str], str]
     batches: tuple[Batch, ...] = ()
     settings: Settings = Settings()
-    labels: tuple[Tensor, ...] = ()
-    mask_token: int | None = None
-    special_tokens: tuple[int, ...] = ()
-    asked: tuple[Tensor, ...] = ()
+    text: TextFacts = TextFacts()
     device: str = "cpu"
     merged: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
 

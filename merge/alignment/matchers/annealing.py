@@ -160,5 +160,5 @@ def some(pair: Pair) -> Pair:
     return replace(
         pair,
         batches=tuple(in_dtype(batch, torch.float32) for batch in batches),
-        asked=tuple(pair.asked[k][:TEXTS] for k in taken if pair.asked),
+        text=replace(pair.text, scored=tuple(pair.text.scored[k][:TEXTS] for k in taken if pair.text.scored)),
     )

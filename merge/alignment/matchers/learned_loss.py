@@ -66,7 +66,7 @@ def lesson_of(pair: Pair, start: Transform) -> Lesson:
         AlignmentError: labels do not fit the model, or its words cannot be masked.
     """
     architecture = str((pair.config.get("architectures") or [""])[0])
-    if pair.labels:
+    if pair.text.labels:
         return _labelled(pair, architecture)
     if is_masked_language_model(pair):
         return _masked(pair, architecture)
@@ -121,12 +121,12 @@ def _labelled(pair: Pair, architecture: str) -> Lesson:
             f"labels of texts are learned by sequence classifiers; this is a {architecture or 'model without a head'}. "
             "Leave the labels out (label_column): it is aligned without."
         )
-    sizes = [(_count(batch), len(labels)) for batch, labels in zip(pair.batches, pair.labels, strict=True)]
+    sizes = [(_count(batch), len(labels)) for batch, labels in zip(pair.batches, pair.text.labels, strict=True)]
     if any(texts != labels for texts, labels in sizes):
         raise AlignmentError(f"every text needs one label; the batches have (texts, labels) {sizes}.")
 
     def draw(k: int, rows: Tensor, _: torch.Generator) -> Example:
-        return Example(_rows(pair.batches[k], rows), pair.labels[k][rows])
+        return Example(_rows(pair.batches[k], rows), pair.text.labels[k][rows])
 
     def loss(output: Any, example: Example) -> tuple[Tensor, int]:
         logits, count = output["logits"].float(), len(example.target)
@@ -140,7 +140,7 @@ def _labelled(pair: Pair, architecture: str) -> Lesson:
 
 
 def _masked(pair: Pair, architecture: str) -> Lesson:
-    token = pair.mask_token
+    token = pair.text.mask_token
     if token is None:
         raise AlignmentError(
             f"learned alignment of a {architecture} masks words, and no mask token is known. Put a tokenizer that has one "

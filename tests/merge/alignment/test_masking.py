@@ -17,7 +17,7 @@ from merge.alignment.choice.candidates import choose
 from merge.alignment.masking import IGNORED, mask_words, with_masked_words
 from merge.alignment.matchers import aligner
 from merge.alignment.midpoint import score
-from merge.alignment.pair import Pair, Settings
+from merge.alignment.pair import Pair, Settings, TextFacts
 from merge.alignment.reading import read_material
 from merge.alignment.settings import AlignEntry
 from merge.alignment.solvers.moments import collect
@@ -32,7 +32,9 @@ def language_models(seed: int = 0) -> Pair:
     """Return two masked language models that have nothing in common, and a little text."""
     pair, _ = make_pair("BertForMaskedLM", planted_seed=None, other_seed=5)
     settings = Settings(seed=seed)
-    return replace(pair, batches=pair.batches[:8], mask_token=MASK, special_tokens=FRAME, settings=settings)
+    return replace(
+        pair, batches=pair.batches[:8], text=TextFacts(mask_token=MASK, special_tokens=FRAME), settings=settings
+    )
 
 
 def test_fifteen_in_a_hundred_words_are_masked_and_never_what_frames_or_fills_a_text() -> None:
@@ -66,14 +68,14 @@ def test_a_batch_without_a_word_is_an_error() -> None:
 def test_only_words_are_asked_for_and_the_rest_of_a_text_is_what_it_was() -> None:
     pair = language_models()
     shown = with_masked_words(pair)
-    assert len(shown.asked) == len(shown.batches) == len(pair.batches)
-    for plain, batch, asked in zip(pair.batches, shown.batches, shown.asked, strict=True):
+    assert len(shown.text.scored) == len(shown.batches) == len(pair.batches)
+    for plain, batch, asked in zip(pair.batches, shown.batches, shown.text.scored, strict=True):
         words = plain["attention_mask"].bool() & ~torch.isin(plain["input_ids"], torch.tensor([*FRAME, MASK]))
         assert int(asked.sum()) == max(1, round(0.15 * int(words.sum())))
         assert bool(words[asked].all())
         assert torch.equal(batch["input_ids"][~asked], plain["input_ids"][~asked])
         assert torch.equal(batch["attention_mask"], plain["attention_mask"])
-    hidden = torch.cat([b["input_ids"][asked] for b, asked in zip(shown.batches, shown.asked, strict=True)])
+    hidden = torch.cat([b["input_ids"][asked] for b, asked in zip(shown.batches, shown.text.scored, strict=True)])
     assert float((hidden == MASK).float().mean()) > 0.5
 
 
@@ -83,17 +85,17 @@ def test_a_seed_says_which_words_and_what_is_masked_is_not_masked_again() -> Non
         with_masked_words(language_models()),
         with_masked_words(language_models(seed=1)),
     )
-    assert all(torch.equal(x, y) for x, y in zip(one.asked, again.asked, strict=True))
-    assert not all(torch.equal(x, y) for x, y in zip(one.asked, other.asked, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(one.text.scored, again.text.scored, strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(one.text.scored, other.text.scored, strict=True))
     assert with_masked_words(one) is one
 
 
 def test_what_is_used_on_plain_text_is_shown_plain_text() -> None:
     """The negative control: a classifier, and a language model whose mask token nobody knows."""
     classifier, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
-    classifier = replace(classifier, mask_token=MASK, special_tokens=FRAME)
+    classifier = replace(classifier, text=TextFacts(mask_token=MASK, special_tokens=FRAME))
     assert with_masked_words(classifier) is classifier
-    unknown = replace(language_models(), mask_token=None)
+    unknown = replace(language_models(), text=TextFacts())
     assert with_masked_words(unknown) is unknown
 
 
@@ -108,18 +110,18 @@ def test_the_score_is_the_mean_kl_at_masked_words() -> None:
             logits = [model(**batch).logits for batch in pair.batches]
         said.append([softmax(x.double().numpy(), axis=-1) for x in logits])
     found = [entropy((a + b) / 2, c, axis=-1) for a, b, c in zip(*said, strict=True)]
-    at_words = np.concatenate([x[asked.numpy()] for x, asked in zip(found, pair.asked, strict=True)])
+    at_words = np.concatenate([x[asked.numpy()] for x, asked in zip(found, pair.text.scored, strict=True)])
     values, kind = score([identity(pair.spec, pair.shapes)], pair)
     assert kind == "kl"
     assert values[0] == pytest.approx(at_words.mean(), rel=1e-4)
-    everywhere, _ = score([identity(pair.spec, pair.shapes)], replace(pair, asked=()))
+    everywhere, _ = score([identity(pair.spec, pair.shapes)], replace(pair, text=replace(pair.text, scored=())))
     assert everywhere[0] != pytest.approx(values[0], rel=1e-3)
 
 
 def test_choosing_and_matching_activations_mask_the_text_themselves() -> None:
     """What they make of plain text with a mask token is what they make of the masked text, and not of the plain."""
     pair = language_models()
-    shown, plain = with_masked_words(pair), replace(pair, mask_token=None)
+    shown, plain = with_masked_words(pair), replace(pair, text=TextFacts())
     scored = [choose(p, {"weights": aligner("weights")(p)}, None).candidates for p in (pair, shown, plain)]
     one, other, off = ([candidate.score for candidate in found] for found in scored)
     assert one == other

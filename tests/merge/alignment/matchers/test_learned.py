@@ -24,7 +24,7 @@ from merge.alignment.matchers import learned
 from merge.alignment.matchers.learned import conditioned, free_axes, match_learned
 from merge.alignment.matchers.learned_loss import Lesson, is_causal, lesson_of, split
 from merge.alignment.midpoint import score
-from merge.alignment.pair import Alignment, Pair, Settings
+from merge.alignment.pair import Alignment, Pair, Settings, TextFacts
 from merge.alignment.reading import read_material
 from merge.alignment.settings import AlignEntry
 from merge.alignment.solvers.charts import CHARTS, actions, maps_at, moved, origin
@@ -322,7 +322,7 @@ def test_the_loss_of_labels_is_the_models_own() -> None:
     """Against the loss that transformers computes itself."""
     pair = make(family_case("bert", "ForSequenceClassification"))
     labels = tuple(torch.arange(len(batch["input_ids"])) % 3 for batch in pair.batches)
-    pair = replace(pair, labels=labels)
+    pair = replace(pair, text=TextFacts(labels))
     found, _ = mean_loss(pair, of(pair), pair.a)
     with torch.no_grad():
         expected = float(pair.model(pair.a)(**first_texts(pair), labels=labels[0][:4]).loss)
@@ -335,7 +335,7 @@ def test_labels_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = planted(make(family_case("bert", "ForSequenceClassification")))
     with torch.no_grad():
         labels = tuple(pair.model(pair.a)(**batch).logits.argmax(-1) for batch in pair.batches)
-    found = match_learned(replace(pair, labels=labels))(HEADS)
+    found = match_learned(replace(pair, text=TextFacts(labels)))(HEADS)
     assert found.objective[-1] > found.objective[0] + 0.01
 
 
@@ -362,7 +362,7 @@ def test_a_language_model_that_sees_what_follows_is_not_asked_for_the_next_token
 
 
 def test_the_loss_of_masked_words_is_the_models_own() -> None:
-    pair = replace(make(family_case("bert", "ForMaskedLM")), mask_token=3, special_tokens=(0, 1, 2))
+    pair = replace(make(family_case("bert", "ForMaskedLM")), text=TextFacts(mask_token=3, special_tokens=(0, 1, 2)))
     found, example = mean_loss(pair, of(pair), pair.a)
     with torch.no_grad():
         expected = float(pair.model(pair.a)(**example.inputs, labels=example.target).loss)
@@ -385,15 +385,15 @@ def test_faults_are_told_in_one_line() -> None:
     with pytest.raises(AlignmentError, match="one text in 4; found 3 texts"):
         match_learned(replace(pair, batches=(short,)))
     with pytest.raises(AlignmentError, match="every text needs one label"):
-        of(replace(pair, labels=tuple(torch.zeros(1, dtype=torch.int64) for _ in pair.batches)))
-    large = replace(pair, labels=tuple(torch.full((24,), 7) for _ in pair.batches))
+        of(replace(pair, text=TextFacts(tuple(torch.zeros(1, dtype=torch.int64) for _ in pair.batches))))
+    large = replace(pair, text=TextFacts(tuple(torch.full((24,), 7) for _ in pair.batches)))
     with pytest.raises(AlignmentError, match="tells 3 classes apart, and a text's label is class 7"):
         mean_loss(large, of(large), pair.a)
     words = make(family_case("bert", "ForMaskedLM"))
     with pytest.raises(AlignmentError, match="no mask token is known"):
         of(words)
     with pytest.raises(AlignmentError, match="labels of texts are learned by sequence classifiers; this is a BertForM"):
-        of(replace(words, labels=tuple(torch.zeros(24, dtype=torch.int64) for _ in words.batches)))
+        of(replace(words, text=TextFacts(tuple(torch.zeros(24, dtype=torch.int64) for _ in words.batches))))
 
 
 # ---- the whole run ----
