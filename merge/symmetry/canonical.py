@@ -2,8 +2,8 @@
 
 Two rewrites, each driven by what the family's table says it may do (`merge.symmetry.rewrites`):
 
-`canonical_weights` sets to zero what no output shows (the bias of the keys, the mean of what is written before a LayerNorm)
-and moves the bias of the values to where it acts.
+`canonical_weights` sets to zero what no output shows (the bias of the keys, the mean of what is written before a
+LayerNorm) and moves the bias of the values to where it acts.
 
 `fold_norms` gives the gains of a pre-LN model's norms to the weights that read them. A rotation of the residual stream
 mixes its units, and diag(g) commutes with a rotation only where all entries of g are equal: so the gains have to be one
@@ -53,8 +53,8 @@ def canonical_weights(spec: PermutationSpec, config: Mapping[str, Any], tensors:
     """Return the weights of the same function with everything zero that the outputs cannot show.
 
     b_K = 0;  b_O = b_O + W_O b_V, b_V = 0;  W_O, b_O, W_2, b_2 and embedding tables minus their mean over the units of
-    the residual stream. Computed in float64, returned in the dtypes given; unchanged tensors are the same objects. Where
-    the spec claims no rewrites, nothing changes.
+    the residual stream. Computed in float64, returned in the dtypes given; unchanged tensors are the same objects.
+    Where the spec claims no rewrites, nothing changes.
     """
     rewrites, out = spec.rewrites, dict(tensors)
     if rewrites == NO_REWRITES:
@@ -77,8 +77,8 @@ def canonical_weights(spec: PermutationSpec, config: Mapping[str, Any], tensors:
 def fold_norms(spec: PermutationSpec, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Folded:
     """Return the same function with the gain of every norm one: W' = W diag(g), b' = b / g, g' = 1.
 
-    A tied output head reads the last norm, the word embeddings do not: the head becomes a tensor of its own, and the config
-    says `tie_word_embeddings: false`. Computed in float64, returned in the dtypes given.
+    A tied output head reads the last norm, the word embeddings do not: the head becomes a tensor of its own, and the
+    config says `tie_word_embeddings: false`. Computed in float64, returned in the dtypes given.
 
     Raises:
         SpecError: the family's norms cannot be folded, the model has no head behind the last norm, or a gain is zero.

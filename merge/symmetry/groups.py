@@ -1,12 +1,12 @@
-"""The groups: which maps may act on an axis, besides permutations of its units, without changing the function of the model.
+"""The groups: which maps, besides permutations, may act on an axis without changing the function of the model.
 
-An element of a group first permutes the units of an axis, then applies a map. On an axis of shape (n,) a map is a diagonal
-(n,) or a matrix (n, n); on an axis inside blocks, of shape (blocks, n), there is one for every block: (blocks, n) or
-(blocks, n, n). All maps are float64.
+An element of a group first permutes the units of an axis, then applies a map. On an axis of shape (n,) a map is a
+diagonal (n,) or a matrix (n, n); on an axis inside blocks, of shape (blocks, n), there is one for every block: (blocks,
+n) or (blocks, n, n). All maps are float64.
 
 What the model computes on an axis decides which group acts there. A function of each unit alone, such as an activation,
-leaves only the maps that commute with it; where nothing but a matrix product lies between the weights that write the axis
-and those that read it, every invertible map is free.
+leaves only the maps that commute with it; where nothing but a matrix product lies between the weights that write the
+axis and those that read it, every invertible map is free.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Maps: the linear part of a transform, combined with another, moved through a permutation, applied along a tensor's axis.
+"""Maps, the linear parts of a transform: how they are combined, moved through a permutation, and applied to a tensor.
 
 A map is a diagonal (n,) or a matrix (n, n); on an axis inside blocks there is one for every block: (blocks, n) or
 (blocks, n, n). All are float64.
@@ -102,7 +102,8 @@ def _mapped_units(
     queries = math.prod(view.shape[1:-1])
     split = units.reshape(-1, blocks, queries, n)
     if matrices:
-        # Contiguous, or the last bits would depend on the memory layout: a map that was loaded must act as the one saved.
+        # Contiguous, or the last bits would depend on the memory layout: a map that was loaded must act as the one
+        # saved.
         new = torch.einsum("rbqn,bmn->rbqm", split, mapped.reshape(blocks, n, n).contiguous())
     else:
         new = split * mapped.reshape(blocks, 1, n)

@@ -4,16 +4,17 @@
 residual               an axis that may be permuted; the axes of this name are permuted alike in every tensor
 (heads0 qk0)           a split axis: blocks `heads0`, and inside each block units `qk0` in an order of its own
 (heads0 -)             blocks that may be permuted, units inside whose order is fixed
-(heads0 -turn0)        the same, but signs, scales and rotations act on the units under the name turn0 (rotary queries and
-                       keys)
+(heads0 -turn0)        the same, but signs, scales and rotations act on the units under the name turn0 (rotary
+                       queries and keys)
 (heads0 queries0 v0)   three levels (grouped queries): key/value heads, the query heads of each, and units whose order
                        depends on the key/value head alone; `(heads0 queries0 -)` where that order is fixed
 [a | b | c]            equal parts one after another, each an item itself (queries, keys and values in one tensor)
 (heads0 [qk0 | v0])    the same inside every block
-{heads0 qk0}           two dimensions of the tensor: the outer and the inner level of a split axis (weights with a dimension
-                       for heads)
+{heads0 qk0}           two dimensions of the tensor: the outer and the inner level of a split axis (weights with a
+                       dimension for heads)
 
-A mark behind a name gives the axis its role, which matters for maps (signs, scales, rotations) and not for permutations:
+A mark behind a name gives the axis its role, which matters for maps (signs, scales, rotations) and not for
+permutations:
 
 residual               role `out`: the tensor writes the axis and takes the map itself
 residual'              role `in`: the tensor reads the axis and takes the inverse transpose of the map
@@ -75,7 +76,7 @@ class View:
         return self.shape if len(self.shape) == 1 else (self.shape[0], self.shape[-1])
 
     def index_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return axis -> shape of its index array: (n,) for the outermost level, (blocks, n) for those inside its blocks."""
+        """Return axis -> shape of its index array: (n,) for the outermost level, (blocks, n) for those inside it."""
         outermost = self.shape[:1]
         return {
             name: outermost if level == 0 else (*outermost, self.shape[level])
@@ -91,12 +92,13 @@ def contiguous(names: tuple[str, ...], shape: tuple[int, ...]) -> View:
 
 @dataclass(frozen=True)
 class TensorAxis:
-    """One item of a line: no name (fixed order), one name, or the names of a split axis from the outermost to the innermost.
+    """One item of a line: no name (fixed order), one name, or the names of a split axis, outermost first.
 
     Attributes:
         names: the last is `-` where blocks may be permuted and the order inside them is fixed.
         roles: `out`, `in` or `=` for each name.
-        parts: the parts one after another: inside every block of the names, or along the whole axis where there are none.
+        parts: the parts one after another: inside every block of the names, or along the whole axis where there are
+            none.
         span: the number of dimensions of the tensor that the item stands for.
         map_only: the name under which maps act on units whose order is fixed (`-turn0`); its role is the last one.
     """
@@ -174,7 +176,8 @@ def parse(line: str) -> tuple[TensorAxis, ...]:
 class _Reader:
     """Reads a line word by word.
 
-    `word` is the next word, empty at the end of the line; `position` is behind it; `glued` says that no space precedes it.
+    `word` is the next word, empty at the end of the line; `position` is behind it; `glued` says that no space precedes
+    it.
     """
 
     def __init__(self, line: str) -> None:

@@ -102,7 +102,7 @@ def inverse(p: Permutation) -> Permutation:
 
 
 def view_index(view: View, p: Permutation) -> Int[Tensor, ...]:
-    """Return the position along the old axis that each unit of a view takes: offset + sum over levels of stride * index.
+    """Return the old position that each unit of a view takes: offset + sum over levels of stride * index.
 
     Raises:
         SpecError: the permutation has no such axis, or one of another size.
@@ -110,7 +110,8 @@ def view_index(view: View, p: Permutation) -> Int[Tensor, ...]:
     source = torch.full(view.shape, view.offset)
     for level, (name, size) in enumerate(zip(view.names, view.shape, strict=True)):
         index = torch.arange(size) if name == "-" else _index(p, name, view.index_shapes()[name])
-        # An index inside blocks is (blocks, size): add dimensions for the levels between them and for those further inside.
+        # An index inside blocks is (blocks, size): add dimensions for the levels between them and for those further
+        # inside.
         inner = (1,) * (len(view.shape) - 1 - level)
         between = (1,) * (level - index.ndim + 1)
         source += view.strides[level] * index.reshape(*index.shape[:-1], *between, size, *inner)
@@ -171,7 +172,7 @@ def apply_axes(axes: Iterable[TensorAxis], p: Permutation, tensor: Tensor) -> Te
 
 
 def take(tensor: Tensor, dim: int, span: int, index: Int[Tensor, " n"] | None) -> Tensor:
-    """Return the tensor with `span` dimensions from `dim` on, flattened, in the order of an index array; None leaves it."""
+    """Return the tensor with `span` dimensions from `dim` on, flattened, in the order of an index array; None is no change."""
     if index is None or torch.equal(index, torch.arange(len(index))):
         return tensor
     flat = tensor.flatten(dim, dim + span - 1).index_select(dim, index)

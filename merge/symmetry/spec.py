@@ -4,8 +4,9 @@
     encoder.layer.0.intermediate.dense.weight     ffn0 residual'
     embeddings.word_embeddings.weight             - residual
 
-A name is an axis that may be permuted, `-` one whose order is fixed; `(outer inner)` is split into blocks, each with an inner
-order of its own; `[a | b]` has parts one after another. The group of an axis states which maps act on it besides permutations.
+A name is an axis that may be permuted, `-` one whose order is fixed; `(outer inner)` is split into blocks, each with an
+inner order of its own; `[a | b]` has parts one after another. The group of an axis states which maps act on it besides
+permutations.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ class PermutationSpec:
     Attributes:
         family: the architecture's name, for messages.
         lines: canonical tensor name -> notation; lines of tensors that a checkpoint lacks are no error.
-        sizes: outer axis -> number of blocks (heads), middle axis -> number in each; all other sizes are read off the tensors.
-        taps: the last axis of an activation, in the notation (an inner axis may be alone) -> the modules where it can be
-            hooked: `module:in` or `module:out`, followed by `:time` where activations are (tokens, texts, units) and by
+        sizes: outer axis -> number of blocks (heads), middle axis -> number in each; all other sizes are read off the
+            tensors.
+        taps: the last axis of an activation, in the notation (an inner axis may be alone) -> the modules where it can
+            be hooked: `module:in` or `module:out`, followed by `:time` where activations are (tokens, texts, units) and
+                by
             `:all` where no padding mask applies.
         outputs: output name of the model -> notation; an output on a movable axis is transformed with it.
         named: axes whose order is given by label names, never by matching.
@@ -41,7 +44,8 @@ class PermutationSpec:
             rounding alone, which is larger where the model itself computes in float32.
         dtype: in which outputs are compared; float32 where the model runs in no other.
         groups: axis without the layer's number -> name in `merge.symmetry.groups.GROUPS`; "permutation" by default.
-        folded: the groups that change once every gain on these axes is exactly one (`merge.symmetry.transform.folded_spec`).
+        folded: the groups that change once every gain on these axes is exactly one
+            (`merge.symmetry.transform.folded_spec`).
         rewrites: how the weights can change without the function changing; nothing is claimed by default.
     """
 

@@ -1,15 +1,16 @@
 """Transform: the general symmetry of a model: a permutation, then an invertible map on some of its axes.
 
-The convention, obeyed everywhere: the permutation acts first (`merge.symmetry.permutation`), then the map G of each axis
-that has one, in the *new* order of the units. Every tensor on the axis changes according to its role there, in float64:
+The convention, obeyed everywhere: the permutation acts first (`merge.symmetry.permutation`), then the map G of each
+axis that has one, in the *new* order of the units. Every tensor on the axis changes according to its role there, in
+float64:
 
     role out   x -> G x             tensors that write the axis: rows of weights, biases, embeddings
     role in    y -> G^-T y          tensors that read it: columns of weights; y^T x stays what it was
     role =     g -> g               gains and gates, which multiply the units one by one: permuted only
 
-A map is a diagonal (n,) or a matrix (n, n); on an axis inside blocks (blocks, n) or (blocks, n, n), where row h belongs to
-block h of the *new* order. On grouped queries `(heads0 queries0 v0)` all query heads take the map of their key/value head.
-`PermutationSpec.groups` states which maps an axis admits, and `check_transform` checks it.
+A map is a diagonal (n,) or a matrix (n, n); on an axis inside blocks (blocks, n) or (blocks, n, n), where row h belongs
+to block h of the *new* order. On grouped queries `(heads0 queries0 v0)` all query heads take the map of their key/value
+head. `PermutationSpec.groups` states which maps an axis admits, and `check_transform` checks it.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def inverse(transform: Transform) -> Transform:
 def apply_transform(spec: PermutationSpec, transform: Transform, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the transformed tensors of a model, which compute the same function. Inputs are not written to.
 
-    Tensors that no map acts on are permuted bit for bit; the others are computed in float64 and cast back to their dtype.
+    Tensors that no map acts on are permuted bit for bit; the others are computed in float64 and cast back to their
+    dtype.
 
     Raises:
         SpecError: a map does not fit a tensor, or a rotation meets gains that differ.
@@ -187,13 +189,14 @@ def _group(spec: PermutationSpec, axis: str) -> Group:
 
 
 def folded_spec(spec: PermutationSpec) -> PermutationSpec:
-    """Return the spec of the same model once every gain of its norms is exactly one (`merge.symmetry.canonical.fold_norms`).
+    """Return the spec of the same model once every gain of its norms is exactly one (see `canonical.fold_norms`).
 
     The residual stream then admits every rotation (RMSNorm), or every one that fixes the ones vector (LayerNorm, which
     subtracts the mean). Nothing is folded here; applying a rotation to gains that differ is an error.
 
     Raises:
-        SpecError: the gains of this architecture act on the stream itself (post-LN), or its head needs the stream's basis.
+        SpecError: the gains of this architecture act on the stream itself (post-LN), or its head needs the stream's
+            basis.
     """
     if not spec.folded:
         raise SpecError(

@@ -1,7 +1,8 @@
 """Transform files: a transform as safetensors, which `--apply` reads.
 
-The tensor `permutation/AXIS` is an index array, `map/AXIS` a map. The metadata has one entry, `transform`, a JSON object with the
-format's version, the family, the outer axis of each inner one, and two facts of the run that wrote it (ENTRIES).
+The tensor `permutation/AXIS` is an index array, `map/AXIS` a map. The metadata has one entry, `transform`, a JSON
+object with the format's version, the family, the outer axis of each inner one, and two facts of the run that wrote it
+(ENTRIES).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def save_transform(
     """Write a transform file; it appears whole or not at all.
 
     Args:
-        reference: name of the file in the same folder with the transform of the reference, where that is transformed too.
+        reference: name of the file in the same folder with the transform of the reference, where that is transformed
+            too.
         canonical: whether the transform acts on canonical weights (`merge.symmetry.canonical`), which were kept.
     Raises:
         SpecError: a map is not in the group of its axis.
@@ -50,7 +52,8 @@ def save_transform(
         facts["reference"] = reference
     if canonical:
         facts["canonical"] = "keep"
-    # One entry only: safetensors writes several in an order that changes from call to call, and files must repeat to the byte.
+    # One entry only: safetensors writes several in an order that changes from call to call, and files must repeat to
+    # the byte.
     data = safetensors.save(tensors, metadata={"transform": json.dumps(facts)})
     write_atomic(path, data)
 

@@ -71,7 +71,8 @@ def spec_for(config: Mapping[str, Any]) -> PermutationSpec:
     """Return the permutation spec of a config: from its family's table, or derived from a run of the model and proved.
 
     Raises:
-        SpecError: transformers does not have the model type, its table has no such task head, or no spec could be derived.
+        SpecError: transformers does not have the model type, its table has no such task head, or no spec could be
+            derived.
     """
     model_type = str(config.get("model_type"))
     if model_type in ARCHITECTURES:

@@ -1,4 +1,4 @@
-"""ALBERT: BERT whose layers run the same tensors several times, with narrower embeddings on an axis of their own. Post-LN.
+"""ALBERT: BERT whose layers run the same tensors several times, with narrower embeddings on their own axis. Post-LN.
 
 An axis belongs to a set of tensors, however often it is run: `ffn0` is one axis for all the layers of group 0.
 """

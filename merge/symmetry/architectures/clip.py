@@ -1,9 +1,9 @@
 """CLIP: two pre-LN encoders, of texts and of images, each with its own residual stream; both project onto one axis.
 
-Both projections write the axis `projection`, and the similarity reads it from both sides, so it moves alike on both. The
-similarity is the cosine: with both encoders the projection axis takes every rotation. The text stream can be rotated once
-the gains of its norms are folded; the image stream cannot, because a norm before its first layer has a gain on the stream
-itself. The order of channels, pixels and patch positions is fixed.
+Both projections write the axis `projection`, and the similarity reads it from both sides, so it moves alike on both.
+The similarity is the cosine: with both encoders the projection axis takes every rotation. The text stream can be
+rotated once the gains of its norms are folded; the image stream cannot, because a norm before its first layer has a
+gain on the stream itself. The order of channels, pixels and patch positions is fixed.
 """
 
 from __future__ import annotations

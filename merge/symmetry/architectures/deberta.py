@@ -1,7 +1,7 @@
 """DeBERTa (v1): post-LN, relative positions, queries, keys and values of each head next to one another in one tensor.
 
-`rel_embeddings` are on the residual stream and have projections of their own: `pos_proj` makes keys of them, `pos_q_proj`
-queries. There is no key bias. The model computes its LayerNorms in float32.
+`rel_embeddings` are on the residual stream and have projections of their own: `pos_proj` makes keys of them,
+`pos_q_proj` queries. There is no key bias. The model computes its LayerNorms in float32.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def deberta(config: Mapping[str, Any]) -> PermutationSpec:
 def groups_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the groups of a DeBERTa's axes that differ from those of other families.
 
-    Only a projection reads embeddings that are narrower than the stream, so they take every invertible map. A tied decoder
-    reads the same table in role `in` and would need the inverse transpose: then only signs are left, which are their own.
+    Only a projection reads embeddings that are narrower than the stream, so they take every invertible map. A tied
+    decoder reads the same table in role `in` and would need the inverse transpose: then only signs are left, which are
+    their own.
     """
     decoder = "MaskedLM" in str(config.get("architectures")) and config.get("tie_word_embeddings", True)
     pooler = activation_group(config.get("pooler_hidden_act", "gelu"))

@@ -1,7 +1,7 @@
 """DeBERTa v2 and v3: post-LN, relative positions, and a convolution beside the first layer in some configs.
 
-The table of relative positions is on the residual stream; projections of its own read it, or with `share_att_key` the layer's
-queries and keys.
+The table of relative positions is on the residual stream; projections of its own read it, or with `share_att_key` the
+layer's queries and keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DistilBERT: BERT under names of its own, without segments and pooler; its classifier has a hidden layer instead. Post-LN."""
+"""DistilBERT: BERT under other names, without segments and pooler; its classifier has a hidden layer. Post-LN."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The table of a BERT-like encoder: which axis each tensor has, and how a family's short table becomes a spec.
 
-Read ATTENTION, FEED_FORWARD, POST_LN and EMBEDDINGS below with `merge.symmetry.notation` beside them; `{i}` is the number of
-the layer. Six kinds of axes:
+Read ATTENTION, FEED_FORWARD, POST_LN and EMBEDDINGS below with `merge.symmetry.notation` beside them; `{i}` is the
+number of the layer. Six kinds of axes:
 
-    residual   the residual stream, one order for the whole model. Every sublayer adds to it, so all that write it and all
-               that read it must agree: embeddings, output projections, readers, LayerNorms.
+    residual   the residual stream, one order for the whole model. Every sublayer adds to it, so all that write it and
+               all that read it must agree: embeddings, output projections, readers, LayerNorms.
     heads{i}   the attention heads of layer i. A head moves as one block of query, key, value and output weights.
     qk{i}      the units inside a head that queries and keys share: a score is their dot product.
     v{i}       the units inside a head that values and the output projection share.
@@ -13,16 +13,16 @@ the layer. Six kinds of axes:
 
 What may act on each, besides a permutation (`merge.symmetry.groups`):
 
-    residual   one sign for the whole stream. LayerNorm(-x) with the same gain and the bias negated is -LayerNorm(x). After a
-               LayerNorm (post-LN) the gain g is part of the stream, and diag(g) commutes with no rotation unless all gains
-               are equal. Where the LayerNorm is before the sublayer (pre-LN), g can be folded into what reads it, and then
-               every rotation that keeps the mean is a symmetry (`folded`).
+    residual   one sign for the whole stream: LayerNorm(-x) with the same gain and the bias negated is -LayerNorm(x).
+               After a LayerNorm (post-LN) the gain g is part of the stream, and diag(g) commutes with no rotation unless all
+               gains are equal. Where the LayerNorm is before the sublayer (pre-LN), g can be folded into what reads it,
+               and then every rotation that keeps the mean is a symmetry (`folded`).
     qk, v      every invertible map G: q^T k = (G q)^T (G^-T k), and W_O W_V = (W_O G^-1) (G W_V).
     ffn        what commutes with the activation: GELU with nothing, ReLU with positive scales, tanh (odd) with signs.
     pooler     signs, because its activation is tanh.
 
-The bias of the keys is inert: it adds q . b to every score of a query q, and softmax ignores a constant. Its order can never
-show in the outputs; it is in the table because it moves with its axis all the same.
+The bias of the keys is inert: it adds q . b to every score of a query q, and softmax ignores a constant. Its order can
+never show in the outputs; it is in the table because it moves with its axis all the same.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ REWRITES = Rewrites(
     tables=TABLES,
 )
 
-# Groups of the axes that families share, by kind. `transform` is the hidden layer of a language model's head: a LayerNorm
-# follows its activation, and the gain and bias of that norm take any scale.
+# Groups of the axes that families share, by kind. `transform` is the hidden layer of a language model's head: a
+# LayerNorm follows its activation, and the gain and bias of that norm take any scale.
 GROUPS = {
     "residual": "sign",
     "embedding": "sign",
@@ -132,10 +132,12 @@ class Family:
         layer_path: the path of layer i.
         taps: axis -> sites of its activations outside the layers, as in PermutationSpec.
         layer_taps: the same in layer i, named below the layer's path.
-        attention_heads: the axis of the attention heads of layer i; `heads` where all layers must share one order of heads.
+        attention_heads: the axis of the attention heads of layer i; `heads` where all layers must share one order of
+            heads.
         activation: the config key of the activation of the feed-forward layers.
         groups: kind of axis -> group, where it differs from GROUPS, from the task head's and from the activation's.
-        folded: kind of axis -> group once the gains of the norms are folded into their readers; empty if they cannot be.
+        folded: kind of axis -> group once the gains of the norms are folded into their readers; empty if they cannot
+            be.
         rewrites: how its weights can change without changing its function; by default nothing is claimed.
     """
 
@@ -191,8 +193,8 @@ def encoder_spec(
     groups = (
         GROUPS | {"ffn": activation_group(config.get(family.activation, "gelu"))} | {**head.groups, **family.groups}
     )
-    # A tied decoder reads the head's hidden units through the word embeddings, so they share the stream's axis. An activation
-    # acts on each of them alone: the stream cannot be rotated.
+    # A tied decoder reads the head's hidden units through the word embeddings, so they share the stream's axis. An
+    # activation acts on each of them alone: the stream cannot be rotated.
     hidden = decoded == words and any("{decoded}" in line for line in head.lines.values())
     return PermutationSpec(
         family=family.name,

@@ -1,11 +1,11 @@
-"""Task heads: what each adds to an encoder, one line of notation for each of its tensors; the heads that families share.
+"""Task heads: the lines of notation that each adds to an encoder, and the heads that families share.
 
-A line may name two axes that depend on the config. `{words}` is the axis of the word embedding table: the residual stream, or
-an axis of its own where the table is narrower and projected. `{decoded}` is the axis that the vocabulary decoder reads:
-`{words}` where the decoder is tied to the word embeddings, else `transform`, an axis of the head alone.
+A line may name two axes that depend on the config. `{words}` is the axis of the word embedding table: the residual
+stream, or an axis of its own where the table is narrower and projected. `{decoded}` is the axis that the vocabulary
+decoder reads: `{words}` where the decoder is tied to the word embeddings, else `transform`, an axis of the head alone.
 
-The hidden layer of a language model's head is activation, then LayerNorm, then decoder. Its dense weight is only permuted
-(`{decoded}=`) because the activation follows; signs and scales go into the gain and bias of the norm instead.
+The hidden layer of a language model's head is activation, then LayerNorm, then decoder. Its dense weight is only
+permuted (`{decoded}=`) because the activation follows; signs and scales go into the gain and bias of the norm instead.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ MULTIPLE_CHOICE = Head({"classifier.weight": "- pooler'", "classifier.bias": "-"
 QUESTION_ANSWERING = Head({"qa_outputs.weight": "- residual'", "qa_outputs.bias": "-"}, SPANS)
 NEXT_SENTENCE = Head({"cls.seq_relationship.weight": "- pooler'", "cls.seq_relationship.bias": "-"}, {"logits": "- -"})
 
-# BERT's language model. `cls.predictions.bias` is the decoder's bias where tied; otherwise decoder.bias is, and it is unused.
+# BERT's language model. `cls.predictions.bias` is the decoder's bias where tied; otherwise decoder.bias is, and it is
+# unused.
 BERT_LANGUAGE_MODEL = Head(
     {
         "cls.predictions.transform.dense.weight": "{decoded}= residual'",

@@ -1,15 +1,15 @@
 """Llama, Mistral, Qwen2 and Qwen3: pre-LN with RMSNorm, rotary positions, grouped queries, gated feed-forward layers.
 
-Grouped queries: `heads0` counts key/value heads and `queries0` the query heads of each. A key/value head moves together with
-the query heads that read it, and these may be permuted among themselves. The order inside values is one for all query heads
-that read them.
+Grouped queries: `heads0` counts key/value heads and `queries0` the query heads of each. A key/value head moves together
+with the query heads that read it, and these may be permuted among themselves. The order inside values is one for all
+query heads that read them.
 
-Rotary positions rotate each pair of units (i, i + n/2) by an angle of its own, so the order inside queries and keys is fixed;
-a pair of a key head and of the query heads that read it takes one complex number. Qwen3 normalises queries and keys with gains
-that all heads share: then only a sign for each pair is left.
+Rotary positions rotate each pair of units (i, i + n/2) by an angle of its own, so the order inside queries and keys is
+fixed; a pair of a key head and of the query heads that read it takes one complex number. Qwen3 normalises queries and
+keys with gains that all heads share: then only a sign for each pair is left.
 
-RMSNorm subtracts no mean, so every unit of the stream takes a sign of its own. In the gated feed-forward layer the activation
-acts on `gate_proj`; `up_proj` multiplies it and takes scales.
+RMSNorm subtracts no mean, so every unit of the stream takes a sign of its own. In the gated feed-forward layer the
+activation acts on `gate_proj`; `up_proj` multiplies it and takes scales.
 """
 
 from __future__ import annotations

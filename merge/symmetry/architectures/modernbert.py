@@ -1,11 +1,11 @@
 """ModernBERT: pre-LN, rotary positions, queries, keys and values in one tensor, gated feed-forward layers.
 
-Rotary positions fix the order inside queries and keys; each pair of units (i, i + n/2) takes one complex number. `mlp.Wi`
-holds the two halves of the gated layer one after the other, in the same order: the first is activated, the second multiplies it
-and takes scales. So does the LayerNorm after the activation of a task head.
+Rotary positions fix the order inside queries and keys; each pair of units (i, i + n/2) takes one complex number.
+`mlp.Wi` holds the two halves of the gated layer one after the other, in the same order: the first is activated, the
+second multiplies it and takes scales. So does the LayerNorm after the activation of a task head.
 
-The embeddings are normalised, and the first layer has no norm before its attention: the gain of the embeddings' norm acts on
-the stream itself, so the stream cannot be rotated.
+The embeddings are normalised, and the first layer has no norm before its attention: the gain of the embeddings' norm
+acts on the stream itself, so the stream cannot be rotated.
 """
 
 from __future__ import annotations

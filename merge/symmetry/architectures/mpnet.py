@@ -1,7 +1,7 @@
 """MPNet: BERT with one table of relative position biases that all layers add to their attention scores. Post-LN.
 
-The table has a column for each head, so the heads of all layers share one order (`heads`, without a number). The order inside
-a head belongs to its layer.
+The table has a column for each head, so the heads of all layers share one order (`heads`, without a number). The order
+inside a head belongs to its layer.
 """
 
 from __future__ import annotations

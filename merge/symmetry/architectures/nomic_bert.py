@@ -1,7 +1,7 @@
 """Nomic BERT: post-LN, rotary positions, gated feed-forward layers.
 
-Rotary positions fix the order inside queries and keys; each pair of units (i, i + n/2) takes one complex number. `gate_proj` is
-activated, `up_proj` multiplies it and takes scales.
+Rotary positions fix the order inside queries and keys; each pair of units (i, i + n/2) takes one complex number.
+`gate_proj` is activated, `up_proj` multiplies it and takes scales.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """BERT-like families with the LayerNorm before each sublayer: Megatron-BERT, RoBERTa-PreLayerNorm, XLM-RoBERTa-XL.
 
-The stream itself is never normalised: embeddings and both output projections write it, each LayerNorm and its readers read it,
-and one more LayerNorm follows the last layer. Where the embeddings have no norm of their own, every gain can be folded into
-what reads it, and then the stream can be rotated (`folded`). RoBERTa-PreLayerNorm has one, so its stream is only permuted.
+The stream itself is never normalised: embeddings and both output projections write it, each LayerNorm and its readers
+read it, and one more LayerNorm follows the last layer. Where the embeddings have no norm of their own, every gain can
+be folded into what reads it, and then the stream can be rotated (`folded`). RoBERTa-PreLayerNorm has one, so its stream
+is only permuted.
 """
 
 from __future__ import annotations

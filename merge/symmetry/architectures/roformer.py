@@ -1,8 +1,8 @@
 """RoFormer: BERT with rotary positions. Post-LN.
 
-Rotary positions rotate each pair of units (2i, 2i + 1) of a query or key by an angle of its own, so the order inside queries
-and keys is fixed (of values too, with `rotary_value`). What commutes with these rotations is one complex number for each
-pair. `encoder.embed_positions` is the table of sines that all heads share; nothing of it moves.
+Rotary positions rotate each pair of units (2i, 2i + 1) of a query or key by an angle of its own, so the order inside
+queries and keys is fixed (of values too, with `rotary_value`). What commutes with these rotations is one complex number
+for each pair. `encoder.embed_positions` is the table of sines that all heads share; nothing of it moves.
 """
 
 from __future__ import annotations

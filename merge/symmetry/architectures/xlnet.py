@@ -1,8 +1,8 @@
 """XLNet: post-LN, attention weights with a dimension for the heads, relative positions.
 
-`r` reads the table of sines, whose order is fixed; `seg_embed` adds to the keys, and the three biases add to the queries. The
-attention is not built of linear modules, so no hook sees the units inside a head: heads are matched by weights only.
-Activations are (tokens, texts, units).
+`r` reads the table of sines, whose order is fixed; `seg_embed` adds to the keys, and the three biases add to the
+queries. The attention is not built of linear modules, so no hook sees the units inside a head: heads are matched by
+weights only. Activations are (tokens, texts, units).
 """
 
 from __future__ import annotations

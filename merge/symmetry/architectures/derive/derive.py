@@ -1,15 +1,18 @@
-"""Derived tables: the spec of a model that has no table by hand, read off one run of it and proved on others.
+"""Derived tables: the spec of a model that has no table written by hand, read off one run of it and proved on others.
 
-The model is built with random parameters, run once while every dimension is followed (`trace`), and what may move is
-written in the notation (`items`). Then the proof every table faces: a random element on all axes at once keeps the
-outputs in float64. If it does not, the axes that fail alone are fixed; if none does, or nothing is left that moves,
-there is no spec. Roles (`in`, `out`, `=`) are not derived: a permutation does not tell them apart. So every axis has the
-group of permutations, and nothing else acts on it.
+The model is built with random parameters and run once while the factors of every dimension are followed (`trace`); what
+may be permuted is written in the notation (`lines`). Then comes the proof that every table must pass: a random
+permutation of all axes at once keeps the outputs in float64. If it does not, the axes that fail alone are fixed; if
+none fails alone, or nothing is left to permute, there is no spec.
+
+Roles (`in`, `out`, `=`) are not derived, because permutations do not distinguish them. So every axis has the group of
+permutations, and no maps act on it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,32 +24,35 @@ from torch import Tensor
 from merge.checkpoints.structure import Structure, structure_of
 from merge.errors import one_line
 from merge.symmetry.architectures.derive.factors import Factor, fix, flat
-from merge.symmetry.architectures.derive.lines import Table, Unsayable, item, write_table
+from merge.symmetry.architectures.derive.lines import Inexpressible, Table, item_of, write_table
 from merge.symmetry.architectures.derive.specimen import Specimen, refusal, specimen_of
 from merge.symmetry.architectures.derive.taps import taps_of
 from merge.symmetry.architectures.derive.trace import Trace, follow
 from merge.symmetry.permutation import Permutation, apply, apply_axes, random, restrict
 from merge.symmetry.spec import PermutationSpec, parse
 
-BOUND = 1e-9  # of the proof, in float64 throughout
-CAST_BOUND = 1e-4  # of the run's own proof, where the model's code goes through float32
-# Outputs whose units have no meaning of their own; those of all others (classes, tokens, scores) keep their order.
-BASES = ("hidden_state", "hidden_states", "pooler_output", "embeds")
+# Largest difference of an output, in standard deviations: in the proof, which is in float64 throughout; and in a merge,
+# where the model's own code may go through float32.
+BOUND = 1e-9
+CAST_BOUND = 1e-4
+# Endings of outputs whose units may be permuted; those of all others (classes, tokens, scores) have a meaning by
+# position.
+HIDDEN_OUTPUTS = ("hidden_state", "hidden_states", "pooler_output", "embeds")
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")
 UNREAD = "no output reads it"
-# What every model has, and no note need say.
-EXPECTED = (UNREAD, "rows are looked up by number", "the order of this output has a meaning")
+# Reasons that hold in every model, which a note leaves out.
+EXPECTED_REASONS = (UNREAD, "rows are looked up by number", "the order of this output has a meaning")
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A spec that no hand wrote, and what is known of it.
+    """A derived spec, with its proof and what the run could not show.
 
     Attributes:
         spec: proved on random parameters.
         error: the largest difference of any output in the proof, in standard deviations.
-        fixed: reason -> `tensor[axis]` of every axis that stays where it is for this reason.
-        unread: tensors that no output depends on in the run: all their axes are fixed.
+        fixed: reason -> `tensor[dimension]` of everything whose order is fixed for this reason.
+        unread: tensors that no output depends on in the run; all their axes are fixed.
     """
 
     spec: PermutationSpec
@@ -56,13 +62,13 @@ class Derived:
 
     @property
     def note(self) -> str:
-        """One sentence for a report: where the table came from, and what it could not see."""
-        listed = _reasons(self.fixed)
+        """One sentence for the report: where the table is from, and what the run could not show."""
+        reasons = _reasons(self.fixed)
         kinds = sorted({self.spec.kind(axis) for line in self.spec.lines for axis in _mentions(self.spec, line)})
         return (
             f"{self.spec.family.split()[0]} has no permutation table; one was derived from a run of the model and proved on "
             f"random parameters (outputs differ by {self.error:.1g} standard deviations): axes {', '.join(kinds)}"
-            + (f". {listed}" if listed else "")
+            + (f". {reasons}" if reasons else "")
             + (f". Read by no output: {', '.join(self.unread[:3])}" if self.unread else "")
         )
 
@@ -84,25 +90,25 @@ def _derive(config: str) -> Derived:
     specimen = specimen_of(structure)
     try:
         reference = specimen.outputs(specimen.tensors)
-    # Model code fails in its own words on inputs it does not take.
+    # Model code raises errors of any type on inputs that it does not take.
     except Exception as error:
         raise refusal(structure, f"it does not run on random inputs: {one_line(error)}") from error
-    loose = [name for name, out in reference[0].items() if not bool(torch.isfinite(out).all())]
-    if loose:
-        raise refusal(structure, f"its output {loose[0]} is not finite on random inputs")
-    trace = follow(specimen.model, specimen.own(), specimen.batches[0])
-    return settle(specimen, trace, reference)
+    infinite = [name for name, out in reference[0].items() if not bool(torch.isfinite(out).all())]
+    if infinite:
+        raise refusal(structure, f"its output {infinite[0]} is not finite on random inputs")
+    trace = follow(specimen.model, specimen.model_tensors(), specimen.batches[0])
+    return prove_trace(specimen, trace, reference)
 
 
-def settle(specimen: Specimen, trace: Trace, reference: list[dict[str, Tensor]]) -> Derived:
-    """Return the spec of a trace once it is proved, fixing on the way what alone changes the outputs.
+def prove_trace(specimen: Specimen, trace: Trace, reference: list[dict[str, Tensor]]) -> Derived:
+    """Return the proved spec of a trace; axes that change the outputs when permuted alone are fixed on the way.
 
     Raises:
         SpecError: all axes together change the outputs, and none does alone.
     """
     structure = specimen.structure
     fix((f for name in trace.unread for dim in trace.tensors[name] for f in dim), UNREAD)
-    labels = _settle_outputs(trace, structure)
+    labels = _fix_outputs(trace, structure)
     while True:
         table = write_table(trace, labels)
         spec = _spec(specimen, trace, table)
@@ -117,8 +123,8 @@ def settle(specimen: Specimen, trace: Trace, reference: list[dict[str, Tensor]])
     raise refusal(structure, f"a random permutation changes its outputs by {error:.2g} standard deviations")
 
 
-def _settle_outputs(trace: Trace, structure: Structure) -> Factor | None:
-    """Fix the outputs whose order has a meaning; return the factor of the classes where their names give the order."""
+def _fix_outputs(trace: Trace, structure: Structure) -> Factor | None:
+    """Fix the outputs whose order has a meaning; return the factor of the classes, if label names give its order."""
     labels = None
     for name, dims in trace.outputs.items():
         if name == "logits" and structure.architecture.endswith(CLASSIFIERS):
@@ -126,24 +132,26 @@ def _settle_outputs(trace: Trace, structure: Structure) -> Factor | None:
             if len(leaves) == 1 and not leaves[0].fixed and leaves[0].size == len(structure.label_names):
                 labels = leaves[0]
                 continue
-        if not name.endswith(BASES):
+        if not name.endswith(HIDDEN_OUTPUTS):
             fix([f for dim in dims for f in dim], f"the order of this output has a meaning: {name}")
         for dim in dims:
             try:
-                item(dim)
-            except Unsayable as fault:
+                item_of(dim)
+            except Inexpressible as fault:
                 fix(fault.factors, str(fault))
     return labels
 
 
 def _spec(specimen: Specimen, trace: Trace, table: Table) -> PermutationSpec:
-    """Return the spec of a table; integer tensors are fixed along every axis."""
+    """Return the spec of a table; the order of integer tensors is fixed in every dimension."""
     structure = specimen.structure
-    still = {name: " ".join("-" * t.ndim) for name, t in specimen.own().items() if name not in specimen.tensors}
+    integers = {
+        name: " ".join("-" * t.ndim) for name, t in specimen.model_tensors().items() if name not in specimen.tensors
+    }
     names = set(table.names.values())
     return PermutationSpec(
         family=f"{structure.config['model_type']} (derived)",
-        lines={**table.lines, **still},
+        lines={**table.lines, **integers},
         sizes=table.sizes,
         taps=taps_of(specimen, trace, table),
         outputs=table.outputs,
@@ -155,7 +163,7 @@ def _spec(specimen: Specimen, trace: Trace, table: Table) -> PermutationSpec:
 def _prove(
     spec: PermutationSpec, specimen: Specimen, reference: list[dict[str, Tensor]]
 ) -> tuple[float, frozenset[str]]:
-    """Return the largest difference a random element on all axes makes, and the axes that alone make one."""
+    """Return the largest difference that a random permutation of all axes makes, and the axes that alone make one."""
     shapes = {name: tuple(tensor.shape) for name, tensor in specimen.tensors.items()}
     p = random(spec, shapes, torch.Generator().manual_seed(0))
     error = _difference(spec, specimen, reference, p)
@@ -166,32 +174,32 @@ def _prove(
 
 
 def _difference(spec: PermutationSpec, specimen: Specimen, reference: list[dict[str, Tensor]], p: Permutation) -> float:
-    """Return the largest difference of any output of the re-based model, in standard deviations of that output."""
+    """Return the largest difference of any output of the permuted model, in standard deviations of that output."""
     worst = 0.0
     for old, new in zip(reference, specimen.outputs(apply(spec, p, specimen.tensors)), strict=True):
         for name, line in spec.outputs.items():
             expected = apply_axes(parse(line), p, old[name])
             spread = expected.std().clamp_min(torch.finfo(torch.float64).tiny)
             difference = float((new[name] - expected).abs().max() / spread)
-            worst = max(worst, difference if difference == difference else torch.inf)
+            worst = max(worst, torch.inf if math.isnan(difference) else difference)
     return worst
 
 
 def _unmoved(trace: Trace) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """Return reason -> the tensors' axes that are fixed for it, and the tensors no output depends on."""
-    found: dict[str, list[str]] = {}
+    """Return reason -> the dimensions that are fixed for it, and the tensors that no output depends on."""
+    dimensions: dict[str, list[str]] = {}
     for name, dims in trace.tensors.items():
         for d, dim in enumerate(dims):
             for why in dict.fromkeys(f.fixed for f in flat(dim) if f.fixed):
-                found.setdefault(why, []).append(f"{name}[{d}]")
-    return {why: tuple(axes) for why, axes in found.items()}, trace.unread
+                dimensions.setdefault(why, []).append(f"{name}[{d}]")
+    return {why: tuple(axes) for why, axes in dimensions.items()}, trace.unread
 
 
 def _reasons(fixed: Mapping[str, tuple[str, ...]]) -> str:
-    """Return what is fixed and why, without what is fixed in every model."""
-    unseen = {why: axes for why, axes in fixed.items() if not why.startswith(EXPECTED)}
-    listed = "; ".join(f"{len(axes)} axes ({why}), such as {axes[0]}" for why, axes in unseen.items())
-    return f"Not moved: {listed}" if listed else ""
+    """Return the reasons for fixed orders as a sentence, without those that hold in every model."""
+    special = {why: axes for why, axes in fixed.items() if not why.startswith(EXPECTED_REASONS)}
+    text = "; ".join(f"{len(axes)} axes ({why}), such as {axes[0]}" for why, axes in special.items())
+    return f"Not moved: {text}" if text else ""
 
 
 def _mentions(spec: PermutationSpec, tensor: str) -> list[str]:

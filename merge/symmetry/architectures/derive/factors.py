@@ -1,11 +1,12 @@
-"""Factors: what a dimension of a tensor is made of, and which factors must move alike.
+"""Factors: the units that a dimension of a tensor is made of, and which factors must be permuted alike.
 
-A dimension is a row-major product of factors: units of one kind, such as heads, or places inside a head. A view splits a
-factor into a product, a slice cuts it into parts laid side by side, and an operation that pairs two dimensions unites
-theirs. What is left whole at the end may be permuted on its own, unless something tells its units apart: it is fixed.
+A dimension is a row-major product of factors: units of one kind, such as heads, or positions inside a head. A view
+splits a factor into a product, a slice cuts it into parts that are next to one another, and an operation that pairs two
+dimensions unites their factors. A factor that is still whole at the end of the run may be permuted, unless something
+distinguishes its units by position: then it is fixed.
 
-The order inside a block may differ from block to block as long as block and place stay together: `contexts` says of
-which factors an order may depend, `lost` which of them were summed away or mixed while the factor lived on.
+The order inside a block may differ from block to block as long as both keep together: `contexts` holds the factors that
+an order may depend on, `lost` those of them that were summed away or mixed while the factor lived on.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from itertools import pairwise
 
 @dataclass(eq=False)
 class Factor:
-    """Units of one kind; united factors share a root, which holds all that is known of them.
+    """Units of one kind. United factors share one root, which holds the facts of all of them.
 
     Attributes:
-        size: how many units.
+        size: number of units.
         free: every unit holds the same values, so that any order is right.
-        fixed: why the units may not move; empty where they may.
-        product: the factors this one was split into.
-        parts: the parts it was cut into.
-        contexts: for each factor united here, the factors its order may depend on; all of them must agree.
-        lost: factors its order may no longer depend on.
-        owner: the factor this is a part of the product of.
-        members: how many factors that are not free are united here.
+        fixed: why the order of the units is fixed; empty where it is not.
+        product: the factors that this one was split into.
+        parts: the parts that it was cut into.
+        contexts: for each factor united here, the factors that its order may depend on; only what all allow is allowed.
+        lost: factors that its order may no longer depend on.
+        owner: the factor that was split into a product with this one.
+        members: number of factors united here that are not free.
         scored: it was summed over in a batched product, as queries with keys.
+        united: the factor that this one was united with, a step nearer to the root; None for a root.
     """
 
     size: int
@@ -43,19 +45,24 @@ class Factor:
     owner: Factor | None = None
     members: int = 1
     scored: bool = False
-    same: Factor | None = None
+    united: Factor | None = None
 
     @property
     def root(self) -> Factor:
         node = self
-        while node.same is not None:
-            node = node.same
+        while node.united is not None:
+            node = node.united
         return node
 
 
 @dataclass(frozen=True)
 class Part:
-    """Units [start, stop) of a factor: what they are, and what the factors inside them became there."""
+    """Units [start, stop) of a factor.
+
+    Attributes:
+        factors: the factors that these units are the product of.
+        inside: factor inside the units before the cut -> its copy inside this part, which may have another order.
+    """
 
     start: int
     stop: int
@@ -67,12 +74,12 @@ Dimension = Sequence[Factor]
 
 
 def size(factors: Dimension) -> int:
-    """Return how many units a dimension has."""
+    """Return the number of units of a dimension."""
     return math.prod(f.size for f in factors)
 
 
 def flat(factors: Dimension) -> list[Factor]:
-    """Return the roots a dimension is the product of, as split so far; single units left out."""
+    """Return the roots that a dimension is the product of, as far as split by now; without factors of one unit."""
     out: list[Factor] = []
     for factor in factors:
         root = factor.root
@@ -82,7 +89,7 @@ def flat(factors: Dimension) -> list[Factor]:
 
 
 def fix(factors: Iterable[Factor], why: str) -> None:
-    """Let the units of these factors, and all they are made of, never move."""
+    """Fix the order of these factors, and of all that they were split or cut into."""
     for factor in factors:
         root = factor.root
         if not root.fixed:
@@ -93,12 +100,12 @@ def fix(factors: Iterable[Factor], why: str) -> None:
 
 
 def fixed(count: int, why: str) -> Factor:
-    """Return a new factor that may not move."""
+    """Return a new factor whose order is fixed."""
     return Factor(count, fixed=why)
 
 
 def divide(factor: Factor, outer: int) -> bool:
-    """Split a whole factor into `outer` blocks; False where its parts or its size do not allow it."""
+    """Split a factor into `outer` blocks; return False where it is cut into parts or its size does not divide."""
     if factor.parts or factor.size % outer:
         return False
     children = tuple(Factor(n, free=factor.free, fixed=factor.fixed) for n in (outer, factor.size // outer))
@@ -109,16 +116,16 @@ def divide(factor: Factor, outer: int) -> bool:
     return True
 
 
-def lose(gone: Dimension, kept: Iterable[Dimension]) -> None:
-    """Note that `gone` was summed away or mixed while `kept` lived on: no order in `kept` may depend on it."""
-    leaves = set(flat(gone))
+def lose(removed: Dimension, kept: Iterable[Dimension]) -> None:
+    """Note that `removed` was summed away or mixed while `kept` lived on: no order in `kept` may depend on it."""
+    leaves = set(flat(removed))
     for dimension in kept:
         for factor in flat(dimension):
             factor.lost |= leaves - {factor}
 
 
 def unite(a: Dimension, b: Dimension, why: str) -> None:
-    """Make two dimensions of one size move alike; what cannot be lined up is fixed."""
+    """Unite two dimensions of one size, so that they are permuted alike; factors that do not line up are fixed."""
     left, right = flat(a)[::-1], flat(b)[::-1]
     while left and right:
         x, y = left.pop(), right.pop()
@@ -135,6 +142,7 @@ def unite(a: Dimension, b: Dimension, why: str) -> None:
 
 
 def _unite_roots(x: Factor, y: Factor, why: str) -> None:
+    """Make y's root x: the one that is not free, or fixed, or cut, if only one of them is."""
     if x is y:
         return
     if (x.free, x.fixed != "") > (y.free, y.fixed != "") or (y.parts and not x.parts and not y.free):
@@ -146,36 +154,36 @@ def _unite_roots(x: Factor, y: Factor, why: str) -> None:
         else:
             for p, q in zip(x.parts, y.parts, strict=True):
                 unite(p.factors, q.factors, why)
-    for one, other in ((x, y), (y, x)):
-        if one.fixed:
-            fix((other,), one.fixed)
+    for factor, other in ((x, y), (y, x)):
+        if factor.fixed:
+            fix((other,), factor.fixed)
     if not y.free:
         x.contexts += y.contexts
         x.members += y.members
     x.lost |= y.lost
     x.scored |= y.scored
-    y.same = x
+    y.united = x
 
 
-def later(factor: Factor) -> list[Factor]:
-    """Return the factors that lie inside every unit of this one, in the tensor it was split in."""
+def inner_factors(factor: Factor) -> list[Factor]:
+    """Return the factors inside every unit of this one, in the tensor where it was split."""
     child, out = factor, list[Factor]()
     while (owner := child.owner) is not None:
-        place = next(i for i, f in enumerate(owner.product) if f is child)
-        out += list(owner.product[place + 1 :])
+        position = next(i for i, f in enumerate(owner.product) if f is child)
+        out += list(owner.product[position + 1 :])
         child = owner
     return out
 
 
 def cut(factor: Factor, start: int, stop: int, why: str) -> Part:
-    """Return units [start, stop) of a root as a part of its own, cutting it there.
+    """Return units [start, stop) of a root as a part of its own, cutting the root there.
 
-    What lies inside (the heads inside q, k and v) becomes another factor in every part.
+    The factors inside the units (the heads inside q, k and v) become separate copies in every part.
     """
     if factor.fixed or factor.free:
         like = Factor(stop - start, free=factor.free, fixed=factor.fixed)
         return Part(start, stop, (like,))
-    inside = later(factor)
+    inside = inner_factors(factor)
     if inside and any(f.members > 1 for f in (factor, *flat(inside))):
         fix((factor,), f"{why}: a part of units that others are paired with")
         return cut(factor, start, stop, why)
@@ -213,21 +221,21 @@ def cut(factor: Factor, start: int, stop: int, why: str) -> Part:
 
 
 def _part(factor: Factor, inside: Sequence[Factor], start: int, stop: int) -> Part:
-    """Return a new part: units of its own, and a copy of every factor inside them."""
-    own = Factor(stop - start, lost=set(factor.lost))
+    """Return a new part, with a copy of every factor inside its units."""
+    units = Factor(stop - start, lost=set(factor.lost))
     copies = {leaf: Factor(leaf.size, fixed=leaf.fixed, lost=set(leaf.lost)) for leaf in flat(inside)}
-    renamed = {**copies, factor: own}
+    copy_of = {**copies, factor: units}
 
-    def rename(context: tuple[Factor, ...]) -> tuple[Factor, ...]:
-        return tuple(renamed.get(f, f) for whole in context for f in flat([whole]))
+    def with_copies(context: tuple[Factor, ...]) -> tuple[Factor, ...]:
+        return tuple(copy_of.get(f, f) for whole in context for f in flat([whole]))
 
-    for old, new in renamed.items():
-        new.contexts = [rename(context) for context in old.contexts]
-    return Part(start, stop, (own,), copies)
+    for old, new in copy_of.items():
+        new.contexts = [with_copies(context) for context in old.contexts]
+    return Part(start, stop, (units,), copies)
 
 
 def joined(dimensions: Sequence[Dimension]) -> Factor:
-    """Return the factor that lays dimensions side by side, as `cat` does."""
+    """Return the factor of dimensions one after another, as `cat` makes it."""
     parts, start = [], 0
     for dimension in dimensions:
         parts.append(Part(start, start + size(dimension), tuple(dimension)))
@@ -239,7 +247,7 @@ def joined(dimensions: Sequence[Dimension]) -> Factor:
 
 
 def contexts(factor: Factor) -> set[Factor]:
-    """Return the movable factors that the order of a root may depend on."""
+    """Return the factors, not fixed, that the order of a root may depend on."""
     sets = [{leaf for whole in context for leaf in flat([whole])} for context in factor.contexts]
     lost = {leaf for whole in factor.lost for leaf in flat([whole])}
     common = set.intersection(*sets) if sets else set()

@@ -1,7 +1,7 @@
-"""Items: the factors of a traced model written in the notation of tables, under names a user knows.
+"""Lines: the factors of a traced model written in the notation of the tables, under names that a user knows.
 
-Not every symmetry can be said in the notation (one order shared by all heads, parts of different sizes); what cannot is
-fixed, with the reason, until every line can be written.
+The notation cannot express every symmetry (one order shared by all heads, parts of different sizes). Factors that it
+cannot express are fixed, with the reason, until every line can be written.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from merge.symmetry.architectures.derive.factors import Dimension, Factor, contexts, fix, flat, size
 from merge.symmetry.architectures.derive.trace import Trace
 
-# Words of a module's path that say nothing of what it does.
+# Words of a module's path that do not tell what the module is for.
 PLAIN_WORDS = {"weight", "bias", "dense", "linear", "proj", "layer", "layers", "self", "output", "out_proj", "model"}
 
 
-class Unsayable(Exception):
-    """Factors whose freedom the notation has no words for."""
+class Inexpressible(Exception):
+    """Raised for factors whose symmetry the notation cannot express."""
 
     def __init__(self, factors: Iterable[Factor], why: str) -> None:
         super().__init__(why)
@@ -27,7 +27,7 @@ class Unsayable(Exception):
 
 @dataclass(frozen=True)
 class Item:
-    """One item of a line: the levels of a split axis from outside in (None: may not move), and parts laid end to end."""
+    """One item of a line: the levels of a split axis, outermost first (None: fixed order), and parts one after another."""
 
     levels: tuple[Factor | None, ...] = ()
     parts: tuple[Item, ...] = ()
@@ -47,7 +47,7 @@ class Item:
                 yield from part.nested()
 
     def names(self) -> Iterator[Factor]:
-        """Yield every factor that moves."""
+        """Yield every factor that has a name: those that may be permuted."""
         yield from (level for level in self.levels if level is not None)
         for part in self.parts:
             yield from part.names()
@@ -60,56 +60,57 @@ class Item:
         return f"({' '.join(words)})" if len(words) > 1 else "".join(words) or "-"
 
 
-def item(dimension: Dimension) -> Item:
-    """Return the item for a dimension.
+def item_of(dimension: Dimension) -> Item:
+    """Return the item of the notation for a dimension.
 
     Raises:
-        Unsayable: the notation has no item for it; names what has to be fixed.
+        Inexpressible: there is none; holds the factors that have to be fixed.
     """
     leaves = flat(dimension)
-    if all(_still(f) for f in leaves):
+    if all(_is_unmovable(f) for f in leaves):
         return Item()
     first, *rest = leaves
     if first.parts and not first.fixed:
-        parts = tuple(item(factors) for factors in _parts(first, rest))
+        parts = tuple(item_of(factors) for factors in _parts(first, rest))
         if any(part.parts for part in parts):
-            raise Unsayable(leaves, "parts inside parts")
+            raise Inexpressible(leaves, "parts inside parts")
         return Item(parts=parts) if any(part.levels for part in parts) else Item()
     if first.fixed:
-        raise Unsayable(rest, "it lies inside blocks that may not move")
+        raise Inexpressible(rest, "it lies inside blocks that may not move")
     if rest and rest[0].parts and not rest[0].fixed:
-        inside = tuple(item(factors) for factors in _parts(rest[0], rest[1:]))
+        inside = tuple(item_of(factors) for factors in _parts(rest[0], rest[1:]))
         if any(part.parts or len(part.levels) > 1 for part in inside):
-            raise Unsayable(rest, "parts of a block that are themselves split")
+            raise Inexpressible(rest, "parts of a block that are themselves split")
         _check_contexts(first, [part.single for part in inside])
         return Item((first,), inside) if any(part.levels for part in inside) else Item((first, None))
-    while rest and _still(rest[-1]):
+    while rest and _is_unmovable(rest[-1]):
         rest.pop()
     levels = [first, *rest, *([None] if size(dimension) != size([first, *rest]) else [])]
-    if len(levels) > 3 or any(_still(f) for f in rest):
-        raise Unsayable(rest, "blocks inside blocks inside blocks")
+    if len(levels) > 3 or any(_is_unmovable(f) for f in rest):
+        raise Inexpressible(rest, "blocks inside blocks inside blocks")
     _check_contexts(first, levels[1:])
     return Item(tuple(levels))
 
 
-def _still(factor: Factor) -> bool:
+def _is_unmovable(factor: Factor) -> bool:
+    """Return whether a factor needs no name: its order is fixed, or all its units are equal."""
     return bool(factor.fixed) or factor.free
 
 
 def _parts(factor: Factor, rest: Sequence[Factor]) -> list[list[Factor]]:
-    """Return the factors of each part of a factor that is cut, with what became of the rest inside it."""
+    """Return the factors of each part of a factor that is cut, with the copies of the rest inside it."""
     roots = [{f.root: copy for f, copy in part.inside.items()} for part in factor.parts]
     if len({part.stop - part.start for part in factor.parts}) > 1:
-        raise Unsayable([factor, *rest], "parts of different sizes")
-    if any(f.members > 1 for f in rest if any(f in known for known in roots)):
-        raise Unsayable([factor, *rest], "units used both together and in parts")
-    return [[*p.factors, *(known.get(f, f) for f in rest)] for p, known in zip(factor.parts, roots, strict=True)]
+        raise Inexpressible([factor, *rest], "parts of different sizes")
+    if any(f.members > 1 for f in rest if any(f in copies for copies in roots)):
+        raise Inexpressible([factor, *rest], "units used both together and in parts")
+    return [[*p.factors, *(copies.get(f, f) for f in rest)] for p, copies in zip(factor.parts, roots, strict=True)]
 
 
 def _check_contexts(outer: Factor, inside: Iterable[Factor | None]) -> None:
     shared = [f for f in inside if f is not None and outer not in contexts(f)]
     if shared:
-        raise Unsayable(shared, "one order would have to serve all blocks")
+        raise Inexpressible(shared, "one order would have to serve all blocks")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Table:
         outputs: output -> notation.
         sizes: number of blocks by outer and middle axis.
         names: factor -> the name of its axis.
-        inner: factor -> the factor whose blocks it orders.
+        inner: factor inside blocks -> the factor of those blocks.
     """
 
     lines: Mapping[str, str]
@@ -132,12 +133,12 @@ class Table:
 
 
 def write_table(trace: Trace, labels: Factor | None = None) -> Table:
-    """Return every line of a trace, fixing first what cannot be said.
+    """Return every line of a trace, after fixing what the notation cannot express.
 
     Args:
-        labels: the classes' factor, whose name is given.
+        labels: the factor of the classes, if it is known; its axis is named `labels`.
     """
-    items, outputs, inner = _settled(trace)
+    items, outputs, inner = _expressible_items(trace)
     outer = dict.fromkeys(inner.values())
     middles = dict.fromkeys(
         level for line in items.values() for i in line for level in i.levels[1:-1] if level is not None
@@ -152,77 +153,81 @@ def write_table(trace: Trace, labels: Factor | None = None) -> Table:
 Lines = tuple[dict[str, list[Item]], dict[str, list[Item]], dict[Factor, Factor]]
 
 
-def _settled(trace: Trace) -> Lines:
-    """Return what `_items` does, fixing what cannot be said until all can."""
+def _expressible_items(trace: Trace) -> Lines:
+    """Return the items as `_items` does, fixing factors until all items can be expressed."""
     while True:
         try:
             return _items(trace)
-        except Unsayable as fault:
+        except Inexpressible as fault:
             stuck = all(factor.root.fixed for factor in fault.factors)
             fix(fault.factors, fault.why)
-        assert not stuck, "a fault that fixing does not mend"
+        assert not stuck, "fixing these factors does not make the line expressible"
 
 
 def _items(trace: Trace) -> Lines:
-    """Return the items of every tensor and output, and each inner factor's outer one.
+    """Return the items of every tensor and of every output, and inner factor -> outer factor.
 
     Raises:
-        Unsayable: some line cannot be written, or a factor lies in two kinds of blocks.
+        Inexpressible: a line cannot be written, or a factor is inside blocks of two kinds.
     """
-    items = {name: [item(dim) for dim in dims] for name, dims in trace.tensors.items()}
-    outputs = {name: [item(dim) for dim in dims] for name, dims in trace.outputs.items()}
+    items = {name: [item_of(dim) for dim in dims] for name, dims in trace.tensors.items()}
+    outputs = {name: [item_of(dim) for dim in dims] for name, dims in trace.outputs.items()}
     inner: dict[Factor, Factor] = {}
-    for one in (i for line in (*items.values(), *outputs.values()) for i in line):
-        for outer, inside in one.nested():
+    for item in (i for line in (*items.values(), *outputs.values()) for i in line):
+        for outer, inside in item.nested():
             if inner.setdefault(inside, outer) is not outer:
-                raise Unsayable([inside], "it lies inside blocks of two kinds")
+                raise Inexpressible([inside], "it lies inside blocks of two kinds")
+    # A weight with a dimension for heads: the factor after a dimension of blocks may be inside them, `{heads qk}`, if
+    # it is so wherever it occurs.
     alone: dict[Factor, set[Factor | None]] = {}
     for line in (*items.values(), *outputs.values()):
-        for before, one in zip([Item(), *line], line, strict=False):
-            if (x := one.single) is not None and x not in inner.values():
+        for before, item in zip([Item(), *line], line, strict=False):
+            if (x := item.single) is not None and x not in inner.values():
                 o = before.single
                 alone.setdefault(x, set()).add(o if o is not None and o in contexts(x) and o not in inner else None)
-    for x, seen in alone.items():
-        if x in inner and seen != {inner[x]}:
-            raise Unsayable([x], "it is used both inside blocks and alone")
-        if len(seen) == 1 and (o := next(iter(seen))) is not None and o not in alone.keys() & inner.keys():
+    for x, preceding in alone.items():
+        if x in inner and preceding != {inner[x]}:
+            raise Inexpressible([x], "it is used both inside blocks and alone")
+        if len(preceding) == 1 and (o := next(iter(preceding))) is not None and o not in alone.keys() & inner.keys():
             inner[x] = o
     chained = [x for x, o in inner.items() if o in inner]
     if chained:
-        raise Unsayable(chained, "blocks inside blocks")
+        raise Inexpressible(chained, "blocks inside blocks")
     return items, outputs, inner
 
 
 def _blocks(items: Mapping[str, list[Item]]) -> Iterator[Factor]:
-    for one in (i for line in items.values() for top in line for i in (top, *top.parts)):
-        if one.levels and one.levels[0] is not None and (len(one.levels) > 1 or one.parts):
-            yield one.levels[0]
+    """Yield the outermost factor of every split axis."""
+    for item in (i for line in items.values() for top in line for i in (top, *top.parts)):
+        if item.levels and item.levels[0] is not None and (len(item.levels) > 1 or item.parts):
+            yield item.levels[0]
 
 
 def _line(line: Sequence[Item], inner: Mapping[Factor, Factor], names: Mapping[Factor, str]) -> str:
     words: list[str] = []
-    for before, one in zip([Item(), *line], line, strict=False):
-        x, o = one.single, before.single
+    for before, item in zip([Item(), *line], line, strict=False):
+        x, o = item.single, before.single
         if x is not None and o is not None and inner.get(x) is o:
             words[-1] = f"{{{names[o]} {names[x]}}}"
         else:
-            words.append(one.write(names))
+            words.append(item.write(names))
     return " ".join(words)
 
 
 def _names(
     items: Mapping[str, list[Item]], inner: Mapping[Factor, Factor], middles: Sequence[Factor], labels: Factor | None
 ) -> dict[Factor, str]:
-    """Return a name for every factor that moves: the part it plays, and the number of its layer."""
-    seen: dict[Factor, list[str]] = {}
+    """Return a name for every factor that may be permuted: what it is for, and the number of its layer."""
+    tensors_of: dict[Factor, list[str]] = {}
     for tensor, line in items.items():
-        for factor in (f for one in line for f in one.names()):
-            seen.setdefault(factor, []).append(tensor)
-    plain = [f for f in seen if f not in inner and f not in inner.values()]
-    stream = max(plain, key=lambda f: len(seen[f]), default=None)
+        for factor in (f for item in line for f in item.names()):
+            tensors_of.setdefault(factor, []).append(tensor)
+    plain = [f for f in tensors_of if f not in inner and f not in inner.values()]
+    # The residual stream is the axis of the most tensors.
+    stream = max(plain, key=lambda f: len(tensors_of[f]), default=None)
     heads = {*inner.values(), *_blocks(items)}
     names: dict[Factor, str] = {}
-    for factor, tensors in seen.items():
+    for factor, tensors in tensors_of.items():
         layer = _layer(tensors)
         if factor is labels:
             word, layer = "labels", ""
@@ -235,7 +240,7 @@ def _names(
         elif factor in inner:
             word = "qk" if factor.scored else "v"
         else:
-            others = [f for f in plain if f is not stream and layer and _layer(seen[f]) == layer]
+            others = [f for f in plain if f is not stream and layer and _layer(tensors_of[f]) == layer]
             word = "ffn" if len(others) == 1 else _word(next((t for t in tensors if "embed" in t), tensors[0]))
         number = layer.rsplit(".", 1)[-1]
         names[factor] = _unused(word, number, tensors[0], set(names.values()))
@@ -243,18 +248,19 @@ def _names(
 
 
 def _layer(tensors: Sequence[str]) -> str:
-    """Return the path of the layer all these tensors are in, such as `encoder.layer.3`, or nothing."""
-    paths = {found[0] if (found := re.match(r"(?:.*?\.)??\d+(?=\.)", name)) else "" for name in tensors}
+    """Return the path of the layer that all these tensors are in, such as `encoder.layer.3`; empty if there is none."""
+    paths = {match[0] if (match := re.match(r"(?:.*?\.)??\d+(?=\.)", name)) else "" for name in tensors}
     return paths.pop() if len(paths) == 1 else ""
 
 
 def _word(tensor: str) -> str:
+    """Return the last word of a tensor's name that tells what its module is for."""
     words = [w for w in tensor.split(".") if not w.isdigit() and w not in PLAIN_WORDS]
     return re.sub(r"\W|\d+$", "", words[-1]) if words else "axis"
 
 
 def _unused(word: str, number: str, tensor: str, taken: set[str]) -> str:
-    """Return the name, told apart from those taken by a word of the tensor's path."""
+    """Return the word and number as a name; if it is taken, with another word of the tensor's path before it."""
     words = [w for w in tensor.split(".") if w not in PLAIN_WORDS and not w.isdigit()]
     choices = [word, *(f"{w}_{word}" for w in words), *(f"{word}_{'x' * k}" for k in range(1, len(taken) + 2))]
     return next(f"{choice}{number}" for choice in choices if f"{choice}{number}" not in taken)

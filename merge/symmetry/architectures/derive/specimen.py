@@ -1,6 +1,6 @@
 """Specimen: a model of a config with random parameters, and inputs made up for it.
 
-Every parameter is drawn, none left at a default of 0 or 1 that would hide an error.
+Every parameter is drawn: a default of 0 or 1 would hide an error.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from merge.checkpoints.transformers_model import meta_model, model_class, model_
 from merge.errors import SpecError, one_line
 from merge.symmetry.architectures.derive.trace import InFloat64, run
 
-LARGEST = 1_000_000_000  # parameters; in float64, 8 GB
+MAX_PARAMETERS = 1_000_000_000  # 8 GB in float64
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """A random model in float64 and what it is run on.
+    """A random model in float64, and its inputs.
 
     Attributes:
         structure: of the config.
         model: in evaluation mode; `outputs` changes its weights.
-        tensors: a copy of its floating tensors by canonical name, tied ones once.
-        batches: random inputs of all it takes.
+        tensors: a copy of its floating-point tensors by canonical name, tied ones once.
+        batches: random values for every input that it parameters.
     """
 
     structure: Structure
@@ -38,30 +38,30 @@ class Specimen:
     tensors: Mapping[str, Tensor]
     batches: Sequence[Mapping[str, Any]]
 
-    def own(self) -> dict[str, Tensor]:
-        """Return the model's own tensors by canonical name, tied ones once; integer ones too."""
+    def model_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the model itself, not copies, by canonical name, tied ones once; integer ones too."""
         stored = self.model.state_dict(keep_vars=True)
         return {checkpoint_name(self.structure, n): t for n, t in stored.items() if n not in self.structure.ties}
 
     def outputs(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return the outputs on each batch with these tensors, computed in float64 throughout."""
-        own = self.own()
+        """Return the outputs on each batch with these weights, computed in float64 throughout."""
+        targets = self.model_tensors()
         with torch.no_grad():
             for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+                targets[name].copy_(tensor)
             with InFloat64():
                 return [run(self.model, batch) for batch in self.batches]
 
 
 def checkpoint_name(structure: Structure, name: str) -> str:
-    """Return the name with the base model's prefix, which transformers leaves out where there is no head."""
+    """Return the name with the base model's prefix, which transformers leaves out of models without a head."""
     prefix = f"{structure.prefix}."
-    writes = not structure.prefix or any(n.startswith(prefix) for n in structure.shapes)
-    return name if writes else prefix + name
+    is_written = not structure.prefix or any(n.startswith(prefix) for n in structure.shapes)
+    return name if is_written else prefix + name
 
 
 def refusal(structure: Structure, why: str) -> SpecError:
-    """Return the error that says why a model has no table and cannot be given one."""
+    """Return the error for a model that has no table and for which none can be derived."""
     return SpecError(
         f"no permutation table for model type {structure.config['model_type']!r} ({structure.architecture}), and none can be "
         f"derived: {why}. Merge without alignment: --align none."
@@ -75,16 +75,16 @@ def specimen_of(structure: Structure) -> Specimen:
         SpecError: it is too large, cannot be built, or its inputs cannot be made up.
     """
     model = _random_model(structure)
-    made = Specimen(structure, model, {}, _batches(model, structure))
-    tensors = {name: t.detach().clone() for name, t in made.own().items() if t.is_floating_point()}
-    return Specimen(structure, model, tensors, made.batches)
+    bare = Specimen(structure, model, {}, _batches(model, structure))
+    tensors = {name: t.detach().clone() for name, t in bare.model_tensors().items() if t.is_floating_point()}
+    return Specimen(structure, model, tensors, bare.batches)
 
 
 def _random_model(structure: Structure) -> Any:
-    """Return the model in float64 with every parameter drawn, none at a default that would hide an error."""
+    """Return the model in float64 with every parameter drawn."""
     count = sum(p.numel() for p in meta_model(structure.config).parameters())
-    if count > LARGEST:
-        raise refusal(structure, f"its {count:,} parameters are more than the {LARGEST:,} that are proved")
+    if count > MAX_PARAMETERS:
+        raise refusal(structure, f"its {count:,} parameters are more than the {MAX_PARAMETERS:,} that are proved")
     settings = model_config(structure.config)
     settings.use_cache = False
     try:
@@ -92,7 +92,7 @@ def _random_model(structure: Structure) -> Any:
             model = model_class(structure.config)._from_config(
                 settings, dtype=torch.float64, attn_implementation="eager"
             )
-    # Model code fails in its own words.
+    # Model code raises errors of any type.
     except Exception as error:
         raise refusal(structure, f"it cannot be built: {one_line(error)}") from error
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def _random_model(structure: Structure) -> Any:
             if not tensor.is_floating_point():
                 continue
             drawn = torch.randn(tensor.shape, generator=generator).double()
-            if id(tensor) not in learned:  # statistics that are not trained: positive, as variances are
+            if id(tensor) not in learned:  # running statistics: positive, as variances are
                 tensor.copy_(0.5 + drawn.abs())
             elif tensor.ndim < 2:
                 tensor.copy_(0.3 * drawn + (1.0 if name.endswith("weight") else 0.0))
@@ -112,29 +112,29 @@ def _random_model(structure: Structure) -> Any:
 
 
 def _batches(model: Any, structure: Structure) -> list[dict[str, Tensor]]:
-    """Return two random batches of what the model's forward method takes: text, images, or both."""
-    takes = inspect.signature(model.forward).parameters
+    """Return two random batches of the inputs of the model's forward method: text, images, or both."""
+    parameters = inspect.signature(model.forward).parameters
     config = structure.settings
     text = {**config, **dict(config.get("text_config") or {})}
     vision = {**config, **dict(config.get("vision_config") or {})}
     text["architectures"] = [structure.architecture]
-    found: list[dict[str, Tensor]] = [{}, {}]
-    if "vocab_size" in text and "input_ids" in takes:
+    batches: list[dict[str, Tensor]] = [{}, {}]
+    if "vocab_size" in text and "input_ids" in parameters:
         text["max_position_embeddings"] = text.get("max_position_embeddings") or text.get("n_positions") or 24
-        found = [dict(batch) for batch in random_inputs(text)[:2]]
-    if "pixel_values" in takes:
+        batches = [dict(batch) for batch in random_inputs(text)[:2]]
+    if "pixel_values" in parameters:
         side, channels = vision.get("image_size"), vision.get("num_channels", 3)
         if side is None:
             raise refusal(structure, "its config states no image_size to make up inputs from")
         height, width = side if isinstance(side, list | tuple) else (side, side)
         generator = torch.Generator().manual_seed(1)
-        for batch in found:
+        for batch in batches:
             batch["pixel_values"] = torch.randn(4, channels, height, width, generator=generator, dtype=torch.float64)
-    for batch in found:
-        if "decoder_input_ids" in takes and "input_ids" in batch:
+    for batch in batches:
+        if "decoder_input_ids" in parameters and "input_ids" in batch:
             batch["decoder_input_ids"] = batch["input_ids"].flip(0)[:, :-3]
-        if "token_type_ids" in takes and "type_vocab_size" not in config and "input_ids" in batch:
+        if "token_type_ids" in parameters and "type_vocab_size" not in config and "input_ids" in batch:
             batch["token_type_ids"] = batch["input_ids"] % 2
-        if "use_cache" in takes:
+        if "use_cache" in parameters:
             batch["use_cache"] = False  # type: ignore[assignment]
-    return [{name: value for name, value in batch.items() if name in takes} for batch in found]
+    return [{name: value for name, value in batch.items() if name in parameters} for batch in batches]

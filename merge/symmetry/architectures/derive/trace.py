@@ -1,9 +1,9 @@
-"""Trace: what the dimensions of every tensor of a model are made of, read off one run.
+"""Trace: the factors of every dimension of every tensor of a model, read off one run.
 
-A dispatch mode records each operation of the run. Of those that an output depends on, the factors of the inputs are carried
-over to the outputs (`derive.operations` says how); what no rule covers is fixed, with the operation's name as
-the reason. The mode also runs the model in float64 throughout, where its code goes through float32 for a while: a proof to
-1e-9 needs that.
+A dispatch mode records each operation of the run. Then, for the operations that an output depends on, the factors of
+the inputs are carried over to the outputs (`derive.operations` has the rules); factors that no rule covers are fixed,
+with the operation's name as the reason. The mode also runs the model in float64 throughout, where its own code would go
+through float32: a proof to 1e-9 needs that.
 """
 
 from __future__ import annotations
@@ -22,52 +22,55 @@ from merge.symmetry.architectures.derive.operations import RULES, pointwise
 from merge.symmetry.architectures.derive.views import Labels
 
 SHORT = (torch.float32, torch.float16, torch.bfloat16)
-# They make a tensor of constants: what they are given lends its shape only.
-SHAPES = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
+# Operations that take only the shape of their input and make a tensor of constants.
+SHAPE_ONLY = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of the run: its name, how it was called, and the tensors that went in and came out."""
+    """One operation of the run: its name, its arguments, its input and output tensors, and what it returned."""
 
     name: str
     pointwise: bool
     args: Any
     kwargs: Mapping[str, Any]
-    given: Sequence[Tensor]
-    made: Sequence[Tensor]
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
     out: Any
 
 
 class Tape:
-    """Holds every operation on parameters and on what came of them; `learned` are the identities of all these tensors."""
+    """The operations of a run that involve parameters, directly or not.
+
+    `dependent` holds the identities of the parameters and of all tensors computed from them.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.steps: list[Step] = []
-        self.learned = {id(tensor) for tensor in tensors.values()}
+        self.dependent = {id(tensor) for tensor in tensors.values()}
 
     def record(self, func: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
-        """Take in one operation, if anything learned went into it."""
-        given, name = list(_tensors((args, tuple(kwargs.values())))), func.overloadpacket.__name__
-        if name not in SHAPES and any(id(tensor) in self.learned for tensor in given):
-            made = list(_tensors((out,)))
-            self.steps.append(Step(name, torch.Tag.pointwise in func.tags, args, kwargs, given, made, out))
-            self.learned |= {id(tensor) for tensor in made}
+        """Record one operation, if one of its inputs depends on a parameter."""
+        inputs, name = list(_tensors((args, tuple(kwargs.values())))), func.overloadpacket.__name__
+        if name not in SHAPE_ONLY and any(id(tensor) in self.dependent for tensor in inputs):
+            outputs = list(_tensors((out,)))
+            self.steps.append(Step(name, torch.Tag.pointwise in func.tags, args, kwargs, inputs, outputs, out))
+            self.dependent |= {id(tensor) for tensor in outputs}
 
     def needed(self, outputs: Mapping[str, Tensor]) -> tuple[list[Step], set[int]]:
-        """Return the steps that outputs depend on, and the identities of all tensors they do."""
+        """Return the steps that the outputs depend on, and the identities of all tensors that they depend on."""
         live, steps = {id(tensor) for tensor in outputs.values()}, []
         for step in reversed(self.steps):
-            if any(id(tensor) in live for tensor in step.made):
-                live |= {id(tensor) for tensor in step.given}
+            if any(id(tensor) in live for tensor in step.outputs):
+                live |= {id(tensor) for tensor in step.inputs}
                 steps.append(step)
         return steps[::-1], live
 
 
 class InFloat64(TorchDispatchMode):
-    """Runs every operation in float64 where the code asks for less, and records it if there is a tape.
+    """Runs every operation in float64 where the code asks for a shorter float, and records it if there is a tape.
 
-    `casts` counts the activations that were to be cast.
+    `casts` counts the activations that the code would have cast.
     """
 
     def __init__(self, tape: Tape | None = None) -> None:
@@ -87,8 +90,12 @@ class InFloat64(TorchDispatchMode):
         return out
 
 
-class Following:
-    """Carries factors through the steps of a run; `labels` holds, by identity, the dimensions of each tensor."""
+class FactorTracker:
+    """Carries factors through the steps of a run.
+
+    `labels` holds the factors of each dimension of each tensor, by the tensor's identity; `unknown` the operations
+    without rule.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.labels: dict[int, Labels] = {}
@@ -99,31 +106,31 @@ class Following:
                 dim.contexts = [tuple(other for other in dims if other is not dim)]
             self.labels[id(tensor)] = [[dim] for dim in dims]
 
-    def of(self, tensor: Tensor) -> Labels:
-        """Return the factors of each dimension; a constant's are free where its values do not change along them."""
+    def factors_of(self, tensor: Tensor) -> Labels:
+        """Return the factors of each dimension; those of a constant are free where its values do not change along them."""
         if id(tensor) not in self.labels:
             out: Labels = []
             for dim, count in enumerate(tensor.shape):
-                even = count == 1 or bool((tensor == tensor.narrow(dim, 0, 1)).all())
-                out.append([Factor(count, free=True) if even else fixed(count, "constants of the model's code")])
+                constant = count == 1 or bool((tensor == tensor.narrow(dim, 0, 1)).all())
+                out.append([Factor(count, free=True) if constant else fixed(count, "constants of the model's code")])
             self.labels[id(tensor)] = out
         return self.labels[id(tensor)]
 
-    def take(self, step: Step) -> None:
-        """Label what a step made; where no rule knows how, fix all that went in."""
-        known = {id(tensor): self.of(tensor) for tensor in step.given}
+    def follow(self, step: Step) -> None:
+        """Set the factors of the outputs of a step; where no rule applies, fix those of its inputs and outputs."""
+        inputs = {id(tensor): self.factors_of(tensor) for tensor in step.inputs}
         rule = RULES.get(step.name) or (pointwise if step.pointwise else None)
         try:
-            found = None if rule is None else rule(known, step.args, step.kwargs, step.out)
-        except (IndexError, ValueError, TypeError, KeyError):  # an overload whose arguments lie elsewhere
-            found = None
-        shapes = [tuple(tensor.shape) for tensor in step.made]
-        if found is None or [tuple(size(d) for d in dims) for dims in found] != shapes[: len(found)]:
+            outputs = None if rule is None else rule(inputs, step.args, step.kwargs, step.out)
+        except (IndexError, ValueError, TypeError, KeyError):  # an overload with its arguments at other positions
+            outputs = None
+        shapes = [tuple(tensor.shape) for tensor in step.outputs]
+        if outputs is None or [tuple(size(d) for d in dims) for dims in outputs] != shapes[: len(outputs)]:
             self.unknown.add(step.name)
             why = f"operation {step.name} is not one that can be followed"
-            fix((factor for dims in known.values() for dim in dims for factor in dim), why)
-            found = [[[fixed(n, why)] for n in shape] for shape in shapes]
-        for tensor, dims in zip(step.made, found, strict=False):
+            fix((factor for dims in inputs.values() for dim in dims for factor in dim), why)
+            outputs = [[[fixed(n, why)] for n in shape] for shape in shapes]
+        for tensor, dims in zip(step.outputs, outputs, strict=False):
             self.labels[id(tensor)] = dims
 
 
@@ -137,10 +144,18 @@ def _tensors(values: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Site:
-    """An activation that goes into a module with weights, or comes out of any: `place` is `in` or `out`."""
+    """The input of a module with weights, or the output of any module.
+
+    Attributes:
+        module: its path.
+        side: `in` or `out`.
+        kind: the class of the module.
+        shape: of the activation.
+        last: the factors of its last dimension.
+    """
 
     module: str
-    place: str
+    side: str
     kind: str
     shape: tuple[int, ...]
     last: Sequence[Factor]
@@ -148,15 +163,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one run showed.
+    """The factors read off one run.
 
     Attributes:
         tensors: name -> the factors of each dimension.
         outputs: output -> the same.
-        sites: activations that outputs depend on, at modules without modules of their own, in the order they ran.
+        sites: activations that outputs depend on, at modules without submodules, in the order of the run.
         unread: tensors that no output depends on.
-        unknown: operations that could not be followed.
-        casts: how many activations the model's own code would have cast to a shorter float.
+        unknown: operations without a rule.
+        casts: number of activations that the model's own code would have cast to a shorter float.
     """
 
     tensors: Mapping[str, Labels]
@@ -168,44 +183,43 @@ class Trace:
 
 
 def follow(model: Any, tensors: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Trace:
-    """Return what the dimensions of these tensors of the model are made of, from one run on one batch."""
+    """Return the factors of these tensors of the model, from one run on one batch."""
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     tape = Tape(tensors)
     mode = InFloat64(tape)
-    seen: list[tuple[str, str, str, Tensor]] = []
+    activations: list[tuple[str, str, str, Tensor]] = []
 
-    leaves = {
-        name: module for name, module in model.named_modules() if name and not any(True for _ in module.children())
-    }
-    sites_watched = [f"{name}:out" for name in leaves]
-    sites_watched += [f"{name}:in" for name, module in leaves.items() if any(True for _ in module.parameters())]
+    # Only modules without submodules: the others hand through what these compute.
+    leaves = {n: m for n, m in model.named_modules() if n and not any(True for _ in m.children())}
+    watched = [f"{name}:out" for name in leaves]
+    watched += [f"{name}:in" for name, module in leaves.items() if any(True for _ in module.parameters())]
 
-    def see(site: str, value: Tensor) -> None:
+    def keep(site: str, value: Tensor) -> None:
         if value.ndim > 1:
             name, side = site.split(":")
-            seen.append((name, side, type(leaves[name]).__name__, value))
+            activations.append((name, side, type(leaves[name]).__name__, value))
 
-    with watching(model, sites_watched, see), torch.no_grad(), mode:
+    with watching(model, watched, keep), torch.no_grad(), mode:
         outputs = run(model, batch)
     steps, live = tape.needed(outputs)
-    following = Following(tensors)
+    tracker = FactorTracker(tensors)
     for step in steps:
-        following.take(step)
+        tracker.follow(step)
     sites = [
-        Site(module, place, kind, tuple(value.shape), following.of(value)[-1])
-        for module, place, kind, value in seen
-        if id(value) in live & tape.learned
+        Site(module, side, kind, tuple(value.shape), tracker.factors_of(value)[-1])
+        for module, side, kind, value in activations
+        if id(value) in live & tape.dependent
     ]
     return Trace(
-        tensors={name: following.of(tensor) for name, tensor in tensors.items()},
-        outputs={name: following.of(value) for name, value in outputs.items()},
+        tensors={name: tracker.factors_of(tensor) for name, tensor in tensors.items()},
+        outputs={name: tracker.factors_of(value) for name, value in outputs.items()},
         sites=sites,
         unread=tuple(name for name, tensor in tensors.items() if id(tensor) not in live),
-        unknown=tuple(sorted(following.unknown)),
+        unknown=tuple(sorted(tracker.unknown)),
         casts=mode.casts,
     )
 
 
 def run(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the outputs of a model that are tensors."""
+    """Return the outputs of a model on a batch that are tensors, by name."""
     return {name: value for name, value in model(**batch).items() if isinstance(value, Tensor)}

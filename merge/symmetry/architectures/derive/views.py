@@ -1,6 +1,6 @@
-"""Views: what the dimensions of a tensor are made of after it is reshaped, cut up or put together.
+"""Rules for operations that compute nothing: the dimensions of a tensor after it is reshaped, cut up or put together.
 
-Rules as in `merge.symmetry.architectures.derive.operations`, for the operations that compute nothing.
+Rules are as in `merge.symmetry.architectures.derive.operations`.
 """
 
 from __future__ import annotations
@@ -12,27 +12,31 @@ from torch import Tensor
 
 from merge.symmetry.architectures.derive.factors import Factor, cut, divide, fix, fixed, flat, joined, lose, size, unite
 
+# The factors of each dimension of a tensor; of each input of an operation, by identity; a rule for an operation.
 Labels = list[list[Factor]]
-Known = Mapping[int, Labels]
-Rule = Callable[[Known, Any, Any, Any], list[Labels] | None]
+Inputs = Mapping[int, Labels]
+Rule = Callable[[Inputs, Any, Any, Any], list[Labels] | None]
 
 
 def _free(count: int) -> list[Factor]:
     return [Factor(count, free=True)] if count != 1 else []
 
 
-def _view(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels] | None:
-    factors = flat([f for dim in known[id(args[0])] for f in dim])
-    found = regroup(factors, out.shape) or regroup(_merged(factors), out.shape)
-    if found is None:
+def _view(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels] | None:
+    factors = flat([f for dim in inputs[id(args[0])] for f in dim])
+    dims = regroup(factors, out.shape) or regroup(_merge_fixed(factors), out.shape)
+    if dims is None:
         why = "a view across units of different kinds"
         fix(factors, why)
-        found = [[fixed(n, why)] for n in out.shape]
-    return [found]
+        dims = [[fixed(n, why)] for n in out.shape]
+    return [dims]
 
 
 def regroup(factors: Sequence[Factor], shape: Sequence[int]) -> Labels | None:
-    """Return the same row-major units as dimensions of other sizes, splitting factors where a border falls inside one."""
+    """Return the same row-major units as dimensions of this shape, splitting a factor where a border falls inside it.
+
+    None where a factor cannot be split there.
+    """
     left, dims = list(factors)[::-1], []
     for wanted in shape:
         dim: list[Factor] = []
@@ -50,8 +54,8 @@ def regroup(factors: Sequence[Factor], shape: Sequence[int]) -> Labels | None:
     return dims
 
 
-def _merged(factors: Sequence[Factor]) -> list[Factor]:
-    """Return the factors with neighbours that are fixed taken together, as a shift along positions needs."""
+def _merge_fixed(factors: Sequence[Factor]) -> list[Factor]:
+    """Return the factors with fixed neighbours merged into one, which a shift along positions needs."""
     out: list[Factor] = []
     for factor in factors:
         if out and out[-1].fixed and factor.fixed:
@@ -61,42 +65,45 @@ def _merged(factors: Sequence[Factor]) -> list[Factor]:
     return out
 
 
-def _transpose(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
-    dims = list(known[id(args[0])])
+def _transpose(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+    dims = list(inputs[id(args[0])])
     i, j = (args[1], args[2]) if len(args) > 1 else (0, -1)
     if dims:
         dims[i], dims[j] = dims[j], dims[i]
     return [dims]
 
 
-def _permute(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
-    return [[known[id(args[0])][d] for d in args[1]]]
+def _permute(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+    return [[inputs[id(args[0])][d] for d in args[1]]]
 
 
-def _unsqueeze(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
-    dims = list(known[id(args[0])])
+def _unsqueeze(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+    dims = list(inputs[id(args[0])])
     dims.insert(args[1] % out.ndim, [])
     return [dims]
 
 
-def _squeeze(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+def _squeeze(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
     chosen = range(args[0].ndim) if len(args) == 1 else args[1] if isinstance(args[1], list | tuple) else [args[1]]
-    gone = {d % args[0].ndim for d in chosen if args[0].shape[d] == 1}
-    return [[dim for d, dim in enumerate(known[id(args[0])]) if d not in gone]]
+    removed = {d % args[0].ndim for d in chosen if args[0].shape[d] == 1}
+    return [[dim for d, dim in enumerate(inputs[id(args[0])]) if d not in removed]]
 
 
-def _expand(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
-    dims: Labels = [[] for _ in range(out.ndim - args[0].ndim)] + list(known[id(args[0])])
+def _expand(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+    dims: Labels = [[] for _ in range(out.ndim - args[0].ndim)] + list(inputs[id(args[0])])
     return [[dim if size(dim) == n else _free(n) for dim, n in zip(dims, out.shape, strict=True)]]
 
 
-def _repeat(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
-    dims: Labels = [[] for _ in range(out.ndim - args[0].ndim)] + list(known[id(args[0])])
+def _repeat(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+    dims: Labels = [[] for _ in range(out.ndim - args[0].ndim)] + list(inputs[id(args[0])])
     return [[[*_free(times), *dim] for dim, times in zip(dims, args[1], strict=True)]]
 
 
 def _slice(dims: Labels, along: int, start: int, stop: int, drop: bool = False) -> Labels:
-    """Return the dimensions of units [start, stop) along one of them; what lies inside becomes that part's own."""
+    """Return the dimensions of units [start, stop) along one of them; factors inside the units become the part's copies.
+
+    With `drop` the dimension itself goes, as where one unit is selected.
+    """
     factors = flat(dims[along])
     if not drop and (start, stop) == (0, size(factors)):
         return dims
@@ -119,10 +126,10 @@ def _slice(dims: Labels, along: int, start: int, stop: int, drop: bool = False) 
     return [dim for d, dim in enumerate(out) if not (drop and d == along)]
 
 
-def _slice_rule(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels] | None:
-    asked: list[Any] = [*args[1:], *(0, None, None, 1)[len(args) - 1 :]]
-    dims, along = known[id(args[0])], asked[0] % out.ndim
-    start, stop, step = slice(*asked[1:]).indices(args[0].shape[along])
+def _slice_rule(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels] | None:
+    settings: list[Any] = [*args[1:], *(0, None, None, 1)[len(args) - 1 :]]
+    dims, along = inputs[id(args[0])], settings[0] % out.ndim
+    start, stop, step = slice(*settings[1:]).indices(args[0].shape[along])
     if step == 1:
         return [_slice(dims, along, start, stop)] if out.numel() else None
     why = "every so many units are taken"
@@ -130,50 +137,50 @@ def _slice_rule(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Label
     return [[[fixed(out.shape[along], why)] if d == along else dim for d, dim in enumerate(dims)]]
 
 
-def _select(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+def _select(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
     along = args[1] % args[0].ndim
-    at = args[2] % args[0].shape[along]
-    return [_slice(known[id(args[0])], along, at, at + 1, drop=True)]
+    unit = args[2] % args[0].shape[along]
+    return [_slice(inputs[id(args[0])], along, unit, unit + 1, drop=True)]
 
 
-def _split(known: Known, args: Any, kwargs: Any, out: Sequence[Tensor]) -> list[Labels]:
+def _split(inputs: Inputs, args: Any, kwargs: Any, out: Sequence[Tensor]) -> list[Labels]:
     along = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].ndim
-    found, start = [], 0
+    pieces, start = [], 0
     for piece in out:
-        found.append(_slice(known[id(args[0])], along, start, start + piece.shape[along]))
+        pieces.append(_slice(inputs[id(args[0])], along, start, start + piece.shape[along]))
         start += piece.shape[along]
-    return found
+    return pieces
 
 
-def _unbind(known: Known, args: Any, kwargs: Any, out: Sequence[Tensor]) -> list[Labels]:
+def _unbind(inputs: Inputs, args: Any, kwargs: Any, out: Sequence[Tensor]) -> list[Labels]:
     along = (args[1] if len(args) > 1 else 0) % args[0].ndim
-    return [_slice(known[id(args[0])], along, k, k + 1, drop=True) for k in range(len(out))]
+    return [_slice(inputs[id(args[0])], along, k, k + 1, drop=True) for k in range(len(out))]
 
 
-def _cat(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
-    given = [known[id(t)] for t in args[0] if t.numel()]
-    return [_join(given, (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.ndim)]
+def _cat(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+    joined_inputs = [inputs[id(t)] for t in args[0] if t.numel()]
+    return [_join(joined_inputs, (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.ndim)]
 
 
-def _stack(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+def _stack(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
     along = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.ndim
-    return [_join([[*known[id(t)][:along], [], *known[id(t)][along:]] for t in args[0]], along)]
+    return [_join([[*inputs[id(t)][:along], [], *inputs[id(t)][along:]] for t in args[0]], along)]
 
 
-def _join(given: Sequence[Labels], along: int) -> Labels:
+def _join(tensors: Sequence[Labels], along: int) -> Labels:
     dims: Labels = []
-    for d in range(len(given[0])):
+    for d in range(len(tensors[0])):
         if d == along:
-            dims.append([joined([labels[d] for labels in given])] if len(given) > 1 else given[0][d])
+            dims.append([joined([labels[d] for labels in tensors])] if len(tensors) > 1 else tensors[0][d])
             continue
-        for labels in given[1:]:
-            unite(given[0][d], labels[d], "a concatenation")
-        dims.append(given[0][d])
+        for labels in tensors[1:]:
+            unite(tensors[0][d], labels[d], "a concatenation")
+        dims.append(tensors[0][d])
     return dims
 
 
-def _pad(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
-    dims = known[id(args[0])]
+def _pad(inputs: Inputs, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
+    dims = inputs[id(args[0])]
     changed = [d for d, dim in enumerate(dims) if size(dim) != out.shape[d]]
     for d in changed:
         fix(dims[d], "padded")
@@ -183,7 +190,7 @@ def _pad(known: Known, args: Any, kwargs: Any, out: Tensor) -> list[Labels]:
 VIEWS: dict[str, Rule] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _view),
     **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), _split),
-    "t": lambda known, args, kwargs, out: _transpose(known, args[:1], kwargs, out),
+    "t": lambda inputs, args, kwargs, out: _transpose(inputs, args[:1], kwargs, out),
     "transpose": _transpose,
     "permute": _permute,
     "unsqueeze": _unsqueeze,

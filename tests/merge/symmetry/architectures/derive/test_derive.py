@@ -20,7 +20,7 @@ from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import SpecError
 from merge.symmetry.architectures import spec_for
-from merge.symmetry.architectures.derive.derive import Derived, derive, settle
+from merge.symmetry.architectures.derive.derive import Derived, derive, prove_trace
 from merge.symmetry.architectures.derive.factors import fix, flat
 from merge.symmetry.architectures.derive.lines import write_table
 from merge.symmetry.architectures.derive.specimen import specimen_of
@@ -314,9 +314,9 @@ def test_one_order_for_all_heads_is_fixed_because_the_notation_has_no_word_for_i
 
 def bert_trace(config: dict[str, Any]) -> Callable[[Callable[[Trace], Trace]], Derived]:
     specimen = specimen_of(structure_of(config))
-    trace = follow(specimen.model, specimen.own(), specimen.batches[0])
+    trace = follow(specimen.model, specimen.model_tensors(), specimen.batches[0])
     reference = specimen.outputs(specimen.tensors)
-    return lambda change: settle(specimen, change(trace), reference)
+    return lambda change: prove_trace(specimen, change(trace), reference)
 
 
 def test_a_coupling_the_trace_misses_is_caught_by_the_proof() -> None:
@@ -391,7 +391,7 @@ def test_what_cannot_be_derived_is_refused_with_the_reason(monkeypatch: pytest.M
     sound |= {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
     with pytest.raises(SpecError, match=r"'audio-spectrogram-transformer' \(ASTModel\).*does not run on random inputs"):
         derive(sound)
-    monkeypatch.setattr("merge.symmetry.architectures.derive.specimen.LARGEST", 1000)
+    monkeypatch.setattr("merge.symmetry.architectures.derive.specimen.MAX_PARAMETERS", 1000)
     with pytest.raises(SpecError, match="parameters are more than the 1,000 that are proved. Merge without alignment"):
         derive(bert_config(num_hidden_layers=1, hidden_size=36))
 
