@@ -9,21 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.commands.options import (
-    SETTINGS,
-    EvalOptions,
-    check_formats,
-    data_options,
-    eval_options,
-    model_options,
-    read_rows,
-    reuse_result,
-    stored_results,
-    table_option,
-)
+from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
 from evals.commands.show import show
 from evals.predict.crew import crew
 from evals.predict.rendezvous import device_here
+from evals.run.options import EvalOptions, read_rows, reuse_result, stored_results
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options
 from merge.commands.terminal import common_options, set_verbosity

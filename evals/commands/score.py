@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.commands.choose_tasks import ALL
-from evals.commands.options import (
-    SETTINGS,
-    EvalOptions,
-    check_formats,
-    data_options,
-    eval_options,
-    model_options,
-    table_option,
-)
-from evals.commands.scoring import score_all
+from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
 from evals.commands.show import json_text, show, show_tables
+from evals.run.choose_tasks import ALL
+from evals.run.options import EvalOptions
+from evals.run.scoring import Scored, score_all
+from merge.checkpoints.weights.arrays import check_device
 from merge.commands.terminal import NAMES, common_options, set_verbosity
 from merge.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from evals.tasks.task import EvalTask
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,6 +35,22 @@ def score_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for add in (model_options, data_options, table_option, common_options):
         command = add(command)
     return command
+
+
+def _score(
+    tasks: Sequence[EvalTask], models: Sequence[str], options: EvalOptions, all_tasks: bool = False
+) -> list[Scored]:
+    """Open the models and score them; print a note for each task that is left out."""
+    if not models:
+        raise UsageError("no models given. Example: evaluate-models hans merged/ a/ b/")
+    check_device(options.device)
+
+    from merge.checkpoints.checkpoint import open_encoder
+
+    scored, left_out = score_all(tasks, [open_encoder(model) for model in models], options, all_tasks)
+    for line in left_out if not options.quiet else ():
+        click.echo(f"note: {line}", err=True)
+    return scored
 
 
 @click.command(context_settings=SETTINGS)
@@ -89,7 +102,7 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: 
     if written is not None and len(models) > 1:
         raise UsageError(f"--write-predictions writes those of one model; found {len(models)}.")
     task = find_task("hans")
-    scored = score_all([task], models, shared)
+    scored = _score([task], models, shared)
     if written is not None:
         from evals.heuristics.scores import write_predictions
 
@@ -127,7 +140,7 @@ def glue(task: str, models: tuple[str, ...], **options: Any) -> None:
             elsewhere = name in TASKS or name.lower().endswith(TASK_FILE)
             advice = f" evaluate-models score {name} takes it." if elsewhere else " For others: evaluate-models tasks."
             raise UsageError(f"unknown task {name!r} of GLUE.{nearest(name, GLUE)}{advice}")
-    scored = score_all([GLUE[name] for name in dict.fromkeys(names)], models, shared, task == ALL)
+    scored = _score([GLUE[name] for name in dict.fromkeys(names)], models, shared, task == ALL)
     show([entry.record for entry in scored], shared, "scores")
 
 
@@ -164,7 +177,7 @@ def score(task: str, models: tuple[str, ...], **options: Any) -> None:
     check_formats(shared)
     names = tuple(TASKS) if task == ALL else NAMES.split(task, "TASK")
     tasks = [find_task(name) for name in dict.fromkeys(names)]
-    records = [entry.record for entry in score_all(tasks, models, shared, task == ALL)]
+    records = [entry.record for entry in _score(tasks, models, shared, task == ALL)]
     show(records, shared, "hans" if all(record.get("hans") for record in records) else "scores")
 
 

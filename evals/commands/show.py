@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.commands.options import EvalOptions
+from evals.run.options import EvalOptions
 
 if TYPE_CHECKING:
     from evals.report.tables import Row

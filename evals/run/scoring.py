@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from evals.commands.choose_tasks import ChosenTask, choose_tasks
-from evals.commands.options import EvalOptions, reuse_result, stored_results
+from evals.run.choose_tasks import ChosenTask, choose_tasks
+from evals.run.options import EvalOptions, reuse_result, stored_results
 from merge.checkpoints.weights.arrays import check_device
-from merge.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -38,31 +35,26 @@ class Scored:
 
 
 def score_all(
-    tasks: Sequence[EvalTask], models: Sequence[str], options: EvalOptions, all_tasks: bool = False
-) -> list[Scored]:
+    tasks: Sequence[EvalTask], checkpoints: Sequence[Checkpoint], options: EvalOptions, all_tasks: bool = False
+) -> tuple[list[Scored], list[str]]:
     """Score every model on the tasks that fit it.
 
     Args:
         all_tasks: whether the user asked for `all`, as in `choose_tasks`.
     Returns:
-        One entry a task and model, by task first.
+        One entry a task and model, by task first; and a line for each task that is left out.
+    Raises:
+        TaskError: a named task does not fit a model, or rows are malformed.
     """
-    if not models:
-        raise UsageError("no models given. Example: evaluate-models hans merged/ a/ b/")
     check_device(options.device)
 
     import torch
 
     from evals.results.measure import named, score_key
     from evals.results.predictions import has_predictions
-    from merge.checkpoints.checkpoint import open_encoder
 
-    checkpoints = [open_encoder(model) for model in models]
     stored = stored_results(options)
     chosen, left_out = choose_tasks(tasks, checkpoints, options, all_tasks)
-    if not options.quiet:
-        for line in left_out:
-            click.echo(f"note: {line}", err=True)
     dtype = getattr(torch, options.dtype)
     scored: dict[tuple[int, int], Scored] = {}
     predictor: Predictor | None = None
@@ -83,7 +75,7 @@ def score_all(
             if predictor is None or not loaded:
                 predictor, loaded = _load(predictor, checkpoint, dtype, options), True
             scored[t, m] = _score(predictor, checkpoint, chosen_task, options)
-    return [scored[at] for at in sorted(scored)]
+    return [scored[at] for at in sorted(scored)], left_out
 
 
 def _load(predictor: Predictor | None, checkpoint: Checkpoint, dtype: torch.dtype, options: EvalOptions) -> Predictor:

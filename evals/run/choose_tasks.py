@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evals.commands.options import EvalOptions, read_rows
+from evals.run.options import EvalOptions, read_rows
 from merge.errors import TaskError, UsageError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Run an evaluation: what the commands and the Python API share."""

@@ -1,0 +1,72 @@
+"""The options that evaluations share, and results that are reused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evals.tasks.task import EvalTask, Rows
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The shared options; one that a command does not have keeps its default.
+
+    Attributes:
+        data: file or folder of rows; None for the task's own source.
+        labels: class names of every model in the order of its logits; None for those of its config.
+        limit: how many rows are drawn at random; None for all.
+        seed: of the draw, of generated rows and of the bootstrap.
+        output: the results folder; None to store nothing.
+        force: compute what the results folder already holds.
+        dtype: what models compute in, by its name in torch.
+        table: one of TABLES.
+        detail: print HANS by subcase and template too.
+    """
+
+    data: Path | None = None
+    labels: tuple[str, ...] | None = None
+    limit: int | None = None
+    seed: int = 0
+    output: Path | None = None
+    force: bool = False
+    device: str = "cpu"
+    no_cache: bool = False
+    dtype: str = "float32"
+    table: str = "plain"
+    as_json: bool = False
+    detail: bool = False
+    quiet: bool = False
+
+
+def read_rows(task: EvalTask, options: EvalOptions) -> Rows:
+    """Return the rows of a task that the options select."""
+    return task.read(options.data, options.seed).sample(options.limit, options.seed)
+
+
+def stored_results(options: EvalOptions) -> list[dict[str, Any]]:
+    """Return the records of the results folder that need not be computed again: none with --force."""
+    from evals.results.store import load_results
+
+    if not options.output:
+        return []
+    records = load_results(options.output)  # with --force too: a malformed store stops the command before it computes
+    return [] if options.force else records
+
+
+def reuse_result(
+    records: Sequence[dict[str, Any]], key: str, names: Mapping[str, Any], output: Path | None
+) -> dict[str, Any] | None:
+    """Return the record with a key, or None; its names of models and data become those of this run, in the store too."""
+    from evals.results.store import add_result, find
+
+    record = find(records, key)
+    if record is None:
+        return None
+    renamed = {**record, **names}
+    if output and renamed != record:
+        add_result(output, renamed)
+    return renamed
