@@ -39,8 +39,10 @@ def remembered_hash(path: Path) -> str:
     begun = time.time_ns()
     digest = file_hash(path)
     after = path.stat()
+    # Windows keeps the time of creation as ctime.
+    changed = max(found.st_mtime_ns, found.st_ctime_ns)
     if (after.st_mtime_ns, after.st_ctime_ns) == (found.st_mtime_ns, found.st_ctime_ns) and (
-        begun - found.st_ctime_ns > SETTLED_NS
+        begun - changed > SETTLED_NS
     ):
         write_cached("hashes", key, digest)
     return digest

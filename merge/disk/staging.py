@@ -92,9 +92,11 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    """Say whether another process has this id; a folder under our own id is of an earlier one, as in containers."""
+    """Return whether another process has this id; a folder under our own id is an earlier process's, as in containers."""
     if pid == os.getpid():
         return False
+    if os.name == "nt":  # signal 0 is Ctrl-C there: what was left behind stays
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -105,8 +107,12 @@ def _alive(pid: int) -> bool:
 
 
 def _sync(folder: Path) -> None:
+    """Flush a folder and all in it to the disk; Windows flushes files alone, and those only when open for writing."""
+    windows = os.name == "nt"
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
+        if windows and path.is_dir():
+            continue
+        handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
@@ -131,7 +137,7 @@ def _replace(temporary: Path, output: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as transformers does: two spaces, a final newline."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def copy_side_files(source: Path, names: tuple[str, ...], folder: Path) -> None:

@@ -157,7 +157,7 @@ def _write(folder: Path, report: EditReport) -> EditReport:
     copy_side_files(checkpoint.folder, kept, folder)
     notes = reload_check(folder, report.config, checkpoint.folder)
     report = replace(report, bytes=total, notes=(*report.notes, *notes))
-    (folder / "README.md").write_text(card(report), encoding="utf-8")
+    (folder / "README.md").write_text(card(report), encoding="utf-8", newline="\n")
     write_json(folder / MANIFEST, manifest(report, folder))
     return report
 

@@ -29,7 +29,7 @@ def write_card(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping
     """Write README.md from the facts of a run (merge.json) and evaluation results (records of results.json)."""
     front = yaml.safe_dump(metadata(facts, results), sort_keys=False, allow_unicode=True)
     body = "\n".join([f"---\n{front}---", "", *_body(facts, results), ""])
-    (folder / "README.md").write_text(body, encoding="utf-8")
+    (folder / "README.md").write_text(body, encoding="utf-8", newline="\n")
 
 
 def add_results(folder: Path, results_file: Path) -> int:
@@ -60,7 +60,9 @@ def add_results(folder: Path, results_file: Path) -> int:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}.") from error
-    (folder / "merge.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "merge.json").write_text(
+        json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
+    )
     return len(records)
 
 

@@ -67,7 +67,10 @@ class Means:
 
     @property
     def workers(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0))
+        if self.threads:
+            return self.threads
+        # Only Linux tells which cores a process may use.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 AS_USUAL = Means()
@@ -121,7 +124,7 @@ def _write_output(
     write_json(folder / "config.json", config)
     copy_files(folder, report, owner)
     (folder / "recipe.yaml").write_text(
-        f"# merge-models --recipe recipe.yaml\n{report.asked.to_yaml()}", encoding="utf-8"
+        f"# merge-models --recipe recipe.yaml\n{report.asked.to_yaml()}", encoding="utf-8", newline="\n"
     )
     save_alignment(folder, report)
     if recipe.align.repair:
@@ -153,7 +156,7 @@ def _write_weights(
             own = {written[name]: planned for name, planned in layout.items() if places[name] == place}
             writers[place] = stack.enter_context(open_writer(folder / place, own))
         # In the order of the files, which are hashed from their beginnings on.
-        order = {(place, name): at for place, writer in writers.items() for at, name in enumerate(writer.places)}
+        order = {(place, name): at for place, writer in writers.items() for at, name in enumerate(writer.slots)}
 
         def write(name: str, piece: Array, start: int) -> None:
             writers[places[name]].write(written[name], arrays.dtype(piece), arrays.raw(piece), start)

@@ -1,4 +1,4 @@
-"""Writing safetensors files whose layout is known beforehand: any tensor, in any piece, by any thread, at its own place."""
+"""Write safetensors files whose layout is known beforehand: any piece of any tensor, from any thread, in any order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # written name -> (dtype in safetensors' letters, shape)
 
 MAX_SHARD_SIZE = "50GB"
-BLOCK = 1 << 22  # bytes hashed at a time
+BLOCK_BYTES = 1 << 22  # hashed at a time
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the bytes of one tensor go; `dtype` in safetensors' letters."""
+class TensorSlot:
+    """The bytes of a file that one tensor fills; `dtype` in safetensors' letters."""
 
     file: WeightFile
     offset: int
@@ -38,63 +39,85 @@ class Place:
 
 
 class WeightFile:
-    """An open file that is hashed while it is written: a thread follows the end of what is there without a gap."""
+    """An open file that any thread writes to at any offset, hashed by a thread of its own while it is written.
+
+    Every writing thread has a handle of its own, so that none waits for another. The hash follows the written bytes from the
+    beginning of the file up to the first gap.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
-        self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        self._written: dict[int, int] = {}  # where a run of written bytes begins -> where it ends
-        self._end = 0  # of what is there without a gap
+        self._path = path
+        self._thread = threading.local()
+        self._handles = [path.open("xb", buffering=0)]
+        self._thread.handle = self._handles[0]
+        self._read = path.open("rb", buffering=0)
+        self._written: dict[int, int] = {}  # start of a run of written bytes -> its end
+        self._end = 0  # of the bytes that are there without a gap
         self._change = threading.Condition()
         self._closing = False
         self._hash = hashlib.sha256()
-        self._follower = threading.Thread(target=self._follow, name="hashing", daemon=True)
-        self._follower.start()
+        self._hashing = threading.Thread(target=self._follow, name="hashing", daemon=True)
+        self._hashing.start()
 
-    def write(self, data: memoryview, at: int) -> None:
-        """Write bytes at their place; every byte is written once."""
+    def resize(self, size: int) -> None:
+        """Give the file its final size."""
+        self._handles[0].truncate(size)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write bytes at an offset; every byte of the file is written once."""
         if not data:
             return
-        begin = at
+        start, file = offset, self._handle()
+        file.seek(offset)
         while data:
-            done = os.pwrite(self.handle, data, at)
-            data, at = data[done:], at + done
+            written = file.write(data)
+            data, offset = data[written:], offset + written
         with self._change:
-            self._written[begin] = at
+            self._written[start] = offset
             while self._end in self._written:
                 self._end = self._written.pop(self._end)
             self._change.notify()
 
     def finish(self) -> str:
-        """Put the file on the disk and return the SHA-256 of what it holds."""
+        """Flush the file to the disk and return the SHA-256 of its bytes."""
         with self._change:
             self._closing = True
             self._change.notify()
-        os.fsync(self.handle)  # meanwhile the rest is hashed
-        self._follower.join()
+        os.fsync(self._handles[0].fileno())  # meanwhile the rest is hashed
+        self._hashing.join()
         return self._hash.hexdigest()
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         """Stop hashing and close the file."""
         with self._change:
             self._closing, self._end = True, 0
             self._change.notify()
-        self._follower.join()
-        os.close(self.handle)
+        self._hashing.join()
+        for file in (*self._handles, self._read):
+            file.close()
+
+    def _handle(self) -> FileIO:
+        """Return the calling thread's handle."""
+        if not hasattr(self._thread, "handle"):
+            self._thread.handle = self._path.open("r+b", buffering=0)
+            self._handles.append(self._thread.handle)
+        handle: FileIO = self._thread.handle
+        return handle
 
     def _follow(self) -> None:
-        at = 0
+        hashed = 0
         while True:
             with self._change:
-                while self._end <= at and not self._closing:
+                while self._end <= hashed and not self._closing:
                     self._change.wait()
                 end = self._end
-            if end <= at:
+            if end <= hashed:
                 return
-            while at < end:
-                block = os.pread(self.handle, min(end - at, BLOCK), at)
+            while hashed < end:
+                block = self._read.read(min(end - hashed, BLOCK_BYTES))
                 self._hash.update(block)
-                at += len(block)
+                hashed += len(block)
 
 
 @dataclass(frozen=True)
@@ -102,27 +125,27 @@ class WeightWriter:
     """The open files of a checkpoint's weights, every byte of them planned.
 
     Attributes:
-        places: written name -> where it goes, in the order of the files.
+        slots: written name -> where its bytes go, in the order of the files.
         hashes: file -> SHA-256, once the writer is closed.
     """
 
-    places: Mapping[str, Place]
+    slots: Mapping[str, TensorSlot]
     hashes: dict[str, str] = field(default_factory=dict)
 
     def write(self, name: str, dtype: str, data: memoryview, start: int = 0) -> None:
-        """Write the bytes of a flat piece of a tensor, its first entry being entry `start` of the whole.
+        """Write the bytes of a flat piece of a tensor, whose first entry is entry `start` of the whole.
 
         Raises:
-            OutputError: the piece is not what the layout promised.
+            OutputError: the piece has another dtype or more entries than planned.
         """
-        place = self.places[name]
-        size, before = data.nbytes, nbytes(place.dtype, (start,))
-        if dtype != place.dtype or before + size > nbytes(place.dtype, place.shape):
+        slot = self.slots[name]
+        size, before = data.nbytes, nbytes(slot.dtype, (start,))
+        if dtype != slot.dtype or before + size > nbytes(slot.dtype, slot.shape):
             raise OutputError(
                 f"{name} came out as {size} bytes of {dtype} from entry {start} on, planned are "
-                f"{math.prod(place.shape)} entries of {place.dtype}."
+                f"{math.prod(slot.shape)} entries of {slot.dtype}."
             )
-        place.file.write(data, place.offset + before)
+        slot.file.write(data, slot.offset + before)
 
 
 @contextmanager
@@ -133,19 +156,19 @@ def open_writer(folder: Path, layout: Layout) -> Iterator[WeightWriter]:
     """
     from huggingface_hub import constants, split_state_dict_into_shards_factory
 
-    # Its sister for torch tensors wants to know about DTensors, which takes a second to import.
+    # The one for torch tensors imports DTensor, which takes a second.
     plan = split_state_dict_into_shards_factory(
         layout,  # type: ignore[arg-type]
         get_storage_size=_size,
         filename_pattern=constants.SAFETENSORS_WEIGHTS_FILE_PATTERN,
         max_shard_size=MAX_SHARD_SIZE,
     )
-    places: dict[str, Place] = {}
+    slots: dict[str, TensorSlot] = {}
     files: list[WeightFile] = []
     try:
         for name, names in plan.filename_to_tensors.items():
             files.append(WeightFile(folder / name))
-            places |= _write_header(files[-1], {name: layout[name] for name in names})
+            slots |= _write_header(files[-1], {name: layout[name] for name in names})
         if plan.is_sharded:
             totals = {
                 "total_parameters": sum(math.prod(shape) for _, shape in layout.values()),
@@ -153,33 +176,33 @@ def open_writer(folder: Path, layout: Layout) -> Iterator[WeightWriter]:
             }
             index = {"metadata": totals, "weight_map": plan.tensor_to_filename}
             path = folder / "model.safetensors.index.json"
-            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        writer = WeightWriter(places)
+            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8", newline="\n")
+        writer = WeightWriter(slots)
         yield writer
         writer.hashes.update({file.name: file.finish() for file in files})
     finally:
         for file in files:
-            file.abandon()
+            file.close()
 
 
-def _write_header(file: WeightFile, layout: Layout) -> dict[str, Place]:
-    """Write u64 header length and JSON padded to 8 bytes, and return the places of the tensors, which follow without holes.
+def _write_header(file: WeightFile, layout: Layout) -> dict[str, TensorSlot]:
+    """Write u64 header length and JSON padded to 8 bytes, and return the tensors' slots, which follow without gaps.
 
-    Wider dtypes go first, as safetensors orders them, so that every tensor starts at a multiple of its item's size.
+    Wider dtypes go first, as safetensors orders them, so that every tensor starts at a multiple of its item size.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
+    end = 0
     for name, (dtype, shape) in sorted(layout.items(), key=lambda item: -nbytes(item[1][0], ())):
         size = nbytes(dtype, shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    os.ftruncate(file.handle, start + at)
+    file.resize(start + end)
     file.write(memoryview(len(text).to_bytes(8, "little") + text), 0)
     header.pop("__metadata__")
-    return {name: Place(file, start + header[name]["data_offsets"][0], *layout[name]) for name in header}
+    return {name: TensorSlot(file, start + header[name]["data_offsets"][0], *layout[name]) for name in header}
 
 
 def write_weights(
@@ -196,10 +219,10 @@ def write_weights(
     letters = torch_letters()
     planned = {name: (letters[dtype], shape) for name, (dtype, shape) in layout.items()}
     with open_writer(folder, planned) as writer:
-        for name, place in writer.places.items():
+        for name, slot in writer.slots.items():
             tensor = tensor_of(name)
-            if tuple(tensor.shape) != place.shape:
-                raise OutputError(f"{name} came out as {tuple(tensor.shape)}, planned {place.shape}.")
+            if tuple(tensor.shape) != slot.shape:
+                raise OutputError(f"{name} came out as {tuple(tensor.shape)}, planned {slot.shape}.")
             writer.write(name, TORCH.dtype(tensor), TORCH.raw(tensor))
     return sum(map(_size, planned.values()))
 

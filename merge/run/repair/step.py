@@ -104,7 +104,7 @@ def _write(folder: Path, written: Checkpoint, tensors: Mapping[str, Tensor]) -> 
     ready: dict[str, Any] = {written.written_name(name): tensor.contiguous() for name, tensor in tensors.items()}
     with tempfile.TemporaryDirectory(prefix=".repair-", dir=folder) as place:
         with open_writer(Path(place), layout) as writer:
-            for name in writer.places:
+            for name in writer.slots:
                 writer.write(name, TORCH.dtype(ready[name]), TORCH.raw(ready[name]))
         for path in sorted(Path(place).iterdir()):
             path.replace(folder / path.name)

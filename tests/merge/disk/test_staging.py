@@ -22,7 +22,7 @@ from torch import Tensor
 
 import merge.checkpoints.weights.write
 import merge.disk.staging
-from merge.checkpoints.weights.write import write_weights
+from merge.checkpoints.weights.write import WeightFile, write_weights
 from merge.disk.staging import MARKER, check_output, copy_side_files, staged, write_json
 from merge.errors import OutputError
 
@@ -229,10 +229,10 @@ def test_what_was_moved_aside_goes_only_once_it_is_replaced(tmp_path: Path, dead
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_line(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(handle: int, data: bytes, at: int) -> int:
+    def full(file: WeightFile, data: memoryview, offset: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(merge.checkpoints.weights.write.os, "pwrite", full)
+    monkeypatch.setattr(WeightFile, "write", full)
     said = r"^no space left on the disk of .*; nothing was written\.$"
     with pytest.raises(OutputError, match=said), staged(tmp_path / "out") as folder:
         write_weights(folder, layout(MIXED), MIXED.__getitem__)

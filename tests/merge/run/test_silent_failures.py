@@ -19,6 +19,7 @@ from tiny import bert_config, random_tensors, save_checkpoint
 
 import merge.checkpoints.weights.write
 from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.weights.write import WeightFile
 from merge.errors import CheckpointError, MergeError, MismatchError, OutputError, RecipeError, UsageError
 from merge.recipe.recipe import make_recipe, read_recipe
 from merge.run.run import run
@@ -241,15 +242,15 @@ def test_order_threads_and_shards_leave_every_byte_as_it_is(
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of the weights, from a thread."""
     a, b = (save_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
-    whole, calls = os.pwrite, []
+    whole, calls = WeightFile.write, []
 
-    def full(handle: int, data: Any, at: int) -> int:
-        calls.append(at)
+    def full(file: WeightFile, data: memoryview, offset: int) -> None:
+        calls.append(offset)
         if len(calls) > 20:
             raise OSError(28, "No space left on device")
-        return whole(handle, data, at)
+        whole(file, data, offset)
 
-    monkeypatch.setattr(merge.checkpoints.weights.write.os, "pwrite", full)
+    monkeypatch.setattr(WeightFile, "write", full)
     with pytest.raises(OutputError, match="no space left on the disk of .*; nothing was written"):
         run(recipe(a, b, output=tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
