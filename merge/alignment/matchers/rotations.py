@@ -28,6 +28,7 @@ from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
 from merge.alignment.solvers.balance import balance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_move
+from merge.alignment.solvers.descent import best_of_restarts, coordinate_descent
 from merge.alignment.solvers.descent_with_maps import Frame, acting_groups
 from merge.alignment.solvers.moments import Moments, check_seen, collect, level_names, level_sizes
 from merge.progress import shown_by, silent, track
@@ -36,8 +37,6 @@ from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.transform import Transform, apply_transform, compose, inverse
 
 MAX_SWEEPS = 15
-# Sweeps end when one gains less than this share of J.
-ENOUGH = 1e-6
 # A map that differs from the identity by less is rounding.
 ROUNDING = 1e-9
 # Groups whose elements mix units, so that no unit has a spread of its own.
@@ -103,8 +102,8 @@ def descend(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Align
     nothing = Frame(pair, kinds)
     begun = Frame(pair, kinds, start) if start is not None else _first_pass(Frame(pair, kinds))
     still = nothing.value
-    best, history = _sweeps(begun if begun.value > still else nothing, nothing.moves)
-    history = (still, *history)
+    best = begun if begun.value > still else nothing
+    history = (still, *_sweeps(best, nothing.moves))
     if pair.settings.restarts:
         best, value = (_nearest if pair.batches else _highest)(pair, kinds, best)
         history = history if value == history[-1] else (history[0], value)
@@ -113,14 +112,13 @@ def descend(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Align
 
 def _highest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, float]:
     """Return the restart with the highest J: each from the best so far with a part of it shuffled."""
-    value, generator = best.value, torch.Generator().manual_seed(pair.settings.seed)
-    for _ in range(pair.settings.restarts):
-        # In random order: the shuffled axis first would go back to where it was.
-        order = [best.moves[k] for k in torch.randperm(len(best.moves), generator=generator).tolist()]
-        tried, values = _sweeps(Frame(pair, kinds, best.shaken(generator)), order)
-        if values[-1] > value + ENOUGH * abs(value):
-            best, value = tried, values[-1]
-    return best, value
+    generator = torch.Generator().manual_seed(pair.settings.seed)
+
+    def attempt(best: Frame, order: Sequence[str]) -> tuple[Frame, float]:
+        frame = Frame(pair, kinds, best.shuffled(generator))
+        return frame, _sweeps(frame, order)[-1]
+
+    return best_of_restarts((best, best.value), best.moves, pair.settings.restarts, generator, attempt)
 
 
 def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, float]:
@@ -133,8 +131,10 @@ def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, flo
     ends, generator = EndpointOutputs(heard), torch.Generator().manual_seed(pair.settings.seed)
     lowest = _quietly_scored(best, heard, ends)
     for _ in track(range(pair.settings.restarts), "restarting"):
-        begun, _ = _sweeps(Frame(unevenly(pair, generator), kinds, best.steps), best.moves)
-        tried, _ = _sweeps(Frame(pair, kinds, begun.steps), best.moves)
+        begun = Frame(unevenly(pair, generator), kinds, best.steps)
+        _sweeps(begun, best.moves)
+        tried = Frame(pair, kinds, begun.steps)
+        _sweeps(tried, best.moves)
         found = _quietly_scored(tried, heard, ends)
         if found < lowest and tried.value >= nothing:
             best, lowest = tried, found
@@ -157,17 +157,9 @@ def unevenly(pair: Pair, generator: torch.Generator) -> Pair:
     return replace(pair, a=a, b=b)
 
 
-def _sweeps(frame: Frame, order: Sequence[str]) -> tuple[Frame, tuple[float, ...]]:
-    """Take the best step along each coordinate in turn until a sweep hardly gains; return J at the start and after each."""
-    history = [frame.value]
-    for _ in range(MAX_SWEEPS):
-        gained = [frame.improve(move) for move in order]
-        if not any(gained):
-            break
-        history.append(frame.value)
-        if history[-1] - history[-2] < ENOUGH * abs(history[-2]):
-            break
-    return frame, tuple(history)
+def _sweeps(frame: Frame, order: Sequence[str]) -> tuple[float, ...]:
+    """Move a frame to where sweeps end; return J at its start and after each."""
+    return coordinate_descent(frame, order, MAX_SWEEPS)
 
 
 def _first_pass(frame: Frame) -> Frame:

@@ -29,7 +29,7 @@ from torch import Tensor
 from merge.alignment.matchers.frank_wolfe import parabola, rounded
 from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Alignment, Pair, check_kinds
-from merge.alignment.solvers.descent import climb
+from merge.alignment.solvers.descent import PermutationDescent
 from merge.alignment.solvers.objective import Objective, Weights, weights_of
 from merge.alignment.solvers.soft import Relaxation, Soft, along, mixed, toward
 from merge.symmetry.permutation import Permutation, apply_axes, compose, identity, inverse
@@ -102,7 +102,7 @@ class _Family:
         value = self._alike(placed)
         for _ in range(MOST):
             for k in range(self.count):
-                found[k] = climb(self.against(k, placed), found[k])[0]
+                found[k] = PermutationDescent(self.against(k, placed)).run(found[k], rel_tolerance=0.0).permutation
                 placed[k] = self.moved(k, found[k])
             before, value = value, self._alike(placed)
             if value - before <= ENOUGH * abs(before):

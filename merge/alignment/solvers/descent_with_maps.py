@@ -24,6 +24,7 @@ from torch import Tensor
 from merge.alignment.pair import Pair, streams
 from merge.alignment.solvers.balance import BALANCES, balance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_move
+from merge.alignment.solvers.descent import busiest, shuffled
 from merge.alignment.solvers.objective import CHUNK, Touch, touches
 from merge.symmetry.permutation import Permutation, identity, unit_positions
 from merge.symmetry.spec import PermutationSpec
@@ -33,8 +34,6 @@ from merge.symmetry.transform import Transform, apply_transform, apply_transform
 # way, and that has to count.
 KEEP_MEAN = frozenset({"permutation", "none", "orthogonal_one"})
 ROTATIONS = frozenset({"orthogonal", "orthogonal_one"})
-# Share of an axis that a restart shuffles, as in weight matching.
-SHAKEN = 1 / 3
 
 Tensors = Mapping[str, Tensor]
 
@@ -100,14 +99,17 @@ class Frame:
         names = {name for touch in self.touches[move] for name in (*touch.view.movable, touch.view.map_axis)}
         return frozenset(names & self.groups.keys())
 
-    def shaken(self, generator: torch.Generator) -> Transform:
-        """Return what brought b here, followed by a shuffle of a part of the axis that most tensors have."""
-        busiest = max(self.moves, key=lambda move: len(self.tensors[move]))
-        units = self.still.indices[busiest].clone()
-        some = torch.randperm(len(units), generator=generator)[: max(2, round(SHAKEN * len(units)))]
-        units[some] = units[some[torch.randperm(len(some), generator=generator)]]
-        shuffle = Permutation({**self.still.indices, busiest: units}, self.still.outer)
+    def shuffled(self, generator: torch.Generator) -> Transform:
+        """Return what brought b here, followed by a shuffle of some units of the busiest axis."""
+        axis = busiest(self.tensors)
+        units = shuffled(self.still.indices[axis], generator)
+        shuffle = Permutation({**self.still.indices, axis: units}, self.still.outer)
         return compose(Transform(shuffle, {}), self.steps)
+
+    def sweep(self, order: Sequence[str]) -> bool:
+        """Take the best step along each coordinate in turn; return whether any was taken."""
+        steps = [self.improve(move) for move in order]
+        return any(steps)
 
     def improve(self, move: str, matched: Collection[str] | None = None) -> bool:
         """Take the best step along one coordinate; return whether one was taken.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +11,12 @@ import torch
 from contracts.test_aligners import make_pair
 from tiny import bert_config, random_tensors
 
-from merge.alignment.matchers import aligner, weights
-from merge.alignment.matchers.weights import _Descent, match_weights
+from merge.alignment.matchers import aligner
+from merge.alignment.matchers.weights import match_weights
 from merge.alignment.pair import Pair
+from merge.alignment.solvers import descent
 from merge.alignment.solvers.circuits import circuit_gains
+from merge.alignment.solvers.descent import Descended, PermutationDescent
 from merge.alignment.solvers.objective import Objective, weights_of
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import Permutation, apply, identity, random, restrict
@@ -124,7 +126,7 @@ def test_axes_that_share_no_tensor_are_matched_side_by_side() -> None:
     a, b = (random_tensors(config, seed) for seed in (0, 1))
     pair = Pair(spec_for(config), a, b, config, str)
     objective = Objective(pair, weights_of(pair), pair.axes_of(frozenset(pair.kinds())))
-    runs = _Descent(objective, identity(pair.spec, pair.shapes), False)._runs(tuple(objective.touches))
+    runs = PermutationDescent(objective).runs(tuple(objective.touches))
     assert [set(run) for run in runs] == [{"residual"}, {"heads0", "ffn0", "heads1", "ffn1", "pooler"}]
 
     threads, found = torch.get_num_threads(), []
@@ -152,9 +154,8 @@ def test_a_descent_begins_at_the_identity_where_that_is_better() -> None:
     assert found.permutation.is_identity
     assert found.objective[0] == pytest.approx(objective_of(pair, found.permutation), abs=1e-6)
     objective = Objective(pair, weights_of(pair), pair.movable)
-    descent = _Descent(objective, identity(pair.spec, pair.shapes), False)
-    first = descent._first_pass()
-    ended = descent.sweeps(first, objective.shares(objective.moving, first), descent.moves)
+    search = PermutationDescent(objective)
+    ended = search.run(search.first_pass(identity(pair.spec, pair.shapes)))
     assert ended.history[-1] / objective.entries < found.objective[0] - 0.1
 
 
@@ -167,7 +168,7 @@ def test_circuits_are_asked_again_in_every_restart(monkeypatch: pytest.MonkeyPat
         asked.append(move)
         return circuit_gains(objective, move, p)
 
-    monkeypatch.setattr(weights, "circuit_gains", counted)
+    monkeypatch.setattr(descent, "circuit_gains", counted)
     for restarts, least in ((0, 1), (2, 2)):
         asked.clear()
         match_weights(asking(pair, restarts=restarts), circuits=True)(frozenset(pair.kinds()))
@@ -192,15 +193,15 @@ def test_a_restart_is_kept_only_if_it_is_better(
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
     b = {n: t.abs() if t.ndim > 1 else t for n, t in pair.b.items()}
     pair = replace(pair, b=b, a={n: sign * t.abs() if t.ndim > 1 else t for n, t in pair.a.items()})
-    sweeps, seen = _Descent.sweeps, list[float]()
+    run, seen = PermutationDescent.run, list[float]()
 
-    def told(self: _Descent, start: Permutation, known: Mapping[str, float], order: Sequence[str]) -> object:
-        found = sweeps(self, start, known, order)
+    def told(self: PermutationDescent, *given: Any, **more: Any) -> Descended:
+        found = run(self, *given, **more)
         seen.append(seen[0] + share * abs(seen[0]) if seen else found.history[-1])
         return replace(found, history=(*found.history[:-1], seen[-1]))
 
     once = match_weights(pair)(frozenset({"ffn"}))
-    monkeypatch.setattr(_Descent, "sweeps", told)
+    monkeypatch.setattr(PermutationDescent, "run", told)
     tried = match_weights(asking(pair, restarts=1))(frozenset({"ffn"}))
     assert len(seen) == 2
     assert sign * seen[0] > 0

@@ -92,6 +92,6 @@ def test_one_axis_at_its_best_is_found_in_one_step() -> None:
 def test_a_shuffle_moves_a_third_of_the_busiest_axis() -> None:
     pair = bert_pair()
     frame = Frame(pair, frozenset(pair.kinds()))
-    shaken = frame.shaken(torch.Generator().manual_seed(0)).permutation.moved()
+    shaken = frame.shuffled(torch.Generator().manual_seed(0)).permutation.moved()
     assert 4 <= shaken["residual"][0] <= 8
     assert not any(moved for axis, (moved, _) in shaken.items() if axis != "residual")
