@@ -202,7 +202,7 @@ def strangers(source: Path, pairs: Sequence[dict[str, Any]], scratch: Path) -> N
         output = scratch / f"aligned-{number}"
         begun = time.monotonic()
         report = merge(output, l3, cut, align=align, heads="drop")
-        kept = ", ".join(report.bases.aligned[0].choice.kept.alignment.kinds) if report.bases.aligned else ""
+        kept = ", ".join(report.rebased.aligned[0].choice.kept.alignment.kinds) if report.rebased.aligned else ""
         show(f"average, {name}", output, pairs, f"{time.monotonic() - begun:.0f} s  moved: {kept or 'nothing'}")
     for lam in (0.1, 0.25):
         for name, align in (trials[0], trials[-1]):

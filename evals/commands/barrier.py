@@ -70,14 +70,17 @@ def _barrier(a: str, b: str, task: EvalTask, settings: AlignEntry, points: int, 
     from evals.results.measure import named
     from evals.results.store import add_result
     from evals.tasks.label_names import MatchedTask
-    from merge.alignment.rewrite import prepared
+    from merge.alignment.rewrite import rewritten
     from merge.checkpoints.checkpoint import open_encoder
+    from merge.checkpoints.model_set import ModelSet
+    from merge.run.plan.heads import plan_heads
     from merge.run.plan.preflight import Allowed, preflight
-    from merge.run.rebase import find_bases
+    from merge.run.rebase import rebase
 
     begun = time.monotonic()
     pair = open_encoder(a), open_encoder(b)
-    notes = preflight(pair, allowed=Allowed(dtype="float32"))
+    heads = plan_heads(None, ModelSet(pair))
+    notes = preflight(heads, Allowed(dtype="float32"))
     columns, stored = match_labels(task, pair[0], options.labels), stored_results(options)
     matched = MatchedTask(task, read_rows(task, options), columns)
     key = barrier_key(pair, matched, settings, options.seed, points)
@@ -85,14 +88,12 @@ def _barrier(a: str, b: str, task: EvalTask, settings: AlignEntry, points: int, 
     record = reuse_result(stored, key, names, options.output)
     if record is not None:
         return record
-    with prepared(settings, pair, None, Path(tempfile.gettempdir()) / "barrier") as ready:
-        first, second = ready.models
-        bases = find_bases(settings, ready.models, seed=options.seed)
+    with rewritten(settings, heads.given, Path(tempfile.gettempdir()) / "barrier") as ready:
+        rebased = rebase(settings, plan_heads(None, ready.models), options.seed)
         predictor = make_predictor(pair[0], device=device_here(options.device), cache=not options.no_cache, crew=crew())
-        rewritten = None if ready.models == pair else (first, second)
-        curves, more = measure_pair(pair, bases, matched, points, predictor, rewritten)
-    alignment = bases.aligned[0].to_json() if bases.aligned else None
-    notes = (*notes, *ready.notes, *bases.notes, *more)
+        curves, more = measure_pair(pair, ready.models, rebased, matched, points, predictor)
+    alignment = rebased.aligned[0].to_json() if rebased.aligned else None
+    notes = (*notes, *ready.notes, *rebased.notes, *more)
     record = barrier_record(key, matched, pair, curves, alignment, notes, time.monotonic() - begun)
     if options.output:
         add_result(options.output, record)

@@ -18,8 +18,9 @@ from evals.results.measure import named, reading_notes, record_key, setting
 from evals.tasks.label_names import MatchedTask
 from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
+from merge.checkpoints.model_set import ModelSet
 from merge.disk.hashes import file_hash
-from merge.run.rebase import Bases
+from merge.run.rebase import Rebased
 from merge.symmetry.transform import Transform, apply_transform
 
 Pair = tuple[Checkpoint, Checkpoint]
@@ -41,51 +42,52 @@ def barrier_key(pair: Pair, matched: MatchedTask, settings: AlignEntry, seed: in
 
 def measure_pair(
     pair: Pair,
-    bases: Bases,
+    ready: ModelSet,
+    rebased: Rebased,
     matched: MatchedTask,
     points: int,
     predictor: Predictor | None = None,
-    rewritten: Pair | None = None,
 ) -> tuple[list[Curve], list[str]]:
     """Return the curve of the naive line and, if b was aligned, that of the aligned one; and notes for the reader.
 
     Args:
-        pair: a, and b in its own basis.
-        bases: what takes b to the label order of a, and to its units.
+        pair: a and b as they are.
+        ready: the same models as they were aligned: their norms folded, where the residual stream is rotated.
+        rebased: the transforms that bring b into the label order of a, and into its units.
         matched: the task's rows, its classes matched to those of a.
         points: of the even grid of lam, both endpoints included.
         predictor: made for a; by default one is made, in float32 on the CPU.
-        rewritten: the same models as they were aligned: their norms folded, where the residual stream is rotated.
     """
+    rewritten = None if ready.models == pair else ready.models
     predictor = predictor or make_predictor(pair[0])
     encoded = predictor.encode(matched.rows)
-    labels = None if bases.labels[1] is None else Transform(bases.labels[1], {})
+    labels = None if rebased.labels[1] is None else Transform(rebased.labels[1], {})
     lams = _even_grid(points)
-    weights_at = partial(interpolate, *_endpoints(pair, bases, (None, labels)))
+    weights_at = partial(interpolate, *_endpoints(pair, rebased, (None, labels)))
     naive = walk(lams, weights_at, predictor, matched, encoded, "naive path")
     curves = [_curve("naive", naive)]
-    for aligned in bases.aligned:
+    for aligned in rebased.aligned:
         name = f"aligned ({aligned.by}; {aligned.choice.kept.name})"
-        weights_at = partial(interpolate, *_endpoints(rewritten or pair, bases, bases.transforms))
+        weights_at = partial(interpolate, *_endpoints(rewritten or pair, rebased, rebased.transforms))
         if rewritten is not None and not predictor.fits(rewritten[0]):
             like_before = {"device": predictor.model.device, "cache": predictor.cache, "crew": predictor.crew}
             predictor = make_predictor(rewritten[0], **like_before)
         # Both lines start at a, unless alignment moved or rewrote a too.
-        measured = naive[:1] if rewritten is None and bases.transforms[0] is None else []
+        measured = naive[:1] if rewritten is None and rebased.transforms[0] is None else []
         rest = walk(lams[len(measured) :], weights_at, predictor, matched, encoded, f"{name} path")
         curves.append(_curve(name, [*measured, *rest]))
     return curves, reading_notes(matched.task, matched.columns, encoded)
 
 
 def _endpoints(
-    pair: Pair, bases: Bases, transforms: Sequence[Transform | None]
+    pair: Sequence[Checkpoint], rebased: Rebased, transforms: Sequence[Transform | None]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the transformed weights of both models, float32, by the names transformers writes."""
     endpoints = []
     for checkpoint, transform in zip(pair, transforms, strict=True):
         tensors = finite_tensors(checkpoint)
-        if transform is not None and bases.spec is not None:
-            tensors = apply_transform(bases.spec, transform, tensors)
+        if transform is not None and rebased.spec is not None:
+            tensors = apply_transform(rebased.spec, transform, tensors)
         endpoints.append(
             {checkpoint.written_name(n): t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         )

@@ -1,47 +1,43 @@
-"""Aligned: every model of a run brought into the units of the reference, each proved to be the model it was."""
+"""Align every model of a run to the reference, and prove that each is still the same function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from merge.alignment.choice.requested import choices, decide, rotates
-from merge.alignment.reading import Material, absent_pooler, read_material
-from merge.alignment.settings import AlignEntry
+from merge.alignment.choice.requested import Choices, picked
+from merge.alignment.reading import absent_pooler
+from merge.alignment.task import AlignmentTask
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
-from merge.errors import AlignmentError, UsageError, nearest
-from merge.symmetry.architectures import spec_for
+from merge.errors import AlignmentError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from merge.alignment.choice.candidates import Choice
     from merge.alignment.evidence.proof import Proof
     from merge.alignment.evidence.quality import Quality
     from merge.alignment.pair import Alignment, Pair
     from merge.checkpoints.inputs import Batch
-    from merge.symmetry.permutation import Permutation
     from merge.symmetry.spec import PermutationSpec
     from merge.symmetry.transform import Transform
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """What alignment did to one model.
+    """The alignment of one model.
 
     Attributes:
         source, reference: the model, and the one it was aligned to.
-        by: the matcher, or the file that an earlier one wrote.
-        model: its place in the run.
-        proof: of the two where the reference moves too, the one that is less close.
-        transform: of its units, classes aside.
-        spec: which the transform is read by.
+        by: the matcher, or the file of an earlier run.
+        model: its number in the run.
+        choice: the candidates, and the one that was kept.
+        proof: that the model's outputs did not change; where the reference moves too, the proof with the larger error.
+        transform: of its units, not of its classes.
+        spec: the spec that the transform is applied by.
+        moved: kind of axis -> (units that change position, units).
+        quality: how alike matched units are; None where nothing moves because of one common start.
         reference_transform: of the reference, where it moves too.
-        moved: kind of axis -> (units that change place, units).
-        quality: how alike the units are that it put in one place; None where one common start said that nothing has to move.
     """
 
     source: str
@@ -83,203 +79,153 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Alignments:
-    """What takes each checkpoint to the reference's units, None for one that stays, and what was done for it.
+    """The alignment of every checkpoint of a task.
 
     Attributes:
-        rotated: choices that rotate the residual stream of models whose norms are folded, which these are not: nothing
-            else was done then.
+        transforms: for each checkpoint the transform into the reference's units; None for one that does not move.
+        aligned: what was done for each checkpoint that is aligned.
+        calibration: the text that was used; None where none was read.
+        notes: sentences for the user.
     """
 
     transforms: tuple[Transform | None, ...]
     aligned: tuple[Aligned, ...]
     calibration: str | None
     notes: tuple[str, ...]
-    rotated: tuple[Choice, ...] = ()
 
 
 def align_all(
-    entry: AlignEntry,
-    checkpoints: Sequence[Checkpoint],
-    spec: PermutationSpec,
-    labels: Sequence[Permutation | None],
-    seed: int = 0,
-    carried: Mapping[int, Checkpoint] = MappingProxyType({}),
-    rotate: bool = False,
-    decided: Sequence[Choice] = (),
-    device: str = "cpu",
+    task: AlignmentTask, choices: Choices | None = None, carried: Mapping[int, Checkpoint] = MappingProxyType({})
 ) -> Alignments:
-    """Return what aligns every checkpoint to the reference that the settings name, each proved on its own model.
+    """Return the alignment of every checkpoint to the reference, each proved on its own model.
 
     Args:
-        entry: the settings of the alignment.
-        checkpoints: the models, then the base where there is one.
-        spec: of the reference.
-        labels: what brings the classes of each into one order; applied before anything is compared.
-        seed: of everything random.
-        carried: for each model that is aligned without its head, by its index: the model with the head.
-        rotate: whether auto may choose to rotate the residual stream, for which models have to be prepared.
-        decided: what auto chose for each model that moves, before they were.
-        device: where models run and the large products are taken.
+        choices: what auto chose for each checkpoint that moves, where it was asked before.
+        carried: for each model that is aligned without its head, by its number: the model with the head.
     Raises:
         AlignmentError, CalibrationError, SpecError: from the alignment.
     """
+    transforms: list[Transform | None] = [None] * len(task.checkpoints)
+    records: list[Aligned] = []
+    for k, choice, pair in picked(task, choices):
+        if pair is None:
+            records.append(_kept(task, k, choice, carried.get(k)))
+            continue
+        record = _aligned(task, k, choice, pair, carried.get(k))
+        transforms[k] = record.transform
+        if record.reference_transform is not None:
+            transforms[task.reference_number] = record.reference_transform
+        records.append(record)
+    if all(record.choice.common for record in records):
+        return Alignments(tuple(transforms), tuple(records), None, tuple(_notes(records)))
+    return Alignments(tuple(transforms), tuple(records), task.text.source, (*task.text.notes, *_notes(records)))
+
+
+def _aligned(task: AlignmentTask, k: int, choice: Choice, pair: Pair, carried: Checkpoint | None) -> Aligned:
+    """Return the alignment of a checkpoint that moves, proved."""
     from merge.alignment.evidence.quality import match_quality
     from merge.checkpoints.inputs import random_inputs
 
-    at = reference_of(entry, checkpoints)
-    spec, stand_in = _without_pooler(_spec_moved(spec, entry), checkpoints[at])
-    spec.fit(checkpoints[at].shapes)
-    read = cache(partial(read_material, entry, seed, checkpoints[at]))
-    moving = [k for k in range(len(checkpoints)) if k != at] or [at]
-    pairs = _pairs(entry, seed, checkpoints, spec, labels, stand_in, read, device)
-    transforms: list[Transform | None] = [None] * len(checkpoints)
-    aligned: list[Aligned] = []
-    if not decided and entry.by == "auto":
-        decided = decide(entry, at, moving, pairs, rotate)
-        if rotate and all(choice.kept.rotated for choice in decided):
-            return Alignments(tuple(transforms), (), None, (), tuple(decided))
-    for k, pair, choice in choices(entry, at, moving, pairs, decided):
-        kept = choice.kept.alignment
-        inputs = () if choice.common else read().batches or random_inputs(checkpoints[at].config, seed)
-        found, own, proof = kept.transform, spec, _proved(pair, kept.transform, inputs)
-        if k in carried:
-            found, own, proof = _carry(carried[k], entry, found, inputs)
-        transforms[k], other = None if choice.common else found, None
-        if kept.reference_maps:
-            other, proof_there = _moved_reference(pair, kept, inputs, len(moving))
-            transforms[at], proof = other, max(proof, proof_there, key=lambda one: one.error)
-        by = entry.by if entry.apply is None else str(choice.kept.by)
-        names = checkpoints[k].source, checkpoints[at].source, by
-        quality = None if choice.common else match_quality(pair, kept)
-        aligned.append(Aligned(*names, k, choice, proof, found, own, _moved_by_kind(pair, found), quality, other))
-    told = read() if read.cache_info().currsize else Material((), None, ())
-    return Alignments(tuple(transforms), tuple(aligned), told.source, (*told.notes, *_notes(aligned)))
+    settings, kept = task.settings, choice.kept.alignment
+    inputs = task.text.batches or random_inputs(task.reference.config, task.seed)
+    transform, spec, proof = kept.transform, task.spec, _proof(pair, kept.transform, inputs)
+    if carried is not None:
+        transform, spec, proof = _extended(task, transform, carried, inputs)
+    reference_transform = None
+    if kept.reference_maps:
+        reference_transform, reference_proof = _moved_reference(pair, kept, inputs, len(task.moving))
+        proof = max(proof, reference_proof, key=lambda each: each.error)
+    return Aligned(
+        source=task.checkpoints[k].source,
+        reference=task.reference.source,
+        by=settings.by if settings.apply is None else str(choice.kept.by),
+        model=k,
+        choice=choice,
+        proof=proof,
+        transform=transform,
+        spec=spec,
+        moved=_moved_by_kind(task.spec, transform),
+        quality=match_quality(pair, kept),
+        reference_transform=reference_transform,
+    )
+
+
+def _kept(task: AlignmentTask, k: int, choice: Choice, carried: Checkpoint | None) -> Aligned:
+    """Return the record of a checkpoint that stays as it is, as it comes from one start with the reference."""
+    transform, spec = choice.kept.alignment.transform, task.spec
+    proof = _nothing_to_prove(spec)
+    if carried is not None:
+        transform, spec, proof = _extended(task, transform, carried, ())
+    names = task.checkpoints[k].source, task.reference.source, task.settings.by
+    return Aligned(*names, k, choice, proof, transform, spec, _moved_by_kind(task.spec, transform), None)
 
 
 def _notes(aligned: Sequence[Aligned]) -> Iterator[str]:
-    """Yield what is to be said of choices and their quality."""
-    for one in aligned:
-        for note in (*one.choice.notes, *(one.quality.notes if one.quality else ())):
-            yield f"{one.source}: {note}"
+    """Yield the notes on choices and on the quality of the matches."""
+    for record in aligned:
+        for note in (*record.choice.notes, *(record.quality.notes if record.quality else ())):
+            yield f"{record.source}: {note}"
 
 
-def reference_of(entry: AlignEntry, checkpoints: Sequence[Checkpoint]) -> int:
-    """Return the place of the model that the others are aligned to.
+def _proof(pair: Pair, transform: Transform, inputs: tuple[Batch, ...]) -> Proof:
+    """Return the proof that a transform leaves b's outputs as they are.
 
     Raises:
-        UsageError: the entry names none of the models.
+        AlignmentError: it does not.
     """
-    if entry.reference is None:
-        return 0
-    names = [checkpoint.source for checkpoint in checkpoints]
-    if entry.reference not in names:
-        raise UsageError(f"reference {entry.reference!r} is not one of the models.{nearest(entry.reference, names)}")
-    return names.index(entry.reference)
-
-
-def _spec_moved(spec: PermutationSpec, entry: AlignEntry) -> PermutationSpec:
-    """Return the spec with the group of the residual stream that was asked for."""
-    from merge.symmetry.transform import folded_spec
-
-    return folded_spec(spec) if rotates(entry, spec) else spec
-
-
-def _pairs(
-    entry: AlignEntry,
-    seed: int,
-    checkpoints: Sequence[Checkpoint],
-    spec: PermutationSpec,
-    labels: Sequence[Permutation | None],
-    stand_in: Mapping[str, Tensor],
-    read: Callable[[], Material],
-    device: str,
-) -> Callable[..., Pair]:
-    """Return what makes the pair of two checkpoints by their places; a model that was read last is not read again.
-
-    With text=False it has none, and none is read.
-    """
-    from merge.alignment.pair import Pair, Settings, TextFacts
-    from merge.symmetry.permutation import apply
-
-    settings = Settings(entry.basis or "permutation", entry.restarts, entry.steps, entry.both, seed)
-    reference = checkpoints[reference_of(entry, checkpoints)]
-
-    @lru_cache(maxsize=2)
-    def tensors(k: int) -> dict[str, Tensor]:
-        own, order = finite_tensors(checkpoints[k]), labels[k]
-        return (own if order is None else apply(spec, order, own)) | dict(stand_in)
-
-    def pair(a: int, b: int, text: bool = True) -> Pair:
-        config, name = reference.config, reference.written_name
-        material = read() if text else Material((), None, ())
-        facts = TextFacts(material.labels, material.mask_token, material.special_tokens)
-        return Pair(spec, tensors(a), tensors(b), config, name, material.batches, settings, facts, device)
-
-    return pair
-
-
-def _proved(pair: Pair, transform: Transform, inputs: tuple[Batch, ...]) -> Proof:
-    from merge.alignment.evidence.proof import Proof, prove
+    from merge.alignment.evidence.proof import prove
     from merge.symmetry.transform import apply_transform
 
     if not inputs:
-        return Proof(0.0, pair.spec.bound, 0, tuple(pair.spec.outputs), pair.spec.dtype)
+        return _nothing_to_prove(pair.spec)
     # Maps are proved in float64: in the dtype of the checkpoint they round what they act on.
     b = {n: t.double() if transform.maps and t.is_floating_point() else t for n, t in pair.b.items()}
     return prove(replace(pair, b=b), apply_transform(pair.spec, transform, b), transform, inputs)
 
 
+def _nothing_to_prove(spec: PermutationSpec) -> Proof:
+    """Return the proof of a model that was left as it is."""
+    from merge.alignment.evidence.proof import Proof
+
+    return Proof(0.0, spec.bound, 0, tuple(spec.outputs), spec.dtype)
+
+
 def _moved_reference(pair: Pair, kept: Alignment, inputs: tuple[Batch, ...], moving: int) -> tuple[Transform, Proof]:
-    """Return what moves the reference where both ends were asked to, and its proof."""
+    """Return the transform of the reference where both endpoints move, and its proof."""
     from merge.symmetry.permutation import identity
     from merge.symmetry.transform import Transform
 
     if moving > 1:
         raise AlignmentError("--both moves the reference towards one model; with several models leave it where it is.")
     transform = Transform(identity(pair.spec, pair.shapes), kept.reference_maps)
-    return transform, _proved(replace(pair, b=pair.a), transform, inputs)
+    return transform, _proof(replace(pair, b=pair.a), transform, inputs)
 
 
-def _without_pooler(spec: PermutationSpec, reference: Checkpoint) -> tuple[PermutationSpec, dict[str, Tensor]]:
-    """Return the spec and stand-ins for a pooler that the base models are aligned without: zeros, on no axis."""
-    absent = absent_pooler(reference)
-    if not absent:
-        return spec, {}
-    axes = {name for line in absent for name in spec.axes(line)[0].names}
-
-    def still(lines: Mapping[str, str]) -> dict[str, str]:
-        return {n: " ".join("-" if i.rstrip("'=") in axes else i for i in line.split(" ")) for n, line in lines.items()}
-
-    taps = {axis: sites for axis, sites in spec.taps.items() if axis not in axes}
-    without = replace(spec, lines=still(spec.lines), outputs=still(spec.outputs), taps=taps)
-    return without, absent
-
-
-def _carry(
-    model: Checkpoint, entry: AlignEntry, found: Transform, inputs: Sequence[Batch]
+def _extended(
+    task: AlignmentTask, transform: Transform, carried: Checkpoint, inputs: Sequence[Batch]
 ) -> tuple[Transform, PermutationSpec, Proof]:
-    """Return the transform of a base model over what goes along with it, its spec, and its proof on the outputs of the whole."""
+    """Return the transform of a base model extended to the model with its head, the spec of that, and the proof of it."""
     from merge.alignment.pair import Pair
     from merge.symmetry.permutation import Permutation, identity
     from merge.symmetry.transform import Transform
 
-    whole = model.encoder
-    spec, stand_in = _without_pooler(_spec_moved(spec_for(whole.config), entry), whole)
-    tensors, still = finite_tensors(whole) | stand_in, identity(spec, whole.shapes)
-    indices = {axis: found.permutation.indices.get(axis, index) for axis, index in still.indices.items()}
-    moved = Transform(Permutation(indices, still.outer), found.maps)
+    whole = carried.encoder
+    spec = task.spec_of(whole, whole)
+    tensors, unmoved = finite_tensors(whole) | absent_pooler(whole), identity(spec, whole.shapes)
+    indices = {axis: transform.permutation.indices.get(axis, index) for axis, index in unmoved.indices.items()}
+    extended = Transform(Permutation(indices, unmoved.outer), transform.maps)
     pair = Pair(spec, tensors, tensors, whole.config, whole.written_name, tuple(inputs))
-    return moved, spec, _proved(pair, moved, tuple(inputs))
+    return extended, spec, _proof(pair, extended, tuple(inputs))
 
 
-def _moved_by_kind(pair: Pair, transform: Transform) -> dict[str, tuple[int, int]]:
-    """Return kind of axis -> (units that change place, units), summed over layers; heads count as blocks."""
+def _moved_by_kind(spec: PermutationSpec, transform: Transform) -> dict[str, tuple[int, int]]:
+    """Return kind of axis -> (units that change position, units), summed over layers; heads count as blocks."""
     permutation = transform.permutation
     totals: dict[str, tuple[int, int]] = {}
     for axis, (moved, units) in permutation.moved().items():
-        if axis in pair.spec.named:
+        if axis in spec.named:
             continue
-        kind = pair.spec.kind(axis) if axis not in permutation.outer else f"inside {pair.spec.kind(axis)}"
-        old = totals.get(kind, (0, 0))
-        totals[kind] = (old[0] + moved, old[1] + units)
+        kind = spec.kind(axis) if axis not in permutation.outer else f"inside {spec.kind(axis)}"
+        so_far = totals.get(kind, (0, 0))
+        totals[kind] = (so_far[0] + moved, so_far[1] + units)
     return totals

@@ -1,4 +1,4 @@
-"""Material: what alignments and statistics read, calibration text as batches and tensors that are finite."""
+"""Read the text of an alignment: calibration texts as batches of tokens, with their labels where a column is named."""
 
 from __future__ import annotations
 
@@ -19,65 +19,68 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Material:
-    """What an alignment reads.
+class AlignmentText:
+    """The text of an alignment.
 
     Attributes:
-        batches: calibration text, tokenised for the reference; none without a tokenizer.
-        source: where the text came from.
-        notes: on both.
-        labels: for each batch the class of each text, by its place in the reference's logits; empty where none was asked for.
-        mask_token: of the reference's tokenizer, for what masks words; None without.
-        special_tokens: those that frame a text.
+        batches: calibration texts, tokenised for the reference; none without a tokenizer.
+        source: the file or data set of the text; None without.
+        notes: sentences for the user.
+        labels: for each batch the class of each text, by its index in the reference's logits; empty without a label column.
+        mask_token: the mask token of a masked language model's tokenizer; None without.
+        special_tokens: the tokens that frame a text.
     """
 
-    batches: tuple[Batch, ...]
-    source: str | None
-    notes: tuple[str, ...]
+    batches: tuple[Batch, ...] = ()
+    source: str | None = None
+    notes: tuple[str, ...] = ()
     labels: tuple[Tensor, ...] = ()
     mask_token: int | None = None
     special_tokens: tuple[int, ...] = ()
 
 
-def read_material(entry: AlignEntry, seed: int, reference: Checkpoint) -> Material:
-    """Return what an alignment reads: text, with its labels where a column of them is named.
+NO_TEXT = AlignmentText()
+
+
+def read_alignment_text(settings: AlignEntry, seed: int, reference: Checkpoint) -> AlignmentText:
+    """Return the text of an alignment, with its labels where a column of them is named.
 
     Raises:
         CalibrationError: the text cannot be read, or it is needed and there is no tokenizer to read it with.
         MismatchError: a label is no class of the reference.
     """
-    if entry.label_column is not None:
-        return _with_labels(entry, entry.label_column, seed, reference)
-    needed = entry.by in ALIGNERS and ALIGNERS[entry.by].reads_text
-    batches, source, notes = calibrate(entry.text_source(seed), reference, needed)
+    if settings.label_column is not None:
+        return _with_labels(settings, settings.label_column, seed, reference)
+    needed = settings.by in ALIGNERS and ALIGNERS[settings.by].reads_text
+    batches, source, notes = calibrate(settings.text_source(seed), reference, needed)
     if not batches or not reference.architecture.endswith("ForMaskedLM"):
-        return Material(batches, source, notes)
+        return AlignmentText(batches, source, notes)
     from merge.checkpoints.inputs import load_tokenizer
 
     tokenizer = load_tokenizer(reference.folder)
     token = tokenizer.mask_token_id
     if token is None:
         notes = (*notes, f"{reference.source}'s tokenizer has no mask token: {_UNMASKED}")
-    elif entry.apply is None:
+    elif settings.apply is None:
         source = f"{source}, with words masked"
-    return Material(batches, source, notes, (), token, tuple(sorted(tokenizer.all_special_ids)))
+    return AlignmentText(batches, source, notes, (), token, tuple(sorted(tokenizer.all_special_ids)))
 
 
 _UNMASKED = "the text is read as it stands, though the model was trained to tell masked words"
 
 
-def _with_labels(entry: AlignEntry, column: str, seed: int, reference: Checkpoint) -> Material:
+def _with_labels(settings: AlignEntry, column: str, seed: int, reference: Checkpoint) -> AlignmentText:
     import torch
 
     from merge.checkpoints.inputs import MAX_LENGTH, check_ids, encode, load_tokenizer, positions
 
-    if entry.text is None:
+    if settings.text is None:
         raise CalibrationError(
             f"label_column {column!r} names the labels of a text, and no text is given. Add text: train.jsonl."
         )
     if not reference.has_tokenizer:
         raise CalibrationError(f"{reference.source} has no tokenizer to read text with. Put one into its folder.")
-    examples = draw_examples(entry.text, entry.text_column, column, entry.samples, seed)
+    examples = draw_examples(settings.text, settings.text_column, column, settings.samples, seed)
     gold = torch.tensor(gold_of(examples, reference))
     longest = min(MAX_LENGTH, positions(reference.config))
     encoded = encode(load_tokenizer(reference.folder), examples.texts, longest)
@@ -85,11 +88,11 @@ def _with_labels(entry: AlignEntry, column: str, seed: int, reference: Checkpoin
     cut = f"{encoded.cut} of {len(gold)} calibration texts are longer than {longest} tokens; only their start is read"
     labels = tuple(gold[list(rows)] for rows in encoded.rows)
     notes = (*examples.notes, *([cut] if encoded.cut else []))
-    return Material(encoded.batches, f"{examples.source}, labels {column}", notes, labels)
+    return AlignmentText(encoded.batches, f"{examples.source}, labels {column}", notes, labels)
 
 
 def absent_pooler(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return zeros for the pooler that transformers gives a base model which was stored without one."""
+    """Return zeros for the pooler that transformers adds to a base model which was stored without one."""
     import torch
 
     shapes = {checkpoint.canonical_name(name): shape for name, shape in checkpoint.structure.shapes.items()}

@@ -105,11 +105,11 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
         click.echo(recipe.to_yaml(), nl=False)
         return
     from merge.run.manifest import report_facts
-    from merge.run.outputs import Means
+    from merge.run.options import RunOptions
     from merge.run.run import run
 
-    means = Means(options["threads"], options["device"], options["recheck"])
-    report = run(recipe, options["force"], options["dry_run"], means)
+    run_options = RunOptions(options["threads"], options["device"], options["recheck"])
+    report = run(recipe, options["force"], options["dry_run"], run_options)
     if not options["quiet"]:
         for note in report.notes:
             click.echo(f"note: {note}", err=True)

@@ -1,41 +1,42 @@
-"""Bases: every model brought into the reference's basis, classes by name and units by alignment, and the proof of it."""
+"""Match class labels and align every model to the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.alignment.align import Aligned, Alignments, align_all
+from merge.alignment.choice.requested import Choices, choose_automatically
+from merge.alignment.rewrite import rewritten
 from merge.alignment.settings import AlignEntry
+from merge.alignment.task import AlignmentTask
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import module_lines
 from merge.errors import MismatchError
-from merge.run.plan.classes import _label_permutation, _match_labels
+from merge.run.plan.classes import MatchedClasses, match_classes
 from merge.run.plan.heads import HeadPlan, plan_heads
 from merge.symmetry.architectures import spec_for, spec_note
 
 if TYPE_CHECKING:
-    from merge.alignment.choice.candidates import Choice
     from merge.symmetry.permutation import Permutation
     from merge.symmetry.spec import PermutationSpec
     from merge.symmetry.transform import Transform
 
 
 @dataclass(frozen=True)
-class Bases:
-    """What takes each model into the reference's basis.
+class Rebased:
+    """The transforms that bring each model into the reference's basis.
 
     Attributes:
-        spec: the permutation spec; None when nothing has to be permuted.
-        labels: for each model the permutation of its classes alone, None where they stand as the reference's.
-        transforms: for each model what takes it there, classes and units; None for one that stays as it is.
+        spec: the permutation spec; None where nothing moves.
+        labels: for each model the permutation of its classes alone; None where they have the reference's order.
+        transforms: for each model the transform of classes and units; None for one that stays as it is.
         base_transform: the same for the base, which is brought into the reference's basis as the models are.
         aligned: what alignment did to each model but the reference.
-        calibration: what text was used.
-        specs: for each model the spec that its transform is read by, where heads make them differ.
-        rotated: what auto chose, where it rotates the residual stream: models have to be prepared for it, and nothing was
-            moved yet.
+        calibration: the text that was used.
+        notes: sentences for the user.
+        specs: for each model the spec that its transform is applied by, where heads make them differ.
     """
 
     spec: PermutationSpec | None
@@ -46,95 +47,108 @@ class Bases:
     calibration: str | None = None
     notes: tuple[str, ...] = ()
     specs: tuple[PermutationSpec, ...] = ()
-    rotated: tuple[Choice, ...] = ()
 
     def spec_of(self, model: int) -> PermutationSpec | None:
         """Return the spec of one model's tensors, its head and modules included."""
         return self.specs[model] if self.specs else self.spec
 
 
-def find_bases(
-    entry: AlignEntry,
-    models: Sequence[Checkpoint],
-    base: Checkpoint | None = None,
-    heads_policy: str | None = None,
-    seed: int = 0,
-    rotate: bool = False,
-    decided: Sequence[Choice] = (),
-    device: str = "cpu",
-) -> Bases:
-    """Match classes by name and, if the settings ask for it, align every model, and the base, to the first model.
+def choose_alignments(settings: AlignEntry, heads: HeadPlan, seed: int, device: str, beside: Path) -> Choices | None:
+    """Return the alignments that `by: auto` chooses, a rotation of the residual stream among them; None for any other.
+
+    They are chosen before models are rewritten, as a rotation needs models whose norms are folded.
 
     Args:
-        entry: the settings of the alignment.
-        heads_policy, seed: the recipe's.
-        rotate, decided, device: as `merge.alignment.align.align_all` takes them.
+        beside: a path whose nearest existing parent takes rewritten models, where the settings state a rewrite.
+    Raises:
+        MismatchError: label sets differ, or the base is of another architecture than the models.
+        SpecError, AlignmentError, CalibrationError: from the alignment.
+    """
+    if settings.by != "auto":
+        return None
+    with rewritten(settings, heads.given, beside) as ready:
+        if ready.models is not heads.given:
+            heads = plan_heads(heads.policy, ready.models)
+        checkpoints = _checkpoints(heads, settings)
+        task = AlignmentTask(settings, checkpoints, match_classes(checkpoints).labels, seed, device)
+        return choose_automatically(task, rotations=True)
+
+
+def rebase(
+    settings: AlignEntry, heads: HeadPlan, seed: int = 0, choices: Choices | None = None, device: str = "cpu"
+) -> Rebased:
+    """Match classes by name and, if the settings ask for it, align every model, and the base, to the reference.
+
+    Args:
+        heads: the models, rewritten where the alignment needs that, and what of them is aligned.
+        choices: what auto chose.
     Raises:
         MismatchError: label sets differ, or the base is of another architecture than the models to be aligned.
         SpecError, AlignmentError, CalibrationError: from the alignment.
     """
-    heads = plan_heads(heads_policy, models, base)
-    models, base = heads.merged, heads.base
-    alike = base is not None and base.architecture == models[0].architecture
-    if base is not None and not alike and entry.moves:
+    checkpoints = _checkpoints(heads, settings)
+    count, classes = len(heads.merged.models), match_classes(checkpoints)
+    spec = spec_for(checkpoints[0].config) if settings.moves else classes.spec
+    if spec is None:
+        return Rebased(None, classes.labels[:count], (None,) * count, notes=classes.notes)
+    rebased = _reordered(spec, classes, checkpoints[0])
+    if settings.moves:
+        rotated = choices is not None and choices.rotated
+        text = None if choices is None else choices.text
+        task = AlignmentTask(settings, checkpoints, classes.labels, seed, device, rotated, text)
+        rebased = _with_alignments(rebased, align_all(task, choices, _carried(heads)))
+    if any(transform is not None for transform in rebased.transforms):
+        rebased = replace(rebased, specs=tuple(map(_whole_spec, heads.carried)))
+    if len(checkpoints) == count:
+        return rebased
+    *transforms, last = rebased.transforms
+    return replace(rebased, labels=classes.labels[:count], transforms=tuple(transforms), base_transform=last)
+
+
+def _checkpoints(heads: HeadPlan, settings: AlignEntry) -> tuple[Checkpoint, ...]:
+    """Return what is brought into one basis: the models, then the base where it is of their architecture."""
+    reference, base = heads.merged.reference, heads.merged.base
+    if base is None or base.architecture == reference.architecture:
+        return heads.merged.all
+    if settings.moves:
         raise MismatchError(
-            f"base {base.source} is {base.architecture}, the models are {models[0].architecture}: with an alignment the "
+            f"base {base.source} is {base.architecture}, the models are {reference.architecture}: with an alignment the "
             "base is aligned too, and has to be of the same class. Use --align none, or such a base."
         )
-    checkpoints = [*models, base] if base is not None and alike else list(models)
-    orders, notes = _match_labels(checkpoints)
-    needed = entry.moves or any(order is not None for order in orders)
-    spec = spec_for(checkpoints[0].config) if needed else None
-    if spec is None:
-        nothing = (None,) * len(checkpoints)
-        return Bases(None, nothing[: len(models)], nothing[: len(models)], notes=notes)
-    notes = (*notes, *filter(None, [spec_note(checkpoints[0].config)]))
-    if any(order is not None for order in orders) and "labels" not in spec.named:
-        raise MismatchError(
-            f"labels stand in another order than in {models[0].source}, and which of {models[0].architecture}'s tensors hold "
-            "them is not known. Save the models again with id2label in one order."
-        )
-    labels = tuple(
-        None if order is None else _label_permutation(spec, checkpoints[k], order) for k, order in enumerate(orders)
+    return heads.merged.models
+
+
+def _reordered(spec: PermutationSpec, classes: MatchedClasses, reference: Checkpoint) -> Rebased:
+    """Return the models with their classes in the reference's order, and their units where they were."""
+    from merge.symmetry.transform import Transform
+
+    transforms = tuple(None if labels is None else Transform(labels, {}) for labels in classes.labels)
+    notes = (*classes.notes, *filter(None, [spec_note(reference.config)]))
+    return Rebased(spec, classes.labels, transforms, notes=notes)
+
+
+def _with_alignments(rebased: Rebased, alignments: Alignments) -> Rebased:
+    """Return the transforms with every model's units brought to the reference's, after its classes."""
+    from merge.symmetry.transform import compose
+
+    def combined(units: Transform | None, classes: Transform | None) -> Transform | None:
+        return classes if units is None else units if classes is None else compose(units, classes)
+
+    return replace(
+        rebased,
+        transforms=tuple(map(combined, alignments.transforms, rebased.transforms)),
+        aligned=alignments.aligned,
+        calibration=alignments.calibration,
+        notes=(*rebased.notes, *alignments.notes),
     )
-    bases = Bases(spec, labels, tuple(map(_as_transform, labels)), notes=notes)
-    if entry.moves:
-        done = align_all(entry, checkpoints, spec, labels, seed, _carried(heads), rotate, decided, device)
-        bases = replace(_with_alignments(bases, done), rotated=done.rotated)
-    if any(transform is not None for transform in bases.transforms):
-        bases = replace(bases, specs=tuple(map(_whole_spec, heads.carried)))
-    if not alike:
-        return bases
-    *own, last = bases.transforms
-    return replace(bases, labels=labels[:-1], transforms=tuple(own), base_transform=last)
 
 
 def _carried(heads: HeadPlan) -> dict[int, Checkpoint]:
-    """Return the models that are aligned without the head they are written with, by their index."""
+    """Return the models that are aligned without the head they are written with, by their number."""
     if heads.whole:
         return {}
-    pairs = zip(heads.carried, heads.merged, strict=True)
+    pairs = zip(heads.carried, heads.merged.models, strict=True)
     return {k: carried for k, (carried, merged) in enumerate(pairs) if carried is not merged}
-
-
-def _as_transform(labels: Permutation | None) -> Transform | None:
-    from merge.symmetry.transform import Transform
-
-    return None if labels is None else Transform(labels, {})
-
-
-def _with_alignments(bases: Bases, done: Alignments) -> Bases:
-    """Return the bases with every model's units brought to the reference's, behind its classes."""
-    from merge.symmetry.transform import compose
-
-    transforms = tuple(
-        found if labels is None or found is None else compose(found, labels)
-        for found, labels in zip(done.transforms, bases.transforms, strict=True)
-    )
-    kept = tuple(labels if found is None else found for found, labels in zip(transforms, bases.transforms, strict=True))
-    return replace(
-        bases, transforms=kept, aligned=done.aligned, calibration=done.calibration, notes=(*bases.notes, *done.notes)
-    )
 
 
 def _whole_spec(carried: Checkpoint) -> PermutationSpec:

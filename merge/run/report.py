@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.tokenizers.vocabulary import VocabularyPlan
+from merge.checkpoints.model_set import ModelSet
 from merge.recipe.recipe import Recipe
-from merge.run.plan.schedule import Schedule
-from merge.run.rebase import Bases
+from merge.run.plan.merge_plan import MergePlan
+from merge.run.rebase import Rebased
 
 if TYPE_CHECKING:
     from merge.methods.statistics.record import Statistics
@@ -21,27 +21,27 @@ class Report:
     """What a run did: printed, and the source of manifest and card.
 
     Attributes:
-        checkpoints, base: as they were aligned and merged.
         inputs: models and base as they were given.
+        plan: of the merge; its models are the inputs, rewritten where the alignment needs that.
+        rebased: how they were brought into the reference's basis.
+        notes: sentences for the user.
+        statistics: kind -> the statistics of each model, in the reference's basis.
         repair: what a repair of the written weights did.
+        bytes: of the written weights.
+        seconds: that the run took.
     """
 
     recipe: Recipe
-    checkpoints: tuple[Checkpoint, ...]
-    base: Checkpoint | None
-    schedule: Schedule
-    bases: Bases
-    vocabulary: VocabularyPlan | None
+    inputs: ModelSet
+    plan: MergePlan
+    rebased: Rebased
     notes: tuple[str, ...]
-    inputs: tuple[tuple[Checkpoint, ...], Checkpoint | None]
     statistics: Mapping[str, Sequence[Statistics]] = field(default_factory=dict)
     repair: Mapping[str, Any] | None = None
     bytes: int = 0
     seconds: float = 0.0
 
     @property
-    def asked(self) -> Recipe:
-        """The recipe that repeats the run: without a rotation that auto chose, and would choose again."""
-        if not any(one.choice.kept.rotated for one in self.bases.aligned):
-            return self.recipe
-        return self.recipe.model_copy(update={"align": self.recipe.align.model_copy(update={"residual": None})})
+    def models(self) -> tuple[Checkpoint, ...]:
+        """The models as they are aligned and merged, the reference first."""
+        return self.plan.models.models

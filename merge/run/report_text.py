@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 def report_text(report: Report, dry_run: bool) -> str:
     """Return what a run did, for the terminal."""
     lines = []
-    for aligned in report.bases.aligned:
+    for aligned in report.rebased.aligned:
         lines += _aligned_text(aligned)
-    if report.bases.calibration:
-        lines.append(f"calibration text: {report.bases.calibration}")
+    if report.rebased.calibration:
+        lines.append(f"calibration text: {report.rebased.calibration}")
     done = (
         "nothing written (dry run)"
         if dry_run
         else f"wrote {report.recipe.output} ({report.bytes:,} bytes), which reloads"
     )
-    names = ", ".join(c.source for c in report.checkpoints)
+    names = ", ".join(c.source for c in report.models)
     lines.append(
-        f"merged {names} by {report.recipe.method}: {len(report.schedule.jobs)} tensors, {done}; {report.seconds:.1f} s"
+        f"merged {names} by {report.recipe.method}: {len(report.plan.schedule.jobs)} tensors, {done}; {report.seconds:.1f} s"
     )
     return "\n".join(lines)
 

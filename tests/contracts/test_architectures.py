@@ -17,10 +17,12 @@ from families import CLASSIFIERS, FAMILIES, canonical_tensors, family_case, writ
 from merge.alignment.settings import AlignEntry
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.hooks import watching
+from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build, quiet
 from merge.errors import SpecError
-from merge.run.rebase import find_bases
+from merge.run.plan.heads import plan_heads
+from merge.run.rebase import rebase
 from merge.symmetry.architectures import ARCHITECTURES, spec_for
 from merge.symmetry.permutation import apply, apply_axes, inverse, random, restrict
 from merge.symmetry.spec import parse
@@ -228,7 +230,7 @@ def test_labels_in_another_order_are_matched_by_name_in_every_family(model_type:
         with quiet():
             build(made, {written_name(structure, n): t for n, t in weights.items()}).save_pretrained(tmp_path / place)
     models = [open_checkpoint(str(tmp_path / place)) for place in "ab"]
-    bases = find_bases(AlignEntry(), models)
+    bases = rebase(AlignEntry(), plan_heads(None, ModelSet(tuple(models))))
     assert bases.spec is not None
     assert bases.labels[0] is None
     assert bases.labels[1] is not None

@@ -16,7 +16,7 @@ from tiny import save_checkpoint, write_text
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import MergeError
 from merge.recipe.recipe import make_recipe
-from merge.run.outputs import Means
+from merge.run.options import RunOptions
 from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 
@@ -43,7 +43,7 @@ def test_a_family_and_head_goes_the_whole_way(name: str, tmp_path: Path, request
     a, b = (save_checkpoint(tmp_path / f, config, seed=k, tokenizer=text) for k, f in enumerate("ab"))
     row = {"family": family, "head": config["architectures"][0], "case": name}
     recipe = make_recipe({"models": [str(a), str(b)], "output": str(tmp_path / "out")})
-    run(recipe, means=Means(recheck=True))
+    run(recipe, options=RunOptions(recheck=True))
     left, right, merged = (load_file(f / "model.safetensors") for f in (a, b, tmp_path / "out"))
     floats = [n for n in left if left[n].is_floating_point()]
     assert merged.keys() == left.keys()

@@ -1,140 +1,119 @@
-"""Choices: what every model of a run is aligned by, as the recipe's align entry says."""
+"""Pick an alignment for every model, as the `align` settings ask."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merge.alignment.applied import applied_alignment
 from merge.alignment.matchers import ALIGNERS, aligner
 from merge.alignment.settings import AlignEntry
-from merge.errors import AlignmentError, UsageError
+from merge.errors import UsageError
 
 if TYPE_CHECKING:
     from merge.alignment.choice.candidates import Choice
-    from merge.alignment.pair import Alignment, Matcher, Pair
-    from merge.symmetry.spec import PermutationSpec
-    from merge.symmetry.transform import Transform
-    from merge.symmetry.transform_files import Header
+    from merge.alignment.pair import Matcher, Pair
+    from merge.alignment.reading import AlignmentText
+    from merge.alignment.task import AlignmentTask
 
 
-def choices(
-    entry: AlignEntry, at: int, moving: Sequence[int], pairs: Callable[..., Pair], decided: Sequence[Choice]
-) -> Iterator[tuple[int, Pair, Choice]]:
-    """Yield (place, pair with the reference, what was chosen) of every checkpoint that moves."""
-    from merge.alignment.choice.candidates import choose, fixed
-    from merge.alignment.pair import in_canonical_form
+@dataclass(frozen=True)
+class Choices:
+    """The alignments that auto chose.
 
-    if decided:
-        for k, choice in zip(moving, decided, strict=True):
-            yield k, pairs(at, k, text=not choice.common), choice
-        return
-    if entry.by in ALIGNERS and ALIGNERS[entry.by].joint is not None:
-        all_pairs = [pairs(at, k) for k in moving]
-        forms = [in_canonical_form(pair) for pair in all_pairs]
-        found = ALIGNERS[entry.by].align_jointly(forms, _kinds(entry, all_pairs[0]))
-        yield from ((k, pair, fixed(one, entry.by)) for k, pair, one in zip(moving, all_pairs, found, strict=True))
-        return
-    if entry.apply is not None:
-        if len(entry.apply) != len(moving):
-            raise UsageError(
-                f"{len(moving)} models move, and {len(entry.apply)} transforms are to be applied. Give one for each model but "
-                "the reference, in their order, and the base's last."
-            )
-        for k, path in zip(moving, entry.apply, strict=True):
-            pair = pairs(at, k)
-            yield k, pair, fixed(_repeated(path, pair), path)
-        return
-    chosen = aligner(entry.by)
-    for k in moving:
-        pair = pairs(at, k)
-        matchers: dict[str, Matcher] = {entry.by: chosen(pair if chosen.compares_merged else in_canonical_form(pair))}
-        yield k, pair, choose(pair, matchers, _stated_kinds(entry, pair))
+    Attributes:
+        choices: one for each checkpoint that moves, in their order.
+        text: the text that they were scored on; None where every start is common, and none was read.
+    """
+
+    choices: tuple[Choice, ...]
+    text: AlignmentText | None
+
+    @property
+    def rotated(self) -> bool:
+        """Whether they rotate the residual stream, for which all models have to be folded."""
+        return all(choice.kept.rotated for choice in self.choices)
 
 
-def decide(
-    entry: AlignEntry, at: int, moving: Sequence[int], pairs: Callable[..., Pair], rotate: bool
-) -> Sequence[Choice]:
-    """Return what auto chooses for every checkpoint that moves."""
+def choose_automatically(task: AlignmentTask, rotations: bool = False) -> Choices:
+    """Return what auto chooses for every checkpoint that moves.
+
+    Args:
+        rotations: whether the residual stream of pre-LN models may be rotated: the caller then folds their norms.
+    """
     from merge.alignment.choice.auto import Auto, agreed
 
-    found = []
-    for k in moving:
-        pair = pairs(at, k, text=False)
-        found.append(Auto(_stated_kinds(entry, pair), entry.basis, rotate)(pair, partial(pairs, at, k)))
-    return agreed(found) if rotate else found
+    choices = []
+    for k in task.moving:
+        pair = task.pair(k, text=False)
+        auto = Auto(_stated_kinds(task.settings, pair), task.settings.basis, rotations)
+        choices.append(auto(pair, partial(task.pair, k)))
+    if rotations:
+        choices = agreed(choices)
+    return Choices(tuple(choices), None if all(choice.common for choice in choices) else task.text)
 
 
-def _stated_kinds(entry: AlignEntry, pair: Pair) -> frozenset[str] | None:
-    """Return the kinds of axes that were asked to move; None where they are to be chosen."""
+def picked(task: AlignmentTask, choices: Choices | None = None) -> Iterator[tuple[int, Choice, Pair | None]]:
+    """Yield (number, choice, pair with the reference) of every checkpoint that moves; no pair where the start is common.
+
+    Args:
+        choices: what auto chose, where it was asked before; other alignments are picked here.
+    Raises:
+        UsageError: the number of files to apply is not that of the models that move.
+    """
+    settings = task.settings
+    if settings.by == "auto":
+        for k, choice in zip(task.moving, (choices or choose_automatically(task)).choices, strict=True):
+            yield k, choice, None if choice.common else task.pair(k)
+    elif settings.by in ALIGNERS and ALIGNERS[settings.by].joint is not None:
+        yield from _matched_together(task)
+    elif settings.apply is not None:
+        yield from _applied(task, settings.apply)
+    else:
+        from merge.alignment.choice.candidates import choose
+        from merge.alignment.pair import in_canonical_form
+
+        match = aligner(settings.by)
+        for k in task.moving:
+            pair = task.pair(k)
+            matcher: Matcher = match(pair if match.compares_merged else in_canonical_form(pair))
+            yield k, choose(pair, {settings.by: matcher}, _stated_kinds(settings, pair)), pair
+
+
+def _matched_together(task: AlignmentTask) -> Iterator[tuple[int, Choice, Pair]]:
+    from merge.alignment.choice.candidates import fixed
+    from merge.alignment.pair import in_canonical_form
+
+    by, pairs = task.settings.by, [task.pair(k) for k in task.moving]
+    kinds = _stated_kinds(task.settings, pairs[0])
+    compared = [in_canonical_form(pair) for pair in pairs]
+    alignments = ALIGNERS[by].align_jointly(compared, frozenset(pairs[0].kinds()) if kinds is None else kinds)
+    for k, alignment, pair in zip(task.moving, alignments, pairs, strict=True):
+        yield k, fixed(alignment, by), pair
+
+
+def _applied(task: AlignmentTask, paths: tuple[str, ...]) -> Iterator[tuple[int, Choice, Pair]]:
+    from merge.alignment.choice.candidates import fixed
+
+    if len(paths) != len(task.moving):
+        raise UsageError(
+            f"{len(task.moving)} models move, and {len(paths)} transforms are to be applied. Give one for each model but "
+            "the reference, in their order, and the base's last."
+        )
+    for k, path in zip(task.moving, paths, strict=True):
+        pair = task.pair(k)
+        yield k, fixed(applied_alignment(path, pair), path), pair
+
+
+def _stated_kinds(settings: AlignEntry, pair: Pair) -> frozenset[str] | None:
+    """Return the kinds of axes that the settings let move; None where they are to be chosen."""
     from merge.alignment.pair import streams
 
-    if entry.axes is not None:
-        return frozenset(entry.axes)
-    if entry.residual is None:
+    if settings.axes is not None:
+        return frozenset(settings.axes)
+    if settings.residual is None:
         return None
-    everything = frozenset(pair.kinds())
-    return everything - streams(everything) if entry.residual == "identity" else everything
-
-
-def _kinds(entry: AlignEntry, pair: Pair) -> frozenset[str]:
-    stated = _stated_kinds(entry, pair)
-    return frozenset(pair.kinds()) if stated is None else stated
-
-
-def _repeated(path: str, pair: Pair) -> Alignment:
-    """Return the alignment of an earlier run; where it moved the reference too, so does this."""
-    from merge.alignment.pair import Alignment
-    from merge.symmetry.transform_files import read_header
-
-    file = Path(path).expanduser()
-    found, beside = _loaded(file, pair), read_header(file).facts.get("reference")
-    reference = {} if beside is None else _loaded(file.with_name(beside), pair).maps
-    kinds = {pair.spec.kind(axis) for axis, (moved, _) in found.permutation.moved().items() if moved}
-    kinds |= {pair.spec.kind(axis) for axis in found.maps}
-    kept = tuple(kind for kind in pair.kinds() if kind in kinds)
-    return Alignment(found.permutation, kept, (), found.maps, reference)
-
-
-def _loaded(path: Path, pair: Pair) -> Transform:
-    """Return the transform of a file, which fits the pair."""
-    from merge.symmetry.permutation import identity
-    from merge.symmetry.transform_files import load_transform
-
-    found = load_transform(pair.spec, path)
-    still = identity(pair.spec, pair.shapes).indices
-    off = sorted(
-        axis for axis, index in still.items() if found.permutation.indices.get(axis, index).shape != index.shape
-    )
-    if off or set(still) != set(found.permutation.indices):
-        raise AlignmentError(
-            f"{path} was made for a model of another size or head (axis {(off or sorted(still))[0]!r})."
-        )
-    return found
-
-
-def rotates(entry: AlignEntry, spec: PermutationSpec) -> bool:
-    """Return whether an alignment rotates the residual stream: as it was asked to, or as a file does that it applies.
-
-    Raises:
-        SpecError: a file is no transform.
-    """
-    if entry.apply is None:
-        return entry.residual == "rotation"
-    return any(len(header.maps.get(stream, ())) == 2 for header in _headers(entry) for stream in spec.folded)
-
-
-def keeps_canonical(entry: AlignEntry) -> bool:
-    """Return whether canonical weights are kept: as was asked, or as they were where a file that is applied was written.
-
-    Raises:
-        SpecError: a file is no transform.
-    """
-    return entry.canonical == "keep" or any(header.facts.get("canonical") == "keep" for header in _headers(entry))
-
-
-def _headers(entry: AlignEntry) -> list[Header]:
-    from merge.symmetry.transform_files import read_header
-
-    return [read_header(Path(path).expanduser()) for path in entry.apply or ()]
+    kinds = frozenset(pair.kinds())
+    return kinds - streams(kinds) if settings.residual == "identity" else kinds

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.labels import class_names
+from merge.checkpoints.structure import Structure
 from merge.checkpoints.weights.arrays import DTYPES
 from merge.layers.plan import LayerPlan, planned_config
-from merge.run.plan.heads import consistent_labels
 
 
 def merged_config(
@@ -22,3 +23,13 @@ def merged_config(
     own = reference.config.get("dtype") or reference.config.get("torch_dtype")
     stated = dtype or (DTYPES[found.pop()] if len(found) == 1 else own)
     return consistent_labels(config, reference.structure) | ({"dtype": stated} if stated else {})
+
+
+def consistent_labels(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """Return a config whose num_labels and label2id say what its id2label says; unchanged where it names no class."""
+    names = class_names(structure)
+    if names is None or not {"id2label", "label2id"} & config.keys():
+        return dict(config)
+    labels = {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
+    stale = {"num_labels"} if config.get("num_labels", len(names)) != len(names) else set()
+    return {key: value for key, value in config.items() if key not in stale} | labels

@@ -1,11 +1,12 @@
-"""Pre-flight: everything that can be wrong with a merge, found from headers before a weight is read."""
+"""The pre-flight of a merge: every fault that headers show, in one message, before a weight is read."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, label_order
@@ -16,10 +17,15 @@ from merge.checkpoints.weights.arrays import DTYPES, ITEM_SIZES
 from merge.checkpoints.weights.read import nbytes
 from merge.errors import MismatchError
 from merge.recipe.recipe import Recipe
-from merge.run.plan.heads import HeadPlan, encoder_of, plan_heads
+from merge.run.plan.base_model import base_model
+from merge.run.plan.heads import HeadPlan
 
+# Folder -> tokens and normalizer of its tokenizer; None without one.
+Vocabularies = Mapping[Path, Mapping[str, Any] | None]
+
+MAX_SHOWN = 3  # of the differences of one kind
 LAYER_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_hidden_groups"}
-# What a head, and not the encoder, makes of a config.
+# The config entries that a head decides, and not the encoder.
 HEAD_KEYS = {"architectures", "num_labels", "tie_word_embeddings", "is_decoder"}
 
 
@@ -43,41 +49,49 @@ class Allowed:
         return cls(recipe.out_dtype, recipe.slices is not None, recipe.tokenizer is not None)
 
 
-def preflight(
-    checkpoints: Sequence[Checkpoint],
-    base: Checkpoint | None = None,
-    heads_policy: str | None = None,
-    allowed: Allowed = Allowed(),
-    output: Path | None = None,
-) -> tuple[str, ...]:
-    """Return notes, after checking that every checkpoint can be merged with the first, and measured from the base.
+def preflight(heads: HeadPlan, allowed: Allowed = Allowed(), output: Path | None = None) -> tuple[str, ...]:
+    """Return notes, after checking that every model can be merged with the first, and measured from the base.
 
+    Args:
+        heads: the plan of the heads, with the models and the base.
+        output: the folder that is written; its disk must have the space.
     Raises:
-        MismatchError: the faults of all of them, one a line.
-        CheckpointError: layers are to change places that a module of the pipeline reads by their places.
+        MismatchError: all faults, one a line.
+        CheckpointError: slices change the layers of a model that has a module which reads layers by their number.
     """
-    faults: list[str] = []
-    for checkpoint in checkpoints if allowed.depth else ():
+    models = heads.given.models
+    for checkpoint in models if allowed.depth else ():
         check_edited(checkpoint)
-    heads = plan_heads(heads_policy, checkpoints, base)
-    first, *others = heads.models if heads.whole else heads.merged
+    vocabularies, unreadable = _read_vocabularies(heads.given.all)
+    faults: list[str] = []
+    first, *others = models if heads.whole else heads.merged.models
     for other in others:
-        faults += _compare(first, other, allowed, heads.whole)
-    if base is not None:
-        faults += _compare_base(checkpoints[0], base, allowed, heads.whole)
-    said, unlike = compare_pipelines(checkpoints, heads_policy)
-    faults += [*unlike, *heads.faults]
-    everyone = [*checkpoints, *([] if base is None else [base])]
-    faults += [fault for checkpoint in everyone for fault in _vocabulary_unreadable(checkpoint)]
-    faults += [fault for checkpoint in everyone for fault in _unmergeable(checkpoint)]
+        faults += _compare(first, other, allowed, heads.whole, vocabularies)
+    if heads.given.base is not None:
+        faults += _compare_base(models[0], heads.given.base, allowed, heads.whole, vocabularies)
+    notes, pipeline_faults = compare_pipelines(models, heads.policy)
+    faults += [*pipeline_faults, *heads.faults, *unreadable]
+    faults += [fault for checkpoint in heads.given.all for fault in _unmergeable(checkpoint)]
     if output is not None:
-        faults += _space(heads, allowed.dtype, output)
+        faults += _space_faults(heads, allowed.dtype, output)
     if faults:
         raise MismatchError("\n".join(faults))
-    return (*_notes(everyone), *heads.notes, *said)
+    return (*_notes(heads.given.all, vocabularies), *heads.notes, *notes)
 
 
-def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool) -> list[str]:
+def _read_vocabularies(checkpoints: Sequence[Checkpoint]) -> tuple[Vocabularies, list[str]]:
+    """Return folder -> vocabulary, each file read once, and a fault for each checkpoint whose tokenizer is malformed."""
+    vocabularies: dict[Path, dict[str, Any] | None] = {}
+    faults: dict[Path, str] = {}
+    for folder in dict.fromkeys(checkpoint.folder for checkpoint in checkpoints):
+        try:
+            vocabularies[folder] = read_vocabulary(folder)
+        except MismatchError as error:
+            vocabularies[folder], faults[folder] = None, str(error)
+    return vocabularies, [faults[c.folder] for c in checkpoints if c.folder in faults]
+
+
+def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool, vocabularies: Vocabularies) -> list[str]:
     if (a.model_type, a.architecture) != (b.model_type, b.architecture):
         return [
             f"architectures differ: {a.source} is {a.architecture} ({a.model_type}), "
@@ -99,7 +113,7 @@ def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool) -> lis
             f"dtypes differ in {len(mixed)} tensors: {n} is {a.tensors[n].own_dtype} in {a.source}, "
             f"{b.tensors[n].own_dtype} in {b.source}. Say what to write: --out-dtype float32."
         )
-    return faults + ([] if allowed.vocabulary else _vocabulary_faults(a, b))
+    return faults + ([] if allowed.vocabulary else _vocabulary_faults(a, b, vocabularies))
 
 
 def _pooler_advice(a: Checkpoint, names: Sequence[str]) -> str:
@@ -108,7 +122,9 @@ def _pooler_advice(a: Checkpoint, names: Sequence[str]) -> str:
     return " To merge all else: --heads drop takes the pooler of the first model that has one." if alone else ""
 
 
-def _compare_base(a: Checkpoint, base: Checkpoint, allowed: Allowed, whole: bool) -> list[str]:
+def _compare_base(
+    a: Checkpoint, base: Checkpoint, allowed: Allowed, whole: bool, vocabularies: Vocabularies
+) -> list[str]:
     """Compare the base: of the models' family and sizes; its head may be another."""
     if a.model_type != base.model_type:
         return [
@@ -118,8 +134,8 @@ def _compare_base(a: Checkpoint, base: Checkpoint, allowed: Allowed, whole: bool
     faults = _config_faults(a, base, _may_differ(a, base, replace(allowed, depth=False)) | HEAD_KEYS)
     if a.architecture == base.architecture and whole:
         faults += _label_faults(a, base)
-    faults += _shape_faults(*(a, base) if whole else (encoder_of(a), encoder_of(base)), allowed)
-    return faults + ([] if allowed.vocabulary else _vocabulary_faults(a, base))
+    faults += _shape_faults(*(a, base) if whole else (base_model(a), base_model(base)), allowed)
+    return faults + ([] if allowed.vocabulary else _vocabulary_faults(a, base, vocabularies))
 
 
 def _may_differ(a: Checkpoint, b: Checkpoint, allowed: Allowed) -> set[str]:
@@ -137,16 +153,16 @@ def _shape_faults(a: Checkpoint, b: Checkpoint, allowed: Allowed) -> list[str]:
     shapes = [n for n in a.tensors if n in b.tensors and n not in rows and a.tensors[n].shape != b.tensors[n].shape]
     if not shapes:
         return []
-    said = [f"{n} is {a.tensors[n].shape} in {a.source}, {b.tensors[n].shape} in {b.source}" for n in shapes]
-    return [f"shapes differ: {_some(said)}. Are these two models of the same size and vocabulary?"]
+    differences = [f"{n} is {a.tensors[n].shape} in {a.source}, {b.tensors[n].shape} in {b.source}" for n in shapes]
+    return [f"shapes differ: {_some(differences)}. Are these two models of the same size and vocabulary?"]
 
 
 def _config_faults(a: Checkpoint, b: Checkpoint, may_differ: set[str]) -> list[str]:
     """Compare what transformers reads of the two configs, defaults filled in; keys it does not know change nothing."""
     left, right = a.structure.settings, b.structure.settings
     keys = [k for k in a.structure.known if k not in HARMLESS | may_differ and left.get(k) != right.get(k)]
-    said = [f"{k} is {left.get(k)!r} in {a.source}, {right.get(k)!r} in {b.source}" for k in keys]
-    return [f"configs differ: {_some(said)}."] if said else []
+    differences = [f"{k} is {left.get(k)!r} in {a.source}, {right.get(k)!r} in {b.source}" for k in keys]
+    return [f"configs differ: {_some(differences)}."] if differences else []
 
 
 def _label_faults(a: Checkpoint, b: Checkpoint) -> list[str]:
@@ -160,17 +176,14 @@ def _label_faults(a: Checkpoint, b: Checkpoint) -> list[str]:
     return []
 
 
-def _vocabulary_faults(a: Checkpoint, b: Checkpoint) -> list[str]:
-    try:
-        left, right = (read_vocabulary(c.folder) for c in (a, b))
-    except MismatchError:  # said once for each checkpoint, not once for each pair
+def _vocabulary_faults(a: Checkpoint, b: Checkpoint, vocabularies: Vocabularies) -> list[str]:
+    left, right = vocabularies[a.folder], vocabularies[b.folder]
+    if left is None or right is None:  # none, or malformed, which is a fault of the checkpoint and not of the pair
         return []
-    if left is None or right is None:
-        return []
-    words = [part["vocab"] for part in (left, right)]
+    words = [vocabulary["vocab"] for vocabulary in (left, right)]
     if words[0] == words[1]:
-        lower = [part.get("normalizer", "unknown") for part in (left, right)]
-        if lower[0] == lower[1] or "unknown" in lower:
+        normalizers = [vocabulary.get("normalizer", "unknown") for vocabulary in (left, right)]
+        if normalizers[0] == normalizers[1] or "unknown" in normalizers:
             return []
         return [f"tokenizers differ in their normalizer (lower-casing?): {a.source} and {b.source}."]
     moved = sum(words[0].get(w) != words[1].get(w) for w in words[0].keys() | words[1].keys())
@@ -178,14 +191,6 @@ def _vocabulary_faults(a: Checkpoint, b: Checkpoint) -> list[str]:
         f"vocabularies differ: {moved} entries of {a.source} and {b.source} are in one alone, or elsewhere in the other. "
         "Rows of the embedding tables would mean different words. Choose one: --tokenizer union, reference or a model."
     ]
-
-
-def _vocabulary_unreadable(checkpoint: Checkpoint) -> list[str]:
-    try:
-        read_vocabulary(checkpoint.folder)
-    except MismatchError as error:
-        return [str(error)]
-    return []
 
 
 def _unmergeable(checkpoint: Checkpoint) -> list[str]:
@@ -197,8 +202,8 @@ def _unmergeable(checkpoint: Checkpoint) -> list[str]:
     )
 
 
-def _space(heads: HeadPlan, dtype: str | None, output: Path) -> list[str]:
-    written = [heads.models[m].tensors[n] for one in heads.outputs for (m, n), *_ in one.sources.values()]
+def _space_faults(heads: HeadPlan, dtype: str | None, output: Path) -> list[str]:
+    written = [heads.given.models[m].tensors[n] for planned in heads.outputs for (m, n), *_ in planned.sources.values()]
     need = sum(
         nbytes(t.own_dtype, t.shape) if dtype is None or t.is_integer else t.elements * ITEM_SIZES[dtype]
         for t in written
@@ -212,14 +217,14 @@ def _space(heads: HeadPlan, dtype: str | None, output: Path) -> list[str]:
     return []
 
 
-def _notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
+def _notes(checkpoints: Sequence[Checkpoint], vocabularies: Vocabularies) -> list[str]:
     notes = [note for c in checkpoints for note in c.notes]
-    without = [c.source for c in checkpoints if read_vocabulary(c.folder) is None]
+    without = [c.source for c in checkpoints if vocabularies[c.folder] is None]
     if without and len(without) < len(checkpoints):
         notes.append(f"no tokenizer in {', '.join(without)}: their vocabulary could not be compared")
     return notes
 
 
-def _some(items: Sequence[str], most: int = 3) -> str:
-    shown = "; ".join(items[:most])
-    return f"{shown} and {len(items) - most} more" if len(items) > most else shown
+def _some(items: Sequence[str]) -> str:
+    shown = "; ".join(items[:MAX_SHOWN])
+    return f"{shown} and {len(items) - MAX_SHOWN} more" if len(items) > MAX_SHOWN else shown

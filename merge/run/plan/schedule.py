@@ -19,7 +19,7 @@ from merge.recipe.entries import Override, Slice
 from merge.recipe.gradient import positions, value_at
 from merge.recipe.recipe import Recipe, merged_settings, model_weights
 from merge.run.engine.engine import Job
-from merge.run.plan.heads import Output, plan_heads
+from merge.run.plan.heads import HeadPlan, Output
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Schedule:
         return all(method.takes_numpy for method in {job.method for job in self.jobs})
 
 
-def make_schedule(recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, output: int = 0) -> Schedule:
+def make_schedule(recipe: Recipe, heads: HeadPlan, output: int = 0) -> Schedule:
     """Return the schedule of one output of a recipe, from headers alone; all but keep-all's have one.
 
     Raises:
@@ -50,15 +50,15 @@ def make_schedule(recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint
         UsageError: layers that do not exist, a gradient over an architecture whose layers are not known.
         MismatchError: the base lacks tensors and no rule says what becomes of them, or layers do not fit together.
     """
+    models, made = heads.given.models, heads.outputs[output]
     plan = _layer_plan(recipe, models)
-    heads = plan_heads(recipe.heads, models, base)
-    made = heads.outputs[output]
     planned = (
         PlannedTensors(made.sources, ())
         if plan is None
         else planned_tensors([m.config for m in models], [m.shapes for m in models], plan)
     )
-    maker = _Maker(recipe, models, base if heads.whole else heads.base, plan, made)
+    base = (heads.given if heads.whole else heads.merged).base
+    maker = _Maker(recipe, models, base, plan, made)
     _check_overrides(recipe, [models[0].written_name(name) for name in planned.sources if name not in made.copied])
     jobs = tuple(maker.job(name, sources) for name, sources in planned.sources.items())
     if maker.lacking and recipe.base_lacks is None:

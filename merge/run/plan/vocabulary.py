@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
@@ -10,7 +9,7 @@ from merge.checkpoints.tokenizers.tokenizer import read_tokenizer
 from merge.checkpoints.tokenizers.vocabulary import VocabularyPlan, plan_vocabulary
 from merge.errors import MismatchError, UsageError, nearest
 from merge.recipe.recipe import Recipe
-from merge.run.plan.heads import HeadPlan, plan_heads
+from merge.run.plan.heads import HeadPlan
 
 
 def vocabulary_names(reference: Checkpoint) -> frozenset[str]:
@@ -18,9 +17,7 @@ def vocabulary_names(reference: Checkpoint) -> frozenset[str]:
     return frozenset(reference.canonical_name(name) for name in reference.structure.vocabulary)
 
 
-def find_vocabulary(
-    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None = None
-) -> VocabularyPlan | None:
+def choose_vocabulary(recipe: Recipe, heads: HeadPlan) -> VocabularyPlan | None:
     """Return the plan of the vocabulary that the recipe asks for; None where it asks for none, and all agree.
 
     Raises:
@@ -29,19 +26,19 @@ def find_vocabulary(
     """
     if recipe.tokenizer is None:
         return None
-    everyone = [*models, *([] if base is None else [base])]
+    given = heads.given
     places: dict[str, int] = {entry.model: k for k, entry in reversed(list(enumerate(recipe.models)))} | {
         "reference": 0
     }
-    if base is not None:
-        places["base"] = len(models)
+    if given.base is not None:
+        places["base"] = len(given.models)
     known = [*places, "union"]
     if recipe.tokenizer not in known:
         raise UsageError(f"tokenizer {recipe.tokenizer!r} is none of the models.{nearest(recipe.tokenizer, known)}")
-    sizes = [checkpoint.structure.settings["vocab_size"] for checkpoint in everyone]
+    sizes = [checkpoint.structure.settings["vocab_size"] for checkpoint in given.all]
     wanted: Any = "union" if recipe.tokenizer == "union" else places[recipe.tokenizer]
-    plan = plan_vocabulary([read_tokenizer(c.folder) for c in everyone], [c.source for c in everyone], sizes, wanted)
-    _check_copied_rows(plan_heads(recipe.heads, models, base), plan)
+    plan = plan_vocabulary([read_tokenizer(c.folder) for c in given.all], [c.source for c in given.all], sizes, wanted)
+    _check_copied_rows(heads, plan)
     moved = any(rows.tolist() != list(range(size)) for rows, size in zip(plan.rows, sizes, strict=True))
     if moved and recipe.align.moves:
         raise MismatchError(
@@ -58,7 +55,7 @@ def _check_copied_rows(heads: HeadPlan, plan: VocabularyPlan) -> None:
             ((model, _),) = output.sources[name]
             lacking = int((plan.rows[model] < 0).sum())
             if lacking:
-                source = heads.models[model].source
+                source = heads.given.models[model].source
                 raise MismatchError(
                     f"{name} of {source} has one row per token, and none for {lacking} tokens of the result's vocabulary: this "
                     f"head cannot go along with it. Use --tokenizer {source}, or --heads drop."

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.alignment.align import reference_of
+from merge.alignment.task import reference_of
 from merge.checkpoints.checkpoint import Checkpoint, open_encoder
 from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.weights.arrays import TORCH
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TOKENS = 8192
 
 
-def check_repair(recipe: Recipe, models: Sequence[Checkpoint]) -> None:
+def check_repair(recipe: Recipe, models: tuple[Checkpoint, ...]) -> None:
     """Stop before any work where a repair that was asked for cannot be done.
 
     Raises:
@@ -60,16 +60,16 @@ def repair_written(folder: Path, report: Report, engine: Engine) -> tuple[Report
     from merge.symmetry.architectures import spec_for
 
     entry, recipe = report.recipe.align, report.recipe
-    reference = report.checkpoints[reference_of(entry, report.checkpoints)]
+    reference = report.models[reference_of(entry, report.models)]
     batches, _, _ = calibrate(entry.text_source(recipe.seed), reference, needed=True)
     written = open_encoder(str(folder))
     merged = {name: written.tensor(name).clone() for name in written.tensors}
-    jobs = {job.name: job for job in report.schedule.jobs if not is_module_tensor(job.name)}
+    jobs = {job.name: job for job in report.plan.schedule.jobs if not is_module_tensor(job.name)}
     tensors, done = repair(
         written.config,
         merged,
-        _endpoints(engine, jobs, len(report.checkpoints)),
-        lambda name: shares(jobs[name], len(report.checkpoints)),
+        _endpoints(engine, jobs, len(report.models)),
+        lambda name: shares(jobs[name], len(report.models)),
         spread(batches, TOKENS),
         spec_for(written.config),
         written.written_name,

@@ -16,10 +16,12 @@ from evals.predict.logits import match_labels
 from evals.tasks import TASKS
 from evals.tasks.label_names import MatchedTask
 from evals.tasks.task import Rows
-from merge.alignment.rewrite import prepared
+from merge.alignment.rewrite import rewritten
 from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.model_set import ModelSet
 from merge.recipe.recipe import Recipe, make_recipe
-from merge.run.rebase import find_bases
+from merge.run.plan.heads import plan_heads
+from merge.run.rebase import rebase
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.permutation import identity
@@ -61,11 +63,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def line(recipe: Recipe, models: tuple[Path, Path], beside: Path) -> list[Curve]:
     """Return the curves as the command measures them."""
     pair = open_checkpoint(str(models[0])), open_checkpoint(str(models[1]))
-    with prepared(recipe.align, pair, None, beside) as ready:
-        bases = find_bases(recipe.align, ready.models)
-        first, second = ready.models
+    with rewritten(recipe.align, ModelSet(pair), beside) as ready:
+        rebased = rebase(recipe.align, plan_heads(None, ready.models))
         columns = match_labels(MNLI, pair[0], None)
-        return measure_pair(pair, bases, MatchedTask(MNLI, ROWS, columns), 3, rewritten=(first, second))[0]
+        return measure_pair(pair, ready.models, rebased, MatchedTask(MNLI, ROWS, columns), 3)[0]
 
 
 def test_a_rotated_copy_has_no_barrier_once_its_stream_is_turned_back(

@@ -31,8 +31,10 @@ from evals.tasks import TASKS
 from evals.tasks.label_names import MatchedTask
 from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.model_set import ModelSet
 from merge.recipe.recipe import make_recipe
-from merge.run.rebase import find_bases
+from merge.run.plan.heads import plan_heads
+from merge.run.rebase import rebase
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, restrict
 from merge.symmetry.permutation import random as random_permutation
@@ -79,7 +81,9 @@ def line(
     pair = opened(a), opened(b)
     recipe = make_recipe({"models": [str(a), str(b)], "align": align})
     columns = match_labels(task, pair[0], None)
-    return measure_pair(pair, find_bases(recipe.align, pair), MatchedTask(task, rows, columns), points)
+    models = ModelSet(pair)
+    rebased = rebase(recipe.align, plan_heads(None, models))
+    return measure_pair(pair, models, rebased, MatchedTask(task, rows, columns), points)
 
 
 @pytest.fixture(scope="module")

@@ -138,9 +138,9 @@ def test_a_rotation_that_auto_chose_is_left_to_it_in_the_recipe(tmp_path: Path) 
 
 def without_choice(report: Report) -> Report:
     """Return the report as it were had the rotation not been auto's choice."""
-    (aligned,) = report.bases.aligned
+    (aligned,) = report.rebased.aligned
     asked = replace(aligned, choice=replace(aligned.choice, kept=replace(aligned.choice.kept, rotated=False)))
-    return replace(report, bases=replace(report.bases, aligned=(asked,)))
+    return replace(report, rebased=replace(report.rebased, aligned=(asked,)))
 
 
 # ---- files that were tampered with ----

@@ -18,7 +18,7 @@ from merge.alignment.masking import IGNORED, mask_words, with_masked_words
 from merge.alignment.matchers import aligner
 from merge.alignment.midpoint import score
 from merge.alignment.pair import Pair, Settings, TextFacts
-from merge.alignment.reading import read_material
+from merge.alignment.reading import read_alignment_text
 from merge.alignment.settings import AlignEntry
 from merge.alignment.solvers.moments import collect
 from merge.checkpoints.checkpoint import open_checkpoint
@@ -135,7 +135,7 @@ def test_choosing_and_matching_activations_mask_the_text_themselves() -> None:
 def test_a_run_knows_the_mask_of_a_masked_language_model(tmp_path: Path, by: str) -> None:
     text = str(write_text(tmp_path / "t.txt"))
     model = open_checkpoint(str(save_checkpoint(tmp_path / "a", bert_config("BertForMaskedLM"))))
-    material = read_material(AlignEntry(by=by, text=text), 0, model)
+    material = read_alignment_text(AlignEntry(by=by, text=text), 0, model)
     assert material.mask_token is not None
     assert "with words masked" in str(material.source)
 
@@ -143,7 +143,7 @@ def test_a_run_knows_the_mask_of_a_masked_language_model(tmp_path: Path, by: str
 def test_a_run_of_classifiers_masks_nothing(tmp_path: Path) -> None:
     text = str(write_text(tmp_path / "t.txt"))
     model = open_checkpoint(str(save_checkpoint(tmp_path / "a")))
-    material = read_material(AlignEntry(by="activations", text=text), 0, model)
+    material = read_alignment_text(AlignEntry(by="activations", text=text), 0, model)
     assert material.mask_token is None
     assert "masked" not in str(material.source)
 
@@ -153,7 +153,7 @@ def test_a_tokenizer_without_a_mask_is_said(tmp_path: Path, monkeypatch: pytest.
     from transformers import PreTrainedTokenizerBase
 
     monkeypatch.setattr(PreTrainedTokenizerBase, "mask_token_id", None, raising=False)
-    material = read_material(AlignEntry(by="weights", text=str(write_text(tmp_path / "t.txt"))), 0, model)
+    material = read_alignment_text(AlignEntry(by="weights", text=str(write_text(tmp_path / "t.txt"))), 0, model)
     assert material.mask_token is None
     assert "has no mask token: the text is read as it stands" in material.notes[-1]
     assert "masked" not in str(material.source)

@@ -15,9 +15,11 @@ from merge.alignment import pair as pair_module
 from merge.alignment.matchers import aligner
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.transformers_model import build, on_device
 from merge.recipe.recipe import make_recipe
-from merge.run.rebase import find_bases
+from merge.run.plan.heads import plan_heads
+from merge.run.rebase import rebase
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -55,7 +57,8 @@ def test_every_model_of_an_alignment_runs_on_the_device_of_the_run(
             "align": {"by": "activations", "text": text},
         }
     )
-    find_bases(recipe.align, [open_checkpoint(str(folder)) for folder in folders], device=device)
+    models = ModelSet(tuple(open_checkpoint(str(folder)) for folder in folders))
+    rebase(recipe.align, plan_heads(None, models), device=device)
     assert set(asked) == ({"elsewhere"} if device == "elsewhere" else set())
     assert len(asked) >= 5 * (device == "elsewhere")
 

@@ -62,7 +62,7 @@ def test_the_scores_of_the_merge_and_its_inputs_go_into_its_card(zoo: Path, tmp_
     assert verify(tmp_path / "out").holds
     assert any("evaluated on mnli: scores are in" in note for note in report.notes)
     before = [r["seconds"] for r in records]
-    evaluate(made, report.checkpoints)
+    evaluate(made, report.models)
     records = json.loads((tmp_path / "out-report" / "results.json").read_text(encoding="utf-8"))["results"]
     assert [r["seconds"] for r in records] == before
 

@@ -55,4 +55,4 @@ def test_the_real_folder_merges_with_itself_and_stays_a_sentence_transformer(tmp
     assert all(torch.equal(merged.tensor(n), original.tensor(n)) for n in merged.tensors)
     assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
     assert (tmp_path / "out" / "modules.json").is_file()
-    assert len(report.schedule.jobs) == 103
+    assert len(report.plan.schedule.jobs) == 103

@@ -138,7 +138,7 @@ def test_without_a_tokenizer_weights_align_all_axes_and_say_so(tmp_path: Path) -
     (b / "tokenizer_config.json").unlink()
     report = run(recipe(a, b, output=tmp_path / "out", align={"by": "weights"}))
     assert any("has no tokenizer" in note for note in report.notes)
-    assert report.bases.aligned[0].proof.error < 1e-9
+    assert report.rebased.aligned[0].proof.error < 1e-9
     merged, original = (load_file(tmp_path / f / "model.safetensors") for f in ("out", "a"))
     assert all(torch.allclose(merged[n], original[n], atol=1e-6) for n in original)
     with pytest.raises(CalibrationError, match="has no tokenizer"):

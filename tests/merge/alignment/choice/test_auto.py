@@ -25,7 +25,7 @@ from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.commands.merge_models import main
 from merge.errors import UsageError
-from merge.recipe.recipe import make_recipe
+from merge.recipe.recipe import make_recipe, read_recipe
 from merge.run.report import Report
 from merge.run.report_text import report_text
 from merge.run.run import run
@@ -203,17 +203,19 @@ def test_the_stream_of_a_pre_norm_model_is_rotated_where_that_is_best() -> None:
 
 
 def test_a_run_folds_the_models_where_a_rotation_is_best(tmp_path: Path) -> None:
-    """The merge of a and b rotated is a with its norms folded, and the recipe that is written says how it came about."""
+    """The merge of a and b rotated is a with its norms folded; the recipe that is written asks for auto, as it did."""
     config, a, b = rotated_gpt2()
     structure = structure_of(config)
     for name, tensors in (("a", a), ("b", b)):
         named = {written_name(structure, n): t for n, t in tensors.items()}
         save_checkpoint(tmp_path / name, {**config, "vocab_size": 18}, tensors=named)
     report = auto_run(tmp_path, text=write_text(tmp_path / "text.txt", 40))
-    aligned = report.bases.aligned[0]
+    aligned = report.rebased.aligned[0]
     assert aligned.choice.kept.rotated
     assert aligned.proof.error < 1e-9
-    assert report.recipe.align.residual == "rotation"
+    assert report.recipe.align.residual is None
+    assert read_recipe(tmp_path / "out" / "recipe.yaml").align == report.recipe.align
+    assert any("gains of the norms were folded" in note for note in report.notes)
     merged = load_file(tmp_path / "out" / "model.safetensors")
     folded = fold_norms(spec_for(config), config, a).tensors
     assert all(torch.allclose(merged[written_name(structure, n)], t, atol=1e-4) for n, t in folded.items())
@@ -259,8 +261,8 @@ def test_a_run_of_fine_tunes_is_the_plain_average(tmp_path: Path) -> None:
     a = save_checkpoint(tmp_path / "a")
     fine_tune(a, tmp_path / "b")
     report = auto_run(tmp_path)
-    assert report.bases.aligned[0].choice.common
-    assert report.bases.calibration is None
+    assert report.rebased.aligned[0].choice.common
+    assert report.rebased.calibration is None
     merged, *ends = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "a", "b"))
     assert all(torch.allclose(t, (ends[0][n] + ends[1][n]) / 2, atol=1e-6) for n, t in merged.items())
     facts = json.loads((tmp_path / "out" / "merge.json").read_text())["alignment"][0]
@@ -305,7 +307,7 @@ def test_models_that_share_nothing_are_no_fine_tunes(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         save_checkpoint(tmp_path / name, tensors=random_tensors(bert_config(), seed, torch.float32))
     report = auto_run(tmp_path, write_text(tmp_path / "text.txt", 40))
-    choice = report.bases.aligned[0].choice
+    choice = report.rebased.aligned[0].choice
     assert not choice.common
 
     near = [c for c in choice.candidates if c.line is not None]
@@ -320,12 +322,12 @@ def test_models_that_share_nothing_are_no_fine_tunes(tmp_path: Path) -> None:
     assert [c["line"] for c in facts["candidates"]] == [c.line for c in choice.candidates]
     assert "nothing moves:" not in report_text(report, False).partition("<- kept")[2]
     # Had nothing been kept, these would still be no fine-tunes.
-    aligned, choice = report.bases.aligned[0], report.bases.aligned[0].choice
+    aligned, choice = report.rebased.aligned[0], report.rebased.aligned[0].choice
     assert choice.kept is not choice.candidates[0]
     still = Transform(identity(aligned.spec, open_checkpoint(str(tmp_path / "a")).shapes), {})
     other = replace(aligned, choice=replace(choice, kept=choice.candidates[0]), transform=still)
-    said = report_text(replace(report, bases=replace(report.bases, aligned=(other,))), False)
+    said = report_text(replace(report, rebased=replace(report.rebased, aligned=(other,))), False)
     assert "nothing moves: half way, no alignment that was tried is nearer" in said
     assert "fine-tunes" not in said
-    assert report.bases.calibration is not None
+    assert report.rebased.calibration is not None
     assert "common start (" not in (tmp_path / "out" / "README.md").read_text()

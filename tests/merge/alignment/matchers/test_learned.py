@@ -25,7 +25,7 @@ from merge.alignment.matchers.learned import conditioned, free_axes, match_learn
 from merge.alignment.matchers.learned_loss import Lesson, is_causal, lesson_of, split
 from merge.alignment.midpoint import score
 from merge.alignment.pair import Alignment, Pair, Settings, TextFacts
-from merge.alignment.reading import read_material
+from merge.alignment.reading import read_alignment_text
 from merge.alignment.settings import AlignEntry
 from merge.alignment.solvers.charts import CHARTS, actions, maps_at, moved, origin
 from merge.checkpoints.checkpoint import open_checkpoint
@@ -412,7 +412,7 @@ def test_each_text_keeps_its_label_by_name(tmp_path: Path) -> None:
     """The class is a function of the text: read back from the tokens of every batch, it is the label there."""
     reference = open_checkpoint(str(save_checkpoint(tmp_path / "a")))
     entry = AlignEntry(by="learned", text=str(labelled(tmp_path / "t.jsonl")), label_column="label")
-    material = read_material(entry, 0, reference)
+    material = read_alignment_text(entry, 0, reference)
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text(encoding="utf-8").splitlines()]
     tokenizer = load_tokenizer(reference.folder)
     by_tokens = {tuple(tokenizer(row["text"])["input_ids"]): row["label"].lower() for row in rows}
@@ -429,16 +429,16 @@ def test_a_label_that_is_no_class_and_a_column_without_a_text_are_errors(tmp_pat
     reference = open_checkpoint(str(save_checkpoint(tmp_path / "a", bert_config(labels=("yes", "no", "maybe")))))
     text = str(labelled(tmp_path / "t.jsonl"))
     with pytest.raises(MismatchError, match="are no classes of"):
-        read_material(AlignEntry(by="learned", text=text, label_column="label"), 0, reference)
+        read_alignment_text(AlignEntry(by="learned", text=text, label_column="label"), 0, reference)
     with pytest.raises(ValueError, match="label_column belongs to by: learned"):
         AlignEntry(by="activations", text=text, label_column="label")
     with pytest.raises(CalibrationError, match="no text is given. Add text"):
-        read_material(AlignEntry(by="learned", label_column="label"), 0, reference)
+        read_alignment_text(AlignEntry(by="learned", label_column="label"), 0, reference)
 
 
 def test_a_masked_language_model_is_given_its_tokenizers_mask(tmp_path: Path) -> None:
     reference = open_checkpoint(str(save_checkpoint(tmp_path / "a", bert_config("BertForMaskedLM"))))
-    material = read_material(AlignEntry(by="learned", text=str(write_text(tmp_path / "t.txt"))), 0, reference)
+    material = read_alignment_text(AlignEntry(by="learned", text=str(write_text(tmp_path / "t.txt"))), 0, reference)
     assert material.mask_token == SPECIAL.index("[MASK]")
     assert material.special_tokens == tuple(range(len(SPECIAL)))
 

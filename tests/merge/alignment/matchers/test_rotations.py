@@ -68,7 +68,7 @@ def test_a_rotated_merge_is_the_average_of_folded_models_and_reloads(gpt2: tuple
     moved = apply_transform(spec, saved, ends[1].tensors)
     assert merged.keys() == ends[0].tensors.keys()
     assert all(torch.allclose(merged[n], (ends[0].tensors[n] + moved[n]) / 2, atol=1e-5) for n in merged)
-    assert report.bases.aligned[0].proof.error < 1e-9
+    assert report.rebased.aligned[0].proof.error < 1e-9
     assert any("gains of the norms were folded" in note for note in report.notes)
     assert any("the output head is a tensor of its own now" in note for note in report.notes)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -117,7 +117,7 @@ def test_bases_inside_heads_are_undone_in_a_run(by: str, tmp_path: Path) -> None
     shown = [n for n in original if not n.endswith("key.bias")]
     assert all(torch.allclose(merged[n], original[n], atol=2e-3) for n in shown)
     assert any(not torch.allclose(plain[n], original[n], atol=5e-2) for n in shown)
-    assert {"qk0", "v1", "pooler"} <= set(report.bases.aligned[0].transform.maps)
+    assert {"qk0", "v1", "pooler"} <= set(report.rebased.aligned[0].transform.maps)
 
 
 @pytest.mark.parametrize("by", ["frank-wolfe", "sinkhorn", "annealing", "transport", "universe"])
@@ -289,7 +289,7 @@ def test_both_ends_are_saved_and_repeated(tmp_path: Path) -> None:
     text = str(write_text(tmp_path / "text.txt", 60))
     asked = {"by": "learned", "text": text, "steps": 20, "both": True, "axes": ["heads"]}
     report = run(recipe(a, b, output=tmp_path / "out", **asked))
-    moved = report.bases.aligned[0].reference_transform
+    moved = report.rebased.aligned[0].reference_transform
     assert moved is not None
     assert moved.maps
     beside = tmp_path / "out" / "reference-transform.safetensors"

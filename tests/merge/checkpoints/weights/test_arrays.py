@@ -28,7 +28,7 @@ from merge.methods.linear import Linear
 from merge.methods.passthrough import Passthrough
 from merge.methods.task_arithmetic import TaskArithmetic
 from merge.recipe.recipe import make_recipe
-from merge.run.outputs import Means
+from merge.run.options import RunOptions
 from merge.run.report import Report
 from merge.run.run import run
 
@@ -176,7 +176,7 @@ class Kinds:
         for self.forced in (False, True):
             output = tmp_path / "out"
             recipe = make_recipe({"models": [str(m) for m in models], "output": str(output), **more})
-            run(recipe, force=True, means=Means(threads=2))
+            run(recipe, force=True, options=RunOptions(threads=2))
             found.append({p.name: p.read_bytes() for p in output.iterdir()})
             assert {"model.safetensors", "merge.json", "config.json"} <= found[-1].keys()
         return found
@@ -292,15 +292,15 @@ def test_another_device_is_torch_s(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     a, b = folders(tmp_path, 2)
     chosen: list[Arrays] = []
 
-    def write(folder: Path, report: Report, means: Means, hashes: object) -> Report:
-        chosen.append(merge.run.outputs._arrays(report, means))
+    def write(folder: Path, report: Report, options: RunOptions, hashes: object) -> Report:
+        chosen.append(merge.run.outputs._arrays(report, options))
         return report
 
     monkeypatch.setattr(merge.run.run, "write_outputs", write)
     monkeypatch.setattr(merge.run.run, "check_device", lambda device: None)
     for device in ("cpu", "cuda:1"):
         recipe = make_recipe({"models": [str(a), str(b)], "output": str(tmp_path / device)})
-        run(recipe, means=Means(device=device))
+        run(recipe, options=RunOptions(device=device))
     assert chosen == [NUMPY, TorchArrays("cuda:1")]
 
 

@@ -17,14 +17,18 @@ from torch import Tensor
 
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.commands.merge_models import main
 from merge.errors import MismatchError, OutputError, RecipeError
 from merge.methods.label_average import LabelAverage
 from merge.recipe.recipe import make_recipe
-from merge.run.plan.heads import base_class, consistent_labels, encoder_of, label_tensors, output_folders, plan_heads
-from merge.run.rebase import find_bases
+from merge.run.plan.base_model import base_class, base_model
+from merge.run.plan.classes import label_tensors
+from merge.run.plan.heads import output_folders, plan_heads
+from merge.run.plan.output_config import consistent_labels
+from merge.run.rebase import rebase
 from merge.run.report import Report
 from merge.run.run import run
 from merge.run.verify import verify
@@ -243,7 +247,7 @@ def test_keep_all_is_in_place_whole_or_not_at_all(
     nli: Path, ner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second folder does not reload: neither it nor the first, which was already written, is left."""
-    from merge.run.run import outputs as module
+    from merge.run import outputs as module
 
     seen = []
 
@@ -299,7 +303,7 @@ def test_a_head_follows_its_encoder_into_the_basis_of_the_reference(
         wanted, found = outputs(folders[k], batches), outputs(tmp_path / f"out{k}" / folders[k].name, batches)
         for one, other in zip(wanted, found, strict=True):
             assert torch.allclose(one["logits"], other["logits"], atol=1e-5)
-        transform = report.bases.transforms[k]
+        transform = report.rebased.transforms[k]
         assert transform is not None
         permutation = transform.permutation
         assert permutation.moved()["residual"][0] > 10
@@ -312,7 +316,7 @@ def test_a_head_follows_its_encoder_into_the_basis_of_the_reference(
         wrong = build(opened.config, moved | {head: unmoved[head]}, torch.float64)
         with torch.inference_mode():
             assert (wrong(**batches[0])["logits"] - wanted[0]["logits"]).abs().max() > 1e-2
-    assert all(aligned.proof.outputs == ("logits",) for aligned in report.bases.aligned)
+    assert all(aligned.proof.outputs == ("logits",) for aligned in report.rebased.aligned)
 
 
 def test_an_aligned_average_moves_classifiers_before_their_rows_are_averaged(nli: Path, tmp_path: Path) -> None:
@@ -321,7 +325,7 @@ def test_an_aligned_average_moves_classifiers_before_their_rows_are_averaged(nli
     align = {"by": "weights", "axes": ["residual", "heads", "ffn", "pooler"]}
     report = merged(tmp_path / "out", nli, two, heads="average", align=align)
     a, b, out = (tensors(folder)["classifier.weight"] for folder in (nli, two, tmp_path / "out"))
-    transform = report.bases.transforms[1]
+    transform = report.rebased.transforms[1]
     assert transform is not None
     permutation = transform.permutation
     order = permutation.indices["pooler"]
@@ -334,7 +338,7 @@ def test_a_dropped_head_does_not_hinder_alignment(nli: Path, ner: Path, tmp_path
     """The merged encoder is the average of the reference's and the permuted one, the pooler moved with its own model."""
     align = {"by": "weights", "axes": ["residual", "heads", "ffn"]}
     report = merged(tmp_path / "out", ner, nli, heads="drop", align=align)
-    transform = report.bases.transforms[1]
+    transform = report.rebased.transforms[1]
     assert transform is not None
     permutation = transform.permutation
     spec = spec_for(bert_config("BertModel"))
@@ -483,7 +487,7 @@ def test_statistics_of_each_model_are_measured_with_its_own_head(by: str, nli: P
     ]
     name = "bert.encoder.layer.0.intermediate.dense.bias"
     a, b, out = (tensors(folder)[name] for folder in (nli, ner, tmp_path / "out" / "nli"))
-    transform = report.bases.transforms[1]
+    transform = report.rebased.transforms[1]
     order = torch.arange(len(b)) if transform is None else transform.permutation.indices["ffn0"]
     f, g = (one.tensors[name] / one.mean for one in report.statistics["fisher"])
     assert torch.equal(torch.arange(len(b)), order) == (by == "none")
@@ -495,17 +499,17 @@ def test_the_base_model_is_told_from_its_head(nli: Path, ner: Path, bare: Path) 
     for folder in (nli, ner, bare):
         opened = open_checkpoint(str(folder))
         assert base_class(opened) == "BertModel"
-        assert {name.split(".")[0] for name in encoder_of(opened).tensors} == {"bert"}
+        assert {name.split(".")[0] for name in base_model(opened).tensors} == {"bert"}
     assert label_tensors(open_checkpoint(str(ner))) == {"classifier.weight", "classifier.bias"}
     assert label_tensors(open_checkpoint(str(bare))) == frozenset()
 
 
 def test_a_plan_without_a_rule_merges_whole_models(nli: Path) -> None:
     opened = open_checkpoint(str(nli))
-    plan = plan_heads(None, [opened, opened])
+    plan = plan_heads(None, ModelSet((opened, opened)))
     assert plan.whole
     assert plan.outputs[0].sources.keys() == opened.tensors.keys()
-    assert not plan_heads("reference", [opened, opened]).whole
+    assert not plan_heads("reference", ModelSet((opened, opened))).whole
 
 
 def test_the_flag_spells_the_key(nli: Path, ner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,10 +526,10 @@ def test_the_flag_spells_the_key(nli: Path, ner: Path, tmp_path: Path, monkeypat
 
 
 def test_alignment_without_a_rule_is_what_it_was(tmp_path: Path) -> None:
-    """Bases of whole models know one spec for all of them, whose lines are the table's."""
+    """Whole models have one spec, whose lines are the table's."""
     folders = [save_checkpoint(tmp_path / name, seed=k) for k, name in enumerate("ab")]
     models = [open_checkpoint(str(folder)) for folder in folders]
     recipe = make_recipe({"models": [str(f) for f in folders], "align": {"by": "weights", "axes": ["ffn"]}})
-    bases = find_bases(recipe.align, models)
+    bases = rebase(recipe.align, plan_heads(None, ModelSet(tuple(models))))
     assert [bases.spec_of(k) for k in range(2)] == [spec_for(models[0].config)] * 2
     assert len(random_tensors(models[0].config, 0)) == len(models[0].tensors)

@@ -15,8 +15,10 @@ from tiny import SPECIAL, WORDS, bert_config, random_tensors, save_tokenizer
 
 import merge.run.plan.preflight
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.tokenizers.tokenizer import read_vocabulary
 from merge.errors import MismatchError
+from merge.run.plan.heads import plan_heads
 from merge.run.plan.output_config import merged_config
 from merge.run.plan.preflight import Allowed, preflight
 
@@ -37,7 +39,7 @@ def made(
 def faults(*checkpoints: Checkpoint, dtype: str | None = None, output: Path | None = None) -> list[str]:
     """Return the lines of the refusal; none if there is none."""
     try:
-        preflight(checkpoints, allowed=Allowed(dtype), output=output)
+        preflight(plan_heads(None, ModelSet(checkpoints)), Allowed(dtype), output)
     except MismatchError as error:
         return str(error).splitlines()
     return []
@@ -50,7 +52,7 @@ def test_two_fine_tunes_of_one_model_pass_without_a_word(tmp_path: Path) -> None
         tmp_path / "b", 1, words=WORDS, labels=("neutral", "entailment", "contradiction"), hidden_dropout_prob=0.3,
         use_cache=False, transformers_version="4.9.0", _name_or_path="elsewhere", problem_type="single_label_classification",
     )  # fmt: skip
-    assert preflight([a, b]) == ()
+    assert preflight(plan_heads(None, ModelSet((a, b)))) == ()
 
 
 def test_two_architectures_are_one_fault(tmp_path: Path) -> None:
@@ -173,8 +175,10 @@ def test_a_malformed_tokenizer_is_one_fault(text: str, tmp_path: Path) -> None:
 
 def test_a_model_without_tokenizer_is_noted(tmp_path: Path) -> None:
     a, b = made(tmp_path / "a", words=WORDS), made(tmp_path / "b")
-    assert preflight([a, b]) == (f"no tokenizer in {b.source}: their vocabulary could not be compared",)
-    assert preflight([b, b]) == ()
+    assert preflight(plan_heads(None, ModelSet((a, b)))) == (
+        f"no tokenizer in {b.source}: their vocabulary could not be compared",
+    )
+    assert preflight(plan_heads(None, ModelSet((b, b)))) == ()
 
 
 def test_label_sets_that_differ_list_both_models(tmp_path: Path) -> None:
@@ -240,7 +244,7 @@ def test_notes_of_every_model_are_passed_on(tmp_path: Path) -> None:
     tensors = {n: t.clone() for n, t in a.state_dict().items()} | {"bert.embeddings.position_ids": torch.arange(32)}
     save_file(tensors, a.folder / "model.safetensors")
     b = made(tmp_path / "b")
-    notes = preflight([open_checkpoint(str(a.folder)), b])
+    notes = preflight(plan_heads(None, ModelSet((open_checkpoint(str(a.folder)), b))))
     assert len(notes) == 1
     assert "position_ids" in notes[0]
 

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 
 from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.model_set import ModelSet
 from merge.errors import MismatchError, RecipeError, UsageError
 from merge.recipe.recipe import make_recipe
+from merge.run.plan.heads import plan_heads
 from merge.run.plan.schedule import Schedule, make_schedule
 from merge.run.run import run
 
@@ -32,8 +34,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def scheduled(**values: Any) -> Schedule:
     recipe = make_recipe({"models": ["a", "b"], **values})
+    models = tuple(open_checkpoint(entry.model) for entry in recipe.models)
     base = None if recipe.base is None else open_checkpoint(recipe.base.model)
-    return make_schedule(recipe, [open_checkpoint(entry.model) for entry in recipe.models], base)
+    return make_schedule(recipe, plan_heads(recipe.heads, ModelSet(models, base)))
 
 
 def weights_of(schedule: Schedule, name: str) -> Any:
