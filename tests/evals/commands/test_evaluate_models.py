@@ -194,7 +194,7 @@ def test_a_result_is_told_under_the_name_that_was_typed(
 def test_a_figure_compares_models_on_the_same_rows_only(run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One folder may hold results on other rows; the picture of this run must not mix them."""
     from evals.results import store as report
-    from evals.results.store import barrier_figure as plots
+    from evals.report import barrier_figure as plots
 
     monkeypatch.setattr(report, "write_page", lambda folder: folder / "index.html")
     drawn: list[list[tuple[str, int]]] = []

@@ -239,7 +239,7 @@ def test_scores_reach_the_card_only_if_they_are_of_this_model(pair: tuple[Path, 
 
 def test_nothing_is_written_when_the_proof_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table with one wrong line stops the run before anything is averaged."""
-    from merge.run.run import rebase as bases
+    from merge.run import rebase as bases
 
     a = save_checkpoint(tmp_path / "a")
     b = plant(a, tmp_path / "b")
