@@ -193,13 +193,14 @@ def test_a_result_is_told_under_the_name_that_was_typed(
 
 def test_a_figure_compares_models_on_the_same_rows_only(run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One folder may hold results on other rows; the picture of this run must not mix them."""
-    from evals.results import store as report
-    from evals.report import barrier_figure as plots
+    from evals.report import hans_figure, page
 
-    monkeypatch.setattr(report, "write_page", lambda folder: folder / "index.html")
+    monkeypatch.setattr(page, "write_page", lambda folder: folder / "index.html")
     drawn: list[list[tuple[str, int]]] = []
     monkeypatch.setattr(
-        plots, "hans_plot", lambda records, stem: drawn.append([(r["model"]["name"], r["n"]) for r in records]) or ()
+        hans_figure,
+        "hans_plot",
+        lambda records, stem: drawn.append([(r["model"]["name"], r["n"]) for r in records]) or (),
     )
     words = ["--data", zoo / "hans.jsonl", "-o", "report"]
     run("hans", zoo / "a", "--limit", 20, *words)
