@@ -1,8 +1,9 @@
-"""Agreement: how far a model between two others is from what the two say together, on text without labels.
+"""KL divergence from the endpoints' ensemble to a model between them, on text without labels.
 
-At lam, of b's part, that is the mean KL divergence from the ensemble (1 - lam) p_a + lam p_b of what the ends say to what
-the model (1 - lam) a + lam b says; of masked language models at masked words, see `merge.alignment.masking`. Models without
-a task head are measured by 1 - cosine between its last hidden states and the same mean of the ends'. Smaller is better.
+At lam, b's part, it is the mean of KL(p || q): p = (1 - lam) p_a + lam p_b is the ensemble of the predictions of the
+two endpoints a and b, q the prediction of the model with weights (1 - lam) a + lam b. For masked language models, the
+mean is over masked words (`merge.alignment.masking`). Models without a task head are measured by 1 - cosine between the
+last hidden states of the model between and the same mean of the endpoints'. Smaller is better.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.spec import parse
 from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes
 
-# Outputs that are hidden states or embeddings.
+# Outputs that are hidden states or embeddings, compared by cosine.
 FEATURES = ("last_hidden_state", "text_embeds", "image_embeds")
 
 SCORES = {
@@ -30,47 +31,48 @@ SCORES = {
     "cosine": "1 - cosine to the endpoints' mean",
 }
 
-# What the endpoints say is remembered up to so many bytes; beyond, they are run again for every candidate.
-REMEMBERED = 1 << 29
-# On fewer texts, or where both endpoints together give one class to more than this share of them, scores say little.
-ENOUGH_TEXTS, ONE_SIDED = 256, 0.9
+# The outputs of the endpoints are kept up to so many bytes; beyond, the endpoints are run again for every candidate.
+MAX_KEPT_BYTES = 1 << 29
+# With fewer texts, or if the ensemble gives one class to more than this share of them, the user is told that the scores
+# are uncertain.
+MIN_TEXTS, MAX_CLASS_SHARE = 256, 0.9
 
 
 class EndpointOutputs:
-    """What the two models of a pair say to its batches: run once, and again only where it is too much to remember."""
+    """The outputs of both models of a pair on its batches: computed once, and again only if too large to keep."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair, self.models = pair, tuple(pair.model(side, copied=False) for side in (pair.a, pair.b))
-        self._remembered: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         self._bytes = 0
         self._classes: dict[int, Tensor] = {}
 
     def __call__(self, k: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the outputs of a and of b for batch k."""
-        if k in self._remembered:
-            return self._remembered[k]
+        if k in self._kept:
+            return self._kept[k]
         batch = in_dtype(self.pair.batches[k], torch.float32)
         a, b = (outputs_of(self.pair, model(**batch)) for model in self.models)
         if list(a) == ["logits"] and a["logits"].ndim == 2 and a["logits"].shape[1] > 1:
             self._classes[k] = (a["logits"].softmax(-1) + b["logits"].softmax(-1)).argmax(-1)
-        self._bytes += sum(out.nbytes for said in (a, b) for out in said.values())
-        if self._bytes <= REMEMBERED:
-            self._remembered[k] = a, b
+        self._bytes += sum(out.nbytes for outputs in (a, b) for out in outputs.values())
+        if self._bytes <= MAX_KEPT_BYTES:
+            self._kept[k] = a, b
         return a, b
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is to be said of the texts, once all have been read: too few, or nearly all of one class."""
+        """Return notes for the user on the texts, once all outputs are computed: too few, or nearly all of one class."""
         texts = sum(len(next(iter(batch.values()))) for batch in self.pair.batches)
         notes = []
-        if texts < ENOUGH_TEXTS:
+        if texts < MIN_TEXTS:
             notes.append(
-                f"the choice of axes rests on {texts} texts only; with {ENOUGH_TEXTS} or more it is surer (--text)"
+                f"the choice of axes rests on {texts} texts only; with {MIN_TEXTS} or more it is surer (--text)"
             )
         if self._classes:
             counts = torch.cat(list(self._classes.values())).bincount()
-            share, at = float(counts.max() / counts.sum()), int(counts.argmax())
-            if share > ONE_SIDED:
-                name = (self.pair.config.get("id2label") or {}).get(str(at), f"LABEL_{at}")
+            share, label = float(counts.max() / counts.sum()), int(counts.argmax())
+            if share > MAX_CLASS_SHARE:
+                name = (self.pair.config.get("id2label") or {}).get(str(label), f"LABEL_{label}")
                 notes.append(
                     f"the calibration text is one-sided: both models together call {share:.0%} of it {name!r}, so that the "
                     "choice of axes may not hold elsewhere. Give a random sample of all classes (--text)"
@@ -84,17 +86,19 @@ def score(
     ends: EndpointOutputs | None = None,
     lam: float = 0.5,
 ) -> tuple[list[float], str]:
-    """Return the divergence at lam of each way to move b, and which one it is (a key of SCORES).
+    """Return the divergence at lam for each candidate alignment of b, and its kind (a key of SCORES).
 
-    One model between the ends is alive at a time. An alignment may move a as well, though no axis that an output shows.
+    One model between the endpoints is in memory at a time. An alignment may transform a as well, but no axis of an
+    output.
 
     Args:
-        ends: of this pair, or of one with the same functions, where they have been asked already.
-        lam: b's part of the model, from 0 to 1.
+        moves: the candidates.
+        ends: the outputs of the endpoints, if computed already: of this pair, or of one with the same functions.
+        lam: b's part of the model between, from 0 to 1.
     """
     ends = ends or EndpointOutputs(pair)
     lines = {name: parse(line) for name, line in pair.spec.outputs.items()}
-    model, found, kind = pair.model(pair.a), [], "kl"
+    model, scores, kind = pair.model(pair.a), [], "kl"
     with torch.inference_mode():
         for move in track(moves, "choosing which axes move"):
             transform, maps = (
@@ -106,14 +110,15 @@ def score(
             for k, batch in enumerate(pair.batches):
                 a, b = ends(k)
                 b = {name: apply_transform_axes(lines[name], transform, value) for name, value in b.items()}
-                said = outputs_of(pair, model(**in_dtype(batch, torch.float32)))
-                value, rows, kind = divergence(a, b, said, scored_tokens(pair, k), lam)
+                between_outputs = outputs_of(pair, model(**in_dtype(batch, torch.float32)))
+                value, rows, kind = divergence(a, b, between_outputs, scored_tokens(pair, k), lam)
                 total, count = total + float(value), count + rows
-            found.append(total / count)
-    return found, kind
+            scores.append(total / count)
+    return scores, kind
 
 
 def _between(pair: Pair, t: Transform, reference_maps: Mapping[str, Tensor], lam: float) -> dict[str, Tensor]:
+    """Return the weights (1 - lam) a + lam b after the transforms."""
     moved, a = apply_transform(pair.spec, t, pair.b), pair.a
     if reference_maps:
         a = apply_transform(pair.spec, Transform(identity(pair.spec, pair.shapes), reference_maps), a)
@@ -124,7 +129,7 @@ def _between(pair: Pair, t: Transform, reference_maps: Mapping[str, Tensor], lam
 
 
 def outputs_of(pair: Pair, output: Any) -> dict[str, Tensor]:
-    """Return what a model gives back, by the names of the spec's outputs, in float32."""
+    """Return the outputs of a model that the spec names, in float32."""
     return {name: output[name].float() for name in pair.spec.outputs}
 
 
@@ -135,41 +140,42 @@ def divergence(
     tokens: Tensor | None,
     lam: float = 0.5,
 ) -> tuple[Tensor, int, str]:
-    """Return (summed divergence, rows, kind) of one batch; several logits of one model are added up.
+    """Return (summed divergence, number of rows, kind) of one batch; several logits of one model are added up.
 
-    A model that has hidden states or embeddings to show is measured by those, not by logits.
+    A model that returns hidden states or embeddings is measured by those, not by logits.
 
     Args:
-        tokens: those that count, as booleans; all of them where None.
-        lam: b's part in the mean of the ends.
+        a, b, between: outputs of the endpoints and of the model between, by name.
+        tokens: boolean mask of the tokens that are compared, shape (texts, length); None for all.
+        lam: b's part in the mean of the endpoints.
     """
     shown = [name for name in FEATURES if name in a]
     if shown:
-        one, other, found = (torch.cat([_rows(x[name], tokens) for name in shown]) for x in (a, b, between))
-        cosine = torch.cosine_similarity(found, torch.lerp(one, other, lam), dim=-1)
+        a_rows, b_rows, rows = (torch.cat([_rows(x[name], tokens) for name in shown]) for x in (a, b, between))
+        cosine = torch.cosine_similarity(rows, torch.lerp(a_rows, b_rows, lam), dim=-1)
         return (1 - cosine).sum(), len(cosine), "cosine"
-    total, rows, kind = torch.zeros(()), 0, "kl"
+    total, count, kind = torch.zeros(()), 0, "kl"
     for name in a:
         logits = [_rows(x[name], tokens) for x in (a, b, between)]
-        rows = len(logits[0])
-        if logits[0].shape[-1] == 1:
+        count = len(logits[0])
+        if logits[0].shape[-1] == 1:  # a regression
             total = total + (torch.lerp(logits[0], logits[1], lam) - logits[2]).square().sum()
             kind = "mse"
         else:
-            parts = torch.tensor([1 - lam, lam]).log()
-            ensemble = torch.stack([x.log_softmax(-1) + part for x, part in zip(logits[:2], parts, strict=True)])
-            ensemble = ensemble.logsumexp(0)
+            log_parts = torch.tensor([1 - lam, lam]).log()
+            ends = [x.log_softmax(-1) + part for x, part in zip(logits[:2], log_parts, strict=True)]
+            ensemble = torch.stack(ends).logsumexp(0)
             total = total + (ensemble.exp() * (ensemble - logits[2].log_softmax(-1))).sum()
-    return total, rows, kind
+    return total, count, kind
 
 
 def scored_tokens(pair: Pair, k: int) -> Tensor | None:
-    """Return which tokens of batch k count: those that are asked for, or all that are not padding; None for images."""
+    """Return which tokens of batch k are compared: masked words, or all tokens but padding; None for images."""
     if pair.text.scored:
         return pair.text.scored[k]
     return token_mask(pair.batches[k])
 
 
 def _rows(output: Tensor, tokens: Tensor | None) -> Tensor:
-    """Return an output as rows: tokens that count, all patches of images, or one row a text."""
+    """Return an output as rows: one for each token that is compared, for each patch of an image, or for each text."""
     return output if output.ndim < 3 else token_rows(output, tokens)

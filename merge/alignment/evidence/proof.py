@@ -1,7 +1,8 @@
-"""Proof: the aligned model is still the model it was.
+"""Proof that the aligned model computes the same function as before.
 
-Both are run in float64 on the same inputs (in float32 where the model knows no other). An output that lives on a moved axis
-(the hidden states of a model without a head) is compared after the same transform. No merge happens unless they agree.
+Both are run in float64 on the same inputs (in float32 where the model itself runs in no other dtype). An output on a
+moved axis, such as the hidden states of a model without a head, is compared after the same transform. No merge happens
+unless all outputs agree within the bound of the spec.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec, parse
 from merge.symmetry.transform import Transform, apply_transform_axes
 
-BATCHES, TEXTS_A_BATCH = 4, 4
-# Of their mean square: values whose variance is less are all alike but for rounding.
-CONSTANT = 1e-24
+MAX_BATCHES, MAX_TEXTS_PER_BATCH = 4, 4
+# A variance of less than this share of the squared mean is rounding: all values are equal.
+CONSTANT_VARIANCE = 1e-24
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared: the largest difference of any output, in standard deviations of that output.
+    """The result of comparing two models.
 
     Attributes:
-        texts: inputs that both were run on.
-        dtype: that they were run in.
+        error: the largest difference of any output, in standard deviations of that output.
+        bound: the largest error that rounding explains.
+        texts: number of inputs that both were run on.
+        outputs: the names of the outputs that were compared.
+        dtype: in which both were run.
     """
 
     error: float
@@ -49,12 +53,12 @@ class Proof:
 def prove(
     pair: Pair, aligned: Mapping[str, Tensor], moved: Permutation | Transform, batches: tuple[Batch, ...]
 ) -> Proof:
-    """Return the evidence that `aligned` computes what pair.b computes.
+    """Return the proof that `aligned` computes the same function as pair.b.
 
     Args:
-        aligned: pair.b after what moved it.
-        moved: that permutation or transform, for outputs that move with it.
-        batches: inputs, sorted by length or not; some texts of a few batches evenly spread over them are used.
+        aligned: the tensors of pair.b after a permutation or transform.
+        moved: that permutation or transform, for outputs that change with it.
+        batches: inputs; a few texts are used, of a few batches evenly spread over these.
     Raises:
         AlignmentError: an output differs by more than the spec's bound, relative to its standard deviation.
     """
@@ -70,57 +74,58 @@ def prove(
 
 
 def compare(spec: PermutationSpec, before: Any, after: Any, transform: Transform, batches: Sequence[Batch]) -> Proof:
-    """Return how far two models' outputs are apart, what the first says being moved by the transform.
+    """Return the proof that two models have the same outputs, those of the first after the transform.
 
     Args:
-        before, after: in the spec's dtype.
-        batches: as `prove` takes them.
+        before, after: transformers models in the spec's dtype.
+        batches: inputs, as in `prove`.
     """
     dtype, texts = getattr(torch, spec.dtype), 0
-    found = {name: _Difference() for name in spec.outputs}
+    differences = {name: _Difference() for name in spec.outputs}
     with torch.inference_mode():
         for batch in _spread(batches):
-            part = in_dtype({name: tensor[:TEXTS_A_BATCH] for name, tensor in batch.items()}, dtype)
+            part = in_dtype({name: tensor[:MAX_TEXTS_PER_BATCH] for name, tensor in batch.items()}, dtype)
             old, new = before(**part), after(**part)
             for name, line in spec.outputs.items():
-                found[name].add(apply_transform_axes(parse(line), transform, old[name]), new[name])
+                differences[name].add(apply_transform_axes(parse(line), transform, old[name]), new[name])
             texts += len(next(iter(part.values())))
-    errors = [one.error for one in found.values()]
-    # Python's max would pass over a NaN that is not the first.
+    errors = [difference.error for difference in differences.values()]
+    # Python's max ignores a NaN that is not the first.
     worst = math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
     return Proof(worst, spec.bound, texts, tuple(spec.outputs), spec.dtype)
 
 
 class _Difference:
-    """How far two runs of values are apart, and how far the first of them spread."""
+    """The largest difference of two outputs over all batches, and the standard deviation of the first."""
 
     def __init__(self) -> None:
-        self.apart, self.first = torch.zeros((), dtype=torch.float64), math.nan
+        self.largest, self.shift = torch.zeros((), dtype=torch.float64), math.nan
         self.count, self.total, self.squares = 0, 0.0, 0.0
 
-    def add(self, expected: Tensor, found: Tensor) -> None:
-        one, other = expected.double().cpu(), found.double().cpu()
-        # What is equal is not apart: a model may say minus infinity.
-        self.apart = torch.maximum(self.apart, torch.where(one == other, 0.0, (one - other).abs()).max())
-        said = one[torch.isfinite(one)]
-        if not self.count and said.numel():
-            self.first = float(said[0])
-        said = said - self.first  # small spreads about a large mean keep their digits
-        self.count += said.numel()
-        self.total += float(said.sum())
-        self.squares += float(said.square().sum())
+    def add(self, expected: Tensor, actual: Tensor) -> None:
+        expected, actual = expected.double().cpu(), actual.double().cpu()
+        # Equal values first: a model may give minus infinity, and inf - inf is NaN.
+        difference = torch.where(expected == actual, 0.0, (expected - actual).abs()).max()
+        self.largest = torch.maximum(self.largest, difference)
+        values = expected[torch.isfinite(expected)]
+        if not self.count and values.numel():
+            self.shift = float(values[0])
+        values = values - self.shift  # so that a small deviation from a large mean keeps its digits
+        self.count += values.numel()
+        self.total += float(values.sum())
+        self.squares += float(values.square().sum())
 
     @property
     def error(self) -> float:
-        """The largest difference in standard deviations; of values that are all alike, in their size."""
+        """The largest difference in standard deviations; where all values are equal, relative to their size."""
         mean = self.total / max(self.count, 1)
         variance = self.squares / max(self.count, 1) - mean**2
-        square = (self.first + mean) ** 2 if self.count else 0.0
-        size = math.sqrt(variance if variance > CONSTANT * square else square)
-        return float(self.apart) / max(size, torch.finfo(torch.float64).tiny)
+        square = (self.shift + mean) ** 2 if self.count else 0.0
+        size = math.sqrt(variance if variance > CONSTANT_VARIANCE * square else square)
+        return float(self.largest) / max(size, torch.finfo(torch.float64).tiny)
 
 
 def _spread(batches: Sequence[Batch]) -> list[Batch]:
-    """Return up to BATCHES batches from the shortest to the longest, so that padding and long texts are both seen."""
-    count = min(BATCHES, len(batches))
+    """Return up to MAX_BATCHES batches, evenly spread: the first and the last are among them, short and long texts."""
+    count = min(MAX_BATCHES, len(batches))
     return [batches[i * (len(batches) - 1) // max(count - 1, 1)] for i in range(count)]

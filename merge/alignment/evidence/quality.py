@@ -1,10 +1,11 @@
-"""Match quality: how alike the units are that an alignment put in the same place, against what chance would have done.
+"""Match quality: how similar the units are that an alignment put in the same position, against what chance would do.
 
-For every axis, S[i, j] says how alike unit i of a and unit j of the aligned b are: their correlation on calibration text, or
-the cosine of all their weights where there is no text. The matched score is the mean of the diagonal. It is held against
-two kinds of chance: the scores of random elements (S[i, r(i)], which also give a p-value), and what matching itself makes of
-scores that mean nothing, the best assignment of the same numbers in random order. Matching always beats the first. Only where
-it beats the second too are these the same units found again; elsewhere the basis may still be a better one to average in.
+For every axis, S[i, j] is the similarity of unit i of a and unit j of the aligned b: their correlation on calibration
+text, or the cosine of all their weights where there is no text. The matched score is the mean of the diagonal. It is
+compared with two kinds of chance: the scores of random elements of the group (S[i, r(i)], which also give a p-value),
+and the best assignment of the same numbers in random order, which is what matching itself makes of scores that mean
+nothing. Matching always beats the first. Only where it beats the second too are these the same units; elsewhere the new
+basis may still be a better one to average in.
 """
 
 from __future__ import annotations
@@ -27,25 +28,29 @@ from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import identity, view_index
 from merge.symmetry.transform import Transform, apply_transform
 
+# Random elements that the matched score is compared with.
 DRAWS = 200
-# A p-value of more than this claims nothing.
-SIGNIFICANT = 0.05
-# Units of an axis among which shuffled scores are matched, and tokens on which units are compared.
-LARGEST, TOKENS = 1024, 8192
+# Above this p-value nothing is claimed.
+MAX_P = 0.05
+# Of a larger axis, so many units are sampled to match shuffled scores; and tokens on which units are compared.
+MAX_SHUFFLED_UNITS, MAX_TOKENS = 1024, 8192
 MEASURES = {True: "activation correlation", False: "cosine of weights"}
 
 
 @dataclass(frozen=True)
 class AxisQuality:
-    """How alike the matched units of one axis are.
+    """The similarity of the matched units of one axis.
 
     Attributes:
-        axis: its names, the blocks first: "ffn0", "heads0 v0".
-        score: mean over the matched units.
+        axis: its names, outermost first: "ffn0", "heads0 v0".
+        kind: the kind of the outermost axis.
+        layer: the number of its layer, if it has one.
+        units: number of units.
+        score: mean similarity of the matched units.
         random: mean score of random elements.
-        p: share of random elements that score as much, at least 1 / (DRAWS + 1).
-        shuffled: what matching makes of the same scores in random order.
-        still: share of the units that stayed in their place.
+        p: share of random elements with at least this score; never below 1 / (DRAWS + 1).
+        shuffled: mean score of the best matching of the same scores in random order.
+        in_place: share of the units that kept their position.
     """
 
     axis: str
@@ -56,12 +61,12 @@ class AxisQuality:
     random: float
     p: float
     shuffled: float
-    still: float
+    in_place: float
 
     @property
     def claims(self) -> bool:
-        """Whether the matched units are more alike than either kind of chance explains."""
-        return self.p <= SIGNIFICANT and self.score > self.shuffled
+        """Whether the matched units are more similar than either kind of chance explains."""
+        return self.p <= MAX_P and self.score > self.shuffled
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,10 @@ class Quality:
     """Match quality of an alignment.
 
     Attributes:
-        measure: what the scores are, one of MEASURES.
-        groups: kind of axis -> what moved it, in words.
-        distance: |A - B| / |A| of gauge-fixed weights, `merge.alignment.evidence.distance`, before and after.
+        measure: the kind of similarity, one of MEASURES.
+        axes: an entry for each axis, in the order of the table.
+        groups: kind of axis -> what moved it, in words: permutation, signs, scales, rotations, linear maps, or nothing.
+        distance: |A - B| / |A| of gauge-fixed weights (`merge.alignment.evidence.distance`), before and after.
     """
 
     measure: str
@@ -80,23 +86,24 @@ class Quality:
     distance: tuple[float, float]
 
     def kinds(self) -> tuple[AxisQuality, ...]:
-        """Return one record a kind: means over its axes, weighted by their units; the largest p."""
-        found = []
-        for kind in dict.fromkeys(one.kind for one in self.axes):
-            own = [one for one in self.axes if one.kind == kind]
-            units = sum(one.units for one in own)
+        """Return one record for each kind of axis: means over its axes, weighted by their units; the largest p."""
+        summaries = []
+        for kind in dict.fromkeys(axis.kind for axis in self.axes):
+            axes = [axis for axis in self.axes if axis.kind == kind]
+            units = sum(axis.units for axis in axes)
             means = {
-                what: math.fsum(getattr(one, what) * one.units for one in own) / units
-                for what in ("score", "random", "shuffled", "still")
+                field: math.fsum(getattr(axis, field) * axis.units for axis in axes) / units
+                for field in ("score", "random", "shuffled", "in_place")
             }
-            found.append(AxisQuality(kind, kind, None, units, p=max(one.p for one in own), **means))
-        return tuple(found)
+            summaries.append(AxisQuality(kind, kind, None, units, p=max(axis.p for axis in axes), **means))
+        return tuple(summaries)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What must not be claimed of it."""
-        random = [one.kind for one in self.kinds() if one.p > SIGNIFICANT]
-        chance = [one.kind for one in self.kinds() if one.p <= SIGNIFICANT and not one.claims and one.still < 1]
+        """Sentences on what must not be claimed of the alignment."""
+        kinds = self.kinds()
+        random = [k.kind for k in kinds if k.p > MAX_P]
+        chance = [k.kind for k in kinds if k.p <= MAX_P and not k.claims and k.in_place < 1]
         notes = []
         if random:
             notes.append(
@@ -112,11 +119,11 @@ class Quality:
     def table(self) -> list[str]:
         """Return lines for a terminal: a row for each kind of axis, and the distance."""
         kinds = self.kinds()
-        width = max(map(len, ("match quality", *(one.kind for one in kinds))))
+        width = max(map(len, ("match quality", *(k.kind for k in kinds))))
         lines = [f"{'match quality':<{width}}  matched  random  shuffled      p  in place  moved by  ({self.measure})"]
-        for one in kinds:
-            figures = f"{one.score:7.3f}  {one.random:6.3f}  {one.shuffled:8.3f}  {one.p:5.3f}  {one.still:8.0%}"
-            lines.append(f"{one.kind:<{width}}  {figures}  {self.groups[one.kind]}")
+        for k in kinds:
+            figures = f"{k.score:7.3f}  {k.random:6.3f}  {k.shuffled:8.3f}  {k.p:5.3f}  {k.in_place:8.0%}"
+            lines.append(f"{k.kind:<{width}}  {figures}  {self.groups[k.kind]}")
         before, after = self.distance
         return [*lines, f"distance of gauge-fixed weights, |A - B| / |A|: {before:.3f} -> {after:.3f}"]
 
@@ -126,20 +133,25 @@ class Quality:
             "measure": self.measure,
             "distance": list(self.distance),
             "groups": dict(self.groups),
-            "kinds": [asdict(one) for one in self.kinds()],
-            "axes": [asdict(one) for one in self.axes],
+            "kinds": [_as_json(kind) for kind in self.kinds()],
+            "axes": [_as_json(axis) for axis in self.axes],
         }
 
 
-def match_quality(pair: Pair, alignment: Alignment) -> Quality:
-    """Return how alike the units are that an alignment of the pair put in the same place.
+def _as_json(axis: AxisQuality) -> dict[str, Any]:
+    """Return the figures of one axis; in the manifest's format the share of units in place is called `still`."""
+    return {"still" if field == "in_place" else field: value for field, value in asdict(axis).items()}
 
-    Deterministic: what is random is drawn from the pair's seed.
+
+def match_quality(pair: Pair, alignment: Alignment) -> Quality:
+    """Return how similar the units are that an alignment of the pair put in the same position.
+
+    Deterministic: random elements are drawn from the pair's seed.
     """
-    still = identity(pair.spec, pair.shapes)
-    a = apply_transform(pair.spec, Transform(still, alignment.reference_maps), pair.a)
+    unmoved = identity(pair.spec, pair.shapes)
+    a = apply_transform(pair.spec, Transform(unmoved, alignment.reference_maps), pair.a)
     aligned = replace(
-        pair, a=a, b=apply_transform(pair.spec, alignment.transform, pair.b), batches=spread(pair.batches, TOKENS)
+        pair, a=a, b=apply_transform(pair.spec, alignment.transform, pair.b), batches=spread(pair.batches, MAX_TOKENS)
     )
     generator = torch.Generator().manual_seed(pair.settings.seed)
     axes = []
@@ -147,7 +159,7 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
         if not set(view.movable) <= set(pair.movable):
             continue
         index = view_index(contiguous(view.names, view.shape), alignment.permutation).reshape(-1)
-        turned = any(
+        has_map = any(
             name in alignment.maps or name in alignment.reference_maps for name in (*view.names, view.map_axis)
         )
         score, drawn = float(scores.diagonal().mean()), _random(view, scores, generator)
@@ -160,14 +172,14 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
                 score=score,
                 random=float(drawn.mean()),
                 p=(1 + int((drawn >= score).sum())) / (1 + DRAWS),
-                shuffled=_shuffled(view, scores, turned, generator),
-                still=float((index == torch.arange(len(index))).double().mean()),
+                shuffled=_shuffled(view, scores, has_map, generator),
+                in_place=float((index == torch.arange(len(index))).double().mean()),
             )
         )
     order = pair.kinds()
-    axes.sort(key=lambda one: (order.index(one.kind), -1 if one.layer is None else one.layer))
-    apart = distance(pair, pair.a, pair.b), distance(pair, aligned.a, aligned.b)
-    return Quality(MEASURES[_runs(pair)], tuple(axes), _groups(pair, alignment), apart)
+    axes.sort(key=lambda axis: (order.index(axis.kind), -1 if axis.layer is None else axis.layer))
+    distances = distance(pair, pair.a, pair.b), distance(pair, aligned.a, aligned.b)
+    return Quality(MEASURES[_has_activations(pair)], tuple(axes), _groups(pair, alignment), distances)
 
 
 def _layer(axis: str) -> int | None:
@@ -175,34 +187,34 @@ def _layer(axis: str) -> int | None:
     return int(number) if number else None
 
 
-def _runs(pair: Pair) -> bool:
-    """Return whether units can be compared by what they do on text."""
+def _has_activations(pair: Pair) -> bool:
+    """Return whether units can be compared by their activations."""
     return bool(pair.batches and pair.spec.taps)
 
 
 def _scores(pair: Pair) -> Iterator[tuple[View, Float[Tensor, "n n"]]]:
-    """Yield how alike the units of a and b are, for every run of units of an axis."""
-    if _runs(pair):
+    """Yield, for every view of an axis, the similarity of its units in a and in b."""
+    if _has_activations(pair):
         yield from unit_correlations(pair).items()
         return
     objective = Objective(pair, weights_of(pair), pair.movable)
-    still = identity(pair.spec, pair.shapes)
+    unmoved = identity(pair.spec, pair.shapes)
     for move in objective.touches:
-        for names, gain in objective.gains(move, still).items():
+        for names, gain in objective.gains(move, unmoved).items():
             shape = tuple(gain.shape[: gain.ndim // 2])
-            own = [_squares(objective, move, names, side) for side in "ab"]
-            factor = [torch.where(x > 0, x, torch.inf).rsqrt() for x in own]
+            squares = [_squares(objective, move, names, side) for side in "ab"]
+            inverse_norm = [torch.where(x > 0, x, torch.inf).rsqrt() for x in squares]  # a unit of zeros has cosine 0
             flat = gain.reshape(math.prod(shape), -1)
-            yield contiguous(names, shape), flat * factor[0][:, None] * factor[1]
+            yield contiguous(names, shape), flat * inverse_norm[0][:, None] * inverse_norm[1]
 
 
 def _squares(objective: Objective, move: str, names: tuple[str, ...], side: str) -> Float[Tensor, " n"]:
-    """Return the squared length of all weights of each unit, scaled as gains are."""
+    """Return the squared norm of all weights of each unit, scaled as the gains are."""
     scale = objective.weights.scale_a if side == "a" else objective.weights.scale_b
-    found = [touch for touch in objective.touches[move] if touch.view.names == names]
-    return torch.stack([(objective.rows(t, side, None).double() * scale[t.tensor]).square().sum(1) for t in found]).sum(
-        0
-    )
+    touches = [touch for touch in objective.touches[move] if touch.view.names == names]
+    return torch.stack(
+        [(objective.rows(t, side, None).double() * scale[t.tensor]).square().sum(1) for t in touches]
+    ).sum(0)
 
 
 def _random(view: View, scores: Float[Tensor, "n n"], generator: torch.Generator) -> Float[Tensor, " draws"]:
@@ -218,14 +230,14 @@ def _random(view: View, scores: Float[Tensor, "n n"], generator: torch.Generator
     return scores[torch.arange(len(scores)), source.reshape(DRAWS, -1)].mean(1, dtype=torch.float64)
 
 
-def _shuffled(view: View, scores: Float[Tensor, "n n"], turned: bool, generator: torch.Generator) -> float:
-    """Return the mean score of the best matching of the scores in random order; of the best rotation where maps act.
+def _shuffled(view: View, scores: Float[Tensor, "n n"], has_map: bool, generator: torch.Generator) -> float:
+    """Return the mean score of the best matching of the scores in random order; of the best rotation if maps act.
 
     On a split axis, of the units inside each block; of the blocks where nothing moves inside them.
     """
     if len(view.shape) == 1:
         blocks = scores[None]
-    elif view.names[-1] == "-" and not turned:
+    elif view.names[-1] == "-" and not has_map:
         whole, inside = view.shape[0], math.prod(view.shape[1:])
         blocks = scores.reshape(whole, inside, whole, inside).diagonal(0, 1, 3).mean(-1)[None]
     else:
@@ -233,11 +245,11 @@ def _shuffled(view: View, scores: Float[Tensor, "n n"], turned: bool, generator:
         blocks = scores.reshape(count, inside, count, inside).diagonal(0, 0, 2).movedim(-1, 0)
     means = []
     for block in blocks:
-        size = min(len(block), LARGEST)
+        size = min(len(block), MAX_SHUFFLED_UNITS)
         entries = block.reshape(-1)[torch.randperm(block.numel(), generator=generator)[: size * size]]
         square = entries.reshape(size, size).double()
-        if turned:
-            means.append(float(torch.linalg.svdvals(square).mean()))
+        if has_map:
+            means.append(float(torch.linalg.svdvals(square).mean()))  # the largest trace under rotations
         else:
             means.append(float(square.gather(1, match_axis(square)[:, None]).mean()))
     return math.fsum(means) / len(means)
@@ -245,14 +257,14 @@ def _shuffled(view: View, scores: Float[Tensor, "n n"], turned: bool, generator:
 
 def _groups(pair: Pair, alignment: Alignment) -> dict[str, str]:
     """Return for each kind of axis what moved it, in words: nothing, permutation, signs, scales, rotations, linear maps."""
-    moved, found = alignment.permutation.moved(), dict[str, dict[str, None]]()
+    moved, words_of = alignment.permutation.moved(), dict[str, dict[str, None]]()
     for axis in pair.movable:
-        words = found.setdefault(pair.spec.kind(axis), {})
+        words = words_of.setdefault(pair.spec.kind(axis), {})
         if moved[axis][0]:
             words["permutation"] = None
     for axis, mapped in (*alignment.maps.items(), *alignment.reference_maps.items()):
-        found.setdefault(pair.spec.kind(axis), {})[_word(mapped, axis in alignment.permutation.outer)] = None
-    return {kind: ", ".join(words) or "nothing" for kind, words in found.items()}
+        words_of.setdefault(pair.spec.kind(axis), {})[_word(mapped, axis in alignment.permutation.outer)] = None
+    return {kind: ", ".join(words) or "nothing" for kind, words in words_of.items()}
 
 
 def _word(mapped: Tensor, inside: bool) -> str:

@@ -148,7 +148,7 @@ def test_the_endpoints_are_run_once_where_their_answers_can_be_remembered(
     moves = [identity(pair.spec, pair.shapes), back, back]
     expected, _ = score(moves, pair)
     if not remembered:
-        monkeypatch.setattr(agreement, "REMEMBERED", 0)
+        monkeypatch.setattr(agreement, "MAX_KEPT_BYTES", 0)
     ends, runs = EndpointOutputs(pair), []
     for model in ends.models:
         model.register_forward_pre_hook(lambda *_: runs.append(1))

@@ -95,11 +95,11 @@ def test_scores_are_correlations_of_matched_units_and_shares_those_that_stay() -
     index = wanted.indices["ffn1"].numpy()
     expected = views["ffn1",][np.arange(40), index].mean()
     assert found["ffn1"].score == pytest.approx(expected, abs=1e-5)
-    assert found["ffn1"].still == np.mean(index == np.arange(40))
+    assert found["ffn1"].in_place == np.mean(index == np.arange(40))
     blocks, inner = wanted.indices["heads0"].numpy(), wanted.indices["v0"].numpy()
     units = (6 * blocks[:, None] + inner).reshape(-1)
     assert found["heads0 v0"].score == pytest.approx(views["heads0", "v0"][np.arange(24), units].mean(), abs=1e-5)
-    assert found["heads0 v0"].still == np.mean(units == np.arange(24))
+    assert found["heads0 v0"].in_place == np.mean(units == np.arange(24))
     assert found["ffn1"].score < 0.99
 
 
