@@ -9,13 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from families import canonical_tensors, written_name
 from torch import Tensor
 
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build, set_weights
-from merge.symmetry.architectures import spec_for
+from merge.symmetry.architectures import ARCHITECTURES, spec_for
 from merge.symmetry.permutation import Permutation, apply, apply_axes, random
 from merge.symmetry.spec import PermutationSpec, parse
 
@@ -105,3 +106,31 @@ def make(config: Mapping[str, Any], table: Any) -> Case:
 def first_of(model_type: str) -> tuple[Mapping[str, Any], Any]:
     """Return the case that stands for a family."""
     return next((config, table) for config, table in CASES.values() if config["model_type"] == model_type)
+
+
+# A family's first case, and the variants whose tables differ in kind: the others have lines of these.
+FIRST = {name: next(n for n, (c, _) in CASES.items() if c is first_of(name)[0]) for name in ARCHITECTURES}
+VARIANTS = (
+    "BertForMaskedLM",
+    "BertForPreTraining",
+    "bert untied",
+    "electra untied",
+    "ElectraForMaskedLM",
+    "electra without summary",
+    "DistilBertForMaskedLM",
+    "AlbertForMaskedLM",
+    "albert in one group",
+    "llama tied",
+    "modernbert with biases",
+    "modernbert untied",
+    "deberta talking",
+    "deberta-v2 own positions",
+    "deberta-v2 content only",
+    "RoFormerForMultipleChoice",
+    "roformer rotary values",
+    "ViTModel",
+    "beit shared relative",
+)
+STANDING = (*FIRST.values(), *VARIANTS)
+# Every case; those that repeat on one more head what the others show are for make check.
+ALL_CASES = [pytest.param(name, marks=() if name in STANDING else pytest.mark.slow) for name in CASES]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import random
+import shutil
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +18,14 @@ import torch
 import transformers
 from torch import Tensor
 
-from merge.checkpoints.transformers_model import build, model_class, model_config
+from merge.checkpoints.structure import structure_of
+from merge.checkpoints.transformers_model import build
 
 WORDS = ["the", "a", "doctor", "lawyer", "saw", "helped", "quietly", "and", "who", "near", "river", "##s", "."]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NLI = ("entailment", "neutral", "contradiction")
+# The cache of this run, which conftest.py makes; tests may point the variable elsewhere while they run.
+RUN_CACHE = Path(os.environ["MERGE_MODELS_CACHE"])
 
 
 def bert_config(architecture: str = "BertForSequenceClassification", **changes: Any) -> dict[str, Any]:
@@ -43,15 +52,12 @@ def bert_config(architecture: str = "BertForSequenceClassification", **changes: 
 
 def random_tensors(config: Mapping[str, Any], seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Return every stored tensor by the name transformers writes: gains 1 + .3 N, all others .3 N."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        skeleton = model_class(config)(model_config(config))
-    tied = set(skeleton.all_tied_weights_keys)
+    structure, generator = structure_of(config), torch.Generator().manual_seed(seed)
     out = {}
-    for name, empty in skeleton.state_dict().items():
-        if name in tied:
+    for name, shape in structure.shapes.items():
+        if name in structure.ties:
             continue
-        drawn = 0.3 * torch.randn(empty.shape, generator=generator, dtype=torch.float64)
+        drawn = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
         out[name] = (drawn + (1.0 if name.endswith("LayerNorm.weight") else 0.0)).to(dtype)
     return out
 
@@ -63,25 +69,57 @@ def save_checkpoint(
     tensors: Mapping[str, Tensor] | None = None,
     tokenizer: bool = True,
 ) -> Path:
-    """Write a checkpoint as transformers does and return its folder."""
+    """Write a checkpoint as transformers does and return its folder.
+
+    Random ones are made once in a run of the tests, and copied.
+    """
     config = dict(config or bert_config())
-    tensors = tensors if tensors is not None else random_tensors(config, seed, torch.float32)
+    if tensors is None:
+        shutil.copytree(_random_checkpoint(json.dumps(config), seed), folder, dirs_exist_ok=True)
+    else:
+        _write_model(folder, config, tensors)
+    if tokenizer:
+        save_tokenizer(folder)
+    return folder
+
+
+@cache
+def _random_checkpoint(config: str, seed: int) -> Path:
+    """Return the folder, which all workers share, of the checkpoint with random tensors."""
+    key = hashlib.sha256(f"{seed} {config}".encode()).hexdigest()
+    folder = RUN_CACHE / "checkpoints" / key
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent))
+        _write_model(made, json.loads(config), random_tensors(json.loads(config), seed, torch.float32))
+        with contextlib.suppress(OSError):  # another worker was first
+            made.rename(folder)
+    return folder
+
+
+def _write_model(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     model = build(config, tensors)
     model.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(
         json.dumps(written | {"architectures": config["architectures"]}), encoding="utf-8"
     )
-    if tokenizer:
-        save_tokenizer(folder)
-    return folder
 
 
 def save_tokenizer(folder: Path, words: list[str] | None = None) -> None:
     """Write a WordPiece tokenizer of the tiny vocabulary."""
-    entries = [*SPECIAL, *(words or WORDS)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in _tokenizer_files(*SPECIAL, *(words or WORDS)).items():
+        (folder / name).write_bytes(data)
+
+
+@cache
+def _tokenizer_files(*entries: str) -> dict[str, bytes]:
+    """Return the files that transformers writes of a tokenizer, by name."""
     made = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(entries)}, do_lower_case=True)
-    made.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        made.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def write_text(path: Path, lines: int = 300) -> Path:

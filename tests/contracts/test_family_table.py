@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from architecture_case import CASES
+from architecture_case import CASES, FIRST
 from safetensors.torch import load_file
 from tiny import save_checkpoint, write_text
 
@@ -36,7 +36,10 @@ def aligned(a: Path, b: Path, by: str, text: Path | None) -> tuple[float, float]
     return proof.error, proof.bound
 
 
-@pytest.mark.parametrize("name", CASES)
+# One head for each family; the others for `make check` and the page.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.slow) for name in CASES]
+)
 def test_a_family_and_head_goes_the_whole_way(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     config: dict[str, Any] = dict(CASES[name][0])
     family, text = config["model_type"], config["model_type"] not in IMAGES

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architecture_case import CASES, Case, Outputs, first_of, make, say
+from architecture_case import CASES, FIRST, STANDING, Case, Outputs, first_of, make, say
 from false_symmetries import BERT, DEBERTA_V2, WRONG, Wrong
 from families import canonical_tensors
 from random_transforms import random_transform
@@ -40,29 +40,6 @@ from merge.symmetry.transform_files import load_transform, save_transform
 
 # What breaks moves the outputs by tenths of a standard deviation; nothing lies between this and a table's bound.
 BROKEN = 0.05
-FIRST = {name: next(n for n, (c, _) in CASES.items() if c is first_of(name)[0]) for name in ARCHITECTURES}
-VARIANTS = (
-    "BertForMaskedLM",
-    "BertForPreTraining",
-    "bert untied",
-    "electra untied",
-    "ElectraForMaskedLM",
-    "electra without summary",
-    "DistilBertForMaskedLM",
-    "AlbertForMaskedLM",
-    "albert in one group",
-    "llama tied",
-    "modernbert with biases",
-    "modernbert untied",
-    "deberta talking",
-    "deberta-v2 own positions",
-    "deberta-v2 content only",
-    "RoFormerForMultipleChoice",
-    "roformer rotary values",
-    "ViTModel",
-    "beit shared relative",
-)
-STANDING = (*FIRST.values(), *VARIANTS)
 
 
 @cache
