@@ -79,6 +79,7 @@ def test_every_script_says_how_it_is_run(
     assert f"python benchmarks/{script}.py" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "classifier"])
 def test_every_method_leaves_the_function_of_b_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compared along the line must be the same two models for every method, or the barriers are of other pairs."""
@@ -93,6 +94,7 @@ def test_every_method_leaves_the_function_of_b_alone(kind: str, monkeypatch: pyt
         assert measured.raw.loss[0] == pytest.approx(float(between.exact_ends[0].mean()), rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_method_that_breaks_b_is_seen() -> None:
     """Negative control: units of one tensor change place, those that read them do not."""
     between = contest("bert")
@@ -104,6 +106,7 @@ def test_a_method_that_breaks_b_is_seen() -> None:
     assert measure("broken", broken, between, points=3).changed > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["weights", "activations"])
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_a_planted_copy_has_no_barrier_once_aligned(by: str, kind: str) -> None:
@@ -116,6 +119,7 @@ def test_a_planted_copy_has_no_barrier_once_aligned(by: str, kind: str) -> None:
     assert aligned.calibrated.barrier == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "classifier"])
 def test_the_loss_half_way_is_what_transformers_says(kind: str) -> None:
     """transformers computes the loss of a batch with labels itself, shift and masks included."""
@@ -126,6 +130,7 @@ def test_the_loss_half_way_is_what_transformers_says(kind: str) -> None:
     assert measure("naive", naive, between, points=3).midpoint == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_repair_replaces_the_straight_line() -> None:
     """`between` decides what lies between the ends: a method that puts a there has the loss of a there."""
     between = contest("gpt2")
@@ -138,6 +143,7 @@ def test_a_repair_replaces_the_straight_line() -> None:
     assert measure("naive", naive, between, points=3).raw.loss[1] != pytest.approx(losses[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_best_temperature_is_the_one_that_drew_the_labels() -> None:
     """Labels drawn from softmax(z): for logits 4 z the loss is least at a quarter, for z / 3 at three."""
     generator = torch.Generator().manual_seed(0)
@@ -190,6 +196,7 @@ def test_a_model_that_was_trained_otherwise_is_not_taken_for_this_one(tmp_path: 
         trained(tmp_path / "m", GPT2, Training(steps=2), 0, toy_batches)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     """A model that only sees one token after every other learns it."""
 

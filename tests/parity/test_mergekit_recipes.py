@@ -199,6 +199,7 @@ def test_a_mergekit_file_in_bfloat16_merges_to_the_same_tensors_in_bfloat16(name
     assert all(t.dtype == torch.bfloat16 for t in expected.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, text in FILES.items() if text is not HALF])
 def test_a_mergekit_file_merges_to_the_same_tensors(name: str, folder: Path) -> None:
     """Names, shapes, dtypes and values; and none of the models, nor the base, would do in its place."""
@@ -228,6 +229,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGED)
 def test_the_comparison_sees_one_changed_parameter(name: str, folder: Path) -> None:
     """The negative control: mergekit runs the file, we run it with one parameter changed."""
@@ -236,6 +238,7 @@ def test_the_comparison_sees_one_changed_parameter(name: str, folder: Path) -> N
     assert distance(theirs(text, folder), ours(text.replace(old, new), folder)) > 100 * BOUND
 
 
+@pytest.mark.slow
 def test_after_the_layers_a_gradient_differs_as_the_warning_says(folder: Path) -> None:
     """Ours gives the pooler and classifier the last value, mergekit the first; all else agrees."""
     text = SLERP.replace("- {value: 0.4}", "- {value: [0.2, 0.6]}")

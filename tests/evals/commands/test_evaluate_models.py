@@ -134,6 +134,7 @@ def no_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- hans ----
 
 
+@pytest.mark.slow
 def test_hans_prints_a_row_a_model_and_writes_a_report(run: Run, zoo: Path) -> None:
     """Without --data the pairs are generated; --limit draws from all 30,000 of them."""
     said = run("hans", zoo / "a", zoo / "b", "--limit", 60, "-o", "report")
@@ -435,6 +436,7 @@ def test_tasks_lists_every_task(run: Run) -> None:
 # ---- barrier ----
 
 
+@pytest.mark.slow
 def test_a_planted_copy_is_flat_once_aligned_and_not_before(run: Run, zoo: Path) -> None:
     """`copy` is `a` with every head, unit and channel elsewhere: the same function, other weights.
 
@@ -468,6 +470,7 @@ def test_a_planted_copy_is_flat_once_aligned_and_not_before(run: Run, zoo: Path)
     assert written == [".html", ".json", ".png", ".svg"]
 
 
+@pytest.mark.slow
 def test_without_align_there_is_the_naive_curve_alone(run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And it is taken from the results folder the second time; other points are measured anew."""
     words = ["barrier", zoo / "a", zoo / "b", "--task", "mnli", "--data", zoo / "mnli.jsonl", "-o", "report"]

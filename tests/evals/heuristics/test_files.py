@@ -210,6 +210,7 @@ def test_every_label_but_entailment_folds_to_non_entailment(label: str) -> None:
     assert fold(label) == "non-entailment"
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_regenerated_set_reads_the_same_from_both_layouts() -> None:
     """Its table carries parse trees, its JSON lines do not; the pairs are one set, and the csv module agrees."""

@@ -333,6 +333,7 @@ def test_the_smallest_subcase_has_a_thousand_pairs_in_each_half() -> None:
     assert sum(sizes) == 2688
 
 
+@pytest.mark.slow
 def test_asking_for_more_pairs_than_there_are_says_how_many_there_are() -> None:
     """A grammar is finite: the search ends, and the error names the true size of the subcase that ran dry."""
     size = understood_objects("evaluation")

@@ -68,6 +68,7 @@ def files(folder: Path) -> dict[str, Any]:
     return held
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_files_of_one(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two models on two tasks; the control is one logit, changed by one bit."""
     evaluate.main(words(zoo, tmp_path / "one"), standalone_mode=False)

@@ -335,6 +335,7 @@ def test_an_inline_figure_has_ids_of_its_own_and_no_address() -> None:
     assert "<!--" in raw
 
 
+@pytest.mark.slow
 def test_drawing_leaves_no_trace_in_pyplot_or_the_settings(tmp_path: Path) -> None:
     """A library that is called from a notebook must neither open windows nor restyle the user's own plots."""
     code = """

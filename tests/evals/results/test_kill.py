@@ -85,6 +85,7 @@ def run(zoo: Path, output: Path, death: int | None = None, seconds: float | None
     return process.exitcode
 
 
+@pytest.mark.slow
 def test_killed_at_every_write_all_is_whole_and_nothing_is_done_twice(
     zoo: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +108,7 @@ def test_killed_at_every_write_all_is_whole_and_nothing_is_done_twice(
         assert hidden(output) == []
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_gets_there(zoo: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     """Killed again and again in one folder, until one run is left alone; then from the start."""
     chance, begun = random.Random(0), time.monotonic()

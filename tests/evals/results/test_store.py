@@ -462,6 +462,7 @@ def test_tags_are_closed_in_order(tmp_path: Path) -> None:
         Nesting().feed("<p><b></p></b>")
 
 
+@pytest.mark.slow
 def test_the_same_store_gives_the_same_page(tmp_path: Path) -> None:
     """No date, no random id: a page that differs has different results."""
     first = page_of(tmp_path, scores(), hans(), barrier())
@@ -484,6 +485,7 @@ def test_a_note_that_all_models_share_is_said_once(tmp_path: Path) -> None:
     assert "<li>b/: head padded</li>" in text
 
 
+@pytest.mark.slow
 def test_the_page_says_how_many_units_alignment_moved(tmp_path: Path) -> None:
     """An alignment that moved nothing is the usual, honest result, so the count stands in the open, not folded."""
     moved = {"ffn": "0 of 1536", "heads": "44 of 48"}

@@ -96,6 +96,7 @@ def said_of(records: list[dict[str, Any]]) -> list[tuple[str, str]]:
 # ---- which tasks ----
 
 
+@pytest.mark.slow
 def test_all_is_every_task_that_fits_and_each_is_scored_as_alone(zoo: Path, scores: Scores) -> None:
     """By task and then by model; what a record holds does not depend on what else was scored."""
     found = scores("glue", "all", zoo / "a", zoo / "sentiment", zoo / "b", "--data", zoo / "data")
@@ -300,6 +301,7 @@ def test_a_device_that_cannot_be_used_is_refused_before_anything_is_read(device:
 # ---- the authors' prediction file ----
 
 
+@pytest.mark.slow
 def test_written_predictions_are_what_the_authors_scorer_reads(
     zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def merged(models: tuple[Path, ...], output: Path, align: Mapping[str, object], 
 # ---- several models ----
 
 
+@pytest.mark.slow
 def test_each_of_three_models_is_moved_by_its_own_file(berts: tuple[Path, ...], tmp_path: Path) -> None:
     """Given in the models' order they repeat the merge to the byte; in another order they are another merge."""
     first = merged(berts, tmp_path / "first", {"by": "weights"})
@@ -80,6 +81,7 @@ def test_each_of_three_models_is_moved_by_its_own_file(berts: tuple[Path, ...], 
     assert not (tmp_path / "one").exists()
 
 
+@pytest.mark.slow
 def test_the_base_has_a_file_of_its_own_which_comes_last(berts: tuple[Path, ...], tmp_path: Path) -> None:
     """Task vectors are taken in the reference's basis, so a base that moves otherwise is another merge."""
     more = {"base": str(berts[2]), "method": "task_arithmetic"}
@@ -119,6 +121,7 @@ def save_rotated_pair(folder: Path) -> None:
         save_checkpoint(folder / name, config, tensors=named)
 
 
+@pytest.mark.slow
 def test_a_rotation_that_auto_chose_is_left_to_it_in_the_recipe(tmp_path: Path) -> None:
     """What is written asks what was asked, and so does the same; a rotation that a user asked for stays written."""
     save_rotated_pair(tmp_path)

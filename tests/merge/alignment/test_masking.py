@@ -118,6 +118,7 @@ def test_the_score_is_the_mean_kl_at_masked_words() -> None:
     assert everywhere[0] != pytest.approx(values[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_choosing_and_matching_activations_mask_the_text_themselves() -> None:
     """What they make of plain text with a mask token is what they make of the masked text, and not of the plain."""
     pair = language_models()

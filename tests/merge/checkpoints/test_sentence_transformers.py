@@ -68,6 +68,7 @@ def test_dense_weights_are_merged_by_the_same_method_with_the_same_weights(
     assert settings == (pair[0] / "2_Dense/config.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_trimming_ranks_the_modules_entries_with_all_others(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """TIES over the whole model: with a density of a half, half of all entries of a's task vector are kept, not of each tensor's.
 
@@ -106,6 +107,7 @@ def test_manifest_and_verification_cover_the_modules_weights(pair: tuple[Path, P
     assert verify(tmp_path / "out").inputs == {str(pair[0]): "same", str(pair[1]): "changed"}
 
 
+@pytest.mark.slow
 def test_an_aligned_dense_layer_reads_the_residual_axis_it_was_trained_on(tmp_path: Path) -> None:
     """A re-based copy of a whole pipeline is that pipeline: aligned, the average of the two is the model itself.
 
@@ -221,6 +223,7 @@ def test_keep_all_gives_each_folder_its_own_modules(tmp_path: Path) -> None:
         assert pooling == (folder / "1_Pooling/config.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_cross_encoders_with_another_activation_are_refused(tmp_path: Path) -> None:
     """It stands in config.json, where transformers does not know it: scores would be of two kinds."""
     folders = []
@@ -278,6 +281,7 @@ def test_a_folder_without_modules_stays_as_it_is(tmp_path: Path) -> None:
     assert pipeline_facts(opened) is None
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("dense", [True, False])
@@ -302,6 +306,7 @@ def test_the_library_loads_the_result_and_embeds_as_the_merge_in_memory(dense: b
     assert (found - parent).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_library_reads_a_folder_that_it_wrote_itself_back_after_a_merge(tmp_path: Path) -> None:
@@ -318,6 +323,7 @@ def test_the_library_reads_a_folder_that_it_wrote_itself_back_after_a_merge(tmp_
         assert torch.allclose(one, two, atol=1e-6)
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_library_scores_with_a_merged_cross_encoder(tmp_path: Path) -> None:
@@ -353,6 +359,7 @@ def minilm() -> Path:
     return Path(get_model_path())
 
 
+@pytest.mark.slow
 @pytest.mark.minilm
 @needs_minilm
 @needs_library
@@ -383,6 +390,7 @@ def test_the_library_embeds_with_a_merge_of_the_real_minilm(tmp_path: Path) -> N
     assert (found - start).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.minilm
 @needs_minilm
 @pytest.mark.skipif(not STSB.is_file(), reason="needs the evaluation data in ../shared/data")

@@ -326,6 +326,7 @@ def test_the_printed_recipe_runs_to_the_same_weights(run: Run, place: Path) -> N
         assert x[name] == y[name] == z[name]
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_bytes(run: Run, place: Path) -> None:
     """Every file, the manifest and the card among them: no times, no host, no order of a set."""
     assert run(*ALIGNED).code == 0
@@ -494,6 +495,7 @@ def _raiser(fault: BaseException) -> Callable[..., None]:
     return raise_it
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_writes_the_same_bytes(place: Path) -> None:
     """Python orders a set of names differently in every process; no figure may follow it."""
     written = []

@@ -313,6 +313,7 @@ def test_a_sentence_transformers_folder_goes_along_whole(run: Run, place: Path) 
     assert not any("Dense" in name for name in manifest["left_out"])
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_library_embeds_with_an_edited_folder_as_the_layers_sliced_by_hand(tmp_path: Path) -> None:

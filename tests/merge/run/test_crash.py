@@ -31,6 +31,7 @@ def merge_again(recipe: Recipe, ready: object) -> None:
         run(recipe, force=True)
 
 
+@pytest.mark.slow
 def test_kill_9_never_leaves_a_half_written_output(tmp_path: Path) -> None:
     """Whole means: every file has the hash its manifest states. Killed at random, with and without an older output."""
     inputs = [save_checkpoint(tmp_path / name, CONFIG, seed=k, tokenizer=False) for k, name in enumerate("ab")]

@@ -31,6 +31,7 @@ def minilm() -> str:
     return str(get_model_path())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["activations", "activations+weights", "weights"])
 def test_a_planted_element_of_the_real_model_is_recovered_on_every_axis(by: str) -> None:
     """26 axes, 72 heads; the known answer is the inverse of what was planted, and the copy computes the same."""

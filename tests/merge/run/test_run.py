@@ -64,6 +64,7 @@ def test_weights_are_normalised_over_n_models(tmp_path: Path) -> None:
     assert all(torch.allclose(merged[n], (2 * parts[0][n] + parts[1][n] + parts[2][n]) / 4, atol=1e-6) for n in merged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["activations", "weights"])
 def test_merging_a_model_with_its_re_based_copy_gives_the_model_back(by: str, tmp_path: Path) -> None:
     """The known answer of the whole run: the naive average of the two is another model, the aligned one is the model."""
@@ -77,6 +78,7 @@ def test_merging_a_model_with_its_re_based_copy_gives_the_model_back(by: str, tm
     assert any(not torch.allclose(naive[n], original[n], atol=1e-2) for n in original)
 
 
+@pytest.mark.slow
 def test_the_saved_transform_repeats_the_alignment(tmp_path: Path) -> None:
     """b under transform.safetensors, averaged with a by hand, is the merge."""
     a, b = save_checkpoint(tmp_path / "a", seed=0), save_checkpoint(tmp_path / "b", seed=1)
@@ -91,6 +93,7 @@ def test_the_saved_transform_repeats_the_alignment(tmp_path: Path) -> None:
     assert any(not torch.equal(moved[n], opened.tensor(n)) for n in moved)
 
 
+@pytest.mark.slow
 def test_swapped_labels_are_matched_by_name_and_alignment_comes_on_top(tmp_path: Path) -> None:
     """b is a with its classes turned and re-based: matched by name and aligned, the merge is a."""
     a = save_checkpoint(tmp_path / "a")
@@ -108,6 +111,7 @@ def test_swapped_labels_are_matched_by_name_and_alignment_comes_on_top(tmp_path:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["0"] == "entailment"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture", ["BertModel", "BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering",
                      "BertForMultipleChoice", "BertForNextSentencePrediction", "BertForPreTraining"]
@@ -131,6 +135,7 @@ def kinds_of(folder: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spec.kind(axis) for axis in spec.fit(opened.shapes) if axis not in spec.named))
 
 
+@pytest.mark.slow
 def test_without_a_tokenizer_weights_align_all_axes_and_say_so(tmp_path: Path) -> None:
     a = save_checkpoint(tmp_path / "a", tokenizer=False)
     b = plant(a, tmp_path / "b")
@@ -198,6 +203,7 @@ def test_side_files_come_along_and_foreign_weights_do_not(tmp_path: Path) -> Non
     assert any("onnx/model.onnx" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_the_manifest_holds_true_hashes_and_the_card_the_evidence(pair: tuple[Path, Path], tmp_path: Path) -> None:
     text = str(write_text(tmp_path / "sample.txt"))
     run(recipe(*pair, output=tmp_path / "out", align={"by": "activations", "text": text}))
@@ -274,6 +280,7 @@ REMBERT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_family_without_a_table_is_aligned_by_a_derived_one(tmp_path: Path) -> None:
     """The known answer again, on a model that no table was written for; the report says where the table came from."""
     a = save_checkpoint(tmp_path / "a", REMBERT)

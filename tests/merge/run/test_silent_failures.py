@@ -134,6 +134,7 @@ def test_layers_that_do_not_exist_stop_before_a_weight_is_read(tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_fewer_layers_are_said_in_the_config_of_every_family(tmp_path: Path) -> None:
     """An ELECTRA of two layers whose config says four gets two random ones when it is loaded."""
     sizes = {**ELECTRA, "num_hidden_layers": 4}
@@ -190,6 +191,7 @@ def test_a_folder_of_the_form_org_name_is_a_folder(tmp_path: Path, monkeypatch: 
     assert "base_model" not in Path("dir/out/README.md").read_text(encoding="utf-8").split("---")[1]
 
 
+@pytest.mark.slow
 def test_config_and_labels_are_the_first_models_in_every_process(tmp_path: Path) -> None:
     """Not those of whichever a set of names lists first."""
     other = bert_config(labels=("contradiction", "neutral", "entailment"))
@@ -217,6 +219,7 @@ ANY_ORDER = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ANY_ORDER)
 def test_order_threads_and_shards_leave_every_byte_as_it_is(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -187,6 +187,7 @@ def rotated_gpt2() -> tuple[dict[str, Any], Mapping[str, torch.Tensor], Mapping[
     return config, a, apply_transform(pair.spec, turn, folded.tensors)
 
 
+@pytest.mark.slow
 def test_the_stream_of_a_pre_norm_model_is_rotated_where_that_is_best() -> None:
     """Planted: folded and rotated, b is a; no permutation comes near. Without leave to rotate none is tried."""
     config, a, b = rotated_gpt2()
@@ -202,6 +203,7 @@ def test_the_stream_of_a_pre_norm_model_is_rotated_where_that_is_best() -> None:
     assert not any(c.rotated for c in chosen(pair, ORDERS).candidates)
 
 
+@pytest.mark.slow
 def test_a_run_folds_the_models_where_a_rotation_is_best(tmp_path: Path) -> None:
     """The merge of a and b rotated is a with its norms folded; the recipe that is written asks for auto, as it did."""
     config, a, b = rotated_gpt2()
@@ -273,6 +275,7 @@ def test_a_run_of_fine_tunes_is_the_plain_average(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "transform.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_align_without_a_value_says_what_it_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +305,7 @@ def test_align_without_a_value_says_what_it_did(
     assert "| axes | matched by | inside heads | KL from ensemble to midpoint | along the line |" in card
 
 
+@pytest.mark.slow
 def test_models_that_share_nothing_are_no_fine_tunes(tmp_path: Path) -> None:
     """The negative control of the run above: the same sizes, other seeds."""
     for seed, name in enumerate("ab"):

@@ -54,6 +54,7 @@ def test_a_score_elsewhere_on_the_line_weighs_the_ends_as_the_model_does() -> No
     assert score([back], pair, lam=0.0)[0][0] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_candidates_within_reach_of_the_lowest_are_scored_along_the_line() -> None:
     """By scipy; the one beyond reach has no such score, and a candidate that stands alone needs none."""
     pair, back = make_pair("BertForSequenceClassification", planted_seed=2, other_seed=5)

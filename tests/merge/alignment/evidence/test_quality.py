@@ -62,6 +62,7 @@ def test_a_planted_alignment_scores_one_and_no_random_element_comes_near(text: b
     assert nothing.distance[0] == nothing.distance[1] == found.distance[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [True, False])
 def test_the_p_of_random_alignments_is_that_of_chance(text: bool) -> None:
     """Eight random elements: p is spread over (0, 1], so that it is small about as often as it should be."""

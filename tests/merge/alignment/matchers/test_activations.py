@@ -67,6 +67,7 @@ def test_padding_is_masked_out() -> None:
     assert not torch.allclose(correlations(slice(0, 6)), plain, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_order_of_batches_hardly_matters_and_a_rerun_is_identical() -> None:
     """Sums are in float64: another order of the same rows gives the same correlations to rounding."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)

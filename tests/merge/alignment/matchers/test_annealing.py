@@ -30,6 +30,7 @@ def few_units(steps: int, seed: int = 0) -> Pair:
     )
 
 
+@pytest.mark.slow
 def test_among_few_units_it_finds_the_best_order_of_all() -> None:
     """All 120 are scored; a handful of swaps does not get there, a few hundred do."""
     pair = few_units(200)
@@ -43,6 +44,7 @@ def test_among_few_units_it_finds_the_best_order_of_all() -> None:
     assert score([early], pair)[0][0] > 1.001 * min(values)
 
 
+@pytest.mark.slow
 def test_the_best_ever_seen_is_kept() -> None:
     """It never ends above its start, whatever the seed, though swaps that raise the divergence are accepted."""
     still = identity(few_units(1).spec, few_units(1).shapes)

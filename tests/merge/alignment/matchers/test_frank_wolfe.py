@@ -58,6 +58,7 @@ def test_rounding_takes_the_heavier_of_two_permutations() -> None:
         assert all(torch.equal(found.indices[axis], expected.indices[axis]) for axis in pair.movable)
 
 
+@pytest.mark.slow
 def test_it_is_never_worse_than_weight_matching_and_better_on_strangers() -> None:
     """The objective it reports is that of its permutation; on some unrelated models the joint search ends higher."""
     gained = []

@@ -192,6 +192,7 @@ def test_the_start_stays_where_no_step_is_better(rate: float, monkeypatch: pytes
     assert len(found.objective) == 1
 
 
+@pytest.mark.slow
 def test_what_is_learned_begins_where_matching_ends() -> None:
     """Permutations are those of the start; their units would not find together by gradients."""
     pair = make(family_case("bert", "ForSequenceClassification"), other=5)
@@ -205,6 +206,7 @@ def test_what_is_learned_begins_where_matching_ends() -> None:
     assert found.objective[-1] > found.objective[0]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
     pair = make(family_case("bert", "ForSequenceClassification"), other=5)
     maps = []
@@ -228,6 +230,7 @@ def test_only_the_kinds_asked_for_are_learned_and_kinds_without_maps_are_matched
     assert {pair.spec.kind(axis) for axis in free_axes(pair, frozenset(pair.kinds()))} == {"heads"}
 
 
+@pytest.mark.slow
 def test_what_is_learned_from_is_nearest_half_way_of_all_that_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each start on its own, and its loss half way by a model of averaged weights; which is best is not the first."""
     pair = replace(make(family_case("bert", "ForSequenceClassification"), other=5), settings=Settings(steps=1))
@@ -443,6 +446,7 @@ def test_a_masked_language_model_is_given_its_tokenizers_mask(tmp_path: Path) ->
     assert material.special_tokens == tuple(range(len(SPECIAL)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("both", [False, True])
 def test_a_run_learns_from_labels_and_proves_both_ends(both: bool, tmp_path: Path) -> None:
     """The merge is the mean of a and of b as the written transform moves it; with both, a is not where it was."""

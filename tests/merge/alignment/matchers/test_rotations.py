@@ -54,6 +54,7 @@ def gpt2_pair(layers: int = 2) -> Pair:
     return in_canonical_form(replace(pair, settings=Settings(basis="orthogonal")))
 
 
+@pytest.mark.slow
 def test_a_rotated_merge_is_the_average_of_folded_models_and_reloads(gpt2: tuple[Path, Path], tmp_path: Path) -> None:
     """By hand: fold both, move b by what was saved, average. The head is a tensor of its own, and the config says so."""
     report = run(recipe(*gpt2, output=tmp_path / "out", **ROTATION))
@@ -77,6 +78,7 @@ def test_a_rotated_merge_is_the_average_of_folded_models_and_reloads(gpt2: tuple
     assert model.config.tie_word_embeddings is False
 
 
+@pytest.mark.slow
 def test_a_saved_rotation_is_repeated_on_models_as_they_are(gpt2: tuple[Path, Path], tmp_path: Path) -> None:
     """The header of the file tells that norms have to be folded first; one that holds permutations folds nothing."""
     run(recipe(*gpt2, output=tmp_path / "first", **ROTATION))
@@ -100,6 +102,7 @@ def test_a_file_that_is_no_transform_is_an_error_of_one_line(gpt2: tuple[Path, P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["weights", "activations", "activations+weights"])
 def test_bases_inside_heads_are_undone_in_a_run(by: str, tmp_path: Path) -> None:
     """b is a in another basis of every head and order of every axis: the merge is a. Orders alone do not give it back."""
@@ -127,6 +130,7 @@ def test_what_finds_permutations_alone_is_not_asked_for_maps(by: str, asked: dic
         recipe(tmp_path / "a", tmp_path / "b", output=tmp_path / "out", by=by, **asked)
 
 
+@pytest.mark.slow
 def test_no_sweep_goes_down_and_maps_gain() -> None:
     """J is of weights as they are; what rotations reach permutations do not."""
     pair = gpt2_pair()
@@ -173,6 +177,7 @@ def nearness_of_weights(pair: Pair) -> float:
     return inner / squares
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "anew"), [("weights", False), ("weights", True), ("activations+weights", False)])
 def test_sweeps_count_from_the_models_as_they_are(by: str, anew: bool) -> None:
     """b is a in noise: the identity's J comes first, also where sweeps begin there, and not what they made of it.
@@ -191,6 +196,7 @@ def test_sweeps_count_from_the_models_as_they_are(by: str, anew: bool) -> None:
     assert found.objective[-1] > found.objective[0] + 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["roformer rotary values", "RoFormerForSequenceClassification"])
 def test_turned_values_and_turned_queries_are_told_apart_by_activations(name: str) -> None:
     """Both stand in heads and have a fixed order inside: what values say is matched on their axis, not with the queries'."""
@@ -210,6 +216,7 @@ def test_turned_values_and_turned_queries_are_told_apart_by_activations(name: st
     assert not all(torch.allclose(b[n], t, atol=0.5) for n, t in a.items())
 
 
+@pytest.mark.slow
 def test_restarts_are_heard_with_the_weights_that_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matched in canonical form, judged as they are: what no output shows of a and of b is averaged with the rest."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
@@ -228,6 +235,7 @@ def test_restarts_are_heard_with_the_weights_that_are_merged(monkeypatch: pytest
     assert not torch.equal(in_canonical_form(pair).a[key], pair.a[key])
 
 
+@pytest.mark.slow
 def test_restarts_are_never_worse_and_come_from_the_seed() -> None:
     """Of unrelated models with a stream that is permuted, sweeps end in one of many places: a shuffle leads to others."""
     config = bert_config(num_hidden_layers=1)
@@ -244,6 +252,7 @@ def test_restarts_are_never_worse_and_come_from_the_seed() -> None:
     assert more.objective == again.objective != other.objective
 
 
+@pytest.mark.slow
 def test_with_text_the_restart_is_kept_whose_model_half_way_agrees_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the one with the highest J: whichever of three descents is told to agree most is kept."""
     pair = replace(gpt2_pair(1), batches=random_inputs(GPT2)[:1])
@@ -263,6 +272,7 @@ def test_with_text_the_restart_is_kept_whose_model_half_way_agrees_most(monkeypa
         assert not any(torch.equal(found.maps["residual"], t.maps["residual"]) for t in others)
 
 
+@pytest.mark.slow
 def test_restarts_by_text_agree_better_and_come_from_the_seed() -> None:
     """On the text itself; J is lower than without restarts here, and above that of models as they are."""
     pair = replace(gpt2_pair(1), batches=random_inputs(GPT2)[:2])
@@ -283,6 +293,7 @@ def test_activations_without_text_are_an_error() -> None:
         aligner("activations+weights")(gpt2_pair())
 
 
+@pytest.mark.slow
 def test_both_ends_are_saved_and_repeated(tmp_path: Path) -> None:
     """What moved the reference lies beside what moved b; without it b alone would meet a reference that stands elsewhere."""
     a, b = (save_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
@@ -306,6 +317,7 @@ def test_both_ends_are_saved_and_repeated(tmp_path: Path) -> None:
         run(recipe(a, b, output=tmp_path / "third", apply=str(file)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_head_that_stays_with_its_model_is_rotated_with_the_stream(weight: float, tmp_path: Path) -> None:
     """All of b's body, in a's basis: under b's own head it says what b says. Under all of a's it says something else."""

@@ -79,6 +79,7 @@ def test_it_is_never_worse_than_weight_matching_and_says_what_it_found() -> None
     assert found.objective[-1] == pytest.approx(alike([pair], [found.permutation]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_large_axis_is_refused_before_anything_is_computed() -> None:
     """The line names the axis, its size and what it would take."""
     config = bert_config("BertForMaskedLM", intermediate_size=1025)

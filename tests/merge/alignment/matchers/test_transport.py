@@ -205,6 +205,7 @@ def test_the_command_carries_a_wider_model_and_says_that_it_changed(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
 
 
+@pytest.mark.slow
 def test_models_in_half_precision_are_carried_and_written_in_it(tmp_path: Path) -> None:
     """What a model is carried in is no dtype of its own; one that does come in another dtype is refused as ever."""
     a, b, c = (tmp_path / name for name in "abc")

@@ -58,6 +58,7 @@ def test_any_cycle_of_models_ends_where_it_began() -> None:
     assert not closes([direct, by_pairs[1], inverse(by_pairs[0])])
 
 
+@pytest.mark.slow
 def test_all_pairs_together_are_more_alike_than_aligned_to_the_reference() -> None:
     """Its figure is recomputed in numpy, and rises from nothing to the reference alone to all together."""
     pairs = strangers()
@@ -70,6 +71,7 @@ def test_all_pairs_together_are_more_alike_than_aligned_to_the_reference() -> No
     assert nothing + 0.05 < star < together - 0.005
 
 
+@pytest.mark.slow
 def test_two_models_are_a_pair() -> None:
     """No worse than weight matching of the two."""
     pair = strangers()[0]
@@ -86,6 +88,7 @@ def test_only_the_kinds_asked_for_move() -> None:
         assert set(one.kinds) == {"ffn", "heads"}
 
 
+@pytest.mark.slow
 def test_the_command_merges_three_models_through_a_universe(tmp_path: Path) -> None:
     """Each is proved on its own, and what moved it is saved."""
     folders = [str(save_checkpoint(tmp_path / str(seed), bert_config(), seed, tokenizer=False)) for seed in range(3)]

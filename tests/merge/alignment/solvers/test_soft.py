@@ -75,6 +75,7 @@ def test_every_mixture_is_doubly_stochastic() -> None:
             assert torch.allclose(matrix.sum(dim), torch.ones(len(matrix)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_barycentre_is_the_mean_of_every_permutation_of_a_rotary_model() -> None:
     """What has a fixed order inside heads stays in its place there: nothing goes where no permutation takes it."""
     config = CASES["ModernBertForSequenceClassification"]

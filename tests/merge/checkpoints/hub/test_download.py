@@ -545,6 +545,7 @@ def test_without_a_network_it_says_so_at_once(
     assert "local folder" not in push_answer
 
 
+@pytest.mark.slow
 def test_offline_mode_gives_the_cached_copy_and_nothing_else(
     hub: LoopbackHub, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -162,6 +162,7 @@ def test_a_class_that_does_not_read_the_file_is_refused(tmp_path: Path) -> None:
         read_tokenizer(folder)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_runs_in_python_is_refused(tmp_path: Path) -> None:
     """Canine reads characters and no file: what lies beside it is not its vocabulary."""
     folder = wordpiece(tmp_path / "a", WORDS, vocab_txt=True)

@@ -352,6 +352,7 @@ def imported(*words: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_second_run_of_a_layout_imports_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first asks transformers what the config means and whether the result loads; both are remembered."""
     monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))

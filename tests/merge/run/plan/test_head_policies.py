@@ -284,6 +284,7 @@ def outputs(folder: Path, batches: Any) -> list[dict[str, Tensor]]:
         return [dict(model(**batch)) for batch in batches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["weights", "activations"])
 def test_a_head_follows_its_encoder_into_the_basis_of_the_reference(
     by: str, nli: Path, ner: Path, mlm: Path, tmp_path: Path

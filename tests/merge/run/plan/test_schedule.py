@@ -227,6 +227,7 @@ def test_methods_without_a_base_leave_it_alone_beside_methods_with_one(place: Pa
     assert all(job.base == job.name for job in schedule.jobs if not job.name.startswith("classifier."))
 
 
+@pytest.mark.slow
 def test_the_base_is_brought_into_the_reference_basis_too(place: Path) -> None:
     """Task vectors between bases of two kinds would be noise: a and b are re-based copies of what they were."""
     from merge.symmetry.architectures import spec_for
@@ -246,6 +247,7 @@ def test_the_base_is_brought_into_the_reference_basis_too(place: Path) -> None:
     assert all(torch.allclose(out[n], expected[n], atol=1e-5) for n in tuned)
 
 
+@pytest.mark.slow
 def test_an_alignment_needs_a_base_of_the_models_class(place: Path) -> None:
     recipe = {
         "models": ["a", "b"],
@@ -261,6 +263,7 @@ def test_an_alignment_needs_a_base_of_the_models_class(place: Path) -> None:
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_base_of_another_family_or_size_is_an_error(place: Path) -> None:
     save_checkpoint(place / "wide", bert_config(hidden_size=36, num_hidden_layers=3))
     roberta = bert_config("RobertaForSequenceClassification", model_type="roberta", pad_token_id=1)

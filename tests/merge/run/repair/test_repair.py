@@ -68,6 +68,7 @@ def spreads(pair: Pair, tensors: Tensors, module: str) -> tuple[np.ndarray, np.n
     return rows.mean(0), rows.std(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.0, 2.0)])
 def test_every_repaired_unit_has_the_models_mean_and_spread(weights: tuple[float, float]) -> None:
     """Interpolated with the weights of the merge; measured again from outside. The merge itself is far from it."""
@@ -86,6 +87,7 @@ def test_every_repaired_unit_has_the_models_mean_and_spread(weights: tuple[float
     assert max(distances) > 0.05 or share == 1.0
 
 
+@pytest.mark.slow
 def test_a_merge_of_one_model_with_itself_is_left_as_it_is() -> None:
     """Nothing was lost, so nothing is given back; another model's spreads do change it (the negative control)."""
     pair = two_models()
@@ -112,6 +114,7 @@ def test_only_the_layers_named_change_and_arguments_do_not() -> None:
         assert torch.allclose(cosines, torch.ones_like(cosines), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_report_says_how_much_variance_there_was_and_is() -> None:
     """Before: the median over a kind's units of merge over models, by numpy; after: 1, as every unit was set."""
     pair = two_models()
@@ -151,6 +154,7 @@ def test_a_unit_that_never_varies_is_left_as_it_is() -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in out.values())
 
 
+@pytest.mark.slow
 def test_padding_is_not_measured() -> None:
     """What stands on padded places changes nothing; what stands on real ones does (the negative control)."""
     pair = two_models()
@@ -208,6 +212,7 @@ def test_weights_keep_their_dtype() -> None:
     assert all(kind.after == pytest.approx(1, abs=0.02) for kind in report.kinds)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_interpolated_is_refused() -> None:
     """Negative weights would ask for negative spreads; no text measures nothing."""
     pair = two_models()
@@ -258,6 +263,7 @@ def merged_by_run(folders: Path, out: Path, **changes: Any) -> Any:
     return run(make_recipe({"models": models, "align": align, "output": str(out), **changes}))
 
 
+@pytest.mark.slow
 def test_a_run_repairs_what_it_writes(folders: Path, tmp_path: Path) -> None:
     """The folder holds the repaired weights, its manifest their hashes and the figures; without the flag neither."""
     plain = merged_by_run(folders, tmp_path / "plain")
@@ -277,6 +283,7 @@ def test_a_run_repairs_what_it_writes(folders: Path, tmp_path: Path) -> None:
     build(other.config, {other.written_name(name): other.tensor(name) for name in other.tensors})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -73,6 +73,7 @@ def trio(place: Path) -> list[Path]:
     return [with_bias(place / name, bias, k) for k, (name, bias) in enumerate(zip("abc", biases, strict=True))]
 
 
+@pytest.mark.slow
 def test_a_model_joins_if_the_score_does_not_fall(place: Path) -> None:
     """Planted: a and b cancel, c spoils it. The soup is the plain merge of a and b, bit for bit; nothing else is left."""
     a, b, c = trio(place)
@@ -97,6 +98,7 @@ def test_a_model_joins_if_the_score_does_not_fall(place: Path) -> None:
     assert f"the soup is {a} + {b}" in notes[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lower", [False, True])
 def test_the_search_is_that_of_the_paper(place: Path, lower: bool) -> None:
     """Five random models, the recipe of the paper written again in numpy; with lower_is_better the distance is to grow."""
@@ -116,6 +118,7 @@ def test_the_search_is_that_of_the_paper(place: Path, lower: bool) -> None:
     assert lower or 1 < len(chosen) < 5
 
 
+@pytest.mark.slow
 def test_equal_scores_join_and_the_first_of_equals_is_taken_first(place: Path) -> None:
     """Not lower is enough: twins of one score are both in, and which comes first is their order in the recipe."""
     a = with_bias(place / "a", [1.0, 0, 0], 0)
@@ -125,6 +128,7 @@ def test_equal_scores_join_and_the_first_of_equals_is_taken_first(place: Path) -
     assert any(f"{b} + {a} scores -1.0: {a} joins" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_the_recipe_beside_the_soup_repeats_it_without_scoring(place: Path) -> None:
     run(soup(*trio(place)))
     again = read_recipe(place / "out" / "recipe.yaml")
@@ -136,6 +140,7 @@ def test_the_recipe_beside_the_soup_repeats_it_without_scoring(place: Path) -> N
     assert "greedy_soup: weights are given, so nothing was scored" in report.notes
 
 
+@pytest.mark.slow
 def test_what_was_scored_once_is_not_scored_again(place: Path) -> None:
     """Models by their content, the scorer by its words and the files that they name; a changed scorer scores anew."""
     models = trio(place)
@@ -150,6 +155,7 @@ def test_what_was_scored_once_is_not_scored_again(place: Path) -> None:
     assert len(calls()) == 10
 
 
+@pytest.mark.slow
 def test_a_search_that_failed_resumes_and_leaves_nothing_behind(place: Path) -> None:
     """The scorer dies on the first soup: the error ends with its last words, and the scores of the models are kept."""
     models = trio(place)
@@ -190,6 +196,7 @@ def test_a_dry_run_scores_nothing(place: Path) -> None:
     assert not (place / "out").exists()
 
 
+@pytest.mark.slow
 def test_candidates_are_merges_of_aligned_models(place: Path) -> None:
     """b is a in another basis: aligned, their soup is a; the naive average scores worse and stays out."""
     a = save_checkpoint(place / "a")
@@ -213,6 +220,7 @@ def test_candidates_are_merges_of_aligned_models(place: Path) -> None:
     assert all(torch.allclose(merged[name], original[name], atol=1e-6) for name in original)
 
 
+@pytest.mark.slow
 def test_with_overrides_a_soup_of_one_is_scored_too(place: Path) -> None:
     """The classifier is always c's, so that a alone is not what goes into the average."""
     a, b, c = trio(place)
@@ -256,6 +264,7 @@ def results(path: Path, *scores: tuple[Path, float], **more: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_models_that_were_evaluated_are_not_scored_again(place: Path) -> None:
     """Found by content, under whatever name; b, which was not evaluated, is scored."""
     a, b, c = trio(place)
