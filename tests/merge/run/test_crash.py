@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from tiny import bert_config, save_checkpoint
 
 from merge.disk.hashes import file_hash
