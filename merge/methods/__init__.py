@@ -79,13 +79,13 @@ WEIGHED = ("greedy_soup", "cocktail")
 
 
 def make_method(name: str, settings: Mapping[str, Any], weights: Sequence[float | None]) -> Method:
-    """Return the method of that name with these settings, checked against the number of models.
+    """Return a method with its settings, checked against the number of models.
 
     Args:
-        settings: by field name; `weights` may be given here or beside the models, not both.
-        weights: one per model, None where the user gave none.
+        settings: by field name; `weights` may be given here or per model in `weights`, not both.
+        weights: the weight of each model, None if the user gave none.
     Raises:
-        UsageError: unknown method or setting (the nearest is named), a value out of range, or a wrong number of models.
+        UsageError: unknown method or setting (the nearest name is suggested), a value out of range, or a wrong number of models.
     """
     if name not in METHODS:
         raise UsageError(f"unknown method {name!r}.{nearest(name, METHODS)}")
@@ -97,10 +97,10 @@ def make_method(name: str, settings: Mapping[str, Any], weights: Sequence[float 
     if any(weight is not None for weight in weights):
         if "weights" not in fields:
             raise UsageError(
-                f"method {name} takes no weights beside the models. Its settings: {', '.join(sorted(fields)) or 'none'}."
+                f"method {name} takes no model weights. Its settings: {', '.join(sorted(fields)) or 'none'}."
             )
         if "weights" in chosen:
-            raise UsageError("weights are given beside the models and again in settings. Give them once.")
+            raise UsageError("weights are given both with the models and in settings. Give them once.")
         if any(weight is None for weight in weights):
             raise UsageError("some models have a weight and others have none. Give every model a weight, or none.")
         chosen["weights"] = tuple(weights)

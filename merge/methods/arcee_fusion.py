@@ -1,4 +1,4 @@
-"""Arcee fusion: the entries of a fine-tuned model that matter most, set into its base."""
+"""Arcee fusion: the base, with the most important entries of a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from merge.methods.sphere import PIECE, as_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What the method adds to every probability, so that its logarithm is finite.
-FLOOR = 1e-8
+# Added to every probability, so that its logarithm is finite.
+PROBABILITY_FLOOR = 1e-8
 
 
 @dataclass(frozen=True)
 class ArceeFusion(Method):
-    """Return the model's entry where its importance is outstanding, the base's elsewhere.
+    """Return the model's entry where its importance reaches a threshold, the base's elsewhere.
 
     The importance of an entry is |theta - base| times the divergence of its row, KL(softmax(theta) || softmax(base)) along
-    the last axis, each probability raised by 1e-8. Outstanding is what reaches median + 1.5 (Q3 - Q1), the quartiles being
-    the entries at floor(q (n-1)) of the n sorted importances of the tensor. A row of one entry has no divergence.
-    The quartiles are exact; mergekit estimates them from a million random entries, so that there the seed changes the result.
+    the last axis, each probability raised by 1e-8. The threshold is median + 1.5 (Q3 - Q1) of the tensor's n importances, each
+    quartile the entry at floor(q (n-1)) in sorted order. A row with one entry has no divergence.
+    The quartiles are exact; mergekit estimates them from a million random entries, so that its result depends on the seed.
 
     Source: mergekit 0.1.5, arcee_fusion.
     """
@@ -34,7 +34,7 @@ class ArceeFusion(Method):
     base = "required"
 
     def check_models(self, models: int) -> None:
-        """Stop unless there is one model beside the base."""
+        """Stop unless there is one model besides the base."""
         if models != 1:
             raise UsageError(
                 f"arcee_fusion merges exactly one model into its base, found {models}. Use --method ties for more."
@@ -47,29 +47,29 @@ class ArceeFusion(Method):
         if not base.numel():
             return base.clone()
         model, origin = as_rows(tensors[0], whole=False), as_rows(base, whole=False)
-        found = importance(model, origin)
-        keep = torch.from_numpy(found >= threshold(found.ravel())).to(base.device)
+        scores = importance(model, origin)
+        keep = torch.from_numpy(scores >= threshold(scores.ravel())).to(base.device)
         return torch.where(keep, model, origin).reshape(base.shape)
 
 
 def importance(model: Tensor, base: Tensor) -> Any:
-    """Return |model - base| times the divergence of the row, float64, a numpy array of the matrix's shape."""
+    """Return |model - base| times the divergence of the row: a float64 numpy array of the matrix's shape."""
     import numpy as np
 
-    found = np.empty(tuple(model.shape))
+    scores = np.empty(tuple(model.shape))
     step = max(1, PIECE // model.shape[1])
     for top in range(0, len(model), step):
-        theirs, ours = model[top : top + step].double(), base[top : top + step].double()
-        p, q = theirs.softmax(-1) + FLOOR, ours.softmax(-1) + FLOOR
+        model_rows, base_rows = model[top : top + step].double(), base[top : top + step].double()
+        p, q = model_rows.softmax(-1) + PROBABILITY_FLOOR, base_rows.softmax(-1) + PROBABILITY_FLOOR
         divergence = (p * (p / q).log()).sum(-1, keepdim=True)
-        found[top : top + step] = ((theirs - ours).abs() * divergence).cpu().numpy()
-    return found
+        scores[top : top + step] = ((model_rows - base_rows).abs() * divergence).cpu().numpy()
+    return scores
 
 
 def threshold(values: Any) -> float:
     """Return median + 1.5 (Q3 - Q1) of a flat array, each quartile the entry at floor(q (n-1)) in sorted order."""
     import numpy as np
 
-    places = [(len(values) - 1) * k // 4 for k in (1, 2, 3)]
-    first, median, third = np.partition(values, places)[places]
+    ranks = [(len(values) - 1) * k // 4 for k in (1, 2, 3)]
+    first, median, third = np.partition(values, ranks)[ranks]
     return float(median + 1.5 * (third - first))

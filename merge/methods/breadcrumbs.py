@@ -1,4 +1,4 @@
-"""Model breadcrumbs: the largest and the smallest entries of the task vectors are masked, the rest added up."""
+"""Model breadcrumbs: task vectors without their largest and smallest entries, added up."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Breadcrumbs(Method):
     """Return theta_0 + scale * sum_m w_m t_m, t_m the task vector m without its largest and smallest entries.
 
     Per tensor of n entries, the int(gamma * n) of largest magnitude are set to 0 (outliers), then the smallest until
-    max(int(density * n), 1) are left; entries that tie with a kept one are kept. Fewer outliers go where too few would be
-    left; at density 1 none do.
+    max(int(density * n), 1) are left; entries equal to a kept one are kept. Fewer outliers are dropped where too few entries
+    would be left; at density 1 none are.
 
     Attributes:
-        density: fraction kept, for all models or one per model. The default and that of gamma are near the point where
-            the authors' search starts (15% kept, the largest 0.6% dropped).
+        density: fraction kept, for all models or one per model. The defaults of density and gamma are near the start of
+            the authors' search (15% kept, the largest 0.6% dropped).
         gamma: fraction of outliers dropped, for all models or one per model.
         weights: one per model; all 1 when None.
         normalize: divide by the sum of the weights; with `elect`, average the agreeing models.
@@ -67,7 +67,7 @@ class Breadcrumbs(Method):
 
 
 def mask_band(delta: Tensor, density: float, gamma: float) -> Tensor:
-    """Return `delta` with its largest and smallest entries set to 0; itself at density 1."""
+    """Return `delta` with its largest and smallest entries set to 0, or `delta` itself at density 1."""
     if density == 1:
         return delta
     smallest, largest = kept_band(delta, density, gamma)

@@ -1,4 +1,4 @@
-"""Cocktail: the average in which models weigh more, the lower their loss on a few examples."""
+"""Cocktail: an average that gives models with a lower loss on a few examples more weight."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 class Cocktail(Method):
     """Return sum_m w_m theta_m with w = softmax(-loss / temperature), the loss of each model on the examples.
 
-    Losses are measured once, before tensors are merged, and fill `weights`; where they are given, nothing is measured. The
-    examples are the recipe's `statistics`.
+    Losses are measured once, before tensors are merged, and set `weights`; if weights are given, nothing is measured. The
+    examples come from the recipe's `statistics` entry.
 
     Attributes:
-        temperature: the lower, the more the best model counts; 5 in the authors' code.
-        weights: one per model; from the losses when None.
+        temperature: a lower temperature gives the best model more weight; 5 in the authors' code.
+        weights: one per model; computed from the losses when None.
     Source: Xiao et al. 2023, arXiv:2311.13534, section 3.
     """
 
@@ -42,5 +42,7 @@ class Cocktail(Method):
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         if self.weights is None:
-            raise UsageError("cocktail: the models' losses have not been measured. Give weights, or use run().")
+            raise UsageError(
+                "cocktail: the losses of the models have not been measured. Give weights, or use merge-models."
+            )
         return Linear(self.weights)(tensors)

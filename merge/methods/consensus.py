@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 class Consensus(Method):
     """Return theta_0 + scale * c * d, d = sum_m w_m d_m the multi-task vector, c the mask of entries that k tasks use.
 
-    Task m uses an entry if its TALL mask is set: |d_m| >= lambda_m |d - d_m|, that is |theta_m - theta_0| against
-    |theta_multi - theta_m|. Entries that no task uses are catastrophic, those that one uses are selfish.
+    Task m uses an entry if its TALL mask is set: |d_m| >= lambda_m |d - d_m|, which compares |theta_m - theta_0| with
+    |theta_multi - theta_m|. The paper calls entries that no task uses catastrophic, those that one task uses selfish.
 
     Attributes:
-        k: how many tasks must use an entry; 2 removes catastrophic and selfish entries, 1 the catastrophic ones alone.
-        tall_lambda: lambda of the TALL masks, for all models or one per model; the paper picks it from 0.2 to 0.6.
+        k: how many tasks must use an entry; 2 removes catastrophic and selfish entries, 1 only catastrophic ones.
+        tall_lambda: lambda of the TALL masks, for all models or one per model; the paper selects it from 0.2 to 0.6.
         weights: one per model; all 1 when None.
         normalize: divide by the sum of the weights, before the masks are made.
-        scale: alpha of the paper, which tunes it; the masks do not depend on it.
+        scale: alpha of the paper, which tunes it; it does not affect the masks.
     Source: Wang et al. 2024, "Localizing task information for improved model merging and compression", arXiv:2405.07813.
     """
 

@@ -17,10 +17,10 @@ class TensorContext:
     """Name, random generators, thresholds and statistics of one tensor.
 
     Attributes:
-        name: canonical name.
-        generators: one per model, for random masks; a mask takes one draw per element in the order of the flat tensor, so
+        name: the tensor's canonical name.
+        generators: one per model, for random masks; a mask takes one draw per entry in the order of the flat tensor, so
             that a tensor merged in pieces gets the same mask as one merged whole.
-        thresholds: one per model, for methods that trim by magnitude over the whole model: the smallest |delta| that is kept.
+        thresholds: one per model, for methods that trim by magnitude over the whole model: the smallest magnitude kept.
         statistics: one tensor per model, measured on calibration text; empty where nothing was measured for this tensor.
     """
 
@@ -34,16 +34,16 @@ EMPTY = TensorContext()
 
 
 def mask_generators(seed: int, name: str, keys: Sequence[str]) -> tuple[torch.Generator, ...]:
-    """Return one generator per model, seeded from the merge's seed, the tensor's name and the model's key.
+    """Return one generator per model, seeded by the merge's seed, the tensor's name and the model's key.
 
-    Neither the order of models nor that of tensors, files or threads changes what is drawn. A model given twice draws
-    two masks: equal keys are counted.
+    The draws do not depend on the order of models, tensors, files or threads. A model given twice draws two different
+    masks, as repeated keys are numbered.
     """
     import torch
 
-    made, seen = [], dict.fromkeys(keys, 0)
+    generators, repeats = [], dict.fromkeys(keys, 0)
     for key in keys:
-        digest = hashlib.sha256(f"{seed}\n{name}\n{key}\n{seen[key]}".encode()).digest()
-        seen[key] += 1
-        made.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
-    return tuple(made)
+        digest = hashlib.sha256(f"{seed}\n{name}\n{key}\n{repeats[key]}".encode()).digest()
+        repeats[key] += 1
+        generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
+    return tuple(generators)

@@ -45,7 +45,7 @@ class Dare(Method):
 
     @property
     def elementwise(self) -> bool:
-        """Return whether an entry of the result depends on that entry alone: not if a norm is kept."""
+        """Whether each entry of the result depends on that entry alone: not if the L1 norm is kept."""
         return self.rescale != "l1"
 
     def __post_init__(self) -> None:
@@ -56,6 +56,6 @@ class Dare(Method):
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         origin, models = base_of(self.name, base), len(tensors)
         generators = generators_of(self.name, context, models)
-        drawn = zip(deltas(tensors, origin), each(self.density, models), generators, strict=True)
-        kept = (drop(delta, keep, self.rescale, generator) for delta, keep, generator in drawn)
+        triples = zip(deltas(tensors, origin), each(self.density, models), generators, strict=True)
+        kept = (drop(delta, keep, self.rescale, generator) for delta, keep, generator in triples)
         return fuse(origin, kept, self.weights or (1.0,) * models, self.normalize, self.scale, elect=self.elect)

@@ -1,4 +1,4 @@
-"""DARE, then task arithmetic: entries of the task vectors are dropped at random and the rest rescaled."""
+"""DARE, then task arithmetic: task vectors with random entries dropped and the rest rescaled, added up."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class DareLinear(Dare):
 
     Attributes:
         density: probability that an entry is kept (1 - p of the paper), for all models or one per model. The paper tunes p
-            and gives no default; half is the middle of its range.
+            and gives no default; 0.5 is the middle of its range.
         weights: one per model; all 1 when None.
         normalize: divide by the sum of the weights.
         scale: lambda of the paper.
-        rescale: survivors are divided by their "probability" of being kept (the paper: the expected task vector is
-            unchanged), scaled to keep the "l1" norm of the tensor's task vector (mergekit), or left as they are ("none").
+        rescale: kept entries are divided by their "probability" of being kept (the paper: the expected task vector is
+            unchanged), scaled to keep the "l1" norm of the tensor's task vector (mergekit), or left unscaled ("none").
     Source: Yu et al. 2024, "Language models are super Mario", arXiv:2311.03099 (DARE).
     """
 

@@ -1,4 +1,4 @@
-"""DARE, then sign election: random entries are dropped, and the models that agree in sign are averaged."""
+"""DARE, then sign election: random entries are dropped, and the models with the elected sign are averaged."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class DareTies(Dare):
 
     t_m = d_m * mask / density, mask ~ Bernoulli(density), d_m = theta_m - theta_0.
 
-    Dropping takes the place of the trimming in TIES; sign and mean are those of TIES.
+    Random drops replace the trimming of TIES; sign election and mean are those of TIES.
 
     Attributes:
         density: probability that an entry is kept (1 - p of the paper), for all models or one per model. The paper tunes p
-            and gives no default; half is the middle of its range.
+            and gives no default; 0.5 is the middle of its range.
         weights: one per model; all 1 when None.
         normalize: average the agreeing models instead of summing them (mergekit sums by default).
         scale: lambda of the paper.
-        rescale: survivors are divided by their "probability" of being kept (the paper: the expected task vector is
-            unchanged), scaled to keep the "l1" norm of the tensor's task vector (mergekit), or left as they are ("none").
+        rescale: kept entries are divided by their "probability" of being kept (the paper: the expected task vector is
+            unchanged), scaled to keep the "l1" norm of the tensor's task vector (mergekit), or left unscaled ("none").
     Source: Yu et al. 2024, "Language models are super Mario", arXiv:2311.03099 (DARE).
     """
 

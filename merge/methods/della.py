@@ -30,20 +30,20 @@ class Della(Method):
     """Return theta_0 + scale * mean of the w_m t_m that agree in sign, t_m the task vector m after MAGPRUNE.
 
     MAGPRUNE ranks the entries of each row by magnitude, r = 0 for the smallest to n - 1, keeps an entry with probability
-    p = density - epsilon + 2 epsilon r / (n - 1), and divides what it keeps by p. A row is what shares the first index; a
-    tensor with fewer than two axes is one row; the only entry of a row has p = density. Of equal entries the earlier one
-    ranks lower.
+    p = density - epsilon + 2 epsilon r / (n - 1), and divides kept entries by p. A row holds the entries with one first
+    index; a tensor with fewer than two axes is one row; in a row with one entry p = density. Of equal entries the earlier
+    one ranks lower.
 
     Attributes:
         density: mean probability that an entry is kept, for all models or one per model; 1 keeps everything. The paper
-            tunes it and gives no default; half is the middle of its range.
+            tunes it and gives no default; 0.5 is the middle of its range.
         epsilon: half the range of the probabilities, for all models or one per model; 0 makes it DARE. The default is
-            that of the authors' contribution to mergekit.
+            that of the authors' code in mergekit.
         weights: one per model; all 1 when None.
         normalize: average instead of summing: over the agreeing models, or by the sum of the weights without `elect`.
         scale: lambda of the paper.
-        rescale: survivors are divided by their "probability" of being kept (the paper: the expected task vector is
-            unchanged), scaled to keep the "l1" norm of the tensor's task vector (mergekit), or left as they are ("none").
+        rescale: kept entries are divided by their "probability" of being kept (the paper: the expected task vector is
+            unchanged), scaled to keep the "l1" norm of the tensor's task vector (mergekit), or left unscaled ("none").
         elect: vote on signs, as TIES does; without it the task vectors are added up (mergekit's della_linear).
     Source: Deep et al. 2024, "DELLA-Merging", arXiv:2406.11617; the authors' code for the range of p.
     """
@@ -78,7 +78,7 @@ class Della(Method):
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         origin, models = base_of(self.name, base), len(tensors)
-        drawn = zip(
+        parts = zip(
             deltas(tensors, origin),
             each(self.density, models),
             each(self.epsilon, models),
@@ -87,14 +87,14 @@ class Della(Method):
         )
         kept = (
             drop(delta, keep_probabilities(delta, density, epsilon) if density < 1 else 1, self.rescale, generator)
-            for delta, density, epsilon, generator in drawn
+            for delta, density, epsilon, generator in parts
         )
         weights = self.weights or (1.0,) * models
         return fuse(origin, kept, weights, self.normalize, self.scale, self.elect)
 
 
 def keep_probabilities(delta: Tensor, density: float, epsilon: float) -> Tensor:
-    """Return the probability of keeping each entry: density - epsilon for the smallest of a row to density + epsilon."""
+    """Return the probability of keeping each entry: density - epsilon for the smallest of a row, + epsilon for the largest."""
     import torch
 
     rows = delta.flatten(1) if delta.dim() > 1 else delta.reshape(1, delta.numel())

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 class Fisher(Method):
     """Return sum_m w_m F_m theta_m / sum_m w_m F_m, element by element, with F_m the diagonal Fisher information.
 
-    F_m below the floor counts as the floor. Where every model's is, or the tensor was not measured, the result is exactly
-    the weighted average. F_m comes divided by its mean over the whole model, as a model that is certain of its predictions
-    has little of it everywhere; the authors' code divides by the norm. Weights proportional to the models' means (in the
-    statistics files) undo that.
+    F_m is raised to the floor. Where F_m is below the floor for every model, or was not measured, the result is exactly the
+    weighted average. F_m is divided by its mean over the whole model, because a model that is certain of its predictions
+    has small F_m everywhere; the authors' code divides by the norm. Weights proportional to these means (in the statistics
+    files) undo the division.
 
     Attributes:
         weights: one per model, not negative; equal when None.
-        floor: smallest Fisher information that counts, in units of the model's mean; the authors' code has 1e-6, and applies
-            it to the first model only unless told otherwise.
+        floor: smallest Fisher information, in units of the model's mean; the authors' code has 1e-6, and by default
+            applies it to the first model only.
     Source: Matena & Raffel 2022, arXiv:2111.09832, section 3.
     """
 
@@ -48,28 +48,30 @@ class Fisher(Method):
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
-        plain = Linear(self.weights)(tensors)
+        average = Linear(self.weights)(tensors)
         if not context.statistics:
-            return plain
+            return average
         check_statistics(self.name, tensors, context)
         weights = self.weights or (1.0,) * len(tensors)
         used = [f for f, weight in zip(context.statistics, weights, strict=True) if weight > 0]
         unknown = torch.stack([f <= self.floor for f in used]).all(0)
-        shares = [w * f.to(plain.dtype).clamp_min(self.floor) for w, f in zip(weights, context.statistics, strict=True)]
-        # Added one by one: a reduction rounds differently in pieces of another length.
+        shares = [
+            w * f.to(average.dtype).clamp_min(self.floor) for w, f in zip(weights, context.statistics, strict=True)
+        ]
+        # Added one by one: torch.sum rounds differently for pieces of another length.
         total = torch.where(unknown, 1.0, sum(shares[1:], shares[0]))
-        # As steps from the first model, so that equal models give themselves back.
+        # Computed as steps from the first model, so that merging equal models returns them exactly.
         merged = tensors[0].clone()
         for share, tensor in zip(shares[1:], tensors[1:], strict=True):
             merged += share / total * (tensor - tensors[0])
-        return torch.where(unknown, plain, merged)
+        return torch.where(unknown, average, merged)
 
 
 def check_statistics(method: str, tensors: Sequence[Tensor], context: TensorContext) -> None:
     """Stop unless there is one statistic per model, each of its tensor's shape."""
-    found = [tuple(statistic.shape) for statistic in context.statistics]
+    shapes = [tuple(statistic.shape) for statistic in context.statistics]
     expected = [tuple(tensor.shape) for tensor in tensors]
-    if found != expected:
+    if shapes != expected:
         raise MismatchError(
-            f"{method}: {context.name} has statistics of shapes {found} for tensors of shapes {expected}. Measure them again."
+            f"{method}: {context.name} has statistics of shapes {shapes} for tensors of shapes {expected}. Measure them again."
         )

@@ -1,4 +1,4 @@
-"""Greedy soup: the average of those models that do not lower its score."""
+"""Greedy soup: the average of models, each added only if it does not lower the score."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ MODEL = "{model}"
 
 @dataclass(frozen=True)
 class GreedySoup(Method):
-    """Return sum_m w_m theta_m / sum_m w_m, with w_m = 1 for the models that the search let into the soup, else 0.
+    """Return sum_m w_m theta_m / sum_m w_m, with w_m = 1 for the models that the search adds to the soup, else 0.
 
-    The search takes models best first; one joins if the score of the plain average with it is not lower than without. It
-    runs once, before tensors are merged, and fills `weights`; where they are given, nothing is scored.
+    The search tries models in descending order of score and adds a model if the average with it does not score lower. It
+    runs once, before tensors are merged, and sets `weights`; if weights are given, nothing is scored.
 
     Attributes:
-        scorer: command that scores a candidate, run without a shell; {model} becomes the candidate's folder. Its score is
-            the last line of stdout if that is a number; of JSON, the value of `metric`.
-        metric: key of the score: its name, the end of its dotted path, or task/score for output of evaluate-models.
-        results: results.json of evaluate-models, in which single models need not be scored again; metric is task/score.
-        lower_is_better: of the score (a loss).
-        weights: one per model; found by the search when None.
+        scorer: command that scores a candidate, run without a shell; {model} is replaced by the candidate's folder. The
+            score is the last line of its output if that is a number, or the value of `metric` if the output is JSON.
+        metric: key of the score in JSON output: its name, the end of its dotted path, or task/score for evaluate-models.
+        results: a results.json of evaluate-models; models with a score in it are not scored again. Metric is task/score.
+        lower_is_better: true if a lower score is better, as for a loss.
+        weights: one per model; set by the search when None.
     Source: Wortsman et al. 2022, arXiv:2203.05482, Recipe 1.
     """
 
@@ -53,20 +53,19 @@ class GreedySoup(Method):
         check_weights(self.name, self.weights, normalize=True)
         if self.scorer is not None and MODEL not in self.scorer:
             raise UsageError(
-                f"greedy_soup: scorer must say where the candidate's folder goes: {MODEL}. Found {self.scorer!r}."
+                f"greedy_soup: scorer must contain {MODEL}, which is replaced by the candidate's folder; found {self.scorer!r}."
             )
         self.words()
         if self.results is not None and (self.metric is None or "/" not in self.metric):
             raise UsageError(
-                f"greedy_soup: scores are looked up in results by task and score. Give metric: mnli/accuracy; "
-                f"found {self.metric!r}."
+                f"greedy_soup: with results, metric must be task/score, such as mnli/accuracy; found {self.metric!r}."
             )
 
     def words(self) -> list[str]:
-        """Return the scorer's words, {model} in its place.
+        """Return the words of the scorer command, with {model} not yet replaced.
 
         Raises:
-            UsageError: a quote is left open.
+            UsageError: a quote is not closed.
         """
         try:
             return shlex.split(self.scorer or "")
@@ -83,7 +82,7 @@ class GreedySoup(Method):
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         if self.weights is None:
-            raise UsageError("greedy_soup: which models join has not been searched for. Give weights, or use run().")
+            raise UsageError("greedy_soup: the models have not been searched. Give weights, or use merge-models.")
         return Linear(self.weights)(tensors)
 
 

@@ -1,4 +1,4 @@
-"""Iso-C: the sum of the task matrices with all its directions made equally strong."""
+"""Iso-C: the sum of the task matrices with all singular values replaced by their mean."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class IsoC(Method):
     """Return base + scale s U V^T, where U S V^T is the SVD of sum_m (theta_m - base) and s the mean of S's diagonal.
 
-    For matrices alone; tensors of any other rank give base + scale mean_m (theta_m - base), as the authors' code has it.
-    s is the mean over all min(rows, columns) singular values. A direction whose singular value is 0 to rounding (below
-    max(rows, columns) 2^-52 times the largest) is no direction of the sum, and stays 0.
+    Only for matrices; tensors of any other rank give base + scale mean_m (theta_m - base), as the authors' code has it.
+    s is the mean over all min(rows, columns) singular values. Singular values that are 0 up to rounding (below
+    max(rows, columns) 2^-52 times the largest) stay 0.
 
     Attributes:
-        scale: how far to go along the merged task vector: alpha of the paper, which tunes it on validation data.
+        scale: factor of the merged task vector: alpha of the paper, which tunes it on validation data.
     Source: Marczak et al. 2025, arXiv:2502.04959, section 4.1 (isotropic merging in common subspace).
     """
 

@@ -1,4 +1,4 @@
-"""Karcher: the mean of the models on the sphere, by true angles."""
+"""Karcher mean: the mean direction of the models on the sphere, by exact angles."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 class Karcher(Method):
     """Return (sum_m w_m |x_m|) mu, with mu the unit vector of least sum_m w_m angle(mu, u_m)^2, u_m = x_m / |x_m|.
 
-    Found by steps along the mean of the logarithms, mu <- exp_mu(sum_m w_m log_mu(u_m)), from the direction of the weighted
-    sum of the u_m. Every mu is a combination of the u_m, so the steps are taken on its coefficients and the cosines of the
-    models, in float64. For two models it is slerp, up to the length. A model whose tensor is 0 has no direction and is
+    Computed by steps along the mean of the logarithms, mu <- exp_mu(sum_m w_m log_mu(u_m)), from the direction of the
+    weighted sum of the u_m. Every mu is a combination of the u_m, so the steps update its coefficients from the cosines of
+    the models, in float64. For two models it is slerp, up to the length. A model whose tensor is 0 has no direction and is
     left out of mu. Where mu is not defined (the u_m cancel, or one is opposite to the mean) the result is the weighted
-    average, as it is with slerp.
+    average, as for slerp.
 
     Attributes:
-        weights: one per model, none negative; equal when None.
-        tol: the step, in radians, that ends the search. mergekit stops at 1e-5.
-        max_iter: the steps within which it must be reached. mergekit takes 10, reached or not.
+        weights: one per model, not negative; equal when None.
+        tol: length of a step, in radians, below which the iteration stops. mergekit stops at 1e-5.
+        max_iter: maximum number of steps. mergekit takes 10 and then stops without an error.
     Raises:
-        MismatchError: not there within max_iter steps: the models are spread over more than half the sphere.
+        MismatchError: no convergence within max_iter steps: the models are spread over more than half the sphere.
     Source: Karcher 1977, "Riemannian center of mass and mollifier smoothing", section 1; mergekit cites arXiv:2603.04972.
     """
 
@@ -58,17 +58,17 @@ class Karcher(Method):
         rows = [as_rows(tensor, whole=True) for tensor in tensors]
         products = gram(rows).cpu()
         lengths = products[..., 0].diagonal().sqrt()
-        seen = torch.where(lengths > 0, weights, 0)
+        nonzero = torch.where(lengths > 0, weights, 0)
         mean = None
-        if float(seen.sum()) > 0:
-            mean = self._mean(cosines(products)[..., 0], seen / seen.sum(), context)
+        if float(nonzero.sum()) > 0:
+            mean = self._mean(cosines(products)[..., 0], nonzero / nonzero.sum(), context)
         if mean is None:
             return combine(rows, weights.tolist()).reshape(tensors[0].shape)
         scaled = float(weights @ lengths) * mean / lengths.where(lengths > 0, 1)
         return combine(rows, scaled.tolist()).reshape(tensors[0].shape)
 
     def _mean(self, cosine: Tensor, weights: Tensor, context: TensorContext) -> Tensor | None:
-        """Return the coefficients of mu in the unit vectors, or None where it is not defined."""
+        """Return mu as coefficients of the unit vectors, or None where it is not defined."""
         length = float((weights @ cosine @ weights).clamp(min=0).sqrt())
         if length < NO_DIRECTION:
             return None
@@ -87,8 +87,8 @@ class Karcher(Method):
                 return mu
             mu = math.cos(step) * mu + (math.sin(step) / step) * tangent
             mu = mu / (mu @ cosine @ mu).sqrt()
-        where = f" of {context.name}" if context.name else ""
+        tensor = f" of {context.name}" if context.name else ""
         raise MismatchError(
-            f"karcher: the mean{where} still moves by {step:.1e} radians after {self.max_iter} steps, expected less than "
+            f"karcher: the mean{tensor} has not converged: step {self.max_iter} is {step:.1e} radians, expected less than "
             f"{self.tol:g}. Raise max_iter or tol, or use --method multislerp, which needs no steps."
         )

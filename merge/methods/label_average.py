@@ -1,4 +1,4 @@
-"""Label average: a classifier's rows averaged class by class, over the models that have the class."""
+"""Label average: the rows of classifiers averaged class by class, over the models that have the class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LabelAverage(Method):
     """Return row i = sum_m w_m theta_m[rows_m[i]] / sum_m w_m, over the models m that have class i.
 
     Attributes:
-        rows: for each model, its row for each class of the result; -1 where it has none.
+        rows: for each model, its row for each class of the result; -1 for a class that it does not have.
         weights: one per model; equal when None.
     """
 
@@ -50,7 +50,7 @@ class LabelAverage(Method):
         weight = tensors[0].new_zeros((classes, *(1,) * (tensors[0].dim() - 1)))
         for w, rows, tensor in zip(self._weights, self.rows, tensors, strict=True):
             index = torch.tensor(rows, device=tensor.device)
-            have = index >= 0
-            total[have] += w * tensor[index[have]]
-            weight[have] += w
+            present = index >= 0
+            total[present] += w * tensor[index[present]]
+            weight[present] += w
         return total / weight

@@ -1,4 +1,4 @@
-"""MagMax: every entry takes the change of largest magnitude among the models."""
+"""MagMax: every entry gets the change of largest magnitude among the models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class MagMax(Method):
     """Return theta_0 + scale * d_j, j the model whose entry of the task vector has the largest magnitude.
 
-    Two models that went equally far in opposite directions give the positive change, whatever their order.
+    Where two models changed equally in opposite directions, the positive change is taken, whatever the order of models.
 
     Attributes:
         scale: lambda of the paper.

@@ -1,4 +1,4 @@
-"""Model Stock: the average of fine-tuned models, drawn back to the base by as much as they disagree."""
+"""Model Stock: the average of fine-tuned models, moved towards the base the more they disagree."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 class ModelStock(Method):
     """Return t mean_m(theta_m) + (1-t) base, with t = N c / (1 + (N-1) c).
 
-    N is the number of models and c the cosine of two task vectors, averaged over all pairs, for every tensor apart. Agreeing
-    models (c = 1) are averaged, orthogonal ones (c = 0) leave the base. As in the paper nothing bounds t below: where models
-    point apart (c < 0), t is negative and the result lies on the far side of the base. Where 1 + (N-1) c is 0 the task vectors
-    cancel, t has no value, and the base is kept. A task vector of 0 has c = 0 with the others.
+    N is the number of models and c the cosine of two task vectors, averaged over all pairs, separately for every tensor.
+    Agreeing models (c = 1) are averaged, orthogonal ones (c = 0) give the base. As in the paper, t has no lower bound: if
+    task vectors point apart (c < 0), t is negative and the result is on the opposite side of the base. Where 1 + (N-1) c is
+    0 the task vectors cancel, t is not defined, and the base is kept. A task vector of 0 has c = 0 with the others.
 
     Attributes:
-        filter_wise: a t for every row of a tensor (last axis), not one for the tensor.
+        filter_wise: use one t per row of a tensor (last axis) instead of one for the whole tensor.
     Source: Jang et al. 2024, arXiv:2403.19522, section 4, equations 2 and 4.
     """
 
@@ -41,7 +41,7 @@ class ModelStock(Method):
     def check_models(self, models: int) -> None:
         """Stop unless there are two models or more."""
         if models < 2:
-            raise UsageError(f"model_stock needs two models or more beside the base, found {models}.")
+            raise UsageError(f"model_stock needs at least two models besides the base, found {models}.")
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class Multislerp(Method):
     """Return (sum_m w_m |x_m|) mu, with mu the direction of sum_m w_m u_m and u_m = x_m / |x_m|.
 
-    The x_m are the tensors, or the task vectors if there is a base, which is then added. The method is described as a
-    barycentre in the tangent space at mu: exp_mu(sum_m w_m (u_m - (u_m . mu) mu)). That sum is 0 by the choice of mu, so
-    the barycentre is mu itself, and no exponential is taken. `karcher` is the mean that uses true angles.
-    Where the u_m cancel there is no direction, and the result is the weighted average, as it is with slerp.
+    The x_m are the tensors, or the task vectors if there is a base, which is then added. The source describes a barycentre
+    in the tangent space at mu: exp_mu(sum_m w_m (u_m - (u_m . mu) mu)). That sum is 0 by the choice of mu, so the
+    barycentre is mu itself and no exponential is needed. `karcher` is the mean by exact angles.
+    Where the u_m cancel there is no direction, and the result is the weighted average, as for slerp.
 
     Attributes:
         weights: one per model; equal when None.
@@ -44,9 +44,9 @@ class Multislerp(Method):
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch
 
-        given = self.weights or (1.0,) * len(tensors)
-        total = math.fsum(given) if self.normalize else 1.0
-        weights = torch.tensor([weight / total for weight in given], dtype=torch.float64)
+        chosen = self.weights or (1.0,) * len(tensors)
+        total = math.fsum(chosen) if self.normalize else 1.0
+        weights = torch.tensor([weight / total for weight in chosen], dtype=torch.float64)
         rows = [as_rows(tensor, whole=True) for tensor in tensors]
         origin = None if base is None else as_rows(base, whole=True)
         products = gram(rows, origin).cpu()

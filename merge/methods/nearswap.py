@@ -1,4 +1,4 @@
-"""Nearswap: the other model's entries where the two are near, a bounded step towards them elsewhere."""
+"""Nearswap: the second model's entries where they are close to the first's, a bounded step towards them elsewhere."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class Nearswap(Method):
     """Return a + w (b - a), entry by entry, with w = min(1, t / |b - a|).
 
-    That is b held to within t of a, which is how it is computed: exact where b is near, no quotient where b equals a.
+    Computed as b clamped to within t of a, which is exact where b is close and has no division by 0 where b equals a.
 
     Attributes:
-        t: how far an entry of the reference may move, in the units of the weights; 0 gives the reference.
+        t: largest change of an entry of the reference, in units of the weights; 0 gives the reference.
     Source: the model card of alchemonaut/QuartetAnemoi-70B-t0.0001, whose t is the default. mergekit divides by
-    max(|b - a|, 1e-6), which differs for t below 1e-6 alone.
+    max(|b - a|, 1e-6), which differs only for t below 1e-6.
     """
 
     t: float = 1e-4

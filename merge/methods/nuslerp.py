@@ -1,4 +1,4 @@
-"""NuSLERP: slerp by weights, of whole tensors or of their rows, and of task vectors if there is a base."""
+"""NuSLERP: slerp by weights, of whole tensors or of their rows, or of task vectors if there is a base."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 class Nuslerp(Method):
     """Return (sin((1-t) w) a + sin(t w) b) / sin(w), with t = weights_2 / (weights_1 + weights_2) and w their angle.
 
-    With a base, a and b are the task vectors, and the base is added. Vectors without an angle are averaged: (1-t) a + t b.
+    With a base, a and b are the task vectors, and the base is added. Where the angle is not defined the result is (1-t) a + t b.
 
     Attributes:
         weights: one per model; equal when None.
-        vectors: what is turned as one vector: the whole "tensor", each of its "rows" (last axis), or each of its
-            "columns" (first axis). mergekit says nuslerp_flatten=false for rows, and nuslerp_row_wise=true with it for
-            columns.
+        vectors: what is interpolated as one vector: the whole "tensor", each of its "rows" (last axis), or each of its
+            "columns" (first axis). In mergekit, rows are nuslerp_flatten=false, and columns nuslerp_row_wise=true too.
     Source: mergekit 0.1.5, nuslerp; slerp is Shoemake 1985, section 3.3.
     """
 
@@ -47,11 +46,12 @@ class Nuslerp(Method):
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         first, second = self.weights or (1.0, 1.0)
-        turn = self.vectors == "columns" and tensors[0].dim() > 1
-        given = [*tensors, *([] if base is None else [base])]
-        turned = [tensor.transpose(0, -1) for tensor in given] if turn else given
-        rows = [as_rows(tensor, self.vectors == "tensor") for tensor in turned]
+        by_columns = self.vectors == "columns" and tensors[0].dim() > 1
+        inputs = [*tensors, *([] if base is None else [base])]
+        if by_columns:
+            inputs = [tensor.transpose(0, -1) for tensor in inputs]
+        rows = [as_rows(tensor, self.vectors == "tensor") for tensor in inputs]
         origin = None if base is None else rows[2]
         cosine = cosines(gram(rows[:2], origin))[0, 1]
-        merged = combine(rows[:2], arc(cosine, second / (first + second)), origin).reshape(turned[0].shape)
-        return merged.transpose(0, -1).contiguous() if turn else merged
+        merged = combine(rows[:2], arc(cosine, second / (first + second)), origin).reshape(inputs[0].shape)
+        return merged.transpose(0, -1).contiguous() if by_columns else merged

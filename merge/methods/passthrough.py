@@ -1,4 +1,4 @@
-"""Passthrough: one model as it is, or scaled."""
+"""Passthrough: a copy of one model, optionally scaled."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Passthrough(Method):
-    """Return scale * theta, for one model: what a recipe of layers alone needs.
+    """Return scale * theta, for exactly one model; used by recipes that only select layers.
 
     Attributes:
-        scale: 1 leaves the model as it is.
+        scale: 1 copies the model unchanged.
     """
 
     scale: float = 1.0

@@ -1,4 +1,4 @@
-"""RAM: what one model alone changed is kept whole, what several changed is averaged over those."""
+"""RAM: an entry changed by one model keeps its change, an entry changed by several gets their average."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class Ram(Method):
     """Return base + sum_m d_m / k, entry by entry, over the k models whose d_m = theta_m - base exceeds epsilon in size.
 
-    An entry that one model changed keeps its whole change, one that several changed gets their average, and one that none
-    changed stays the base's.
+    An entry that one model changed keeps its full change, an entry that several changed gets their average, and an entry
+    that none changed keeps the base's value.
 
     Attributes:
-        epsilon: the size a change must exceed to count, in the units of the weights.
+        epsilon: size that a change must exceed to count, in units of the weights.
     Source: Yuan et al. 2026, arXiv:2601.13572 (reinforced agent merging); epsilon as in mergekit 0.1.5.
     """
 

@@ -1,4 +1,4 @@
-"""RAM+ within a tensor: RAM, with each model's own changes strengthened by how much it shares with others."""
+"""RAM+ within a tensor: RAM with each model's unique changes amplified by how many of its changes are shared."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RamPlusTl(Method):
-    """Return base plus RAM's change, where model m's own entries are scaled by 1 + r min(rho_m, alpha).
+    """Return base plus RAM's change, where entries that only model m changed are scaled by 1 + r min(rho_m, alpha).
 
-    An entry of d_m = theta_m - base counts if its size exceeds epsilon; it is shared if another model's counts there, else
-    m's own. rho_m = shared_m / own_m counts both in this tensor (the paper: in the whole model). A model without own entries
-    has nothing to scale.
+    An entry of d_m = theta_m - base counts if its size exceeds epsilon; it is shared if the entry of another model counts
+    too, else unique. rho_m = shared_m / unique_m counts both in this tensor (the paper: in the whole model). A model without
+    unique entries is not scaled.
 
     Attributes:
-        r: how strongly own entries grow with rho.
-        alpha: where rho is cut off.
-        epsilon: the size a change must exceed to count, in the units of the weights.
+        r: strength of the amplification by rho.
+        alpha: upper bound of rho.
+        epsilon: size that a change must exceed to count, in units of the weights.
     Source: Yuan et al. 2026, arXiv:2601.13572 (RAM+); mergekit 0.1.5, ramplus_tl, for the defaults and the scope.
     """
 
@@ -53,8 +53,8 @@ class RamPlusTl(Method):
         for tensor in tensors:
             change = tensor - base
             counts = change.abs() > self.epsilon
-            own, found = int((counts & alone).count_nonzero()), int(counts.count_nonzero())
-            scale = 1 + self.r * min((found - own) / own, self.alpha) if own else 1.0
+            unique, changed = int((counts & alone).count_nonzero()), int(counts.count_nonzero())
+            scale = 1 + self.r * min((changed - unique) / unique, self.alpha) if unique else 1.0
             weight = torch.where(alone, scale, share)
             merged.addcmul_(change, weight.masked_fill_(~counts, 0))
         return merged

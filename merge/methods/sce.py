@@ -1,4 +1,4 @@
-"""SCE: entries in which the models differ most are selected, models are weighted by energy, minority signs erased."""
+"""SCE: select the entries in which the models differ most, weight models by energy, erase minority signs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class Sce(Method):
     """Return theta_0 + the mean of the t_m that agree in sign, weighted by w_m = |t_m|^2 / sum_k |t_k|^2 (per tensor).
 
-    Select: t_m keeps of the task vector m the entries in which the variance over the models is largest, the same entries
-    for all; a fraction `select` of those that have any variance, at least one, with all that tie. Calculate: w_m, equal
-    where every t_m is 0. Erase: entries elect the sign of sum_m t_m, + where that is 0, and only models that agree stay.
+    Select: t_m keeps the entries of task vector m with the largest variance over the models, the same entries for all: a
+    fraction `select` of those with any variance, at least one, and all that tie. Calculate: the w_m, equal where every t_m
+    is 0. Erase: each entry elects the sign of sum_m t_m, + where that is 0, and only models with that sign count.
 
     Attributes:
         select: fraction of entries selected (tau of the paper, select_topk of mergekit); 1 selects all.
-        normalize: divide by the sum of the weights of the agreeing models, as mergekit does; without it the share of the
+        normalize: divide by the sum of the weights of the agreeing models, as mergekit does; without it the weight of
             models that disagree is lost.
     Source: Wan et al. 2024, "FuseChat: knowledge fusion of chat models", arXiv:2408.07990 (SCE).
     """
@@ -54,11 +54,11 @@ class Sce(Method):
 
 
 def select_mask(tensors: Sequence[Tensor], select: float) -> Tensor:
-    """Return where the variance over the models is among its largest: the top `select` of the entries that vary at all."""
+    """Return the mask of the entries with the largest variance over the models: a fraction `select` of those that vary."""
     import numpy as np
     import torch
 
-    # Offsets from the first model, not from the mean: they are exactly 0 where all models are equal.
+    # Offsets from the first model instead of the mean are exactly 0 where all models are equal.
     offsets = [tensor - tensors[0] for tensor in tensors]
     mean, variance = torch.zeros_like(tensors[0]), torch.zeros_like(tensors[0])
     for offset in offsets:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Slerp(Method):
     """Return (sin((1-lam) w) a + sin(lam w) b) / sin(w), w the angle between a and b as flat vectors.
 
-    Falls back to (1-lam) a + lam b where the angle is not defined or hardly there: a zero tensor, (anti)parallel ones.
+    Where the angle is not defined or close to 0 or pi (a zero tensor, (anti)parallel tensors) returns (1-lam) a + lam b.
 
     Attributes:
         lam: 0 is the reference, 1 the other model.
@@ -46,7 +46,7 @@ class Slerp(Method):
         vectors = [as_rows(tensor, whole=True) for tensor in tensors]
         products = gram(vectors)
         cosine = cosines(products)[0, 1]
-        # A zero tensor is parallel to everything: there is no plane to turn in.
+        # A zero tensor counts as parallel: it has no angle.
         cosine = torch.where(products.diagonal().T.prod(0) > 0, cosine, 1)
         shares = arc(cosine, float(self.lam))
         return combine(vectors, shares).reshape(tensors[0].shape)

@@ -1,7 +1,7 @@
-"""The geometry of task vectors: inner products, angles, and combinations of tensors taken as vectors.
+"""Geometry of tensors as vectors: inner products, angles and linear combinations.
 
-What lies in the span of a few models is described by its inner products alone: methods work on the small matrix of them,
-in float64, and touch the tensors twice, once to measure and once to add up.
+Vectors in the span of a few models are determined by their inner products: methods compute on that small matrix in
+float64 and read the tensors twice, once for the inner products and once for the combination.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Entries that are turned to float64 at once: few enough that torch adds them up in one thread, so that no number depends
-# on how many threads there are.
+# Entries converted to float64 at once: few enough that torch sums them in one thread, so that results do not depend on
+# the number of threads.
 PIECE = 1 << 14
-# Below this angle (radians) the sphere is flat to rounding, and the straight line is what an arc tends to.
+# Below this angle (radians) an arc equals the straight line up to rounding.
 SMALL_ANGLE = 1e-4
-# The length of a sum of unit vectors below which it has no direction.
+# A sum of unit vectors shorter than this has no direction.
 NO_DIRECTION = 1e-8
 
 
 def as_rows(tensor: Tensor, whole: bool) -> Tensor:
-    """Return the tensor as a matrix of row vectors: one for the whole tensor, or every vector along the last axis."""
+    """Return the tensor as a matrix of row vectors: one row if `whole`, else the vectors along the last axis."""
     if whole or tensor.dim() < 2:
         return tensor.reshape(1, tensor.numel())
     return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def gram(matrices: Sequence[Tensor], origin: Tensor | None = None) -> Tensor:
-    """Return the inner products of the models' rows, seen from the origin: [i, j, row] = (x_i - o) . (x_j - o).
+    """Return the inner products of the models' rows relative to the origin: [i, j, row] = (x_i - o) . (x_j - o).
 
     Shape (models, models, rows), float64; no tensor is copied whole.
     """
@@ -42,11 +42,11 @@ def gram(matrices: Sequence[Tensor], origin: Tensor | None = None) -> Tensor:
     for top in range(0, rows, step):
         for left in range(0, length, PIECE):
             part = slice(top, top + step), slice(left, left + PIECE)
-            seen = [matrix[part].double() for matrix in matrices]
+            vectors = [matrix[part].double() for matrix in matrices]
             if origin is not None:
-                seen = [vector - origin[part].double() for vector in seen]
-            for i, a in enumerate(seen):
-                for j, b in enumerate(seen[: i + 1]):
+                vectors = [vector - origin[part].double() for vector in vectors]
+            for i, a in enumerate(vectors):
+                for j, b in enumerate(vectors[: i + 1]):
                     out[i, j, part[0]] += (a * b).sum(-1)
     for i in range(len(matrices)):
         out[:i, i] = out[i, :i]
@@ -54,7 +54,7 @@ def gram(matrices: Sequence[Tensor], origin: Tensor | None = None) -> Tensor:
 
 
 def cosines(products: Tensor) -> Tensor:
-    """Return the cosines of a matrix of inner products, of its shape; a vector of length 0 is at a right angle to all."""
+    """Return the cosines of a matrix of inner products, with its shape; a vector of length 0 has cosine 0 with all."""
     import torch
 
     lengths = products.diagonal().T.sqrt()  # (models, rows)
@@ -65,7 +65,7 @@ def cosines(products: Tensor) -> Tensor:
 def arc(cosine: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """Return the two coefficients of slerp at t, for every row: sin((1-t) w) / sin(w) and sin(t w) / sin(w).
 
-    Where two vectors are (anti)parallel they span no plane, and the coefficients are those of the line: 1-t and t.
+    (Anti)parallel vectors span no plane: their coefficients are those of linear interpolation, 1-t and t.
     """
     import torch
 
@@ -79,7 +79,7 @@ def arc(cosine: Tensor, t: float) -> tuple[Tensor, Tensor]:
 
 
 def combine(matrices: Sequence[Tensor], coefficients: Sequence[float | Tensor], origin: Tensor | None = None) -> Tensor:
-    """Return o + sum_i c_i (x_i - o), a new tensor; a coefficient is a number, or one for every row (float64)."""
+    """Return o + sum_i c_i (x_i - o) as a new tensor; a coefficient is a number, or a tensor with one per row (float64)."""
     merged = None if origin is None else origin.clone()
     for matrix, coefficient in zip(matrices, coefficients, strict=True):
         vector = matrix if origin is None else matrix - origin
@@ -89,5 +89,5 @@ def combine(matrices: Sequence[Tensor], coefficients: Sequence[float | Tensor], 
         else:
             scale = coefficient.to(matrix.dtype)[:, None]
             merged = vector * scale if merged is None else merged.addcmul_(vector, scale)
-    assert merged is not None, "a merge has models"
+    assert merged is not None, "at least one model"
     return merged

@@ -19,9 +19,9 @@ class TaskArithmetic(Method):
     """Return theta_0 + scale * sum_m w_m (theta_m - theta_0).
 
     Attributes:
-        weights: one per model; all 1 when None. A negative one forgets a task.
+        weights: one per model; all 1 when None. A negative weight removes a task.
         normalize: divide by the sum of the weights.
-        scale: lambda of the paper, which tunes it on held-out data (0.3 to 0.5 served its authors for many tasks).
+        scale: lambda of the paper, which tunes it on held-out data (often 0.3 to 0.5).
     Source: Ilharco et al. 2023, "Editing models with task arithmetic", arXiv:2212.04089, section 2.
     """
 

@@ -1,4 +1,4 @@
-"""Task vectors: what fine-tuning added to the base; how they are trimmed, drawn from, voted on and added up."""
+"""Task vectors, the differences between fine-tuned models and their base: trimming, random drops, sign election, sums."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
     from merge.methods.context import TensorContext
 
-# How entries that survive a random mask are rescaled: by 1 / keep probability, to the L1 norm from before, or not at all.
+# Rescaling of the entries that a random mask keeps: by 1 / keep probability, to the L1 norm before, or none.
 RESCALES = ("probability", "l1", "none")
 
 
 def check_sum(
     method: str, weights: tuple[float, ...] | None, normalize: bool, scale: float, elect: bool = False
 ) -> None:
-    """Stop unless these settings say how task vectors are added up.
+    """Check the settings of a sum of task vectors.
 
     Raises:
-        UsageError: also where signs are voted on and a negative weight would enter a mean: it has no meaning there.
+        UsageError: a setting has the wrong type or range, or a mean over elected signs has a negative weight.
     """
     check_flag(method, "normalize", normalize)
     check_number(method, "scale", scale)
     check_weights(method, weights, normalize)
     if elect and normalize and weights is not None and min(weights) < 0:
         raise UsageError(
-            f"{method}: weights of a mean over agreeing models must not be negative, found {min(weights)!r}. "
+            f"{method}: weights must not be negative when agreeing models are averaged, found {min(weights)!r}. "
             "Set normalize=false to subtract a model."
         )
 
 
 def check_densities(method: str, density: float | tuple[float, ...]) -> None:
-    """Stop unless `density` is a fraction above 0 and up to 1, for all models or for each."""
+    """Stop unless `density` is a fraction above 0 and up to 1, for all models or one per model."""
     check_each(method, "density", density, 0, 1, above=True)
 
 
@@ -46,15 +46,15 @@ def base_of(method: str, base: Tensor | None) -> Tensor:
     """Return the base.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it is None.
     """
     if base is None:
-        raise UsageError(f"{method} adds task vectors to a base, and none was given. Give --base, the common ancestor.")
+        raise UsageError(f"{method} adds task vectors to a base, and none was given. Give --base, their common start.")
     return base
 
 
 def deltas(tensors: Sequence[Tensor], base: Tensor) -> Iterator[Tensor]:
-    """Return the task vectors d_m = theta_m - theta_0, made one at a time as they are asked for."""
+    """Return the task vectors d_m = theta_m - theta_0, computed one at a time."""
     return (tensor - base for tensor in tensors)
 
 
@@ -62,7 +62,7 @@ def generators_of(method: str, context: TensorContext, models: int) -> tuple[tor
     """Return the context's generators, one per model.
 
     Raises:
-        UsageError: there are none, or not one per model.
+        UsageError: their number is not that of the models.
     """
     if len(context.generators) != models:
         raise UsageError(
@@ -73,61 +73,65 @@ def generators_of(method: str, context: TensorContext, models: int) -> tuple[tor
 
 
 def kept_count(density: float, entries: int) -> int:
-    """Return how many of `entries` a density keeps: the whole part of their product, at least one."""
+    """Return the number of entries that a density keeps: int(density * entries), at least one."""
     return min(max(int(density * entries), 1), entries)
 
 
 def smallest_kept(delta: Tensor, density: float) -> float:
-    """Return the smallest magnitude among the `density` largest entries; 0 where there are none.
+    """Return the smallest magnitude among the `density` largest entries; 0 for an empty tensor.
 
-    A partition, not a sort: time grows with the number of entries alone.
+    By a partition instead of a sort: its time is linear in the number of entries.
     """
-    sizes = delta.abs().flatten().cpu().numpy()
-    if sizes.size == 0:
+    magnitudes = delta.abs().flatten().cpu().numpy()
+    if magnitudes.size == 0:
         return 0.0
-    rank = sizes.size - kept_count(density, sizes.size)
-    sizes.partition(rank)
-    return float(sizes[rank])
+    rank = magnitudes.size - kept_count(density, magnitudes.size)
+    magnitudes.partition(rank)
+    return float(magnitudes[rank])
 
 
 def kept_band(delta: Tensor, density: float, gamma: float) -> tuple[float, float]:
-    """Return the smallest and the largest magnitude kept when the `gamma` largest go, then the smallest until `density` is left.
+    """Return the smallest and largest magnitude kept after dropping the `gamma` largest, then the smallest beyond `density`.
 
-    Fewer of the largest go where fewer than `density` would be left.
+    Fewer of the largest are dropped where fewer than `density` would be left.
     """
-    sizes = delta.abs().flatten().cpu().numpy()
-    if sizes.size == 0:
+    magnitudes = delta.abs().flatten().cpu().numpy()
+    if magnitudes.size == 0:
         return 0.0, 0.0
-    count = kept_count(density, sizes.size)
-    first = max(0, sizes.size - count - int(gamma * sizes.size))
-    sizes.partition(first)
-    smallest = float(sizes[first])
+    count = kept_count(density, magnitudes.size)
+    first = max(0, magnitudes.size - count - int(gamma * magnitudes.size))
+    magnitudes.partition(first)
+    smallest = float(magnitudes[first])
     # A second partition of the rest: numpy is slower at one partition of two ranks.
-    rest = sizes[first:]
+    rest = magnitudes[first:]
     rest.partition(count - 1)
     return smallest, float(rest[count - 1])
 
 
 def trim(delta: Tensor, threshold: float) -> Tensor:
-    """Return `delta` with every entry smaller in magnitude than `threshold` set to 0; entries equal to it stay.
+    """Return `delta` with every entry smaller in magnitude than `threshold` set to 0.
 
-    All entries that tie at the threshold are kept, so the result does not depend on their order.
+    All entries equal to the threshold are kept, so the result does not depend on their order.
     """
     import numpy as np
     import torch
 
     kind = np.float64 if delta.dtype == torch.float64 else np.float32
-    # hardshrink, which is one pass over memory, keeps what is larger than a limit: the next smaller number is that limit.
-    below = kind(threshold)
-    if float(below) >= threshold:
-        below = np.nextafter(below, kind(0))
-    return torch.nn.functional.hardshrink(delta, float(below))
+    # hardshrink, one pass over memory, keeps entries above a limit; the limit is the next smaller number.
+    limit = kind(threshold)
+    if float(limit) >= threshold:
+        limit = np.nextafter(limit, kind(0))
+    return torch.nn.functional.hardshrink(delta, float(limit))
 
 
 def drop(delta: Tensor, keep: float | Tensor, rescale: str, generator: torch.Generator) -> Tensor:
-    """Return `delta` with each entry kept with probability `keep`, else 0, then rescaled; itself where `keep` is 1.
+    """Return `delta` with each entry kept with probability `keep`, else 0, then rescaled; `delta` itself if `keep` is 1.
 
-    One float32 draw per entry in flat order; kept where draw < keep, a number or one per entry.
+    One float32 draw per entry in flat order; an entry is kept where draw < keep.
+
+    Args:
+        keep: a number, or a tensor with one per entry.
+        rescale: one of RESCALES.
     """
     import torch
 
@@ -140,29 +144,29 @@ def drop(delta: Tensor, keep: float | Tensor, rescale: str, generator: torch.Gen
 
 
 def norm_ratio(delta: Tensor, kept: Tensor) -> float:
-    """Return the L1 norm of `delta` over that of `kept`, in float64; 1 where nothing was kept."""
+    """Return the L1 norm of `delta` divided by that of `kept`, in float64; 1 if nothing was kept."""
     import torch
 
-    # numpy's sum, unlike torch's, is the same for every number of threads.
+    # numpy's sum, unlike torch's, does not depend on the number of threads.
     before, after = (float(abs(x.cpu().numpy()).sum(dtype="float64")) for x in (delta, kept))
     return min(before / after, torch.finfo(delta.dtype).max) if after > 0 else 1.0
 
 
 def elected_sign(task_vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return +1 or -1 per entry: the sign of sum_m w_m d_m, which is the sign with the larger total mass; + where it is 0."""
+    """Return +1 or -1 per entry: the sign of sum_m w_m d_m, + where that is 0."""
     import torch
 
     total = task_vectors[0] * weights[0]
     for delta, weight in zip(task_vectors[1:], weights[1:], strict=True):
         total.add_(delta, alpha=weight)
-    # A sum of -0.0 has only zeros to vote, and zeros are never kept: its sign is not looked at.
+    # A sum of -0.0 has only zero entries, which are never kept, so its sign does not matter.
     return torch.copysign(total.new_ones(()), total)
 
 
 def sum_agreeing(task_vectors: Sequence[Tensor], weights: Sequence[float], sign: Tensor, normalize: bool) -> Tensor:
-    """Return the magnitude of the sum of those w_m d_m that have the elected sign; the mean of their d_m if normalised.
+    """Return the magnitude of the sum of the w_m d_m with the elected sign, or of the weighted mean if normalised.
 
-    Zeros (trimmed or dropped entries) have no sign: they are neither in the sum nor counted in the mean.
+    Zeros (trimmed or dropped entries) have no sign and do not count in the mean.
     """
     import torch
 
@@ -188,16 +192,16 @@ def fuse(
     scale: float,
     elect: bool = False,
 ) -> Tensor:
-    """Return base + scale * sum_m w_m d_m, over sum(weights) if normalised; with `elect`, of the agreeing entries alone.
+    """Return base + scale * sum_m w_m d_m, divided by sum(weights) if normalised.
 
-    With `elect` each entry elects a sign, and only the models that have it are summed, or averaged by their weights.
+    With `elect` each entry elects a sign, and only the models with that sign are summed, or averaged by their weights.
     """
     if elect:
         import torch
 
-        held = tuple(task_vectors)
-        sign = elected_sign(held, weights)
-        return torch.addcmul(base, sum_agreeing(held, weights, sign, normalize), sign, value=scale)
+        vectors = tuple(task_vectors)
+        sign = elected_sign(vectors, weights)
+        return torch.addcmul(base, sum_agreeing(vectors, weights, sign, normalize), sign, value=scale)
     factor = scale / math.fsum(weights) if normalize else scale
     total: Tensor | None = None
     for delta, weight in zip(task_vectors, weights, strict=True):

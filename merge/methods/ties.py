@@ -1,4 +1,4 @@
-"""TIES: trim the task vectors, elect a sign for every entry, average the models that agree."""
+"""TIES: trim the task vectors, elect a sign for every entry, average the models with that sign."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Ties(Method):
 
     t_m keeps the max(int(density * n), 1) entries of largest magnitude out of n, and all that tie with the smallest of
     them. Each entry elects the sign of sum_m w_m t_m, + where that is 0. (The authors' code gives such entries the sign
-    that most other entries of the model elected; an exact 0 is all but impossible unless two models mirror each other.)
+    that most other entries of the model elected; an exact 0 hardly occurs unless two models mirror each other.)
     The mean is over the models whose entry was kept and has the elected sign.
 
     Attributes:
-        density: fraction of each task vector that is kept, for all models or one per model; the paper keeps the top 20%.
+        density: fraction of each task vector that is kept, for all models or one per model; the paper keeps 20%.
         weights: one per model; all 1 when None.
         normalize: average the agreeing models (the paper's disjoint mean) instead of summing them.
         scale: lambda of the paper.
-        trim: rank entries over the whole "model", as the paper does, or over each "tensor", as mergekit does.
+        trim: rank entries over the whole "model", as in the paper, or within each "tensor", as in mergekit.
     Source: Yadav et al. 2023, "TIES-Merging", arXiv:2306.01708, algorithm 1.
     """
 
@@ -52,7 +52,7 @@ class Ties(Method):
 
     @property
     def elementwise(self) -> bool:
-        """Return whether an entry of the result depends on that entry alone: it does once the thresholds are known."""
+        """Whether each entry of the result depends on that entry alone: it does if thresholds are given for the whole model."""
         return self.trim == "model"
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Ties(Method):
         check_choice(self.name, "trim", self.trim, ("model", "tensor"))
 
     def kept_fractions(self, models: int) -> tuple[float, ...] | None:
-        """Return the densities if entries are ranked over the whole model, None if not, or if all are kept anyway."""
+        """Return the densities if entries are ranked over the whole model and some are dropped, else None."""
         densities = each(self.density, models)
         return densities if self.trim == "model" and min(densities) < 1 else None
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UniformSoup(Method):
-    """Return (1/n) sum_m theta_m: linear with equal weights, under the name the paper gives it.
+    """Return (1/n) sum_m theta_m: linear with equal weights, under the name of the paper.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, section 2.
     """

@@ -1,4 +1,4 @@
-"""WUDI: the merged task vector that disturbs every model least, by least squares."""
+"""WUDI: the merged task vector that interferes least with every model, by least squares."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 class Wudi(Method):
     """Return base + tau, with the tau of least sum_m |(tau - tau_m) tau_m^T|^2 / |tau_m|^2, tau_m = theta_m - base.
 
-    A row of tau_m is a sum of inputs of its layer, so that tau should act on the rows of tau_m as tau_m does: data-free
-    RegMean. The paper takes 300 steps of Adam (rate 1e-5) from the sum of the tau_m. The objective is quadratic, so here its
-    minimum is solved for: tau G = sum_m tau_m G_m, with G_m = tau_m^T tau_m / |tau_m|^2 and G = sum_m G_m. Where many tau fit
-    equally well, the shortest is taken, 0 along what no tau_m spans; gradient descent from the sum tends to the same one.
-    The paper's few steps stop short of the minimum; `ridge` is our way to stay as near to the sum.
-    For matrices alone, read as (out, in); tensors of any other rank give base + mean_m tau_m, as the authors' code has it.
+    A row of tau_m is a combination of inputs of its layer, so tau should act on the rows of tau_m as tau_m does: RegMean
+    without data. The paper takes 300 steps of Adam (rate 1e-5) from the sum of the tau_m. The objective is quadratic, so its
+    minimum is solved for: tau G = sum_m tau_m G_m, with G_m = tau_m^T tau_m / |tau_m|^2 and G = sum_m G_m. If several tau
+    are minimal, the shortest is taken, which is 0 outside the span of the tau_m; gradient descent from the sum tends to it.
+    The paper's few steps stop short of the minimum; `ridge` keeps the result similarly close to the sum.
+    Only for matrices, read as (out, in); tensors of any other rank give base + mean_m tau_m, as in the authors' code.
 
     Attributes:
-        ridge: adds ridge g |tau - sum_m tau_m|^2 to the objective, g the mean eigenvalue of G: 0 is the paper's minimum,
-            a large one the sum of the task vectors.
+        ridge: adds ridge g |tau - sum_m tau_m|^2 to the objective, g the mean eigenvalue of G: 0 gives the paper's minimum,
+            a large value the sum of the task vectors.
     Source: Cheng et al. 2025, arXiv:2503.08099, section 3 (the objective), algorithm 1 (the steps).
     """
 
@@ -45,12 +45,12 @@ class Wudi(Method):
         vectors = [tensor.double() - origin for tensor in tensors]
         if base.dim() != 2:
             return sum(vectors, start=origin * 0).div_(len(vectors)).add_(origin).to(base.dtype)
-        moved = [vector for vector in vectors if bool((vector != 0).any())]
-        if not moved:
+        nonzero = [vector for vector in vectors if bool((vector != 0).any())]
+        if not nonzero:
             return base.clone()
         out, width = base.shape
-        solve = _by_outputs if len(moved) * out < width else _by_inputs
-        return solve(moved, self.ridge).add_(origin).to(base.dtype)
+        solve = _by_outputs if len(nonzero) * out < width else _by_inputs
+        return solve(nonzero, self.ridge).add_(origin).to(base.dtype)
 
 
 def _by_inputs(vectors: Sequence[Tensor], ridge: float) -> Tensor:
@@ -61,9 +61,9 @@ def _by_inputs(vectors: Sequence[Tensor], ridge: float) -> Tensor:
     gram = vectors[0].new_zeros(width, width)
     target = torch.zeros_like(vectors[0])
     for vector in vectors:
-        own = (vector.T @ vector).div_(float(vector.square().sum()))
-        gram.add_(own)
-        target.addmm_(vector, own)
+        normalised = (vector.T @ vector).div_(float(vector.square().sum()))
+        gram.add_(normalised)
+        target.addmm_(vector, normalised)
     pull = ridge * float(gram.trace()) / width
     if pull > 0:
         for vector in vectors:
@@ -72,9 +72,9 @@ def _by_inputs(vectors: Sequence[Tensor], ridge: float) -> Tensor:
 
 
 def _by_outputs(vectors: Sequence[Tensor], ridge: float) -> Tensor:
-    """Return the same minimum, found among combinations of the models' rows: cheaper where these are fewer than inputs.
+    """Return the same minimum as a combination of the models' rows: cheaper if there are fewer rows than inputs.
 
-    With A the rows of all tau_m / |tau_m|, one above the other, G is A^T A, and (A^T A + r)^-1 A^T = A^T (A A^T + r)^-1.
+    With A the stacked rows of all tau_m / |tau_m|, G is A^T A, and (A^T A + r)^-1 A^T = A^T (A A^T + r)^-1.
     """
     import torch
 
@@ -83,12 +83,12 @@ def _by_outputs(vectors: Sequence[Tensor], ridge: float) -> Tensor:
     rows = torch.cat([vector / length for vector, length in zip(vectors, lengths, strict=True)])
     inner = rows @ rows.T
     pull = ridge * float(inner.trace()) / width
-    # What tau_m is in units of its own rows, then tau_m tau_m^T / |tau_m|: the diagonal blocks of the inner products.
+    # tau_m in coordinates of its rows, tau_m tau_m^T / |tau_m|: the diagonal blocks of the inner products.
     target = rows.new_empty(out, len(rows))
     for m, length in enumerate(lengths):
-        own = slice(m * out, (m + 1) * out)
-        target[:, own] = length * inner[own, own]
-        target[:, own].diagonal().add_(pull * length)
+        block = slice(m * out, (m + 1) * out)
+        target[:, block] = length * inner[block, block]
+        target[:, block].diagonal().add_(pull * length)
     return target @ _inverse(inner, pull) @ rows
 
 

@@ -22,6 +22,16 @@ MESSAGES = {
     "float_type": "expected a number",
     "invalid_key": "a key must be text",
     "missing": "is required",
+    "string_too_short": "must not be empty",
+    "too_short": "must have at least one entry",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+}
+# Type of a pydantic error whose message states the limit and the value.
+LIMITS = {
+    "literal_error": "expected {expected}, found {value!r}",
+    "greater_than": "expected a number above {gt}, found {value!r}",
+    "greater_than_equal": "expected a number of at least {ge}, found {value!r}",
 }
 
 
@@ -51,7 +61,10 @@ def fault(error: Any, record: type[BaseModel]) -> str:
 
 def plain_message(error: Any) -> str:
     """Return the message of a fault without its key."""
-    return MESSAGES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+    kind = error["type"]
+    if kind in LIMITS:
+        return LIMITS[kind].format(value=error["input"], **error["ctx"])
+    return MESSAGES.get(kind) or str(error["msg"]).removeprefix("Value error, ")
 
 
 def keys_at(record: type[BaseModel], location: Sequence[int | str]) -> list[str]:

@@ -288,7 +288,7 @@ BAD = [
     ("nearswap", {}, 1, "exactly two models, found 1"),
     ("passthrough", {}, 2, "exactly one model, found 2"),
     ("passthrough", {"scale": "x"}, 1, "scale must be a finite number, found 'x'"),
-    ("model_stock", {}, 1, "needs two models or more beside the base, found 1"),
+    ("model_stock", {}, 1, "needs at least two models besides the base, found 1"),
     ("model_stock", {"filter_wise": 1}, 2, "filter_wise must be true or false"),
     ("arcee_fusion", {}, 2, "exactly one model into its base, found 2"),
     ("iso_c", {"scale": float("nan")}, 2, "scale must be a finite number"),
@@ -305,7 +305,12 @@ BAD = [
     ("ties", {"density": 0}, 2, "density must be a number above 0 to 1, found 0"),
     ("ties", {"density": [0.5, 1.5]}, 2, "density must be a number above 0 to 1, found 1.5"),
     ("ties", {"density": [0.5]}, 2, "1 density for 2 models"),
-    ("ties", {"weights": [2, -1]}, 2, "must not be negative, found -1. Set normalize=false"),
+    (
+        "ties",
+        {"weights": [2, -1]},
+        2,
+        "must not be negative when agreeing models are averaged, found -1. Set normalize=false",
+    ),
     ("ties", {"trim": "layer"}, 2, "trim must be model or tensor, found 'layer'"),
     ("ties", {"k": 20}, 2, "no setting 'k'"),
     ("dare_linear", {"density": 0.0}, 2, "density must be a number above 0 to 1"),
@@ -338,12 +343,17 @@ BAD = [
         "greedy_soup",
         {"scorer": "score"},
         2,
-        "scorer must say where the candidate's folder goes: {model}. Found 'score'",
+        "scorer must contain {model}, which is replaced by the candidate's folder; found 'score'",
     ),
     ("greedy_soup", {"scorer": "score '{model}"}, 2, "cannot be split into words: No closing quotation"),
     ("greedy_soup", {"scorer": 3}, 2, "scorer must be text, found 3"),
     ("greedy_soup", {"scorer": "s {model}", "metric": " "}, 2, "metric must be text, found ' '"),
-    ("greedy_soup", {"scorer": "s {model}", "results": "r.json"}, 2, "Give metric: mnli/accuracy; found None"),
+    (
+        "greedy_soup",
+        {"scorer": "s {model}", "results": "r.json"},
+        2,
+        "metric must be task/score, such as mnli/accuracy; found None",
+    ),
     ("greedy_soup", {"scorer": "s {model}", "results": "r.json", "metric": "accuracy"}, 2, "found 'accuracy'"),
     ("greedy_soup", {"scorer": "s {model}", "lower_is_better": "loss"}, 2, "lower_is_better must be true or false"),
     ("greedy_soup", {"weights": [1, 0, 1]}, 2, "3 weights for 2 models"),
@@ -362,7 +372,7 @@ def test_a_bad_setting_is_refused_by_name(method: str, settings: dict[str, Any],
 
 def test_weights_beside_the_models_are_the_setting() -> None:
     assert make_method("linear", {}, [2.0, 1.0]) == make_method("linear", {"weights": [2.0, 1.0]}, [None, None])
-    with pytest.raises(UsageError, match="slerp takes no weights"):
+    with pytest.raises(UsageError, match="slerp takes no model weights"):
         make_method("slerp", {}, [1.0, 1.0])
     with pytest.raises(UsageError, match="others have none"):
         make_method("linear", {}, [1.0, None])

@@ -101,10 +101,10 @@ FAULTS = {
     ),
     "text for a weight": ("models: [{model: a, weight: x}, b]", "1:21: models.0.weight: expected a number"),
     "a number for an output": ("models: [a, b]\noutput: 5", "2:1: output: expected text"),
-    "a negative seed": ("models: [a, b]\nseed: -1", "2:1: seed: Input should be greater than or equal to 0"),
+    "a negative seed": ("models: [a, b]\nseed: -1", "2:1: seed: expected a number of at least 0, found -1"),
     "no samples": (
         "models: [a, b]\nalign: {by: weights, samples: 0}",
-        "2:22: align.samples: Input should be greater than 0",
+        "2:22: align.samples: expected a number above 0, found 0",
     ),
     "unknown method": ("models: [a, b]\nmethod: liner", "2:1: method: unknown method 'liner'. Did you mean 'linear'?"),
     "unknown aligner": (
@@ -115,7 +115,7 @@ FAULTS = {
         "models: [a, b]\nmethod: slerp\nsettings: {lamb: 1}",
         "3:1: method slerp has no setting 'lamb'. Did you mean 'lam'?",
     ),
-    "unknown dtype": ("models: [a, b]\ndtype: float31", "2:1: dtype: Input should be 'float32'"),
+    "unknown dtype": ("models: [a, b]\ndtype: float31", "2:1: dtype: expected 'float32' or 'float64', found 'float31'"),
     "a bad setting": (
         "models: [a, b]\nmethod: slerp\nsettings: {lam: 2}",
         "3:1: slerp: lam must be a number from 0 to 1, found 2",
@@ -128,15 +128,15 @@ FAULTS = {
     ),
     "weights twice": (
         "models: [{model: a, weight: 1}, {model: b, weight: 3}]\nsettings: {weights: [1, 2]}",
-        "2:1: weights are given beside",
+        "2:1: weights are given both with the models and in settings",
     ),
     "weights for slerp": (
         "method: slerp\nmodels: [{model: a, weight: 1}, {model: b, weight: 3}]",
-        "method slerp takes no weights",
+        "method slerp takes no model weights",
     ),
     "three for slerp": ("models: [a, b, c]\nmethod: slerp", "slerp merges exactly two models, found 3"),
     "one model": ("models: [a]", "1:1: method linear needs at least two models, found one"),
-    "an empty name": ("models: [a, '']", "1:13: models.1.model: String should have at least 1 character"),
+    "an empty name": ("models: [a, '']", "1:13: models.1.model: must not be empty"),
     "no models": ("method: linear", "1:1: models: is required"),
     "text without alignment": ("models: [a, b]\nalign: {text: x}", "2:1: align: text belongs to an alignment"),
     "samples without alignment": (

@@ -422,7 +422,7 @@ def test_an_override_that_names_only_the_head_names_nothing_that_is_merged(
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        ({"heads": "keepall"}, "heads: Input should be"),
+        ({"heads": "keepall"}, "heads: expected 'average', 'reference', 'drop' or 'keep-all', found 'keepall'"),
         ({"heads": "drop", "slices": [{"layers": "0"}]}, "does not go with slices"),
         (
             {"heads": "average", "method": "greedy_soup", "settings": {"scorer": "score {model}"}},
