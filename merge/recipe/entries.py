@@ -11,7 +11,7 @@ from merge.methods import METHODS
 from merge.recipe.gradient import is_gradient
 from merge.text.source import Record, listed
 
-# A number, or one that changes from the first layer to the last.
+# A number, or a gradient from the first layer to the last.
 Weight = Annotated[
     Any,
     WithJsonSchema(
@@ -27,7 +27,7 @@ Weight = Annotated[
 
 
 class ModelEntry(Record):
-    """One model of the merge: a folder or Hub id, and optionally a weight and a Hub revision."""
+    """A model to merge: a folder or Hub id, and optionally a weight and a Hub revision."""
 
     model: str = Field(min_length=1)
     weight: Weight = None
@@ -53,11 +53,11 @@ class BaseEntry(Record):
 
 
 class Override(Record):
-    """Other settings, or another method, for the tensors whose names match.
+    """Settings, and optionally a method, for the tensors whose names match a pattern.
 
     Attributes:
-        tensors: patterns with * and ?, over the names that transformers writes.
-        method: the recipe's own when None; then the recipe's settings hold on where these say nothing.
+        tensors: patterns with * and ? for tensor names as transformers writes them.
+        method: the recipe's when None; the recipe's settings then apply too, unless set here.
     """
 
     tensors: tuple[str, ...] = Field(min_length=1)
@@ -66,7 +66,7 @@ class Override(Record):
 
     @field_validator("tensors", mode="before")
     @classmethod
-    def _one_pattern(cls, patterns: Any) -> Any:
+    def _as_list(cls, patterns: Any) -> Any:
         return listed(patterns)
 
     @field_validator("method")
@@ -76,7 +76,7 @@ class Override(Record):
 
 
 class SliceSource(Record):
-    """Layers of one model: "0-5" (both ends included), "3", or a list of such."""
+    """Layers of one model: "0-5" (both ends included), "3", or several separated by commas."""
 
     model: str = Field(min_length=1)
     layers: str = Field(min_length=1)
@@ -88,12 +88,12 @@ class SliceSource(Record):
 
 
 class Slice(Record):
-    """A run of output layers: the same layers of every model, or layers of the models named.
+    """Consecutive layers of the output: the same layers of every model, or layers of the models listed.
 
     Attributes:
-        layers: of every model; or
-        sources: what each model gives; all of one length.
-        method, settings: for these layers; the recipe's own when None.
+        layers: the layers to merge, the same of every model.
+        sources: instead of layers: models and their layers, equally many each.
+        method, settings: for these layers; the recipe's when None.
     """
 
     layers: str | None = None
@@ -112,20 +112,20 @@ class Slice(Record):
         return method if method is None else known_method(method)
 
     @model_validator(mode="after")
-    def _one_way(self) -> Slice:
+    def _layers_or_sources(self) -> Slice:
         if (self.layers is None) == (self.sources is None):
-            raise ValueError("a slice has either layers (of every model) or sources (a list of model and layers)")
+            raise ValueError("a slice needs either layers (of every model) or sources (a list of model and layers)")
         return self
 
 
 class EvaluationEntry(Record):
-    """An evaluation of the merged model by evaluate-models, whose scores go into its card.
+    """An evaluation of the merged model by evaluate-models; the scores are written into the model card.
 
     Attributes:
-        task: a task that evaluate-models lists, or a task file (.yaml).
-        data: a local file or folder instead of the Hub.
-        limit: rows read.
-        labels: class names in the order of the logits, for models that do not name them.
+        task: a task listed by evaluate-models tasks, or a task file (.yaml).
+        data: a local file or folder; downloaded from the Hub when None.
+        limit: number of rows to read; all when None.
+        labels: class names in the order of the logits, for models whose config does not name them.
     """
 
     task: str = Field(min_length=1)
@@ -135,7 +135,7 @@ class EvaluationEntry(Record):
 
 
 def known_method(method: str) -> str:
-    """Return the name of a method if there is one of that name; the error names the nearest."""
+    """Return the name of a method; for an unknown method, the error suggests the nearest name."""
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}.{nearest(method, METHODS)}")
     return method

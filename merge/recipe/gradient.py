@@ -1,4 +1,4 @@
-"""Gradient: a setting that changes from the first layer to the last, written {gradient: [first, ..., last]}."""
+"""Gradients: settings that change from the first layer to the last, written {gradient: [first, ..., last]}."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def is_gradient(value: Any) -> bool:
     """Tell whether a setting is written as a gradient.
 
     Raises:
-        UsageError: it is meant as one, but is no list of numbers.
+        UsageError: it is a mapping, but not {gradient: [numbers]}.
     """
     if not isinstance(value, Mapping):
         return False
@@ -23,30 +23,30 @@ def is_gradient(value: Any) -> bool:
     )
     if set(value) != {"gradient"} or not numbers or not points:
         raise UsageError(
-            f"a gradient is written {{gradient: [first, ..., last]}} with finite numbers, found {value!r}."
+            f"a gradient is written {{gradient: [first, ..., last]}} with finite numbers; found {value!r}."
         )
     return True
 
 
 def value_at(value: Any, position: float) -> Any:
-    """Return a setting at a position, 0 at the first layer and 1 at the last; lists item by item, others as they are.
+    """Return a setting at a position from 0 (the first layer) to 1 (the last), by linear interpolation of its gradient.
 
-    The points of a gradient stand at equal distances, and between two of them the value is linear.
+    The points of a gradient are equally spaced. Lists are evaluated item by item; other values are returned as they are.
     """
     if isinstance(value, list | tuple):
         return type(value)(value_at(item, position) for item in value)
     if not is_gradient(value):
         return value
     points = value["gradient"]
-    place = position * (len(points) - 1)
-    below = min(int(place), max(len(points) - 2, 0))
+    index = position * (len(points) - 1)
+    below = min(int(index), max(len(points) - 2, 0))
     above = min(below + 1, len(points) - 1)
-    share = place - below
+    share = index - below
     return (1 - share) * points[below] + share * points[above]
 
 
 def positions(values: Any) -> set[float]:
-    """Return the positions of every point of every gradient in these settings; between them nothing is more extreme."""
+    """Return the positions of all points of all gradients in these settings; extreme values occur only there."""
     return {0.0} | {i / max(len(g["gradient"]) - 1, 1) for g in _gradients(values) for i in range(len(g["gradient"]))}
 
 

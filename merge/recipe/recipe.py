@@ -1,4 +1,4 @@
-"""Recipe: a whole merge as one record, whether typed as flags or read from YAML."""
+"""The recipe: the record of a whole merge, from command-line flags or YAML."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from merge.text.source import Record, StatisticsEntry
 
 
 class Recipe(Record):
-    """What is merged, how, and to where; the first model is the reference.
+    """The models to merge, the method, the alignment and the output; the first model is the reference.
 
     Attributes:
-        base: the model the others were fine-tuned from; task vectors are measured from it.
-        base_lacks: what becomes of tensors that the base does not have (a head): their average, or the reference's.
-        overrides: other settings by tensor name; a later one wins.
-        heads: what becomes of task heads: average of each class by name, reference, drop, or keep-all, which writes a
-            folder for each model; labels must be the same when None.
-        slices: output layers from top of the list to its end; all layers in their own order when None.
-        tokenizer: whose vocabulary the result has: reference, base, union, or a model; all must agree when None.
-        dtype: of the arithmetic; float32, or float64 where a model is, when None.
-        out_dtype: what is written; the models' own when None.
+        base: the model that the others were fine-tuned from; task vectors start from it.
+        base_lacks: for tensors that the base does not have (such as a head): average them, or copy the reference's.
+        overrides: settings by tensor name; a later override wins.
+        heads: rule for task heads: average (each class by name), reference, drop, or keep-all, which writes one folder
+            per model; labels must be equal when None.
+        slices: the layers of the output in order; all layers of the models when None.
+        tokenizer: source of the vocabulary: reference, base, union, or a model; all models must agree when None.
+        dtype: dtype of the arithmetic; when None float32, or float64 if a model is in float64.
+        out_dtype: dtype of the written weights; that of the models when None.
     """
 
-    # In this order: settings are checked against the method and the models.
+    # The order matters: settings are checked against the method and the models above them.
     models: tuple[ModelEntry, ...]
     base: BaseEntry | None = None
     base_lacks: Literal["average", "reference"] | None = None
@@ -84,13 +84,13 @@ class Recipe(Record):
         data = info.data
         if {"models", "method", "base", "slices"} <= set(data) and data[
             "slices"
-        ] is None:  # else said, or checked below
+        ] is None:  # otherwise an error exists already, or _parts_fit checks
             _check_method(data["method"], settings, model_weights(data["models"]), data["base"] is not None)
         return settings
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        """Check overrides and slices against the models, as the settings are."""
+        """Check overrides, slices, heads, alignment and base against the models and methods."""
         entries = {entry.model: entry for entry in self.models}
         for part in self.slices or ():
             for source in part.sources or ():
@@ -104,84 +104,84 @@ class Recipe(Record):
             weights = model_weights(self.models, override)
             _check_method(*merged_settings(self, override), weights, self.base is not None)
         if self.base_lacks is not None and self.base is None:
-            raise ValueError("base_lacks belongs to a base. Add base: MODEL.")
+            raise ValueError("base_lacks has no effect without a base. Add base: MODEL (--base MODEL).")
         _check_heads(self)
         if self.align.both and len(self.models) + (self.base is not None) != 2:
-            raise ValueError("align: both moves the reference towards one model; with several leave it where it is.")
-        parts: tuple[Override | Slice, ...] = (*self.overrides, *(self.slices or ()))
-        for one in parts:
-            _check_weighed(self, one)
-        if self.statistics.label_column is not None and self.method != "cocktail":
             raise ValueError(
-                "label_column belongs to method cocktail and to align by: learned, which alone read labels. Leave it out."
+                "align: both moves the reference towards one other model; with several models leave it out."
             )
+        parts: tuple[Override | Slice, ...] = (*self.overrides, *(self.slices or ()))
+        for changed in parts:
+            _check_weighed(self, changed)
+        if self.statistics.label_column is not None and self.method != "cocktail":
+            raise ValueError("only method cocktail and align by: learned read label_column. Leave it out.")
         used = {self.method, *(merged_settings(self, part)[0] for part in parts)}
         if self.base is not None and all(METHODS[name].base == "none" for name in used):
             raise ValueError(
-                f"method {self.method} takes no base. Drop it, or choose a method of task vectors (ties, ...)."
+                f"method {self.method} uses no base. Leave base out, or choose a method of task vectors (ties, ...)."
             )
         return self
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML that `read_recipe` reads back to an equal record; what is not set is left out."""
+        """Return the recipe as YAML that `read_recipe` reads back as an equal record; defaults are left out."""
         record = self.model_dump(mode="json", exclude_defaults=True)
         record["models"] = [m["model"] if set(m) == {"model"} else m for m in record["models"]]
         return dump({"models": record.pop("models"), **record})
 
 
 def _check_heads(recipe: Recipe) -> None:
-    """Stop where a policy for heads does not go with the rest of the recipe."""
+    """Stop where the rule for heads contradicts the rest of the recipe."""
     if recipe.heads is None:
         return
     if recipe.slices is not None:
         raise ValueError(
-            f"heads: {recipe.heads} does not go with slices, whose last names the head. Leave out one of them."
+            f"heads: {recipe.heads} cannot be combined with slices: the last slice determines the head. Leave one of them out."
         )
     if recipe.method in WEIGHED:
-        raise ValueError(f"heads: {recipe.heads} does not go with {recipe.method}, which scores whole models.")
+        raise ValueError(f"heads: {recipe.heads} cannot be combined with {recipe.method}, which scores whole models.")
     if recipe.evaluation and recipe.heads in ("drop", "keep-all"):
         raise ValueError(
-            f"heads: {recipe.heads} does not go with evaluation, which scores one model with its head. Run "
-            "evaluate-models on what is written."
+            f"heads: {recipe.heads} cannot be combined with evaluation, which scores one model with its head. Run "
+            "evaluate-models on the output instead."
         )
 
 
 def merged_settings(recipe: Recipe, part: Override | Slice) -> tuple[str, dict[str, Any]]:
-    """Return the method and settings that hold where `part` does: its own, over the recipe's if the method is the same."""
+    """Return method and settings of a part; the recipe's settings apply beneath its settings if the method is the same."""
     method = part.method or recipe.method
     return method, {**recipe.settings, **part.settings} if method == recipe.method else dict(part.settings)
 
 
 def model_weights(entries: Sequence[ModelEntry], part: Override | Slice | None = None) -> list[Any]:
-    """Return the weights that stand beside the models; a part that sets weights of its own replaces them."""
+    """Return the weight of each model entry; all None if the part sets `weights`."""
     replaced = part is not None and "weights" in part.settings
     return [None if replaced else entry.weight for entry in entries]
 
 
 def _check_weighed(recipe: Recipe, part: Override | Slice) -> None:
-    """Stop where a part would need weights found for itself: they are found once, for whole models."""
+    """Stop where a part would need weights of its own from a search: searches run once, for whole models."""
     name, settings = merged_settings(recipe, part)
     if name not in WEIGHED or settings.get("weights") is not None:
         return
-    own = name != recipe.method or part.settings or (isinstance(part, Slice) and part.sources is not None)
-    if own and recipe.models[0].weight is None:
+    needs_search = name != recipe.method or part.settings or (isinstance(part, Slice) and part.sources is not None)
+    if needs_search and recipe.models[0].weight is None:
         raise ValueError(
-            f"method {name} finds its weights once, for whole models; this part of the recipe would need its own. Give it "
+            f"method {name} computes weights once, for whole models, and not for a part of the recipe. Give this part "
             "settings: {weights: [...]}, or another method."
         )
 
 
 def _check_method(method: str, settings: dict[str, Any], weights: Sequence[Any], has_base: bool) -> None:
-    """Stop unless the method can be made with these settings and weights, at every point of every gradient."""
+    """Stop unless the method accepts these settings and weights, at every point of every gradient."""
     try:
         for position in sorted(positions([list(settings.values()), weights])):
             chosen = {key: value_at(value, position) for key, value in settings.items()}
-            made = make_method(method, chosen, [value_at(weight, position) for weight in weights])
+            instance = make_method(method, chosen, [value_at(weight, position) for weight in weights])
     except UsageError as error:
         raise ValueError(str(error)) from error
-    if made.base == "required" and not has_base:
-        raise ValueError(f"method {method} measures task vectors from a base. Add base: MODEL (--base MODEL).")
-    if len(weights) == 1 and made.base != "required" and method != "passthrough":
+    if instance.base == "required" and not has_base:
+        raise ValueError(f"method {method} merges task vectors and needs a base. Add base: MODEL (--base MODEL).")
+    if len(weights) == 1 and instance.base != "required" and method != "passthrough":
         raise ValueError(f"method {method} needs at least two models, found one (passthrough copies one)")
 
 

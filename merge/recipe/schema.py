@@ -1,8 +1,7 @@
-"""The recipe's JSON schema, for editors that complete and check YAML as it is typed.
+"""JSON schema of recipes, for editors that complete and check YAML while it is typed.
 
-Made from the records and methods themselves; `python -m merge.recipe.schema recipes/recipe.schema.json` writes it. It
-knows shapes, names and types; what a method says of its values (a density up to 1, one weight per model) is checked
-when the recipe is read.
+Generated from the records and methods: `python -m merge.recipe.schema recipes/recipe.schema.json` writes it. It checks
+keys and types; limits on values (a density up to 1, one weight per model) are checked when the recipe is read.
 """
 
 from __future__ import annotations
@@ -49,42 +48,42 @@ LAYERS = {"type": ["string", "integer"], "minLength": 1}
 
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of a recipe, with every method's settings, defaults and descriptions."""
-    made = Recipe.model_json_schema()
-    definitions: dict[str, Any] = {"Gradient": _gradient(), **made.pop("$defs")}
-    top = {"Recipe": made, **{name: part for name, part in definitions.items() if name != "Gradient"}}
+    schema = Recipe.model_json_schema()
+    definitions: dict[str, Any] = {"Gradient": _gradient(), **schema.pop("$defs")}
+    top = {"Recipe": schema, **{name: part for name, part in definitions.items() if name != "Gradient"}}
     for name, part in top.items():
         _describe(part, RECORDS[name])
-    _short_forms(made, definitions)
+    _short_forms(schema, definitions)
     definitions |= {_settings_name(name): _settings(name) for name in METHODS}
     every = {key: value for name in METHODS for key, value in _settings(name)["properties"].items()}
     for part in (definitions["Override"], definitions["Slice"]):
         part["properties"]["settings"] = {
             "type": "object",
             "propertyNames": {"enum": sorted(every)},
-            "description": "Settings of the method that holds here.",
+            "description": "Settings of the method.",
         }
         part["allOf"] = [_then(name) for name in METHODS]
-        part["properties"]["method"] = _method() | {"description": "The recipe's own when left out."}
-    made["properties"]["method"] = _method() | {"default": "linear", "description": "How tensors are merged."}
-    made["properties"]["settings"]["description"] = "Of the method; every one has a default."
-    made["allOf"] = [
+        part["properties"]["method"] = _method() | {"description": "The recipe's method when left out."}
+    schema["properties"]["method"] = _method() | {"default": "linear", "description": "The merge method."}
+    schema["properties"]["settings"]["description"] = "Settings of the method; all have defaults."
+    schema["allOf"] = [
         {"if": {"not": {"required": ["method"]}}, "then": _with_settings("linear")},
         *(_then(name) for name in METHODS),
         {"if": _is([name for name in METHODS if METHODS[name].base == "required"]), "then": {"required": ["base"]}},
     ]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "merge-models recipe"}
-    return head | {key: value for key, value in made.items() if key != "title"} | {"$defs": definitions}
+    return head | {key: value for key, value in schema.items() if key != "title"} | {"$defs": definitions}
 
 
 def schema_text() -> str:
-    """Return the schema as the file holds it."""
+    """Return the schema as text, as written to the file."""
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _gradient() -> dict[str, Any]:
     return {
         "type": "object",
-        "description": "A number that changes from the first layer to the last: points at equal distances, straight between.",
+        "description": "A number that changes from the first layer to the last: equally spaced points with linear interpolation.",
         "properties": {"gradient": {"type": "array", "items": {"type": "number"}, "minItems": 1}},
         "required": ["gradient"],
         "additionalProperties": False,
@@ -105,7 +104,7 @@ def _with_settings(method: str) -> dict[str, Any]:
 
 
 def _then(method: str) -> dict[str, Any]:
-    """Return the rule that a part with this method has settings of this method."""
+    """Return the rule that a recipe with this method has settings of this method."""
     return {"if": _is([method]), "then": _with_settings(method)}
 
 
@@ -116,11 +115,11 @@ def _is(methods: list[str]) -> dict[str, Any]:
 def _settings(method: str) -> dict[str, Any]:
     """Return the schema of one method's settings."""
     kind = METHODS[method]
-    hints, said = typing.get_type_hints(kind), described(kind)
+    hints, descriptions = typing.get_type_hints(kind), described(kind)
     properties = {}
     for field in dataclasses.fields(kind):
         properties[field.name] = {
-            "description": said[field.name],
+            "description": descriptions[field.name],
             **_type(hints[field.name]),
             "default": list(field.default) if isinstance(field.default, tuple) else field.default,
         }
@@ -133,13 +132,13 @@ def _settings(method: str) -> dict[str, Any]:
 
 
 def _type(hint: Any) -> dict[str, Any]:
-    """Return the schema of a setting's type; numbers may be gradients, tuples are written as lists.
+    """Return the schema of a setting's type; a number may be a gradient, a tuple is written as a list.
 
     Raises:
-        TypeError: a method has a setting of a type that no recipe can write.
+        TypeError: a setting has a type that a recipe cannot hold.
     """
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        parts = [_type(one) for one in typing.get_args(hint)]
+        parts = [_type(member) for member in typing.get_args(hint)]
         return {"anyOf": [inner for part in parts for inner in part.get("anyOf", [part])]}
     if typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is float:
         return NUMBERS
@@ -152,34 +151,34 @@ def _type(hint: Any) -> dict[str, Any]:
 
 
 def described(kind: type) -> dict[str, str]:
-    """Return what a record's docstring says of each of its attributes."""
+    """Return attribute -> description from the Attributes section of a docstring."""
     text = str(inspect.getdoc(kind))
     section = re.search(r"^Attributes:\n((?:    .*\n?|\n)+)", text, re.MULTILINE)
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     names: list[str] = []
     for line in section[1].splitlines() if section else ():
         start = re.match(r"    ([a-z_]+(?:, [a-z_]+)*): (.*)", line)
         if start:
             names = start[1].split(", ")
-            found |= dict.fromkeys(names, start[2])
+            descriptions |= dict.fromkeys(names, start[2])
         else:
-            found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
-    return found
+            descriptions |= {name: f"{descriptions[name]} {line.strip()}".strip() for name in names}
+    return descriptions
 
 
 def _describe(part: dict[str, Any], kind: type[BaseModel]) -> None:
-    """Put the record's docstring into its schema, in place: its first line, and what it says of each key."""
+    """Add a record's docstring to its schema, in place: the first line, and the description of each key."""
     part["description"] = str(inspect.getdoc(kind)).splitlines()[0]
-    said = described(kind)
+    descriptions = described(kind)
     for name, field in part["properties"].items():
         field.pop("title", None)
-        if name in said:
-            field["description"] = said[name]
+        if name in descriptions:
+            field["description"] = descriptions[name]
 
 
-def _short_forms(made: Mapping[str, Any], definitions: Mapping[str, Any]) -> None:
-    """Allow, in place, what a recipe may write for short: a name for a model, one value for a list of one."""
-    properties = made["properties"]
+def _short_forms(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> None:
+    """Allow short forms in a schema, in place: a name for a model entry, one value for a list of one."""
+    properties = schema["properties"]
     name = {"type": "string", "minLength": 1}
     properties["models"] |= {"items": {"anyOf": [name, {"$ref": "#/$defs/ModelEntry"}]}, "minItems": 1}
     properties["base"]["anyOf"].insert(0, name)

@@ -1,4 +1,4 @@
-"""Strict YAML: no key twice, numbers as people write them, every fault with its line and column."""
+"""Strict YAML: duplicate keys are errors, 1e-3 is a number, every error has its line and column."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import yaml
 
 from merge.errors import RecipeError
 
-# What PyYAML lets through from int("x") and the like, when a document says !!int x.
-BAD_TAG = (ValueError, TypeError, LookupError, AttributeError)
+# Errors of int("x") and the like that PyYAML raises unwrapped for a document with !!int x.
+TAG_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
 
 
 def read_document(path: Path, what: str = "recipe", keys: str = "models, method, ...") -> tuple[dict[str, Any], Any]:
     """Return a YAML file's mapping, and its node tree, in which `position_of` finds lines and columns.
 
     Args:
-        what, keys: what the file is, and some of its keys, for errors.
+        what, keys: the kind of file and some of its keys, for error messages.
     Raises:
-        RecipeError: it cannot be read, is not YAML or not a mapping; as file:line:column: message.
+        RecipeError: the file cannot be read, is not YAML or not a mapping; as file:line:column: message.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -32,45 +32,43 @@ def read_document(path: Path, what: str = "recipe", keys: str = "models, method,
         values = yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise RecipeError(f"{where}: {error.problem}") from error
+        position = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise RecipeError(f"{position}: {error.problem}") from error
     except yaml.reader.ReaderError as error:
         line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
         raise RecipeError(f"{path}:{line}:{column}: character {error.character!r} is not allowed in YAML") from error
-    except BAD_TAG as error:
-        raise RecipeError(f"{path}:1:1: a tag (!!int, !!float, ...) does not fit its value: {error}") from error
+    except TAG_ERRORS as error:
+        raise RecipeError(f"{path}:1:1: a YAML tag (!!int, !!float, ...) does not fit its value: {error}") from error
     if not isinstance(values, dict):
-        found = "an empty file" if values is None else f"a {type(values).__name__}"
-        raise RecipeError(f"{path}:1:1: a {what} is a mapping of keys ({keys}), found {found}.")
+        kind = "an empty file" if values is None else f"a {type(values).__name__}"
+        raise RecipeError(f"{path}:1:1: a {what} is a mapping of keys ({keys}), found {kind}.")
     return values, root
 
 
 def read_value(text: str) -> Any:
-    """Return the value that a recipe would read from this text: a number, true or false, text, a list.
+    """Return the value of a YAML text: a number, true or false, text, or a list.
 
     Raises:
-        RecipeError: it is not a value.
+        RecipeError: it is not valid YAML.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, *BAD_TAG) as error:
-        raise RecipeError(
-            f"{text!r} is not a value that YAML can read. Put it in quotes if it is meant as text."
-        ) from error
+    except (yaml.YAMLError, *TAG_ERRORS) as error:
+        raise RecipeError(f"{text!r} is not valid YAML. Put it in quotes if it is meant as text.") from error
 
 
 def dump(record: dict[str, Any]) -> str:
-    """Return a record as YAML that `read_document` reads back to an equal one."""
+    """Return a record as YAML that `read_document` reads back as an equal record."""
     text: str = yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without duplicate keys, where 1e-3 is a number (in YAML 1.1 it is text) and a date is text."""
+    """YAML loader that refuses duplicate keys and reads 1e-3 as a number (text in YAML 1.1) and a date as text."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name and form
-        letter: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-        for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's name and form
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -80,13 +78,13 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return dict(super().construct_mapping(node, deep))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts in quotes what `_StrictLoader` would not read as text."""
+    """YAML dumper that quotes text which `_StrictLoader` would not read as text."""
 
 
 for _resolver in (_StrictLoader, _Dumper):
@@ -96,14 +94,14 @@ for _resolver in (_StrictLoader, _Dumper):
 
 
 def position_of(node: Any, path: tuple[int | str, ...]) -> str:
-    """Return line:column of the innermost key of `path` that the document holds."""
+    """Return line:column of the innermost key of `path` that exists in the document."""
     mark = node.start_mark
     for part in path:
         if isinstance(node, yaml.MappingNode):
-            hit = next(((k, v) for k, v in node.value if k.value == part), None)
-            if hit is None:
+            entry = next(((k, v) for k, v in node.value if k.value == part), None)
+            if entry is None:
                 continue
-            mark, node = hit[0].start_mark, hit[1]
+            mark, node = entry[0].start_mark, entry[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             mark = node.start_mark

@@ -1,4 +1,4 @@
-"""What mergekit's merge methods and their parameters are called here, and where the two differ."""
+"""Table of mergekit's merge methods and parameters: our names for them, and the differences."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Parameter:
     """One parameter of a mergekit method.
 
     Attributes:
-        name: in mergekit.
-        setting: here; None for what only saves mergekit memory, or what its method does not use.
+        name: mergekit's name.
+        setting: our name; None if it only saves memory in mergekit or the method does not use it.
         each: mergekit reads one value per model.
-        default: mergekit's, or REQUIRED.
-        kind: number, or flag (true or false).
-        words: what true and false of a flag are called here.
-        refused: a value that mergekit acts on and nothing here does.
+        default: mergekit's default, or REQUIRED.
+        kind: "number", or "flag" (true or false).
+        words: our values for true and false of a flag.
+        refused: a value that has an effect in mergekit but no counterpart here.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Parameter:
     refused: Any = None
 
     def read(self, value: Any) -> Any:
-        """Return a value of the file as the value of the setting, a list of numbers as a gradient.
+        """Return the setting's value for a value in the file; a list of numbers becomes a gradient.
 
         Raises:
-            ValueError: it is no such value.
+            ValueError: the value has the wrong type.
         """
         if self.kind == "flag":
             if not isinstance(value, bool | int) or value not in (0, 1):
@@ -58,16 +58,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Counterpart:
-    """What a mergekit method is here.
+    """Our counterpart of a mergekit method.
 
     Attributes:
-        method: its name here.
-        base: what mergekit's base_model is: "vectors" are measured from it, "optional" the same if given, the "first" of
+        method: our name.
+        base: role of mergekit's base_model: task "vectors" start from it, "optional" likewise if given, the "first" of
             the two models, or an "input" like the others.
-        parameters: all that the method reads.
-        settings: that make ours compute what mergekit computes.
-        notes: where the two still differ: what is said, and the setting that does away with it where it is 1 (or empty).
-        finish: turns settings that have no counterpart one by one into ours.
+        parameters: all parameters that the method reads.
+        settings: settings with which our method computes what mergekit computes.
+        notes: remaining differences: (text, setting); none if that setting is 1, always if it is empty.
+        finish: converts settings that do not correspond one by one.
     """
 
     method: str
@@ -78,7 +78,7 @@ class Counterpart:
     finish: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
     def defaults(self) -> dict[str, Any]:
-        """Return our own defaults, which a recipe need not repeat."""
+        """Return the defaults of our method, which a recipe need not repeat."""
         return {
             field.name: field.default
             for field in dataclasses.fields(METHODS[self.method])
@@ -95,13 +95,13 @@ def _flag(name: str, setting: str | None, default: bool, words: tuple[Any, Any] 
 
 
 def _nuslerp_vectors(settings: dict[str, Any]) -> dict[str, Any]:
-    """Name the vectors that two flags of mergekit's pick: the tensor, its rows or its columns."""
+    """Convert mergekit's two flags to `vectors`: the tensor, its rows or its columns."""
     vectors = "tensor" if settings["flatten"] else "columns" if settings["columns"] else "rows"
     return {"weights": settings["weights"], "vectors": vectors}
 
 
-def _calm_della(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take the spread of probabilities from models of which everything is kept, where mergekit does not use it."""
+def _della_epsilon(settings: dict[str, Any]) -> dict[str, Any]:
+    """Set epsilon to 0 for models with density 1, for which mergekit does not use it."""
     density, epsilon = settings["density"], settings["epsilon"]
     if isinstance(density, list) and isinstance(epsilon, list):
         spread = [0.0 if d == 1 else e for d, e in zip(density, epsilon, strict=True)]
@@ -114,22 +114,22 @@ DENSITY = Parameter("density", "density", each=True, default=1.0)
 MEMORY = _flag("int8_mask", None, False)
 
 TIED = (
-    "entries that tie with the smallest one kept are kept too, and at least one is; mergekit keeps a fixed number, "
-    "by its order of sorting"
+    "all entries equal to the smallest kept entry are kept, and at least one; mergekit keeps a fixed number, in its "
+    "sorting order"
 )
 MASKS = (
-    "the random masks are others than mergekit's: here they depend on seed, model and tensor, not on the order of work"
+    "the random masks differ from mergekit's: they depend on seed, model and tensor, not on the order of computation"
 )
 NEAR = (
-    "tensors with a cosine above 0.9995 are turned on the arc; mergekit takes the straight line, which is shorter by "
-    "up to 0.013%"
+    "tensors with a cosine above 0.9995 are interpolated along the arc; mergekit takes the straight line, which is "
+    "shorter by up to 0.013%"
 )
 
 
 def _vectors(
     method: str, normalize: bool, *more: Parameter, rescale: bool | None = None, **settings: Any
 ) -> Counterpart:
-    """Return a method of task vectors: they share weight, normalize and lambda."""
+    """Return the counterpart of a task-vector method: all have weight, normalize and lambda."""
     named = {parameter.name for parameter in more}
     scaling = Parameter("rescale", None, default=False, kind="flag", refused=True if "density" in named else None)
     if rescale is not None:
@@ -143,7 +143,7 @@ def _vectors(
     )
     unused = () if "density" in named else (Parameter("density", None, each=True, default=1.0),)
     notes = ((MASKS if rescale is not None else TIED, "density"),) if "density" in named else ()
-    finish = _calm_della if method == "della" else dict
+    finish = _della_epsilon if method == "della" else dict
     return Counterpart(method, "vectors", (*shared, *more, *unused), settings, notes, finish)
 
 
@@ -171,7 +171,7 @@ COUNTERPARTS: dict[str, Counterpart] = {
         (Parameter("max_iter", None, default=10), Parameter("tol", None, default=1e-5)),
         notes=(
             (
-                "the mean is iterated until it stands still; mergekit stops at its tol or max_iter, whichever comes first",
+                "the mean is iterated until it converges; mergekit stops at its tol or max_iter, whichever comes first",
                 "",
             ),
         ),
@@ -199,14 +199,17 @@ COUNTERPARTS: dict[str, Counterpart] = {
         "arcee_fusion",
         "vectors",
         notes=(
-            ("quartiles are exact; mergekit samples a million entries of larger tensors, so that its seed counts", ""),
+            (
+                "quartiles are exact; mergekit samples a million entries of larger tensors, so its result depends on the seed",
+                "",
+            ),
         ),
     ),
     "passthrough": Counterpart("passthrough", "input", (Parameter("scale", "scale", each=True, default=1.0),)),
 }
 
-# What some method of mergekit's reads: in the file of another method mergekit passes over it.
+# Parameters that any mergekit method reads; in the file of another method mergekit ignores them.
 ALL_PARAMETERS = frozenset(p.name for c in COUNTERPARTS.values() for p in c.parameters)
 
-# Methods that mergekit computes in float32 whatever the models' dtype is, or that compute nothing.
-EXACT = frozenset({"linear", "slerp", "passthrough"})
+# Methods that mergekit computes in float32 for any dtype of the models, or that compute nothing.
+FLOAT32_METHODS = frozenset({"linear", "slerp", "passthrough"})

@@ -1,4 +1,4 @@
-"""mergekit's configuration as it is written: its keys, its models and slices, and what of it has no counterpart."""
+"""The mergekit configuration as written: its keys, models and slices, and checks for parts without a counterpart."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class _Part(BaseModel):
 
 
 class ModelItem(_Part):
-    """One of `models`."""
+    """An item of `models`."""
 
     model: str = Field(min_length=1)
     parameters: dict[str, Any] | None = None
 
 
 class Source(_Part):
-    """One of a slice's `sources`: the layers from the first up to, not with, the second of `layer_range`."""
+    """An item of a slice's `sources`; `layer_range` is [first, end), without the end."""
 
     model: str = Field(min_length=1)
     layer_range: tuple[StrictInt, StrictInt]
@@ -33,7 +33,7 @@ class Source(_Part):
 
 
 class OutputSlice(_Part):
-    """One of `slices`."""
+    """An item of `slices`."""
 
     sources: tuple[Source, ...]
     base_model: str | None = None
@@ -67,11 +67,11 @@ class Document(_Part):
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a merge, or of one slice of it.
+    """A model of a merge, or of one slice of it.
 
     Attributes:
-        where: in the file.
-        first, count: its layers in a slice; all layers if count is 0.
+        where: its position in the file.
+        first, count: first layer and number of layers in a slice; all layers if count is 0.
     """
 
     name: str
@@ -83,17 +83,17 @@ class Entry:
 
     @property
     def layers(self) -> str:
-        """The layers as a recipe writes them."""
+        """The layers in the notation of recipes."""
         return str(self.first) if self.count == 1 else f"{self.first}-{self.first + self.count - 1}"
 
 
 @dataclass(frozen=True)
 class Merges:
-    """What is merged with what.
+    """The models of each slice and the base.
 
     Attributes:
         slices: the models of each slice; one slice for a list of models.
-        base: name and revision of the model that task vectors are measured from, which is then none of those.
+        base: name and revision of the model that task vectors start from, which is then not in a slice.
     """
 
     slices: tuple[tuple[Entry, ...], ...]
@@ -101,19 +101,20 @@ class Merges:
 
 
 def check_document(document: Document) -> Counterpart:
-    """Return what the merge method is here.
+    """Return our counterpart of the merge method.
 
     Raises:
-        Fault: the method is not known, or the file asks for something that has no counterpart.
+        Fault: the method is unknown, or a part of the file has no counterpart.
     """
     if document.merge_method not in COUNTERPARTS:
         raise Fault(
             ("merge_method",),
-            f"unknown method {document.merge_method!r} of mergekit.{nearest(document.merge_method, COUNTERPARTS)}",
+            f"unknown mergekit method {document.merge_method!r}.{nearest(document.merge_method, COUNTERPARTS)}",
         )
     if document.modules is not None:
         raise Fault(
-            ("modules",), "modules (parts of a model merged apart) have no counterpart here; give models or slices"
+            ("modules",),
+            "modules (parts of a model merged separately) have no counterpart here; give models or slices",
         )
     if bool(document.models) == bool(document.slices):
         raise Fault(("slices",) if document.slices else ("models",), "give either models or slices")
@@ -124,36 +125,36 @@ def read_reference(text: str, where: Where) -> tuple[str, str | None]:
     """Return the model and revision of mergekit's repo@revision.
 
     Raises:
-        Fault: it asks for an adapter, or is no such text.
+        Fault: it names an adapter, or is not a valid reference.
     """
     if "+" in text:
-        raise Fault(where, f"{text!r} asks for a LoRA adapter (model+lora); merge it into its model first")
+        raise Fault(where, f"{text!r} names a LoRA adapter (model+lora); merge it into its model first")
     name, *revision = text.split("@")
     if len(revision) > 1 or not name or revision == [""]:
-        raise Fault(where, f"{text!r} is no model; expected a folder or a Hub id, with @revision if need be")
+        raise Fault(where, f"{text!r} is not a model; expected a folder or a Hub id, optionally with @revision")
     return name, revision[0] if revision else None
 
 
 def read_merges(document: Document, counterpart: Counterpart) -> Merges:
-    """Return the models that are merged, in our order: a base that counts as one of them stands first.
+    """Return the models to merge in our order: a base that is also an input comes first.
 
-    mergekit adds a base_model to the models where it is not listed, and leaves it out of the task vectors.
+    mergekit adds an unlisted base_model to the models, and leaves it out of the task vectors.
 
     Raises:
-        Fault: a base is missing, a model stands twice, or layers do not fit.
+        Fault: a base is missing, a model is listed twice, or layers do not fit.
     """
     base = None if document.base_model is None else read_reference(document.base_model, ("base_model",))
     if base is None and counterpart.base in ("vectors", "first"):
         raise Fault(("merge_method",), f"{document.merge_method} needs a base_model")
     slices = []
     if document.models:
-        listed = [
+        entries = [
             Entry(*read_reference(item.model, ("models", i, "model")), ("models", i), item.parameters)
             for i, item in enumerate(document.models)
         ]
-        if base is not None and base not in [(entry.name, entry.revision) for entry in listed]:
-            listed.append(Entry(*base, ("base_model",), None))
-        slices.append(listed)
+        if base is not None and base not in [(entry.name, entry.revision) for entry in entries]:
+            entries.append(Entry(*base, ("base_model",), None))
+        slices.append(entries)
     slices += [_sources(document, index, part) for index, part in enumerate(document.slices or ())]
     apart = base is not None and counterpart.base in ("vectors", "optional")
     ordered = tuple(_in_order(entries, base, counterpart) for entries in slices)
@@ -164,9 +165,12 @@ def read_merges(document: Document, counterpart: Counterpart) -> Merges:
 def _sources(document: Document, index: int, part: OutputSlice) -> list[Entry]:
     at: Where = ("slices", index)
     if part.residual_weight is not None:
-        raise Fault((*at, "residual_weight"), "residual_weight has no counterpart here, nor any effect in mergekit")
+        raise Fault(
+            (*at, "residual_weight"),
+            "residual_weight has no counterpart here, and no effect in mergekit",
+        )
     if part.base_model not in (None, document.base_model):
-        raise Fault((*at, "base_model"), "a slice with a base_model of its own has no counterpart here")
+        raise Fault((*at, "base_model"), "a slice with another base_model has no counterpart here")
     if not part.sources:
         raise Fault((*at, "sources"), "a slice needs sources: a list of model and layer_range")
     entries: list[Entry] = []
@@ -174,9 +178,7 @@ def _sources(document: Document, index: int, part: OutputSlice) -> list[Entry]:
         where: Where = (*at, "sources", i)
         first, end = source.layer_range
         if not 0 <= first < end:
-            raise Fault(
-                (*where, "layer_range"), f"[{first}, {end}] holds no layer; it runs up to, not with, the second"
-            )
+            raise Fault((*where, "layer_range"), f"[{first}, {end}] contains no layer; the end is exclusive")
         if entries and end - first != entries[0].count:
             raise Fault(
                 (*where, "layer_range"), f"{end - first} layers, but the slice's first source has {entries[0].count}"
@@ -192,27 +194,28 @@ def _in_order(
     names = [(entry.name, entry.revision) for entry in entries]
     for i, entry in enumerate(entries):
         if names[i] in names[:i]:
-            raise Fault(entry.where, f"{entry.name} stands twice among the models of one merge")
+            raise Fault(entry.where, f"{entry.name} is listed twice among the models of one merge")
     if base is None or (counterpart.base == "input" and base not in names):
         return tuple(entries)
     if base not in names:
         raise Fault(entries[0].where, f"base_model {base[0]} is not among the sources of this slice")
-    own = entries[names.index(base)]
-    others = tuple(entry for entry in entries if entry is not own)
+    base_entry = entries[names.index(base)]
+    others = tuple(entry for entry in entries if entry is not base_entry)
     if counterpart.base in ("first", "input"):
-        return (own, *others)
+        return (base_entry, *others)
     for entry in others:
-        if (entry.first, entry.count) != (own.first, own.count):
-            raise Fault(entry.where, "task vectors between different layers of model and base have no counterpart here")
+        if (entry.first, entry.count) != (base_entry.first, base_entry.count):
+            raise Fault(
+                entry.where,
+                "task vectors between different layers of model and base have no counterpart here",
+            )
     if not others:
-        raise Fault(own.where, "only the base_model is merged; give a model beside it")
+        raise Fault(base_entry.where, "the base_model is the only model; give another model to merge")
     return others
 
 
 def _check_revisions(slices: Sequence[Sequence[Entry]]) -> None:
-    seen: dict[str, str | None] = {}
+    revisions: dict[str, str | None] = {}
     for entry in (entry for entries in slices for entry in entries):
-        if seen.setdefault(entry.name, entry.revision) != entry.revision:
-            raise Fault(
-                entry.where, f"{entry.name} stands in two revisions; a recipe tells models apart by their names"
-            )
+        if revisions.setdefault(entry.name, entry.revision) != entry.revision:
+            raise Fault(entry.where, f"{entry.name} is listed with two revisions; a recipe identifies models by name")

@@ -1,8 +1,8 @@
-"""The parameters of a mergekit file as settings: filters, gradients and precedence.
+"""Convert the parameters of a mergekit file to settings and overrides: filters, gradients and precedence.
 
-mergekit looks a parameter up for every tensor: in the source's own parameters, then the slice's, then the file's; in a
-list of {filter, value} the first filter that is part of the tensor's name counts. Here a recipe has settings, and
-overrides of which the last that matches counts. Both are decisions by name; this module writes one as the other.
+mergekit looks up a parameter for every tensor: in the source's parameters, then the slice's, then the file's; in a list
+of {filter, value} the first filter contained in the tensor's name wins. A recipe has settings, and overrides of which
+the last match wins. Both are functions of the tensor's name; this module rewrites one as the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Where = tuple[int | str, ...]
 
 
 class Fault(Exception):
-    """Something in the file that has no counterpart: where, and what."""
+    """An error in the file: its position and the message."""
 
     def __init__(self, where: Where, message: str) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class Rule:
-    """A value for tensors whose names hold the filter; None holds for all."""
+    """A value for tensors whose names contain the filter; None matches all."""
 
     filter: str | None
     value: Any
@@ -37,11 +37,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Scope:
-    """The parameters written at one place of the file.
+    """One `parameters` mapping of the file.
 
     Attributes:
-        where: that place.
-        rules: parameter -> its rules, the first that matches counts.
+        where: its position in the file.
+        rules: parameter -> its rules, of which the first match wins.
     """
 
     where: Where
@@ -55,24 +55,24 @@ def read_scope(
     counterpart: Counterpart,
     warn: Callable[[str], None],
 ) -> Scope:
-    """Return the rules of one `parameters` mapping, its values as our settings have them.
+    """Return the rules of one `parameters` mapping, with the values converted to our settings.
 
     Raises:
-        Fault: mergekit has no such parameter, or the value does not fit.
+        Fault: mergekit has no such parameter, or the value has the wrong type.
     """
-    known = {parameter.name: parameter for parameter in counterpart.parameters}
+    by_name = {parameter.name: parameter for parameter in counterpart.parameters}
     rules: dict[str, tuple[Rule, ...]] = {}
     for name, value in (parameters or {}).items():
         if name not in ALL_PARAMETERS:
             raise Fault(
-                (*where, name), f"mergekit has no parameter {name!r}.{nearest(str(name), known or ALL_PARAMETERS)}"
+                (*where, name), f"mergekit has no parameter {name!r}.{nearest(str(name), by_name or ALL_PARAMETERS)}"
             )
-        if name not in known:
-            warn(f"{name} is no parameter of {method}: mergekit passes over it, and so does this recipe")
+        if name not in by_name:
+            warn(f"{name} is not a parameter of {method} and is ignored, as in mergekit")
             continue
-        rules[name] = _read_rules(known[name], value, (*where, name), warn)
-        if known[name].setting is None:
-            warn(f"{name} is left out: it has no part in what {method} computes here")
+        rules[name] = _read_rules(by_name[name], value, (*where, name), warn)
+        if by_name[name].setting is None:
+            warn(f"{name} is left out: {method} does not use it")
     return Scope(where, rules)
 
 
@@ -80,9 +80,9 @@ def _read_rules(parameter: Parameter, value: Any, where: Where, warn: Callable[[
     conditional = isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value))
     if not conditional:
         return (Rule(None, _read(parameter, value, where)),)
-    found: list[Rule] = []
-    listed = enumerate(value) if isinstance(value, list) else [(None, value)]
-    for number, item in listed:
+    rules: list[Rule] = []
+    items = enumerate(value) if isinstance(value, list) else [(None, value)]
+    for number, item in items:
         at = where if number is None else (*where, number)
         if not isinstance(item, Mapping) or "value" not in item:
             raise Fault(at, f"{parameter.name}: expected {{filter: ..., value: ...}}, found {item!r}")
@@ -91,16 +91,16 @@ def _read_rules(parameter: Parameter, value: Any, where: Where, warn: Callable[[
                 raise Fault((*at, key), f"unknown key {key!r}.{nearest(str(key), ('filter', 'value'))}")
         chosen = item.get("filter")
         if chosen is not None and not isinstance(chosen, str):
-            raise Fault((*at, "filter"), f"a filter is text, part of a tensor's name; found {chosen!r}")
-        if found and found[-1].filter is None:
-            warn(f"{parameter.name}: what follows a value for all tensors never counts, in mergekit as here")
+            raise Fault((*at, "filter"), f"a filter must be text, a part of tensor names; found {chosen!r}")
+        if rules and rules[-1].filter is None:
+            warn(f"{parameter.name}: items after a value for all tensors have no effect, as in mergekit")
             break
         every = chosen in (None, "", "*")
         if chosen is not None and not every and any(mark in chosen for mark in "*?["):
-            warn(f"filter {chosen!r} is left out: mergekit's filters are plain text, and no tensor's name holds this")
+            warn(f"filter {chosen!r} is left out: mergekit's filters are plain text, and no tensor name contains this")
             continue
-        found.append(Rule(None if every else chosen, _read(parameter, item["value"], (*at, "value"))))
-    return tuple(found)
+        rules.append(Rule(None if every else chosen, _read(parameter, item["value"], (*at, "value"))))
+    return tuple(rules)
 
 
 def _read(parameter: Parameter, value: Any, where: Where) -> Any:
@@ -112,24 +112,25 @@ def _read(parameter: Parameter, value: Any, where: Where) -> Any:
 
 @dataclass(frozen=True)
 class _Decision:
-    """What one parameter is, of one model or of the merge: the first filter that matches counts, else the rest."""
+    """The value of one parameter by tensor name: that of the first matching filter, else the rest."""
 
     filters: tuple[str, ...]
     values: tuple[Any, ...]
     rest: Any
 
-    def at(self, held: Sequence[str]) -> Any:
-        """Return the value for a tensor whose name holds these filters."""
-        matching = (v for f, v in zip(self.filters, self.values, strict=True) if any(f in one for one in held))
+    def at(self, contained: Sequence[str]) -> Any:
+        """Return the value for a tensor whose name contains these filters."""
+        pairs = zip(self.filters, self.values, strict=True)
+        matching = (value for filter, value in pairs if any(filter in text for text in contained))
         return next(matching, self.rest)
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Settings for all tensors, and for those whose names hold a filter; of these the last that matches counts.
+    """Settings for all tensors, and overrides for tensors whose names contain a filter; the last match wins.
 
     Attributes:
-        overlaps: pairs of filters for which this is not mergekit's choice, should one tensor's name hold both.
+        overlaps: pairs of filters for which this differs from mergekit, if a tensor name contains both.
     """
 
     settings: Mapping[str, Any]
@@ -139,49 +140,49 @@ class Settled:
 
 @dataclass(frozen=True)
 class _Decisions:
-    """Every parameter of a merge, by the name of our setting and the number of the model it is of (or None)."""
+    """All parameters of a merge, by our setting's name and the model's number (None for the whole merge)."""
 
     counterpart: Counterpart
-    found: Mapping[tuple[str, int | None], _Decision]
+    by_setting: Mapping[tuple[str, int | None], _Decision]
 
-    def settings(self, held: Sequence[str] = ()) -> dict[str, Any]:
-        """Return our settings for a tensor whose name holds these filters."""
+    def settings(self, contained: Sequence[str] = ()) -> dict[str, Any]:
+        """Return our settings for a tensor whose name contains these filters."""
         raw: dict[str, Any] = {}
-        for (setting, model), decision in self.found.items():
+        for (setting, model), decision in self.by_setting.items():
             if model is None:
-                raw[setting] = decision.at(held)
+                raw[setting] = decision.at(contained)
             else:
-                raw.setdefault(setting, []).append(decision.at(held))
+                raw.setdefault(setting, []).append(decision.at(contained))
         settings = self.counterpart.finish(raw) | dict(self.counterpart.settings)
         return {key: _one_for_all(value) if key != "weights" else value for key, value in settings.items()}
 
 
-def settle(counterpart: Counterpart, scopes: Sequence[Scope], own: Sequence[tuple[str, Scope]]) -> Settled:
+def settle(counterpart: Counterpart, scopes: Sequence[Scope], by_model: Sequence[tuple[str, Scope]]) -> Settled:
     """Return the settings of a merge, and its overrides.
 
     Args:
         scopes: of the whole merge, the nearest first.
-        own: name and parameters of each model that is merged.
+        by_model: name and parameters of each model.
     Raises:
-        Fault: a parameter that mergekit requires is missing, or lists of filters stand in contradictory order.
+        Fault: a required parameter is missing, or two lists have filters in contradictory orders.
     """
-    found: dict[tuple[str, int | None], _Decision] = {}
+    by_setting: dict[tuple[str, int | None], _Decision] = {}
     for parameter in counterpart.parameters:
         if parameter.setting is None:
             continue
         if parameter.each:
-            for number, (model, scope) in enumerate(own):
-                found[parameter.setting, number] = _decide(parameter, [scope, *scopes], model)
+            for number, (model, scope) in enumerate(by_model):
+                by_setting[parameter.setting, number] = _decide(parameter, [scope, *scopes], model)
         else:
-            found[parameter.setting, None] = _decide(parameter, scopes)
-    decisions = _Decisions(counterpart, found)
+            by_setting[parameter.setting, None] = _decide(parameter, scopes)
+    decisions = _Decisions(counterpart, by_setting)
     settings = decisions.settings()
-    order = _order([decision.filters for decision in found.values()], scopes[-1].where)
-    # What no filter changes is not repeated; what one changes every override states, for the last one counts.
+    order = _order([decision.filters for decision in by_setting.values()], scopes[-1].where)
+    # An override repeats every setting that any filter changes, because only the last match counts.
     varying = {k for name in order for k, v in decisions.settings((name,)).items() if v != settings[k]}
 
-    def at(*held: str) -> dict[str, Any]:
-        return {key: value for key, value in decisions.settings(held).items() if key in varying}
+    def at(*contained: str) -> dict[str, Any]:
+        return {key: value for key, value in decisions.settings(contained).items() if key in varying}
 
     overrides = tuple((name, at(name)) for name in order)
     overlaps = tuple(
@@ -191,25 +192,25 @@ def settle(counterpart: Counterpart, scopes: Sequence[Scope], own: Sequence[tupl
 
 
 def _decide(parameter: Parameter, chain: Sequence[Scope], model: str | None = None) -> _Decision:
-    """Return what one parameter of one model is: mergekit's look-up, written as one list."""
+    """Return one parameter of one model: mergekit's look-up as one list of filters."""
     filters: list[str] = []
     values: list[Any] = []
     for rule in (rule for scope in chain for rule in scope.rules.get(parameter.name, ())):
         if rule.filter is None:
             return _Decision(tuple(filters), tuple(values), rule.value)
-        if not any(earlier in rule.filter for earlier in filters):  # else it never counts
+        if not any(earlier in rule.filter for earlier in filters):  # otherwise it never matches first
             filters.append(rule.filter)
             values.append(rule.value)
     if parameter.default is REQUIRED:
         of = f" of {model}" if model else ""
-        rest = " for the tensors that no filter names" if filters else ""
+        rest = " for the tensors that no filter matches" if filters else ""
         where = next((s for s in chain if parameter.name in s.rules), chain[0]).where
         raise Fault((*where, parameter.name), f"{parameter.name}{of} is required{rest}")
     return _Decision(tuple(filters), tuple(values), parameter.read(parameter.default))
 
 
 def _order(lists: Sequence[tuple[str, ...]], where: Where) -> list[str]:
-    """Return all filters, such that the one that counts comes last: the earlier in its list, and what holds another.
+    """Return all filters in an order in which the last match wins: earlier ones of a list last, contained filters first.
 
     Raises:
         Fault: two lists have two filters in opposite orders.
@@ -217,39 +218,39 @@ def _order(lists: Sequence[tuple[str, ...]], where: Where) -> list[str]:
     names = list(dict.fromkeys(name for filters in lists for name in filters))
     after = {name: {other for other in names if other != name and other in name} for name in names}
     for filters in lists:
-        for place, name in enumerate(filters):
-            after[name] |= {later for later in filters[place + 1 :] if later not in name and name not in later}
+        for index, name in enumerate(filters):
+            after[name] |= {later for later in filters[index + 1 :] if later not in name and name not in later}
     order: list[str] = []
     while len(order) < len(names):
         ready = [name for name in names if name not in order and after[name] <= set(order)]
         if not ready:
             stuck = ", ".join(repr(name) for name in names if name not in order)
-            raise Fault(where, f"filters {stuck} stand in different orders in two lists; list them in one order")
+            raise Fault(where, f"filters {stuck} have different orders in two lists; give them the same order")
         order.append(ready[-1])
     return order
 
 
 def _one_for_all(value: Any) -> Any:
-    """Return a list of equal values as the value."""
-    return value[0] if isinstance(value, list) and all(one == value[0] for one in value) else value
+    """Return a list of equal values as a single value."""
+    return value[0] if isinstance(value, list) and all(item == value[0] for item in value) else value
 
 
 def has_gradient(value: Any) -> bool:
-    """Tell whether a setting, or one of a list of them, changes from layer to layer."""
+    """Return whether a setting, or an item of a list of settings, is a gradient."""
     return any(map(has_gradient, value)) if isinstance(value, list) else is_gradient(value)
 
 
 def stretched(value: Any, offset: int, length: int, total: int) -> Any:
-    """Return a setting whose gradient runs over `length` of `total` layers as one that runs over all of them.
+    """Return a gradient over `length` of `total` layers, from `offset`, as a gradient over all layers.
 
-    mergekit's gradients run over each slice, ours over the whole model. Before and after its slice the value stays; over
-    a slice of one layer it is the last, as in mergekit. A total of 0 says that there are no slices.
+    mergekit's gradients run over each slice, ours over the whole model. Outside the slice the value is constant; for a
+    slice of one layer it is the last value, as in mergekit. A total of 0 means that there are no slices.
     """
     if isinstance(value, list):
-        return [stretched(one, offset, length, total) for one in value]
+        return [stretched(item, offset, length, total) for item in value]
     if not is_gradient(value) or total == 0 or length == total > 1:
         return value
     if length == 1:
         return value["gradient"][-1]
-    places = (min(max(layer - offset, 0), length - 1) for layer in range(total))
-    return {"gradient": [value_at(value, place / (length - 1)) for place in places]}
+    steps = (min(max(layer - offset, 0), length - 1) for layer in range(total))
+    return {"gradient": [value_at(value, step / (length - 1)) for step in steps]}

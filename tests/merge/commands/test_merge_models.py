@@ -178,7 +178,7 @@ BAD: dict[str, tuple[Callable[[], None], str, int, str]] = {
     "unknown option": (_nothing, "a b --methd slerp", 2, "No such option '--methd'. (Did you mean one of: '--method'"),
     "unknown setting": (_nothing, "a b --method slerp --set lan=1", 2, "no setting 'lan'. Did you mean 'lam'?"),
     "unknown axes": (_nothing, "a b --align weights --axes fnn", 2, "Did you mean 'ffn'?"),
-    "unknown dtype": (_nothing, "a b --out-dtype float31", 2, "out_dtype: expected 'float32', 'float16', 'bfloat16' or 'float64'"),
+    "unknown dtype": (_nothing, "a b --out-dtype float31", 2, "out_dtype: expected 'float32', 'float16', 'bfloat16' or"),
     "not a number": (_nothing, "a b --seed x", 2, "Invalid value for '--seed'"),
     "no value": (_nothing, "a b --method", 2, "Option '--method' requires an argument"),
     "empty text": (_empty_text, "a b --align activations --text empty.txt", 1, "empty.txt"),
