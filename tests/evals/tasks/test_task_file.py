@@ -156,7 +156,7 @@ def test_data_that_is_not_there_is_one_line(tmp_path: Path, data: str) -> None:
         ("positive: good", "positive: god", (":7:1: aliases: 'positive' stands for 'god', which is no class. Did",)),
         ("name: reviews", "name: re views", (":1:1: name: ",)),
         ("name: reviews", "name: mnli", (":1:1: name: 'mnli' is a task that is built in",)),
-        ("name: reviews", "name: reviews\nname: again", (":2:1: key 'name' stands twice",)),
+        ("name: reviews", "name: reviews\nname: again", (":2:1: key 'name' is given twice",)),
         (REVIEWS, "", ("a task file is a mapping of keys (name, data, columns, ...), found an empty file",)),
     ],
 )  # fmt: skip

@@ -83,8 +83,8 @@ FAULTS = {
         "models:\n- a\n- model: b\n  wieght: 3",
         "4:3: models.1.wieght: unknown key. Did you mean 'weight'?",
     ),
-    "duplicate key": ("models: [a, b]\nseed: 1\nseed: 2", "3:1: key 'seed' stands twice"),
-    "duplicate deeper": ("models: [a, b]\nalign: {by: none, by: weights}", "2:19: key 'by' stands twice"),
+    "duplicate key": ("models: [a, b]\nseed: 1\nseed: 2", "3:1: key 'seed' is given twice"),
+    "duplicate deeper": ("models: [a, b]\nalign: {by: none, by: weights}", "2:19: key 'by' is given twice"),
     "list as key": ("models: [a, b]\n? [a]\n: 3", "2:3: a key must be a name"),
     "number as key": ("models: [a, b]\n1: 2", ": 1: a key must be text"),
     "models of a wrong type": ("models: 5", "1:1: models: expected a list"),
@@ -150,7 +150,7 @@ FAULTS = {
     "a tab": ("models:\n\t- a", "2:1: found character '\\t'"),
     "two documents": ("models: [a, b]\n---\nseed: 1", "2:1: but found another document"),
     "a code tag": ("models: !!python/object/apply:os.system [a]", "1:9: could not determine a constructor"),
-    "a tag that does not fit": ("models: [a, b]\nseed: !!int x", "1:1: a tag (!!int, !!float, ...) does not fit"),
+    "a tag that does not fit": ("models: [a, b]\nseed: !!int x", "1:1: a YAML tag (!!int, !!float, ...) does not fit"),
     "an unknown anchor": ("models: *x", "1:9: found undefined alias"),
     "a control character": ("models: [a, b]\nmethod: \x00", "2:9: character 0 is not allowed"),
 }
@@ -205,7 +205,7 @@ def test_names_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
     [
         (["a", "b", "--set", "lam"], "--set expects KEY=VALUE, found 'lam'"),
         (["a", "b", "--set", "=3"], "--set expects KEY=VALUE, found '=3'"),
-        (["a", "b", "--set", "lam=[1"], "--set lam: '[1' is not a value"),
+        (["a", "b", "--set", "lam=[1"], "--set lam: '[1' is not valid YAML"),
         (["a", "b", "--set", "lam=1", "--set", "lam=2"], "setting lam is given twice"),
         (["a", "b", "--set", "weights=1,2", "--weights", "3,4"], "setting weights is given twice"),
         (["a", "b", "--weights", "1,x"], "--weights expects numbers separated by commas, found '1,x'"),
@@ -283,6 +283,6 @@ def test_both_ends_move_where_there_are_two(more: dict[str, Any]) -> None:
     record = {"models": ["a", "b"], "output": "out"}
     align = {"by": "learned", "both": True}
     assert make_recipe({**record, "align": align}).align.both
-    with pytest.raises(RecipeError, match="both moves the reference towards one model"):
+    with pytest.raises(RecipeError, match="both moves the reference towards one other model"):
         make_recipe({**record, **more, "align": align})
     assert not make_recipe({**record, **more, "align": {"by": "learned"}}).align.both

@@ -109,8 +109,8 @@ WRONG: dict[str, tuple[str, str]] = {
     "a density below zero": ("method: ties\nbase: c\nsettings: {density: -3}", "density must be a number above 0 to 1, found -3"),
     "a density of fifty": ("method: ties\nbase: c\nsettings: {density: 50}", "density must be a number above 0 to 1, found 50"),
     "weights of zero": ("settings: {weights: [0, 0]}", "sum to 0 and cannot be normalised"),
-    "no base": ("method: task_arithmetic", "measures task vectors from a base"),
-    "a base for nothing": ("base: c", "method linear takes no base"),
+    "no base": ("method: task_arithmetic", "merges task vectors and needs a base"),
+    "a base for nothing": ("base: c", "method linear uses no base"),
 }  # fmt: skip
 
 

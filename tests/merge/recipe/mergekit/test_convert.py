@@ -455,7 +455,7 @@ def test_overrides_choose_as_mergekits_filters_do(filters: str, tmp_path: Path) 
         "disjoint",
         "all through",
     )
-    assert "holds both" not in warnings(tmp_path, text)
+    assert "follows only" not in warnings(tmp_path, text)
 
 
 def test_a_models_own_parameters_go_before_the_files(tmp_path: Path) -> None:
@@ -476,7 +476,7 @@ def test_a_models_own_parameters_go_before_the_files(tmp_path: Path) -> None:
             assert ours(recipe, "weights", name) == [1.0, 3.0]
         else:
             assert ours(recipe, "weights", name) == expected
-    assert "holds both 'output' and 'attention' follows 'attention' alone" in warnings(tmp_path, text)
+    assert "contains 'output' and 'attention' follows only 'attention'" in warnings(tmp_path, text)
 
 
 def test_a_slices_parameters_go_between_its_sources_and_the_files(tmp_path: Path) -> None:
@@ -542,38 +542,42 @@ def test_a_gradient_over_a_slice_has_its_values_at_the_layers_of_the_slice(offse
 
 WARNED: list[tuple[str, str, str]] = [
     # what is said, the file that is told so, and one that is not
-    ("entries that tie", of_models("ties", "{density: 0.5}"), of_models("ties")),
-    ("entries that tie", of_models("breadcrumbs", "{density: 0.5}"), of_models("breadcrumbs")),
-    ("random masks are others", of_models("dare_ties", "{density: 0.5}"), of_models("dare_ties")),
-    ("random masks are others", of_models("della_linear", "{density: 0.5}"), of_models("della_linear")),
+    ("entries equal to the smallest kept entry", of_models("ties", "{density: 0.5}"), of_models("ties")),
+    ("entries equal to the smallest kept entry", of_models("breadcrumbs", "{density: 0.5}"), of_models("breadcrumbs")),
+    ("random masks differ", of_models("dare_ties", "{density: 0.5}"), of_models("dare_ties")),
+    ("random masks differ", of_models("della_linear", "{density: 0.5}"), of_models("della_linear")),
     ("cosine above 0.9995", PLAIN, of_models("linear", base=None)),
     ("stops at its tol or max_iter", of_models("karcher", base=None, a="{}", b="{}"), PLAIN),
     ("mergekit samples a million", "models: [{model: a}]\nmerge_method: arcee_fusion\nbase_model: b", PLAIN),
     ("after the layers", slerp("[0, 1]"), PLAIN),
     ("after the layers", of_models("ties", a="{weight: [1, 2]}"), of_models("ties")),
-    ("dtype bfloat16: mergekit rounds", slerp("0.5", "dtype: bfloat16"), slerp("0.5", "dtype: float32")),
-    ("merged in float32; mergekit computes in their dtype", of_models("ties"), of_models("ties") + "dtype: float32\n"),
-    ("merged in float32; mergekit computes in their dtype", of_models("ties"), PLAIN),
+    ("dtype bfloat16: only the result is rounded", slerp("0.5", "dtype: bfloat16"), slerp("0.5", "dtype: float32")),
+    (
+        "merged in float32; mergekit by default computes in their dtype",
+        of_models("ties"),
+        of_models("ties") + "dtype: float32\n",
+    ),
+    ("merged in float32; mergekit by default computes in their dtype", of_models("ties"), PLAIN),
     ("int8_mask is left out", of_models("ties", "{int8_mask: true}"), of_models("ties")),
     ("max_iter is left out", of_models("karcher", "{max_iter: 5}", None, a="{}", b="{}"), of_models("ties")),
     ("density is left out", of_models("task_arithmetic", "{density: 0.5}"), of_models("task_arithmetic")),
-    ("normalize is no parameter of slerp", slerp("0.5, normalize: true"), PLAIN),
+    ("normalize is not a parameter of slerp", slerp("0.5, normalize: true"), PLAIN),
     ("normalize of a is left out", of_models("linear", base=None, a="{weight: 1, normalize: true}"), PLAIN),
     ("weight of b is left out: a base_model has no task vector", of_models("ties", base="b"), of_models("ties")),
-    ("what follows a value for all tensors", slerp("[{value: 0.5}, {filter: self, value: 1}]"), PLAIN),
+    ("items after a value for all tensors", slerp("[{value: 0.5}, {filter: self, value: 1}]"), PLAIN),
     ("filter 'self*query' is left out", slerp("[{filter: self*query, value: 1}, {value: 0.5}]"), PLAIN),
     ("chat_template auto is left out", slerp("0.5", "chat_template: auto"), PLAIN),
     ("a union of WordPiece", slerp("0.5", "tokenizer_source: union"), slerp("0.5", "tokenizer_source: b")),
     ("a token that a model lacks", slerp("0.5", "tokenizer_source: b"), PLAIN),
     (
-        "filters 'layer.3.' count the layers of the result",
+        "filters 'layer.3.' use layer numbers of the result",
         "slices: [{sources: [{model: a, layer_range: [2, 4], parameters: "
         "{scale: [{filter: layer.3., value: 0.5}, {value: 1}]}}]}]\nmerge_method: passthrough",
         "slices: [{sources: [{model: a, layer_range: [0, 4], parameters: "
         "{scale: [{filter: layer.3., value: 0.5}, {value: 1}]}}]}]\nmerge_method: passthrough",
     ),
-    ("of the base_model", of_models("ties"), PLAIN),
-    ("of one at random", of_models("linear", base=None), PLAIN),
+    ("in mergekit from the base_model", of_models("ties"), PLAIN),
+    ("from an arbitrary model", of_models("linear", base=None), PLAIN),
     ("labels are matched by name", PLAIN, "models: [a, b]"),
 ]
 
@@ -588,20 +592,20 @@ def test_a_difference_is_named_where_there_is_one(said: str, told: str, not_told
 def test_filters_of_one_list_need_no_warning(tmp_path: Path) -> None:
     """A tensor that holds two of them follows the first in both tools; two lists with other filters may not agree."""
     one = slerp("[{filter: self, value: 0.1}, {filter: query, value: 0.2}, {value: 0.3}]")
-    assert "holds both" not in warnings(tmp_path, one)
+    assert "follows only" not in warnings(tmp_path, one)
     two = of_models(
         "linear",
         base=None,
         a="{weight: [{filter: self, value: 0.1}, {value: 1}]}",
         b="{weight: [{filter: query, value: 0.2}, {value: 1}]}",
     )
-    assert "holds both" in warnings(tmp_path, two)
+    assert "follows only" in warnings(tmp_path, two)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[str, str, str]] = [
-    ("merge_method: liner\nmodels: [{model: a}]", "1:1", "unknown method 'liner' of mergekit. Did you mean 'linear'?"),
+    ("merge_method: liner\nmodels: [{model: a}]", "1:1", "unknown mergekit method 'liner'. Did you mean 'linear'?"),
     ("models: [{model: a}]\nbase_model: b", "1:1", "merge_method: is required"),
     (PLAIN + "out_dtpye: float16", "5:1", "out_dtpye: unknown key. Did you mean 'out_dtype'?"),
     ("models:\n  - {model: a, wieght: 1}\nmerge_method: linear", "2:16", "unknown key. Known: model, parameters."),
@@ -616,7 +620,7 @@ REFUSED: list[tuple[str, str, str]] = [
     (of_models("ties", "{densitty: 0.5}"), "6:14", "no parameter 'densitty'. Did you mean 'density'?"),
     (slerp("[{fitler: self, value: 1}]"), "4:19", "unknown key 'fitler'. Did you mean 'filter'?"),
     (slerp("[{filter: self}]"), "4:18", "expected {filter: ..., value: ...}"),
-    (slerp("[{filter: 3, value: 1}]"), "4:19", "a filter is text"),
+    (slerp("[{filter: 3, value: 1}]"), "4:19", "a filter must be text"),
     (slerp("[0, {value: 1}]"), "4:18", "expected {filter: ..., value: ...}, found 0"),
     (slerp("[]"), "4:14", "a gradient is a list of finite numbers, found []"),
     (slerp("[0, yes]"), "4:14", "a gradient is a list of finite numbers"),
@@ -624,7 +628,7 @@ REFUSED: list[tuple[str, str, str]] = [
     (slerp(".nan"), "4:14", "t must be a finite number, found nan"),
     (slerp("true"), "4:14", "t must be a finite number, found True"),
     (slerp("1.5"), "4:1", "lam must be a number from 0 to 1, found 1.5"),
-    (slerp("[{filter: self, value: 0.5}]"), "4:14", "t is required for the tensors that no filter names"),
+    (slerp("[{filter: self, value: 0.5}]"), "4:14", "t is required for the tensors that no filter matches"),
     (
         of_models("linear", "{normalize: [true, false]}", None),
         "5:14",
@@ -633,16 +637,20 @@ REFUSED: list[tuple[str, str, str]] = [
     (of_models("linear", "{normalize: 2}", None), "5:14", "normalize must be true or false"),
     (of_models("ties", "{rescale: true}"), "6:14", "rescale: true has no counterpart here"),
     (of_models("linear", base=None, b="{}"), "3:16", "weight of b is required"),
-    ("modules: {a: {}}\nmerge_method: linear", "1:1", "modules (parts of a model merged apart) have no counterpart"),
+    (
+        "modules: {a: {}}\nmerge_method: linear",
+        "1:1",
+        "modules (parts of a model merged separately) have no counterpart",
+    ),
     ("merge_method: linear", "1:1", "give either models or slices"),
     (PLAIN + "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]", "5:1", "give either models or slices"),
     ("models: [{model: a+lora}]\nmerge_method: linear", "1:11", "LoRA adapter (model+lora); merge it into its model"),
-    ("models: [{model: a@b@c}]\nmerge_method: linear", "1:11", "'a@b@c' is no model"),
-    ('models: [{model: "a@"}]\nmerge_method: linear', "1:11", "'a@' is no model"),
+    ("models: [{model: a@b@c}]\nmerge_method: linear", "1:11", "'a@b@c' is not a model"),
+    ('models: [{model: "a@"}]\nmerge_method: linear', "1:11", "'a@' is not a model"),
     ("models: [{model: {path: a}}]\nmerge_method: linear", "1:11", "expected text"),
-    ("models: [{model: a}, {model: a}]\nmerge_method: karcher", "1:22", "a stands twice among the models"),
+    ("models: [{model: a}, {model: a}]\nmerge_method: karcher", "1:22", "a is listed twice among the models"),
     ("models: [{model: a}, {model: b}]\nmerge_method: slerp\nparameters: {t: 1}", "2:1", "slerp needs a base_model"),
-    ("models: [{model: a}]\nmerge_method: ties\nbase_model: a", "1:10", "only the base_model is merged"),
+    ("models: [{model: a}]\nmerge_method: ties\nbase_model: a", "1:10", "the base_model is the only model"),
     (
         "models: [{model: a}, {model: b}, {model: c}]\nmerge_method: slerp\nbase_model: a\nparameters: {t: 1}",
         "4:1",
@@ -650,30 +658,34 @@ REFUSED: list[tuple[str, str, str]] = [
     ),
     (PLAIN + "dtype: int8", "5:1", "unknown dtype 'int8'. Known: bfloat16, float16, float32, float64."),
     (PLAIN + "out_dtype: flaot16", "5:1", "unknown dtype 'flaot16'. Did you mean 'float16'?"),
-    (PLAIN + "chat_template: chatml", "5:1", "chat templates are not written here"),
+    (PLAIN + "chat_template: chatml", "5:1", "merge-models does not write chat templates"),
     (PLAIN + "tokenizer: {source: base, tokens: {x: {source: a}}}", "5:27", "tokenizer.tokens has no counterpart"),
     (
         PLAIN + "tokenizer: {source: base, pad_to_multiple_of: 8}",
         "5:27",
         "tokenizer.pad_to_multiple_of has no counterpart",
     ),
-    (PLAIN + "tokenizer: {source: a}\ntokenizer_source: a", "5:1", "say the same"),
-    (PLAIN + "tokenizer_source: c", "5:1", "tokenizer 'c' is none of the models"),
+    (PLAIN + "tokenizer: {source: a}\ntokenizer_source: a", "5:1", "mean the same"),
+    (PLAIN + "tokenizer_source: c", "5:1", "tokenizer 'c' is not one of the models"),
     (of_models("linear", base=None) + "tokenizer_source: base", "6:1", "tokenizer base needs a base_model"),
-    (SLICED.replace("[0, 2]", "[2, 2]"), "2:26", "[2, 2] holds no layer"),
+    (SLICED.replace("[0, 2]", "[2, 2]"), "2:26", "[2, 2] contains no layer"),
     (SLICED.replace("[2, 4]", "[2, 5]"), "3:59", "3 layers, but the slice's first source has 2"),
     (SLICED.replace("[0, 2]", "[0, 1.5]"), "2:43", "expected a whole number"),
-    (SLICED.replace("model: b", "model: a@v2"), "3:15", "a stands in two revisions"),
+    (SLICED.replace("model: b", "model: a@v2"), "3:15", "a is listed with two revisions"),
     (
         SLICED.replace("sources: [{model: a", "residual_weight: 1\n    sources: [{model: a"),
         "2:5",
         "residual_weight has no",
     ),
-    (SLICED.replace("sources: [{model: a", "base_model: c\n    sources: [{model: a"), "2:5", "a base_model of its own"),
+    (
+        SLICED.replace("sources: [{model: a", "base_model: c\n    sources: [{model: a"),
+        "2:5",
+        "a slice with another base_model",
+    ),
     (
         SLICED.replace("linear", "ties\nbase_model: a"),
         "2:15",
-        "only the base_model is merged",
+        "the base_model is the only model",
     ),
     (
         SLICED.replace("linear", "ties\nbase_model: c"),
@@ -697,13 +709,13 @@ REFUSED: list[tuple[str, str, str]] = [
             "[{model: a, layer_range: [0, 2], parameters: {weight: [{filter: x, value: 1}, {value: 2}]}}]",
         ),
         "1:1",
-        "filters that say one thing in one slice and another in the next",
+        "filters with different values in different slices",
     ),
     (
         "slices: [{sources: [{model: a, layer_range: [0, 2]}]}, {sources: [{model: a, layer_range: [0, 2]}]}]\n"
         "merge_method: passthrough\nparameters: {scale: [{filter: x, value: [1, 2]}, {value: 2}]}",
         "1:1",
-        "gradients under a filter, over several slices",
+        "gradients with a filter over several slices",
     ),
     (
         of_models(
@@ -713,7 +725,7 @@ REFUSED: list[tuple[str, str, str]] = [
             b="{weight: [{filter: y, value: 1}, {filter: x, value: 2}, {value: 3}]}",
         ),
         "5:1",
-        "filters 'x', 'y' stand in different orders in two lists",
+        "filters 'x', 'y' have different orders in two lists",
     ),
 ]
 

@@ -423,12 +423,12 @@ def test_an_override_that_names_only_the_head_names_nothing_that_is_merged(
     ("more", "match"),
     [
         ({"heads": "keepall"}, "heads: expected 'average', 'reference', 'drop' or 'keep-all', found 'keepall'"),
-        ({"heads": "drop", "slices": [{"layers": "0"}]}, "does not go with slices"),
+        ({"heads": "drop", "slices": [{"layers": "0"}]}, "cannot be combined with slices"),
         (
             {"heads": "average", "method": "greedy_soup", "settings": {"scorer": "score {model}"}},
-            "does not go with greedy_soup",
+            "cannot be combined with greedy_soup",
         ),
-        ({"heads": "keep-all", "evaluation": [{"task": "mnli"}]}, "does not go with evaluation"),
+        ({"heads": "keep-all", "evaluation": [{"task": "mnli"}]}, "cannot be combined with evaluation"),
     ],
 )
 def test_rules_that_do_not_go_with_the_rest_of_a_recipe(more: dict[str, Any], match: str) -> None:

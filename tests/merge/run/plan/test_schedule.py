@@ -99,7 +99,7 @@ def test_a_wrong_override_is_found_with_the_recipe(place: Path) -> None:
         ({"tensors": "*", "method": "sleep"}, "unknown method 'sleep'"),
         ({"tensors": "*", "settings": {"weights": [1, 2, 3]}}, "3 weights for 2 models"),
         ({"tensors": [], "settings": {}}, "tensors"),
-        ({"tensors": "*", "method": "ties"}, "measures task vectors from a base"),
+        ({"tensors": "*", "method": "ties"}, "merges task vectors and needs a base"),
         ({"tensors": "*", "metod": "ties"}, "unknown key. Did you mean 'method'"),
     ):
         with pytest.raises(RecipeError, match=expected):

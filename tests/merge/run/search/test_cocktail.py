@@ -299,7 +299,7 @@ def test_a_head_without_such_a_loss_is_refused_by_name(tmp_path: Path, config: d
 def test_a_label_column_is_cocktails_alone() -> None:
     """Another method would not read it, and say nothing."""
     values = {"models": ["a", "b"], "statistics": {"text": "t.jsonl", "label_column": "label"}}
-    with pytest.raises(RecipeError, match="label_column belongs to method cocktail"):
+    with pytest.raises(RecipeError, match="only method cocktail and align by: learned read label_column"):
         make_recipe({**values, "method": "fisher"})
     assert make_recipe({**values, "method": "cocktail"}).statistics.label_column == "label"
 

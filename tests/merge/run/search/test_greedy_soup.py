@@ -242,7 +242,7 @@ def test_with_overrides_a_soup_of_one_is_scored_too(place: Path) -> None:
 )  # fmt: skip
 def test_a_part_cannot_have_a_search_of_its_own(part: dict[str, Any]) -> None:
     values = {"models": ["a", "b"], "method": "greedy_soup", "settings": {"scorer": "s {model}"}, **part}
-    with pytest.raises(RecipeError, match="greedy_soup finds its weights once, for whole models"):
+    with pytest.raises(RecipeError, match="greedy_soup computes weights once, for whole models"):
         make_recipe(values)
     given = json.loads(json.dumps(values).replace('"lower_is_better": true', '"weights": [1, 2]'))
     if "overrides" in part and "method" not in part:
