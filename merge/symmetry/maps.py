@@ -89,19 +89,21 @@ def apply_map(mapped: Map, view: View, tensor: Tensor, dim: int, span: int, dual
     out = flat.to(torch.float64, copy=True)
     if view.role == "in":
         mapped = inverse_transpose(mapped, matrices) if dual is None else dual
-    out[..., positions] = _mapped_units(mapped, matrices, view, units)
+    out[..., positions] = map_units(mapped, view.shape, units)
     return out.movedim(-1, dim).unflatten(dim, tensor.shape[dim : dim + span])
 
 
-def _mapped_units(
-    mapped: Map, matrices: bool, view: View, units: Float[Tensor, "... units"]
-) -> Float[Tensor, "... units"]:
-    """Return the units after the map; the query heads of one key/value head all take the map of that head."""
-    n = view.shape[-1]
-    blocks = view.shape[0] if len(view.shape) > 1 else 1
-    queries = math.prod(view.shape[1:-1])
+def map_units(mapped: Map, shape: tuple[int, ...], units: Float[Tensor, "... units"]) -> Float[Tensor, "... units"]:
+    """Return the units after the map; the query heads of one key/value head all take the map of that head.
+
+    Args:
+        shape: units at each level of their view, blocks first.
+    """
+    n = shape[-1]
+    blocks = shape[0] if len(shape) > 1 else 1
+    queries = math.prod(shape[1:-1])
     split = units.reshape(-1, blocks, queries, n)
-    if matrices:
+    if is_full(mapped, shape if len(shape) == 1 else (blocks, n)):
         # Contiguous, or the last bits would depend on the memory layout: a map that was loaded must act as the one
         # saved.
         new = torch.einsum("rbqn,bmn->rbqm", split, mapped.reshape(blocks, n, n).contiguous())

@@ -30,7 +30,7 @@ from merge.alignment.solvers.balance import balance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_move
 from merge.alignment.solvers.descent import best_of_restarts, coordinate_descent
 from merge.alignment.solvers.descent_with_maps import Frame, acting_groups
-from merge.alignment.solvers.moments import Moments, check_seen, collect, level_names, level_sizes
+from merge.alignment.solvers.moments import CrossMoments, check_seen, collect, level_names, level_sizes
 from merge.progress import shown_by, silent, track
 from merge.symmetry.maps import is_matrix
 from merge.symmetry.permutation import Permutation, identity
@@ -220,11 +220,11 @@ def _gains(
         yield move, found
 
 
-def _correlation(site: Moments, shape: tuple[int, ...]) -> Tensor:
+def _correlation(site: CrossMoments, shape: tuple[int, ...]) -> Tensor:
     return site.correlation().reshape(*shape, *shape)
 
 
-def _covariance(site: Moments, shape: tuple[int, ...]) -> Tensor:
+def _covariance(site: CrossMoments, shape: tuple[int, ...]) -> Tensor:
     """Return covariances over the root of the mean variances of the blocks they are of."""
     covariance, *spread = site.covariance()
     means = [variance.reshape(shape).mean(-1, keepdim=True).expand(shape).reshape(-1) for variance in spread]

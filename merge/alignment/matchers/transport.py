@@ -32,6 +32,7 @@ from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, in_dtype
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks
 from merge.alignment.solvers.objective import Objective, weights_of
+from merge.alignment.solvers.unit_rows import unit_rows
 from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError
 from merge.symmetry.notation import View
@@ -152,7 +153,10 @@ def _apart(pair: Pair, axis: str, p: Permutation) -> Float[Tensor, "n_a n_b"]:
     for name, a in pair.a.items():
         b = pair.b[name]
         for k, (one, other) in _views(pair, name, axis):
-            left, right = (_rows(t, k, view) for t, view in ((a, one), (apply_axes(pair.spec.axes(name), p, b), other)))
+            left, right = (
+                unit_rows(t.double(), k, 1, unit_positions(view))
+                for t, view in ((a, one), (apply_axes(pair.spec.axes(name), p, b), other))
+            )
             left, right = (x / x.square().mean().sqrt().clamp_min(torch.finfo(x.dtype).tiny) for x in (left, right))
             total = total + torch.cdist(left, right).square()
     return torch.as_tensor(total).sqrt()
@@ -172,11 +176,6 @@ def _views(pair: Pair, name: str, axis: str) -> list[tuple[int, tuple[View, View
             f"{name} has axis {axis!r} twice; transport between different widths is not defined for it."
         )
     return found
-
-
-def _rows(tensor: Tensor, dim: int, view: View) -> Float[Tensor, "units rest"]:
-    units = tensor.double().movedim(dim, 0)[unit_positions(view).reshape(-1)]
-    return units.reshape(len(units), -1)
 
 
 def _fitted(pair: Pair, name: str, plans: Mapping[str, Tensor]) -> Tensor:

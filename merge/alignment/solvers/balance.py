@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.solvers.procrustes import balancing
+from merge.alignment.solvers.unit_rows import unit_rows
 from merge.symmetry.groups import Shape, complex_map, rotary_pairs
 from merge.symmetry.permutation import Permutation, unit_positions
 from merge.symmetry.spec import PermutationSpec
@@ -62,8 +63,7 @@ def factor_rows(
         for axis, along in zip(spec.axes(name), spec.views(name, tuple(tensor.shape)), strict=True):
             for view in along:
                 if view.map_axis in found and view.role != "=":
-                    flat = tensor.flatten(dim, dim + axis.span - 1).movedim(dim, 0)
-                    units = flat[unit_positions(view).reshape(-1)].double().reshape(*view.shape, -1)
+                    units = unit_rows(tensor, dim, axis.span, unit_positions(view)).double().unflatten(0, view.shape)
                     found[view.map_axis][view.role == "in"].append(units)
             dim += axis.span
     return found

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.symmetry.groups import Shape, complex_map, is_full
+from merge.symmetry.groups import Shape, complex_map
+from merge.symmetry.maps import map_units
 from merge.symmetry.permutation import unit_positions
 from merge.symmetry.spec import PermutationSpec
 
@@ -142,8 +143,7 @@ class Action:
         axis: whose map.
         dim, span: of the tensor's axes, laid flat.
         where: places of the units there, block by block; None for all of them in order.
-        shape: of the axis: (n,), or (blocks, n) inside blocks.
-        between: units are (blocks, between, n); every level between takes its block's map.
+        shape: units at each level of their view: (n,), (blocks, n) or (blocks, queries, n).
         into: whether the inverse transpose acts.
     """
 
@@ -152,7 +152,6 @@ class Action:
     span: int
     where: Tensor | None
     shape: Shape
-    between: int
     into: bool
 
 
@@ -172,7 +171,7 @@ def actions(
                 if view.map_axis in axes and view.role != "=":
                     where = unit_positions(view).reshape(-1)
                     whole = torch.equal(where, torch.arange(size))
-                    rest = (view.map_shape(), math.prod(view.shape[1:-1]), view.role == "in")
+                    rest = (view.shape, view.role == "in")
                     acting.append(Action(view.map_axis, dim, item.span, None if whole else where, *rest))
             dim += item.span
         if acting:
@@ -190,18 +189,7 @@ def moved(tensor: Tensor, acting: Sequence[Action], maps: Mapping[str, Both]) ->
         sizes = tensor.shape[action.dim : action.dim + action.span]
         flat = tensor.flatten(action.dim, action.dim + action.span - 1).movedim(action.dim, -1)
         units = flat if action.where is None else flat[..., action.where]
-        new = _mapped(mapped, action, units)
+        new = map_units(mapped, action.shape, units)
         out = new if action.where is None else flat.index_copy(-1, action.where, new)
         tensor = out.movedim(-1, action.dim).unflatten(action.dim, sizes)
     return tensor
-
-
-def _mapped(mapped: Tensor, action: Action, units: Float[Tensor, "... units"]) -> Float[Tensor, "... units"]:
-    n = action.shape[-1]
-    blocks = action.shape[0] if len(action.shape) > 1 else 1
-    split = units.reshape(-1, blocks, action.between, n)
-    if is_full(mapped, action.shape):
-        new = torch.einsum("rbqn,bmn->rbqm", split, mapped.reshape(blocks, n, n))
-    else:
-        new = split * mapped.reshape(blocks, 1, n)
-    return new.reshape(units.shape)

@@ -26,6 +26,7 @@ from merge.alignment.solvers.balance import BALANCES, balance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_move
 from merge.alignment.solvers.descent import busiest, shuffled
 from merge.alignment.solvers.objective import CHUNK, Touch, touches
+from merge.alignment.solvers.unit_rows import unit_rows
 from merge.symmetry.permutation import Permutation, identity, unit_positions
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes, axis_sizes, compose, inverse
@@ -152,7 +153,7 @@ class Frame:
         for touch in own:
             view = touch.view
             slot = (view.names, view.map_axis if view.role != "=" and view.map_axis in self.groups else "")
-            one, other = (unit_rows(self.spec, touch, side[touch.tensor]).to(self.device) for side in (a, b))
+            one, other = (_rows(self.spec, touch, side[touch.tensor]).to(self.device) for side in (a, b))
             product = (one @ other.T).cpu().double().reshape(*view.shape, *view.shape)
             gains[slot] = gains[slot] + product if slot in gains else product
         found = match_move(move, gains, self.groups)
@@ -160,12 +161,12 @@ class Frame:
         return Transform(Permutation({**self.still.indices, **known}, self.still.outer), found.maps)
 
 
-def unit_rows(spec: PermutationSpec, touch: Touch, tensor: Tensor) -> Float[Tensor, "units rest"]:
+def _rows(spec: PermutationSpec, touch: Touch, tensor: Tensor) -> Float[Tensor, "units rest"]:
     """Return the units of a view as rows, in float32, or float64 where the tensor is."""
     axes = spec.axes(touch.tensor)
     dim, span = sum(axis.span for axis in axes[: touch.item]), axes[touch.item].span
-    flat = tensor.flatten(dim, dim + span - 1).movedim(dim, 0)[unit_positions(touch.view).reshape(-1)]
-    return flat.reshape(len(flat), -1).to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
+    rows = unit_rows(tensor, dim, span, unit_positions(touch.view))
+    return rows.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 
 
 def dot(a: Tensor, b: Tensor) -> float:

@@ -28,39 +28,71 @@ AT_ONCE = 512
 
 
 # A unit whose variance is below this share of the average varies by rounding only; it correlates with nothing.
-DEAD = 1e-10
+DEAD_UNIT_VARIANCE = 1e-10
 
 
 class Moments:
-    """Running cross-moments of two activations about the first batch's mean: products in float32, all else in float64."""
+    """Running mean and variance of units about the first batch's mean; sums in float64.
+
+    Attributes:
+        count: rows so far.
+        calls: batches so far.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self.calls = 0, 0
+
+    def add(self, rows: Float[Tensor, "rows units"]) -> Float[Tensor, "rows units"]:
+        """Add a batch of rows, and return it about the first batch's mean, in its own dtype."""
+        if self.calls == 0:
+            self.shift = rows.mean(0)
+            self.sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+            self.squares = torch.zeros_like(self.sums)
+        rows = rows - self.shift
+        self.sums += rows.sum(0, dtype=torch.float64)
+        self.squares += rows.square().sum(0, dtype=torch.float64)
+        self.count, self.calls = self.count + len(rows), self.calls + 1
+        return rows
+
+    @property
+    def mean(self) -> Float[Tensor, " units"]:
+        return self.shift + self.sums / self.count
+
+    @property
+    def variance(self) -> Float[Tensor, " units"]:
+        return (self.squares / self.count - (self.sums / self.count).square()).clamp_min(0)
+
+    @property
+    def deviation(self) -> Float[Tensor, " units"]:
+        return self.variance.sqrt()
+
+
+class CrossMoments:
+    """Running cross-moments of two activations about the first batch's means; products in float32."""
+
+    def __init__(self) -> None:
+        self.a, self.b = Moments(), Moments()
+
+    @property
+    def count(self) -> int:
+        """Rows so far."""
+        return self.a.count
 
     def add(self, a: Float[Tensor, "rows m"], b: Float[Tensor, "rows n"]) -> None:
-        """Take in one batch of rows; row i of a and of b belong to the same token."""
-        if self.count == 0:
-            self.shift = (a.mean(0), b.mean(0))
-            self.sums = [torch.zeros(x.shape[1], dtype=torch.float64, device=x.device) for x in (a, b)]
-            self.squares = [torch.zeros(x.shape[1], dtype=torch.float64, device=x.device) for x in (a, b)]
+        """Add a batch of rows; row i of a and of b belong to the same token."""
+        if self.a.calls == 0:
             self.cross = torch.zeros(a.shape[1], b.shape[1], device=a.device)
-        a, b = a - self.shift[0], b - self.shift[1]
-        for k, x in enumerate((a, b)):
-            self.sums[k] += x.sum(0, dtype=torch.float64)
-            self.squares[k] += x.square().sum(0, dtype=torch.float64)
-        self.cross.addmm_(a.T, b)
-        self.count += len(a)
+        self.cross.addmm_(self.a.add(a).T, self.b.add(b))
 
     def covariance(self) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"], Float[Tensor, " n"]]:
         """Return covariances, and the variances of a's units and of b's; float64, on the CPU."""
-        means = [s.cpu() / self.count for s in self.sums]
-        spread = [(q.cpu() / self.count - m.square()).clamp_min(0) for q, m in zip(self.squares, means, strict=True)]
-        return self.cross.cpu().double() / self.count - means[0][:, None] * means[1], spread[0], spread[1]
+        a, b = (side.sums.cpu() / side.count for side in (self.a, self.b))
+        return self.cross.cpu().double() / self.a.count - a[:, None] * b, self.a.variance.cpu(), self.b.variance.cpu()
 
     def correlation(self) -> Float[Tensor, "m n"]:
         """Return Pearson correlations, float64; 0 for a unit that never varies."""
-        covariance, *spread = self.covariance()
-        factor = [torch.where(v > DEAD * v.mean(), v, torch.inf).rsqrt() for v in spread]
+        covariance, *variances = self.covariance()
+        factor = [torch.where(v > DEAD_UNIT_VARIANCE * v.mean(), v, torch.inf).rsqrt() for v in variances]
         return covariance * factor[0][:, None] * factor[1]
 
 
@@ -93,7 +125,7 @@ def level_sizes(names: tuple[str, ...], counts: Mapping[str, int], units: int) -
     return tuple(counts.get(name, rest) for name in names)
 
 
-def collect(pair: Pair) -> dict[str, list[Moments]]:
+def collect(pair: Pair) -> dict[str, list[CrossMoments]]:
     """Run both models over the batches and return the cross-moments of every site, by the names of the levels there.
 
     A last level that does not move is `-` and the name under which maps act on it.
@@ -103,8 +135,8 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
     movable = frozenset(pair.movable)
     sites = {site: axis for site, axis in pair.spec.sites().items() if movable.issuperset(axis.axis_names())}
-    found: dict[str, list[Moments]] = {}
-    tapped: dict[str, list[tuple[Tensor, Moments]]] = {}
+    found: dict[str, list[CrossMoments]] = {}
+    tapped: dict[str, list[tuple[Tensor, CrossMoments]]] = {}
     said: dict[str, list[Tensor]] = {}
     # A layer that is run several times (ALBERT) has as many things to say.
     every = "num_hidden_groups" in pair.config
@@ -116,7 +148,7 @@ def collect(pair: Pair) -> dict[str, list[Moments]]:
         a, b = _rows(said[site].pop(0), batch, site), _rows(activation, batch, site)
         if site not in tapped:
             views = [view for view in sites[site].views((a.shape[1],), counts) if view.movable]
-            tapped[site] = [(unit_positions(view).reshape(-1), Moments()) for view in views]
+            tapped[site] = [(unit_positions(view).reshape(-1), CrossMoments()) for view in views]
             for view, (_, moments) in zip(views, tapped[site], strict=True):
                 line = " ".join(f"-{view.map_only}" if name == "-" else name for name in view.names)
                 found.setdefault(line, []).append(moments)

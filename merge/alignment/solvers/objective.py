@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.pair import Pair
+from merge.alignment.solvers.unit_rows import unit_rows
 from merge.symmetry.notation import TensorAxis, View
 from merge.symmetry.permutation import Permutation, flat_index, take, unit_positions
 
@@ -189,10 +190,8 @@ class Objective:
             elif p is not None:
                 tensor = take(tensor, dim, axis.span, flat_index(axis, p, tuple(tensor.shape[dim : dim + axis.span])))
             dim += axis.span
-        flat = tensor.flatten(units, units + span - 1).movedim(units, 0)
-        whole = math.prod(touch.view.shape) == len(flat)
-        rows = flat if whole else flat[unit_positions(touch.view).reshape(-1)]
-        return rows.reshape(len(rows), -1)
+        whole = math.prod(touch.view.shape) == math.prod(tensor.shape[units : units + span])
+        return unit_rows(tensor, units, span, None if whole else unit_positions(touch.view))
 
 
 def same(left: State, right: State) -> bool:

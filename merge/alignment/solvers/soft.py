@@ -21,6 +21,7 @@ from torch import Tensor
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks
 from merge.alignment.solvers.objective import Objective
+from merge.alignment.solvers.unit_rows import unit_rows
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import Permutation, unit_positions, view_index
 
@@ -110,7 +111,7 @@ class Relaxation:
             moving = self.moving(name, soft)
             for k, item in enumerate(items):
                 others = moving[:k] + moving[k + 1 :]
-                gain = rows(a, item) @ rows(mixed(b, others), item).T
+                gain = unit_rows(a, item.dim, item.span) @ unit_rows(mixed(b, others), item.dim, item.span).T
                 gain *= weights.scale(name)
                 if k == 0:
                     total += float((gain.double() * moving[0][1]).sum())
@@ -133,12 +134,6 @@ def item_matrix(item: Item, soft: Soft) -> Float[Tensor, "n n"]:
         at = unit_positions(view).reshape(-1)
         out[at[:, None], at] = soft[view.names] if view.names in soft else torch.eye(len(at), dtype=like.dtype)
     return out
-
-
-def rows(tensor: Tensor, item: Item) -> Float[Tensor, "units rest"]:
-    """Return a tensor with the units of an item along the rows."""
-    flat = tensor.flatten(item.dim, item.dim + item.span - 1).movedim(item.dim, 0)
-    return flat.reshape(len(flat), -1)
 
 
 def mixed(tensor: Tensor, moving: Sequence[tuple[Item, Tensor]]) -> Tensor:

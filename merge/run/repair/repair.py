@@ -30,7 +30,7 @@ from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import AlignmentError
 from merge.progress import track
-from merge.run.repair.sites import Moments, Site, find_sites, measure
+from merge.run.repair.sites import Site, find_sites, measure
 from merge.symmetry.spec import PermutationSpec
 
 # A unit whose variance is below this share of its layer's average varies by rounding only: it is left as it is.
@@ -185,4 +185,4 @@ def _report(
         first, last = (float(ratio.median()) if len(ratio) else None for ratio in ratios)
         dead, bias = int((~live).sum()), all(site.bias is not None for site in own)
         kinds.append(RepairedKind(kind, len(own), len(live), dead, first, last, bias))
-    return RepairReport(tuple(kinds), max((moments.rows for moments in before.values()), default=0))
+    return RepairReport(tuple(kinds), max((moments.count for moments in before.values()), default=0))

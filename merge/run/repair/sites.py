@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.pair import in_dtype
+from merge.alignment.solvers.moments import Moments
 from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
 from merge.checkpoints.inputs import Batch
 from merge.errors import AlignmentError
@@ -41,32 +42,6 @@ class Site:
     out: int
     kind: str
     order: str
-
-
-class Moments:
-    """Running mean and variance of units, in float64, about the first batch's mean."""
-
-    def __init__(self) -> None:
-        self.rows, self.calls = 0, 0
-
-    def add(self, rows: Float[Tensor, "rows units"]) -> None:
-        """Take in the rows of one call of a layer."""
-        exact = rows.double()
-        if self.calls == 0:
-            self.shift = exact.mean(0)
-            self.sums, self.squares = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
-        exact = exact - self.shift
-        self.sums += exact.sum(0)
-        self.squares += exact.square().sum(0)
-        self.rows, self.calls = self.rows + len(rows), self.calls + 1
-
-    @property
-    def mean(self) -> Float[Tensor, " units"]:
-        return self.shift + self.sums / self.rows
-
-    @property
-    def deviation(self) -> Float[Tensor, " units"]:
-        return (self.squares / self.rows - (self.sums / self.rows).square()).clamp_min(0).sqrt()
 
 
 def find_sites(
@@ -146,7 +121,7 @@ def measure(
             def add(name: str, output: Tensor, mask: Tensor | None = mask) -> None:
                 nonlocal seen
                 site = watched[name]
-                moments.setdefault(site.weight, Moments()).add(_rows(output, mask, site))
+                moments.setdefault(site.weight, Moments()).add(_rows(output, mask, site).double())
                 seen += 1
                 if seen == share:
                     raise _EnoughError

@@ -17,7 +17,7 @@ from merge.alignment.matchers import activations
 from merge.alignment.matchers.activations import match_activations
 from merge.alignment.pair import Pair
 from merge.alignment.solvers.assignment import match_axis
-from merge.alignment.solvers.moments import Moments, collect
+from merge.alignment.solvers.moments import CrossMoments, collect
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError
@@ -29,7 +29,7 @@ def test_streamed_moments_give_pearson_correlations() -> None:
     generator = torch.Generator().manual_seed(0)
     a = 50 + torch.randn(1000, 5, generator=generator)
     b = a @ torch.randn(5, 7, generator=generator) - 30 + torch.randn(1000, 7, generator=generator)
-    sums = Moments()
+    sums = CrossMoments()
     for start, end in ((0, 3), (3, 400), (400, 401), (401, 1000)):
         sums.add(a[start:end], b[start:end])
     expected = np.corrcoef(a.double().numpy().T, b.double().numpy().T)[:5, 5:]
@@ -41,7 +41,7 @@ def test_a_unit_that_never_varies_correlates_with_nothing() -> None:
     generator = torch.Generator().manual_seed(1)
     a, b = torch.randn(200, 3, generator=generator), torch.randn(200, 3, generator=generator)
     a[:, 1] = 4.0
-    sums = Moments()
+    sums = CrossMoments()
     sums.add(a, b)
     correlation = sums.correlation()
     assert correlation[1].abs().max() == 0
@@ -147,7 +147,7 @@ def test_positions_that_pass_the_same_projection_are_not_tokens() -> None:
     assert {site.count for line in ("heads0 qk0", "heads1 qk1", "ffn0") for site in found[line]} == {tokens}
 
 
-def moments(config: Mapping[str, Any]) -> tuple[dict[str, list[Moments]], int]:
+def moments(config: Mapping[str, Any]) -> tuple[dict[str, list[CrossMoments]], int]:
     """Return what a batch of four texts makes a model say beside itself, and how many tokens it has."""
     structure, a = structure_of(config), canonical_tensors(config, 0, torch.float32)
     batch = random_inputs(config)[0]
