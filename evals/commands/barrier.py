@@ -11,8 +11,8 @@ import click
 
 from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
 from evals.commands.show import show
-from evals.predict.crew import crew
-from evals.predict.rendezvous import device_here
+from evals.predict.process_group import local_device
+from evals.predict.workers import worker_group
 from evals.run.options import EvalOptions, read_rows, reuse_result, stored_results
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options
@@ -90,7 +90,9 @@ def _barrier(a: str, b: str, task: EvalTask, settings: AlignEntry, points: int, 
         return record
     with rewritten(settings, heads.given, Path(tempfile.gettempdir()) / "barrier") as ready:
         rebased = rebase(settings, plan_heads(None, ready.models), options.seed)
-        predictor = make_predictor(pair[0], device=device_here(options.device), cache=not options.no_cache, crew=crew())
+        predictor = make_predictor(
+            pair[0], device=local_device(options.device), cache=not options.no_cache, workers=worker_group()
+        )
         curves, more = measure_pair(pair, ready.models, rebased, matched, points, predictor)
     alignment = rebased.aligned[0].to_json() if rebased.aligned else None
     notes = (*notes, *ready.notes, *rebased.notes, *more)

@@ -10,8 +10,8 @@ from evals.commands.barrier import barrier
 from evals.commands.compare import compare
 from evals.commands.options import SETTINGS
 from evals.commands.score import glue, hans, score, tasks
-from evals.predict.crew import dismiss, serve
-from evals.predict.rendezvous import end_with_launcher, leave, meet, met, world
+from evals.predict.process_group import end_with_launcher, exit_process, has_joined, join_group, rank_and_size
+from evals.predict.workers import release_workers, run_worker
 from merge.commands.terminal import start
 
 INTERRUPTED = 130
@@ -20,7 +20,7 @@ INTERRUPTED = 130
 @click.group(context_settings=SETTINGS, no_args_is_help=False)
 @click.version_option(package_name="merge-models", prog_name="evaluate-models")
 def evaluate() -> None:
-    """Measure models: scores on a task, the loss barrier between two models, a page with the curves.
+    """Evaluate models: scores on tasks, comparisons, the loss barrier between two models; with a page of tables and figures.
 
     \b
     Examples:
@@ -34,7 +34,7 @@ def evaluate() -> None:
       evaluate-models tasks
       torchrun --standalone --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
     """
-    meet()
+    join_group()
 
 
 for _command in (score, glue, hans, compare, barrier, tasks):
@@ -42,22 +42,23 @@ for _command in (score, glue, hans, compare, barrier, tasks):
 
 
 def main() -> None:
-    """Run evaluate-models; of several processes the first runs it, and the others do as it says."""
-    rank, size = world()
+    """Run evaluate-models; of several processes rank 0 runs the command, and the others work for it."""
+    rank, size = rank_and_size()
     end_with_launcher()
     if size == 1:
         start(evaluate, "evaluate-models", sys.argv[1:])
     else:
-        leave(serve() if rank else _lead())
+        exit_process(run_worker() if rank else _run_rank_0())
 
 
-def _lead() -> int:
-    """Run the command as the first of several processes; return the exit code."""
+def _run_rank_0() -> int:
+    """Run the command with the other processes as workers; return the exit code."""
     code: int | str | None = 0
     try:
         start(evaluate, "evaluate-models", sys.argv[1:])
     except SystemExit as stop:
         code = stop.code
-    if code != INTERRUPTED and met():  # interrupted, the others may be waiting for more than leave
-        dismiss()
+    # After an interruption the workers may be in the middle of a job; torchrun ends them.
+    if code != INTERRUPTED and has_joined():
+        release_workers()
     return code if isinstance(code, int) else int(code is not None)

@@ -70,7 +70,7 @@ def measure_pair(
         name = f"aligned ({aligned.by}; {aligned.choice.kept.name})"
         weights_at = partial(interpolate, *_endpoints(rewritten or pair, rebased, rebased.transforms))
         if rewritten is not None and not predictor.fits(rewritten[0]):
-            like_before = {"device": predictor.model.device, "cache": predictor.cache, "crew": predictor.crew}
+            like_before = {"device": predictor.model.device, "cache": predictor.cache, "workers": predictor.workers}
             predictor = make_predictor(rewritten[0], **like_before)
         # Both lines start at a, unless alignment moved or rewrote a too.
         measured = naive[:1] if rewritten is None and rebased.transforms[0] is None else []

@@ -50,10 +50,10 @@ def predict(model: Any, encoded: Encoded, label: str = "predicting") -> Float[Te
     """
     if not encoded.batches:
         raise TaskError("there are no rows to predict.")
-    return in_order(batch_logits(model, encoded.batches, proof_of(encoded), label), encoded)
+    return in_order(batch_logits(model, encoded.batches, probe_batch(encoded), label), encoded)
 
 
-def proof_of(encoded: Encoded) -> Batch:
+def probe_batch(encoded: Encoded) -> Batch:
     """Return the small batch on which the short cut is tried."""
     return {name: tensor[:2] for name, tensor in encoded.batches[0].items()}
 

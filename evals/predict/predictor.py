@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evals.predict.crew import Crew
 from evals.predict.logits import encode_rows, predict, token_budget
+from evals.predict.workers import WorkerGroup
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.inputs import Encoded
@@ -30,13 +30,13 @@ class Predictor:
         like: the checkpoint it was made for; what it loads must have its config and its tensors' shapes.
         model: on its device and in its dtype, in evaluation mode.
         cache: whether tokens are read from the cache and kept there.
-        crew: the processes that share the work; None for this one alone.
+        workers: the processes that share the work; None for this one alone.
     """
 
     like: Checkpoint
     model: Any = field(repr=False)
     cache: bool = True
-    crew: Crew | None = None
+    workers: WorkerGroup | None = None
 
     def fits(self, checkpoint: Checkpoint) -> bool:
         """Say whether `load` takes a checkpoint: same architecture, settings and shapes."""
@@ -70,14 +70,14 @@ class Predictor:
 
     def steps(self, encoded: Encoded) -> int:
         """Return how many batches this process goes through."""
-        return len(encoded.batches[:: self.crew.size if self.crew else 1])
+        return len(encoded.batches[:: self.workers.size if self.workers else 1])
 
     def logits(self, encoded: Encoded, label: str = "predicting") -> Float[Tensor, "rows classes"]:
         """Return the logits of every row under the weights it has now; float32, on the CPU."""
-        if self.crew is None:
+        if self.workers is None:
             return predict(self.model, encoded, label)
         names = tuple(sorted(self.like.written_name(name) for name in self.like.tensors))
-        return self.crew.predict(self.like.config, self.model, names, encoded, label)
+        return self.workers.predict(self.like.config, self.model, names, encoded, label)
 
 
 def make_predictor(
@@ -85,13 +85,13 @@ def make_predictor(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     cache: bool = True,
-    crew: Crew | None = None,
+    workers: WorkerGroup | None = None,
 ) -> Predictor:
     """Return a predictor that has this checkpoint's weights.
 
     Args:
         dtype: of weights and of all that is computed; below float32, `precision_change` says what that does.
-        cache, crew: as in Predictor.
+        cache, workers: as in Predictor.
     """
     if emulated(dtype, device):
         logging.getLogger(__name__).warning(
@@ -99,7 +99,7 @@ def make_predictor(
             str(dtype).removeprefix("torch."),
             torch.device(device).type,
         )
-    return Predictor(checkpoint, build_written(checkpoint, dtype).to(device), cache, crew)
+    return Predictor(checkpoint, build_written(checkpoint, dtype).to(device), cache, workers)
 
 
 def build_written(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:

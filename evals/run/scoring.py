@@ -80,14 +80,14 @@ def score_all(
 
 def _load(predictor: Predictor | None, checkpoint: Checkpoint, dtype: torch.dtype, options: EvalOptions) -> Predictor:
     """Return a predictor with a checkpoint's weights: the same one where it fits, else a new one."""
-    from evals.predict.crew import crew
     from evals.predict.predictor import make_predictor
-    from evals.predict.rendezvous import device_here
+    from evals.predict.process_group import local_device
+    from evals.predict.workers import worker_group
 
     if predictor is not None and predictor.fits(checkpoint):
         predictor.load(checkpoint)
         return predictor
-    return make_predictor(checkpoint, dtype, device_here(options.device), not options.no_cache, crew())
+    return make_predictor(checkpoint, dtype, local_device(options.device), not options.no_cache, worker_group())
 
 
 def _score(predictor: Predictor, checkpoint: Checkpoint, chosen: ChosenTask, options: EvalOptions) -> Scored:

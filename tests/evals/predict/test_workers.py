@@ -1,4 +1,4 @@
-"""Many processes say what one says, to the last bit, and end together when one of them fails."""
+"""Many processes give the results of one, to the last bit, and end together when one of them fails."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tiny import NLI, sentence
 from torch import Tensor
 
 from evals.commands.evaluate_models import evaluate, main
-from evals.predict import crew as processes
 from evals.predict import logits as predict
-from evals.predict.crew import Answer, Crew, Job
+from evals.predict import workers as processes
 from evals.predict.logits import in_order
 from evals.predict.predictor import Predictor, make_predictor
+from evals.predict.workers import Job, Share, WorkerGroup
 from evals.results.predictions import read_predictions_table, write_predictions_table
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import open_checkpoint
@@ -160,16 +160,16 @@ def test_a_process_that_is_killed_ends_all_with_one_line(
 def test_the_first_process_killed_ends_all(
     zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: Callable[..., list[tuple[int, str]]]
 ) -> None:
-    """It gives no leave: the other sees that it is gone."""
+    """It cannot release its worker, which sees that the connection is closed."""
     whole = predict.batch_logits
-    monkeypatch.setattr(processes, "TELLING_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "ERROR_REPORT_SECONDS", 0.1)
     monkeypatch.setattr(predict, "batch_logits", lambda *given: (die if os.environ["RANK"] == "0" else whole)(*given))
     assert forked([*words(zoo, tmp_path / "report"), "-q"]) == [(-signal.SIGKILL, ""), (1, "")]
     assert not (tmp_path / "report").exists()
 
 
 def test_a_mistake_in_the_words_is_said_once(zoo: Path, forked: Callable[..., list[tuple[int, str]]]) -> None:
-    """Nothing was predicted; the other process gets leave all the same."""
+    """Nothing was predicted; the worker is released all the same."""
     (first, said), (second, silent) = forked(["score", "mnly", str(zoo / "a"), "-q"])
     assert (first, second, silent) == (2, 0, "")
     assert "unknown task 'mnly'" in said
@@ -200,7 +200,7 @@ def encoded(predictor: Predictor) -> Encoded:
 
 
 class Loopback:
-    """The other processes of a crew, in this one: what is sent to them goes to workers, whose answers come back."""
+    """The workers of rank 0, in this process: they receive what is sent, and their shares come back."""
 
     def __init__(self, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.workers = [processes._Worker(rank, size) for rank in range(1, size)]
@@ -217,14 +217,14 @@ class Loopback:
         self.sent.append(tensor.clone())
         return tensor
 
-    def gather(self, answer: Answer) -> list[Answer]:
+    def gather(self, share: Share) -> list[Share]:
         assert self.job is not None
         tensors = {fact[0]: tensor for fact, tensor in zip(self.job.tensors, self.sent, strict=True)}
         done = [worker.do(self.job, tensors) for worker in self.workers]
         models = [worker.model for worker in self.workers]
         self.workers = [worker for _, worker in done]
         self.builds += sum(worker.model is not before for worker, before in zip(self.workers, models, strict=True))
-        return [*(said for said, _ in done[::-1]), answer]  # in whatever order they come
+        return [*(other for other, _ in done[::-1]), share]  # in whatever order they come
 
 
 @pytest.mark.parametrize("size", [2, 3, 40])
@@ -233,7 +233,7 @@ def test_shared_logits_are_those_of_one_process(
 ) -> None:
     """Bit for bit, with more processes than batches too; a model is built once, and takes the next weights."""
     loopback = Loopback(size, monkeypatch)
-    shared = replace(predictor, crew=Crew(size))
+    shared = replace(predictor, workers=WorkerGroup(size))
     assert len(encoded.batches) < 40
     first = predictor.logits(encoded)
     assert torch.equal(shared.logits(encoded), first)
@@ -247,9 +247,9 @@ def test_shared_logits_are_those_of_one_process(
 
 def test_batches_put_together_in_another_order_are_seen(predictor: Predictor, encoded: Encoded) -> None:
     """The control: the plan of batches decides which row a logit belongs to."""
-    from evals.predict.logits import batch_logits, proof_of
+    from evals.predict.logits import batch_logits, probe_batch
 
-    parts = batch_logits(predictor.model, encoded.batches, proof_of(encoded))
+    parts = batch_logits(predictor.model, encoded.batches, probe_batch(encoded))
     assert torch.equal(in_order(parts, encoded), predictor.logits(encoded))
     assert not torch.equal(in_order(parts[::-1], encoded), predictor.logits(encoded))
 
@@ -257,9 +257,9 @@ def test_batches_put_together_in_another_order_are_seen(predictor: Predictor, en
 def test_a_worker_that_fails_names_itself(
     predictor: Predictor, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers instead of leaving the others to wait, and builds anew for the next job."""
+    """It returns its error instead of making the others wait, and builds a new model for the next job."""
     loopback = Loopback(3, monkeypatch)
-    shared = replace(predictor, crew=Crew(3))
+    shared = replace(predictor, workers=WorkerGroup(3))
     with monkeypatch.context() as patch:
         patch.setattr("merge.checkpoints.transformers_model.build", lambda *_: [][0])
         with pytest.raises(TaskError, match="on 2 of 3 processes: process 2: IndexError: .*; process 1: IndexError"):
@@ -268,18 +268,18 @@ def test_a_worker_that_fails_names_itself(
     assert loopback.builds == 2
 
 
-def test_its_own_failure_is_raised_once_the_others_were_heard(
+def test_an_error_of_rank_0_is_raised_after_the_shares_are_gathered(
     predictor: Predictor, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They wait for its answer: without it they would wait for ever."""
+    """Workers wait for every process to give its share: without that of rank 0 they would wait for ever."""
     Loopback(2, monkeypatch)
-    heard: list[Answer] = []
-    monkeypatch.setattr(processes, "_gather", lambda answer: heard.append(answer) or [answer])
+    gathered: list[Share] = []
+    monkeypatch.setattr(processes, "_gather", lambda share: gathered.append(share) or [share])
 
     def fail(*_: object) -> None:
         raise MemoryError("full")
 
     monkeypatch.setattr("evals.predict.logits.batch_logits", fail)
     with pytest.raises(MemoryError, match="full"):
-        replace(predictor, crew=Crew(2)).logits(encoded)
-    assert [answer.fault for answer in heard] == ["failed"]
+        replace(predictor, workers=WorkerGroup(2)).logits(encoded)
+    assert [share.error for share in gathered] == ["failed"]

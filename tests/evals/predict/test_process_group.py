@@ -1,4 +1,4 @@
-"""The processes of an evaluation meet in time or say that they did not, and end with what started them."""
+"""The processes of an evaluation join in time or fail with an error, and end with the launcher that started them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from datetime import timedelta
 import pytest
 import torch
 
-from evals.predict import rendezvous as meeting
-from evals.predict.crew import crew
-from evals.predict.rendezvous import device_here, end_with_launcher, meet, world
+from evals.predict import process_group as rendezvous
+from evals.predict.process_group import end_with_launcher, join_group, local_device, rank_and_size
+from evals.predict.workers import worker_group
 from merge.errors import TaskError
 
 LIMIT = 60  # seconds after which the system ends each process of these tests, whoever was killed before
 
 
-def test_the_world_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process has a GPU of its own; without torchrun there is one process, and no crew."""
+def test_rank_and_size_are_those_that_torchrun_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has a GPU of its own; without torchrun there is one process, and no workers."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert world() == (0, 1)
-    assert crew() is None
-    assert (device_here("cpu"), device_here("cuda")) == ("cpu", "cuda:0")
+    assert rank_and_size() == (0, 1)
+    assert worker_group() is None
+    assert (local_device("cpu"), local_device("cuda")) == ("cpu", "cuda:0")
     for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert world() == (5, 8)
-    assert (device_here("cpu"), device_here("cuda")) == ("cpu", "cuda:1")
+    assert rank_and_size() == (5, 8)
+    assert (local_device("cpu"), local_device("cuda")) == ("cpu", "cuda:1")
 
 
 @pytest.fixture
@@ -41,19 +41,21 @@ def two(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(meeting, "MEETING", timedelta(seconds=1))
+    monkeypatch.setattr(rendezvous, "JOIN_TIMEOUT", timedelta(seconds=1))
     return monkeypatch
 
 
-def test_no_port_to_meet_at_is_an_error(two: pytest.MonkeyPatch) -> None:
+def test_no_port_to_join_at_is_an_error(two: pytest.MonkeyPatch) -> None:
     """Torchrun hands on a --master-port 0 as it is: each would look for the others where nobody can be."""
     two.setenv("MASTER_PORT", "0")
-    with pytest.raises(TaskError, match="2 processes cannot meet at address 127.0.0.1, port 0. Start .* --standalone"):
-        meet()
+    with pytest.raises(
+        TaskError, match="2 processes cannot join a group at address 127.0.0.1, port 0. Start .* --standalone"
+    ):
+        join_group()
 
 
 @pytest.mark.parametrize("keeper", ["the first process", "torchrun"])
-def test_they_meet_in_time_or_not_at_all(keeper: str, two: pytest.MonkeyPatch) -> None:
+def test_processes_join_in_time_or_not_at_all(keeper: str, two: pytest.MonkeyPatch) -> None:
     """The other one never comes, or torchrun, which keeps the store, is gone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -61,10 +63,12 @@ def test_they_meet_in_time_or_not_at_all(keeper: str, two: pytest.MonkeyPatch) -
     if keeper == "torchrun":
         two.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     begun = time.monotonic()
-    with pytest.raises(TaskError, match="process 0 of 2 met no others at 127.0.0.1, port .* Are all of them running"):
-        meet()
+    with pytest.raises(
+        TaskError, match="process 0 of 2 reached no other process at 127.0.0.1, port .* Are all of them running"
+    ):
+        join_group()
     assert time.monotonic() - begun < 20
-    assert not meeting.met()
+    assert not rendezvous.has_joined()
 
 
 def wait_in_python() -> None:
@@ -99,7 +103,7 @@ def test_a_process_ends_with_its_torchrun(
     wait: Callable[[], None], watching: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torchrun is killed and can end nobody. The control is another launcher, which may end before what it started."""
-    monkeypatch.setattr(meeting, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(rendezvous, "LAUNCHER_CHECK_SECONDS", 0.05)
     held, end = os.pipe()
     launcher = multiprocessing.get_context("fork").Process(target=launch, args=(wait, watching, end))
     launcher.start()
