@@ -25,7 +25,7 @@ from zoo.methods import exact, moved
 from zoo.pairs import open_pair
 
 from merge.alignment.choice.auto import folded_pair
-from merge.alignment.matchers.rotations import descend, unevenly
+from merge.alignment.matchers.rotations import match_by_sweeps, with_random_scales
 from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import in_canonical_form
 
@@ -37,8 +37,8 @@ def descents(contest: Contest, count: int, points: int, title: str) -> list[tupl
     kinds, ends, generator = frozenset(compared.kinds()), EndpointOutputs(folded), torch.Generator().manual_seed(0)
     found = []
     for k in range(count):
-        start = descend(unevenly(compared, generator), kinds, None).transform if k else None
-        alignment = descend(compared, kinds, start)
+        start = match_by_sweeps(with_random_scales(compared, generator), kinds, None).transform if k else None
+        alignment = match_by_sweeps(compared, kinds, start)
         aligned = moved(folded, alignment.transform)
         barrier = measure("descent", lambda _, aligned=aligned: aligned, contest, points).raw.barrier
         found.append((alignment.objective[-1], score([alignment.transform], folded, ends)[0][0], barrier))

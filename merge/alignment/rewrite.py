@@ -130,7 +130,7 @@ def _of_other_sizes(reference: Checkpoint, model: Checkpoint) -> bool:
 def _resized(
     settings: AlignEntry, reference: Checkpoint, model: Checkpoint, seed: int, folder: Path
 ) -> tuple[Checkpoint, str]:
-    from merge.alignment.matchers.transport import change, transported
+    from merge.alignment.matchers.transport import output_change, transported
     from merge.alignment.pair import Pair
     from merge.checkpoints.inputs import random_inputs
     from merge.text.calibrated import calibrate
@@ -140,7 +140,7 @@ def _resized(
     pair = Pair(spec_for(a.config), finite_tensors(a), finite_tensors(b), a.config, a.written_name, batches)
     carried = transported(pair)
     wanted = {k: v for k, v in a.structure.settings.items() if k in WIDTHS & set(a.structure.known)}
-    changed = change(pair, carried.tensors, b.config)
+    changed = output_change(pair, carried.tensors, b.config)
     widths = ", ".join(dict.fromkeys(f"{plan.shape[1]} to {plan.shape[0]}" for plan in carried.plans.values()))
     note = (
         f"not function-preserving: {model.source} was approximated, its feed-forward layers carried from {widths} units; its "

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from merge.alignment.pair import Pair
-from merge.alignment.solvers.objective import Objective, Touch, weights_of
+from merge.alignment.solvers.objective import Objective, Occurrence, weights_of
 
 # The least share of probed units that must be at home on every axis.
 AT_HOME = 0.9
@@ -86,9 +86,9 @@ def find_common_start(pair: Pair) -> CommonStart:
     objective = Objective(pair, weights_of(pair), pair.movable)
     shares: dict[str, list[float]] = {}
     probed = 0
-    for move, found in objective.touches.items():
-        for touches in _levels(found):
-            home = _at_home(objective, touches)
+    for move, found in objective.occurrences.items():
+        for occurrences in _levels(found):
+            home = _at_home(objective, occurrences)
             if len(home):
                 shares.setdefault(pair.spec.kind(move), []).append(float(home.float().mean()))
             probed += len(home)
@@ -100,22 +100,22 @@ def find_common_start(pair: Pair) -> CommonStart:
     )
 
 
-def _levels(found: Sequence[Touch]) -> list[list[Touch]]:
+def _levels(found: Sequence[Occurrence]) -> list[list[Occurrence]]:
     """Return the matrices of an axis, those together whose units are counted alike; vectors tell units apart badly."""
-    levels: dict[tuple[str, ...], list[Touch]] = {}
-    for touch in found:
-        if not touch.alone:
-            levels.setdefault(touch.view.names, []).append(touch)
+    levels: dict[tuple[str, ...], list[Occurrence]] = {}
+    for occurrence in found:
+        if not occurrence.alone:
+            levels.setdefault(occurrence.view.names, []).append(occurrence)
     return list(levels.values())
 
 
-def _at_home(objective: Objective, touches: Sequence[Touch]) -> Tensor:
+def _at_home(objective: Objective, occurrences: Sequence[Occurrence]) -> Tensor:
     """Return for the probed units of an axis that are not zero whether each is nearest to the one in its own place."""
     rows: tuple[list[Tensor], list[Tensor]] = [], []
     columns = 0
-    for touch in touches:
+    for occurrence in occurrences:
         for side, scales, found in zip("ab", (objective.weights.scale_a, objective.weights.scale_b), rows, strict=True):
-            found.append(objective.rows(touch, side, None).float() * scales[touch.tensor])
+            found.append(objective.rows(occurrence, side, None).float() * scales[occurrence.tensor])
         columns += rows[0][-1].shape[1]
         if columns >= COLUMNS:
             break

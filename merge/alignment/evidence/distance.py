@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from merge.alignment.pair import Pair
-from merge.alignment.solvers.balance import BALANCES, balance, factor_rows, laid
+from merge.alignment.solvers.balance import BALANCES, balance, factor_rows, joined_rows
 from merge.alignment.solvers.procrustes import orthogonal
 from merge.errors import AlignmentError
 from merge.symmetry.canonical import canonical_weights
@@ -55,7 +55,8 @@ def _gauge_fixed(pair: Pair, a: Tensors, b: Tensors) -> tuple[Tensors, Tensors]:
     sides, maps = [factor_rows(spec, side, rotated) for side in (a, b)], {}
     for axis in rotated:
         pairs = [
-            (laid(x, sizes[axis]), laid(y, sizes[axis])) for x, y in zip(*(rows[axis] for rows in sides), strict=True)
+            (joined_rows(x, sizes[axis]), joined_rows(y, sizes[axis]))
+            for x, y in zip(*(rows[axis] for rows in sides), strict=True)
         ]
         # The rotation with the largest trace of O^T sum(x y^T) brings y nearest to x.
         gains = [x @ y.mT for x, y in pairs if x is not None and y is not None]

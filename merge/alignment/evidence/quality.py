@@ -199,7 +199,7 @@ def _scores(pair: Pair) -> Iterator[tuple[View, Float[Tensor, "n n"]]]:
         return
     objective = Objective(pair, weights_of(pair), pair.movable)
     unmoved = identity(pair.spec, pair.shapes)
-    for move in objective.touches:
+    for move in objective.occurrences:
         for names, gain in objective.gains(move, unmoved).items():
             shape = tuple(gain.shape[: gain.ndim // 2])
             squares = [_squares(objective, move, names, side) for side in "ab"]
@@ -211,9 +211,9 @@ def _scores(pair: Pair) -> Iterator[tuple[View, Float[Tensor, "n n"]]]:
 def _squares(objective: Objective, move: str, names: tuple[str, ...], side: str) -> Float[Tensor, " n"]:
     """Return the squared norm of all weights of each unit, scaled as the gains are."""
     scale = objective.weights.scale_a if side == "a" else objective.weights.scale_b
-    touches = [touch for touch in objective.touches[move] if touch.view.names == names]
+    occurrences = [occurrence for occurrence in objective.occurrences[move] if occurrence.view.names == names]
     return torch.stack(
-        [(objective.rows(t, side, None).double() * scale[t.tensor]).square().sum(1) for t in touches]
+        [(objective.rows(t, side, None).double() * scale[t.tensor]).square().sum(1) for t in occurrences]
     ).sum(0)
 
 

@@ -24,7 +24,7 @@ from merge.alignment.masking import with_masked_words
 from merge.alignment.matchers.weights import match_weights
 from merge.alignment.midpoint import divergence, outputs_of, score, scored_tokens
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text, in_dtype
-from merge.alignment.solvers.objective import touches
+from merge.alignment.solvers.objective import occurrences
 from merge.checkpoints.transformers_model import set_weights
 from merge.progress import track
 from merge.symmetry.canonical import canonical_weights
@@ -33,11 +33,11 @@ from merge.symmetry.spec import parse
 
 # Batches that swaps are judged on, evenly over all from the shortest texts to the longest, and texts of each; where there
 # are no more than that, all.
-BATCHES, TEXTS = 2, 64
+MAX_BATCHES, MAX_TEXTS = 2, 64
 # Temperatures at the beginning and at the end, as shares of the divergence at the start.
-HOT, COLD = 0.3, 1e-4
+T_START, T_END = 0.3, 1e-4
 # A divergence below this share of the identity's is rounding: there is nothing to search for.
-EXACT = 1e-5
+NEGLIGIBLE = 1e-5
 
 
 def match_annealing(pair: Pair) -> Matcher:
@@ -61,7 +61,7 @@ def match_annealing(pair: Pair) -> Matcher:
             return Alignment(still, begun.kinds, (1.0,))
         start, value = (begun.permutation, matched) if matched < nothing else (still, nothing)
         values = [nothing, value] if value < nothing else [nothing]
-        if value > EXACT * nothing:
+        if value > NEGLIGIBLE * nothing:
             found = annealed(pair, kinds, start)
             reached = score([found], pair)[0][0]
             if reached < value:
@@ -86,7 +86,7 @@ def annealed(pair: Pair, kinds: frozenset[str], start: Permutation) -> Permutati
         tried = swapped(p, axis, generator)
         midpoint.move(tried, axis)
         reached = midpoint.divergence(tried)
-        temperature = first * HOT * (COLD / HOT) ** (step / max(steps - 1, 1))
+        temperature = first * T_START * (T_END / T_START) ** (step / max(steps - 1, 1))
         if math.log(max(float(torch.rand((), generator=generator)), 1e-12)) * temperature < value - reached:
             p, value = tried, reached
         else:
@@ -122,8 +122,8 @@ class _Midpoint:
         with torch.inference_mode():
             self.said = [[outputs_of(pair, model(**batch)) for model in ends] for batch in pair.batches]
         self.tensors = {
-            move: tuple(dict.fromkeys(touch.tensor for touch in found))
-            for move, found in touches(pair, pair.axes_of(kinds)).items()
+            move: tuple(dict.fromkeys(occurrence.tensor for occurrence in found))
+            for move, found in occurrences(pair, pair.axes_of(kinds)).items()
         }
         self.model = ends[0]
         set_weights(self.model, self._weights(start, tuple(pair.a)))
@@ -154,11 +154,11 @@ class _Midpoint:
 def some(pair: Pair) -> Pair:
     """Return the pair with the first texts of some of its batches, in float32; with all of them where they are few."""
     texts = sum(len(next(iter(batch.values()))) for batch in pair.batches)
-    count = len(pair.batches) if texts <= BATCHES * TEXTS else min(BATCHES, len(pair.batches))
+    count = len(pair.batches) if texts <= MAX_BATCHES * MAX_TEXTS else min(MAX_BATCHES, len(pair.batches))
     taken = [k * (len(pair.batches) - 1) // max(count - 1, 1) for k in range(count)]
-    batches = [{name: tensor[:TEXTS] for name, tensor in pair.batches[k].items()} for k in taken]
+    batches = [{name: tensor[:MAX_TEXTS] for name, tensor in pair.batches[k].items()} for k in taken]
     return replace(
         pair,
         batches=tuple(in_dtype(batch, torch.float32) for batch in batches),
-        text=replace(pair.text, scored=tuple(pair.text.scored[k][:TEXTS] for k in taken if pair.text.scored)),
+        text=replace(pair.text, scored=tuple(pair.text.scored[k][:MAX_TEXTS] for k in taken if pair.text.scored)),
     )

@@ -25,11 +25,11 @@ from merge.errors import AlignmentError
 from merge.symmetry.permutation import Permutation, identity
 
 # A step that gains less than this share of the objective is the last; and the most steps from one start.
-ENOUGH, MOST = 1e-6, 100
+REL_TOLERANCE, MAX_STEPS = 1e-6, 100
 # How much of the second start is the mixture of everything.
-SOFTENED = 0.8
+BARYCENTRE_SHARE = 0.8
 # An objective this near to that of equal models leaves nothing to search for.
-EQUAL = 1 - 1e-6
+EQUAL_MODELS = 1 - 1e-6
 
 
 def match_frank_wolfe(pair: Pair) -> Matcher:
@@ -40,15 +40,15 @@ def match_frank_wolfe(pair: Pair) -> Matcher:
         check_kinds(pair, kinds)
         begun = plain(kinds)
         objective = Objective(pair, weights, pair.axes_of(kinds))
-        if begun.objective[-1] > EQUAL or not objective.moving:
+        if begun.objective[-1] > EQUAL_MODELS or not objective.tensor_names:
             return begun
         relaxed, still = Relaxation(objective), identity(pair.spec, pair.shapes)
         best, value = begun.permutation, begun.objective[-1] * objective.entries
         mixture = relaxed.barycentre()
-        for start in (mixture, toward(relaxed.vertex(begun.permutation), mixture, SOFTENED)):
+        for start in (mixture, toward(relaxed.vertex(begun.permutation), mixture, BARYCENTRE_SHARE)):
             found = rounded(relaxed, maximised(relaxed, start)[0], still)
-            reached = sum(objective.shares(objective.moving, found).values())
-            if reached > value + ENOUGH * abs(value):
+            reached = sum(objective.terms(objective.tensor_names, found).values())
+            if reached > value + REL_TOLERANCE * abs(value):
                 best, value = found, reached
         history = (*begun.objective, value / objective.entries)
         return Alignment(best, begun.kinds, history if best is not begun.permutation else begun.objective)
@@ -68,13 +68,13 @@ def maximised(relaxed: Relaxation, start: Soft) -> tuple[Soft, tuple[float, ...]
             "axes. Use --align weights."
         )
     soft, history = start, list[float]()
-    for _ in range(MOST):
+    for _ in range(MAX_STEPS):
         value, gradient = relaxed.gradient(soft)
         history.append(value)
         vertex = relaxed.vertex(relaxed.best(gradient))
         slope, end = along(gradient, soft, vertex), relaxed.value(vertex)
         step, gained = parabola(value, slope, end)
-        if gained <= ENOUGH * abs(value):
+        if gained <= REL_TOLERANCE * abs(value):
             break
         soft = toward(soft, vertex, step)
     return soft, tuple(history)

@@ -32,16 +32,16 @@ from merge.symmetry.permutation import identity
 from merge.symmetry.spec import parse
 from merge.symmetry.transform import Transform, apply_transform, axis_sizes, check_transform, compose
 
-RATE, TEXTS = 1e-2, 16
-LAM = (0.4, 0.6)
+LEARNING_RATE, TEXTS_A_STEP = 1e-2, 16
+LAM_RANGE = (0.4, 0.6)
 # The rate was measured on models of this width; of wider matrices more entries change, and a step should turn no further.
-WIDTH = 64
+RATE_WIDTH = 64
 # What may be learned from; which of them is nearest differs from family to family.
 STARTS = (rotate_by_activations, rotate_by_weights, rotate_by_both)
 # How often the held-out texts are asked about in a run.
 CHECKS = 20
 # A map with a larger condition number than this would cost digits of weights that are stored in float32.
-WORST = 1e3
+MAX_CONDITION = 1e3
 
 Tensors = Mapping[str, Tensor]
 
@@ -56,7 +56,7 @@ def match_learned(pair: Pair) -> Matcher:
     """
     check_text(pair, "learned alignment")
     split(pair.batches)
-    starts = start(pair)
+    starts = best_start(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
@@ -71,7 +71,7 @@ def learn(pair: Pair, begun: Alignment, kinds: frozenset[str]) -> Alignment:
     return _Learner(pair, begun, axes).run() if axes else begun
 
 
-def start(pair: Pair) -> Matcher:
+def best_start(pair: Pair) -> Matcher:
     """Return the matcher whose alignments are learned from: of what STARTS find, that with the least loss half way.
 
     Heads are turned, whatever basis was asked for: they are about to be.
@@ -81,12 +81,12 @@ def start(pair: Pair) -> Matcher:
     matchers = [rotate(compared) for rotate in STARTS]
 
     def match(kinds: frozenset[str]) -> Alignment:
-        return min((matcher(kinds) for matcher in matchers), key=lambda begun: half_way(pair, begun))
+        return min((matcher(kinds) for matcher in matchers), key=lambda begun: midpoint_loss(pair, begun))
 
     return match
 
 
-def half_way(pair: Pair, begun: Alignment) -> float:
+def midpoint_loss(pair: Pair, begun: Alignment) -> float:
     """Return the mean loss half way under an alignment, on the texts that are not learned from."""
     return _Learner(pair, begun, {}).held_out()
 
@@ -162,8 +162,8 @@ class _Learner:
         generator = self.generator
         sizes = torch.tensor([float(len(rows)) for rows in self.rows])
         k = int(torch.multinomial(sizes, 1, generator=generator))
-        rows = self.rows[k][torch.randperm(len(self.rows[k]), generator=generator)[:TEXTS]]
-        lam = LAM[0] + (LAM[1] - LAM[0]) * float(torch.rand((), generator=generator))
+        rows = self.rows[k][torch.randperm(len(self.rows[k]), generator=generator)[:TEXTS_A_STEP]]
+        lam = LAM_RANGE[0] + (LAM_RANGE[1] - LAM_RANGE[0]) * float(torch.rand((), generator=generator))
         total, count = self._loss(self.lesson.draw(k, rows, generator), lam)
         optimiser.zero_grad()
         (total / count).backward()
@@ -203,14 +203,14 @@ def conditioned(ends: Sequence[Tensors], pair: Pair) -> bool:
     shapes = axis_sizes(pair.spec, pair.shapes)
     for axis, mapped in (item for maps in ends for item in maps.items()):
         sizes = torch.linalg.svdvals(mapped) if is_full(mapped, shapes[axis]) else mapped.abs()
-        if not bool((sizes.amax(-1) <= WORST * sizes.amin(-1)).all()):
+        if not bool((sizes.amax(-1) <= MAX_CONDITION * sizes.amin(-1)).all()):
             return False
     return True
 
 
 def _rate(part: Coordinates) -> float:
     square = len(CHARTS[part.group].shape(part.shape)) > len(part.shape)
-    return RATE * (min(1.0, WIDTH / part.shape[-1]) if square else 1.0)
+    return LEARNING_RATE * (min(1.0, RATE_WIDTH / part.shape[-1]) if square else 1.0)
 
 
 def _single(tensors: Tensors) -> dict[str, Tensor]:

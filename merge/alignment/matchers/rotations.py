@@ -27,9 +27,9 @@ from merge.alignment.masking import with_masked_words
 from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
 from merge.alignment.solvers.balance import balance
-from merge.alignment.solvers.blocks_with_maps import Slot, match_move
+from merge.alignment.solvers.blocks_with_maps import Slot, match_coordinate
 from merge.alignment.solvers.descent import best_of_restarts, coordinate_descent
-from merge.alignment.solvers.descent_with_maps import Frame, acting_groups
+from merge.alignment.solvers.descent_with_maps import MappedDescent, acting_groups
 from merge.alignment.solvers.moments import CrossMoments, check_seen, collect, level_names, level_sizes
 from merge.progress import shown_by, silent, track
 from merge.symmetry.maps import is_matrix
@@ -38,14 +38,14 @@ from merge.symmetry.transform import Transform, apply_transform, compose, invers
 
 MAX_SWEEPS = 15
 # A map that differs from the identity by less is rounding.
-ROUNDING = 1e-9
+MAP_TOLERANCE = 1e-9
 # Groups whose elements mix units, so that no unit has a spread of its own.
-TURNING = frozenset({"linear", "orthogonal", "orthogonal_one", "rotary", "rotary_adjacent"})
+MIXING_GROUPS = frozenset({"linear", "orthogonal", "orthogonal_one", "rotary", "rotary_adjacent"})
 
 
 def rotate_by_weights(pair: Pair) -> Matcher:
     """Return the matcher that aligns b to a by weights alone, with maps."""
-    return lambda kinds: descend(pair, kinds, None)
+    return lambda kinds: match_by_sweeps(pair, kinds, None)
 
 
 def rotate_by_activations(pair: Pair) -> Matcher:
@@ -73,7 +73,7 @@ def rotate_by_both(pair: Pair) -> Matcher:
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        return descend(pair, kinds, match_balanced(pair, kinds)[0])
+        return match_by_sweeps(pair, kinds, match_balanced(pair, kinds)[0])
 
     return match
 
@@ -85,10 +85,10 @@ def _alignment(pair: Pair, kinds: frozenset[str], found: Transform, values: tupl
 
 def _is_identity(axis: str, mapped: Tensor, p: Permutation) -> bool:
     one = torch.eye(mapped.shape[-1], dtype=mapped.dtype) if is_matrix(axis, mapped, p) else torch.ones_like(mapped)
-    return bool((mapped - one).abs().max() < ROUNDING)
+    return bool((mapped - one).abs().max() < MAP_TOLERANCE)
 
 
-def descend(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Alignment:
+def match_by_sweeps(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Alignment:
     """Return where sweeps end that begin at the better of a start and what is there; then of as many restarts as asked for.
 
     Restarts are told apart by what the model half way says to the pair's text; without text by J, which hardly can: where
@@ -99,55 +99,55 @@ def descend(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Align
             embeddings fix the residual, that the layers.
     """
     check_kinds(pair, kinds)
-    nothing = Frame(pair, kinds)
-    begun = Frame(pair, kinds, start) if start is not None else _first_pass(Frame(pair, kinds))
+    nothing = MappedDescent(pair, kinds)
+    begun = MappedDescent(pair, kinds, start) if start is not None else _first_pass(MappedDescent(pair, kinds))
     still = nothing.value
     best = begun if begun.value > still else nothing
-    history = (still, *_sweeps(best, nothing.moves))
+    history = (still, *_sweeps(best, nothing.coordinates))
     if pair.settings.restarts:
-        best, value = (_nearest if pair.batches else _highest)(pair, kinds, best)
+        best, value = (_best_by_text if pair.batches else _best_by_objective)(pair, kinds, best)
         history = history if value == history[-1] else (history[0], value)
-    return _alignment(pair, kinds, best.steps, history)
+    return _alignment(pair, kinds, best.transform, history)
 
 
-def _highest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, float]:
+def _best_by_objective(pair: Pair, kinds: frozenset[str], best: MappedDescent) -> tuple[MappedDescent, float]:
     """Return the restart with the highest J: each from the best so far with a part of it shuffled."""
     generator = torch.Generator().manual_seed(pair.settings.seed)
 
-    def attempt(best: Frame, order: Sequence[str]) -> tuple[Frame, float]:
-        frame = Frame(pair, kinds, best.shuffled(generator))
+    def attempt(best: MappedDescent, order: Sequence[str]) -> tuple[MappedDescent, float]:
+        frame = MappedDescent(pair, kinds, best.shuffled(generator))
         return frame, _sweeps(frame, order)[-1]
 
-    return best_of_restarts((best, best.value), best.moves, pair.settings.restarts, generator, attempt)
+    return best_of_restarts((best, best.value), best.coordinates, pair.settings.restarts, generator, attempt)
 
 
-def _nearest(pair: Pair, kinds: frozenset[str], best: Frame) -> tuple[Frame, float]:
+def _best_by_text(pair: Pair, kinds: frozenset[str], best: MappedDescent) -> tuple[MappedDescent, float]:
     """Return the restart whose model half way is nearest to what both ends say, `merge.alignment.midpoint`.
 
     Each begins where sweeps end that come from the best so far and see every tensor at another, random scale. Heard are the
     weights as they are merged, whatever form they are matched in.
     """
-    heard, nothing = with_masked_words(pair.as_merged), Frame(pair, kinds).value
+    heard, nothing = with_masked_words(pair.as_merged), MappedDescent(pair, kinds).value
     ends, generator = EndpointOutputs(heard), torch.Generator().manual_seed(pair.settings.seed)
     lowest = _quietly_scored(best, heard, ends)
     for _ in track(range(pair.settings.restarts), "restarting"):
-        begun = Frame(unevenly(pair, generator), kinds, best.steps)
-        _sweeps(begun, best.moves)
-        tried = Frame(pair, kinds, begun.steps)
-        _sweeps(tried, best.moves)
+        begun = MappedDescent(with_random_scales(pair, generator), kinds, best.transform)
+        _sweeps(begun, best.coordinates)
+        tried = MappedDescent(pair, kinds, begun.transform)
+        _sweeps(tried, best.coordinates)
         found = _quietly_scored(tried, heard, ends)
         if found < lowest and tried.value >= nothing:
             best, lowest = tried, found
     return best, best.value
 
 
-def _quietly_scored(frame: Frame, pair: Pair, ends: EndpointOutputs) -> float:
+def _quietly_scored(frame: MappedDescent, pair: Pair, ends: EndpointOutputs) -> float:
     """Return the midpoint score of one frame's steps, with no display of its own."""
     with shown_by(silent):
-        return score([frame.steps], pair, ends)[0][0]
+        return score([frame.transform], pair, ends)[0][0]
 
 
-def unevenly(pair: Pair, generator: torch.Generator) -> Pair:
+def with_random_scales(pair: Pair, generator: torch.Generator) -> Pair:
     """Return the pair with each tensor of both models times the same random factor, log-normal with a spread of one."""
     factors = {name: math.exp(float(torch.randn((), generator=generator))) for name in pair.a}
     a, b = (
@@ -157,14 +157,14 @@ def unevenly(pair: Pair, generator: torch.Generator) -> Pair:
     return replace(pair, a=a, b=b)
 
 
-def _sweeps(frame: Frame, order: Sequence[str]) -> tuple[float, ...]:
+def _sweeps(frame: MappedDescent, order: Sequence[str]) -> tuple[float, ...]:
     """Move a frame to where sweeps end; return J at its start and after each."""
     return coordinate_descent(frame, order, MAX_SWEEPS)
 
 
-def _first_pass(frame: Frame) -> Frame:
+def _first_pass(frame: MappedDescent) -> MappedDescent:
     matched: frozenset[str] = frozenset()
-    for move in frame.moves:
+    for move in frame.coordinates:
         frame.improve(move, matched)
         matched |= frame.axes_of(move)
     return frame
@@ -185,7 +185,7 @@ def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[
     indices, maps, units = dict(still.indices), dict[str, Tensor](), 0
     before = after = 0.0
     for move, gains in _gains(replace(pair, a=a, b=b), kinds, groups):
-        found = match_move(move, gains, groups)
+        found = match_coordinate(move, gains, groups)
         indices |= {axis: index for axis, index in found.indices.items() if axis in still.indices}
         maps |= found.maps
         squares = [gain.flatten(gain.ndim // 2).flatten(0, -2) for gain in gains.values()]
@@ -212,7 +212,7 @@ def _gains(
         for line in own:
             (names, axis), sites = level_names(line), collected.pop(line)  # let go of as soon as they are used
             count, shape = len(sites), level_sizes(names, counts, sites[0].cross.shape[0])
-            likeness = _covariance if groups.get(axis) in TURNING else _correlation
+            likeness = _covariance if groups.get(axis) in MIXING_GROUPS else _correlation
             gains = likeness(sites.pop(0), shape)
             while sites:
                 gains += likeness(sites.pop(0), shape)

@@ -31,16 +31,16 @@ from merge.errors import AlignmentError
 from merge.progress import track
 from merge.symmetry.permutation import Permutation, identity
 
-# Units of the largest axis: every step holds the products of ROUNDS normalisations of a matrix over them.
-LARGEST = 1024
-ROUNDS = 10
-RATE = 0.05
-# Of Z / temperature at the start, what the units that weight matching pairs are ahead by: one part in e^AHEAD.
-AHEAD = 1.0
-HOT, COLD = 1.0, 0.1
+# Units of the largest axis: every step holds the products of NORMALISATIONS normalisations of a matrix over them.
+MAX_UNITS = 1024
+NORMALISATIONS = 10
+LEARNING_RATE = 0.05
+# Of Z / temperature at the start, what the units that weight matching pairs are ahead by: one part in e^INIT_LOGIT.
+INIT_LOGIT = 1.0
+T_START, T_END = 1.0, 0.1
 # How often in a run the soft permutation is rounded, and how many roundings alike end it.
-CHECKS, ALIKE = 20, 4
-ENOUGH, EQUAL = 1e-6, 1 - 1e-6
+CHECKS, PATIENCE = 20, 4
+REL_TOLERANCE, EQUAL_MODELS = 1e-6, 1 - 1e-6
 
 # Axis -> parameters: (n, n), or (blocks, blocks, n, n) inside blocks, for every pair of them.
 Parameters = Mapping[str, Tensor]
@@ -60,10 +60,10 @@ def match_sinkhorn(pair: Pair) -> Matcher:
         relaxed = Relaxation(objective)
         _check_size(relaxed)
         begun = plain(kinds)
-        if begun.objective[-1] > EQUAL or not objective.moving:
+        if begun.objective[-1] > EQUAL_MODELS or not objective.tensor_names:
             return begun
         found, value = descended(relaxed, pair, begun.permutation)
-        if value <= begun.objective[-1] + ENOUGH * abs(begun.objective[-1]):
+        if value <= begun.objective[-1] + REL_TOLERANCE * abs(begun.objective[-1]):
             return begun
         return Alignment(found, begun.kinds, (*begun.objective, value))
 
@@ -73,10 +73,10 @@ def match_sinkhorn(pair: Pair) -> Matcher:
 def _check_size(relaxed: Relaxation) -> None:
     for names, view in relaxed.views.items():
         units = math.prod(view.shape)
-        if units > LARGEST:
+        if units > MAX_UNITS:
             raise AlignmentError(
-                f"sinkhorn takes axes of up to {LARGEST} units; axis {names[0]!r} has {units}, and every one of its steps would "
-                f"hold {ROUNDS * 2 * units * units * 4 / 1e9:.1f} GB for it. Use --align frank-wolfe."
+                f"sinkhorn takes axes of up to {MAX_UNITS} units; axis {names[0]!r} has {units}, and each of its steps would "
+                f"hold {NORMALISATIONS * 2 * units * units * 4 / 1e9:.1f} GB for it. Use --align frank-wolfe."
             )
 
 
@@ -88,22 +88,22 @@ def descended(relaxed: Relaxation, pair: Pair, start: Permutation | None) -> tup
     """
     objective, still = relaxed.objective, identity(pair.spec, pair.shapes)
     parameters = _origin(relaxed, still, start)
-    optimiser = torch.optim.Adam(list(parameters.values()), lr=RATE)
+    optimiser = torch.optim.Adam(list(parameters.values()), lr=LEARNING_RATE)
     steps, best, value = pair.settings.steps, still, -math.inf
     every, alike = max(1, steps // CHECKS), 0
     for step in track(range(steps), "descending on soft permutations"):
-        soft = soft_at(relaxed, parameters, HOT * (COLD / HOT) ** (step / max(steps - 1, 1)))
+        soft = soft_at(relaxed, parameters, T_START * (T_END / T_START) ** (step / max(steps - 1, 1)))
         optimiser.zero_grad()
         distance(relaxed, soft).backward()
         optimiser.step()
         if (step + 1) % every and step + 1 < steps:
             continue
         found = rounded(relaxed, {names: matrix.detach() for names, matrix in soft.items()}, still)
-        reached = sum(objective.shares(objective.moving, found).values()) / objective.entries
+        reached = sum(objective.terms(objective.tensor_names, found).values()) / objective.entries
         alike = alike + 1 if reached == value else 0
         if reached > value:
             best, value = found, reached
-        elif alike == ALIKE:
+        elif alike == PATIENCE:
             break
     return best, value
 
@@ -115,7 +115,7 @@ def _origin(relaxed: Relaxation, still: Permutation, start: Permutation | None) 
     for name in names:
         index = (start or still).indices[name]
         size = index.shape[-1]
-        ahead = AHEAD * torch.nn.functional.one_hot(index, size).to(relaxed.dtype) * (start is not None)
+        ahead = INIT_LOGIT * torch.nn.functional.one_hot(index, size).to(relaxed.dtype) * (start is not None)
         if index.ndim > 1:
             ahead = ahead[:, None].expand(len(index), len(index), size, size)
         parameters[name] = ahead.clone().requires_grad_()
@@ -124,7 +124,7 @@ def _origin(relaxed: Relaxation, still: Permutation, start: Permutation | None) 
 
 def soft_at(relaxed: Relaxation, parameters: Parameters, temperature: float) -> Soft:
     """Return the soft permutation of these parameters; blocks times what is inside each pair of them."""
-    made = {name: sinkhorn(z / temperature, ROUNDS) for name, z in parameters.items()}
+    made = {name: sinkhorn(z / temperature, NORMALISATIONS) for name, z in parameters.items()}
     return {names: _product(names, view.shape, made) for names, view in relaxed.views.items()}
 
 
@@ -155,8 +155,8 @@ def distance(relaxed: Relaxation, soft: Soft) -> Tensor:
     """
     objective, total = relaxed.objective, torch.zeros(())
     weights = objective.weights
-    for name in objective.moving:
+    for name in objective.tensor_names:
         a, b = weights.a[name] * weights.scale_a[name], weights.b[name] * weights.scale_b[name]
-        moved = mixed(b.to(relaxed.dtype), relaxed.moving(name, soft))
+        moved = mixed(b.to(relaxed.dtype), relaxed.matrices(name, soft))
         total = total + (a.to(relaxed.dtype) - moved).square().sum()
     return total / objective.entries

@@ -39,8 +39,8 @@ from merge.symmetry.notation import View
 from merge.symmetry.permutation import Permutation, apply_axes, identity, unit_positions
 
 # Up to so many copies of units a plan is exact; beyond, its entropy is held up by this share of the mean cost.
-COPIES = 4096
-BLUR, ROUNDS = 0.01, 2000
+MAX_COPIES = 4096
+ENTROPY, MAX_ROUNDS = 0.01, 2000
 
 
 def match_transport(pair: Pair) -> Matcher:
@@ -52,10 +52,10 @@ def match_transport(pair: Pair) -> Matcher:
         objective, still = Objective(pair, weights, pair.axes_of(kinds)), identity(pair.spec, pair.shapes)
         p, matched = still, frozenset[str]()
         for seen_all in (False, True):
-            for move in objective.touches:
+            for move in objective.occurrences:
                 p = _carried(objective, move, p, None if seen_all else matched)
                 matched |= set(objective.axes_of(move))
-        values = [sum(objective.shares(objective.moving, q).values()) / objective.entries for q in (still, p)]
+        values = [sum(objective.terms(objective.tensor_names, q).values()) / objective.entries for q in (still, p)]
         names = tuple(kind for kind in pair.kinds() if kind in kinds)
         better = values[1] > values[0]
         return Alignment(p if better else still, names, tuple(values if better else values[:1]))
@@ -69,11 +69,11 @@ def _carried(objective: Objective, move: str, p: Permutation, matched: frozenset
     for names, likeness in objective.gains(move, p, matched).items():
         units = math.isqrt(likeness.numel())
         squares = [torch.zeros(units, dtype=torch.float64) for _ in "ab"]
-        for touch in objective.touches[move]:
-            if touch.view.names == names and (matched is None or touch.others <= matched):
+        for occurrence in objective.occurrences[move]:
+            if occurrence.view.names == names and (matched is None or occurrence.others <= matched):
                 for own, side in zip(squares, "ab", strict=True):
-                    scale = (weights.scale_a if side == "a" else weights.scale_b)[touch.tensor]
-                    own += objective.rows(touch, side, None).double().square().sum(1) * scale**2
+                    scale = (weights.scale_a if side == "a" else weights.scale_b)[occurrence.tensor]
+                    own += objective.rows(occurrence, side, None).double().square().sum(1) * scale**2
         apart = squares[0][:, None] + squares[1] - 2 * likeness.reshape(units, units)
         gains[names] = -apart.clamp_min(0).sqrt().reshape(likeness.shape)
     found = {move: match_axis(gains[move,])} if set(gains) == {(move,)} else match_blocks(gains)
@@ -113,7 +113,7 @@ def transported(pair: Pair) -> Transported:
     return Transported({n: _fitted(pair, n, plans) if n in inside else t for n, t in pair.b.items()}, plans)
 
 
-def change(pair: Pair, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
+def output_change(pair: Pair, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
     """Return how far outputs are from b's once it is these tensors: root mean square, in standard deviations of the output.
 
     Args:
@@ -193,13 +193,13 @@ def _fitted(pair: Pair, name: str, plans: Mapping[str, Tensor]) -> Tensor:
 def plan(cost: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     """Return the transport plan of least cost between n places and m units of equal mass; its entries sum to one.
 
-    Exact as long as both sides can be laid out as equally many copies, up to COPIES of them: the best plan between equal
-    masses is an assignment of copies. Beyond that, the plan is blurred by a little entropy (`blurred_plan`).
+    Exact as long as both sides can be laid out as equally many copies, up to MAX_COPIES of them: the best plan between equal
+    masses is an assignment of copies. Beyond that, the plan is blurred by a little entropy (`entropic_plan`).
     """
     n, m = cost.shape
     copies = math.lcm(n, m)
-    if copies > COPIES:
-        return blurred_plan(cost)
+    if copies > MAX_COPIES:
+        return entropic_plan(cost)
     rows, columns = (torch.arange(copies) // (copies // size) for size in (n, m))
     taken = match_axis(-cost.double()[rows][:, columns])
     found = torch.zeros(n, m, dtype=torch.float64)
@@ -207,7 +207,7 @@ def plan(cost: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     return found
 
 
-def blurred_plan(cost: Float[Tensor, "n m"], blur: float = BLUR, rounds: int = ROUNDS) -> Float[Tensor, "n m"]:
+def entropic_plan(cost: Float[Tensor, "n m"], blur: float = ENTROPY, rounds: int = MAX_ROUNDS) -> Float[Tensor, "n m"]:
     """Return the plan of least cost minus blur * mean(cost) * entropy, by Sinkhorn's scalings in logarithms."""
     n, m = cost.shape
     scores = -cost.double() / (blur * float(cost.mean()) or 1.0)

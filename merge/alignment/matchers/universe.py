@@ -35,7 +35,7 @@ from merge.alignment.solvers.soft import Relaxation, Soft, along, mixed, toward
 from merge.symmetry.permutation import Permutation, apply_axes, compose, identity, inverse
 
 # A round over all models that gains less than this share is the last; and the most rounds.
-ENOUGH, MOST = 1e-6, 100
+REL_TOLERANCE, MAX_ROUNDS = 1e-6, 100
 
 Tensors = dict[str, Tensor]
 
@@ -47,7 +47,7 @@ def match_universe(pairs: Sequence[Pair], kinds: frozenset[str]) -> list[Alignme
         pairs: each has the reference as a.
     """
     check_kinds(pairs[0], kinds)
-    family = _Family(pairs, kinds)
+    family = _Models(pairs, kinds)
     still = [identity(pairs[0].spec, pairs[0].shapes)] * (len(pairs) + 1)
     star = [still[0], *(match_weights(pair)(kinds).permutation for pair in pairs)]
     found = max((family.ascended(start) for start in (star, family.relaxed(still[0]))), key=family.value)
@@ -59,14 +59,14 @@ def match_universe(pairs: Sequence[Pair], kinds: frozenset[str]) -> list[Alignme
     return [Alignment(compose(back, one), names, tuple(history)) for one in found[1:]]
 
 
-class _Family:
+class _Models:
     """All the models of a run with every tensor at root mean square one; the reference is the first."""
 
     def __init__(self, pairs: Sequence[Pair], kinds: frozenset[str]) -> None:
         self.pair, self.movable = pairs[0], pairs[0].axes_of(kinds)
         first, *rest = [weights_of(pair) for pair in pairs]
         sides = [(first.a, first.scale_a), *((one.b, one.scale_b) for one in (first, *rest))]
-        names = Objective(self.pair, first, self.movable).moving
+        names = Objective(self.pair, first, self.movable).tensor_names
         self.models: list[Tensors] = [{n: tensors[n] * scale[n] for n in names} for tensors, scale in sides]
         self.count = len(self.models)
         entries = sum(tensor.numel() for tensor in self.models[0].values())
@@ -100,12 +100,12 @@ class _Family:
         found = list(start)
         placed = [self.moved(k, p) for k, p in enumerate(found)]
         value = self._alike(placed)
-        for _ in range(MOST):
+        for _ in range(MAX_ROUNDS):
             for k in range(self.count):
                 found[k] = PermutationDescent(self.against(k, placed)).run(found[k], rel_tolerance=0.0).permutation
                 placed[k] = self.moved(k, found[k])
             before, value = value, self._alike(placed)
-            if value - before <= ENOUGH * abs(before):
+            if value - before <= REL_TOLERANCE * abs(before):
                 break
         return found
 
@@ -120,18 +120,18 @@ class _Family:
         for k in range(1, self.count):
             placed[k] = self._mixed(solvers[k], softs[k], k)
         value = self._alike(placed)
-        for _ in range(MOST):
+        for _ in range(MAX_ROUNDS):
             for k in range(1, self.count):
                 solver = Relaxation(self.against(k, placed))
                 softs[k] = _step(solver, softs[k])
                 placed[k] = self._mixed(solver, softs[k], k)
             before, value = value, self._alike(placed)
-            if value - before <= ENOUGH * abs(before):
+            if value - before <= REL_TOLERANCE * abs(before):
                 break
         return [still, *(rounded(solvers[k], softs[k], still) for k in range(1, self.count))]
 
     def _mixed(self, solver: Relaxation, soft: Soft, k: int) -> Tensors:
-        return {name: mixed(tensor, solver.moving(name, soft)) for name, tensor in self.models[k].items()}
+        return {name: mixed(tensor, solver.matrices(name, soft)) for name, tensor in self.models[k].items()}
 
 
 def _step(solver: Relaxation, soft: Soft) -> Soft:

@@ -66,6 +66,6 @@ def match_by_circuits(pair: Pair) -> Matcher:
 def _from_the_better(descent: PermutationDescent, *starts: Permutation) -> tuple[float, Descended]:
     """Return J of the identity, which is the first start, and the descent from the second, or from it where it is no worse."""
     objective = descent.objective
-    unmoved, begin = ((start, objective.shares(objective.moving, start)) for start in starts)
+    unmoved, begin = ((start, objective.terms(objective.tensor_names, start)) for start in starts)
     at_identity = sum(unmoved[1].values())
     return at_identity, descent.run(*(begin if sum(begin[1].values()) > at_identity else unmoved))

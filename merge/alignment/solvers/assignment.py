@@ -18,11 +18,11 @@ from merge.errors import AlignmentError
 TIE_BREAK = 1e-9
 
 # From this size on the sparse problem is cheaper than the dense one.
-LARGE = 1024
+MIN_SPARSE_SIZE = 1024
 # Candidates of each place and of each unit in the sparse problem, and how often it may be widened.
-CANDIDATES, ROUNDS = 40, 8
+CANDIDATES, MAX_ROUNDS = 40, 8
 # Of the largest gain: how far a reduced gain may be above zero and count as rounding; far below the nudge.
-SLACK = 1e-11
+REL_SLACK = 1e-11
 # Rows of the matrix that are checked at a time.
 CHUNK = 256
 
@@ -52,7 +52,7 @@ def match_axis(gain: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
     best = torch.where(gain.diagonal() + nudge >= worth, torch.arange(len(gain)), best)
     if int(torch.bincount(best).max()) == 1:
         return best
-    found = match_sparse(gain, nudge) if len(gain) >= LARGE else None
+    found = match_sparse(gain, nudge) if len(gain) >= MIN_SPARSE_SIZE else None
     if found is not None:
         return found
     nudged = gain.clone()
@@ -77,7 +77,7 @@ def match_sparse(gain: Float[Tensor, "n n"], nudge: float = 0.0) -> Int[Tensor, 
 
     n, top = len(gain), max(-float(gain.min()), float(gain.max()))
     candidates = _candidates(gain)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         rows, columns = candidates.nonzero(as_tuple=True)
         if len(rows) > n * n // 8:
             return None
@@ -90,10 +90,10 @@ def match_sparse(gain: Float[Tensor, "n n"], nudge: float = 0.0) -> Int[Tensor, 
             return None
         places = torch.arange(n)
         own = gain[places, matched] + nudge * (places == matched)
-        price = _prices(entries - own[rows], matched[rows], columns, n, SLACK * top / 10)
+        price = _prices(entries - own[rows], matched[rows], columns, n, REL_SLACK * top / 10)
         if price is None:
             return None
-        if not _widen(candidates, gain, own - price[matched], price, SLACK * top):
+        if not _widen(candidates, gain, own - price[matched], price, REL_SLACK * top):
             return matched
     return None
 

@@ -27,7 +27,7 @@ from merge.symmetry.transform import Transform, axis_sizes
 
 # A head that shows a direction less than this share of its strongest is left as it is, and so is a unit whose factors differ
 # by more: they say nothing there, and a map that balanced them would cost digits.
-FAINT = 1e-4
+MIN_SINGULAR_RATIO = 1e-4
 
 Rows = Float[Tensor, "blocks n columns"]
 
@@ -47,7 +47,7 @@ def balance(
     rows = factor_rows(spec, tensors, stretched)
     maps = {}
     for axis in stretched:
-        out, into = (laid(found, sizes[axis]) for found in rows[axis])
+        out, into = (joined_rows(found, sizes[axis]) for found in rows[axis])
         if out is not None and into is not None:
             maps[axis] = BALANCES[groups[axis]](out, into).reshape(_map_shape(groups[axis], sizes[axis]))
     return Transform(still, maps)
@@ -69,7 +69,7 @@ def factor_rows(
     return found
 
 
-def laid(arrays: list[Tensor], shape: Shape) -> Rows | None:
+def joined_rows(arrays: list[Tensor], shape: Shape) -> Rows | None:
     """Return all columns side by side for every unit; those of a level between the blocks and the units count together."""
     if not arrays:
         return None
@@ -88,7 +88,7 @@ def _linear(out: Rows, into: Rows) -> Float[Tensor, "blocks n n"]:
     n = out.shape[1]
     maps = torch.eye(n, dtype=torch.float64).repeat(len(out), 1, 1)
     # With fewer columns than units some direction is never shown.
-    whole = (shown[:, -1] > FAINT * shown[:, 0]) & (min(out.shape[2], into.shape[2]) >= n)
+    whole = (shown[:, -1] > MIN_SINGULAR_RATIO * shown[:, 0]) & (min(out.shape[2], into.shape[2]) >= n)
     if bool(whole.any()):
         maps[whole] = balancing(out[whole], into[whole])
     return maps
@@ -100,7 +100,7 @@ def _scales(out: Rows, into: Rows) -> Float[Tensor, "blocks n"]:
 
 def _ratio(squares_in: Tensor, squares_out: Tensor) -> Tensor:
     """Return (|into| / |out|)^.5, and 1 where one of them is zero or next to the other as good as zero."""
-    whole = torch.minimum(squares_in, squares_out) > FAINT**2 * torch.maximum(squares_in, squares_out)
+    whole = torch.minimum(squares_in, squares_out) > MIN_SINGULAR_RATIO**2 * torch.maximum(squares_in, squares_out)
     return torch.where(whole, squares_in / torch.where(whole, squares_out, 1.0), 1.0) ** 0.25
 
 

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.solvers.assignment import match_axis, match_lazily
-from merge.alignment.solvers.group_elements import Element, best_element, most_worth
+from merge.alignment.solvers.group_elements import Element, best_element, score_bound
 
 # The names of a view's levels, and the axis whose maps act on the innermost; empty where none does.
 Slot = tuple[tuple[str, ...], str]
-ROUNDS = 20
+MAX_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class Blocks:
         """Return what no pair of blocks can be worth more than."""
         total = self.alone.clone()
         for axis, gain in self.single.items():
-            total += most_worth(self.groups[axis], gain)
+            total += score_bound(self.groups[axis], gain)
         if self.middle is not None:
-            each = sum((most_worth(self.groups[axis], gain) for axis, gain in self.double.items()), torch.zeros(()))
+            each = sum((score_bound(self.groups[axis], gain) for axis, gain in self.double.items()), torch.zeros(()))
             each = each if self.ordered is None else each + self.ordered
             total += each.amax(-1).sum(-1)
         return total
@@ -110,9 +110,9 @@ class Blocks:
         double = {axis: gain[g, h] for axis, gain in self.double.items()}
         size = next(iter(double.values())).shape[0] if double else 0
         fixed = torch.zeros(size, size, dtype=torch.float64) if self.ordered is None else self.ordered[g, h]
-        first = sum((most_worth(self.groups[axis], gain) for axis, gain in double.items()), fixed)
+        first = sum((score_bound(self.groups[axis], gain) for axis, gain in double.items()), fixed)
         found, best = match_axis(first), Inside(None, {}, float("-inf"))
-        for _ in range(ROUNDS):
+        for _ in range(MAX_ROUNDS):
             tried = self._around(found, single, double, fixed)
             if best.middle is not None and tried.worth <= best.worth:
                 break
@@ -153,7 +153,7 @@ class Matched:
     worth: float
 
 
-def match_turned(blocks: Blocks, which: Tensor | None = None) -> Matched:
+def match_blocks_with_maps(blocks: Blocks, which: Tensor | None = None) -> Matched:
     """Return the matching of blocks, and of what is inside them, that gains most.
 
     Args:
@@ -180,14 +180,14 @@ def match_turned(blocks: Blocks, which: Tensor | None = None) -> Matched:
     return Matched(indices, maps, alone + sum(one.worth for one in chosen))
 
 
-def match_plain(group: str, gain: Float[Tensor, "n n"], held: Float[Tensor, "n n"] | None, axis: str) -> Matched:
+def match_single_axis(group: str, gain: Float[Tensor, "n n"], held: Float[Tensor, "n n"] | None, axis: str) -> Matched:
     """Return the same of an axis that has no blocks: its best element."""
     element = best_element(group, gain, held)
     worth = element.worth(gain) + (0.0 if held is None else float(held.gather(1, element.index[:, None]).sum()))
     return Matched({axis: element.index}, {} if element.map is None else {axis: element.map}, worth)
 
 
-def match_move(move: str, gains: Mapping[Slot, Tensor], groups: Mapping[str, str]) -> Matched:
+def match_coordinate(move: str, gains: Mapping[Slot, Tensor], groups: Mapping[str, str]) -> Matched:
     """Return what gains most along one coordinate: an axis alone, or blocks together with what is inside them.
 
     Args:
@@ -196,8 +196,8 @@ def match_move(move: str, gains: Mapping[Slot, Tensor], groups: Mapping[str, str
     plain, held = ((move,), move), ((move,), "")
     if set(gains) <= {plain, held}:
         gain = gains[plain] if plain in gains else torch.zeros_like(gains[held])
-        return match_plain(groups[move], gain, gains.get(held), move)
-    return match_turned(Blocks(gains, groups))
+        return match_single_axis(groups[move], gain, gains.get(held), move)
+    return match_blocks_with_maps(Blocks(gains, groups))
 
 
 def _stacked(elements: list[Element]) -> Tensor | None:

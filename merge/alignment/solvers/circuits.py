@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.solvers.objective import Names, Objective, Touch
+from merge.alignment.solvers.objective import Names, Objective, Occurrence
 from merge.errors import AlignmentError
 from merge.symmetry.permutation import Permutation
 
@@ -39,12 +39,12 @@ def circuit_gains(objective: Objective, move: str, p: Permutation) -> dict[Names
     Raises:
         AlignmentError: no order inside these blocks has rows of both roles.
     """
-    rows: dict[tuple[Names, str], list[Touch]] = {}
-    for touch in objective.touches[move]:
-        names, role = touch.view.names, touch.view.role
-        if _is_basis(names) and touch.alone and role == "in":
+    rows: dict[tuple[Names, str], list[Occurrence]] = {}
+    for occurrence in objective.occurrences[move]:
+        names, role = occurrence.view.names, occurrence.view.role
+        if _is_basis(names) and occurrence.alone and role == "in":
             continue  # softmax cancels what a key bias adds
-        rows.setdefault((names, role if _is_basis(names) else ""), []).append(touch)
+        rows.setdefault((names, role if _is_basis(names) else ""), []).append(occurrence)
     found: list[tuple[Names, Tensor]] = []
     for (outs, out_role), (ins, in_role) in product(rows, rows):
         if (out_role, in_role) == ("out", "in") and outs[-1] == ins[-1]:
@@ -69,13 +69,13 @@ def _is_basis(names: Names) -> bool:
     return len(names) > 1 and names[-1] != "-"
 
 
-def _three(objective: Objective, found: Sequence[Touch], p: Permutation) -> Three:
+def _three(objective: Objective, found: Sequence[Occurrence], p: Permutation) -> Three:
     """Return the products of rows, added up over tensors that are scaled to a root mean square of 1."""
     total: list[Tensor] = []
-    for touch in found:
-        shape, scales = touch.view.shape, (objective.weights.scale_a, objective.weights.scale_b)
+    for occurrence in found:
+        shape, scales = occurrence.view.shape, (objective.weights.scale_a, objective.weights.scale_b)
         a, b = (
-            (objective.rows(touch, side, moved) * scale[touch.tensor]).unflatten(0, shape)
+            (objective.rows(occurrence, side, moved) * scale[occurrence.tensor]).unflatten(0, shape)
             for side, moved, scale in zip("ab", (None, p), scales, strict=True)
         )
         products = (_across(a, b), _own(a), _own(b))

@@ -22,7 +22,7 @@ from torch import Tensor
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks, match_inside
 from merge.alignment.solvers.circuits import circuit_gains
-from merge.alignment.solvers.objective import Objective, State, same
+from merge.alignment.solvers.objective import Objective, State, equal_states
 from merge.symmetry.permutation import Permutation
 
 MAX_SWEEPS = 50
@@ -118,7 +118,7 @@ class PermutationDescent:
 
     def __init__(self, objective: Objective, circuits: bool = False) -> None:
         self.objective, self.circuits = objective, circuits
-        self.coordinates = tuple(objective.touches)
+        self.coordinates = tuple(objective.occurrences)
         self.axes = {c: objective.axes_of(c) for c in self.coordinates}
         self.context = {c: objective.context(c) for c in self.coordinates}
         self.permutation: Permutation
@@ -150,7 +150,7 @@ class PermutationDescent:
         objective = self.objective
         self.permutation, self.terms = (
             start,
-            dict(objective.shares(objective.moving, start) if terms is None else terms),
+            dict(objective.terms(objective.tensor_names, start) if terms is None else terms),
         )
         history = coordinate_descent(self, self.coordinates if order is None else order, rel_tolerance=rel_tolerance)
         return Descended(self.permutation, history)
@@ -198,14 +198,14 @@ class PermutationDescent:
         The comparison is on the tensors themselves: where one axis occurs twice in a tensor (the MLM transform) the
         gain matrix is only a linearisation.
         """
-        if coordinate in self._matched_at and same(self._matched_at[coordinate], self._state(coordinate, p)):
+        if coordinate in self._matched_at and equal_states(self._matched_at[coordinate], self._state(coordinate, p)):
             return p
         objective, names = self.objective, self.objective.tensors[coordinate]
         candidate = self._match(p, coordinate)
         if all(torch.equal(candidate.indices[axis], p.indices[axis]) for axis in self.axes[coordinate]):
             candidate = p
         else:
-            terms = objective.shares(names, candidate)
+            terms = objective.terms(names, candidate)
             gained = sum(terms.values()) - sum(self.terms[name] for name in names)
             if gained > ENTRY_TOLERANCE * objective.entries:
                 self.terms.update(terms)

@@ -1,4 +1,4 @@
-"""Frame: a pair of models, b rewritten step by step until it is as near to a as the symmetries let it come.
+"""MappedDescent: a pair of models, b rewritten step by step until it is as near to a as the symmetries let it come.
 
     J = 1 - |A - B|^2 / (|A|^2 + |B|^2) = 2 <A, B> / (|A|^2 + |B|^2)
 
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from merge.alignment.pair import Pair, streams
 from merge.alignment.solvers.balance import BALANCES, balance
-from merge.alignment.solvers.blocks_with_maps import Slot, match_move
+from merge.alignment.solvers.blocks_with_maps import Slot, match_coordinate
 from merge.alignment.solvers.descent import busiest, shuffled
-from merge.alignment.solvers.objective import CHUNK, Touch, touches
+from merge.alignment.solvers.objective import CHUNK, Occurrence, occurrences
 from merge.alignment.solvers.unit_rows import unit_rows
 from merge.symmetry.permutation import Permutation, identity, unit_positions
 from merge.symmetry.spec import PermutationSpec
@@ -61,7 +61,7 @@ def acting_groups(pair: Pair, kinds: frozenset[str]) -> dict[str, str]:
     return found
 
 
-class Frame:
+class MappedDescent:
     """A pair on its way.
 
     Attributes:
@@ -72,11 +72,11 @@ class Frame:
     def __init__(self, pair: Pair, kinds: frozenset[str], steps: Transform | None = None) -> None:
         self.spec, self.groups, self.device = pair.spec, acting_groups(pair, kinds), pair.device
         self.still = identity(pair.spec, pair.shapes)
-        self.steps = steps or Transform(self.still, {})
-        b = apply_transform(pair.spec, self.steps, pair.b) if steps else pair.b
-        self.touches = touches(pair, pair.axes_of(kinds))
-        self.moves = tuple(self.touches)
-        self.tensors = {m: tuple(dict.fromkeys(t.tensor for t in own)) for m, own in self.touches.items()}
+        self.transform = steps or Transform(self.still, {})
+        b = apply_transform(pair.spec, self.transform, pair.b) if steps else pair.b
+        self.occurrences = occurrences(pair, pair.axes_of(kinds))
+        self.coordinates = tuple(self.occurrences)
+        self.tensors = {m: tuple(dict.fromkeys(t.tensor for t in own)) for m, own in self.occurrences.items()}
         moving = dict.fromkeys(name for own in self.tensors.values() for name in own)
         self.a, self.b = ({n: self._centred(n, side[n]) for n in moving} for side in (pair.a, b))
         self.inner = {name: dot(self.a[name], self.b[name]) for name in moving}
@@ -97,7 +97,11 @@ class Frame:
 
     def axes_of(self, move: str) -> frozenset[str]:
         """Return the axes that move together: the blocks' and those inside them."""
-        names = {name for touch in self.touches[move] for name in (*touch.view.movable, touch.view.map_axis)}
+        names = {
+            name
+            for occurrence in self.occurrences[move]
+            for name in (*occurrence.view.movable, occurrence.view.map_axis)
+        }
         return frozenset(names & self.groups.keys())
 
     def shuffled(self, generator: torch.Generator) -> Transform:
@@ -105,7 +109,7 @@ class Frame:
         axis = busiest(self.tensors)
         units = shuffled(self.still.indices[axis], generator)
         shuffle = Permutation({**self.still.indices, axis: units}, self.still.outer)
-        return compose(Transform(shuffle, {}), self.steps)
+        return compose(Transform(shuffle, {}), self.transform)
 
     def sweep(self, order: Sequence[str]) -> bool:
         """Take the best step along each coordinate in turn; return whether any was taken."""
@@ -119,7 +123,11 @@ class Frame:
             matched: if given, only tensors whose other axes are fixed or among these say what is best, and the step is
                 taken whether or not it gains on all.
         """
-        own = [touch for touch in self.touches[move] if matched is None or touch.others <= frozenset(matched)]
+        own = [
+            occurrence
+            for occurrence in self.occurrences[move]
+            if matched is None or occurrence.others <= frozenset(matched)
+        ]
         if not own:
             return False
         best, value = None, self.value if matched is None else -math.inf
@@ -131,12 +139,12 @@ class Frame:
                 best, value = (step, new, inner, squares), gained
         if best is None:
             return False
-        self.steps = compose(best[0], self.steps)
+        self.transform = compose(best[0], self.transform)
         self.b |= best[1]
         self.inner, self.squares = best[2:]
         return True
 
-    def _steps(self, move: str, own: Sequence[Touch]) -> list[Transform]:
+    def _steps(self, move: str, own: Sequence[Occurrence]) -> list[Transform]:
         """Return the best steps along a coordinate: of b as it is, and between balanced models where a group stretches."""
         found = [self._step(move, own, self.a, self.b)]
         stretched = {axis: self.groups[axis] for axis in self.axes_of(move) if self.groups[axis] in BALANCES}
@@ -147,25 +155,25 @@ class Frame:
             found.append(compose(inverse(to[0]), compose(self._step(move, own, a, b), to[1])))
         return found
 
-    def _step(self, move: str, own: Sequence[Touch], a: Tensors, b: Tensors) -> Transform:
+    def _step(self, move: str, own: Sequence[Occurrence], a: Tensors, b: Tensors) -> Transform:
         """Return the best step that stretches nothing."""
         gains: dict[Slot, Tensor] = {}
-        for touch in own:
-            view = touch.view
+        for occurrence in own:
+            view = occurrence.view
             slot = (view.names, view.map_axis if view.role != "=" and view.map_axis in self.groups else "")
-            one, other = (_rows(self.spec, touch, side[touch.tensor]).to(self.device) for side in (a, b))
+            one, other = (_rows(self.spec, occurrence, side[occurrence.tensor]).to(self.device) for side in (a, b))
             product = (one @ other.T).cpu().double().reshape(*view.shape, *view.shape)
             gains[slot] = gains[slot] + product if slot in gains else product
-        found = match_move(move, gains, self.groups)
+        found = match_coordinate(move, gains, self.groups)
         known = {axis: index for axis, index in found.indices.items() if axis in self.still.indices}
         return Transform(Permutation({**self.still.indices, **known}, self.still.outer), found.maps)
 
 
-def _rows(spec: PermutationSpec, touch: Touch, tensor: Tensor) -> Float[Tensor, "units rest"]:
+def _rows(spec: PermutationSpec, occurrence: Occurrence, tensor: Tensor) -> Float[Tensor, "units rest"]:
     """Return the units of a view as rows, in float32, or float64 where the tensor is."""
-    axes = spec.axes(touch.tensor)
-    dim, span = sum(axis.span for axis in axes[: touch.item]), axes[touch.item].span
-    rows = unit_rows(tensor, dim, span, unit_positions(touch.view))
+    axes = spec.axes(occurrence.tensor)
+    dim, span = sum(axis.span for axis in axes[: occurrence.item]), axes[occurrence.item].span
+    rows = unit_rows(tensor, dim, span, unit_positions(occurrence.view))
     return rows.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 
 

@@ -52,7 +52,7 @@ def best_element(group: str, gain: Gain, still: Gain | None = None) -> Element:
     return BEST[group](gain, held)
 
 
-def most_worth(group: str, gains: Float[Tensor, "... n n"]) -> Float[Tensor, ...]:
+def score_bound(group: str, gains: Float[Tensor, "... n n"]) -> Float[Tensor, ...]:
     """Return for many gains at once what no element is worth more than."""
     if group in ("linear", "orthogonal", "orthogonal_one"):
         # The singular values' sum, which the best rotation is worth, by way of the sum of their squares.

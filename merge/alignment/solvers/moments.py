@@ -24,7 +24,7 @@ Correlations = Mapping[View, Float[Tensor, "n n"]]  # float32: they are many
 
 
 # Tokens that are run at once: what one model says to them at every site is held until the other has said it too.
-AT_ONCE = 512
+TOKENS_AT_ONCE = 512
 
 
 # A unit whose variance is below this share of the average varies by rounding only; it correlates with nothing.
@@ -166,12 +166,12 @@ def collect(pair: Pair) -> dict[str, list[CrossMoments]]:
 
 
 def _parts(batch: Batch) -> Iterator[Batch]:
-    """Yield the texts of a batch, so many that they have about AT_ONCE tokens; as it is where not all of it is texts."""
+    """Yield the texts of a batch, so many that they have about TOKENS_AT_ONCE tokens; as it is where not all of it is texts."""
     texts = len(next(iter(batch.values())))
     if "input_ids" not in batch or any(len(tensor) != texts for tensor in batch.values()):
         yield batch
         return
-    each = max(1, AT_ONCE * texts // batch["input_ids"].numel())
+    each = max(1, TOKENS_AT_ONCE * texts // batch["input_ids"].numel())
     for start in range(0, texts, each):
         yield {name: tensor[start : start + each] for name, tensor in batch.items()}
 

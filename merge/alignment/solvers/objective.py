@@ -27,7 +27,7 @@ from merge.symmetry.permutation import Permutation, flat_index, take, unit_posit
 
 # Entries whose product is taken in float64 at a time, and the most bytes of gains that are remembered for one axis.
 CHUNK = 1 << 17
-REMEMBERED = 1 << 29
+MAX_REMEMBERED_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _scale(tensor: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Touch:
+class Occurrence:
     """A run of units of an axis in one tensor.
 
     Attributes:
@@ -77,9 +77,9 @@ class Touch:
     alone: bool
 
 
-def touches(pair: Pair, movable: tuple[str, ...]) -> dict[str, list[Touch]]:
+def occurrences(pair: Pair, movable: tuple[str, ...]) -> dict[str, list[Occurrence]]:
     """Return movable axis, or the blocks' of a split one -> where its units stand, in the order of the tensors."""
-    found: dict[str, list[Touch]] = {}
+    found: dict[str, list[Occurrence]] = {}
     for name in pair.a:
         views = pair.spec.views(name, tuple(pair.a[name].shape))
         names = [{word for view in along for word in view.movable if word in movable} for along in views]
@@ -87,7 +87,7 @@ def touches(pair: Pair, movable: tuple[str, ...]) -> dict[str, list[Touch]]:
             others = frozenset().union(*(names[k] for k in range(len(names)) if k != item))
             for view in along:
                 if view.names[0] in movable:
-                    found.setdefault(view.names[0], []).append(Touch(name, item, view, others, len(views) == 1))
+                    found.setdefault(view.names[0], []).append(Occurrence(name, item, view, others, len(views) == 1))
     return found
 
 
@@ -100,37 +100,41 @@ class Objective:
 
     def __init__(self, pair: Pair, weights: Weights, movable: tuple[str, ...]) -> None:
         self.spec, self.weights, self.movable, self.device = pair.spec, weights, movable, pair.device
-        self.touches = touches(pair, movable)
-        self.tensors = {move: tuple(dict.fromkeys(t.tensor for t in found)) for move, found in self.touches.items()}
+        self.occurrences = occurrences(pair, movable)
+        self.tensors = {
+            coordinate: tuple(dict.fromkeys(t.tensor for t in found)) for coordinate, found in self.occurrences.items()
+        }
         moving = {name for found in self.tensors.values() for name in found}
-        self.moving = tuple(name for name in pair.a if name in moving)
-        self.entries = sum(pair.a[name].numel() for name in self.moving) or 1
-        found_dtypes = {side[name].dtype for side in (weights.a, weights.b) for name in self.moving}
+        self.tensor_names = tuple(name for name in pair.a if name in moving)
+        self.entries = sum(pair.a[name].numel() for name in self.tensor_names) or 1
+        found_dtypes = {side[name].dtype for side in (weights.a, weights.b) for name in self.tensor_names}
         self.dtype = torch.float64 if torch.float64 in found_dtypes else torch.float32
-        self.groups: dict[str, dict[tuple[Names, frozenset[str]], list[Touch]]] = {}
-        for move, found in self.touches.items():
-            for touch in found:
-                self.groups.setdefault(move, {}).setdefault((touch.view.names, touch.others), []).append(touch)
+        self.groups: dict[str, dict[tuple[Names, frozenset[str]], list[Occurrence]]] = {}
+        for coordinate, found in self.occurrences.items():
+            for occurrence in found:
+                self.groups.setdefault(coordinate, {}).setdefault(
+                    (occurrence.view.names, occurrence.others), []
+                ).append(occurrence)
         self._remembered: dict[tuple[str, Names, frozenset[str]], tuple[State, Tensor]] = {}
 
-    def share(self, name: str, p: Permutation) -> float:
+    def term(self, name: str, p: Permutation) -> float:
         """Return one tensor's part of J, in float64."""
         axes, a, b = self.spec.axes(name), self.weights.a[name], self.weights.b[name]
         return self.weights.scale(name) * inner(axes, p, a, b)
 
-    def shares(self, names: tuple[str, ...], p: Permutation) -> dict[str, float]:
-        return {name: self.share(name, p) for name in names}
+    def terms(self, names: tuple[str, ...], p: Permutation) -> dict[str, float]:
+        return {name: self.term(name, p) for name in names}
 
-    def axes_of(self, move: str) -> tuple[str, ...]:
+    def axes_of(self, coordinate: str) -> tuple[str, ...]:
         """Return the axes that are matched together: the blocks' and those inside them."""
-        names = dict.fromkeys(name for touch in self.touches[move] for name in touch.view.movable)
+        names = dict.fromkeys(name for occurrence in self.occurrences[coordinate] for name in occurrence.view.movable)
         return tuple(name for name in names if name in self.movable)
 
-    def context(self, move: str) -> tuple[str, ...]:
+    def context(self, coordinate: str) -> tuple[str, ...]:
         """Return the axes that the gains of this one depend on."""
-        return tuple(sorted(frozenset().union(*(touch.others for touch in self.touches[move]))))
+        return tuple(sorted(frozenset().union(*(occurrence.others for occurrence in self.occurrences[coordinate]))))
 
-    def gains(self, move: str, p: Permutation, matched: frozenset[str] | None = None) -> dict[Names, Tensor]:
+    def gains(self, coordinate: str, p: Permutation, matched: frozenset[str] | None = None) -> dict[Names, Tensor]:
         """Return, by the names of a view's levels, the gain of putting b's units in the places of this axis.
 
         The arrays have the levels' sizes twice: first a's places, then b's units; float64. Every other axis is as p has
@@ -140,10 +144,10 @@ class Objective:
             matched: if given, only tensors whose other axes are fixed or among these count: the order of an axis
                 that has not been matched yet says nothing.
         """
-        groups = self.groups[move]
+        groups = self.groups[coordinate]
         shapes = {names: found[0].view.shape for (names, _), found in groups.items()}
         needed = 8 * len(groups) * max(math.prod(shape) for shape in shapes.values()) ** 2
-        remember = len({others for _, others in groups if others}) > 1 and needed <= REMEMBERED
+        remember = len({others for _, others in groups if others}) > 1 and needed <= MAX_REMEMBERED_BYTES
         total: dict[Names, Tensor] = {}
         for names in dict.fromkeys(names for names, _ in groups):
             known = [others for n, others in groups if n == names and (matched is None or others <= matched)]
@@ -151,50 +155,54 @@ class Objective:
             if remember:
                 gain = torch.zeros(math.prod(shape), math.prod(shape), dtype=torch.float64)
                 for others in known:
-                    gain += self._recall(move, names, others, p)
+                    gain += self._recall(coordinate, names, others, p)
             else:
-                found = [touch for others in known for touch in groups[names, others]]
+                found = [occurrence for others in known for occurrence in groups[names, others]]
                 gain = self._product(math.prod(shape), found, p).double()
             total[names] = gain.reshape(*shape, *shape)
         return total
 
-    def _recall(self, move: str, names: Names, others: frozenset[str], p: Permutation) -> Tensor:
+    def _recall(self, coordinate: str, names: Names, others: frozenset[str], p: Permutation) -> Tensor:
         """Return a group's gain, computed again if one of the axes it depends on has changed."""
-        key, state = (move, names, others), tuple(p.indices[axis] for axis in sorted(others))
-        if key not in self._remembered or not same(self._remembered[key][0], state):
-            found = self.groups[move][names, others]
+        key, state = (coordinate, names, others), tuple(p.indices[axis] for axis in sorted(others))
+        if key not in self._remembered or not equal_states(self._remembered[key][0], state):
+            found = self.groups[coordinate][names, others]
             self._remembered[key] = state, self._product(math.prod(found[0].view.shape), found, p).double()
         return self._remembered[key][1]
 
-    def _product(self, units: int, found: list[Touch], p: Permutation) -> Tensor:
+    def _product(self, units: int, found: list[Occurrence], p: Permutation) -> Tensor:
         """Return the scaled products of rows of a with rows of b, added up over tensors; vectors make one matrix."""
         total = torch.zeros(units, units, dtype=self.dtype, device=self.device)
-        vectors = [touch for touch in found if touch.alone]
-        for touch in found:
-            if not touch.alone:
-                rows_a, rows_b = self.rows(touch, "a", None), self.rows(touch, "b", p)
-                total.addmm_(rows_a.to(total.device), rows_b.to(total.device).T, alpha=self.weights.scale(touch.tensor))
+        vectors = [occurrence for occurrence in found if occurrence.alone]
+        for occurrence in found:
+            if not occurrence.alone:
+                rows_a, rows_b = self.rows(occurrence, "a", None), self.rows(occurrence, "b", p)
+                total.addmm_(
+                    rows_a.to(total.device), rows_b.to(total.device).T, alpha=self.weights.scale(occurrence.tensor)
+                )
         if vectors:
-            columns_a = [self.rows(touch, "a", None) * self.weights.scale(touch.tensor) for touch in vectors]
-            columns_b = [self.rows(touch, "b", p) for touch in vectors]
+            columns_a = [
+                self.rows(occurrence, "a", None) * self.weights.scale(occurrence.tensor) for occurrence in vectors
+            ]
+            columns_b = [self.rows(occurrence, "b", p) for occurrence in vectors]
             total.addmm_(torch.cat(columns_a, 1).to(total.device), torch.cat(columns_b, 1).to(total.device).T)
         return total.cpu()
 
-    def rows(self, touch: Touch, side: str, p: Permutation | None) -> Float[Tensor, "units rest"]:
+    def rows(self, occurrence: Occurrence, side: str, p: Permutation | None) -> Float[Tensor, "units rest"]:
         """Return a model's units of a view as rows, with the tensor's other axes as p has them."""
-        tensor, dim, units, span = getattr(self.weights, side)[touch.tensor], 0, 0, 1
+        tensor, dim, units, span = getattr(self.weights, side)[occurrence.tensor], 0, 0, 1
         tensor = tensor.to(self.dtype)
-        for item, axis in enumerate(self.spec.axes(touch.tensor)):
-            if item == touch.item:
+        for item, axis in enumerate(self.spec.axes(occurrence.tensor)):
+            if item == occurrence.item:
                 units, span = dim, axis.span
             elif p is not None:
                 tensor = take(tensor, dim, axis.span, flat_index(axis, p, tuple(tensor.shape[dim : dim + axis.span])))
             dim += axis.span
-        whole = math.prod(touch.view.shape) == math.prod(tensor.shape[units : units + span])
-        return unit_rows(tensor, units, span, None if whole else unit_positions(touch.view))
+        whole = math.prod(occurrence.view.shape) == math.prod(tensor.shape[units : units + span])
+        return unit_rows(tensor, units, span, None if whole else unit_positions(occurrence.view))
 
 
-def same(left: State, right: State) -> bool:
+def equal_states(left: State, right: State) -> bool:
     """Return whether index arrays are equal, one by one."""
     return all(x is y or torch.equal(x, y) for x, y in zip(left, right, strict=True))
 

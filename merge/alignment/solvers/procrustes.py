@@ -16,7 +16,7 @@ from torch import Tensor
 from merge.errors import AlignmentError
 
 # A singular value below this share of the largest is zero: the head does not use that direction, and no map reaches it.
-RANK = 1e-10
+RANK_TOLERANCE = 1e-10
 
 
 def orthogonal(gain: Float[Tensor, "... n n"]) -> Float[Tensor, "... n n"]:
@@ -36,8 +36,8 @@ def balancing(out: Float[Tensor, "heads n d"], into: Float[Tensor, "heads n e"])
     """
     left, right = (torch.linalg.qr(x.double().mT).R for x in (out, into))
     u, s, _ = torch.linalg.svd(left @ right.mT)
-    if bool((s[..., -1] <= RANK * s[..., 0]).any()):
-        head = int((s[..., -1] <= RANK * s[..., 0]).nonzero()[0])
+    if bool((s[..., -1] <= RANK_TOLERANCE * s[..., 0]).any()):
+        head = int((s[..., -1] <= RANK_TOLERANCE * s[..., 0]).nonzero()[0])
         raise AlignmentError(f"head {head} does not use all of its {s.shape[-1]} directions and cannot be balanced.")
     return s.sqrt()[..., None] * torch.linalg.solve(left, u).mT
 

@@ -44,16 +44,16 @@ class Relaxation:
 
     def __init__(self, objective: Objective) -> None:
         self.objective, self.dtype = objective, objective.dtype
-        self.items = {name: self._items(name) for name in objective.moving}
+        self.items = {name: self._items(name) for name in objective.tensor_names}
         found = [view for items in self.items.values() for item in items for view in item.views]
         # Each as if it stood alone.
-        self.views = {v.names: contiguous(v.names, v.shape) for v in found if v.names[0] in objective.touches}
+        self.views = {v.names: contiguous(v.names, v.shape) for v in found if v.names[0] in objective.occurrences}
 
     def _items(self, name: str) -> tuple[Item, ...]:
         """Return the items of a tensor's line that move."""
         spec, shape, dim, found = self.objective.spec, tuple(self.objective.weights.a[name].shape), 0, []
         for axis, views in zip(spec.axes(name), spec.views(name, shape), strict=True):
-            if any(view.names[0] in self.objective.touches for view in views):
+            if any(view.names[0] in self.objective.occurrences for view in views):
                 found.append(Item(dim, axis.span, views))
             dim += axis.span
         return tuple(found)
@@ -94,7 +94,7 @@ class Relaxation:
             indices |= {move: match_axis(alone)} if alone is not None and len(own) == 1 else match_blocks(own)
         return Permutation(indices, {})
 
-    def moving(self, name: str, soft: Soft) -> list[tuple[Item, Tensor]]:
+    def matrices(self, name: str, soft: Soft) -> list[tuple[Item, Tensor]]:
         """Return the movable items of a tensor, each with the matrix along it."""
         return [(item, item_matrix(item, soft)) for item in self.items[name]]
 
@@ -108,7 +108,7 @@ class Relaxation:
         sums = {n: torch.zeros(len(m), len(m), dtype=torch.float64) for n, m in soft.items()}
         for name, items in self.items.items():
             a, b = (side[name].to(self.dtype) for side in (weights.a, weights.b))
-            moving = self.moving(name, soft)
+            moving = self.matrices(name, soft)
             for k, item in enumerate(items):
                 others = moving[:k] + moving[k + 1 :]
                 gain = unit_rows(a, item.dim, item.span) @ unit_rows(mixed(b, others), item.dim, item.span).T

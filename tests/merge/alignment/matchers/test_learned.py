@@ -79,7 +79,7 @@ def from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def still(pair: Pair) -> Any:
         return lambda kinds: Alignment(identity(pair.spec, pair.shapes), tuple(sorted(kinds)), ())
 
-    monkeypatch.setattr(learned, "start", still)
+    monkeypatch.setattr(learned, "best_start", still)
 
 
 def exact(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -111,7 +111,7 @@ def test_a_planted_element_of_the_group_is_learned_back(
 ) -> None:
     """The models are one in two bases, so the loss half way can fall to nothing; matching starts far from it."""
     from_nothing(monkeypatch)
-    monkeypatch.setattr(learned, "RATE", 0.02)  # what is planted lies further off than what matching leaves
+    monkeypatch.setattr(learned, "LEARNING_RATE", 0.02)  # what is planted lies further off than what matching leaves
     pair = planted(make(config, folded=folded))
     axes = free_axes(pair, frozenset(pair.kinds()))
     assert {pair.spec.group(axis) for axis in axes} == groups
@@ -185,7 +185,7 @@ def test_the_objective_is_minus_the_held_out_loss_and_never_decreases(monkeypatc
 def test_the_start_stays_where_no_step_is_better(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: steps of no length gain nothing, and steps far too long are not kept."""
     from_nothing(monkeypatch)
-    monkeypatch.setattr(learned, "RATE", rate)
+    monkeypatch.setattr(learned, "LEARNING_RATE", rate)
     pair = planted(make(family_case("bert", "ForSequenceClassification")))
     found = match_learned(replace(pair, settings=Settings(steps=4)))(HEADS)
     assert found.maps == {}
@@ -198,7 +198,7 @@ def test_what_is_learned_begins_where_matching_ends() -> None:
     pair = make(family_case("bert", "ForSequenceClassification"), other=5)
     pair = replace(pair, settings=Settings(steps=8))
     kinds = frozenset(pair.kinds())
-    begun = learned.start(pair)(kinds)
+    begun = learned.best_start(pair)(kinds)
     found = match_learned(pair)(kinds)
     assert not begun.permutation.is_identity
     assert all(torch.equal(found.permutation.indices[a], begun.permutation.indices[a]) for a in pair.movable)
@@ -222,7 +222,7 @@ def test_only_the_kinds_asked_for_are_learned_and_kinds_without_maps_are_matched
     """Of a pooler's units only places and signs are free: there is nothing to take a gradient by."""
     pair = replace(make(family_case("bert", "ForSequenceClassification"), other=5), settings=Settings(steps=4))
     assert free_axes(pair, frozenset({"pooler", "ffn", "residual"})) == {}
-    found, begun = match_learned(pair)(frozenset({"pooler"})), learned.start(pair)(frozenset({"pooler"}))
+    found, begun = match_learned(pair)(frozenset({"pooler"})), learned.best_start(pair)(frozenset({"pooler"}))
     assert found.maps.keys() == begun.maps.keys() == {"pooler"}
     assert torch.equal(found.maps["pooler"].abs(), torch.ones(24, dtype=torch.float64))
     assert torch.equal(found.maps["pooler"], begun.maps["pooler"])
@@ -237,14 +237,14 @@ def test_what_is_learned_from_is_nearest_half_way_of_all_that_is_found(monkeypat
     alone = {}
     for by in learned.STARTS:
         monkeypatch.setattr(learned, "STARTS", (by,))
-        alone[by] = learned.start(pair)(HEADS)
+        alone[by] = learned.best_start(pair)(HEADS)
     monkeypatch.undo()
     losses = {by: held_out_loss(pair, begun) for by, begun in alone.items()}
     best = min(losses, key=lambda by: losses[by])
     assert max(losses.values()) > losses[best] + 1e-4
     for order in (learned.STARTS, learned.STARTS[::-1]):
         monkeypatch.setattr(learned, "STARTS", order)
-        assert held_out_loss(pair, learned.start(pair)(HEADS)) == pytest.approx(losses[best], rel=1e-6)
+        assert held_out_loss(pair, learned.best_start(pair)(HEADS)) == pytest.approx(losses[best], rel=1e-6)
 
 
 # ---- maps ----

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment, linprog
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-from merge.alignment.matchers.transport import blurred_plan, change, match_transport, plan, transported
+from merge.alignment.matchers.transport import entropic_plan, match_transport, output_change, plan, transported
 from merge.alignment.pair import Pair
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
@@ -51,7 +51,7 @@ def test_a_blurred_plan_nears_the_exact_one() -> None:
     cost = np.random.default_rng(0).random((5, 7))
     costs = []
     for blur in (0.01, 0.1, 1.0):
-        found = blurred_plan(torch.from_numpy(cost), blur, 20000).numpy()
+        found = entropic_plan(torch.from_numpy(cost), blur, 20000).numpy()
         assert np.allclose(found.sum(1), 1 / 5, atol=1e-6)
         assert np.allclose(found.sum(0), 1 / 7, atol=1e-6)
         costs.append((found * cost).sum())
@@ -100,7 +100,7 @@ def test_a_model_whose_units_are_split_in_two_comes_back_whole() -> None:
     found = transported(pair)
     assert {name: tuple(t.shape) for name, t in found.tensors.items()} == pair.shapes
     assert {axis: tuple(p.shape) for axis, p in found.plans.items()} == dict.fromkeys(("ffn0", "ffn1"), (UNITS, 24))
-    assert change(pair, found.tensors, wide) < 1e-5
+    assert output_change(pair, found.tensors, wide) < 1e-5
     aligned = match_transport(replace(pair, b=found.tensors))(frozenset(pair.kinds())).permutation
     back = apply(pair.spec, aligned, found.tensors)
     assert all(torch.allclose(back[name], narrow[1][name], atol=1e-6) for name in narrow[1])
@@ -111,7 +111,7 @@ def test_a_narrow_model_fills_a_wide_one_without_a_change() -> None:
     """Every unit is carried to two places, half its weight read from each."""
     narrow, wide = model(UNITS), model(2 * UNITS, 1)
     found = transported(pair_of(wide, narrow[1]))
-    assert change(pair_of(wide, narrow[1]), found.tensors, narrow[0]) < 1e-5
+    assert output_change(pair_of(wide, narrow[1]), found.tensors, narrow[0]) < 1e-5
     stem = "bert.encoder.layer.0.intermediate.dense.weight"
     assert len(found.tensors[stem].unique(dim=0)) == UNITS
 
@@ -121,7 +121,7 @@ def test_unrelated_units_that_share_a_place_change_the_function() -> None:
     narrow, wide = model(UNITS), model(UNITS + 7, 1)
     pair = pair_of(narrow, wide[1])
     found = transported(pair)
-    assert change(pair, found.tensors, wide[0]) > 0.05
+    assert output_change(pair, found.tensors, wide[0]) > 0.05
     kept = [name for name in pair.b if ".intermediate." not in name and not name.endswith("output.dense.weight")]
     assert len(kept) > 20
     assert all(torch.equal(found.tensors[name], pair.b[name]) for name in kept)

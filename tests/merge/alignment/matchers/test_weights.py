@@ -126,7 +126,7 @@ def test_axes_that_share_no_tensor_are_matched_side_by_side() -> None:
     a, b = (random_tensors(config, seed) for seed in (0, 1))
     pair = Pair(spec_for(config), a, b, config, str)
     objective = Objective(pair, weights_of(pair), pair.axes_of(frozenset(pair.kinds())))
-    runs = PermutationDescent(objective).runs(tuple(objective.touches))
+    runs = PermutationDescent(objective).runs(tuple(objective.occurrences))
     assert [set(run) for run in runs] == [{"residual"}, {"heads0", "ffn0", "heads1", "ffn1", "pooler"}]
 
     threads, found = torch.get_num_threads(), []

@@ -124,7 +124,7 @@ def test_too_few_candidates_are_widened_until_the_prices_prove_it(monkeypatch: p
     gain = gain_of("unrelated", 300, 0)
     columns = linear_sum_assignment(gain.numpy(), maximize=True)[1]
     monkeypatch.setattr(assignment, "CANDIDATES", 3)
-    monkeypatch.setattr(assignment, "ROUNDS", 50)
+    monkeypatch.setattr(assignment, "MAX_ROUNDS", 50)
     found = match_sparse(gain)
     assert found is not None
     assert found.tolist() == columns.tolist()

@@ -10,7 +10,7 @@ from random_transforms import random_transform
 from tiny import bert_config, random_tensors
 from torch import Tensor
 
-from merge.alignment.solvers.balance import FAINT, balance
+from merge.alignment.solvers.balance import MIN_SINGULAR_RATIO, balance
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import identity
 from merge.symmetry.spec import PermutationSpec
@@ -72,7 +72,7 @@ def test_a_head_that_shows_less_than_it_could_is_left_alone() -> None:
     spec, a = model("bert")
     name = "bert.encoder.layer.0.attention.self.value.weight"
     faint = a[name].clone()
-    faint[0] *= FAINT / 100
+    faint[0] *= MIN_SINGULAR_RATIO / 100
     bias = a[name.replace("weight", "bias")].clone()
     bias[0] = 0
     maps = balancing(spec, {**a, name: faint, name.replace("weight", "bias"): bias}).maps["v0"]

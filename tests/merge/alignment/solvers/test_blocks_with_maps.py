@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.alignment.solvers.blocks_with_maps import Blocks, match_move, match_turned
+from merge.alignment.solvers.blocks_with_maps import Blocks, match_blocks_with_maps, match_coordinate
 
 HEADS, QUERIES, SIZE = 3, 2, 4
 QK, V = (("heads", "qk"), "qk"), (("heads", "v"), "v")
@@ -28,7 +28,7 @@ def test_the_best_heads_are_those_whose_best_rotations_gain_most() -> None:
     """All six orders by numpy: a rotation is worth the sum of the singular values of its gain."""
     gains = {key: drawn(HEADS, SIZE, HEADS, SIZE, seed=k) for k, key in enumerate((QK, V))}
     alone = drawn(HEADS, HEADS, seed=5)
-    found = match_turned(Blocks({**gains, (("heads",), ""): alone}, GROUPS))
+    found = match_blocks_with_maps(Blocks({**gains, (("heads",), ""): alone}, GROUPS))
 
     def worth(order: tuple[int, ...]) -> float:
         inside = sum(nuclear(x.numpy()[g, :, h]) for x in gains.values() for g, h in enumerate(order))
@@ -54,13 +54,13 @@ def test_planted_heads_and_query_heads_are_found() -> None:
         for q, p in enumerate(middle[g].tolist()):
             b[h, p] = turn[g].mT @ rows[g, q]
     gain = torch.einsum("gqid,hpjd->gqihpj", rows, b)
-    found = match_move("heads", {(("heads", "queries", "v"), "v"): gain}, GROUPS)
+    found = match_coordinate("heads", {(("heads", "queries", "v"), "v"): gain}, GROUPS)
     assert torch.equal(found.indices["heads"], order)
     assert torch.equal(found.indices["queries"], middle)
     assert torch.allclose(found.maps["v"], turn, atol=1e-9)
     assert found.worth == pytest.approx(float(rows.square().sum()), rel=1e-9)
     shuffled = torch.einsum("gqid,hpjd->gqihpj", rows, b.roll(1, 3))
-    assert match_move("heads", {(("heads", "queries", "v"), "v"): shuffled}, GROUPS).worth < 0.9 * found.worth
+    assert match_coordinate("heads", {(("heads", "queries", "v"), "v"): shuffled}, GROUPS).worth < 0.9 * found.worth
 
 
 def test_no_pair_of_heads_gains_more_than_its_bound() -> None:
@@ -74,6 +74,6 @@ def test_no_pair_of_heads_gains_more_than_its_bound() -> None:
 
 def test_an_axis_without_blocks_takes_its_best_element() -> None:
     gain = drawn(5, 5)
-    found = match_move("residual", {(("residual",), "residual"): gain}, {"residual": "orthogonal"})
+    found = match_coordinate("residual", {(("residual",), "residual"): gain}, {"residual": "orthogonal"})
     assert found.worth == pytest.approx(nuclear(gain.numpy()), abs=1e-9)
     assert found.indices["residual"].tolist() == list(range(5))

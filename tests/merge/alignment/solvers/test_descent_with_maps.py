@@ -13,7 +13,7 @@ from tiny import bert_config, random_tensors
 
 from merge.alignment.choice.auto import folded_pair
 from merge.alignment.pair import Pair, Settings
-from merge.alignment.solvers.descent_with_maps import Frame, acting_groups, wants_maps
+from merge.alignment.solvers.descent_with_maps import MappedDescent, acting_groups, wants_maps
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import identity
 from merge.symmetry.transform import Transform, apply_transform, check_transform
@@ -52,26 +52,26 @@ def test_gains_of_the_other_sign_count_as_far_off() -> None:
     """One against minus one: half way there is nothing left. J by hand, 1 - |2 g|^2 / (|A|^2 + |B|^2)."""
     pair = bert_pair("BertForMaskedLM", seed=0)
     name = "cls.predictions.transform.LayerNorm.weight"
-    frame = Frame(replace(pair, b={**pair.b, name: -pair.b[name]}), frozenset(pair.kinds()))
+    frame = MappedDescent(replace(pair, b={**pair.b, name: -pair.b[name]}), frozenset(pair.kinds()))
     expected = 1 - 4 * float(pair.a[name].square().sum()) / (2 * frame.square_a)
     assert frame.value == pytest.approx(expected, abs=1e-12)
-    assert Frame(pair, frozenset(pair.kinds())).value == pytest.approx(1, abs=1e-12)
+    assert MappedDescent(pair, frozenset(pair.kinds())).value == pytest.approx(1, abs=1e-12)
 
 
 def test_a_step_is_taken_only_where_it_gains_and_j_is_that_of_the_moved_model() -> None:
     pair = bert_pair()
     kinds = frozenset(pair.kinds())
-    frame, values, taken = Frame(pair, kinds), [], 0
+    frame, values, taken = MappedDescent(pair, kinds), [], 0
     for _ in range(8):
-        for move in frame.moves:
+        for move in frame.coordinates:
             before = frame.value
             taken += (gained := frame.improve(move))
             assert (frame.value > before) is gained
             values.append(frame.value)
     assert taken > 4
-    assert not any(frame.improve(move) for move in frame.moves)
-    check_transform(pair.spec, frame.steps)
-    assert Frame(pair, kinds, frame.steps).value == pytest.approx(values[-1], abs=1e-9)
+    assert not any(frame.improve(move) for move in frame.coordinates)
+    check_transform(pair.spec, frame.transform)
+    assert MappedDescent(pair, kinds, frame.transform).value == pytest.approx(values[-1], abs=1e-9)
     assert max(values) == values[-1] > values[0]
 
 
@@ -81,17 +81,17 @@ def test_one_axis_at_its_best_is_found_in_one_step() -> None:
     drawn = random_transform(pair.spec, pair.shapes, torch.Generator().manual_seed(1))
     maps = {axis: drawn.maps[axis] for axis in ("qk0", "v0")}
     pair = replace(pair, b=apply_transform(pair.spec, Transform(identity(pair.spec, pair.shapes), maps), pair.b))
-    frame = Frame(pair, frozenset({"heads"}))
+    frame = MappedDescent(pair, frozenset({"heads"}))
     assert frame.value < 0.9
     assert frame.improve("heads0")
     assert frame.value == pytest.approx(1, abs=1e-9)
-    sizes = torch.linalg.svdvals(frame.steps.maps["qk0"])
+    sizes = torch.linalg.svdvals(frame.transform.maps["qk0"])
     assert float((sizes.amax(-1) / sizes.amin(-1)).max()) > 1.5
 
 
 def test_a_shuffle_moves_a_third_of_the_busiest_axis() -> None:
     pair = bert_pair()
-    frame = Frame(pair, frozenset(pair.kinds()))
+    frame = MappedDescent(pair, frozenset(pair.kinds()))
     shaken = frame.shuffled(torch.Generator().manual_seed(0)).permutation.moved()
     assert 4 <= shaken["residual"][0] <= 8
     assert not any(moved for axis, (moved, _) in shaken.items() if axis != "residual")

@@ -10,7 +10,7 @@ import torch
 from random_transforms import random_map
 from torch import Tensor
 
-from merge.alignment.solvers.group_elements import BEST, best_element, most_worth
+from merge.alignment.solvers.group_elements import BEST, best_element, score_bound
 from merge.symmetry.groups import GROUPS
 
 SIZE = 6
@@ -39,7 +39,7 @@ def test_the_element_is_in_the_group_and_worth_what_it_says(group: str) -> None:
     found = best_element(group, gain)
     by_hand = float((gain.numpy() * matrix(found.index, found.map)).sum())
     assert found.worth(gain) == pytest.approx(by_hand, abs=1e-10)
-    assert by_hand <= float(most_worth(group, gain)) + 1e-10
+    assert by_hand <= float(score_bound(group, gain)) + 1e-10
     mapped = torch.ones(SIZE, dtype=torch.float64) if found.map is None else found.map
     assert GROUPS[group].contains(mapped, (SIZE,))
 

@@ -42,8 +42,8 @@ def test_shares_are_products_of_whole_tensors(monkeypatch: pytest.MonkeyPatch, c
     """However few entries are taken at a time; and another permutation has another product."""
     monkeypatch.setattr(module, "CHUNK", chunk)
     pair, objective, p = case()
-    found = objective.shares(objective.moving, p)
-    assert len(found) == len(objective.moving) > 30
+    found = objective.terms(objective.tensor_names, p)
+    assert len(found) == len(objective.tensor_names) > 30
     for name, share in found.items():
         assert share == pytest.approx(product_of(pair, p, [name]), abs=1e-4)
     name = "bert.encoder.layer.0.output.dense.weight"
@@ -72,7 +72,7 @@ def test_a_gain_is_what_the_objective_becomes(axis: str) -> None:
     """Two units change places: the difference of the gains is the difference of J, computed on whole tensors."""
     pair, objective, p = case()
     gain = objective.gains(axis, p)[axis,]
-    names = list(objective.moving)
+    names = list(objective.tensor_names)
     before, (i, j) = product_of(pair, p, names), (0, 3)
     u, v = (int(p.indices[axis][k]) for k in (i, j))
     expected = float(gain[i, v] + gain[j, u] - gain[i, u] - gain[j, v])
@@ -88,7 +88,7 @@ def test_what_is_remembered_is_what_is_computed_anew(monkeypatch: pytest.MonkeyP
     product = Objective._product
 
     def counted(self: Objective, units: int, found: list, p: Permutation) -> Tensor:
-        computed.extend(touch.tensor for touch in found)
+        computed.extend(occurrence.tensor for occurrence in found)
         return product(self, units, found, p)
 
     monkeypatch.setattr(Objective, "_product", counted)

@@ -120,7 +120,7 @@ def test_climbing_never_ends_below_and_stands_where_no_axis_gains() -> None:
     objective = Objective(pair, weights_of(pair), pair.movable)
     start = anywhere(pair, 0)
     end, value = climbed(objective, start)
-    assert value > sum(objective.shares(objective.moving, start).values()) + 0.05 * objective.entries
+    assert value > sum(objective.terms(objective.tensor_names, start).values()) + 0.05 * objective.entries
     assert value == pytest.approx(alike([pair], [end]) * objective.entries, rel=1e-6)
     again, same = climbed(objective, end)
     assert same == value
