@@ -1,6 +1,6 @@
-"""Start of the commands: Ctrl-C is answered from the first import on, and `evaluate-models` runs with our `evals`.
+"""Entry points of the commands: they handle Ctrl-C during imports and check that `evals` is our package.
 
-Another distribution on PyPI also installs a package named `evals` and silently takes its place. This module is the one
+Another distribution on PyPI also installs a package named `evals`, which silently replaces ours. This module is the only
 exception to the rule that merge never imports evals.
 """
 
@@ -23,16 +23,16 @@ def edit_layers() -> None:
 
 
 def evaluate_models() -> None:
-    """Run the evaluate-models command, or stop with one line naming the clash."""
+    """Run evaluate-models, or stop with one line if another package named evals is installed."""
     _started("evaluate-models", _evaluate_main)()
 
 
-def _started(command: str, read: Callable[[], Callable[[], None]]) -> Callable[[], None]:
-    """Return what runs a command; an interrupt while its modules are read ends it as one does later on."""
+def _started(command: str, load: Callable[[], Callable[[], None]]) -> Callable[[], None]:
+    """Return the main function of a command; Ctrl-C during its imports exits with 130, as it does later."""
     try:
-        return read()
+        return load()
     except KeyboardInterrupt:
-        sys.stderr.write(f"{command}: interrupted; nothing half-written is left\n")
+        sys.stderr.write(f"{command}: interrupted; no incomplete output is left\n")
         raise SystemExit(130) from None
 
 
@@ -50,15 +50,14 @@ def _edit_main() -> Callable[[], None]:
 
 def _evaluate_main() -> Callable[[], None]:
     ours = Path(__file__).resolve().parent.parent / "evals"
-    found = importlib.util.find_spec("evals")
-    # A folder without __init__.py has no origin, only places; a module evals.py has a file of its own.
-    places = [*(found.submodule_search_locations or ()), found.origin] if found else []
-    origin = next((Path(place).resolve() for place in places if place), None)
+    spec = importlib.util.find_spec("evals")
+    # A folder without __init__.py has search locations but no origin; a module evals.py has only an origin.
+    paths = [*(spec.submodule_search_locations or ()), spec.origin] if spec else []
+    origin = next((Path(path).resolve() for path in paths if path), None)
     if origin != ours or importlib.util.find_spec("evals.commands.evaluate_models") is None:
         sys.stderr.write(
-            f"evaluate-models: the package 'evals' found at {origin or 'no place'} is not the one of merge-models "
-            f"(expected {ours}). If another distribution of that name is installed: pip uninstall evals, then reinstall "
-            "merge-models.\n"
+            f"evaluate-models: expected the package 'evals' of merge-models at {ours}, found {origin or 'none'}. If another "
+            "distribution named evals is installed: pip uninstall evals, then reinstall merge-models.\n"
         )
         raise SystemExit(1)
     from evals.commands.evaluate_models import main

@@ -1,4 +1,4 @@
-"""The flags of an alignment, which merge-models and evaluate-models barrier share."""
+"""Alignment options, shared by merge-models and evaluate-models barrier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merge.commands.terminal import NAMES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Flag -> key of the recipe's align entry; as click names them.
+# Option, by click's name -> key of the recipe's `align` entry.
 FLAGS = {
     "align": "by",
     "text": "text",
@@ -32,7 +32,7 @@ FLAGS = {
 
 
 def align_options(command: F) -> F:
-    """Return the command with the flags of an alignment."""
+    """Add the alignment options to a command."""
     count = click.IntRange(min=1)
     for option in reversed(
         (
@@ -41,54 +41,60 @@ def align_options(command: F) -> F:
                 metavar="[BY]",
                 is_flag=False,
                 flag_value="auto",
-                help=f"Align to the first model by: {', '.join(BY)} (auto also without a value), none.  "
+                help=f"Align to the first model by: {', '.join(BY)} (auto if no value is given), none.  "
                 "[default: none]",
             ),
             click.option("--text", help="Calibration text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id."),
             click.option(
-                "--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text to read; two for text pairs."
+                "--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text; two for text pairs."
             ),
             click.option(
                 "--axes",
                 type=NAMES,
                 metavar="KIND,...",
-                help="Kinds of axes that move, such as residual, heads, ffn, pooler.  [default: chosen]",
+                help="Kinds of axes to align, such as residual, heads, ffn, pooler.  [default: chosen automatically]",
             ),
-            click.option("--samples", type=count, help="Calibration texts drawn from --text.  [default: 512]"),
+            click.option(
+                "--samples", type=count, help="Number of calibration texts drawn from --text.  [default: 512]"
+            ),
             click.option(
                 "--residual",
                 type=click.Choice(["permutation", "rotation", "identity"]),
-                help="How the stream between the layers moves; rotation for pre-LN models.  [default: chosen]",
+                help="Alignment of the residual stream; rotation for pre-LN models only.  [default: chosen automatically]",
             ),
             click.option(
                 "--basis",
                 type=click.Choice(["permutation", "orthogonal"]),
-                help="How units inside heads move.  [default: permutation]",
+                help="Alignment inside attention heads.  [default: permutation]",
             ),
             click.option(
                 "--canonical",
                 type=click.Choice(["undo", "keep"]),
-                help="Keep the canonical weights that are matched.  [default: undo]",
+                help="Keep or undo the canonical form in which weights are matched.  [default: undo]",
             ),
             click.option(
                 "--restarts",
                 type=click.IntRange(min=0),
-                help="More runs of weight matching, each from the best so far, disturbed.  [default: 0]",
+                help="Further runs of weight matching from perturbations of the best one.  [default: 0]",
             ),
-            click.option("--steps", type=count, help="Steps of learned alignment and of annealing.  [default: 200]"),
-            click.option("--both", is_flag=True, default=None, help="Let learned alignment move the reference too."),
-            click.option("--reference", metavar="MODEL", help="Which model the others go to.  [default: the first]"),
+            click.option("--steps", type=count, help="Steps of the learned and annealing alignments.  [default: 200]"),
+            click.option(
+                "--both", is_flag=True, default=None, help="Let the learned alignment change the reference too."
+            ),
+            click.option(
+                "--reference", metavar="MODEL", help="The model that the others are aligned to.  [default: the first]"
+            ),
             click.option(
                 "--apply",
                 metavar="FILE",
                 multiple=True,
-                help="Repeat the alignment in a transform.safetensors; again for each further model that moves.",
+                help="Apply the alignment in a transform.safetensors instead; once per aligned model.",
             ),
             click.option(
                 "--repair",
                 is_flag=True,
                 default=None,
-                help="Set every unit's mean and spread in the merge to those of the models.",
+                help="Rescale the merged units to the mean and variance of the models' units.",
             ),
         )
     ):

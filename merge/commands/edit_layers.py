@@ -1,4 +1,4 @@
-"""The edit-layers command: drop, reorder and stack layers of one checkpoint."""
+"""The edit-layers command: drop, reorder or stack layers of one checkpoint."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ Examples:
   edit-layers stack m/ --layers 0-7,4-11 --dry-run
 """
 HELP = {"help_option_names": ["-h", "--help"]}
-OF_TEXT = ("text", "text_column", "samples", "seed")
+TEXT_OPTIONS = ("text", "text_column", "samples", "seed")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what every edit takes."""
+    """Add the options that all edits share."""
     for option in reversed(
         (
             click.option(
-                "--stack", default="", help="Which layers: text or vision, encoder or decoder, where both are."
+                "--stack", default="", help="List of layers, in models with two: text or vision, encoder or decoder."
             ),
             click.option("--revision", help="Hub revision of the model."),
             click.option("-o", "--output", default="edited", show_default=True, help="Folder to write."),
             click.option("--force", is_flag=True, help="Replace the output folder if it is a checkpoint."),
             click.option(
-                "--dry-run", is_flag=True, help="Show the plan and the changes of config.json; write nothing."
+                "--dry-run", is_flag=True, help="Show the plan and the changes to config.json; write nothing."
             ),
             common_options,
         )
@@ -56,33 +56,33 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 def edit_command() -> None:
     """Drop, reorder or repeat layers of one transformer model.
 
-    Layers are counted from 0 and copied byte for byte; config.json is rewritten to say what the new model is. The
-    result is a standard checkpoint that from_pretrained loads; a sentence-transformers folder keeps its modules.
+    Layers are counted from 0 and copied byte for byte; config.json is updated to match. The result is a standard
+    checkpoint for from_pretrained; a sentence-transformers folder keeps its modules.
     """
 
 
 @edit_command.command("drop", context_settings=HELP)
 @click.argument("model")
 @click.option("--layers", help="Layers to drop, such as 9-11,3, counted from 0.")
-@click.option("--strategy", metavar="NAME", help=f"Which layers to drop: {', '.join(STRATEGIES)}.")
-@click.option("--count", type=int, help="With --strategy: how many.")
-@click.option("--text", help="With contribution: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id.")
-@click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text to read; two for text pairs.")
-@click.option("--samples", type=int, help="Texts drawn from --text.  [default: 512]")
+@click.option("--strategy", metavar="NAME", help=f"Rule that selects the layers: {', '.join(STRATEGIES)}.")
+@click.option("--count", type=int, help="With --strategy: number of layers to drop.")
+@click.option("--text", help="Text for contribution: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id.")
+@click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text; two for text pairs.")
+@click.option("--samples", type=int, help="Number of texts drawn from --text.  [default: 512]")
 @click.option("--seed", type=int, help="Seed of the draw.  [default: 0]")
 @_options
 def drop_command(model: str, **options: Any) -> None:
-    """Drop layers of MODEL, named or picked by a strategy.
+    """Drop layers of MODEL, given by number or selected by a strategy.
 
     \b
-    top           the last
-    bottom        the first
-    odd, even     every other, from the top down; by number counted from 1
-    symmetric     the middle, as many kept below as above
-    contribution  those that change the sentence token least on --text
+    top           the last layers
+    bottom        the first layers
+    odd, even     every other layer, from the top down; numbers counted from 1
+    symmetric     the middle layers; equally many are kept below and above
+    contribution  the layers that change the sentence token least on --text
 
-    The strategies are those of Sajjad et al. (2023), who train the model on its task after dropping. Without that,
-    look before you drop: top layers of a fine-tuned model are often the ones it can spare least.
+    The strategies are those of Sajjad et al. (2023), who fine-tune the model after dropping. Without fine-tuning,
+    compare scores first: a fine-tuned model often needs its top layers most.
 
     \b
     Examples:
@@ -93,12 +93,13 @@ def drop_command(model: str, **options: Any) -> None:
 
     strategy, named = options["strategy"], options["layers"]
     if (strategy is None) == (named is None):
-        raise UsageError("say what to drop, either --layers 9-11 or --strategy top --count 3.")
+        raise UsageError("give the layers to drop, either --layers 9-11 or --strategy top --count 3.")
     if (strategy is None) != (options["count"] is None):
-        raise UsageError("--strategy and --count belong together. Example: --strategy top --count 3.")
-    given = [f"--{name.replace('_', '-')}" for name in OF_TEXT if options[name] is not None]
-    if given and strategy != "contribution":
-        raise UsageError(f"{', '.join(given)} belong{'s' * (len(given) == 1)} to --strategy contribution.")
+        raise UsageError("--strategy and --count must be given together. Example: --strategy top --count 3.")
+    unused = [f"--{name.replace('_', '-')}" for name in TEXT_OPTIONS if options[name] is not None]
+    if unused and strategy != "contribution":
+        verb = "has" if len(unused) == 1 else "have"
+        raise UsageError(f"{', '.join(unused)} {verb} no effect without --strategy contribution.")
 
     def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, LayerImportance | None]:
         from merge.layers.edit import drop_plan
@@ -121,10 +122,10 @@ def drop_command(model: str, **options: Any) -> None:
 
 @edit_command.command("reorder", context_settings=HELP)
 @click.argument("model")
-@click.option("--order", required=True, help="Every layer once, in the new order, such as 0,2,1,3-11.")
+@click.option("--order", required=True, help="All layers in the new order, such as 0,2,1,3-11.")
 @_options
 def reorder_command(model: str, order: str, **options: Any) -> None:
-    """Put the layers of MODEL into another order.
+    """Change the order of the layers of MODEL.
 
     \b
     Example:
@@ -135,14 +136,16 @@ def reorder_command(model: str, order: str, **options: Any) -> None:
     def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, None]:
         total = layer_count(checkpoint.config, options["stack"])
         layers = parse_layers(order, total)
-        lacking = [layer for layer in range(total) if layer not in layers]
-        twice = sorted({layer for layer in layers if layers.count(layer) > 1})
-        if lacking:
+        missing = [layer for layer in range(total) if layer not in layers]
+        repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
+        if missing:
             raise UsageError(
-                f"--order {order} lacks layers {format_layers(lacking)}. To drop layers: edit-layers drop."
+                f"--order {order} lacks layers {format_layers(missing)}. Use edit-layers drop to drop layers."
             )
-        if twice:
-            raise UsageError(f"--order {order} names layer {twice[0]} twice. To repeat layers: edit-layers stack.")
+        if repeated:
+            raise UsageError(
+                f"--order {order} names layer {repeated[0]} twice. Use edit-layers stack to repeat layers."
+            )
         return LayerPlan.keep(layers, options["stack"]), None
 
     _edit(model, plan, options)
@@ -153,7 +156,7 @@ def reorder_command(model: str, order: str, **options: Any) -> None:
 @click.option("--layers", required=True, help="The layers of the new model in order, such as 0-7,4-11.")
 @_options
 def stack_command(model: str, layers: str, **options: Any) -> None:
-    """Build a model of any of MODEL's layers, in any order and as often as named.
+    """Build a model from layers of MODEL, in any order and with repetitions.
 
     \b
     Example:
@@ -176,7 +179,7 @@ def edit_main() -> None:
 def _edit(
     model: str, make_plan: Callable[[Checkpoint], tuple[LayerPlan, LayerImportance | None]], options: dict[str, Any]
 ) -> None:
-    """Open, plan, write and report."""
+    """Open the model, write the edited checkpoint and print the report."""
     from merge.checkpoints.checkpoint import open_checkpoint
     from merge.disk.staging import check_output
     from merge.layers.edit import edit_facts, edit_layers
@@ -198,7 +201,7 @@ def _edit(
 
 
 def edit_text(report: EditReport, dry_run: bool) -> str:
-    """Return what an edit did, for the terminal."""
+    """Return the report of an edit as text for the terminal."""
     layers = [layer for ((_, layer),) in report.plan.layers]
     lines = []
     if report.importance:
@@ -211,6 +214,8 @@ def edit_text(report: EditReport, dry_run: bool) -> str:
     for key, (before, after) in report.changed.items():
         lines.append(f"  config.json: {key}: {json.dumps(before)} -> {json.dumps(after)}")
     count = len(report.tensors.sources)
-    done = "nothing written (dry run)" if dry_run else f"wrote {report.output} ({report.bytes:,} bytes), which reloads"
-    lines.append(f"{count} tensors copied byte for byte: {done}; {report.seconds:.1f} s")
+    outcome = (
+        "nothing written (dry run)" if dry_run else f"wrote {report.output} ({report.bytes:,} bytes), which reloads"
+    )
+    lines.append(f"{count} tensors copied byte for byte: {outcome}; {report.seconds:.1f} s")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Flags: the recipe that the words of a command line spell."""
+"""Convert command-line flags to a recipe."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ RECIPE_FLAGS = (
 
 
 def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
-    """Return the recipe that flags spell, or that a file holds; --output, and nothing else, may change what a file says.
+    """Return the recipe of the command-line flags or of --recipe FILE, in which only --output may be overridden.
 
     Args:
-        models: in the order they were given.
-        options: of the command, by parameter name.
+        models: in the order given.
+        options: the command's options by parameter name.
     Raises:
-        UsageError, RecipeError: flags that contradict one another, or values that do not fit.
+        UsageError, RecipeError: flags contradict each other, or values do not fit.
     """
     from merge.recipe.recipe import make_recipe
 
@@ -40,9 +40,9 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
     settings = [_setting(text) for text in options["settings"]]
     if options["weights"] is not None:
         settings.append(("weights", options["weights"]))
-    twice = {key for key, _ in settings if [k for k, _ in settings].count(key) > 1}
-    if twice:
-        raise UsageError(f"setting {', '.join(sorted(twice))} is given twice. Give it once.")
+    repeated = {key for key, _ in settings if [k for k, _ in settings].count(key) > 1}
+    if repeated:
+        raise UsageError(f"setting {', '.join(sorted(repeated))} is given twice. Give it once.")
     align, label_column = align_entry(options), options["label_column"]
     if align.get("by") == "learned" and label_column is not None:
         align, label_column = {**align, "label_column": label_column}, None
@@ -59,7 +59,7 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
         "base": options["base"],
         "base_lacks": options["base_lacks"],
         "heads": options["heads"],
-        # One model that is moved, and nothing else, is not merged.
+        # A single model with --apply is only transformed.
         "method": "passthrough"
         if options["method"] is None and len(models) == 1 and "apply" in align
         else options["method"],
@@ -80,9 +80,7 @@ def _recipe_of_file(given: list[str], options: dict[str, Any]) -> Recipe:
     from merge.recipe.recipe import make_recipe
 
     if given:
-        raise UsageError(
-            f"--recipe holds the whole run; it cannot be mixed with {', '.join(given)}. Only -o may be added."
-        )
+        raise UsageError(f"--recipe sets everything; it cannot be combined with {', '.join(given)}, only with -o.")
     recipe, warnings = read_any(options["recipe_file"])
     for warning in warnings if not options["quiet"] else ():
         click.echo(f"note: {warning}", err=True)

@@ -1,4 +1,4 @@
-"""The merge-models command: merge (the default), push, card, verify."""
+"""The merge-models command: merges by default; push, card, verify and statistics are commands by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from merge.commands.align_options import align_options
 from merge.commands.flags import recipe_of_flags
-from merge.commands.publish import _push, card_command, push_command, verify_command
+from merge.commands.publish import card_command, push_command, push_folder, verify_command
 from merge.commands.statistics import statistics_command
 from merge.commands.terminal import NAMES, NUMBERS, common_options, set_verbosity, start
 from merge.errors import UsageError
@@ -28,70 +28,89 @@ Examples:
 
 \b
 More commands:
-  merge-models push FOLDER ORG/NAME     put a merged folder on the Hub
-  merge-models card FOLDER --results F  write evaluation results into its card
-  merge-models verify FOLDER            is it still what its manifest says?
-  merge-models statistics MODEL         measure what fisher and regmean need, into a file
+  merge-models push FOLDER ORG/NAME     upload a merged folder to the Hub
+  merge-models card FOLDER --results F  write evaluation results into its model card
+  merge-models verify FOLDER            check a merged folder against its manifest
+  merge-models statistics MODEL         measure statistics for fisher and regmean, into a file
+  merge-models ./push b/                merge a model folder with the name of a command
 """
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("models", nargs=-1)
 @click.option(
-    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="Read everything from a YAML recipe instead."
+    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="Read all settings from a YAML recipe instead."
 )
-@click.option("--method", metavar="NAME", help=f"How to merge: {', '.join(METHODS)}.  [default: linear]")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting of the method; repeat for more.")
-@click.option("--base", metavar="MODEL", help="The model the others were fine-tuned from, for methods of task vectors.")
-@click.option("--base-lacks", metavar="RULE", help="What becomes of tensors the base lacks: average or reference.")
+@click.option("--method", metavar="NAME", help=f"Merge method: {', '.join(METHODS)}.  [default: linear]")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting of the method; may be repeated.")
 @click.option(
-    "--heads", metavar="RULE", help="Task heads: average, reference, drop or keep-all.  [default: labels must be equal]"
+    "--base", metavar="MODEL", help="The model that the others were fine-tuned from, for task-vector methods."
 )
-@click.option("--weights", type=NUMBERS, metavar="W,W,...", help="One weight per model, as --set weights=... would.")
+@click.option("--base-lacks", metavar="RULE", help="Rule for tensors missing from the base: average or reference.")
+@click.option(
+    "--heads",
+    metavar="RULE",
+    help="Rule for task heads: average, reference, drop or keep-all.  [default: labels must be equal]",
+)
+@click.option(
+    "--weights", type=NUMBERS, metavar="W,W,...", help="One weight per model; the same as --set weights=W,W,..."
+)
 @align_options
 @click.option(
-    "--statistics-text", metavar="TEXT", help="Text that fisher, regmean or cocktail read.  [default: our own]"
+    "--statistics-text", metavar="TEXT", help="Text for fisher, regmean or cocktail.  [default: a built-in text]"
 )
 @click.option(
-    "--statistics-column", type=NAMES, metavar="COL[,COL]", help="Column of --statistics-text to read; two for pairs."
+    "--statistics-column", type=NAMES, metavar="COL[,COL]", help="Column of --statistics-text; two for text pairs."
 )
 @click.option(
     "--label-column",
     metavar="COL",
     help="Column of class names, for cocktail (in --statistics-text) and learned alignment (in --text).",
 )
-@click.option("--statistics-samples", type=int, help="Texts drawn from --statistics-text.  [default: 512]")
+@click.option("--statistics-samples", type=int, help="Number of texts drawn from --statistics-text.  [default: 512]")
 @click.option(
-    "--tokenizer", metavar="SOURCE", help="Whose vocabulary: reference, base, union or a model.  [default: all agree]"
+    "--tokenizer",
+    metavar="SOURCE",
+    help="Source of the vocabulary: reference, base, union or a model.  [default: must be equal]",
 )
-@click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
-@click.option("--dtype", help="Arithmetic: float32 or float64.  [default: float32, float64 where a model is]")
-@click.option("--out-dtype", help="What to write: float32, float16, bfloat16, float64.  [default: as the models are]")
-@click.option("--revision", multiple=True, help="Hub revision; once for all models, or once for each.")
+@click.option("--seed", type=int, help="Seed of all random choices.  [default: 0]")
+@click.option(
+    "--dtype", help="Dtype of the arithmetic: float32 or float64.  [default: float32, or float64 if a model is]"
+)
+@click.option(
+    "--out-dtype", help="Dtype of the output: float32, float16, bfloat16, float64.  [default: that of the models]"
+)
+@click.option("--revision", multiple=True, help="Hub revision: one for all models, or one per model.")
 @click.option("-o", "--output", help="Folder to write.  [default: merged]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads that merge tensors.  [default: one per core]")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Number of threads that merge tensors.  [default: one per core]"
+)
 @click.option(
     "--device",
     default="cpu",
-    help="Where tensors are merged and models run (cpu, cuda, cuda:1); --repair and transport stay on the CPU.  [default: cpu]",
+    help="Device for merging and running models (cpu, cuda, cuda:1); --repair and transport use the CPU.  [default: cpu]",
 )
-@click.option("--recheck", is_flag=True, help="Load the result with transformers even if its layout is known to load.")
+@click.option(
+    "--recheck",
+    is_flag=True,
+    help="Load the result with transformers even if the same layout loaded before.",
+)
 @click.option("--force", is_flag=True, help="Replace the output folder if it is a checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Check, align and prove, but write nothing.")
-@click.option("--print-recipe", is_flag=True, help="Print the recipe that these flags spell, and stop.")
-@click.option("--push-to-hub", metavar="ORG/NAME", help="Push the result to the Hub afterwards.")
-@click.option("--private", is_flag=True, help="With --push-to-hub: a private repository.")
+@click.option("--dry-run", is_flag=True, help="Check and align the models, but write nothing.")
+@click.option("--print-recipe", is_flag=True, help="Print the YAML recipe equal to these flags, and stop.")
+@click.option("--push-to-hub", metavar="ORG/NAME", help="Upload the result to the Hub.")
+@click.option("--private", is_flag=True, help="With --push-to-hub: create a private repository.")
 @click.version_option(package_name="merge-models", prog_name="merge-models")
 @common_options
 def merge_command(models: tuple[str, ...], **options: Any) -> None:
-    """Align, merge and prove transformer models of one architecture.
+    """Align and merge transformer models of one architecture.
 
-    MODELS are checkpoint folders or Hub ids (org/name); the first is the reference that others are aligned to. The
-    result is a standard checkpoint that from_pretrained loads.
+    MODELS are checkpoint folders or Hub ids (org/name); the others are aligned to the first, the reference. The result
+    is a standard checkpoint for from_pretrained.
     """
     set_verbosity(options["verbose"], options["quiet"])
     if options["private"] and not options["push_to_hub"]:
-        raise UsageError("--private belongs to --push-to-hub ORG/NAME.")
+        raise UsageError("--private has no effect without --push-to-hub ORG/NAME.")
     if options["push_to_hub"]:
         from merge.checkpoints.hub.download import check_id
 
@@ -99,7 +118,7 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     recipe = recipe_of_flags(models, options)
     if options["push_to_hub"] and recipe.heads == "keep-all":
         raise UsageError(
-            "--push-to-hub pushes one model, and --heads keep-all writes several. Push each: merge-models push."
+            "--push-to-hub uploads one model, but --heads keep-all writes several. Upload each with merge-models push."
         )
     if options["print_recipe"]:
         click.echo(recipe.to_yaml(), nl=False)
@@ -121,8 +140,8 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     if options["push_to_hub"] and options["dry_run"]:
         click.echo(f"would push {recipe.output} to {options['push_to_hub']} once it is written", err=True)
     elif options["push_to_hub"]:
-        # With --json nothing but the report goes to stdout.
-        _push(
+        # With --json, stdout holds only the report.
+        push_folder(
             Path(recipe.output).expanduser(),
             options["push_to_hub"],
             options["private"] or None,
@@ -140,7 +159,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run merge-models: a first word that names a command runs it, anything else is a merge."""
+    """Run merge-models: the command that the first argument names, else a merge."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
         start(COMMANDS[arguments[0]], f"merge-models {arguments[0]}", arguments[1:])

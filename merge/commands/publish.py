@@ -13,11 +13,13 @@ from merge.errors import OutputError
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="ORG/NAME")
-@click.option("--private/--public", default=None, help="Visibility of a new repository.  [default: the account's]")
-@click.option("--revision", help="Branch to commit to; made if it does not exist.")
-@click.option("--dry-run", is_flag=True, help="Show files, sizes, target and card; send nothing.")
+@click.option(
+    "--private/--public", default=None, help="Visibility of a new repository.  [default: that of the account]"
+)
+@click.option("--revision", help="Branch to commit to; created if it does not exist.")
+@click.option("--dry-run", is_flag=True, help="Show files, sizes, target and card; upload nothing.")
 def push_command(folder: Path, repo_id: str, private: bool | None, revision: str | None, dry_run: bool) -> None:
-    """Put a merged FOLDER on the Hub as ORG/NAME, in one commit.
+    """Upload a merged FOLDER to the Hub as ORG/NAME, in one commit.
 
     \b
     Example:
@@ -26,14 +28,16 @@ def push_command(folder: Path, repo_id: str, private: bool | None, revision: str
     if dry_run:
         _show_push(folder, repo_id, private)
     else:
-        _push(folder, repo_id, private, revision)
+        push_folder(folder, repo_id, private, revision)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--results", type=click.Path(path_type=Path), required=True, help="A results.json of evaluate-models.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), required=True, help="A results.json written by evaluate-models."
+)
 def card_command(folder: Path, results: Path) -> None:
-    """Write evaluation results into the card (README.md) of a merged FOLDER.
+    """Write evaluation results into the model card (README.md) of a merged FOLDER.
 
     \b
     Example:
@@ -49,9 +53,9 @@ def card_command(folder: Path, results: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify_command(folder: Path, as_json: bool) -> None:
-    """Recompute the hashes of a merged FOLDER and of its inputs, and compare them with merge.json.
+    """Compare the files of a merged FOLDER, and its inputs, with the hashes in merge.json.
 
-    Exits 1 if a file was changed, is missing or was added, or if an input that is found is not what was merged.
+    Exits 1 if a file was changed, is missing or was added, or if an input that still exists has changed.
 
     \b
     Example:
@@ -59,18 +63,19 @@ def verify_command(folder: Path, as_json: bool) -> None:
     """
     from merge.run.verify import verify
 
-    found = verify(folder)
+    result = verify(folder)
     if as_json:
-        click.echo(json.dumps({"holds": found.holds, "files": found.files, "inputs": found.inputs}, indent=2))
+        click.echo(json.dumps({"holds": result.holds, "files": result.files, "inputs": result.inputs}, indent=2))
     else:
-        for kind, states in (("file", found.files), ("input", found.inputs)):
+        for kind, states in (("file", result.files), ("input", result.inputs)):
             for name, state in states.items():
                 click.echo(f"{kind}  {state:<19}  {name}")
-    if not found.holds:
-        raise OutputError(f"{folder} is not what its manifest says, or an input has become another model.")
+    if not result.holds:
+        raise OutputError(f"{folder} or one of its inputs differs from its manifest merge.json.")
 
 
-def _push(folder: Path, repo_id: str, private: bool | None, revision: str | None, err: bool = False) -> None:
+def push_folder(folder: Path, repo_id: str, private: bool | None, revision: str | None, err: bool = False) -> None:
+    """Push a folder and print the URL of the commit, on stderr with `err`."""
     from merge.publish.push import plan_push, push
 
     url = push(plan_push(folder, repo_id, private), message="Upload merge made with merge-models", revision=revision)

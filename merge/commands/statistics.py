@@ -1,4 +1,4 @@
-"""merge-models statistics: measure what data-based methods need of one model, into a file that can be shared."""
+"""The merge-models statistics command: measure the statistics of one model into a file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from merge.errors import CalibrationError, OutputError
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model")
 @click.option(
-    "--kind", type=click.Choice(["fisher", "gram"]), required=True, help="For --method fisher, or for regmean."
+    "--kind",
+    type=click.Choice(["fisher", "gram"]),
+    required=True,
+    help="fisher for --method fisher, gram for --method regmean.",
 )
 @click.option(
-    "--text", help="Text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id.  [default: the package's own]"
+    "--text", help="Text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id.  [default: a built-in text]"
 )
-@click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text to read; two for text pairs.")
-@click.option("--samples", type=int, default=512, show_default=True, help="Texts drawn from --text.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+@click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text; two for text pairs.")
+@click.option("--samples", type=int, default=512, show_default=True, help="Number of texts drawn from --text.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random choices.")
 @click.option("--revision", help="Hub revision of the model.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write (.safetensors).")
 @click.option("--force", is_flag=True, help="Replace the output file.")
@@ -58,7 +61,7 @@ def statistics_command(
         raise OutputError(f"output {output} exists. Choose another -o, or --force to replace a file.")
     checkpoint = open_encoder(model, revision)
     if not checkpoint.has_tokenizer:
-        raise CalibrationError(f"{model} has no tokenizer to read text with. Put its tokenizer files into its folder.")
+        raise CalibrationError(f"{model} has no tokenizer. Add its tokenizer files to its folder.")
     calibration = read_calibration(text, text_column, samples, seed)
     batches, truncated = tokenise(load_tokenizer(checkpoint.folder), calibration.samples, checkpoint.config)
     if not quiet:

@@ -1,4 +1,4 @@
-"""What every command shares at the terminal: progress on stderr, one-line errors, exit codes."""
+"""Shared terminal behaviour of all commands: progress on stderr, one-line errors, exit codes, comma lists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
-    """Run a command: exit 0 when it succeeds, 1 or 2 with one line on failure, 130 on Ctrl-C; never a traceback."""
+    """Run a command and exit: 0 on success, 1 or 2 with a one-line error, 130 on Ctrl-C; never a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -34,12 +34,12 @@ def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
         click.echo(f"{name}: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(f"{name}: interrupted; nothing half-written is left", err=True)
+        click.echo(f"{name}: interrupted; no incomplete output is left", err=True)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (OSError, MemoryError) as error:  # of the machine, not of our making: a file taken away, a full memory
+    except (OSError, MemoryError) as error:  # from the system: a deleted file, full memory
         click.echo(f"{name}: {type(error).__name__}: {error}", err=True)
         sys.exit(1)
 
@@ -49,7 +49,7 @@ def _interrupt(_signal: int, _frame: Any) -> None:
 
 
 def counted(items: Sequence[T], label: str) -> Iterator[T]:
-    """Go through a loop and count it on stderr: a line rewritten in place on a terminal, one line a loop elsewhere."""
+    """Iterate over items and show progress on stderr: a line rewritten in place on a terminal, else one line per loop."""
     terminal = sys.stderr.isatty()
     begun = shown = time.monotonic()
     started, total = 0, len(items)
@@ -60,7 +60,7 @@ def counted(items: Sequence[T], label: str) -> Iterator[T]:
                 sys.stderr.write(f"\r\033[K{label}: {started}/{total}")
                 sys.stderr.flush()
             yield item
-    finally:  # also when the loop is left early: what is written next needs a line of its own
+    finally:  # also when the loop ends early, so that later output starts on a new line
         end = "\r\033[K" if terminal else ""
         count = f"{total} done" if started == total else f"stopped at {started} of {total}"
         sys.stderr.write(f"{end}{label}: {count} in {time.monotonic() - begun:.1f} s\n")
@@ -107,5 +107,5 @@ def set_verbosity(verbose: bool, quiet: bool) -> None:
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --json, -q and -v."""
     command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
-    command = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")(command)
-    return click.option("-v", "--verbose", is_flag=True, help="Show what the libraries log.")(command)
+    command = click.option("-q", "--quiet", is_flag=True, help="Show no progress and no notes.")(command)
+    return click.option("-v", "--verbose", is_flag=True, help="Show the log messages of libraries.")(command)

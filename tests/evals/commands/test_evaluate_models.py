@@ -712,9 +712,8 @@ merge.entry.evaluate_models()
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(
-        f"evaluate-models: the package 'evals' found at {foreign} is not the one of merge-models"
+        f"evaluate-models: expected the package 'evals' of merge-models at {ROOT / 'evals'}, found {foreign}."
     )
-    assert f"expected {ROOT / 'evals'}" in done.stderr
     assert "pip uninstall evals" in done.stderr
 
 

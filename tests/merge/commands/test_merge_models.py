@@ -188,11 +188,11 @@ BAD: dict[str, tuple[Callable[[], None], str, int, str]] = {
     "no models": (_nothing, "", 2, "no models given. Example: merge-models a/ b/"),
     "one model": (_nothing, "a", 2, "method linear needs at least two models, found one"),
     "three for slerp": (_nothing, "a b c --method slerp", 2, "slerp merges exactly two models, found 3"),
-    "recipe and models": (_recipe, "--recipe r.yaml a", 2, "--recipe holds the whole run; it cannot be mixed with models"),
-    "recipe and flags": (_recipe, "--recipe r.yaml --seed 0", 2, "it cannot be mixed with seed"),
+    "recipe and models": (_recipe, "--recipe r.yaml a", 2, "--recipe sets everything; it cannot be combined with models"),
+    "recipe and flags": (_recipe, "--recipe r.yaml --seed 0", 2, "it cannot be combined with seed"),
     "a bad recipe": (_recipe, "--recipe r.yaml", 2, "r.yaml:2:1: methd: unknown key. Did you mean 'method'?"),
     "recipe missing": (_nothing, "--recipe none.yaml", 2, "recipe none.yaml cannot be read"),
-    "private alone": (_nothing, "a b --private", 2, "--private belongs to --push-to-hub"),
+    "private alone": (_nothing, "a b --private", 2, "--private has no effect without --push-to-hub"),
     "a bad Hub id": (_nothing, "a b --push-to-hub mine", 1, "'mine' is not a Hub id: write org/name"),
     "revision of a folder": (_nothing, "a b --revision main", 1, "a is a local folder, which has no revision 'main'"),
 }  # fmt: skip
@@ -358,6 +358,14 @@ def child(*arguments: str, code: str = "from merge.commands.merge_models import 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
+def test_a_model_folder_with_the_name_of_a_command_is_given_as_a_path(run: Run, place: Path) -> None:
+    """`push` is a command, `./push` and `push/` are a folder; as a later argument the bare name is a folder too."""
+    (place / "a").rename(place / "push")
+    for models in (("./push", "b"), ("push/", "b"), ("b", "push")):
+        assert run(*models, "--dry-run").code == 0, models
+    assert run("push", "b", "--dry-run").code != 0
+
+
 def test_help_needs_no_heavy_import_and_shows_examples() -> None:
     """Neither does a recipe: torch and transformers take seconds, and a typing error is answered before them."""
     heavy = "{'torch', 'transformers', 'pydantic', 'numpy', 'scipy', 'sklearn', 'datasets', 'evaluate', 'matplotlib'}"
@@ -432,7 +440,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing(which: signal.Signals, place:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
-    assert err.strip().splitlines()[-1] == "merge-models: interrupted; nothing half-written is left"
+    assert err.strip().splitlines()[-1] == "merge-models: interrupted; no incomplete output is left"
     assert "Traceback" not in err
     assert everything(place) == before
     assert list(place.glob(".merged.*")) == []

@@ -205,10 +205,10 @@ def test_the_same_edit_twice_gives_the_same_bytes(run: Run, place: Path) -> None
 
 
 BAD = {
-    "no strategy and no layers": (["drop", "m"], "say what to drop"),
-    "both": (["drop", "m", "--layers", "1", "--strategy", "top", "--count", "1"], "say what to drop"),
-    "no count": (["drop", "m", "--strategy", "top"], "--strategy and --count belong together"),
-    "count alone": (["drop", "m", "--layers", "1", "--count", "1"], "--strategy and --count belong together"),
+    "no strategy and no layers": (["drop", "m"], "give the layers to drop"),
+    "both": (["drop", "m", "--layers", "1", "--strategy", "top", "--count", "1"], "give the layers to drop"),
+    "no count": (["drop", "m", "--strategy", "top"], "--strategy and --count must be given together"),
+    "count alone": (["drop", "m", "--layers", "1", "--count", "1"], "--strategy and --count must be given together"),
     "unknown strategy": (["drop", "m", "--strategy", "botom", "--count", "1"], "Did you mean 'bottom'"),
     "count too large": (["drop", "m", "--strategy", "top", "--count", "6"], "6 layers to drop of 6: expected 1 to 5"),
     "count too large to measure": (
@@ -222,10 +222,13 @@ BAD = {
     "twice": (["drop", "m", "--layers", "1,1"], "layer 1 is to be dropped twice"),
     "text for nothing": (
         ["drop", "m", "--layers", "1", "--text", "text.txt"],
-        "--text belongs to --strategy contribution",
+        "--text has no effect without --strategy contribution",
     ),
-    "order lacks": (["reorder", "m", "--order", "0,2,1,3"], "lacks layers 4-5. To drop layers: edit-layers drop"),
-    "order repeats": (["reorder", "m", "--order", "0-5,1"], "names layer 1 twice. To repeat layers: edit-layers stack"),
+    "order lacks": (["reorder", "m", "--order", "0,2,1,3"], "lacks layers 4-5. Use edit-layers drop to drop layers"),
+    "order repeats": (
+        ["reorder", "m", "--order", "0-5,1"],
+        "names layer 1 twice. Use edit-layers stack to repeat layers",
+    ),
     "stack out of range": (["stack", "m", "--layers", "0-9"], "there is no layer 6"),
     "stack of a family without": (["stack", "m", "--layers", "0", "--stack", "text"], "none called 'text'"),
     "output exists": (["drop", "m", "--layers", "1", "-o", "taken"], "output taken exists"),

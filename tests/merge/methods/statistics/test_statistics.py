@@ -378,7 +378,7 @@ def test_the_command_needs_a_tokenizer(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "bare", tokenizer=False)
     answer = CliRunner().invoke(statistics_command, [str(folder), "--kind", "gram", "-o", str(tmp_path / "s")])
     assert isinstance(answer.exception, CalibrationError)
-    assert "has no tokenizer to read text with" in str(answer.exception)
+    assert "has no tokenizer. Add its tokenizer files" in str(answer.exception)
     assert not (tmp_path / "s").exists()
 
 
