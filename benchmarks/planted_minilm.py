@@ -29,6 +29,7 @@ from merge.checkpoints.transformers_model import set_weights
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, inverse, random
 from merge.text.calibration import read_calibration
+from merge.text.source import TextSource
 
 
 def hidden(model: Any, batches: Any) -> list[Tensor]:
@@ -66,7 +67,7 @@ def main() -> None:
     spec, a = spec_for(checkpoint.config), finite_tensors(checkpoint)
     planted = random(spec, checkpoint.shapes, torch.Generator().manual_seed(args.seed))
     b = apply(spec, planted, a)
-    text = read_calibration(None, samples=args.samples, seed=args.seed)
+    text = read_calibration(TextSource(None, samples=args.samples, seed=args.seed))
     batches, _ = tokenise(load_tokenizer(checkpoint.folder), text.samples, checkpoint.config)
     pair = Pair(spec, a, b, checkpoint.config, checkpoint.written_name, batches)
     wanted = inverse(planted)

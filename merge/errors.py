@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from collections.abc import Iterable, Sequence
 
 
 class MergeError(Exception):
@@ -58,28 +54,43 @@ class TaskError(MergeError):
     """Evaluation data, labels or predictions do not fit the task."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ' (did you mean X?) Known: ...', to end an error about an unknown name."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ' Did you mean X? Known: X, Y.', to end an error about an unknown name."""
+    known = sorted(names)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} Known: {', '.join(names)}."
+    return f"{hint} Known: {', '.join(known)}."
 
 
-def closest(name: str, known: Iterable[str]) -> str:
+def closest(name: str, names: Iterable[str]) -> str:
     """Return ' Did you mean X or Y?', or nothing when no name is near; for names too many to list."""
-    import difflib
-
-    close = difflib.get_close_matches(name, list(known), n=2)
+    close = difflib.get_close_matches(name, list(names), n=2)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, for a message of ours that quotes it."""
+    """Return the first line of an error's message, or its class where it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def one_line(error: BaseException) -> str:
-    """Return all lines of a short message as one."""
+def one_line(error: object) -> str:
+    """Return all lines of an error's message as one."""
     return " ".join(str(error).split())
+
+
+def brief(text: str, width: int = 60) -> str:
+    """Return a text on one line, cut to `width` characters."""
+    line = one_line(text)
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names on one line, each cut to 60 characters: 'a, b'; 'nothing' when there are none."""
+    return ", ".join(brief(name) for name in names) or "nothing"
+
+
+def some(items: Sequence[str], shown: int = 3, separator: str = ", ") -> str:
+    """Return the first items on one line, and how many more there are: 'a, b, c and 2 more'."""
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return separator.join(items[:shown]) + more

@@ -19,7 +19,7 @@ from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.inputs import Encoded
 from merge.checkpoints.structure import HARMLESS
 from merge.checkpoints.transformers_model import build, set_weights
-from merge.errors import TaskError
+from merge.errors import TaskError, some
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,7 @@ def _differences(like: Checkpoint, other: Checkpoint) -> list[str]:
 
 def _check_alike(like: Checkpoint, other: Checkpoint) -> None:
     if faults := _differences(like, other):
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise TaskError(
-            f"{other.source} does not fit a predictor made for {like.source}: {'; '.join(faults[:3])}{more}. "
+            f"{other.source} does not fit a predictor made for {like.source}: {some(faults, separator='; ')}. "
             "Make one for it."
         )

@@ -8,9 +8,9 @@ from typing import Any
 
 from evals.report import tables
 from evals.results.predictions import has_predictions
-from evals.results.store import FIELDS, PAGE, SETTING, _one_line, load_results, locked, model_labels
+from evals.results.store import FIELDS, PAGE, SETTING, load_results, locked, model_labels
 from merge.disk.atomic import write_atomic
-from merge.errors import TaskError
+from merge.errors import TaskError, one_line
 
 
 def page_context(results: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
@@ -154,5 +154,5 @@ def write_page(folder: Path | str) -> Path:
         with locked(folder):
             write_atomic(folder / PAGE, html)
     except OSError as error:
-        raise TaskError(f"{folder / PAGE} cannot be written: {_one_line(error)}") from None
+        raise TaskError(f"{folder / PAGE} cannot be written: {one_line(error)}") from None
     return folder / PAGE

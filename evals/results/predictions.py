@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.results.store import locked
 from merge.disk.atomic import replacing
-from merge.errors import TaskError
+from merge.errors import TaskError, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,7 +84,7 @@ def write_predictions_table(folder: Path | str, table: PredictionTable) -> Path:
         with locked(Path(folder)), replacing(path) as temporary:
             pyarrow.parquet.write_table(made, temporary, compression="zstd")
     except OSError as error:
-        raise TaskError(f"{path} cannot be written: {' '.join(str(error).split())}") from None
+        raise TaskError(f"{path} cannot be written: {one_line(error)}") from None
     return path
 
 
@@ -113,7 +113,7 @@ def read_predictions_table(path: Path | str) -> PredictionTable:
             f"{path}: there is no such file. Score the model again with -o and the same folder to write it."
         ) from None
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        said = f"{type(error).__name__}: {one_line(error)}"
         raise TaskError(
             f"{path} is not a predictions file of evaluate-models ({said}). Delete it and score again."
         ) from None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.disk.atomic import write_atomic
-from merge.errors import TaskError
+from merge.errors import TaskError, one_line
 
 FORMAT = 1
 STORE, PAGE = "results.json", "index.html"
@@ -47,7 +47,7 @@ def load_results(folder: Path | str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise TaskError(f"{path} cannot be read: {_one_line(error)}") from None
+        raise TaskError(f"{path} cannot be read: {one_line(error)}") from None
     if not isinstance(store, dict) or not isinstance(store.get("results"), list):
         raise TaskError(f'{path} is not a results store: expected {{"format": {FORMAT}, "results": [...]}}.')
     if store.get("format") != FORMAT:
@@ -88,7 +88,7 @@ def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
             text = json.dumps({"format": FORMAT, "results": results}, indent=1, ensure_ascii=False, allow_nan=False)
             write_atomic(folder / STORE, text + "\n")
     except OSError as error:
-        raise TaskError(f"{folder / STORE} cannot be written: {_one_line(error)}") from None
+        raise TaskError(f"{folder / STORE} cannot be written: {one_line(error)}") from None
 
 
 def _faults(record: object, where: str) -> list[str]:
@@ -167,10 +167,6 @@ def locked(folder: Path) -> Iterator[None]:
         with suppress(PermissionError):  # Windows refuses while the file is open
             path.unlink(missing_ok=True)
         lock.release()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 Record = Mapping[str, Any]

@@ -80,7 +80,7 @@ def _with_labels(settings: AlignEntry, column: str, seed: int, reference: Checkp
         )
     if not reference.has_tokenizer:
         raise CalibrationError(f"{reference.source} has no tokenizer to read text with. Put one into its folder.")
-    examples = draw_examples(settings.text, settings.text_column, column, settings.samples, seed)
+    examples = draw_examples(settings.text_source(seed), column)
     gold = torch.tensor(gold_of(examples, reference))
     longest = min(MAX_LENGTH, positions(reference.config))
     encoded = encode(load_tokenizer(reference.folder), examples.texts, longest)

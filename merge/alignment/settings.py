@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from merge.alignment.matchers import BY, OPTIONS, finders_of_maps, readers_of
 from merge.errors import nearest
-from merge.text.source import Record, TextSource, listed
+from merge.text.source import Record, TextSource, as_list
 
 
 class AlignEntry(Record):
@@ -58,7 +58,7 @@ class AlignEntry(Record):
     @field_validator("text_column", "axes", "apply", mode="before")
     @classmethod
     def _one_name(cls, names: Any) -> Any:
-        return listed(names)
+        return as_list(names)
 
     @field_validator("by")
     @classmethod

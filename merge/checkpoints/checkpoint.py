@@ -23,7 +23,7 @@ from merge.checkpoints.side_files import side_files
 from merge.checkpoints.structure import Structure, structure_of
 from merge.checkpoints.weights.read import StoredTensor, as_array, open_arrays, open_weights, read_headers
 from merge.disk.hashes import file_hash, remembered_hash
-from merge.errors import CheckpointError, first_line
+from merge.errors import CheckpointError, first_line, some
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -252,9 +252,8 @@ def _check_shapes(opened: Checkpoint) -> None:
         if (written := opened.written_name(name)) in expected and opened.tensors[name].shape != expected[written]
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
-            f"{opened.source}: the weights are not of the sizes that config.json states: {'; '.join(wrong[:3])}{more}."
+            f"{opened.source}: the weights are not of the sizes that config.json states: {some(wrong, separator='; ')}."
         )
 
 

@@ -55,6 +55,7 @@ def statistics_command(
     from merge.methods.statistics.measure import measure
     from merge.methods.statistics.record import write_statistics
     from merge.text.calibration import read_calibration
+    from merge.text.source import TextSource
 
     set_verbosity(verbose, quiet)
     if output.is_dir() or (output.exists() and not force):
@@ -62,7 +63,7 @@ def statistics_command(
     checkpoint = open_encoder(model, revision)
     if not checkpoint.has_tokenizer:
         raise CalibrationError(f"{model} has no tokenizer. Add its tokenizer files to its folder.")
-    calibration = read_calibration(text, text_column, samples, seed)
+    calibration = read_calibration(TextSource(text, text_column, samples, seed))
     batches, truncated = tokenise(load_tokenizer(checkpoint.folder), calibration.samples, checkpoint.config)
     if not quiet:
         for note in (*calibration.notes, *truncated):

@@ -60,7 +60,7 @@ def measure_importance(checkpoint: Checkpoint, source: TextSource = DEFAULT_TEXT
         raise CalibrationError(
             f"{checkpoint.source} has no tokenizer, which --strategy contribution needs to read text. Choose another --strategy."
         )
-    calibration = read_calibration(source.source, source.columns, source.samples, source.seed)
+    calibration = read_calibration(source)
     tokenizer = load_tokenizer(checkpoint.folder)
     batches, truncated = tokenise(tokenizer, calibration.samples, checkpoint.config)
     tensors = {checkpoint.written_name(name): checkpoint.tensor(name) for name in checkpoint.tensors}

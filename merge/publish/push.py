@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.checkpoints.hub.download import SAFETENSORS, _matches, check_id
-from merge.checkpoints.hub.errors import hub_errors, one_line
-from merge.errors import HubError, UsageError
+from merge.checkpoints.hub.errors import hub_errors
+from merge.errors import HubError, UsageError, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from merge.errors import UsageError, nearest
 from merge.methods import METHODS
 from merge.recipe.gradient import is_gradient
-from merge.text.source import Record, listed
+from merge.text.source import Record, as_list
 
 # A number, or a gradient from the first layer to the last.
 Weight = Annotated[
@@ -67,7 +67,7 @@ class Override(Record):
     @field_validator("tensors", mode="before")
     @classmethod
     def _as_list(cls, patterns: Any) -> Any:
-        return listed(patterns)
+        return as_list(patterns)
 
     @field_validator("method")
     @classmethod

@@ -31,6 +31,6 @@ def calibrate(
             )
         note = f"{reference.source} has no tokenizer: which axes move could not be chosen on text, so all asked for do"
         return (), None, (note,)
-    text = read_calibration(text_source.source, text_source.columns, text_source.samples, text_source.seed)
+    text = read_calibration(text_source)
     batches, cut = tokenise(load_tokenizer(reference.folder), text.samples, reference.config)
     return batches, text.source, (*text.notes, *cut)

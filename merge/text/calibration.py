@@ -10,21 +10,15 @@ import importlib.resources
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
-from merge.errors import CalibrationError, nearest
-from merge.text.table import Row, Source, Table, brief, listed, open_table, text_table
+from merge.errors import CalibrationError, brief, listed
+from merge.text.columns import LABEL_COLUMNS, UNLABELLED, check_columns, choose_columns
+from merge.text.table import Row, Source, Table, open_table, text_table
 
-TEXT_COLUMNS = ("text", "sentence", "content")
-PAIR_COLUMNS = (
-    ("premise", "hypothesis"),
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text_a", "text_b"),
-)
-LABEL_COLUMNS = ("label", "gold_label", "labels", "class", "subcase", "heuristic")
-UNLABELLED = ("", "-", "-1", "None")  # how data sets mark a row without a label
+if TYPE_CHECKING:
+    from merge.text.source import TextSource
+
 FEW = 200  # under this many texts the activation statistics, and so the matching, are noisy
 
 
@@ -43,26 +37,23 @@ class CalibrationText:
     notes: tuple[str, ...]
 
 
-def read_calibration(
-    source: str | None, columns: tuple[str, ...] | None = None, samples: int = 1024, seed: int = 0
-) -> CalibrationText:
-    """Return up to `samples` texts or pairs drawn uniformly, without replacement, from the whole of `source`.
+def read_calibration(text_source: TextSource) -> CalibrationText:
+    """Return up to `samples` texts or pairs drawn uniformly, without replacement, from the whole of a source.
 
-    Args:
-        source: None for the package's own text; a file (.txt, one text a line; .jsonl, .csv, .tsv; each also .gz);
-            otherwise a Hub dataset: org/name, org/name:config, org/name:config/split or org/name:/split, where the
-            split left out is train and the config left out the default one. A path that exists is never a Hub id.
-        columns: the column that holds the text, or the two that hold a pair; None takes the only well-known choice.
-        samples: how many texts at most; a smaller source is used whole.
-        seed: of the draw; the same source, columns, samples and seed give the same result.
+    The source is a file (.txt, one text a line; .jsonl, .csv, .tsv; each also .gz), else a Hub dataset: org/name,
+    org/name:config, org/name:config/split or org/name:/split, where the split left out is train and the config left out the
+    default one. A path that exists is never a Hub id. A source with fewer texts is used whole; equal sources, seed included,
+    give equal texts.
+
     Raises:
         CalibrationError: the source cannot be read, holds no text, or does not say which column is text.
     """
+    source, columns, samples, seed = text_source.source, text_source.columns, text_source.samples, text_source.seed
     if samples < 1:
         raise CalibrationError(f"calibration text: {samples} samples were asked for; ask for 1 or more.")
     table = _embedded() if source is None else open_table(source, "calibration text", CalibrationError)
     if columns is not None:
-        _check_columns(table, columns)
+        check_columns(table, columns)
     draw = _draw(table, columns, samples, seed)
     if not draw.kept:
         blank = f" (all of its {draw.blank:,} {table.unit}s are blank)" if draw.blank else ""
@@ -124,7 +115,7 @@ def _draw(table: Table, columns: tuple[str, ...] | None, samples: int, seed: int
             blank += 1
             continue
         if not chosen:
-            chosen = _choose_columns(table, tuple(row), columns)
+            chosen = choose_columns(table, tuple(row), columns)
             labels = {name: set() for name in LABEL_COLUMNS if name in row and name not in chosen}
         texts = _texts(table, number, row, chosen)
         if not all(texts):  # half a pair is no pair
@@ -193,45 +184,6 @@ def _notes(table: Table, draw: _Draw, columns_given: bool, embedded: bool) -> It
             f"{repeats:,} of {count:,} sampled texts repeat another one, so that the sample says less than its size "
             f"promises; distinct texts: {count - repeats:,}"
         )
-
-
-# ---- columns ----
-
-
-def _check_columns(table: Table, columns: tuple[str, ...]) -> None:
-    asked = " + ".join(columns)
-    if not table.has_columns:
-        raise CalibrationError(
-            f"{table.source.name}: column {asked!r} was asked for, but it has no columns, one text a line; "
-            "leave the columns out, or give a .jsonl, .csv or .tsv file."
-        )
-    if len(columns) not in (1, 2) or len(set(columns)) < len(columns):
-        raise CalibrationError(
-            f"{table.source.name}: expected one column (text) or two different ones (a pair), "
-            f"found {len(columns)}: {asked!r}."
-        )
-
-
-def _choose_columns(table: Table, header: tuple[str, ...], columns: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the columns asked for, or the only well-known text column or pair among those there are."""
-    if columns is not None:
-        unknown = [column for column in columns if column not in header]
-        if unknown:
-            hints = " ".join(
-                f'no column "{brief(column)}".{nearest(brief(column), map(brief, header))}' for column in unknown
-            )
-            raise CalibrationError(f"{table.source.name}: {hints}")
-        return columns
-    pairs = [pair for pair in PAIR_COLUMNS if set(pair) <= set(header)]
-    paired = {name for pair in pairs for name in pair}  # QNLI's sentence is half of its pair, not a text of its own
-    choices = [*pairs, *((name,) for name in TEXT_COLUMNS if name in header and name not in paired)]
-    if len(choices) == 1:
-        return choices[0]
-    found = f"more than one ({', '.join(' + '.join(choice) for choice in choices)})" if choices else "none"
-    raise CalibrationError(
-        f"{table.source.name}: expected one well-known text column or pair, found {found}; name one column, "
-        f"or two for a pair. Its columns: {listed(header)}."
-    )
 
 
 def _embedded() -> Table:

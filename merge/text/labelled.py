@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names
-from merge.errors import CalibrationError, MismatchError, nearest
-from merge.text.calibration import PAIR_COLUMNS, TEXT_COLUMNS, UNLABELLED
-from merge.text.table import Row, Table, listed, open_table
+from merge.errors import CalibrationError, MismatchError, listed, nearest
+from merge.text.columns import UNLABELLED, choose_columns
+from merge.text.source import TextSource
+from merge.text.table import Row, Table, open_table
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,20 @@ def gold_of(examples: Examples, model: Checkpoint) -> list[int]:
     return [places[label.casefold()] for label in examples.labels]
 
 
-def draw_examples(
-    source: str, text_columns: tuple[str, ...] | None, label_column: str, samples: int, seed: int
-) -> Examples:
+def draw_examples(text_source: TextSource, label_column: str) -> Examples:
     """Return labelled examples drawn at random from the whole of a file or Hub dataset.
 
-    Args:
-        text_columns: one column (text) or two (a pair); the only well-known choice if None.
     Raises:
         CalibrationError: a column is missing, or no row has a label.
     """
-    table = open_table(source, "labelled examples", CalibrationError)
+    assert text_source.source is not None, "the package's own text has no labels"
+    table = open_table(text_source.source, "labelled examples", CalibrationError)
     rows: list[tuple[tuple[str, ...], str]] = []
-    left_out, columns = 0, text_columns or ()
+    left_out, columns = 0, tuple[str, ...]()
     for number, row in table.rows:
         if row is None:
             continue
-        columns = columns or _text_columns(table, row)
+        columns = columns or choose_columns(table, tuple(row), text_source.columns)
         _check_columns(table, number, row, (*columns, label_column))
         texts, label = tuple(_text(row[column]) for column in columns), _text(row[label_column])
         if all(texts) and label not in UNLABELLED:
@@ -75,6 +72,7 @@ def draw_examples(
             left_out += 1
     if not rows:
         raise CalibrationError(f"{table.source.name}: expected rows with text and a label, found none.")
+    samples, seed = text_source.samples, text_source.seed
     kept = rows if len(rows) <= samples else random.Random(seed).sample(rows, samples)
     said = f"{table.title}: {len(kept):,} of {len(rows):,} labelled {table.unit}s, column {' + '.join(columns)}, seed {seed}"
     notes = (f"{left_out:,} {table.unit}s of {table.title} have no text or no label and were left out",)
@@ -91,16 +89,3 @@ def _check_columns(table: Table, number: int, row: Row, columns: Iterable[str]) 
     for column in columns:
         if column not in row:
             raise table.fault(number, f"no column {column!r}.{nearest(column, row)}")
-
-
-def _text_columns(table: Table, row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the only well-known text column or pair of the first row."""
-    pairs = [pair for pair in PAIR_COLUMNS if set(pair) <= set(row)]
-    paired = {name for pair in pairs for name in pair}
-    choices = [*pairs, *((name,) for name in TEXT_COLUMNS if name in row and name not in paired)]
-    if len(choices) != 1:
-        raise CalibrationError(
-            f"{table.source.name}: expected one well-known text column or pair, found {len(choices)}. Name it: "
-            f"text_column. Its columns: {listed(row)}."
-        )
-    return choices[0]

@@ -53,9 +53,9 @@ class StatisticsEntry(Record):
     @field_validator("text_column", mode="before")
     @classmethod
     def _one_name(cls, names: Any) -> Any:
-        return listed(names)
+        return as_list(names)
 
 
-def listed(names: Any) -> Any:
+def as_list(names: Any) -> Any:
     """Return one name as a list of it, anything else as it is."""
     return [names] if isinstance(names, str) else names

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from merge.errors import MergeError
+from merge.errors import MergeError, brief, listed
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^/:]*)(/(?P<split>\w[\w.-]*))?)?")
 _NEVER_HUB = (".txt", ".jsonl", ".csv", ".tsv", ".json", ".gz", ".parquet")  # data/train.json is a mistyped path
@@ -93,7 +93,7 @@ def open_table(
     if is_folder:
         raise error(f"{what} {source}: expected a file or a Hub dataset, found a folder; name one file in it.")
     if exists:
-        return _file_table(at, path, kind, names, member)
+        return file_table(at, path, kind, names, member)
     hub_id = _HUB_ID.fullmatch(source)
     if hub_id is None or source.lower().endswith(_NEVER_HUB):
         advice = "check the path; a Hub dataset is written org/name, org/name:config or org/name:config/split."
@@ -107,7 +107,10 @@ def text_table(source: Source, title: str, open_bytes: Callable[[], AbstractCont
     return Table(source, title, _text_rows(source, _lines(source, open_bytes)), has_columns=False)
 
 
-def _file_table(at: Source, path: Path, kind: str | None, names: Sequence[str], member: str | None) -> Table:
+def file_table(
+    at: Source, path: Path, kind: str | None = None, names: Sequence[str] = (), member: str | None = None
+) -> Table:
+    """Return the rows of a file; `at` is how errors name it, the rest as in `open_table`."""
     readers: dict[str, Callable[[Source, Iterator[str]], Rows]] = {
         ".txt": _text_rows,
         ".jsonl": _json_rows,
@@ -267,14 +270,3 @@ def _hub_rows(at: Source, name: str, config: str | None, split: str) -> Rows:
         advice = "check the id and the network, or give a file"
         reason = brief(f"{type(error).__name__}: {error}", 300)
         raise at.error(f"{at.name} {found}; {advice}. The cause: {reason}") from error
-
-
-def brief(text: str, width: int = 60) -> str:
-    """Return the text on one line, cut to `width` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 3] + "..."
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names on one line, separated by commas."""
-    return ", ".join(brief(name) for name in names) or "nothing"

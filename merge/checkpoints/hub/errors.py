@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from merge.errors import HubError
+from merge.errors import HubError, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -18,11 +18,6 @@ ADVICE = {
     412: "someone committed meanwhile: run it again",
     429: "wait a few minutes and run it again",
 }
-
-
-def one_line(error: object) -> str:
-    """Return what an error says as one line."""
-    return " ".join(str(error).split())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoints.tokenizers.tokenizer import FLAGS, Tokenizer, load, loaded_tokenizer, parse, product, unbounded
-from merge.errors import CheckpointError, MismatchError, OutputError
+from merge.errors import CheckpointError, MismatchError, OutputError, some
 
 INSTEAD = "Take the vocabulary of one model instead of the union."
 PER_SPLIT = 8  # continuations tried for each way a new token can hide the beginning of a word
@@ -188,9 +188,8 @@ def _check_as_loaded(tokenizers: Sequence[Tokenizer], sources: Sequence[str]) ->
         extra.append([str(token) for token in loaded.extra_special_tokens])
     for source, other in zip(sources[1:], settings[1:], strict=True):
         if differences := setting_differences(settings[0], other, sources[0], source):
-            said = list(differences.values())
-            more = f" and {len(said) - 3} more" if len(said) > 3 else ""
-            raise MismatchError(f"no union of tokenizers: {'; '.join(said[:3])}{more}. {INSTEAD}")
+            shown = some(list(differences.values()), separator="; ")
+            raise MismatchError(f"no union of tokenizers: {shown}. {INSTEAD}")
     return tuple(dict.fromkeys(token for some in extra[1:] for token in some if token not in extra[0]))
 
 

@@ -10,8 +10,11 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, fold, is_generic
 from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.sentence_transformers import pipeline_files
+from merge.errors import some
 from merge.run.plan.base_model import base_model
 from merge.run.plan.classes import label_tensors
+
+NAMES_SHOWN = 6  # tensors in a note
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,13 @@ def plan_heads(policy: str | None, given: ModelSet) -> HeadPlan:
         return _drop(plan, pooler)
     shared = merged.reference.tensors.keys()
     if policy == "reference":
-        left = [f"left out of {m.source}: {_listed(_outside(m, shared))}" for m in models[1:] if _outside(m, shared)]
+        left = [
+            f"left out of {m.source}: {some(_outside(m, shared), NAMES_SHOWN)}"
+            for m in models[1:]
+            if _outside(m, shared)
+        ]
         own = _outside(models[0], shared)
-        taken = [f"taken from {models[0].source} alone: {_listed(own)}"] if own else []
+        taken = [f"taken from {models[0].source} alone: {some(own, NAMES_SHOWN)}"] if own else []
         return replace(plan, outputs=(_keep(plan, 0, ""),), notes=(*plan.notes, *taken, *left))
     folders = output_folders([model.source for model in models])
     outputs = tuple(_keep(plan, k, folder) for k, folder in enumerate(folders))
@@ -127,10 +134,6 @@ def _outside(model: Checkpoint, shared: Set[str]) -> list[str]:
     return sorted(name for name in model.tensors if name not in shared)
 
 
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def _keep(plan: HeadPlan, k: int, folder: str) -> Output:
     """Return the output that has the merged base model and everything else of model k."""
     shared, owner = plan.merged.reference.tensors.keys(), plan.given.models[k]
@@ -144,9 +147,11 @@ def _drop(plan: HeadPlan, pooler: Set[str]) -> HeadPlan:
     sources = {name: tuple((m, name) for m in range(len(models))) for name in plan.merged.reference.tensors}
     having = next((k for k, model in enumerate(models) if pooler & model.tensors.keys()), 0)
     sources |= {name: ((having, name),) for name in models[having].tensors if name in pooler}
-    left = [f"left out of {m.source}: {_listed(names)}" for m in models if (names := _outside(m, sources.keys()))]
+    left = [
+        f"left out of {m.source}: {some(names, NAMES_SHOWN)}" for m in models if (names := _outside(m, sources.keys()))
+    ]
     files = pipeline_files(reference)
-    left += [f"left out of {reference.source}: {_listed(files)}"] if files else []
+    left += [f"left out of {reference.source}: {some(files, NAMES_SHOWN)}"] if files else []
     output = Output("", base_model(reference), sources, frozenset(pooler))
     carried = tuple(map(base_model, models)) if pooler else plan.merged.models
     return replace(plan, outputs=(output,), carried=carried, notes=(*plan.notes, *left))
@@ -188,9 +193,9 @@ def _head_faults(a: Checkpoint, b: Checkpoint, shared: Set[str], labelled: Set[s
     own, other = _outside(a, shared), _outside(b, shared)
     faults = []
     if missing := [name for name in own if name not in b.tensors]:
-        faults.append(f"{b.source} lacks {_listed(missing)} that {a.source} has.")
+        faults.append(f"{b.source} lacks {some(missing, NAMES_SHOWN)} that {a.source} has.")
     if extra := [name for name in other if name not in a.tensors]:
-        faults.append(f"{b.source} has {_listed(extra)} that {a.source} lacks.")
+        faults.append(f"{b.source} has {some(extra, NAMES_SHOWN)} that {a.source} lacks.")
     for name in own:
         if name not in b.tensors:
             continue

@@ -15,7 +15,7 @@ from merge.checkpoints.structure import HARMLESS
 from merge.checkpoints.tokenizers.tokenizer import read_vocabulary
 from merge.checkpoints.weights.arrays import DTYPES, ITEM_SIZES
 from merge.checkpoints.weights.read import nbytes
-from merge.errors import MismatchError
+from merge.errors import MismatchError, some
 from merge.recipe.recipe import Recipe
 from merge.run.plan.base_model import base_model
 from merge.run.plan.heads import HeadPlan
@@ -23,7 +23,6 @@ from merge.run.plan.heads import HeadPlan
 # Folder -> tokens and normalizer of its tokenizer; None without one.
 Vocabularies = Mapping[Path, Mapping[str, Any] | None]
 
-MAX_SHOWN = 3  # of the differences of one kind
 LAYER_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_hidden_groups"}
 # The config entries that a head decides, and not the encoder.
 HEAD_KEYS = {"architectures", "num_labels", "tie_word_embeddings", "is_decoder"}
@@ -102,9 +101,11 @@ def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool, vocabu
     missing = sorted(set(a.tensors) - set(b.tensors))
     extra = sorted(set(b.tensors) - set(a.tensors))
     if missing and not allowed.depth:  # a plan of layers says itself what it takes from whom
-        faults.append(f"{b.source} lacks {_some(missing)} that {a.source} has.{_pooler_advice(a, missing)}")
+        faults.append(
+            f"{b.source} lacks {some(missing, separator='; ')} that {a.source} has.{_pooler_advice(a, missing)}"
+        )
     if extra and not allowed.depth:
-        faults.append(f"{b.source} has {_some(extra)} that {a.source} lacks.{_pooler_advice(a, extra)}")
+        faults.append(f"{b.source} has {some(extra, separator='; ')} that {a.source} lacks.{_pooler_advice(a, extra)}")
     faults += _shape_faults(a, b, allowed)
     mixed = [n for n in a.tensors if n in b.tensors and a.tensors[n].own_dtype != b.tensors[n].own_dtype]
     if mixed and allowed.dtype is None:
@@ -154,7 +155,9 @@ def _shape_faults(a: Checkpoint, b: Checkpoint, allowed: Allowed) -> list[str]:
     if not shapes:
         return []
     differences = [f"{n} is {a.tensors[n].shape} in {a.source}, {b.tensors[n].shape} in {b.source}" for n in shapes]
-    return [f"shapes differ: {_some(differences)}. Are these two models of the same size and vocabulary?"]
+    return [
+        f"shapes differ: {some(differences, separator='; ')}. Are these two models of the same size and vocabulary?"
+    ]
 
 
 def _config_faults(a: Checkpoint, b: Checkpoint, may_differ: set[str]) -> list[str]:
@@ -162,7 +165,7 @@ def _config_faults(a: Checkpoint, b: Checkpoint, may_differ: set[str]) -> list[s
     left, right = a.structure.settings, b.structure.settings
     keys = [k for k in a.structure.known if k not in HARMLESS | may_differ and left.get(k) != right.get(k)]
     differences = [f"{k} is {left.get(k)!r} in {a.source}, {right.get(k)!r} in {b.source}" for k in keys]
-    return [f"configs differ: {_some(differences)}."] if differences else []
+    return [f"configs differ: {some(differences, separator='; ')}."] if differences else []
 
 
 def _label_faults(a: Checkpoint, b: Checkpoint) -> list[str]:
@@ -195,11 +198,10 @@ def _vocabulary_faults(a: Checkpoint, b: Checkpoint, vocabularies: Vocabularies)
 
 def _unmergeable(checkpoint: Checkpoint) -> list[str]:
     bad = [n for n, t in checkpoint.tensors.items() if not t.is_integer and t.dtype not in DTYPES]
-    return (
-        [f"{checkpoint.source}: {_some(bad)} stored as {checkpoint.tensors[bad[0]].dtype}, which cannot be merged."]
-        if bad
-        else []
-    )
+    if not bad:
+        return []
+    dtype = checkpoint.tensors[bad[0]].dtype
+    return [f"{checkpoint.source}: {some(bad, separator='; ')} stored as {dtype}, which cannot be merged."]
 
 
 def _space_faults(heads: HeadPlan, dtype: str | None, output: Path) -> list[str]:
@@ -223,8 +225,3 @@ def _notes(checkpoints: Sequence[Checkpoint], vocabularies: Vocabularies) -> lis
     if without and len(without) < len(checkpoints):
         notes.append(f"no tokenizer in {', '.join(without)}: their vocabulary could not be compared")
     return notes
-
-
-def _some(items: Sequence[str]) -> str:
-    shown = "; ".join(items[:MAX_SHOWN])
-    return f"{shown} and {len(items) - MAX_SHOWN} more" if len(items) > MAX_SHOWN else shown

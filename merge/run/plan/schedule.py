@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.errors import MismatchError, RecipeError
+from merge.errors import MismatchError, RecipeError, some
 from merge.layers.plan import LayerPlan, PlannedTensors, parse_layers, plan_notes, planned_tensors
 from merge.layers.stacks import before_layers, layer_count, layer_of
 from merge.methods import Method, make_method
@@ -62,9 +62,9 @@ def make_schedule(recipe: Recipe, heads: HeadPlan, output: int = 0) -> Schedule:
     _check_overrides(recipe, [models[0].written_name(name) for name in planned.sources if name not in made.copied])
     jobs = tuple(maker.job(name, sources) for name, sources in planned.sources.items())
     if maker.lacking and recipe.base_lacks is None:
-        shown = ", ".join(maker.lacking[:3]) + (f" and {len(maker.lacking) - 3} more" if len(maker.lacking) > 3 else "")
         raise MismatchError(
-            f"base {base.source if base else ''} lacks {shown}. Say what becomes of them: --base-lacks average, or reference."
+            f"base {base.source if base else ''} lacks {some(maker.lacking)}. Say what becomes of them: "
+            "--base-lacks average, or reference."
         )
     notes = (
         [f"not in the base, by base_lacks: {recipe.base_lacks}: {', '.join(maker.lacking)}"] if maker.lacking else []

@@ -196,4 +196,4 @@ def read_examples(entry: StatisticsEntry, seed: int) -> Examples:
             "cocktail needs labelled examples. Say where they are, in a recipe: statistics: {text: dev.jsonl, "
             "label_column: label}; as flags: --statistics-text dev.jsonl --label-column label."
         )
-    return draw_examples(entry.text, entry.text_column, entry.label_column, entry.samples, seed)
+    return draw_examples(entry.text_source(seed), entry.label_column)

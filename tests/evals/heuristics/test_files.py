@@ -26,6 +26,8 @@ COLUMNS = (
     *("gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse", "sentence2_parse"),
     *("sentence1", "sentence2", "pairID", "heuristic", "subcase", "template"),
 )
+FIELDS = f"expected 11 fields ({', '.join(COLUMNS)}), found "
+ADVICE = "a .tsv file is read without quoting, one row a line."
 LINE = "expected an id, a comma and a label, such as 'ex0,neutral', found "
 AGAIN = "expected a new id, found 'ex0' again."
 LABEL = "expected entailment or non-entailment, found "
@@ -120,20 +122,18 @@ def test_quotes_are_plain_characters(tmp_path: Path) -> None:
         ("a.csv.gz", "", ": expected a HANS file in .txt, .tsv or .jsonl (or one of these in .gz), found 'a.csv.gz'."),
         ("a.jsonl", "", ": expected HANS pairs, found no row."),
         ("a.txt", "\t".join(COLUMNS), ": expected HANS pairs, found no row."),
-        ("a.txt", table(gold_label="neutral"), ", row 3, column gold_label: " + LABEL + "'neutral'."),
-        ("a.txt", table(sentence2=""), ", row 3, column sentence2: expected text, found ''."),
-        ("a.txt", table(subcase=" "), ", row 3, column subcase: expected text, found ' '."),
-        ("a.txt", table(pairID="ex0"), ", row 3, column pairID: " + AGAIN),
-        ("a.txt", table(template="temp1\tx"), ", row 3, column template: expected 11 columns, found 12."),
-        ("a.txt", table() + "entailment\t\n", ", row 4, column sentence1_binary_parse: expected 11 columns, found 2."),
-        ("a.txt", table() + "\n", ", row 4, column gold_label: expected 11 columns, found 1."),
-        ("a.jsonl", json.dumps(ROW | {"label": 1}), ", row 1, column label: expected text, found 1."),
-        ("a.jsonl", json.dumps(ROW | {"label": "1"}), ", row 1, column label: " + LABEL + "'1'."),
-        ("a.jsonl", json.dumps(ROW | {"heuristic": None}), ", row 1, column heuristic: expected text, found None."),
-        ("a.jsonl", f"{json.dumps(ROW)}\n{json.dumps(ROW)}", ", row 2, column pairID: " + AGAIN),
-        ("a.jsonl", f"{json.dumps(ROW)}\n[1]", ", row 2: expected a JSON object, found '[1]'."),
-        ("a.jsonl", '{"pairID" "ex0"}', ", row 1, column 11: expected a JSON object, found '{\"pairID\" \"ex0\"}'."),
-        ("a.jsonl", '{"pairID": "ex0"}', ", row 1, column premise: expected text, found only pairID."),
+        ("a.txt", table(gold_label="neutral"), ", line 3: column gold_label: " + LABEL + "'neutral'."),
+        ("a.txt", table(sentence2=""), ", line 3: column sentence2: expected text, found ''."),
+        ("a.txt", table(subcase=" "), ", line 3: column subcase: expected text, found ' '."),
+        ("a.txt", table(pairID="ex0"), ", line 3: column pairID: " + AGAIN),
+        ("a.txt", table(template="temp1\tx"), f", line 3: {FIELDS}12; {ADVICE}"),
+        ("a.txt", table() + "entailment\t\n", f", line 4: {FIELDS}2; {ADVICE}"),
+        ("a.txt", table() + "\n", ", line 4: expected a HANS pair, found a blank line."),
+        ("a.jsonl", json.dumps(ROW | {"label": 1}), ", line 1: column label: expected text, found 1."),
+        ("a.jsonl", json.dumps(ROW | {"label": "1"}), ", line 1: column label: " + LABEL + "'1'."),
+        ("a.jsonl", json.dumps(ROW | {"heuristic": None}), ", line 1: column heuristic: expected text, found None."),
+        ("a.jsonl", f"{json.dumps(ROW)}\n{json.dumps(ROW)}", ", line 2: column pairID: " + AGAIN),
+        ("a.jsonl", f"{json.dumps(ROW)}\n\n", ", line 2: expected a HANS pair, found a blank line."),
     ],
 )  # fmt: skip
 def test_malformed_pairs_are_refused_with_row_and_column(name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -141,31 +141,47 @@ def test_malformed_pairs_are_refused_with_row_and_column(name: str, text: str, m
     assert refused(read_pairs, written(tmp_path / name, text)) == message
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", 'expected a JSON object such as {"text": "..."}, found \'[1]\''),
+        (
+            '{"pairID" "ex0"}',
+            "expected one JSON object a line, found '{\"pairID\" \"ex0\"}' (Expecting ':' delimiter at 11)",
+        ),
+        ('{"pairID": "ex0"}', "found pairID: no premise, hypothesis, label, heuristic, subcase, template."),
+    ],
+)
+def test_lines_that_are_no_pairs_are_refused_with_their_number(text: str, said: str, tmp_path: Path) -> None:
+    message = refused(read_pairs, written(tmp_path / "a.jsonl", f"{json.dumps(ROW)}\n{text}"))
+    assert message.startswith(", line 2: expected ")
+    assert said in message
+
+
 def test_a_header_without_the_columns_is_refused_by_naming_them(tmp_path: Path) -> None:
     """The usual mistake is a headerless or another task's table: the message lists what is wanted and what is there."""
-    message = refused(
-        read_pairs, written(tmp_path / "a.txt", table().replace("subcase", "case", 1).replace("pairID", "sentence1", 1))
-    )
-    assert "row 1: expected a header that names each of pairID, sentence1, sentence2, gold_label," in message
-    assert "wrong for pairID, sentence1, subcase, found 'gold_label\\t" in message
+    message = refused(read_pairs, written(tmp_path / "a.txt", table().replace("subcase", "case", 1)))
+    assert "line 2: expected columns pairID, sentence1, sentence2, gold_label, heuristic, subcase, template" in message
+    assert "found gold_label, sentence1_binary_parse," in message
+    assert message.endswith(": no subcase.")
+    message = refused(read_pairs, written(tmp_path / "a.txt", table().replace("pairID", "sentence1", 1)))
+    assert "line 1: expected different column names, found twice: sentence1" in message
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """Missing, not packed though so named, cut short, damaged, a folder, not UTF-8: each is one line, no traceback."""
     assert refused(read_pairs, tmp_path / "none.txt") == ": expected a file, found none."
     (tmp_path / "plain.txt.gz").write_text("gold_label")
-    assert "expected a readable file, found Not a gzipped file" in refused(read_pairs, tmp_path / "plain.txt.gz")
+    assert "cannot be read: Not a gzipped file" in refused(read_pairs, tmp_path / "plain.txt.gz")
     whole = gzip.compress(table().encode())
     (tmp_path / "cut.txt.gz").write_bytes(whole[:-12])
-    assert "expected a readable file, found" in refused(read_pairs, tmp_path / "cut.txt.gz")
+    assert "cannot be read: " in refused(read_pairs, tmp_path / "cut.txt.gz")
     (tmp_path / "damaged.txt.gz").write_bytes(whole[:20] + b"\xff\xff\xff\xff" + whole[24:])
-    assert "expected a readable file, found" in refused(read_pairs, tmp_path / "damaged.txt.gz")
+    assert "cannot be read: " in refused(read_pairs, tmp_path / "damaged.txt.gz")
     (tmp_path / "folder.txt").mkdir()
-    assert "expected a readable file, found" in refused(read_pairs, tmp_path / "folder.txt")
+    assert "cannot be read: " in refused(read_pairs, tmp_path / "folder.txt")
     latin = table(sentence1="Ther\xe9 is the judge .").encode("latin-1")
-    assert "expected UTF-8 text, found invalid continuation byte" in refused(
-        read_pairs, written(tmp_path / "latin.txt", latin)
-    )
+    assert "expected UTF-8 text, found byte 0xe9" in refused(read_pairs, written(tmp_path / "latin.txt", latin))
 
 
 @pytest.mark.parametrize("name", ["preds.txt", "preds.txt.gz"])

@@ -16,6 +16,7 @@ from merge.commands.merge_models import main
 from merge.methods.statistics.measure import measure
 from merge.methods.statistics.record import read_statistics
 from merge.text.calibration import read_calibration
+from merge.text.source import TextSource
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_the_file_holds_what_is_measured(
     said = json.loads(capsys.readouterr().out)
     checkpoint = open_checkpoint("a")
     found = read_statistics(place / "s.safetensors", kind, checkpoint)
-    texts = read_calibration("text.txt", None, 5, 3)
+    texts = read_calibration(TextSource("text.txt", None, 5, 3))
     batches, _ = tokenise(load_tokenizer(checkpoint.folder), texts.samples, checkpoint.config)
     expected = measure(checkpoint, kind, batches, texts.source, 3)
     assert said["output"] == "s.safetensors"

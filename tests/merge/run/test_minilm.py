@@ -18,6 +18,7 @@ from merge.run.run import run
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, inverse, random
 from merge.text.calibration import read_calibration
+from merge.text.source import TextSource
 
 pytestmark = [
     pytest.mark.minilm,
@@ -38,7 +39,7 @@ def test_a_planted_element_of_the_real_model_is_recovered_on_every_axis(by: str)
     checkpoint = open_checkpoint(minilm())
     spec, a = spec_for(checkpoint.config), finite_tensors(checkpoint)
     planted = random(spec, checkpoint.shapes, torch.Generator().manual_seed(0))
-    text = read_calibration(None, samples=96)
+    text = read_calibration(TextSource(None, samples=96))
     batches, _ = tokenise(load_tokenizer(checkpoint.folder), text.samples, checkpoint.config)
     pair = Pair(spec, a, apply(spec, planted, a), checkpoint.config, checkpoint.written_name, batches)
     found = aligner(by)(pair)(frozenset(pair.kinds())).permutation

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from merge.errors import CalibrationError
-from merge.text.calibration import CalibrationText, read_calibration
+from merge.text import calibration
+from merge.text.calibration import CalibrationText
+from merge.text.source import TextSource
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> str:
@@ -35,6 +37,12 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> str:
 def numbered(count: int) -> list[str]:
     """Return distinct texts that know their place."""
     return [f"text {index}" for index in range(count)]
+
+
+def read_calibration(
+    source: str | None, columns: tuple[str, ...] | None = None, samples: int = 1024, seed: int = 0
+) -> CalibrationText:
+    return calibration.read_calibration(TextSource(source, columns, samples, seed))
 
 
 def places(read: CalibrationText) -> list[int]:
@@ -309,7 +317,7 @@ def test_a_table_named_txt_is_noted(tmp_path: Path) -> None:
 
 def test_the_embedded_text_ships_and_is_varied() -> None:
     """It lies in the package, about 400 distinct lines, each a text as it stands."""
-    lines = (importlib.resources.files("merge.alignment") / "calibration.txt").read_text(encoding="utf-8").splitlines()
+    lines = (importlib.resources.files("merge.text") / "calibration.txt").read_text(encoding="utf-8").splitlines()
     assert 380 <= len(lines) <= 450
     assert len(set(lines)) == len(lines)
     assert all(line and line == line.strip() for line in lines)
@@ -320,7 +328,7 @@ def test_the_embedded_text_ships_and_is_varied() -> None:
 
 def test_the_embedded_text_is_the_default_and_says_so() -> None:
     """All of it is used, and the note names the better choice."""
-    lines = (importlib.resources.files("merge.alignment") / "calibration.txt").read_text(encoding="utf-8").splitlines()
+    lines = (importlib.resources.files("merge.text") / "calibration.txt").read_text(encoding="utf-8").splitlines()
     read = read_calibration(None)
     assert sorted(read.samples) == sorted((line,) for line in lines)
     assert read.source == f"the package's own generic text: {len(lines)} of {len(lines)} lines, seed 0"
@@ -480,9 +488,10 @@ def test_the_hub_out_of_reach_is_one_clear_error(tmp_path: Path) -> None:
     """The true library, forbidden the network, fails in its own way, and the user reads one line."""
     program = """
 from merge.text.calibration import read_calibration
+from merge.text.source import TextSource
 from merge.errors import CalibrationError
 try:
-    read_calibration("no-such-org/no-such-name:mnli/test")
+    read_calibration(TextSource("no-such-org/no-such-name:mnli/test"))
 except CalibrationError as error:
     print(error)
 """
@@ -501,7 +510,8 @@ def test_reading_a_file_imports_nothing_heavy() -> None:
     program = """
 import sys
 from merge.text.calibration import read_calibration
-read_calibration(None)
+from merge.text.source import TextSource
+read_calibration(TextSource())
 print([name for name in ("datasets", "pyarrow", "pandas", "torch") if name in sys.modules])
 """
     done = subprocess.run(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from merge.errors import CalibrationError, MergeError, TaskError
-from merge.text.table import Source, Table, brief, listed, open_table, text_table
+from merge.errors import CalibrationError, MergeError, TaskError, brief, listed
+from merge.text.table import Source, Table, open_table, text_table
 
 
 def rows_of(path: Path, kind: str | None = None) -> list[tuple[int, dict[str, object] | None]]:

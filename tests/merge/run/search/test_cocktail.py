@@ -210,8 +210,11 @@ def test_a_sample_is_drawn_from_the_seed(data: Path) -> None:
         ({"text": "dev.jsonl"}, "cocktail needs labelled examples"),
         ({"label_column": "label"}, "cocktail needs labelled examples"),
         ({"text": "dev.jsonl", "label_column": "labels"}, "line 1: no column 'labels'. Did you mean 'label'"),
-        ({"text": "dev.jsonl", "label_column": "label", "text_column": "premis"}, "no column 'premis'. Did you mean"),
-        ({"text": "odd.jsonl", "label_column": "label"}, "one well-known text column or pair, found 0. Name it"),
+        ({"text": "dev.jsonl", "label_column": "label", "text_column": "premis"}, 'no column "premis". Did you mean'),
+        (
+            {"text": "odd.jsonl", "label_column": "label"},
+            "one well-known text column or pair, found none; name one column",
+        ),
         ({"text": "empty.jsonl", "label_column": "label"}, "expected rows with text and a label, found none"),
         ({"text": "none.jsonl", "label_column": "label"}, "there is no such file"),
     ],
