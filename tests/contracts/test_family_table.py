@@ -32,7 +32,7 @@ def aligned(a: Path, b: Path, by: str, text: Path | None) -> tuple[float, float]
     kinds = sorted({spec.kind(axis) for axis in spec.fit(opened.shapes) if axis not in spec.named})
     align = {"by": by, "axes": kinds, **({"text": str(text), "samples": 24} if text else {})}
     recipe = make_recipe({"models": [str(a), str(b)], "align": align, "output": str(a.parent / "none")})
-    proof = run(recipe, dry_run=True).bases.aligned[0].proof
+    proof = run(recipe, dry_run=True).rebased.aligned[0].proof
     return proof.error, proof.bound
 
 

@@ -245,18 +245,18 @@ def test_scores_reach_the_card_only_if_they_are_of_this_model(pair: tuple[Path, 
 
 def test_nothing_is_written_when_the_proof_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table with one wrong line stops the run before anything is averaged."""
-    from merge.run import rebase as bases
+    import merge.alignment.task
 
     a = save_checkpoint(tmp_path / "a")
     b = plant(a, tmp_path / "b")
-    right = bases.spec_for
+    right = merge.alignment.task.spec_for
 
     def wrong(config: dict) -> object:
         spec = right(config)
         lines = {**spec.lines, "bert.encoder.layer.0.output.dense.weight": "residual -"}
         return type(spec)(spec.family, lines, spec.sizes, spec.taps, spec.outputs, spec.named)
 
-    monkeypatch.setattr(bases, "spec_for", wrong)
+    monkeypatch.setattr(merge.alignment.task, "spec_for", wrong)
     with pytest.raises(AlignmentError, match="is not the model it was"):
         run(recipe(a, b, output=tmp_path / "out", align={"by": "weights", "axes": ["ffn"]}))
     assert not (tmp_path / "out").exists()
