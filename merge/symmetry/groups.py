@@ -161,7 +161,7 @@ GROUPS: Mapping[str, Group] = {
         _is_invertible,
     ),
     "orthogonal": Group(
-        "every rotation and reflection: RMSNorm without gain depends on the length of x alone, |O x| = |x|",
+        "every rotation and reflection: RMSNorm without gain depends on the length of x alone, which they keep",
         _is_orthogonal,
     ),
     "orthogonal_one": Group(
