@@ -17,8 +17,8 @@ from torch import Tensor
 from merge.alignment.pair import Pair
 from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
+from merge.text.masking import draw_words
 
-MASKED_SHARE = 0.15
 # Of the chosen words 80 % are replaced by the mask token, the next 10 % by a random word, and the rest stay as they
 # are.
 MASK_BELOW, RANDOM_BELOW = 0.8, 0.9
@@ -72,13 +72,12 @@ def mask_words(
     Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1.
     """
     ids = batch["input_ids"]
-    words = (attended(batch) & ~torch.isin(ids, kept)).nonzero()
-    if len(words) == 0:
+    words = attended(batch) & ~torch.isin(ids, kept)
+    if not words.any():
         raise AlignmentError("a batch of the calibration text holds no word that could be masked. Give other text.")
-    count = max(1, round(MASKED_SHARE * len(words)))
-    chosen = words[torch.randperm(len(words), generator=generator)[:count]].unbind(1)
-    draw = torch.rand(count, generator=generator)
-    other = torch.randint(vocabulary, (count,), generator=generator)
+    chosen = draw_words(words, generator)
+    draw = torch.rand(len(chosen[0]), generator=generator)
+    other = torch.randint(vocabulary, (len(chosen[0]),), generator=generator)
     original = ids[chosen]
     shown, labels = ids.clone(), torch.full_like(ids, IGNORED)
     shown[chosen] = torch.where(draw < MASK_BELOW, token, torch.where(draw < RANDOM_BELOW, other, original))

@@ -21,6 +21,7 @@ from merge.checkpoints.transformers_model import build
 from merge.errors import CalibrationError, CheckpointError
 from merge.methods.statistics.record import StatisticsError
 from merge.progress import track
+from merge.text.masking import draw_words
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 SEQUENCE, TOKENS, MASKED = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
 BLOCK = (
     32  # texts whose squares are summed in float32: adding to float64 each time would take longer than the gradients
-)
-MASKED_SHARE = (
-    0.15  # as BERT was trained; each chosen word becomes the mask token (no random words, which are rare there)
 )
 
 
@@ -209,13 +207,12 @@ def _special_ids(checkpoint: Checkpoint) -> tuple[int, frozenset[int]]:
 def _places_to_mask(
     ids: Tensor, real: Tensor, special: tuple[int, frozenset[int]], generator: torch.Generator
 ) -> Tensor:
-    """Return which places are masked: 15% of the words, rounded, and at least one."""
+    """Return which words of one text are masked; each becomes the mask token (random words are rare in training)."""
     import torch
 
-    words = (real & ~torch.isin(ids, torch.tensor(sorted(special[1])))).nonzero()
-    if len(words) == 0:
+    words = real & ~torch.isin(ids, torch.tensor(sorted(special[1])))
+    if not words.any():
         raise CalibrationError("a text holds no word that could be masked. Leave it out of the calibration text.")
-    chosen = words[torch.randperm(len(words), generator=generator)[: max(1, round(MASKED_SHARE * len(words)))]]
     masked = torch.zeros_like(real)
-    masked[chosen[:, 0], chosen[:, 1]] = True
+    masked[draw_words(words, generator)] = True
     return masked

@@ -14,16 +14,13 @@ from merge.progress import track
 from merge.recipe.recipe import Recipe
 from merge.text.calibrated import calibrate
 from merge.text.labelled import Examples, draw_examples, gold_of
+from merge.text.masking import draw_words_of_each_text
 from merge.text.source import StatisticsEntry
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from merge.checkpoints.inputs import Batch, Encoded
 
 SEQUENCE, MASKED = "ForSequenceClassification", "ForMaskedLM"
-MASKED_SHARE = 0.15
 
 
 def cocktail_weights(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[Recipe, tuple[str, ...]]:
@@ -165,24 +162,13 @@ def word_loss(model: Checkpoint, batches: Sequence[Batch], seed: int) -> float:
     with torch.inference_mode():
         for batch in batches:
             ids = batch["input_ids"]
-            where = masked_places(~torch.isin(ids, frame) & batch["attention_mask"].bool(), generator)
+            where = draw_words_of_each_text(~torch.isin(ids, frame) & batch["attention_mask"].bool(), generator)
             logits = network(**{**batch, "input_ids": ids.masked_fill(where, int(tokenizer.mask_token_id))}).logits
             total += float(torch.nn.functional.cross_entropy(logits[where].double(), ids[where], reduction="sum"))
             count += int(where.sum())
     if count == 0:
         raise CalibrationError("cocktail: the text holds no word that could be masked. Give other text.")
     return total / count
-
-
-def masked_places(words: Tensor, generator: torch.Generator) -> Tensor:
-    """Return which places are masked: of the words of each text 15%, rounded, and at least one where there is one."""
-    import torch
-
-    counts = words.sum(1, keepdim=True)
-    wanted = (counts * MASKED_SHARE).round().clamp_min(1.0)
-    draws = torch.rand(words.shape, generator=generator).masked_fill(~words, 2.0)
-    ranks = draws.argsort(dim=1, stable=True).argsort(1)
-    return words & (ranks < wanted)
 
 
 def read_examples(entry: StatisticsEntry, seed: int) -> Examples:

@@ -29,11 +29,11 @@ from merge.run.search.cocktail import (
     cocktail_weights,
     gold_of,
     label_loss,
-    masked_places,
     read_examples,
     softmax,
     word_loss,
 )
+from merge.text.masking import draw_words_of_each_text
 from merge.text.source import StatisticsEntry
 
 COUNT = 40
@@ -245,7 +245,7 @@ def test_the_loss_of_a_masked_language_model_is_that_of_masked_words(tmp_path: P
     sums, counts = [], []
     for batch in batches:
         words = (batch["input_ids"] > 4) & (batch["attention_mask"] == 1)
-        where = masked_places(words, generator)
+        where = draw_words_of_each_text(words, generator)
         labels = torch.where(where, batch["input_ids"], -100)
         masked = torch.where(where, tokenizer.mask_token_id, batch["input_ids"])
         with torch.no_grad():
@@ -258,10 +258,10 @@ def test_the_loss_of_a_masked_language_model_is_that_of_masked_words(tmp_path: P
 def test_fifteen_in_a_hundred_words_are_masked_and_at_least_one() -> None:
     lengths = [0, 1, 3, 10, 20, 40]
     words = torch.arange(40) < torch.tensor(lengths)[:, None]
-    where = masked_places(words, torch.Generator().manual_seed(0))
+    where = draw_words_of_each_text(words, torch.Generator().manual_seed(0))
     assert not bool((where & ~words).any())
     assert where.sum(1).tolist() == [0, 1, 1, 2, 3, 6]
-    share = sum(masked_places(words, torch.Generator().manual_seed(k)) for k in range(400))[5] / 400
+    share = sum(draw_words_of_each_text(words, torch.Generator().manual_seed(k)) for k in range(400))[5] / 400
     assert 0.08 < float(share.min()) < 0.15 < float(share.max()) < 0.22  # every place alike: 0.15 +- 4 standard errors
 
 
