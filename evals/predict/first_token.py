@@ -1,7 +1,7 @@
-"""Short cut: the last layer computed for the first token alone, the only one that a classifier reads; exact.
+"""The last layer computed for the first token alone, the only one that a classifier reads; exact.
 
-Keys and values of the last layer are those of every token; its query, attention output, feed-forward and layer norms are
-needed at the first place only. That saves about 5/6 of one layer.
+Keys and values of the last layer are computed for every token; its query, attention output, feed-forward and layer norms for
+the first token only. That saves about 5/6 of one layer.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ First = Float[Tensor, "rows 1 hidden"]
 
 
 @contextlib.contextmanager
-def first_token_only(model: Any, proof: Mapping[str, Tensor]) -> Iterator[bool]:
-    """Let a classifier's last layer compute its first token only while the block runs, where that is known to be exact.
+def first_token_only(model: Any, probe: Mapping[str, Tensor]) -> Iterator[bool]:
+    """Make a classifier's last layer compute its first token only while the block runs, where that is exact.
 
     Args:
-        model: of one of FAMILIES, with a head that reads the first token; any other is left as it is.
-        proof: a small batch; what the model says to it with and without the short cut must agree.
+        model: of one of FAMILIES, with a head that reads the first token; any other model is unchanged.
+        probe: a small batch, on which the logits with and without the short cut are compared first.
     Yields:
         Whether the short cut is taken.
     """
-    found = last_layer(model)
-    if found is None or not _agrees(model, *found, proof):
+    layer_and_forward = last_layer(model)
+    if layer_and_forward is None or not _agrees(model, *layer_and_forward, probe):
         yield False
         return
-    with _computing(*found):
+    with _replaced_forward(*layer_and_forward):
         yield True
 
 
 def last_layer(model: Any) -> tuple[Any, Callable[..., First]] | None:
-    """Return the last layer of a classifier of FAMILIES and what computes its first token, or None for any other model."""
+    """Return the last layer of a classifier of FAMILIES and the function for its first token, or None for any other model."""
     config = model.config
-    place, compute = FAMILIES.get(config.model_type, (None, None))
+    path, compute = FAMILIES.get(config.model_type, (None, None))
     if (
-        place is None
+        path is None
         or compute is None
         or type(model).__module__.partition(".")[0] != "transformers"
         or not type(model).__name__.endswith("ForSequenceClassification")
-        or getattr(config, "is_decoder", False)  # there the first token attends to itself alone
-        or config._attn_implementation not in ("sdpa", "eager")  # others give layers masks of other kinds
+        or getattr(config, "is_decoder", False)  # with a causal mask the first token attends to itself alone
+        or config._attn_implementation not in ("sdpa", "eager")  # others give layers masks of another form
     ):
         return None
-    layers = model.base_model.get_submodule(place)
+    layers = model.base_model.get_submodule(path)
     return (layers[-1], compute) if len(layers) else None
 
 
@@ -73,7 +73,7 @@ def distilbert_layer(layer: Any, hidden: Hidden, attention_mask: Tensor | None =
     return output
 
 
-# Model type -> where its layers are, and what computes the first token of one: families for which a test shows equality.
+# Model type -> path of its layers, and the function for the first token of one: families for which a test shows equality.
 FAMILIES: dict[str, tuple[str, Callable[..., First]]] = {
     "bert": ("encoder.layer", bert_layer),
     "camembert": ("encoder.layer", bert_layer),
@@ -88,7 +88,7 @@ FAMILIES: dict[str, tuple[str, Callable[..., First]]] = {
 
 
 def _attend(attention: Any, maps: tuple[Any, Any, Any], hidden: Hidden, mask: Tensor | None) -> First:
-    """Return what the first token takes from all tokens, heads side by side; the mask is (rows, 1, tokens, tokens)."""
+    """Return the attention output of the first token, heads concatenated; the mask has shape (rows, 1, tokens, tokens)."""
     query, key, value = (
         linear(tokens).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
         for linear, tokens in zip(maps, (hidden[:, :1], hidden, hidden), strict=True)
@@ -99,8 +99,8 @@ def _attend(attention: Any, maps: tuple[Any, Any, Any], hidden: Hidden, mask: Te
 
 
 @contextlib.contextmanager
-def _computing(layer: Any, compute: Callable[..., First]) -> Iterator[None]:
-    # An attribute of this one layer goes before the method of its class.
+def _replaced_forward(layer: Any, compute: Callable[..., First]) -> Iterator[None]:
+    # An attribute of this layer takes precedence over the method of its class.
     layer.forward = partial(compute, layer)
     try:
         yield
@@ -108,21 +108,21 @@ def _computing(layer: Any, compute: Callable[..., First]) -> Iterator[None]:
         del layer.forward
 
 
-def _agrees(model: Any, layer: Any, compute: Callable[..., First], proof: Mapping[str, Tensor]) -> bool:
-    """Say whether the short cut gives this model's own logits, to the rounding of its dtype."""
-    plain = model(**proof).logits
-    said = "it gives other logits"
+def _agrees(model: Any, layer: Any, compute: Callable[..., First], probe: Mapping[str, Tensor]) -> bool:
+    """Return whether the short cut gives the model's logits, to the rounding of its dtype; log a warning if not."""
+    plain = model(**probe).logits
+    reason = "it gives other logits"
     try:
-        with _computing(layer, compute):
-            short = model(**proof).logits
+        with _replaced_forward(layer, compute):
+            short = model(**probe).logits
         if bool((short - plain).abs().max() <= 100 * torch.finfo(plain.dtype).eps * plain.abs().max().clamp(min=1)):
             return True
-    # Another version of transformers may make its layers of other parts.
+    # Another version of transformers may build its layers of other modules.
     except (AttributeError, TypeError, RuntimeError) as error:
-        said = str(error)
+        reason = str(error)
     logging.getLogger(__name__).warning(
         "%s: the short cut through the last layer does not hold (%s); every token goes through it.",
         type(model).__name__,
-        said,
+        reason,
     )
     return False

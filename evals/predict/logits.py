@@ -1,4 +1,4 @@
-"""Checkpoint and rows to logits, fast and exact: tokenised once, sorted by length, batched by a budget of tokens."""
+"""Logits of a checkpoint on rows: tokenized once, sorted by length, batched by a budget of tokens."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from merge.checkpoints.inputs import Batch, Encoded, batch_tokens
 from merge.errors import TaskError
 from merge.progress import track
 
-# Tokens a batch. Small batches stay in the cache of a CPU core: measured best between 1,024 and 2,048. A GPU wants many,
-# and what does not fit into its memory is halved.
+# Tokens in a batch. Small batches stay in the cache of a CPU core: measured best between 1,024 and 2,048. A GPU needs many;
+# a batch that does not fit into its memory is halved.
 CPU_TOKENS, GPU_TOKENS = 1024, 65536
-# From half a budget on, a batch ends where texts get longer: measured better than full batches with more padding.
-EVEN = 0.5
+# A batch that has this share of its budget ends where texts get longer: measured faster than full batches with more padding.
+MIN_BATCH_SHARE = 0.5
 
 
 def token_budget(device: torch.device | str) -> int:
-    """Return how many tokens a batch may have on a device."""
+    """Return the budget of tokens in a batch on a device."""
     return CPU_TOKENS if torch.device(device).type == "cpu" else GPU_TOKENS
 
 
 def encode_rows(checkpoint: Checkpoint, rows: Rows, budget: int = CPU_TOKENS, cache: bool = True) -> Encoded:
-    """Tokenise rows with a checkpoint's own tokenizer and batch them by length.
+    """Tokenize rows with a checkpoint's tokenizer and batch them by length.
 
     Args:
-        budget: tokens a batch, padding included.
-        cache: whether tokens are read from the cache and kept there.
+        budget: tokens in a batch, padding included.
+        cache: whether tokens are read from the cache and written to it.
     Raises:
-        TaskError: there are no rows; the checkpoint has no tokenizer, or one with tokens that the model has no embedding of.
+        TaskError: there are no rows; the checkpoint has no tokenizer, or one with tokens for which the model has no embedding.
     """
-    return batch_tokens(tokenise_rows(checkpoint, rows, cache), budget, EVEN)
+    return batch_tokens(tokenise_rows(checkpoint, rows, cache), budget, MIN_BATCH_SHARE)
 
 
 def predict(model: Any, encoded: Encoded, label: str = "predicting") -> Float[Tensor, "rows classes"]:
     """Return the logits of every row, in the order of the rows; float32, on the CPU.
 
-    Where it is exact, the last layer computes the first token only (`short_cut`). Batches without padding need no
-    attention mask: transformers leaves it out for scaled-dot-product attention.
+    Where it is exact, the last layer computes the first token only (`first_token`). Batches without padding need no
+    attention mask: transformers omits it for scaled-dot-product attention.
     """
     if not encoded.batches:
         raise TaskError("there are no rows to predict.")
@@ -54,22 +54,22 @@ def predict(model: Any, encoded: Encoded, label: str = "predicting") -> Float[Te
 
 
 def probe_batch(encoded: Encoded) -> Batch:
-    """Return the small batch on which the short cut is tried."""
+    """Return the small batch on which the short cut is tested."""
     return {name: tensor[:2] for name, tensor in encoded.batches[0].items()}
 
 
 def batch_logits(
-    model: Any, batches: Sequence[Batch], proof: Batch, label: str = "predicting"
+    model: Any, batches: Sequence[Batch], probe: Batch, label: str = "predicting"
 ) -> list[Float[Tensor, "rows classes"]]:
     """Return the logits of each batch; float32, on the CPU."""
     most = max((batch["input_ids"].numel() for batch in batches), default=0)
-    found = []
-    small = {name: tensor.to(model.device) for name, tensor in proof.items()}
+    logits = []
+    small = {name: tensor.to(model.device) for name, tensor in probe.items()}
     with torch.inference_mode(), first_token_only(model, small):
         for batch in track(batches, label):
             parts, most = _batch_logits(model, batch, most)
-            found.append(torch.cat(parts))
-    return [logits.float().cpu() for logits in found]
+            logits.append(torch.cat(parts))
+    return [of_batch.float().cpu() for of_batch in logits]
 
 
 def in_order(parts: Sequence[Float[Tensor, "rows classes"]], encoded: Encoded) -> Float[Tensor, "rows classes"]:
@@ -81,11 +81,10 @@ def in_order(parts: Sequence[Float[Tensor, "rows classes"]], encoded: Encoded) -
 
 
 def _batch_logits(model: Any, batch: Batch, most: int) -> tuple[list[Tensor], int]:
-    """Return the logits of a batch in parts, and how many tokens fit into the device's memory as far as is known.
+    """Return the logits of a batch in parts, and the largest number of tokens that may fit into the device's memory.
 
     Args:
-        most: tokens that are known to be too many, or never met; larger parts are halved, and halved again when even
-            they do not fit.
+        most: parts with more tokens are halved, and halved again if even they do not fit.
     """
     parts, waiting = [], [batch]
     while waiting:
@@ -105,24 +104,24 @@ def _batch_logits(model: Any, batch: Batch, most: int) -> tuple[list[Tensor], in
 
 
 def _halves(rows: int) -> tuple[slice, slice]:
-    """Return the second half of a batch and the first, which is taken from the end of the waiting parts next."""
+    """Return the second half of a batch, then the first, so that the first is popped next."""
     return slice(rows // 2, None), slice(rows // 2)
 
 
 def model_labels(checkpoint: Checkpoint, stated: Sequence[str] | None) -> tuple[str, ...]:
-    """Return a classifier's class names in the order of its logits: those stated, else its config's.
+    """Return a classifier's class names in the order of its logits: the stated ones, else those of its config.
 
     Raises:
-        TaskError: it is no sequence classifier, or as many names were stated as it does not have.
+        TaskError: it is not a sequence classifier, or the number of stated names is not that of its classes.
     """
     if not checkpoint.architecture.endswith("ForSequenceClassification"):
         raise TaskError(f"{checkpoint.source} is a {checkpoint.architecture}; this task needs a sequence classifier.")
-    own = checkpoint.structure.label_names
-    if stated is not None and len(stated) != len(own):
+    names = checkpoint.structure.label_names
+    if stated is not None and len(stated) != len(names):
         raise TaskError(
-            f"{checkpoint.source} has {len(own)} classes, but --labels names {len(stated)}: {', '.join(stated)}."
+            f"{checkpoint.source} has {len(names)} classes, but --labels names {len(stated)}: {', '.join(stated)}."
         )
-    return tuple(stated) if stated is not None else own
+    return tuple(stated) if stated is not None else names
 
 
 def task_logits(
@@ -139,5 +138,5 @@ def task_logits(
 
 
 def match_labels(task: EvalTask, checkpoint: Checkpoint, stated: Sequence[str] | None) -> tuple[int, ...]:
-    """Return, for each class of the checkpoint, the task's class it stands for."""
+    """Return, for each class of the checkpoint, the index of the task's class."""
     return column_of(task, model_labels(checkpoint, stated), checkpoint.source)

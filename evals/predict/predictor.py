@@ -1,4 +1,4 @@
-"""Predictor: one model in memory that takes the weights of many checkpoints in turn; and what half precision changes."""
+"""Predictor: a model in memory that takes the weights of many checkpoints; and how half precision changes predictions."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from merge.errors import TaskError, some
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model in memory whose weights are replaced in place: nothing is built again for the next checkpoint.
+    """A model in memory whose weights are replaced in place, so that no model is built for the next checkpoint.
 
     Attributes:
-        like: the checkpoint it was made for; what it loads must have its config and its tensors' shapes.
+        like: the checkpoint it was made for; the checkpoints that it loads must have its config and shapes.
         model: on its device and in its dtype, in evaluation mode.
-        cache: whether tokens are read from the cache and kept there.
+        cache: whether tokens are read from the cache and written to it.
         workers: the processes that share the work; None for this one alone.
     """
 
@@ -39,41 +39,43 @@ class Predictor:
     workers: WorkerGroup | None = None
 
     def fits(self, checkpoint: Checkpoint) -> bool:
-        """Say whether `load` takes a checkpoint: same architecture, settings and shapes."""
+        """Return whether `load` accepts a checkpoint: same architecture, settings and shapes."""
         return not _differences(self.like, checkpoint)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take a checkpoint's weights.
+        """Replace the weights by a checkpoint's.
 
         Raises:
-            TaskError: it is another architecture, or of other sizes.
+            TaskError: its architecture, settings or shapes differ.
             CheckpointError: a tensor holds NaN or infinity.
         """
         _check_alike(self.like, checkpoint)
         self.set(_written(checkpoint))
 
     def set(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take weights by the names transformers writes: all of them, so that none is left from before.
+        """Replace all weights, given by the names transformers writes.
 
         Raises:
-            TaskError: a tensor is missing or left over.
+            TaskError: a tensor is missing or unknown.
         """
-        due = {self.like.written_name(name) for name in self.like.tensors}
-        if odd := sorted(due ^ tensors.keys()):
-            what = "missing" if odd[0] in due else "unknown"
-            raise TaskError(f"{self.like.source}: {len(odd)} tensors do not fit; {odd[0]} is {what}. Give all by name.")
+        expected = {self.like.written_name(name) for name in self.like.tensors}
+        if odd := sorted(expected ^ tensors.keys()):
+            what = "missing" if odd[0] in expected else "unknown"
+            raise TaskError(
+                f"{self.like.source}: {len(odd)} weights do not fit its model; {odd[0]} is {what}. Give every weight by name."
+            )
         set_weights(self.model, tensors)
 
     def encode(self, rows: Rows, of: Checkpoint | None = None) -> Encoded:
-        """Return rows for this model's device, as the tokenizer of a checkpoint reads them; of `like` if none is given."""
+        """Return rows as batches for this model's device, by the tokenizer of a checkpoint (default: `like`)."""
         return encode_rows(of or self.like, rows, token_budget(self.model.device), self.cache)
 
     def steps(self, encoded: Encoded) -> int:
-        """Return how many batches this process goes through."""
+        """Return the number of batches that this process predicts."""
         return len(encoded.batches[:: self.workers.size if self.workers else 1])
 
     def logits(self, encoded: Encoded, label: str = "predicting") -> Float[Tensor, "rows classes"]:
-        """Return the logits of every row under the weights it has now; float32, on the CPU."""
+        """Return the logits of every row under the current weights; float32, on the CPU."""
         if self.workers is None:
             return predict(self.model, encoded, label)
         names = tuple(sorted(self.like.written_name(name) for name in self.like.tensors))
@@ -90,7 +92,7 @@ def make_predictor(
     """Return a predictor that has this checkpoint's weights.
 
     Args:
-        dtype: of weights and of all that is computed; below float32, `precision_change` says what that does.
+        dtype: of weights and computation; `precision_change` measures the effect of less than float32.
         cache, workers: as in Predictor.
     """
     if emulated(dtype, device):
@@ -108,7 +110,7 @@ def build_written(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) ->
 
 
 def emulated(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
-    """Say whether a device is known to compute a half-precision dtype by way of float32."""
+    """Return whether a device computes a half-precision dtype by way of float32."""
     if dtype not in (torch.bfloat16, torch.float16):
         return False
     if torch.device(device).type == "cuda":
@@ -119,11 +121,11 @@ def emulated(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
 
 @dataclass(frozen=True)
 class Change:
-    """How far two sets of logits for the same rows are apart.
+    """The difference between two sets of logits for the same rows.
 
     Attributes:
         rows: how many were compared.
-        changed: how many of them are decided otherwise.
+        changed: how many of them have another predicted class.
         largest: the largest difference of any logit.
     """
 
@@ -133,14 +135,14 @@ class Change:
 
     @property
     def share(self) -> float:
-        """The share of changed decisions."""
+        """The share of changed predictions."""
         return self.changed / self.rows
 
 
 def change(exact: Float[Tensor, "rows classes"], other: Float[Tensor, "rows classes"]) -> Change:
-    """Return how many rows are decided otherwise (another largest logit), and how far their logits are apart.
+    """Return how many rows have another largest logit, and the largest difference of the logits.
 
-    A regression model has one logit and decides nothing: there, only `largest` says something.
+    A regression model has one logit and predicts no class: for it only `largest` has a meaning.
     """
     differing = exact.argmax(1) != other.argmax(1)
     return Change(len(exact), int(differing.sum()), float((exact - other).abs().max()))
@@ -155,7 +157,7 @@ def precision_change(
     device: torch.device | str = "cpu",
     cache: bool = True,
 ) -> Change:
-    """Return what computing in `dtype` changes against float32, measured on rows drawn at random.
+    """Return the change of the logits from float32 to `dtype`, measured on rows drawn at random.
 
     Args:
         count: how many rows are drawn; all when None.
@@ -171,7 +173,7 @@ def _written(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _differences(like: Checkpoint, other: Checkpoint) -> list[str]:
-    """Return in what checkpoints differ that decides the outputs, besides the weights; labels may differ."""
+    """Return every difference between checkpoints, besides the weights, that changes their outputs; labels may differ."""
     left, right = like.structure.settings, other.structure.settings
     faults = [
         f"{k} is {right.get(k)!r}, not {left.get(k)!r}"
@@ -180,11 +182,11 @@ def _differences(like: Checkpoint, other: Checkpoint) -> list[str]:
     ]
     if like.architecture != other.architecture:
         faults = [f"it is a {other.architecture}, not a {like.architecture}"]
-    shapes, found = like.shapes, other.shapes
+    shapes, others = like.shapes, other.shapes
     return faults + [
-        f"{name} is {found.get(name, 'absent')}, not {shapes.get(name, 'absent')}"
-        for name in sorted(shapes.keys() | found.keys())
-        if shapes.get(name) != found.get(name)
+        f"{name} is {others.get(name, 'absent')}, not {shapes.get(name, 'absent')}"
+        for name in sorted(shapes.keys() | others.keys())
+        if shapes.get(name) != others.get(name)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Rows as tokens: read by a checkpoint's own tokenizer once, and remembered while neither texts nor tokenizer change."""
+"""Rows as tokens of a checkpoint's tokenizer, cached while neither texts nor tokenizer change."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 512
 KIND, FORMAT = "tokens", 1
-# Every name under which a tokenizer of transformers keeps something; a file too many only makes a key of its own.
+# Names of the files of any tokenizer of transformers; a file too many only makes another cache key.
 TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.model", "*.codes", "*.txt", "*.py")
 
 
 def tokenise_rows(checkpoint: Checkpoint, rows: Rows, cache: bool = True) -> Tokens:
-    """Return the rows as tokens of a checkpoint's own tokenizer, from the cache where they are known there.
+    """Return the rows as tokens of a checkpoint's tokenizer, from the cache where it has them.
 
     Args:
-        cache: whether the cache is read and written.
+        cache: whether tokens are read from the cache and written to it.
     Raises:
-        TaskError: there are no rows; the checkpoint has no tokenizer, or one with tokens that the model has no embedding of.
+        TaskError: there are no rows; the checkpoint has no tokenizer, or one with tokens for which the model has no embedding.
     """
     if not checkpoint.has_tokenizer:
         raise TaskError(f"{checkpoint.source} has no tokenizer; evaluation needs one. Copy tokenizer.json into it.")
@@ -52,8 +52,8 @@ def tokenise_rows(checkpoint: Checkpoint, rows: Rows, cache: bool = True) -> Tok
 
 
 def tokens_key(checkpoint: Checkpoint, rows: Rows) -> str:
-    """Return the hash of all that decides the tokens: texts, tokenizer files, longest input, and who reads them."""
-    names = [name for name in checkpoint.side_files if any(fnmatchcase(name, known) for known in TOKENIZER_FILES)]
+    """Return the hash of everything that determines the tokens: texts, tokenizer files, longest input, library versions."""
+    names = [name for name in checkpoint.side_files if any(fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)]
     return cache_key(
         FORMAT,
         hashlib.sha256(repr(rows.texts).encode()).hexdigest(),
@@ -64,35 +64,35 @@ def tokens_key(checkpoint: Checkpoint, rows: Rows) -> str:
 
 
 def pack(tokens: Tokens) -> dict[str, Tensor]:
-    """Return tokens as tensors for a file, as small as their values are."""
-    stated = {"lengths": tokens.lengths, "pad": tokens.pad, "cut": tokens.cut}
+    """Return tokens as tensors for a file, in the smallest integer dtype that holds their values."""
+    numbers = {"lengths": tokens.lengths, "pad": tokens.pad, "cut": tokens.cut}
     fields = {f"field.{name}": _small(values) for name, values in tokens.fields.items()}
-    return fields | {name: torch.tensor(value, dtype=torch.int32) for name, value in stated.items()}
+    return fields | {name: torch.tensor(value, dtype=torch.int32) for name, value in numbers.items()}
 
 
 def unpack(packed: dict[str, Tensor]) -> Tokens:
-    """Return what `pack` was given."""
+    """Return the tokens that `pack` packed."""
     fields = {name.removeprefix("field."): t.long() for name, t in packed.items() if name.startswith("field.")}
     return Tokens(fields, tuple(packed["lengths"].tolist()), int(packed["pad"]), int(packed["cut"]))
 
 
 def _small(values: Tensor) -> Tensor:
-    """Return segments and masks in a byte each, ids in four."""
+    """Return segments and masks as bytes, ids as four bytes."""
     narrow = bool(((values >= 0) & (values < 256)).all())
     return values.to(torch.uint8 if narrow else torch.int32)
 
 
 def _positions(checkpoint: Checkpoint) -> int:
-    """Return how many tokens the model can tell the places of; as many as are ever read where it sets no limit."""
+    """Return the longest input that the model has positions for; MAX_LENGTH where its config sets no limit."""
     stated = any(checkpoint.config.get(key) for key in ("max_position_embeddings", "n_positions"))
     return positions(checkpoint.config) if stated else MAX_LENGTH
 
 
 def _check_vocabulary(checkpoint: Checkpoint, tokens: Tokens) -> None:
     largest = int(tokens.fields["input_ids"].max())
-    known = int(checkpoint.config.get("vocab_size", largest + 1))
-    if largest >= known:
+    size = int(checkpoint.config.get("vocab_size", largest + 1))
+    if largest >= size:
         raise TaskError(
-            f"{checkpoint.source}: its tokenizer gives token {largest}, but the model knows {known:,} tokens. "
-            "These are not one model's; copy the tokenizer the model was trained with."
+            f"{checkpoint.source}: its tokenizer gives token {largest}, but the model has embeddings of {size:,} tokens. "
+            "Tokenizer and model do not belong together; copy the tokenizer that the model was trained with."
         )

@@ -1,4 +1,4 @@
-"""What the page shows of a results store: a section for each barrier, HANS set and task, and where all came from."""
+"""The page of a results folder, index.html: a section for each barrier, HANS set and task, then the sources of the results."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 from evals.report import tables
 from evals.results.predictions import has_predictions
-from evals.results.store import FIELDS, PAGE, SETTING, load_results, locked, model_labels
+from evals.results.store import FIELDS, SETTING, load_results, locked, model_labels
 from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
 
+PAGE = "index.html"
+
 
 def page_context(results: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    """Return what the template shows; only results of one task, split, data and number of rows share a table.
+    """Return the values of the template; only results of one task, split, data and number of rows share a table.
 
     Args:
-        folder: where the predictions lie that the differences between models are made of.
+        folder: of the predictions, from which the differences between models are computed.
     """
     scores = _settings([record for record in results if record["kind"] == "scores"])
     hans = _settings([record for record in results if record["kind"] == "scores" and record.get("hans")])
@@ -53,7 +55,7 @@ def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
 
     a, b = model_labels([record["a"], record["b"]])
     alignment = record.get("alignment") or {}
-    # Of match quality the kinds of axes are shown; every single axis is in results.json.
+    # Match quality is shown by kind of axis; results.json has it for every axis.
     quality = {name: value for name, value in alignment.get("quality", {}).items() if name != "axes"}
     rest = tables.flatten({**{k: v for k, v in alignment.items() if k not in ("moved", "quality")}, **quality})
     label = f"Loss and accuracy on the straight line from {a} to {b}; the numbers are in the tables beside it."
@@ -91,23 +93,25 @@ def _hans_section(group: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]
 
 def _score_section(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
     labels = model_labels([record["model"] for record in group])
-    holders: dict[str, list[str]] = {}
+    models_of_note: dict[str, list[str]] = {}
     for label, record in zip(labels, group, strict=True):
         for note in record.get("notes", []):
-            holders.setdefault(note, []).append(label)
+            models_of_note.setdefault(note, []).append(label)
     return {
         "record": group[0],
         "rows": [[row[0], *row[4:]] for row in tables.score_rows(group)],
         "intervals": tables.interval_rows(group),
         "differences": _differences(group, folder),
-        "notes": [note if len(held) == len(group) else f"{', '.join(held)}: {note}" for note, held in holders.items()],
+        "notes": [
+            note if len(held) == len(group) else f"{', '.join(held)}: {note}" for note, held in models_of_note.items()
+        ],
     }
 
 
 def _differences(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:
-    """Return the differences of the group's first model to the others, and whom lack of predictions leaves out.
+    """Return the differences between the group's first model and the others, and the models without predictions.
 
-    All pairs of a hundred models would be five thousand rows; `evaluate-models compare` gives them.
+    All pairs of a hundred models would be five thousand rows; `evaluate-models compare` prints them.
     """
     from evals.results.compare import compare_records
 
@@ -122,7 +126,7 @@ def _differences(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, 
 
 
 def _source(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where a record comes from, with every field that no section above has shown."""
+    """Return the source of a record, with every field that no section above shows."""
     shown = {*FIELDS[record["kind"]], "kind", "key", "hans", "notes", "alignment", "seconds", "versions", "intervals"}
     return {
         "record": record,
@@ -134,7 +138,7 @@ def _source(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_page(folder: Path | str) -> Path:
-    """Write a folder's index.html from its results.json: one file that needs no other, no network and no script."""
+    """Write a folder's index.html from its results.json: one file that needs no other file, no network and no script."""
     from importlib.resources import files
 
     import jinja2

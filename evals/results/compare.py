@@ -1,7 +1,7 @@
-"""Two models on the same rows: by how much they differ, how sure that is, and whether chance would do it.
+"""Paired comparison of two models on the same rows: the difference of a score, its interval, and McNemar's test.
 
-The models are compared row by row, from the predictions beside results.json: rows that both have right or both have
-wrong say nothing about which is better, and drop out.
+The models are compared row by row, from the predictions in the results folder: rows that both predict right, or both
+wrong, do not distinguish them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Comparison:
     """One score of two models on the same rows.
 
     Attributes:
-        a, b: what the models are called.
-        difference: score of a less that of b.
+        a, b: labels of the models.
+        difference: score of a minus that of b.
         interval: of the difference, by paired bootstrap.
-        test: McNemar's, on which rows are right; None for a regression task, where none are.
+        test: McNemar's; None for a regression task, where no row is right or wrong.
     """
 
     a: str
@@ -52,41 +52,41 @@ class Comparison:
 
 
 def compare_models(folder: Path | str, task: str, against: str | None = None) -> list[Comparison]:
-    """Return every pair of models that a results folder has scored on the same rows of a task, each with every score.
+    """Return a comparison for every score and every pair of models that were scored on the same rows of a task.
 
     Args:
-        folder: holds results.json and the predictions.
-        against: name of one model: compare the others with it alone, as a with it as b.
+        folder: of results.json and the predictions.
+        against: name of a model that every other model is compared with, as b; None for all pairs.
     Raises:
         TaskError: fewer than two models were scored on the same rows, or predictions are missing.
-        UsageError: no model is called `against`.
+        UsageError: no model has the name `against`.
     """
     from evals.results.store import load_results
 
     records = [record for record in load_results(folder) if record["kind"] == "scores"]
-    about = [record for record in records if record["task"] == task]
-    if not about:
+    of_task = [record for record in records if record["task"] == task]
+    if not of_task:
         raise UsageError(f"{folder} has no scores on {task!r}.{nearest(task, {record['task'] for record in records})}")
-    if lacking := [record for record in about if not has_predictions(folder, record)]:
-        said = ", ".join(dict.fromkeys(record["model"]["name"] for record in lacking))
+    if lacking := [record for record in of_task if not has_predictions(folder, record)]:
+        names_lacking = ", ".join(dict.fromkeys(record["model"]["name"] for record in lacking))
         raise TaskError(
-            f"{folder} holds scores without the predictions they were made of: {said}. Score them on {task} again, "
-            "with the same folder and --force."
+            f"{folder} has no predictions, only scores, of {names_lacking}. Score them on {task} again, with -o {folder} "
+            "and --force."
         )
-    names = [record["model"]["name"] for record in about]
+    names = [record["model"]["name"] for record in of_task]
     if against is not None and against not in names:
-        raise UsageError(f"no model of {folder} was scored on {task} as {against!r}.{nearest(against, names)}")
-    found = [one for group in alike(about) for one in compare_records(folder, group, against)]
-    if not found:
-        with_it = "" if against is None else f" with {against}"
+        raise UsageError(f"{folder} has no scores of a model {against!r} on {task}.{nearest(against, names)}")
+    comparisons = [each for group in by_rows(of_task) for each in compare_records(folder, group, against)]
+    if not comparisons:
+        together = "" if against is None else f" with {against}"
         raise TaskError(
-            f"{folder}: no two models were scored{with_it} on the same rows of {task}; score another with -o."
+            f"{folder}: no two models were scored{together} on the same rows of {task}; score another with -o {folder}."
         )
-    return found
+    return comparisons
 
 
-def alike(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Return the scores records in groups of one task and the same rows."""
+def by_rows(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Return scores records in groups of one task and the same rows."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault((record["task"], record.get("rows")), []).append(record)
@@ -96,24 +96,28 @@ def alike(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]
 def compare_records(
     folder: Path | str, records: Sequence[Mapping[str, Any]], against: str | None = None, first_only: bool = False
 ) -> list[Comparison]:
-    """Return the comparisons of scores records on the same rows, in their order; see `compare_models`.
+    """Return the comparisons of scores records on the same rows, in their order, as `compare_models` does.
 
     Args:
-        first_only: compare the first record with every other one, and these not with one another.
+        first_only: compare the first record with every other one, and no other pairs.
     """
     labels = model_labels([record["model"] for record in records])
-    held = [_predictions(folder, record) for record in records]
+    predictions = [_predictions(folder, record) for record in records]
     pairs = list(combinations(range(len(records)), 2))
     if first_only:
         pairs = [(i, j) for i, j in pairs if i == 0]
     if against is not None:
-        named = [at for at, record in enumerate(records) if record["model"]["name"] == against]
-        pairs = [(at, it) for it in named for at in range(len(records)) if at not in named]
-    return [one for i, j in pairs for one in _compare((labels[i], labels[j]), records[i], (held[i], held[j]))]
+        named = [i for i, record in enumerate(records) if record["model"]["name"] == against]
+        pairs = [(i, j) for j in named for i in range(len(records)) if i not in named]
+    return [
+        comparison
+        for i, j in pairs
+        for comparison in _compare((labels[i], labels[j]), records[i], (predictions[i], predictions[j]))
+    ]
 
 
 def _predictions(folder: Path | str, record: Mapping[str, Any]) -> PredictionTable:
-    """Return the predictions of a record; those of another record under its name are an error."""
+    """Return the predictions of a record; a file with those of another record is an error."""
     path = Path(folder) / record["predictions"]
     table = read_predictions_table(path)
     if (table.key, table.rows) != (record["key"], record["rows"]):
@@ -127,7 +131,7 @@ def _predictions(folder: Path | str, record: Mapping[str, Any]) -> PredictionTab
 def _compare(
     names: tuple[str, str], record: Mapping[str, Any], tables: tuple[PredictionTable, PredictionTable]
 ) -> Iterator[Comparison]:
-    """Yield one comparison for every score that predictions decide; the loss needs more and is left out."""
+    """Yield a comparison for every score of predicted classes or numbers; the loss, which needs logits, is omitted."""
     import numpy as np
 
     from evals.scores.weighted import WEIGHTED
@@ -139,15 +143,15 @@ def _compare(
         score = WEIGHTED["accuracy" if name == "hans_lo" else name]
         kept = lexical_overlap(tables[0]) if name == "hans_lo" else slice(None)
         gold, a, b = tables[0].gold[kept], tables[0].predicted[kept], tables[1].predicted[kept]
-        once = np.ones((1, len(gold)), dtype=np.int64)
-        difference = float((score(gold, a, once) - score(gold, b, once))[0])
+        weights = np.ones((1, len(gold)), dtype=np.int64)
+        difference = float((score(gold, a, weights) - score(gold, b, weights))[0])
         interval = paired_difference(score, gold, a, b, np.random.default_rng(SEED))
         test = mcnemar(gold == a, gold == b) if tables[0].labels else None
         yield Comparison(*names, task, split, data, len(gold), name, difference, interval, test)
 
 
 def lexical_overlap(table: PredictionTable) -> NDArray[Any]:
-    """Return which rows are of the HANS-LO cell: lexical overlap without entailment."""
+    """Return which rows are in the HANS-LO cell (lexical overlap without entailment), shape (rows,)."""
     import numpy as np
 
     heuristic, label = HANS_LO

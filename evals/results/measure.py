@@ -1,4 +1,4 @@
-"""Measuring one model on rows: its scores with intervals, and what it said of every row; a record of results.json."""
+"""Scores of one model on rows, with their intervals and its predictions: a record of results.json."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CONSTANT = "every row was given the same prediction: {}"
 ROUNDED = (
     "computed in {}: {} of {} rows, drawn at random, are decided otherwise than in float32; logits differ by up to {}"
 )
-PROBED = 500  # rows on which half precision is compared with float32
+PRECISION_ROWS = 500  # on which half precision is compared with float32
 CUT = "only the start was read of rows longer than the model takes: {} of {}"
 
 
 def record_key(kind: str, *parts: Any) -> str:
-    """Return the key of a result: a hash of everything that decides it."""
+    """Return the key of a result: a hash of everything that determines it."""
     return f"{kind}-{cache_key(*parts)[:24]}"
 
 
@@ -47,12 +47,12 @@ def score_model(
     seed: int = 0,
     predictor: Predictor | None = None,
 ) -> tuple[dict[str, Any], PredictionTable]:
-    """Return the scores record of one model, its scores with their intervals, and the table of what it said of each row.
+    """Return the scores record of one model and the table of its predictions.
 
     Args:
-        folder: of results.json; the table is written beside it, and the record names the file.
+        folder: of results.json; the table is written into it, and the record names the file.
         seed: of the bootstrap draws.
-        predictor: that has the checkpoint's weights; by default one is made for it, in float32 on the CPU.
+        predictor: with the checkpoint's weights; by default one is made, in float32 on the CPU.
     """
     from evals.scores.glue import task_scores  # loads scikit-learn, which a barrier does not need
 
@@ -97,10 +97,10 @@ def score_model(
 
 
 def _precision_note(checkpoint: Checkpoint, rows: Rows, predictor: Predictor, seed: int) -> str:
-    """Say what half precision changed, measured on rows drawn at random."""
+    """Return a note of how half precision changes predictions, measured on rows drawn at random."""
     model = predictor.model
-    found = precision_change(checkpoint, rows, model.dtype, PROBED, seed, model.device, predictor.cache)
-    return ROUNDED.format(_dtype_name(model.dtype), f"{found.changed:,}", f"{found.rows:,}", f"{found.largest:.2g}")
+    change = precision_change(checkpoint, rows, model.dtype, PRECISION_ROWS, seed, model.device, predictor.cache)
+    return ROUNDED.format(_dtype_name(model.dtype), f"{change.changed:,}", f"{change.rows:,}", f"{change.largest:.2g}")
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -111,19 +111,19 @@ def judge(raw: Tensor, columns: Sequence[int], task: EvalTask, rows: Rows) -> tu
     """Return (loss, prediction) of every row: cross-entropy and class, or squared error and number for regression.
 
     Args:
-        raw: logits of the model's own classes, shape (rows, classes).
-        columns: for each class of the model, the task's class.
+        raw: logits of the model's classes, shape (rows, classes).
+        columns: for each class of the model, the index of the task's class.
     """
     if task.regression:
-        said = raw[:, 0].double()
-        return (said - torch.tensor(rows.gold, dtype=torch.float64)) ** 2, said
+        predicted = raw[:, 0].double()
+        return (predicted - torch.tensor(rows.gold, dtype=torch.float64)) ** 2, predicted
     logits, predicted = task_logits(raw, columns, task)
     gold = torch.tensor(rows.gold, dtype=torch.int64)
     return torch.nn.functional.cross_entropy(logits.double(), gold, reduction="none"), predicted
 
 
 def _hans(record: Mapping[str, Any], labels: Sequence[str], rows: Rows) -> dict[str, Any]:
-    """Return what HANS adds to a record: the table, and HANS-LO as a score of its own where rows are of that cell."""
+    """Return the fields that HANS adds to a record: its table, and HANS-LO as a score where rows are in that cell."""
     table = hans_table(rows.extra, dict(zip(rows.ids, labels, strict=True)))
     added: dict[str, Any] = {"hans": table.to_json()}
     if count := table.cell_counts.get(HANS_LO):
@@ -134,7 +134,7 @@ def _hans(record: Mapping[str, Any], labels: Sequence[str], rows: Rows) -> dict[
 
 
 def _constant_note(predicted: Tensor, task: EvalTask) -> list[str]:
-    """Say so where every row of several was given the same prediction: no score of such a model means much."""
+    """Return a note where all of several rows have the same prediction: no score of such a model means much."""
     if len(predicted) < 2 or not bool((predicted == predicted[0]).all()):
         return []
     value = f"{float(predicted[0]):g}" if task.regression else task.labels[int(predicted[0])]
@@ -148,19 +148,19 @@ def score_key(
     stated: Sequence[str] | None,
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Return the key under which scores are stored: they depend on weights, rows, what the classes mean, and the dtype."""
+    """Return the key of scores, which depend on weights, rows, the matching of classes, and the dtype."""
     columns = match_labels(task, checkpoint, stated)
     rounded = () if dtype == torch.float32 else (_dtype_name(dtype),)
     return record_key("scores", task.name, task.metric, rows.hash, checkpoint.content_hash, columns, *rounded)
 
 
 def named(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return how results refer to a model: by what the user typed, and by content."""
+    """Return how results refer to a model: the name as the user typed it, and the hash of its content."""
     return {"name": checkpoint.source, "hash": checkpoint.content_hash}
 
 
 def setting(kind: str, key: str, task: EvalTask, rows: Rows) -> dict[str, Any]:
-    """Return what records of every kind begin with: what was measured on which rows, and by which versions."""
+    """Return the fields that records of every kind have: the task, the rows and the versions of libraries."""
     import transformers
 
     versions = {"merge-models": merge.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
@@ -178,7 +178,7 @@ def setting(kind: str, key: str, task: EvalTask, rows: Rows) -> dict[str, Any]:
 
 
 def reading_notes(task: EvalTask, columns: Sequence[int], encoded: Encoded) -> list[str]:
-    """Return what a reader of the scores must know."""
+    """Return notes on how classes were pooled and rows cut."""
     notes = []
     if len(columns) > len(task.labels) > 0:
         targets = list(task.coarse.values())

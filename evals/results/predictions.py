@@ -1,7 +1,8 @@
-"""The table of every row's prediction beside results.json: predictions/<key>.parquet, written and read back.
+"""The table of a record's predictions, predictions/<key>.parquet in the results folder.
 
 Columns: `id`, `gold` and `predicted` (class names; numbers for a regression task), and one float32 column
-`logit <class>` for each of the model's own classes; for HANS also `heuristic`. The file's metadata names what it is about.
+`logit <class>` for each of the model's classes; for HANS also `heuristic`. The metadata holds the key of the record, the
+hash of the rows, and the class names.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ FOLDER, LOGIT, METADATA = "predictions", "logit ", b"merge-models"
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """What one model said about every row.
+    """The predictions of one model on every row.
 
     Attributes:
         key: of the record in results.json.
         rows: hash of the rows; tables of the same hash hold the same rows in the same order.
         labels: the task's class names, () for a regression task.
-        classes: the model's own class names, one a column of `logits`.
+        classes: the model's class names, one for each column of `logits`.
         gold, predicted: index into `labels`, shape (rows,); numbers for a regression task.
         logits: shape (rows, classes).
         heuristics: of each row of HANS; () for other tasks.
@@ -48,12 +49,12 @@ class PredictionTable:
 
 
 def predictions_file(key: str) -> str:
-    """Return where the predictions of a record lie, relative to the folder of results.json."""
+    """Return the path of a record's predictions, relative to the folder of results.json."""
     return f"{FOLDER}/{key}.parquet"
 
 
 def has_predictions(folder: Path | str | None, record: Mapping[str, Any]) -> bool:
-    """Return whether a scores record has its predictions beside it; records of other kinds need none."""
+    """Return whether the predictions of a scores record are in the folder; records of other kinds need none."""
     if record["kind"] != "scores":
         return True
     name = record.get("predictions")
@@ -76,13 +77,13 @@ def write_predictions_table(folder: Path | str, table: PredictionTable) -> Path:
         columns[LOGIT + name] = pyarrow.array(logits, pyarrow.float32())
     if table.heuristics:
         columns["heuristic"] = pyarrow.array(table.heuristics, pyarrow.string()).dictionary_encode()
-    about = {"key": table.key, "rows": table.rows, "labels": table.labels, "classes": table.classes}
-    made = pyarrow.table(columns).replace_schema_metadata({METADATA: json.dumps(about)})
+    metadata = {"key": table.key, "rows": table.rows, "labels": table.labels, "classes": table.classes}
+    parquet = pyarrow.table(columns).replace_schema_metadata({METADATA: json.dumps(metadata)})
     path = Path(folder) / predictions_file(table.key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(Path(folder)), replacing(path) as temporary:
-            pyarrow.parquet.write_table(made, temporary, compression="zstd")
+            pyarrow.parquet.write_table(parquet, temporary, compression="zstd")
     except OSError as error:
         raise TaskError(f"{path} cannot be written: {one_line(error)}") from None
     return path
@@ -92,7 +93,7 @@ def read_predictions_table(path: Path | str) -> PredictionTable:
     """Return the table of a predictions file.
 
     Raises:
-        TaskError: the file is missing or is not one of evaluate-models.
+        TaskError: the file is missing, or was not written by evaluate-models.
     """
     import numpy as np
     import pyarrow
@@ -101,26 +102,28 @@ def read_predictions_table(path: Path | str) -> PredictionTable:
     try:
         with Path(path).open("rb") as file:
             table = pyarrow.parquet.read_table(file)
-        about = json.loads((table.schema.metadata or {})[METADATA])
-        labels, classes = tuple(about["labels"]), tuple(about["classes"])
+        metadata = json.loads((table.schema.metadata or {})[METADATA])
+        labels, classes = tuple(metadata["labels"]), tuple(metadata["classes"])
         gold, predicted = (_values(table.column(name), labels) for name in ("gold", "predicted"))
         logits = np.stack([table.column(LOGIT + name).to_numpy() for name in classes], axis=1)
         ids = tuple(table.column("id").to_pylist())
         heuristics = tuple(table.column("heuristic").to_pylist()) if "heuristic" in table.column_names else ()
-        return PredictionTable(about["key"], about["rows"], labels, classes, ids, gold, predicted, logits, heuristics)
+        return PredictionTable(
+            metadata["key"], metadata["rows"], labels, classes, ids, gold, predicted, logits, heuristics
+        )
     except FileNotFoundError:
         raise TaskError(
             f"{path}: there is no such file. Score the model again with -o and the same folder to write it."
         ) from None
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
-        said = f"{type(error).__name__}: {one_line(error)}"
+        cause = f"{type(error).__name__}: {one_line(error)}"
         raise TaskError(
-            f"{path} is not a predictions file of evaluate-models ({said}). Delete it and score again."
+            f"{path} is not a predictions file of evaluate-models ({cause}). Delete it and score again."
         ) from None
 
 
 def _names(values: Sequence[int] | NDArray[Any], labels: Sequence[str]) -> Any:
-    """Return class names as a dictionary column: small, and readable by other programs."""
+    """Return classes as a dictionary column of their names: small, and readable by other programs."""
     import pyarrow
 
     return pyarrow.DictionaryArray.from_arrays(pyarrow.array(values, pyarrow.int32()), list(labels))

@@ -1,9 +1,9 @@
-"""The results store, results.json, and the page made of it, index.html.
+"""The results store of a folder, results.json.
 
 The store is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores" and "barrier"
-have the fields in FIELDS, and other kinds are kept and listed as they are. JSON has no word for nan and infinity: a
-number that is not finite (the correlation of a constant prediction, the loss of a broken merge) is stored as null. A
-scores record may name the file of its predictions, which lies beside the store.
+have the fields in FIELDS, and other kinds are kept and listed unchanged. JSON has no nan and no infinity: a number that is
+not finite (the correlation of a constant prediction, the loss of a broken merge) is stored as null. A scores record may
+name the file of its predictions, relative to the folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
 
 FORMAT = 1
-STORE, PAGE = "results.json", "index.html"
+STORE = "results.json"
 LOCK_SECONDS = 30.0
 # Files that take their place when they are whole. Under the lock, any that exist were left by a killed process.
 UNFINISHED = (".*.tmp", "predictions/.*.tmp")
@@ -31,7 +31,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "barrier": {**SETTING, "a": dict, "b": dict, "curves": list},
 }
 CURVE_LISTS = ("lam", "loss", "accuracy")
-CALIBRATED_LISTS = ("temperature", "calibrated")  # where temperatures were looked for
+CALIBRATED_LISTS = ("temperature", "calibrated")  # where temperatures were fitted
 CURVE_NUMBERS = ("barrier", "barrier_lam", "epsilon", "convexity_gap", "standard_error")
 
 
@@ -65,9 +65,9 @@ def find(results: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
 
 
 def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
-    """Put a record into a folder's results.json, in the place of one with the same key or else at the end.
+    """Add a record to a folder's results.json, or replace the one with the same key.
 
-    Processes may add at the same time: a lock file lets one in after the other, and the file is replaced whole.
+    Processes may add records at the same time: a lock orders them, and the file is replaced whole.
 
     Raises:
         TaskError: the record lacks what its kind needs, or the file cannot be read, locked or written.
@@ -92,7 +92,7 @@ def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
 
 
 def _faults(record: object, where: str) -> list[str]:
-    """Return what a record lacks, each fault with the place where it is."""
+    """Return every fault of a record, each with its position."""
     if not isinstance(record, Mapping):
         return [f"{where} is not an object"]
     faults = [f"{where} has no {name}" for name in ("kind", "key") if not isinstance(record.get(name), str)]
@@ -127,7 +127,7 @@ def _curve_faults(curve: object, where: str) -> list[str]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Return the value as JSON can hold it, with null for a number that is not finite."""
+    """Return the value as JSON can represent it, with null for a number that is not finite."""
     if isinstance(value, Mapping):
         return {str(name): _plain(child, f"{where}, {name}") for name, child in value.items()}
     if isinstance(value, list | tuple):
@@ -136,7 +136,7 @@ def _plain(value: Any, where: str) -> Any:
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
-    raise TaskError(f"{where} is a {type(value).__name__}, which JSON cannot hold; store a Python number.")
+    raise TaskError(f"{where} is a {type(value).__name__}, which JSON cannot represent; store a Python number.")
 
 
 @contextmanager

@@ -234,7 +234,7 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_one_line(tmp_path: Path) -> None:
     save_tokenizer(folder, words=[*WORDS, "unused"])
     encode_rows(open_checkpoint(str(folder)), rows_of([("the doctor", "saw")]))
     save_tokenizer(folder, words=["one", "two", *WORDS[2:], "the", "saw"])
-    assert "gives token 19, but the model knows 18 tokens" in fails(open_checkpoint(str(folder)))
+    assert "gives token 19, but the model has embeddings of 18 tokens" in fails(open_checkpoint(str(folder)))
 
 
 def test_nothing_to_predict_is_one_line(checkpoint: Checkpoint) -> None:

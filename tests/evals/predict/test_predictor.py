@@ -123,9 +123,9 @@ def test_weights_by_name_are_all_or_nothing(folders: tuple[Path, Path]) -> None:
     tensors = {b.written_name(name): b.tensor(name) for name in b.tensors}
     predictor.set(tensors)
     assert torch.allclose(predictor.logits(predictor.encode(ROWS)), alone(folders[1]), atol=1e-5, rtol=0)
-    with pytest.raises(TaskError, match="1 tensors do not fit; classifier.bias is missing"):
+    with pytest.raises(TaskError, match="1 weights do not fit its model; classifier.bias is missing"):
         predictor.set({name: t for name, t in tensors.items() if name != "classifier.bias"})
-    with pytest.raises(TaskError, match="1 tensors do not fit; pooler.weight is unknown"):
+    with pytest.raises(TaskError, match="1 weights do not fit its model; pooler.weight is unknown"):
         predictor.set({**tensors, "pooler.weight": torch.zeros(1)})
 
 

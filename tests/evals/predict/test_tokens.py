@@ -154,5 +154,5 @@ def test_a_cached_reading_is_still_checked_against_the_vocabulary(folder: Path) 
     """The tokens may be known from a checkpoint with more embeddings."""
     tokens_of(folder)
     small = save_checkpoint(folder.parent / "b", bert_config(vocab_size=12), seed=1)
-    with pytest.raises(TaskError, match="gives token 15, but the model knows 12 tokens"):
+    with pytest.raises(TaskError, match="gives token 15, but the model has embeddings of 12 tokens"):
         tokens_of(small)

@@ -17,7 +17,7 @@ import sklearn.metrics
 from evals.commands.compare import compare
 from evals.report import tables
 from evals.report.page import write_page
-from evals.results.compare import Comparison, alike, compare_models, compare_records
+from evals.results.compare import Comparison, by_rows, compare_models, compare_records
 from evals.results.predictions import PredictionTable, read_predictions_table, write_predictions_table
 from evals.results.store import add_result, load_results
 from evals.scores.intervals import mcnemar, paired_difference
@@ -102,7 +102,7 @@ def test_one_model_can_be_compared_with_all_others(folder: Path) -> None:
     assert [(c.a, c.b) for c in found if c.score == "f1"] == [("good/", "other/"), ("worse/", "other/")]
     reverse = next(c for c in compare_models(folder, "mrpc", against="worse/") if c.a == "good/")
     assert reverse.difference == pytest.approx(30 / ROWS, abs=1e-12)
-    with pytest.raises(UsageError, match="no model .* was scored on mrpc as 'goood/'. Did you mean 'good/'"):
+    with pytest.raises(UsageError, match="has no scores of a model 'goood/' on mrpc. Did you mean 'good/'"):
         compare_models(folder, "mrpc", against="goood/")
 
 
@@ -114,7 +114,7 @@ def test_only_models_on_the_same_rows_are_compared(folder: Path) -> None:
         compare_models(folder, "mrpc", against="half/")
     put(folder, "half too/", guesses(0.85, 4)[:200], rows="cd" * 32, data="elsewhere")
     assert [(c.n, c.b) for c in compare_models(folder, "mrpc", against="half too/")] == [(200, "half too/")] * 2
-    assert [len(group) for group in alike(load_results(folder))] == [3, 2]
+    assert [len(group) for group in by_rows(load_results(folder))] == [3, 2]
 
 
 def test_hans_lo_is_compared_on_its_own_rows(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_cannot_be_compared_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="holds the predictions of another record .*score worse/ again with --force"):
         compare_models(folder, "mrpc")
     worse.unlink()
-    with pytest.raises(TaskError, match="without the predictions they were made of: worse/. Score them on mrpc again"):
+    with pytest.raises(TaskError, match="has no predictions, only scores, of worse/. Score them on mrpc again"):
         compare_models(folder, "mrpc")
 
 
