@@ -66,14 +66,18 @@ class Checkpoint:
         tensors = {name: stored for name, stored in self.tensors.items() if not is_module_tensor(name)}
         return self if len(tensors) == len(self.tensors) else replace(self, tensors=tensors)
 
-    @cached_property
+    @property
     def modules(self) -> tuple[Module, ...] | None:
         """The modules of a sentence-transformers folder in their order; None where the folder is none.
 
         Raises:
             CheckpointError: modules.json cannot be read.
         """
-        return read_modules(self.folder)
+        # Kept with the opened files, which all parts of this checkpoint share: modules.json is read once.
+        if "modules" not in self._files:
+            self._files["modules"] = read_modules(self.folder)
+        modules: tuple[Module, ...] | None = self._files["modules"]
+        return modules
 
     @property
     def config(self) -> Mapping[str, Any]:
