@@ -89,7 +89,8 @@ def apply_map(mapped: Map, view: View, tensor: Tensor, dim: int, span: int, dual
     out = flat.to(torch.float64, copy=True)
     if view.role == "in":
         mapped = inverse_transpose(mapped, matrices) if dual is None else dual
-    out[..., positions] = map_units(mapped, view.shape, units)
+    # Contiguous, or the last bits would depend on the memory layout: a map that was loaded must act as the one saved.
+    out[..., positions] = map_units(mapped.contiguous(), view.shape, units)
     return out.movedim(-1, dim).unflatten(dim, tensor.shape[dim : dim + span])
 
 
@@ -104,9 +105,7 @@ def map_units(mapped: Map, shape: tuple[int, ...], units: Float[Tensor, "... uni
     queries = math.prod(shape[1:-1])
     split = units.reshape(-1, blocks, queries, n)
     if is_full(mapped, shape if len(shape) == 1 else (blocks, n)):
-        # Contiguous, or the last bits would depend on the memory layout: a map that was loaded must act as the one
-        # saved.
-        new = torch.einsum("rbqn,bmn->rbqm", split, mapped.reshape(blocks, n, n).contiguous())
+        new = torch.einsum("rbqn,bmn->rbqm", split, mapped.reshape(blocks, n, n))
     else:
         new = split * mapped.reshape(blocks, 1, n)
     return new.reshape(units.shape)

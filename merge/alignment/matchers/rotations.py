@@ -1,13 +1,13 @@
-"""Rotations: matching with maps behind the permutation, by weights or by activations.
+"""Matching with maps after the permutation: rotations inside heads and of the residual stream, phases, signs.
 
 With `--basis orthogonal` every group of the spec is used: inside heads rotations, after both models' heads are balanced;
-phases of rotary pairs; signs where a function is odd. With `--residual rotation` the stream itself turns. All in closed
-form, one axis at a time, everything else held:
+phases of rotary pairs; signs where a function is odd. With `--residual rotation` the residual stream is rotated too. All in
+closed form, one axis at a time, everything else held:
 
     weights               J of `solvers.descent_with_maps`: the stream first, on embeddings and output head, then heads,
-                          feed-forward units and the stream in turn until a sweep hardly gains
-    activations           every axis on its own: cross-covariances of what its units say to the same text
-    activations+weights   sweeps by weights that begin where activations end
+                          feed-forward units and the stream in turn until a sweep gains too little
+    activations           every axis independently: cross-covariances of its units' activations on the same text
+    activations+weights   sweeps by weights that start from the result of activations
 
 Sources: Schoenemann 1966 (Procrustes); Theus et al. 2025, arXiv:2506.22712 (rotating the stream of a model without gains;
 here LayerNorm stays LayerNorm); Zhang et al. 2025, arXiv:2502.00264 (bases inside heads).
@@ -36,10 +36,11 @@ from merge.symmetry.maps import is_matrix
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.transform import Transform, apply_transform, compose, inverse
 
+# Fewer than without maps: a sweep with maps costs more, and the last ones gain little.
 MAX_SWEEPS = 15
-# A map that differs from the identity by less is rounding.
+# A map whose entries differ from the identity's by less is rounding.
 MAP_TOLERANCE = 1e-9
-# Groups whose elements mix units, so that no unit has a spread of its own.
+# Groups whose elements mix units: they are matched on covariances, because no unit has a variance that they keep.
 MIXING_GROUPS = frozenset({"linear", "orthogonal", "orthogonal_one", "rotary", "rotary_adjacent"})
 
 
@@ -64,7 +65,7 @@ def rotate_by_activations(pair: Pair) -> Matcher:
 
 
 def rotate_by_both(pair: Pair) -> Matcher:
-    """Return the matcher that begins with activations and goes on with weights.
+    """Return the matcher that starts from activations and goes on with weights, with maps.
 
     Raises:
         AlignmentError: there are no batches.
@@ -78,77 +79,78 @@ def rotate_by_both(pair: Pair) -> Matcher:
     return match
 
 
-def _alignment(pair: Pair, kinds: frozenset[str], found: Transform, values: tuple[float, ...]) -> Alignment:
-    maps = {axis: mapped for axis, mapped in found.maps.items() if not _is_identity(axis, mapped, found.permutation)}
-    return Alignment(found.permutation, tuple(k for k in pair.kinds() if k in kinds), values, maps)
+def _alignment(pair: Pair, kinds: frozenset[str], transform: Transform, values: tuple[float, ...]) -> Alignment:
+    p = transform.permutation
+    maps = {axis: mapped for axis, mapped in transform.maps.items() if not _is_identity(axis, mapped, p)}
+    return Alignment(p, tuple(k for k in pair.kinds() if k in kinds), values, maps)
 
 
 def _is_identity(axis: str, mapped: Tensor, p: Permutation) -> bool:
-    one = torch.eye(mapped.shape[-1], dtype=mapped.dtype) if is_matrix(axis, mapped, p) else torch.ones_like(mapped)
-    return bool((mapped - one).abs().max() < MAP_TOLERANCE)
+    unit = torch.eye(mapped.shape[-1], dtype=mapped.dtype) if is_matrix(axis, mapped, p) else torch.ones_like(mapped)
+    return bool((mapped - unit).abs().max() < MAP_TOLERANCE)
 
 
 def match_by_sweeps(pair: Pair, kinds: frozenset[str], start: Transform | None) -> Alignment:
-    """Return where sweeps end that begin at the better of a start and what is there; then of as many restarts as asked for.
+    """Return the alignment after sweeps from the better of the identity and a start, the best of as many restarts as asked.
 
-    Restarts are told apart by what the model half way says to the pair's text; without text by J, which hardly can: where
-    it is as good as equal, one barrier may be a third lower than another.
+    Restarts are compared by the midpoint's score on the pair's text; without text by J, which hardly distinguishes them:
+    where J is all but equal, one loss barrier may be a third lower than another.
 
     Args:
-        start: of the sweeps; if None, a first pass, in which each axis is matched against what is already matched:
-            embeddings fix the residual, that the layers.
+        start: of the sweeps; if None, a first pass, in which each axis is matched against those matched before it:
+            embeddings order the residual, that the layers.
     """
     check_kinds(pair, kinds)
-    nothing = MappedDescent(pair, kinds)
-    begun = MappedDescent(pair, kinds, start) if start is not None else _first_pass(MappedDescent(pair, kinds))
-    still = nothing.value
-    best = begun if begun.value > still else nothing
-    history = (still, *_sweeps(best, nothing.coordinates))
+    unmoved = MappedDescent(pair, kinds)
+    first = MappedDescent(pair, kinds, start) if start is not None else _first_pass(MappedDescent(pair, kinds))
+    at_identity = unmoved.value
+    best = first if first.value > at_identity else unmoved
+    history = (at_identity, *_sweeps(best, unmoved.coordinates))
     if pair.settings.restarts:
         best, value = (_best_by_text if pair.batches else _best_by_objective)(pair, kinds, best)
         history = history if value == history[-1] else (history[0], value)
     return _alignment(pair, kinds, best.transform, history)
 
 
-def _best_by_objective(pair: Pair, kinds: frozenset[str], best: MappedDescent) -> tuple[MappedDescent, float]:
-    """Return the restart with the highest J: each from the best so far with a part of it shuffled."""
+def _best_by_objective(pair: Pair, kinds: frozenset[str], first: MappedDescent) -> tuple[MappedDescent, float]:
+    """Return the restart with the highest J: each from the best so far with some units shuffled."""
     generator = torch.Generator().manual_seed(pair.settings.seed)
 
     def attempt(best: MappedDescent, order: Sequence[str]) -> tuple[MappedDescent, float]:
-        frame = MappedDescent(pair, kinds, best.shuffled(generator))
-        return frame, _sweeps(frame, order)[-1]
+        descent = MappedDescent(pair, kinds, best.shuffled(generator))
+        return descent, _sweeps(descent, order)[-1]
 
-    return best_of_restarts((best, best.value), best.coordinates, pair.settings.restarts, generator, attempt)
+    return best_of_restarts((first, first.value), first.coordinates, pair.settings.restarts, generator, attempt)
 
 
 def _best_by_text(pair: Pair, kinds: frozenset[str], best: MappedDescent) -> tuple[MappedDescent, float]:
-    """Return the restart whose model half way is nearest to what both ends say, `merge.alignment.midpoint`.
+    """Return the restart whose midpoint is nearest to the endpoints' ensemble, `merge.alignment.midpoint`.
 
-    Each begins where sweeps end that come from the best so far and see every tensor at another, random scale. Heard are the
-    weights as they are merged, whatever form they are matched in.
+    Each starts where sweeps from the best so far end that compare every tensor at a random scale. Scored are the weights as
+    they are merged, whatever form they are matched in.
     """
-    heard, nothing = with_masked_words(pair.as_merged), MappedDescent(pair, kinds).value
-    ends, generator = EndpointOutputs(heard), torch.Generator().manual_seed(pair.settings.seed)
-    lowest = _quietly_scored(best, heard, ends)
+    scored, at_identity = with_masked_words(pair.as_merged), MappedDescent(pair, kinds).value
+    endpoints, generator = EndpointOutputs(scored), torch.Generator().manual_seed(pair.settings.seed)
+    lowest = _midpoint_score(best, scored, endpoints)
     for _ in track(range(pair.settings.restarts), "restarting"):
-        begun = MappedDescent(with_random_scales(pair, generator), kinds, best.transform)
-        _sweeps(begun, best.coordinates)
-        tried = MappedDescent(pair, kinds, begun.transform)
-        _sweeps(tried, best.coordinates)
-        found = _quietly_scored(tried, heard, ends)
-        if found < lowest and tried.value >= nothing:
-            best, lowest = tried, found
+        disturbed = MappedDescent(with_random_scales(pair, generator), kinds, best.transform)
+        _sweeps(disturbed, best.coordinates)
+        descent = MappedDescent(pair, kinds, disturbed.transform)
+        _sweeps(descent, best.coordinates)
+        reached = _midpoint_score(descent, scored, endpoints)
+        if reached < lowest and descent.value >= at_identity:
+            best, lowest = descent, reached
     return best, best.value
 
 
-def _quietly_scored(frame: MappedDescent, pair: Pair, ends: EndpointOutputs) -> float:
-    """Return the midpoint score of one frame's steps, with no display of its own."""
+def _midpoint_score(descent: MappedDescent, pair: Pair, endpoints: EndpointOutputs) -> float:
+    """Return the midpoint's score under a descent's transform, with no progress display."""
     with shown_by(silent):
-        return score([frame.transform], pair, ends)[0][0]
+        return score([descent.transform], pair, endpoints)[0][0]
 
 
 def with_random_scales(pair: Pair, generator: torch.Generator) -> Pair:
-    """Return the pair with each tensor of both models times the same random factor, log-normal with a spread of one."""
+    """Return the pair with each tensor of both models times the same random factor, log-normal with a deviation of one."""
     factors = {name: math.exp(float(torch.randn((), generator=generator))) for name in pair.a}
     a, b = (
         {name: tensor * factors[name] if tensor.is_floating_point() else tensor for name, tensor in side.items()}
@@ -157,67 +159,69 @@ def with_random_scales(pair: Pair, generator: torch.Generator) -> Pair:
     return replace(pair, a=a, b=b)
 
 
-def _sweeps(frame: MappedDescent, order: Sequence[str]) -> tuple[float, ...]:
-    """Move a frame to where sweeps end; return J at its start and after each."""
-    return coordinate_descent(frame, order, MAX_SWEEPS)
+def _sweeps(descent: MappedDescent, order: Sequence[str]) -> tuple[float, ...]:
+    """Sweep until a sweep gains too little; return J at the start and after each."""
+    return coordinate_descent(descent, order, MAX_SWEEPS)
 
 
-def _first_pass(frame: MappedDescent) -> MappedDescent:
+def _first_pass(descent: MappedDescent) -> MappedDescent:
+    """Match each coordinate against those matched before it; return the descent."""
     matched: frozenset[str] = frozenset()
-    for move in frame.coordinates:
-        frame.improve(move, matched)
-        matched |= frame.axes_of(move)
-    return frame
+    for coordinate in descent.coordinates:
+        descent.improve(coordinate, matched)
+        matched |= descent.axes_of(coordinate)
+    return descent
 
 
 def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[float, float]]:
-    """Return what brings b to a by what units say to the same text, and how alike units are in their places and there.
+    """Return the transform that aligns b to a by activations on the same text, and the mean similarity before and after it.
 
-    Both models are balanced first. Units that may only change places are told apart by correlation; those that may be
-    rotated by covariance, in units of the mean variance of their block.
+    Both models are balanced first. Units that are only permuted are compared by correlation; those that may be rotated by
+    covariance, relative to the mean variance of their block.
 
     Raises:
         AlignmentError: no activation shows an axis.
     """
-    groups, still = acting_groups(pair, kinds), identity(pair.spec, pair.shapes)
-    to_a, to_b = (balance(pair.spec, side, groups, still) for side in (pair.a, pair.b))
-    a, b = (apply_transform(pair.spec, t, side) for t, side in ((to_a, pair.a), (to_b, pair.b)))
-    indices, maps, units = dict(still.indices), dict[str, Tensor](), 0
+    groups, unmoved = acting_groups(pair, kinds), identity(pair.spec, pair.shapes)
+    balance_a, balance_b = (balance(pair.spec, side, groups, unmoved) for side in (pair.a, pair.b))
+    a, b = (apply_transform(pair.spec, t, side) for t, side in ((balance_a, pair.a), (balance_b, pair.b)))
+    indices, maps, units = dict(unmoved.indices), dict[str, Tensor](), 0
     before = after = 0.0
-    for move, gains in _gains(replace(pair, a=a, b=b), kinds, groups):
-        found = match_coordinate(move, gains, groups)
-        indices |= {axis: index for axis, index in found.indices.items() if axis in still.indices}
-        maps |= found.maps
+    for coordinate, gains in _gains(replace(pair, a=a, b=b), kinds, groups):
+        matching = match_coordinate(coordinate, gains, groups)
+        indices |= {axis: index for axis, index in matching.indices.items() if axis in unmoved.indices}
+        maps |= matching.maps
         squares = [gain.flatten(gain.ndim // 2).flatten(0, -2) for gain in gains.values()]
         before += sum(float(square.trace()) for square in squares)
-        after += found.worth
+        after += matching.score
         units += sum(len(square) for square in squares)
-    steps = Transform(Permutation(indices, still.outer), maps)
-    return compose(inverse(to_a), compose(steps, to_b)), (before / max(units, 1), after / max(units, 1))
+    rotation = Transform(Permutation(indices, unmoved.outer), maps)
+    transform = compose(inverse(balance_a), compose(rotation, balance_b))
+    return transform, (before / max(units, 1), after / max(units, 1))
 
 
 def _gains(
     pair: Pair, kinds: frozenset[str], groups: Mapping[str, str]
 ) -> Iterator[tuple[str, dict[Slot, Float[Tensor, ...]]]]:
-    """Yield (move, slot -> how alike units of a and of b respond, averaged over the sites of the slot), move by move."""
+    """Yield (coordinate, slot -> how alike units of a and of b respond, averaged over the sites of the slot)."""
     collected, movable = collect(pair), pair.axes_of(kinds)
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    moves: dict[str, list[str]] = {}
+    lines_of: dict[str, list[str]] = {}
     for line in collected:
-        if (move := level_names(line)[0][0]) in movable:
-            moves.setdefault(move, []).append(line)
-    check_seen(movable, {move: {level_names(line)[0] for line in own} for move, own in moves.items()})
-    for move, own in moves.items():
-        found: dict[Slot, Tensor] = {}
-        for line in own:
-            (names, axis), sites = level_names(line), collected.pop(line)  # let go of as soon as they are used
+        if (coordinate := level_names(line)[0][0]) in movable:
+            lines_of.setdefault(coordinate, []).append(line)
+    check_seen(movable, {c: {level_names(line)[0] for line in lines} for c, lines in lines_of.items()})
+    for coordinate, lines in lines_of.items():
+        gains: dict[Slot, Tensor] = {}
+        for line in lines:
+            (names, axis), sites = level_names(line), collected.pop(line)  # freed as soon as they are used
             count, shape = len(sites), level_sizes(names, counts, sites[0].cross.shape[0])
-            likeness = _covariance if groups.get(axis) in MIXING_GROUPS else _correlation
-            gains = likeness(sites.pop(0), shape)
+            similarity = _covariance if groups.get(axis) in MIXING_GROUPS else _correlation
+            total = similarity(sites.pop(0), shape)
             while sites:
-                gains += likeness(sites.pop(0), shape)
-            found[names, axis if axis in groups else ""] = gains / count
-        yield move, found
+                total += similarity(sites.pop(0), shape)
+            gains[names, axis if axis in groups else ""] = total / count
+        yield coordinate, gains
 
 
 def _correlation(site: CrossMoments, shape: tuple[int, ...]) -> Tensor:
@@ -225,8 +229,8 @@ def _correlation(site: CrossMoments, shape: tuple[int, ...]) -> Tensor:
 
 
 def _covariance(site: CrossMoments, shape: tuple[int, ...]) -> Tensor:
-    """Return covariances over the root of the mean variances of the blocks they are of."""
-    covariance, *spread = site.covariance()
-    means = [variance.reshape(shape).mean(-1, keepdim=True).expand(shape).reshape(-1) for variance in spread]
-    one, other = (torch.where(mean > 0, mean, torch.inf).rsqrt() for mean in means)
-    return (covariance * one[:, None] * other).reshape(*shape, *shape)
+    """Return covariances over the root of the mean variances of the blocks that the two units are in."""
+    covariance, *variances = site.covariance()
+    means = [variance.reshape(shape).mean(-1, keepdim=True).expand(shape).reshape(-1) for variance in variances]
+    factor_a, factor_b = (torch.where(mean > 0, mean, torch.inf).rsqrt() for mean in means)
+    return (covariance * factor_a[:, None] * factor_b).reshape(*shape, *shape)

@@ -1,7 +1,9 @@
-"""Matching the blocks of a split axis where maps act inside them: heads, whose bases turn.
+"""Match the blocks of a split axis where maps act inside them: heads, whose bases may be rotated.
 
-As `solvers.blocks`, but the best element of its own group stands inside each pair of blocks: of queries and keys a
-rotation, of rotary pairs a phase. Every pair is worth what its best elements gain, and the blocks are matched on that.
+As `merge.alignment.solvers.blocks`, but inside each pair of blocks the best element of the group acts: a rotation of queries
+and keys, a phase of rotary pairs. The score of a pair of blocks is the gain of its best elements, and the blocks are matched
+on that. The two are not one: with permutations alone the orders inside a pair improve in turn from those that are best
+alone, here around an order of the query heads, and the results may differ.
 """
 
 from __future__ import annotations
@@ -23,12 +25,18 @@ MAX_ROUNDS = 20
 
 
 @dataclass(frozen=True)
-class Inside:
-    """What stands inside a pair of blocks: an order of the level in the middle, where there is one, and elements."""
+class BlockElements:
+    """The best elements inside a pair of blocks.
+
+    Attributes:
+        middle: order of the middle level (query heads), where there is one.
+        elements: axis inside -> the element that acts on it.
+        score: what all of them gain.
+    """
 
     middle: Tensor | None
     elements: Mapping[str, Element]
-    worth: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Blocks:
     """Gains of the blocks of one axis.
 
     Attributes:
-        gains: slot -> array with the levels' sizes twice: a's places, then b's units; float64.
+        gains: slot -> array with the levels' sizes twice: positions, then b's units; float64.
         groups: axis inside -> the group that acts on it.
     """
 
@@ -54,7 +62,7 @@ class Blocks:
 
     @cached_property
     def alone(self) -> Float[Tensor, "blocks blocks"]:
-        """What a pair of blocks gains whatever stands inside."""
+        """Gain of a pair of blocks that does not depend on anything inside."""
         blocks = next(iter(self.gains.values())).shape[0]
         total = torch.zeros(blocks, blocks, dtype=torch.float64)
         for (names, acting), gain in self.gains.items():
@@ -67,8 +75,8 @@ class Blocks:
     @cached_property
     def single(self) -> dict[str, Float[Tensor, "blocks blocks n n"]]:
         """Axis inside -> gains that depend on it alone."""
-        found = ((acting, gain) for (names, acting), gain in self.gains.items() if len(names) == 2 and acting)
-        return {acting: gain.movedim(1, 2) for acting, gain in found if acting != self.middle}
+        gains = ((acting, gain) for (names, acting), gain in self.gains.items() if len(names) == 2 and acting)
+        return {acting: gain.movedim(1, 2) for acting, gain in gains if acting != self.middle}
 
     @cached_property
     def ordered(self) -> Float[Tensor, "blocks blocks m m"] | None:
@@ -87,11 +95,11 @@ class Blocks:
     @cached_property
     def double(self) -> dict[str, Float[Tensor, "blocks blocks m m n n"]]:
         """Axis inside -> gains that depend on it and on the middle level."""
-        found = ((acting, gain) for (names, acting), gain in self.gains.items() if len(names) == 3 and acting)
-        return {acting: gain.permute(0, 3, 1, 4, 2, 5) for acting, gain in found}
+        gains = ((acting, gain) for (names, acting), gain in self.gains.items() if len(names) == 3 and acting)
+        return {acting: gain.permute(0, 3, 1, 4, 2, 5) for acting, gain in gains}
 
     def bound(self) -> Float[Tensor, "blocks blocks"]:
-        """Return what no pair of blocks can be worth more than."""
+        """Return an upper bound of the score of every pair of blocks."""
         total = self.alone.clone()
         for axis, gain in self.single.items():
             total += score_bound(self.groups[axis], gain)
@@ -101,42 +109,43 @@ class Blocks:
             total += each.amax(-1).sum(-1)
         return total
 
-    def inside(self, g: int, h: int) -> Inside:
-        """Return the best that can stand inside block g of a and block h of b."""
+    def inside(self, g: int, h: int) -> BlockElements:
+        """Return the best elements inside block g of a and block h of b."""
         single = {axis: gain[g, h] for axis, gain in self.single.items()}
         if self.middle is None:
             elements = {axis: best_element(self.groups[axis], gain) for axis, gain in single.items()}
-            return Inside(None, elements, sum(elements[axis].worth(gain) for axis, gain in single.items()))
+            return BlockElements(None, elements, sum(elements[axis].score(gain) for axis, gain in single.items()))
         double = {axis: gain[g, h] for axis, gain in self.double.items()}
         size = next(iter(double.values())).shape[0] if double else 0
         fixed = torch.zeros(size, size, dtype=torch.float64) if self.ordered is None else self.ordered[g, h]
         first = sum((score_bound(self.groups[axis], gain) for axis, gain in double.items()), fixed)
-        found, best = match_axis(first), Inside(None, {}, float("-inf"))
+        middle, best = match_axis(first), BlockElements(None, {}, float("-inf"))
         for _ in range(MAX_ROUNDS):
-            tried = self._around(found, single, double, fixed)
-            if best.middle is not None and tried.worth <= best.worth:
+            candidate = self._around(middle, single, double, fixed)
+            if best.middle is not None and candidate.score <= best.score:
                 break
-            best = tried
+            best = candidate
             gain = fixed.clone()
             for axis, each in double.items():
-                gain += _worths(tried.elements[axis], each)
-            found = match_axis(gain)
+                gain += _scores(candidate.elements[axis], each)
+            middle = match_axis(gain)
         return best
 
     def _around(
         self, middle: Tensor, single: Mapping[str, Tensor], double: Mapping[str, Tensor], fixed: Tensor
-    ) -> Inside:
-        """Return the best elements around an order of the middle level."""
+    ) -> BlockElements:
+        """Return the best elements for a given order of the middle level."""
         rows, totals = torch.arange(len(middle)), dict(single)
         for axis, gain in double.items():
-            met = gain[rows, middle].sum(0)
-            totals[axis] = totals[axis] + met if axis in totals else met
+            matched = gain[rows, middle].sum(0)
+            totals[axis] = totals[axis] + matched if axis in totals else matched
         elements = {axis: best_element(self.groups[axis], gain) for axis, gain in totals.items()}
-        worth = sum(elements[axis].worth(gain) for axis, gain in totals.items()) + float(fixed[rows, middle].sum())
-        return Inside(middle, elements, worth)
+        score = sum(elements[axis].score(gain) for axis, gain in totals.items()) + float(fixed[rows, middle].sum())
+        return BlockElements(middle, elements, score)
 
 
-def _worths(element: Element, gains: Float[Tensor, "m m n n"]) -> Float[Tensor, "m m"]:
+def _scores(element: Element, gains: Float[Tensor, "m m n n"]) -> Float[Tensor, "m m"]:
+    """Return the score of an element on many gains at once."""
     taken = gains[..., element.index]
     if element.map is None or element.map.ndim == 1:
         diagonal = taken.diagonal(dim1=-2, dim2=-1)
@@ -145,66 +154,72 @@ def _worths(element: Element, gains: Float[Tensor, "m m n n"]) -> Float[Tensor, 
 
 
 @dataclass(frozen=True)
-class Matched:
-    """Index arrays of the blocks and of what is inside them, the maps inside, in the new order, and what all gain."""
+class Matching:
+    """The best assignment along one coordinate.
+
+    Attributes:
+        indices: axis -> index array, of the blocks and of the axes inside them.
+        maps: axis inside -> its maps, in the new order.
+        score: what all of it gains.
+    """
 
     indices: Mapping[str, Tensor]
     maps: Mapping[str, Tensor]
-    worth: float
+    score: float
 
 
-def match_blocks_with_maps(blocks: Blocks, which: Tensor | None = None) -> Matched:
-    """Return the matching of blocks, and of what is inside them, that gains most.
+def match_blocks_with_maps(blocks: Blocks) -> Matching:
+    """Return the matching of blocks, and of the axes inside them, that gains most."""
+    inside: dict[tuple[int, int], BlockElements] = {}
 
-    Args:
-        which: place g takes block which[g] of b; matched if None.
-    """
-    found: dict[tuple[int, int], Inside] = {}
+    def score(g: int, h: int) -> float:
+        inside[g, h] = blocks.inside(g, h)
+        return float(blocks.alone[g, h]) + inside[g, h].score
 
-    def worth(g: int, h: int) -> float:
-        found[g, h] = blocks.inside(g, h)
-        return float(blocks.alone[g, h]) + found[g, h].worth
-
-    matched = match_lazily(blocks.bound(), worth) if which is None else which
-    chosen = [found[g, h] if (g, h) in found else blocks.inside(g, h) for g, h in enumerate(matched.tolist())]
+    matched = match_lazily(blocks.bound(), score)
+    chosen = [inside[g, h] for g, h in enumerate(matched.tolist())]
     indices = {blocks.outer: matched}
     if blocks.middle is not None:
-        indices[blocks.middle] = torch.stack([one.middle for one in chosen if one.middle is not None])
+        indices[blocks.middle] = torch.stack([block.middle for block in chosen if block.middle is not None])
     maps = {}
     for axis in chosen[0].elements:
-        elements = [one.elements[axis] for one in chosen]
+        elements = [block.elements[axis] for block in chosen]
         indices[axis] = torch.stack([element.index for element in elements])
         if (stacked := _stacked(elements)) is not None:
             maps[axis] = stacked
     alone = float(blocks.alone.gather(1, matched[:, None]).sum())
-    return Matched(indices, maps, alone + sum(one.worth for one in chosen))
+    return Matching(indices, maps, alone + sum(block.score for block in chosen))
 
 
-def match_single_axis(group: str, gain: Float[Tensor, "n n"], held: Float[Tensor, "n n"] | None, axis: str) -> Matched:
-    """Return the same of an axis that has no blocks: its best element."""
-    element = best_element(group, gain, held)
-    worth = element.worth(gain) + (0.0 if held is None else float(held.gather(1, element.index[:, None]).sum()))
-    return Matched({axis: element.index}, {} if element.map is None else {axis: element.map}, worth)
-
-
-def match_coordinate(move: str, gains: Mapping[Slot, Tensor], groups: Mapping[str, str]) -> Matched:
-    """Return what gains most along one coordinate: an axis alone, or blocks together with what is inside them.
+def match_single_axis(group: str, gain: Float[Tensor, "n n"], held: Float[Tensor, "n n"] | None, axis: str) -> Matching:
+    """Return the best element of an axis without blocks.
 
     Args:
-        gains: slot -> gains; those of what is permuted along and takes no map have no acting axis.
+        held: gains of what is permuted with the axis and takes no map.
     """
-    plain, held = ((move,), move), ((move,), "")
-    if set(gains) <= {plain, held}:
-        gain = gains[plain] if plain in gains else torch.zeros_like(gains[held])
-        return match_single_axis(groups[move], gain, gains.get(held), move)
+    element = best_element(group, gain, held)
+    score = element.score(gain) + (0.0 if held is None else float(held.gather(1, element.index[:, None]).sum()))
+    return Matching({axis: element.index}, {} if element.map is None else {axis: element.map}, score)
+
+
+def match_coordinate(coordinate: str, gains: Mapping[Slot, Tensor], groups: Mapping[str, str]) -> Matching:
+    """Return what gains most along one coordinate: an axis alone, or blocks together with the axes inside them.
+
+    Args:
+        gains: slot -> gains; the slots of what is permuted with the axis and takes no map have no acting axis.
+    """
+    mapped, held = ((coordinate,), coordinate), ((coordinate,), "")
+    if set(gains) <= {mapped, held}:
+        gain = gains[mapped] if mapped in gains else torch.zeros_like(gains[held])
+        return match_single_axis(groups[coordinate], gain, gains.get(held), coordinate)
     return match_blocks_with_maps(Blocks(gains, groups))
 
 
 def _stacked(elements: list[Element]) -> Tensor | None:
-    """Return the maps of all blocks, of one kind; None where no block has one."""
-    n, given = len(elements[0].index), [element.map for element in elements if element.map is not None]
-    if not given:
+    """Return the maps of all blocks, all diagonals or all matrices; None where no block has one."""
+    n, maps = len(elements[0].index), [element.map for element in elements if element.map is not None]
+    if not maps:
         return None
-    one = torch.ones(n, dtype=torch.float64)
-    one = one.diag() if given[0].ndim == 2 else one
-    return torch.stack([one if element.map is None else element.map for element in elements])
+    unit = torch.ones(n, dtype=torch.float64)
+    unit = unit.diag() if maps[0].ndim == 2 else unit
+    return torch.stack([unit if element.map is None else element.map for element in elements])

@@ -1,15 +1,17 @@
-"""MappedDescent: a pair of models, b rewritten step by step until it is as near to a as the symmetries let it come.
+"""Coordinate descent with maps: b is rewritten step by step until it is as near to a as the symmetries allow.
 
     J = 1 - |A - B|^2 / (|A|^2 + |B|^2) = 2 <A, B> / (|A|^2 + |B|^2)
 
-over all tensors that move; 1 says that b has become a. Every step is the best one along one axis, or along blocks and
-what is inside them, from where b stands, and is taken only if it gains. Where a group stretches there are two such steps,
-and the one that gains more is taken: the best rotation of b as it is, and the best one between both models balanced,
+over all tensors that move; 1 where b equals a. Every step is the best one along one axis, or along blocks and what is
+inside them, from the current b, and is taken only if J gains. Where a group stretches (scales, every invertible map) there
+are two candidates: the best rotation of b as it is, and the best rotation between both models balanced,
 
     (balance of a)^-1 . rotation . (balance of b),
 
 which finds b however it was stretched, and fits less well where it was not. Vectors are centred, because a constant fits
-every order alike, but not where that would not commute with the maps.
+every order equally, but not where centring would not commute with the maps.
+
+Source: Schoenemann 1966, doi:10.1007/BF02289451 (Procrustes); Zhang et al. 2025, arXiv:2502.00264 (bases inside heads).
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from merge.symmetry.permutation import Permutation, identity, unit_positions
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes, axis_sizes, compose, inverse
 
-# Groups that leave the mean of a vector where it is. A sign turns it: gains of one against gains of minus one cancel half
-# way, and that has to count.
+# Groups that leave the mean of a vector unchanged. A sign negates it: gains of 1 against gains of -1 cancel at the midpoint,
+# and that has to count.
 KEEP_MEAN = frozenset({"permutation", "none", "orthogonal_one"})
 ROTATIONS = frozenset({"orthogonal", "orthogonal_one"})
 
@@ -40,7 +42,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def wants_maps(pair: Pair) -> bool:
-    """Return whether maps were asked for: bases inside heads, or a residual stream that may be rotated."""
+    """Return whether maps are requested: bases inside heads, or a residual stream that may be rotated."""
     return pair.settings.basis == "orthogonal" or any(_rotates(pair, axis) for axis in pair.movable)
 
 
@@ -51,37 +53,42 @@ def _rotates(pair: Pair, axis: str) -> bool:
 
 
 def acting_groups(pair: Pair, kinds: frozenset[str]) -> dict[str, str]:
-    """Return axis of these kinds -> the group that acts on it as the settings ask: permutations alone, but for streams."""
-    found = {}
+    """Return axis of these kinds -> the group that acts on it under the pair's settings.
+
+    Without basis: orthogonal these are permutations, but for a stream that is rotated.
+    """
+    groups = {}
     for axis in axis_sizes(pair.spec, pair.shapes):
         if pair.spec.kind(axis) in kinds and axis not in pair.spec.named:
-            plain = "permutation" if axis in pair.movable else "none"
-            whole = pair.settings.basis == "orthogonal" or _rotates(pair, axis)
-            found[axis] = pair.spec.group(axis) if whole else plain
-    return found
+            permutations = "permutation" if axis in pair.movable else "none"
+            with_maps = pair.settings.basis == "orthogonal" or _rotates(pair, axis)
+            groups[axis] = pair.spec.group(axis) if with_maps else permutations
+    return groups
 
 
 class MappedDescent:
-    """A pair on its way.
+    """A pair whose b is moved towards a, one coordinate at a time; a `merge.alignment.solvers.descent.Point`.
 
     Attributes:
-        steps: what brought b where it is.
-        moves: what can be moved, one at a time, in the order of the table.
+        transform: what brings the pair's b to the current one.
+        coordinates: what is moved one at a time, in the order of the table.
+        tensors: coordinate -> names of the tensors that its axes are on.
     """
 
-    def __init__(self, pair: Pair, kinds: frozenset[str], steps: Transform | None = None) -> None:
+    def __init__(self, pair: Pair, kinds: frozenset[str], start: Transform | None = None) -> None:
         self.spec, self.groups, self.device = pair.spec, acting_groups(pair, kinds), pair.device
-        self.still = identity(pair.spec, pair.shapes)
-        self.transform = steps or Transform(self.still, {})
-        b = apply_transform(pair.spec, self.transform, pair.b) if steps else pair.b
+        self.unmoved = identity(pair.spec, pair.shapes)
+        self.transform = start or Transform(self.unmoved, {})
+        b = apply_transform(pair.spec, self.transform, pair.b) if start else pair.b
         self.occurrences = occurrences(pair, pair.axes_of(kinds))
         self.coordinates = tuple(self.occurrences)
-        self.tensors = {m: tuple(dict.fromkeys(t.tensor for t in own)) for m, own in self.occurrences.items()}
-        moving = dict.fromkeys(name for own in self.tensors.values() for name in own)
-        self.a, self.b = ({n: self._centred(n, side[n]) for n in moving} for side in (pair.a, b))
-        self.inner = {name: dot(self.a[name], self.b[name]) for name in moving}
-        self.squares = {name: dot(self.b[name], self.b[name]) for name in moving}
-        self.square_a = math.fsum(dot(self.a[name], self.a[name]) for name in moving)
+        self.tensors = {c: tuple(dict.fromkeys(o.tensor for o in group)) for c, group in self.occurrences.items()}
+        names = dict.fromkeys(name for group in self.tensors.values() for name in group)
+        self.a, self.b = ({n: self._centred(n, side[n]) for n in names} for side in (pair.a, b))
+        # Of each tensor <a, b> and <b, b>; <a, a> over all.
+        self.inner = {name: dot(self.a[name], self.b[name]) for name in names}
+        self.squares = {name: dot(self.b[name], self.b[name]) for name in names}
+        self.square_a = math.fsum(dot(self.a[name], self.a[name]) for name in names)
 
     def _centred(self, name: str, tensor: Tensor) -> Tensor:
         if tensor.ndim != 1 or not tensor.is_floating_point():
@@ -92,51 +99,47 @@ class MappedDescent:
 
     @property
     def value(self) -> float:
-        """J."""
+        """J at the current b."""
         return _nearness(self.inner, self.squares, self.square_a)
 
-    def axes_of(self, move: str) -> frozenset[str]:
-        """Return the axes that move together: the blocks' and those inside them."""
-        names = {
-            name
-            for occurrence in self.occurrences[move]
-            for name in (*occurrence.view.movable, occurrence.view.map_axis)
-        }
+    def axes_of(self, coordinate: str) -> frozenset[str]:
+        """Return the axes that are moved together: the blocks' and those inside them."""
+        views = [occurrence.view for occurrence in self.occurrences[coordinate]]
+        names = {name for view in views for name in (*view.movable, view.map_axis)}
         return frozenset(names & self.groups.keys())
 
     def shuffled(self, generator: torch.Generator) -> Transform:
-        """Return what brought b here, followed by a shuffle of some units of the busiest axis."""
+        """Return the current transform, followed by a shuffle of some units of the busiest axis."""
         axis = busiest(self.tensors)
-        units = shuffled(self.still.indices[axis], generator)
-        shuffle = Permutation({**self.still.indices, axis: units}, self.still.outer)
+        index = shuffled(self.unmoved.indices[axis], generator)
+        shuffle = Permutation({**self.unmoved.indices, axis: index}, self.unmoved.outer)
         return compose(Transform(shuffle, {}), self.transform)
 
     def sweep(self, order: Sequence[str]) -> bool:
         """Take the best step along each coordinate in turn; return whether any was taken."""
-        steps = [self.improve(move) for move in order]
-        return any(steps)
+        taken = [self.improve(coordinate) for coordinate in order]
+        return any(taken)
 
-    def improve(self, move: str, matched: Collection[str] | None = None) -> bool:
+    def improve(self, coordinate: str, matched: Collection[str] | None = None) -> bool:
         """Take the best step along one coordinate; return whether one was taken.
 
         Args:
-            matched: if given, only tensors whose other axes are fixed or among these say what is best, and the step is
-                taken whether or not it gains on all.
+            matched: if given, only tensors whose other axes are fixed or among these are compared, and the step is taken
+                whether or not J over all tensors gains.
         """
-        own = [
-            occurrence
-            for occurrence in self.occurrences[move]
-            if matched is None or occurrence.others <= frozenset(matched)
-        ]
-        if not own:
+        counted = [o for o in self.occurrences[coordinate] if matched is None or o.others <= frozenset(matched)]
+        if not counted:
             return False
         best, value = None, self.value if matched is None else -math.inf
-        for step in self._steps(move, own):
-            new = {name: apply_transform_axes(self.spec.axes(name), step, self.b[name]) for name in self.tensors[move]}
+        for step in self._steps(coordinate, counted):
+            new = {
+                name: apply_transform_axes(self.spec.axes(name), step, self.b[name])
+                for name in self.tensors[coordinate]
+            }
             inner = self.inner | {name: dot(self.a[name], tensor) for name, tensor in new.items()}
             squares = self.squares | {name: dot(tensor, tensor) for name, tensor in new.items()}
-            if (gained := _nearness(inner, squares, self.square_a)) > value:
-                best, value = (step, new, inner, squares), gained
+            if (reached := _nearness(inner, squares, self.square_a)) > value:
+                best, value = (step, new, inner, squares), reached
         if best is None:
             return False
         self.transform = compose(best[0], self.transform)
@@ -144,29 +147,30 @@ class MappedDescent:
         self.inner, self.squares = best[2:]
         return True
 
-    def _steps(self, move: str, own: Sequence[Occurrence]) -> list[Transform]:
+    def _steps(self, coordinate: str, counted: Sequence[Occurrence]) -> list[Transform]:
         """Return the best steps along a coordinate: of b as it is, and between balanced models where a group stretches."""
-        found = [self._step(move, own, self.a, self.b)]
-        stretched = {axis: self.groups[axis] for axis in self.axes_of(move) if self.groups[axis] in BALANCES}
-        if stretched:
-            sides = [{name: side[name] for name in self.tensors[move]} for side in (self.a, self.b)]
-            to = [balance(self.spec, side, stretched, self.still) for side in sides]
-            a, b = (apply_transform(self.spec, t, side) for t, side in zip(to, sides, strict=True))
-            found.append(compose(inverse(to[0]), compose(self._step(move, own, a, b), to[1])))
-        return found
+        steps = [self._step(coordinate, counted, self.a, self.b)]
+        stretching = {axis: self.groups[axis] for axis in self.axes_of(coordinate) if self.groups[axis] in BALANCES}
+        if stretching:
+            sides = [{name: side[name] for name in self.tensors[coordinate]} for side in (self.a, self.b)]
+            balances = [balance(self.spec, side, stretching, self.unmoved) for side in sides]
+            a, b = (apply_transform(self.spec, t, side) for t, side in zip(balances, sides, strict=True))
+            rotation = self._step(coordinate, counted, a, b)
+            steps.append(compose(inverse(balances[0]), compose(rotation, balances[1])))
+        return steps
 
-    def _step(self, move: str, own: Sequence[Occurrence], a: Tensors, b: Tensors) -> Transform:
+    def _step(self, coordinate: str, counted: Sequence[Occurrence], a: Tensors, b: Tensors) -> Transform:
         """Return the best step that stretches nothing."""
         gains: dict[Slot, Tensor] = {}
-        for occurrence in own:
+        for occurrence in counted:
             view = occurrence.view
             slot = (view.names, view.map_axis if view.role != "=" and view.map_axis in self.groups else "")
-            one, other = (_rows(self.spec, occurrence, side[occurrence.tensor]).to(self.device) for side in (a, b))
-            product = (one @ other.T).cpu().double().reshape(*view.shape, *view.shape)
+            rows_a, rows_b = (_rows(self.spec, occurrence, side[occurrence.tensor]).to(self.device) for side in (a, b))
+            product = (rows_a @ rows_b.T).cpu().double().reshape(*view.shape, *view.shape)
             gains[slot] = gains[slot] + product if slot in gains else product
-        found = match_coordinate(move, gains, self.groups)
-        known = {axis: index for axis, index in found.indices.items() if axis in self.still.indices}
-        return Transform(Permutation({**self.still.indices, **known}, self.still.outer), found.maps)
+        matching = match_coordinate(coordinate, gains, self.groups)
+        indices = {axis: index for axis, index in matching.indices.items() if axis in self.unmoved.indices}
+        return Transform(Permutation({**self.unmoved.indices, **indices}, self.unmoved.outer), matching.maps)
 
 
 def _rows(spec: PermutationSpec, occurrence: Occurrence, tensor: Tensor) -> Float[Tensor, "units rest"]:
@@ -184,4 +188,5 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 
 def _nearness(inner: Mapping[str, float], squares: Mapping[str, float], square_a: float) -> float:
+    """Return 2 <A, B> / (|A|^2 + |B|^2)."""
     return 2 * math.fsum(inner.values()) / (square_a + math.fsum(squares.values()) or 1.0)

@@ -1,8 +1,8 @@
-"""Elements: of every group the element that gains most, where nothing stretches.
+"""The best element of each group: the permutation, signs, rotation or phases that gain most, where nothing stretches.
 
-An axis's gain says how well unit j of b fills place i of a, as a matrix. A permutation takes one entry of each row, a
-rotation E all of them: both are worth <gain, E>. Of groups that also stretch (scales, every invertible map) the elements
-that do not are compared here; `merge.alignment.solvers.balance` has brought both models to one scale before.
+Entry (i, j) of an axis's gain is how well unit j of b fits position i of a. A permutation takes one entry of each row, a
+rotation E all of them: the score of both is <gain, E>. Of groups that also stretch (scales, every invertible map) the
+elements that do not are compared here; `merge.alignment.solvers.balance` has brought both models to one scale before.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from merge.symmetry.groups import complex_map, rotary_pairs
 
 @dataclass(frozen=True)
 class Element:
-    """What acts on one axis: place i takes unit index[i], then the map acts; a diagonal, a matrix or none."""
+    """What acts on one axis: position i takes unit index[i], then the map acts; a diagonal, a matrix or none."""
 
     index: Int[Tensor, " n"]
     map: Tensor | None = None
 
-    def worth(self, gain: Float[Tensor, "n n"]) -> float:
+    def score(self, gain: Float[Tensor, "n n"]) -> float:
         """Return <gain, E>."""
         taken = gain[:, self.index]
         if self.map is None:
@@ -35,86 +35,88 @@ class Element:
 
 
 Gain = Float[Tensor, "n n"]
-# From the gain under what acts on the axis, and the gain of what is moved and no more, to the best element.
+# From the gain of tensors that take the map, and the gain of those that are permuted only, to the best element.
 Best = Callable[[Gain, Gain], Element]
 
 
-def best_element(group: str, gain: Gain, still: Gain | None = None) -> Element:
-    """Return the element of the group, stretching nothing, that is worth most.
+def best_element(group: str, gain: Gain, held: Gain | None = None) -> Element:
+    """Return the element of the group, stretching nothing, with the largest score.
 
     Args:
-        gain: float64; of what the group acts on.
-        still: of what is permuted along but takes no sign (role `=`); a rotation meets none that differs by places.
+        gain: float64; of tensors that the group acts on.
+        held: of those that are permuted with them but take no sign (role `=`); a rotation meets none that differs by unit.
     """
-    held = torch.zeros_like(gain) if still is None else still
+    held = torch.zeros_like(gain) if held is None else held
     if not bool(gain.any() or held.any()):
-        return Element(torch.arange(len(gain)))  # nothing tells the units apart
+        return Element(torch.arange(len(gain)))  # nothing distinguishes the units
     return BEST[group](gain, held)
 
 
 def score_bound(group: str, gains: Float[Tensor, "... n n"]) -> Float[Tensor, ...]:
-    """Return for many gains at once what no element is worth more than."""
+    """Return, for many gains at once, an upper bound of the score of every element of the group."""
     if group in ("linear", "orthogonal", "orthogonal_one"):
-        # The singular values' sum, which the best rotation is worth, by way of the sum of their squares.
+        # The best rotation scores the sum of the singular values; bounded through the sum of their squares.
         return gains.square().sum((-1, -2)).sqrt() * gains.shape[-1] ** 0.5
     if group in ("rotary", "rotary_adjacent"):
-        return _numbers(gains, group == "rotary_adjacent").abs().sum(-1)
+        return _complex_gains(gains, group == "rotary_adjacent").abs().sum(-1)
     if group == "rotary_sign":
-        return _numbers(gains, False).real.abs().sum(-1)
+        return _complex_gains(gains, False).real.abs().sum(-1)
     if group == "none":
         return gains.diagonal(dim1=-2, dim2=-1).sum(-1)
     sized = gains.abs() if group in ("signed", "real", "sign") else gains
     return torch.minimum(sized.amax(-1).sum(-1), sized.amax(-2).sum(-1))
 
 
-def _permuted(gain: Gain, still: Gain) -> Element:
-    return Element(match_axis(gain + still))
+def _permuted(gain: Gain, held: Gain) -> Element:
+    return Element(match_axis(gain + held))
 
 
-def _unmoved(gain: Gain, still: Gain) -> Element:
+def _unmoved(gain: Gain, held: Gain) -> Element:
     return Element(torch.arange(len(gain)))
 
 
-def _signed(gain: Gain, still: Gain) -> Element:
-    index = match_axis(gain.abs() + still)
+def _signed(gain: Gain, held: Gain) -> Element:
+    index = match_axis(gain.abs() + held)
     signs = torch.where(gain.gather(1, index[:, None])[:, 0] < 0, -1.0, 1.0).double()
     return Element(index, None if bool((signs > 0).all()) else signs)
 
 
-def _one_sign(gain: Gain, still: Gain) -> Element:
-    """Return the better of the best permutation and the best one with the whole axis turned."""
-    found = [Element(match_axis(sign * gain + still)) for sign in (1, -1)]
-    plain, turned = (sign * one.worth(gain) + one.worth(still) for sign, one in zip((1, -1), found, strict=True))
-    if plain >= turned:
-        return found[0]
-    return Element(found[1].index, -torch.ones(len(gain), dtype=torch.float64))
+def _one_sign(gain: Gain, held: Gain) -> Element:
+    """Return the better of the best permutation and the best one with the whole axis negated."""
+    elements = [Element(match_axis(sign * gain + held)) for sign in (1, -1)]
+    kept, negated = (
+        sign * element.score(gain) + element.score(held) for sign, element in zip((1, -1), elements, strict=True)
+    )
+    if kept >= negated:
+        return elements[0]
+    return Element(elements[1].index, -torch.ones(len(gain), dtype=torch.float64))
 
 
-def _rotated(gain: Gain, still: Gain) -> Element:
+def _rotated(gain: Gain, held: Gain) -> Element:
     return Element(torch.arange(len(gain)), orthogonal(gain))
 
 
-def _rotated_around_ones(gain: Gain, still: Gain) -> Element:
+def _rotated_around_ones(gain: Gain, held: Gain) -> Element:
     return Element(torch.arange(len(gain)), rotation_fixing_ones(gain))
 
 
 def _phases(adjacent: bool) -> Best:
-    def best(gain: Gain, still: Gain) -> Element:
-        angle = _numbers(gain, adjacent).angle()
+    def best(gain: Gain, held: Gain) -> Element:
+        angle = _complex_gains(gain, adjacent).angle()
         return Element(torch.arange(len(gain)), complex_map(angle.cos(), angle.sin(), adjacent))
 
     return best
 
 
-def _numbers(gains: Float[Tensor, "... n n"], adjacent: bool) -> Tensor:
-    """Return z for every pair of places: turning it by theta is worth Re(e^(-i theta) z)."""
-    one, other = rotary_pairs(gains.shape[-1], adjacent)
-    real = gains[..., one, one] + gains[..., other, other]
-    return torch.complex(real, gains[..., other, one] - gains[..., one, other])
+def _complex_gains(gains: Float[Tensor, "... n n"], adjacent: bool) -> Tensor:
+    """Return z for every rotary pair: the score of a phase theta is Re(e^(-i theta) z)."""
+    first, second = rotary_pairs(gains.shape[-1], adjacent)
+    real = gains[..., first, first] + gains[..., second, second]
+    return torch.complex(real, gains[..., second, first] - gains[..., first, second])
 
 
-def _pair_signs(gain: Gain, still: Gain) -> Element:
-    half = torch.where(_numbers(gain, False).real < 0, -1.0, 1.0).double()
+def _pair_signs(gain: Gain, held: Gain) -> Element:
+    half = torch.where(_complex_gains(gain, False).real < 0, -1.0, 1.0).double()
     signs = torch.cat([half, half])
     return Element(torch.arange(len(gain)), None if bool((signs > 0).all()) else signs)
 

@@ -1,13 +1,17 @@
-"""Objective: how alike two models' weights are under a permutation of b, and what every axis could gain.
+"""Objective of weight matching: how alike two models' weights are under a permutation of b, and what each axis could gain.
 
     J(p) = sum_t <A_t, p(B)_t> / (rms(A_t) rms(B_t))
 
 Dividing by the root mean square makes every *entry* count alike: a tensor weighs as much as it has entries. Vectors are
 centred first, because a constant (the ones of a LayerNorm gain) fits every order equally and would only hide what differs.
 
-Gains are products of matrices: in float32 (float64 for float64 models), added up in float64. J itself is summed in float64
-on the tensors, a piece at a time. What an axis gains from tensors that depend on the same other axes is remembered: after
-the heads of one layer change, only their share of the residual's gain is computed again.
+A coordinate of the search is an axis, or the blocks of a split axis (heads) together with the orders inside them. Its gains
+are a square matrix: entry (i, j) is how much J gains when unit j of b takes position i. They are products of matrices, in
+float32 (float64 for float64 models), added up in float64; J itself is summed in float64 on the tensors, a piece at a time.
+Products of tensors that depend on the same other axes are cached: after the heads of one layer change, only their part of
+the residual's gains is computed again.
+
+Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2 (without the normalisation and the centring).
 """
 
 from __future__ import annotations
@@ -25,9 +29,15 @@ from merge.alignment.solvers.unit_rows import unit_rows
 from merge.symmetry.notation import TensorAxis, View
 from merge.symmetry.permutation import Permutation, flat_index, take, unit_positions
 
-# Entries whose product is taken in float64 at a time, and the most bytes of gains that are remembered for one axis.
+# Entries whose product is taken in float64 at a time.
 CHUNK = 1 << 17
-MAX_REMEMBERED_BYTES = 1 << 29
+# Gains that are cached for one coordinate.
+MAX_CACHED_BYTES = 1 << 29
+
+# The index arrays that a result depends on.
+State = tuple[Tensor, ...]
+# The names of a view's levels, outermost first.
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,13 @@ def _scale(tensor: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Occurrence:
-    """A run of units of an axis in one tensor.
+    """Units of an axis along one axis of a tensor.
 
     Attributes:
-        item: of the tensor's line, from 0.
-        view: where the units lie along it.
-        others: the movable names along the tensor's other axes.
-        alone: whether the tensor has no other axes.
+        item: the item of the tensor's line, from 0.
+        view: the positions of the units there.
+        others: the movable axes along the tensor's other items.
+        alone: whether the tensor has no other items (a vector).
     """
 
     tensor: str
@@ -78,8 +88,8 @@ class Occurrence:
 
 
 def occurrences(pair: Pair, movable: tuple[str, ...]) -> dict[str, list[Occurrence]]:
-    """Return movable axis, or the blocks' of a split one -> where its units stand, in the order of the tensors."""
-    found: dict[str, list[Occurrence]] = {}
+    """Return movable axis, or the blocks' of a split axis -> where its units occur, in the order of the tensors."""
+    by_coordinate: dict[str, list[Occurrence]] = {}
     for name in pair.a:
         views = pair.spec.views(name, tuple(pair.a[name].shape))
         names = [{word for view in along for word in view.movable if word in movable} for along in views]
@@ -87,42 +97,48 @@ def occurrences(pair: Pair, movable: tuple[str, ...]) -> dict[str, list[Occurren
             others = frozenset().union(*(names[k] for k in range(len(names)) if k != item))
             for view in along:
                 if view.names[0] in movable:
-                    found.setdefault(view.names[0], []).append(Occurrence(name, item, view, others, len(views) == 1))
-    return found
-
-
-State = tuple[Tensor, ...]
-Names = tuple[str, ...]
+                    occurrence = Occurrence(name, item, view, others, len(views) == 1)
+                    by_coordinate.setdefault(view.names[0], []).append(occurrence)
+    return by_coordinate
 
 
 class Objective:
-    """J over some movable axes of a pair, its shares by tensor and the gains of each axis."""
+    """J over some movable axes of a pair, its term for each tensor, and the gains of each coordinate.
+
+    Attributes:
+        occurrences: coordinate -> where its units occur.
+        tensors: coordinate -> names of the tensors that its axes are on.
+        tensor_names: of all tensors that any axis moves.
+        entries: of all those tensors together; J / entries lies in [-1, 1].
+        dtype: of the products.
+    """
 
     def __init__(self, pair: Pair, weights: Weights, movable: tuple[str, ...]) -> None:
         self.spec, self.weights, self.movable, self.device = pair.spec, weights, movable, pair.device
         self.occurrences = occurrences(pair, movable)
         self.tensors = {
-            coordinate: tuple(dict.fromkeys(t.tensor for t in found)) for coordinate, found in self.occurrences.items()
+            coordinate: tuple(dict.fromkeys(o.tensor for o in group)) for coordinate, group in self.occurrences.items()
         }
-        moving = {name for found in self.tensors.values() for name in found}
-        self.tensor_names = tuple(name for name in pair.a if name in moving)
+        names = {name for group in self.tensors.values() for name in group}
+        self.tensor_names = tuple(name for name in pair.a if name in names)
         self.entries = sum(pair.a[name].numel() for name in self.tensor_names) or 1
-        found_dtypes = {side[name].dtype for side in (weights.a, weights.b) for name in self.tensor_names}
-        self.dtype = torch.float64 if torch.float64 in found_dtypes else torch.float32
-        self.groups: dict[str, dict[tuple[Names, frozenset[str]], list[Occurrence]]] = {}
-        for coordinate, found in self.occurrences.items():
-            for occurrence in found:
-                self.groups.setdefault(coordinate, {}).setdefault(
-                    (occurrence.view.names, occurrence.others), []
-                ).append(occurrence)
-        self._remembered: dict[tuple[str, Names, frozenset[str]], tuple[State, Tensor]] = {}
+        dtypes = {side[name].dtype for side in (weights.a, weights.b) for name in self.tensor_names}
+        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        # Coordinate -> occurrences whose products belong together: of the same levels, with the same other axes.
+        self._groups: dict[str, dict[tuple[Names, frozenset[str]], list[Occurrence]]] = {}
+        for coordinate, group in self.occurrences.items():
+            groups = self._groups.setdefault(coordinate, {})
+            for occurrence in group:
+                groups.setdefault((occurrence.view.names, occurrence.others), []).append(occurrence)
+        self._cache: dict[tuple[str, Names, frozenset[str]], tuple[State, Tensor]] = {}
 
     def term(self, name: str, p: Permutation) -> float:
-        """Return one tensor's part of J, in float64."""
+        """Return one tensor's term of J, in float64."""
         axes, a, b = self.spec.axes(name), self.weights.a[name], self.weights.b[name]
         return self.weights.scale(name) * inner(axes, p, a, b)
 
     def terms(self, names: tuple[str, ...], p: Permutation) -> dict[str, float]:
+        """Return these tensors' terms of J."""
         return {name: self.term(name, p) for name in names}
 
     def axes_of(self, coordinate: str) -> tuple[str, ...]:
@@ -131,65 +147,64 @@ class Objective:
         return tuple(name for name in names if name in self.movable)
 
     def context(self, coordinate: str) -> tuple[str, ...]:
-        """Return the axes that the gains of this one depend on."""
+        """Return the axes that the gains of this coordinate depend on."""
         return tuple(sorted(frozenset().union(*(occurrence.others for occurrence in self.occurrences[coordinate]))))
 
     def gains(self, coordinate: str, p: Permutation, matched: frozenset[str] | None = None) -> dict[Names, Tensor]:
-        """Return, by the names of a view's levels, the gain of putting b's units in the places of this axis.
+        """Return, by the names of a view's levels, the gain of each assignment of b's units to positions of this coordinate.
 
-        The arrays have the levels' sizes twice: first a's places, then b's units; float64. Every other axis is as p has
-        it.
+        The arrays have the levels' sizes twice: first positions, then b's units; float64. Every other axis is as p has it.
 
         Args:
             matched: if given, only tensors whose other axes are fixed or among these count: the order of an axis
-                that has not been matched yet says nothing.
+                that has not been matched yet holds no information.
         """
-        groups = self.groups[coordinate]
-        shapes = {names: found[0].view.shape for (names, _), found in groups.items()}
+        groups = self._groups[coordinate]
+        shapes = {names: group[0].view.shape for (names, _), group in groups.items()}
         needed = 8 * len(groups) * max(math.prod(shape) for shape in shapes.values()) ** 2
-        remember = len({others for _, others in groups if others}) > 1 and needed <= MAX_REMEMBERED_BYTES
+        cached = len({others for _, others in groups if others}) > 1 and needed <= MAX_CACHED_BYTES
         total: dict[Names, Tensor] = {}
         for names in dict.fromkeys(names for names, _ in groups):
-            known = [others for n, others in groups if n == names and (matched is None or others <= matched)]
+            counted = [others for n, others in groups if n == names and (matched is None or others <= matched)]
             shape = shapes[names]
-            if remember:
+            if cached:
                 gain = torch.zeros(math.prod(shape), math.prod(shape), dtype=torch.float64)
-                for others in known:
-                    gain += self._recall(coordinate, names, others, p)
+                for others in counted:
+                    gain += self._cached_product(coordinate, names, others, p)
             else:
-                found = [occurrence for others in known for occurrence in groups[names, others]]
-                gain = self._product(math.prod(shape), found, p).double()
+                group = [occurrence for others in counted for occurrence in groups[names, others]]
+                gain = self._product(math.prod(shape), group, p).double()
             total[names] = gain.reshape(*shape, *shape)
         return total
 
-    def _recall(self, coordinate: str, names: Names, others: frozenset[str], p: Permutation) -> Tensor:
+    def _cached_product(self, coordinate: str, names: Names, others: frozenset[str], p: Permutation) -> Tensor:
         """Return a group's gain, computed again if one of the axes it depends on has changed."""
         key, state = (coordinate, names, others), tuple(p.indices[axis] for axis in sorted(others))
-        if key not in self._remembered or not equal_states(self._remembered[key][0], state):
-            found = self.groups[coordinate][names, others]
-            self._remembered[key] = state, self._product(math.prod(found[0].view.shape), found, p).double()
-        return self._remembered[key][1]
+        if key not in self._cache or not equal_states(self._cache[key][0], state):
+            group = self._groups[coordinate][names, others]
+            self._cache[key] = state, self._product(math.prod(group[0].view.shape), group, p).double()
+        return self._cache[key][1]
 
-    def _product(self, units: int, found: list[Occurrence], p: Permutation) -> Tensor:
+    def _product(self, units: int, group: list[Occurrence], p: Permutation) -> Tensor:
         """Return the scaled products of rows of a with rows of b, added up over tensors; vectors make one matrix."""
         total = torch.zeros(units, units, dtype=self.dtype, device=self.device)
-        vectors = [occurrence for occurrence in found if occurrence.alone]
-        for occurrence in found:
+        vectors = [occurrence for occurrence in group if occurrence.alone]
+        for occurrence in group:
             if not occurrence.alone:
-                rows_a, rows_b = self.rows(occurrence, "a", None), self.rows(occurrence, "b", p)
-                total.addmm_(
-                    rows_a.to(total.device), rows_b.to(total.device).T, alpha=self.weights.scale(occurrence.tensor)
-                )
+                a, b = self.rows(occurrence, "a", None), self.rows(occurrence, "b", p)
+                total.addmm_(a.to(total.device), b.to(total.device).T, alpha=self.weights.scale(occurrence.tensor))
         if vectors:
-            columns_a = [
-                self.rows(occurrence, "a", None) * self.weights.scale(occurrence.tensor) for occurrence in vectors
-            ]
-            columns_b = [self.rows(occurrence, "b", p) for occurrence in vectors]
+            columns_a = [self.rows(vector, "a", None) * self.weights.scale(vector.tensor) for vector in vectors]
+            columns_b = [self.rows(vector, "b", p) for vector in vectors]
             total.addmm_(torch.cat(columns_a, 1).to(total.device), torch.cat(columns_b, 1).to(total.device).T)
         return total.cpu()
 
     def rows(self, occurrence: Occurrence, side: str, p: Permutation | None) -> Float[Tensor, "units rest"]:
-        """Return a model's units of a view as rows, with the tensor's other axes as p has them."""
+        """Return a model's units of a view as rows, with the tensor's other axes as p has them.
+
+        Args:
+            side: "a" or "b".
+        """
         tensor, dim, units, span = getattr(self.weights, side)[occurrence.tensor], 0, 0, 1
         tensor = tensor.to(self.dtype)
         for item, axis in enumerate(self.spec.axes(occurrence.tensor)):

@@ -37,7 +37,7 @@ def test_the_best_heads_are_those_whose_best_rotations_gain_most() -> None:
     values = {order: worth(order) for order in itertools.permutations(range(HEADS))}
     best = max(values, key=lambda order: values[order])
     assert tuple(found.indices["heads"].tolist()) == best
-    assert found.worth == pytest.approx(values[best], abs=1e-9)
+    assert found.score == pytest.approx(values[best], abs=1e-9)
     assert len(set(values.values())) == 6
     turned = sum(float((gains[QK][g, :, h] * found.maps["qk"][g]).sum()) for g, h in enumerate(best))
     assert turned == pytest.approx(sum(nuclear(gains[QK].numpy()[g, :, h]) for g, h in enumerate(best)), abs=1e-9)
@@ -58,16 +58,16 @@ def test_planted_heads_and_query_heads_are_found() -> None:
     assert torch.equal(found.indices["heads"], order)
     assert torch.equal(found.indices["queries"], middle)
     assert torch.allclose(found.maps["v"], turn, atol=1e-9)
-    assert found.worth == pytest.approx(float(rows.square().sum()), rel=1e-9)
+    assert found.score == pytest.approx(float(rows.square().sum()), rel=1e-9)
     shuffled = torch.einsum("gqid,hpjd->gqihpj", rows, b.roll(1, 3))
-    assert match_coordinate("heads", {(("heads", "queries", "v"), "v"): shuffled}, GROUPS).worth < 0.9 * found.worth
+    assert match_coordinate("heads", {(("heads", "queries", "v"), "v"): shuffled}, GROUPS).score < 0.9 * found.score
 
 
 def test_no_pair_of_heads_gains_more_than_its_bound() -> None:
     """What is not computed because of the bound must not have been the best."""
     blocks = Blocks({key: drawn(HEADS, SIZE, HEADS, SIZE, seed=k) for k, key in enumerate((QK, V))}, GROUPS)
     bound = blocks.bound()
-    inside = [[blocks.inside(g, h).worth for h in range(HEADS)] for g in range(HEADS)]
+    inside = [[blocks.inside(g, h).score for h in range(HEADS)] for g in range(HEADS)]
     assert bool((torch.tensor(inside) <= bound + 1e-9).all())
     assert bool((torch.tensor(inside) > 0.5 * bound).all())
 
@@ -75,5 +75,5 @@ def test_no_pair_of_heads_gains_more_than_its_bound() -> None:
 def test_an_axis_without_blocks_takes_its_best_element() -> None:
     gain = drawn(5, 5)
     found = match_coordinate("residual", {(("residual",), "residual"): gain}, {"residual": "orthogonal"})
-    assert found.worth == pytest.approx(nuclear(gain.numpy()), abs=1e-9)
+    assert found.score == pytest.approx(nuclear(gain.numpy()), abs=1e-9)
     assert found.indices["residual"].tolist() == list(range(5))

@@ -38,7 +38,7 @@ def test_the_element_is_in_the_group_and_worth_what_it_says(group: str) -> None:
     gain = drawn(1)
     found = best_element(group, gain)
     by_hand = float((gain.numpy() * matrix(found.index, found.map)).sum())
-    assert found.worth(gain) == pytest.approx(by_hand, abs=1e-10)
+    assert found.score(gain) == pytest.approx(by_hand, abs=1e-10)
     assert by_hand <= float(score_bound(group, gain)) + 1e-10
     mapped = torch.ones(SIZE, dtype=torch.float64) if found.map is None else found.map
     assert GROUPS[group].contains(mapped, (SIZE,))
@@ -53,8 +53,8 @@ def test_no_other_order_and_no_other_signs_are_worth_more(group: str) -> None:
     orders = itertools.permutations(range(5))
     best = max(float((signs * gain.numpy()[range(5), order]).sum(1).max()) for order in orders)
     found = best_element(group, gain)
-    assert found.worth(gain) == pytest.approx(best, abs=1e-10)
-    assert best > found.worth(gain.roll(1, 0)) + 0.1
+    assert found.score(gain) == pytest.approx(best, abs=1e-10)
+    assert best > found.score(gain.roll(1, 0)) + 0.1
 
 
 @pytest.mark.parametrize(
