@@ -1,3 +1,39 @@
-"""Align, merge and take apart Hugging Face transformer models."""
+"""Align, merge and take apart Hugging Face transformer models.
+
+    import merge
+
+    merged = merge.merge(["a/", "b/"], align="weights")     # folders, Hub ids or live models, mixed
+    merged.save("merged/")
+
+Public names: `merge`, `align`, `edit`, `load`, `push`, `MergeError`, `__version__`. They are imported when they are used, so
+that `import merge` is instant. Everything else is private and may change.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merge.errors import MergeError
+    from merge.run.api import align, edit, load, merge, push
 
 __version__ = "0.1.0"
+
+__all__ = ["MergeError", "__version__", "align", "edit", "load", "merge", "push"]
+
+_HOMES = {
+    "MergeError": "merge.errors",
+    **dict.fromkeys(("align", "edit", "load", "merge", "push"), "merge.run.api"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'merge' has no attribute {name!r}. Public names: {', '.join(__all__)}.")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,6 +10,7 @@ from merge.publish.figures import COLOURS, INK, MARKERS, figure_settings, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FILE = "alignment.png"
 
@@ -20,13 +21,18 @@ def save_alignment_plot(folder: Path, aligned: Sequence[Mapping[str, Any]]) -> N
     Args:
         aligned: alignment records of the manifest (merge.json), with their `quality`.
     """
+    (folder / FILE).write_bytes(rendered(quality_figure(aligned), "png"))
+
+
+def quality_figure(aligned: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the figure: a panel for each model that was aligned; `aligned` as in `save_alignment_plot`."""
     from matplotlib.figure import Figure
 
     with figure_settings():
         figure = Figure(figsize=(7.2, 3.6 * len(aligned)), layout="constrained")
         for axes, record in zip(figure.subplots(len(aligned), squeeze=False)[:, 0], aligned, strict=True):
             draw_quality(axes, record)
-    (folder / FILE).write_bytes(rendered(figure, "png"))
+    return figure
 
 
 def draw_quality(axes: Axes, record: Mapping[str, Any]) -> None:

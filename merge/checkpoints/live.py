@@ -1,0 +1,92 @@
+"""Models that live in memory: written to a workspace and opened as checkpoints; the models themselves are not changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# A folder or Hub id, an open checkpoint, a model in memory, or a model with the tokenizer that its text is read with.
+ModelLike: TypeAlias = Union[
+    "str | os.PathLike[str] | Checkpoint | PreTrainedModel | SentenceTransformer",
+    "tuple[PreTrainedModel, PreTrainedTokenizerBase]",
+]
+
+
+def open_model(model: ModelLike, workspace: Path, number: int = 1, revision: str | None = None) -> Checkpoint:
+    """Return a model as a checkpoint; one that lives in memory is first written to `workspace`.
+
+    Args:
+        number: of the model among those of one call; a model in memory is named by its class and this number.
+        revision: of a Hub id.
+    Raises:
+        UsageError: it is none of `ModelLike`, or a revision is given for what is not a Hub id.
+        CheckpointError: the model cannot be written, or is no checkpoint that can be read.
+    """
+    if isinstance(model, str | os.PathLike):
+        return open_checkpoint(os.fspath(model), revision)
+    if revision is not None:
+        raise UsageError(f"revision {revision!r} belongs to a Hub id; model {number} is a {type(model).__name__}.")
+    if isinstance(model, Checkpoint):
+        return model
+    network, tokenizer = model if isinstance(model, tuple) else (model, None)
+    folder = workspace / f"{type(network).__name__}-{number}"
+    with _configs_kept(network):
+        _write(network, tokenizer, folder, number)
+    return replace(open_checkpoint(str(folder)), source=folder.name)
+
+
+def is_in_memory(model: Any) -> bool:
+    """Tell whether a model is a live one of transformers or sentence-transformers, with or without its tokenizer."""
+    return _is_a(model[0] if isinstance(model, tuple) and model else model, "transformers", "PreTrainedModel") or _is_a(
+        model, "sentence_transformers", "SentenceTransformer"
+    )
+
+
+def _is_a(model: Any, library: str, name: str) -> bool:
+    """Tell whether a model is of a class of a library, which is not imported for it: a live model has imported it."""
+    return library in sys.modules and isinstance(model, getattr(sys.modules[library], name))
+
+
+def _write(network: Any, tokenizer: Any, folder: Path, number: int) -> None:
+    """Write one live model as its own library does."""
+    try:
+        if _is_a(network, "sentence_transformers", "SentenceTransformer"):
+            network.save(str(folder), create_model_card=False)
+        elif _is_a(network, "transformers", "PreTrainedModel"):
+            network.save_pretrained(folder)
+        else:
+            raise UsageError(
+                f"model {number} is a {type(network).__module__}.{type(network).__name__}; expected a folder, a Hub id, a "
+                "PreTrainedModel, a (PreTrainedModel, tokenizer) pair or a SentenceTransformer. Adapters: merge them into "
+                "their model first (model.merge_and_unload())."
+            )
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    except (OSError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"model {number}, a {type(network).__name__}, cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _configs_kept(network: Any) -> Iterator[None]:
+    """Restore every config of a model afterwards: `save_pretrained` notes the dtype and the class in it."""
+    modules = network.modules() if hasattr(network, "modules") else ()
+    configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
+    before = {key: dict(vars(config)) for key, config in configs.items() if hasattr(config, "__dict__")}
+    try:
+        yield
+    finally:
+        for key, attributes in before.items():
+            vars(configs[key]).clear()
+            vars(configs[key]).update(attributes)

@@ -1,0 +1,372 @@
+"""The Python API: one function for each command, which runs the same code.
+
+Models are folders, Hub ids, open checkpoints (`merge.load`) or live models of transformers and sentence-transformers,
+mixed as they come. Models in memory are never changed, and nothing is written but to a workspace that goes away with
+the result, unless `output` names a folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.disk.workspace import Workspace
+from merge.errors import UsageError
+from merge.text.source import TextSource
+
+if TYPE_CHECKING:
+    from merge.checkpoints.live import ModelLike
+    from merge.checkpoints.model_set import ModelSet
+    from merge.layers.contribution import Contribution
+    from merge.layers.plan import LayerPlan
+    from merge.recipe.recipe import Recipe
+    from merge.run.results import AlignedModel, EditedModel, MergedModel, WrittenModel
+    from merge.text.memory import TextLike
+
+ALIGNED_FILE = "transform.safetensors"
+
+
+def load(model: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
+    """Open a checkpoint folder or Hub id by its headers; weights are read when they are asked for.
+
+    Args:
+        revision: branch, tag or commit of a Hub id.
+    Returns:
+        The checkpoint: its config, names, shapes and, by `tensor(name)`, memory-mapped weights.
+    Raises:
+        CheckpointError: the path is missing, is no checkpoint, or holds something that cannot be read.
+        HubError: a Hub id that cannot be fetched.
+
+    Example:
+        >>> checkpoint = merge.load("a/")
+        >>> checkpoint.architecture
+        'BertForSequenceClassification'
+        >>> checkpoint.shapes["bert.pooler.dense.weight"]
+        (24, 24)
+    """
+    return open_checkpoint(os.fspath(model), revision)
+
+
+def merge(
+    models: Sequence[ModelLike] | None = None,
+    *,
+    method: str = "linear",
+    weights: Sequence[float] | None = None,
+    base: ModelLike | None = None,
+    align: str | Mapping[str, Any] = "none",
+    text: TextLike | None = None,
+    heads: str | None = None,
+    tokenizer: str | None = None,
+    base_lacks: str | None = None,
+    statistics: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    out_dtype: str | None = None,
+    seed: int = 0,
+    revision: str | Sequence[str] | None = None,
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    device: str = "cpu",
+    **settings: Any,
+) -> MergedModel:
+    """Align models to the first, prove that each alignment keeps its model's function, and merge them: `merge-models`.
+
+    Args:
+        models: two or more (one for `passthrough`); the first is the reference.
+        method: how to merge: linear, slerp, task_arithmetic, ties, ... (`merge-models --help` lists them).
+        weights: one a model.
+        base: the model that the others were fine-tuned from, for methods of task vectors.
+        align: none, auto, weights, activations, ...; or the recipe's `align` entry, as {"by": "weights", "restarts": 3}.
+        text: calibration text of the alignment: a file, a Hub data set id, sentences or pairs of sentences.
+        heads: average, reference, drop or keep-all; labels must be equal when None.
+        tokenizer: whose vocabulary the result has: reference, base, union or a model; all must agree when None.
+        base_lacks: average or reference, for tensors that the base lacks.
+        statistics: text of fisher, regmean and cocktail: {"text": ..., "samples": 512}.
+        dtype, out_dtype: of the arithmetic and of what is written.
+        seed: of everything random.
+        revision: of Hub ids, one for all or one each.
+        recipe: a recipe or its file, in place of all of the above.
+        output: a folder to write, as `-o` does; else a workspace.
+        force: replace the output folder if it is a checkpoint.
+        threads, device: how it is carried out; neither changes the method.
+        settings: of the method, such as density=0.2.
+    Returns:
+        The merged model: `.model` (loaded), `.report`, `.save(folder)`, `.push(repo_id)`, `.plot()`.
+    Raises:
+        MergeError: a child of it for every fault of input or output; nothing is left half written.
+
+    Example:
+        >>> merged = merge.merge([model, "b/"], method="slerp", align="weights", lam=0.3)
+        >>> type(merged.model).__name__
+        'BertForSequenceClassification'
+        >>> merged.save("merged/").name
+        'merged'
+    """
+    from merge.checkpoints.model_set import ModelSet
+    from merge.run.outputs import Means as RunOptions
+    from merge.run.results import MergedModel
+    from merge.run.run import run
+
+    workspace = Workspace()
+    folder = workspace.folder
+    if recipe is not None:
+        if models is not None or settings:
+            raise UsageError("recipe holds the whole run; give it alone, or models and settings without it.")
+        record, inputs = _with_output(_read_recipe(recipe), output, folder), None
+    else:
+        if not models:
+            raise UsageError("no models given. Example: merge.merge(['a/', 'b/'], align='activations')")
+        revisions = _revisions(models, revision)
+        opened_base = None if base is None else _open_all([base], folder / "base")[0]
+        inputs = ModelSet(_open_all(models, folder, revisions), opened_base)
+        entry = {"by": align} if isinstance(align, str) else dict(align)
+        record = _recipe(
+            inputs,
+            revisions,
+            method=method,
+            align=entry if text is None else {**entry, "text": _text(text, folder / "align")},
+            settings=settings if weights is None else {**settings, "weights": list(weights)},
+            statistics=None if statistics is None else _statistics(statistics, folder / "statistics"),
+            heads=heads,
+            tokenizer=tokenizer,
+            base_lacks=base_lacks,
+            dtype=dtype,
+            out_dtype=out_dtype,
+            seed=seed,
+            output=str(folder / "merged" if output is None else output),
+        )
+    report = run(record, force, means=RunOptions(threads, device), opened=inputs)
+    return MergedModel(Path(record.output).expanduser(), workspace, report)
+
+
+def align(
+    model: ModelLike,
+    *,
+    to: ModelLike,
+    by: str = "auto",
+    text: TextLike | None = None,
+    heads: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    **settings: Any,
+) -> AlignedModel:
+    """Put the units of a model into the order of another's, and prove that its function is unchanged.
+
+    Args:
+        model: the model to align.
+        to: the reference, of the same architecture and sizes.
+        by: auto, weights, activations, ...
+        text: calibration text: a file, a Hub data set id, sentences or pairs of sentences.
+        heads: reference or drop where the two models have other heads.
+        seed: of everything random.
+        settings: further keys of the recipe's `align` entry, such as restarts=3 or axes=["ffn"].
+    Returns:
+        The aligned model: `.model` (loaded), `.transform`, `.proof`, `.quality`, `.save(folder)`.
+    Raises:
+        MismatchError: the two models do not fit one another.
+        AlignmentError: no alignment was found, or the aligned model is not the model it was.
+    Source: Ainsworth et al. 2023, arXiv:2209.04836; Entezari et al. 2022, arXiv:2110.06296.
+
+    Example:
+        >>> aligned = merge.align("b/", to="a/", by="weights")
+        >>> aligned.proof.error < aligned.proof.bound
+        True
+        >>> sorted(aligned.transform.permutation.indices)[:3]
+        ['ffn0', 'ffn1', 'heads0']
+    """
+    from merge.alignment.choice.requested import keeps_canonical
+    from merge.checkpoints.model_set import ModelSet
+    from merge.run.outputs import Means as RunOptions
+    from merge.run.results import AlignedModel
+    from merge.run.run import run
+    from merge.symmetry.transform_files import save_transform
+
+    if settings.get("both"):
+        raise UsageError("both moves the reference too; align moves one model. Use merge.merge(..., align={...}).")
+    if by == "none":
+        raise UsageError("by='none' aligns nothing. Choose auto, weights, activations, ...")
+    workspace = Workspace()
+    folder = workspace.folder
+    reference, moving = _open_all([to, model], folder)
+    entry = {"by": by, **settings} if text is None else {"by": by, "text": _text(text, folder / "align"), **settings}
+    inputs, options = ModelSet((reference, moving), None), RunOptions(device=device)
+    record = _recipe(inputs, align=entry, heads=heads, seed=seed, output=str(folder / "unused"))
+    aligned = run(record, dry_run=True, means=options, opened=inputs).bases.aligned[0]
+    file = folder / ALIGNED_FILE
+    save_transform(aligned.spec, aligned.transform, file, canonical=keeps_canonical(record.align))
+    alone = ModelSet((moving,), None)
+    entry, output = {"apply": [str(file)]}, folder / "aligned"
+    run(_recipe(alone, method="passthrough", align=entry, output=str(output)), means=options, opened=alone)
+    return AlignedModel(output, workspace, aligned)
+
+
+def edit(
+    model: ModelLike,
+    layers: str | None = None,
+    *,
+    drop: str | None = None,
+    strategy: str | None = None,
+    count: int | None = None,
+    text: TextLike | None = None,
+    text_column: Sequence[str] | None = None,
+    samples: int = 512,
+    seed: int = 0,
+    stack: str = "",
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> EditedModel:
+    """Keep, reorder, repeat or drop layers of one model: `edit-layers`.
+
+    Args:
+        layers: the layers of the result in order, counted from 0, such as "0-5" or "0-7,4-11".
+        drop: the layers to leave out, such as "9-11,3".
+        strategy: which layers to drop: top, bottom, odd, even, symmetric or contribution; with `count`.
+        text: what contribution is measured on; `text_column`, `samples` and `seed` say how it is drawn.
+        stack: text or vision, encoder or decoder, where a model has both.
+        output, force: as in `merge.merge`.
+    Returns:
+        The edited model: `.model` (loaded), `.report`, `.save(folder)`.
+    Raises:
+        UsageError: the layers do not exist, or not exactly one of layers, drop and strategy is given.
+    Source: Sajjad et al. 2023, arXiv:2004.03844, section 3 (strategies).
+
+    Example:
+        >>> half = merge.edit("a/", "0")
+        >>> half.model.config.num_hidden_layers
+        1
+    """
+    from merge.layers.edit import edit_layers
+    from merge.run.results import EditedModel
+
+    workspace = Workspace()
+    folder = workspace.folder
+    checkpoint = _open_all([model], folder)[0]
+    target = folder / "edited" if output is None else Path(output).expanduser()
+    source = TextSource(
+        None if text is None else _text(text, folder / "text"),
+        None if text_column is None else tuple(text_column),
+        samples,
+        seed,
+    )
+    plan, contribution = _layer_plan(checkpoint, (layers, drop, strategy), count, source, stack)
+    report = edit_layers(checkpoint, plan, target, force, contribution=contribution)
+    return EditedModel(target, workspace, report)
+
+
+def push(
+    model: WrittenModel | str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+) -> str:
+    """Push a model folder, or the result of another function, to the Hub in one commit: `merge-models push`.
+
+    Args:
+        model: a folder that holds config.json, README.md and safetensors, or a result of merge, align or edit.
+        repo_id: `org/name`.
+        private: the visibility of a new repository; the account's default when None.
+        revision: the branch to commit to; the default branch when None.
+    Returns:
+        The URL of the commit.
+    Raises:
+        HubError: the folder cannot be pushed, the Hub refused, or it cannot be reached.
+
+    Example:
+        >>> merge.push("merged/", "me/my-merge", private=True)  # doctest: +SKIP
+        'https://huggingface.co/me/my-merge/commit/...'
+    """
+    from merge.publish.push import plan_push, push
+    from merge.run.results import WrittenModel
+
+    folder = model.folder if isinstance(model, WrittenModel) else Path(model).expanduser()
+    message = "Upload merge made with merge-models"
+    return push(plan_push(folder, repo_id, private), message=message, revision=revision)
+
+
+def _open_all(
+    models: Sequence[ModelLike], workspace: Path, revisions: Sequence[str | None] | None = None
+) -> tuple[Checkpoint, ...]:
+    """Open every model; those in memory are written to the workspace."""
+    from merge.checkpoints.live import open_model
+
+    numbered = enumerate(zip(models, revisions or [None] * len(models), strict=True), 1)
+    return tuple(open_model(model, workspace, number, revision) for number, (model, revision) in numbered)
+
+
+def _revisions(models: Sequence[ModelLike], revision: str | Sequence[str] | None) -> list[str | None]:
+    """Return a revision for each model: the one that is given, or the one of each."""
+    if isinstance(models, str | os.PathLike):
+        raise UsageError(f"expected a list of models, found {os.fspath(models)!r}. Example: merge.merge(['a/', 'b/'])")
+    if isinstance(revision, str) or revision is None:
+        return [revision] * len(models)
+    if len(revision) != len(models):
+        raise UsageError(f"{len(revision)} revisions for {len(models)} models. Give one for all, or one for each.")
+    return list(revision)
+
+
+def _recipe(inputs: ModelSet, revisions: Sequence[str | None] = (), **values: Any) -> Recipe:
+    """Return the record of a run over open models, which the recipe names by their sources."""
+    from merge.recipe.recipe import make_recipe
+
+    stated = zip(inputs.models, revisions or [None] * len(inputs.models), strict=True)
+    record = {
+        "models": [{"model": model.source, "revision": revision} for model, revision in stated],
+        "base": None if inputs.base is None else {"model": inputs.base.source},
+        **values,
+    }
+    return make_recipe({name: value for name, value in record.items() if value is not None})
+
+
+def _read_recipe(recipe: Recipe | str | os.PathLike[str]) -> Recipe:
+    from merge.recipe.mergekit.convert import read_any
+    from merge.recipe.recipe import Recipe
+
+    return recipe if isinstance(recipe, Recipe) else read_any(Path(recipe))[0]
+
+
+def _with_output(recipe: Recipe, output: str | os.PathLike[str] | None, workspace: Path) -> Recipe:
+    """Return a recipe that writes to an output folder, or to the workspace."""
+    target = workspace / Path(recipe.output).name if output is None else Path(output)
+    return recipe.model_copy(update={"output": str(target)})
+
+
+def _text(text: TextLike, workspace: Path) -> str:
+    from merge.text.memory import text_file
+
+    return text_file(text, workspace)
+
+
+def _statistics(statistics: Mapping[str, Any], workspace: Path) -> dict[str, Any]:
+    """Return the recipe's `statistics` entry; text in memory is written to the workspace."""
+    text = statistics.get("text")
+    return {**statistics, **({} if text is None else {"text": _text(text, workspace)})}
+
+
+def _layer_plan(
+    checkpoint: Checkpoint,
+    choice: tuple[str | None, str | None, str | None],
+    count: int | None,
+    text: TextSource,
+    stack: str,
+) -> tuple[LayerPlan, Contribution | None]:
+    """Return the plan of an edit from what was given of layers, drop and strategy."""
+    from merge.layers.edit import drop_plan
+    from merge.layers.plan import LayerPlan, parse_layers
+    from merge.layers.stacks import layer_count
+
+    layers, drop, strategy = choice
+    if sum(one is not None for one in choice) != 1:
+        raise UsageError("give one of layers ('0-5'), drop ('9-11') and strategy ('top', with count).")
+    if (strategy is None) != (count is None):
+        raise UsageError("strategy and count belong together. Example: merge.edit(model, strategy='top', count=3)")
+    total = layer_count(checkpoint.config, stack)
+    if layers is not None:
+        return LayerPlan.keep(parse_layers(layers, total), stack), None
+    if drop is not None:
+        return LayerPlan.without(parse_layers(drop, total), total, stack), None
+    return drop_plan(checkpoint, str(strategy), int(count or 0), text, stack)
