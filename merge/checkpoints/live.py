@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
 from merge.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +46,13 @@ def open_model(model: ModelLike, workspace: Path, number: int = 1, revision: str
     folder = workspace / f"{type(network).__name__}-{number}"
     with _configs_kept(network):
         _write(network, tokenizer, folder, number)
-    return replace(open_checkpoint(str(folder)), source=folder.name)
+    origin = _origin(network) if tokenizer is None else None
+    names = [name for name in tokenizer_names(origin) if not (folder / name).exists()] if origin else []
+    for name in names:
+        shutil.copyfile(Path(str(origin)) / name, folder / name)
+    notes = (f"{folder.name}: its tokenizer is that of {origin}, which the model was loaded from",) if names else ()
+    opened = open_checkpoint(str(folder))
+    return replace(opened, source=folder.name, notes=(*opened.notes, *notes))
 
 
 def is_in_memory(model: Any) -> bool:
@@ -76,6 +84,12 @@ def _write(network: Any, tokenizer: Any, folder: Path, number: int) -> None:
             tokenizer.save_pretrained(folder)
     except (OSError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"model {number}, a {type(network).__name__}, cannot be written: {error}") from error
+
+
+def _origin(network: Any) -> Path | None:
+    """Return the local folder that a model was loaded from, where it still is one."""
+    name = getattr(network, "name_or_path", None)
+    return Path(name) if isinstance(name, str) and name and Path(name).is_dir() else None
 
 
 @contextlib.contextmanager

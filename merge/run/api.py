@@ -20,7 +20,7 @@ from merge.text.source import TextSource
 if TYPE_CHECKING:
     from merge.checkpoints.live import ModelLike
     from merge.checkpoints.model_set import ModelSet
-    from merge.layers.contribution import Contribution
+    from merge.layers.importance import LayerImportance
     from merge.layers.plan import LayerPlan
     from merge.recipe.recipe import Recipe
     from merge.run.results import AlignedModel, EditedModel, MergedModel, WrittenModel
@@ -252,8 +252,8 @@ def edit(
         samples,
         seed,
     )
-    plan, contribution = _layer_plan(checkpoint, (layers, drop, strategy), count, source, stack)
-    report = edit_layers(checkpoint, plan, target, force, contribution=contribution)
+    plan, importance = _layer_plan(checkpoint, (layers, drop, strategy), count, source, stack)
+    report = edit_layers(checkpoint, plan, target, force, importance=importance)
     return EditedModel(target, workspace, report)
 
 
@@ -353,7 +353,7 @@ def _layer_plan(
     count: int | None,
     text: TextSource,
     stack: str,
-) -> tuple[LayerPlan, Contribution | None]:
+) -> tuple[LayerPlan, LayerImportance | None]:
     """Return the plan of an edit from what was given of layers, drop and strategy."""
     from merge.layers.edit import drop_plan
     from merge.layers.plan import LayerPlan, parse_layers
