@@ -37,8 +37,12 @@ def module_sources() -> dict[str, str]:
 
 
 def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
-    """Return module -> the modules of ours it imports anywhere in it, inside functions and for type checks too."""
-    return {module: set(imported_modules(source, sources)) for module, source in sources.items()}
+    """Return module -> the modules of ours it imports anywhere in it, inside functions and for type checks too.
+
+    The two top `__init__` are left out: tables of contents that name every public function and import none of them.
+    """
+    names = sources.keys() - {f"{package}.__init__" for package in ORDER}
+    return {module: set(imported_modules(sources[module], sources)) for module in sorted(names)}
 
 
 def imported_modules(source: str, known: Iterable[str]) -> Iterable[str]:

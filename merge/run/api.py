@@ -107,7 +107,7 @@ def merge(
         'merged'
     """
     from merge.checkpoints.model_set import ModelSet
-    from merge.run.outputs import Means as RunOptions
+    from merge.run.options import RunOptions
     from merge.run.results import MergedModel
     from merge.run.run import run
 
@@ -139,7 +139,7 @@ def merge(
             seed=seed,
             output=str(folder / "merged" if output is None else output),
         )
-    report = run(record, force, means=RunOptions(threads, device), opened=inputs)
+    report = run(record, force, options=RunOptions(threads, device), models=inputs)
     return MergedModel(Path(record.output).expanduser(), workspace, report)
 
 
@@ -178,9 +178,9 @@ def align(
         >>> sorted(aligned.transform.permutation.indices)[:3]
         ['ffn0', 'ffn1', 'heads0']
     """
-    from merge.alignment.choice.requested import keeps_canonical
+    from merge.alignment.applied import keeps_canonical
     from merge.checkpoints.model_set import ModelSet
-    from merge.run.outputs import Means as RunOptions
+    from merge.run.options import RunOptions
     from merge.run.results import AlignedModel
     from merge.run.run import run
     from merge.symmetry.transform_files import save_transform
@@ -195,12 +195,12 @@ def align(
     entry = {"by": by, **settings} if text is None else {"by": by, "text": _text(text, folder / "align"), **settings}
     inputs, options = ModelSet((reference, moving), None), RunOptions(device=device)
     record = _recipe(inputs, align=entry, heads=heads, seed=seed, output=str(folder / "unused"))
-    aligned = run(record, dry_run=True, means=options, opened=inputs).bases.aligned[0]
+    aligned = run(record, dry_run=True, options=options, models=inputs).rebased.aligned[0]
     file = folder / ALIGNED_FILE
     save_transform(aligned.spec, aligned.transform, file, canonical=keeps_canonical(record.align))
     alone = ModelSet((moving,), None)
     entry, output = {"apply": [str(file)]}, folder / "aligned"
-    run(_recipe(alone, method="passthrough", align=entry, output=str(output)), means=options, opened=alone)
+    run(_recipe(alone, method="passthrough", align=entry, output=str(output)), options=options, models=alone)
     return AlignedModel(output, workspace, aligned)
 
 

@@ -13,7 +13,7 @@ def report_text(report: Report, dry_run: bool) -> str:
     """Return what a run did, for the terminal."""
     lines = []
     for aligned in report.rebased.aligned:
-        lines += _aligned_text(aligned)
+        lines += aligned_text(aligned)
     if report.rebased.calibration:
         lines.append(f"calibration text: {report.rebased.calibration}")
     done = (
@@ -28,7 +28,8 @@ def report_text(report: Report, dry_run: bool) -> str:
     return "\n".join(lines)
 
 
-def _aligned_text(aligned: Aligned) -> list[str]:
+def aligned_text(aligned: Aligned) -> list[str]:
+    """Return how one model was aligned, line by line."""
     choice, kept = aligned.choice, aligned.choice.kept
     to = "" if aligned.reference == aligned.source else f" to {aligned.reference}"
     lines = [f"aligned {aligned.source}{to} by {aligned.by}"]

@@ -123,7 +123,9 @@ class MergedModel(WrittenModel):
     @property
     def folders(self) -> dict[str, Path]:
         """Name -> folder of every checkpoint that was written; one but for `heads="keep-all"`."""
-        return {output.folder or self.folder.name: self.folder / output.folder for output in self.report.heads.outputs}
+        return {
+            output.folder or self.folder.name: self.folder / output.folder for output in self.report.plan.heads.outputs
+        }
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -148,7 +150,7 @@ class MergedModel(WrittenModel):
         Raises:
             UsageError: nothing was matched.
         """
-        return _quality_plot(self.report.bases.aligned)
+        return _quality_plot(self.report.rebased.aligned)
 
     def __str__(self) -> str:
         from merge.run.report_text import report_text
@@ -157,7 +159,7 @@ class MergedModel(WrittenModel):
 
     def _rows(self) -> Sequence[tuple[str, str]]:
         facts = self.to_json()
-        aligned = [(f"aligned {one.source}", _alignment_line(one)) for one in self.report.bases.aligned]
+        aligned = [(f"aligned {one.source}", _alignment_line(one)) for one in self.report.rebased.aligned]
         return (
             ("merged model", f"{facts['architecture']}, {self.report.bytes:,} bytes"),
             ("models", ", ".join(model["source"] for model in facts["models"])),

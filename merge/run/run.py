@@ -35,18 +35,25 @@ if TYPE_CHECKING:
     from merge.methods.statistics.record import Statistics
 
 
-def run(recipe: Recipe, force: bool = False, dry_run: bool = False, options: RunOptions = DEFAULTS) -> Report:
+def run(
+    recipe: Recipe,
+    force: bool = False,
+    dry_run: bool = False,
+    options: RunOptions = DEFAULTS,
+    models: ModelSet | None = None,
+) -> Report:
     """Merge the models of a recipe and write the result to its output folder.
 
     With `dry_run` everything up to and including the proof of the alignment is done, and nothing is written.
 
     Args:
         force: whether an output folder that merge-models wrote may be replaced.
+        models: the recipe's models and base, where they are open already; opened by their names when None.
     Raises:
         MergeError: a child of it for every fault of input or output; nothing is left half written.
     """
     begun = time.monotonic()
-    inputs, output = _open(recipe), Path(recipe.output).expanduser()
+    inputs, output = models or _open(recipe), Path(recipe.output).expanduser()
     check_output(output, force, [checkpoint.folder for checkpoint in inputs.all])
     check_evaluation(recipe)
     with ExitStack() as stack:

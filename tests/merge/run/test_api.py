@@ -117,7 +117,7 @@ def test_text_in_memory_is_text_in_a_file(folders: tuple[Path, Path], tmp_path: 
         assert equal(weights(merge.merge([a, b], align="activations", text=text)), expected)
     pairs = [(line, line) for line in SENTENCES]
     by_pairs = merge.merge([a, b], align="activations", text=pairs)
-    assert "text_a + text_b" in str(by_pairs.report.bases.calibration)
+    assert "text_a + text_b" in str(by_pairs.report.rebased.calibration)
 
 
 def test_a_live_model_reads_text_with_the_tokenizer_it_is_given(folders: tuple[Path, Path]) -> None:
