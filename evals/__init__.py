@@ -1,1 +1,30 @@
-"""Measure merged models: tasks, loss barriers, reports."""
+"""Measure merged models: scores on GLUE and HANS, loss barriers, paired comparisons.
+
+    import evals
+
+    evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
+
+Public names: `score`, `hans`, `barrier`, `compare`. They are imported when they are used, so that `import evals` is instant.
+Everything else is private and may change.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evals.run.api import barrier, compare, hans, score
+
+__all__ = ["barrier", "compare", "hans", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'evals' has no attribute {name!r}. Public names: {', '.join(__all__)}.")
+    return getattr(importlib.import_module("evals.run.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

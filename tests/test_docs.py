@@ -16,7 +16,7 @@ import merge
 DOCS = Path(__file__).parents[1] / "docs"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # A page must hold at least this many examples: a page without any would pass.
-PAGES = {"python-api.md": 12, "how-it-works.md": 5}
+PAGES = {"python-api.md": 12}
 FUNCTIONS = [getattr(package, name) for package in (merge, evals) for name in package.__all__]
 DOCUMENTED = [each for each in FUNCTIONS if callable(each) and not isinstance(each, type)]
 
@@ -30,7 +30,8 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for seed, name in enumerate("ab"):
         save_checkpoint(tmp_path / name, seed=seed)
     rows = [
-        {"premise": "the doctor saw a lawyer .", "hypothesis": "a lawyer helped .", "label": NLI[k % 3]} for k in range(30)
+        {"premise": "the doctor saw a lawyer .", "hypothesis": "a lawyer helped .", "label": NLI[k % 3]}
+        for k in range(30)
     ]
     model = transformers.AutoModelForSequenceClassification.from_pretrained("a/")
     return {"merge": merge, "evals": evals, "model": model, "rows": rows}

@@ -1,0 +1,178 @@
+"""Results of the Python API: the records that results.json holds, with their tables, figures and JSON."""
+
+from __future__ import annotations
+
+import abc
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from merge.disk.workspace import Workspace
+from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from evals.report.tables import Row
+    from evals.results.compare import Comparison
+
+
+@dataclass(frozen=True)
+class Shown(abc.ABC):
+    """A result that shows itself as text, in a notebook and as JSON."""
+
+    @abc.abstractmethod
+    def tables(self) -> list[list[Row]]:
+        """Return the tables that the command prints; the first row of each is its header."""
+
+    @abc.abstractmethod
+    def to_json(self) -> Any:
+        """Return what the command prints with --json."""
+
+    def __str__(self) -> str:
+        from evals.report.tables import plain_table
+
+        return "\n".join(plain_table(rows).rstrip("\n") for rows in self.tables())
+
+    def __rich__(self) -> str:
+        from rich.markup import escape
+
+        return escape(str(self))
+
+    def _repr_html_(self) -> str:
+        return "".join(_html_table(rows) for rows in self.tables())
+
+
+@dataclass(frozen=True)
+class Measured(Shown, abc.ABC):
+    """Records of results.json.
+
+    Attributes:
+        records: one a task and model, as results.json holds them.
+        folder: of results.json and the predictions; in a workspace that goes away with this result, unless an output was
+            asked for.
+    """
+
+    records: tuple[dict[str, Any], ...]
+    folder: Path
+    _workspace: Workspace = field(repr=False, compare=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user, as the command prints them."""
+        return tuple(dict.fromkeys(note for record in self.records for note in record["notes"]))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [dict(record) for record in self.records]
+
+
+@final
+@dataclass(frozen=True)
+class Scores(Measured):
+    """Scores of models on tasks, by task first; `scores[k]` is the dict of entry k, such as {"accuracy": 0.71, "loss": 0.8}.
+
+    Attributes:
+        left_out: a line for each task that was left out of "all".
+    """
+
+    left_out: tuple[str, ...] = ()
+
+    def __getitem__(self, at: int) -> dict[str, float]:
+        return dict(self.records[at]["scores"])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        return (dict(record["scores"]) for record in self.records)
+
+    def tables(self) -> list[list[Row]]:
+        from evals.report.tables import hans_rows, score_rows
+
+        hans = [record for record in self.records if record.get("hans")]
+        return [score_rows(self.records), *([hans_rows(hans)] if hans else [])]
+
+    def plot(self) -> Figure:
+        """Return the figure of HANS accuracies by subcase.
+
+        Raises:
+            UsageError: no record is of HANS.
+        """
+        from evals.report.hans_figure import hans_figure
+
+        hans = [record for record in self.records if record.get("hans")]
+        if not hans:
+            raise UsageError("scores are drawn for HANS; these are of other tasks.")
+        return hans_figure(hans)
+
+
+@final
+@dataclass(frozen=True)
+class Barrier(Measured):
+    """The loss along the line between two models: a curve for the models as they are, and one for the aligned models.
+
+    Source: Frankle et al. 2020, arXiv:1912.05671; Entezari et al. 2022, arXiv:2110.06296, definition 1.
+    """
+
+    @property
+    def curves(self) -> dict[str, dict[str, Any]]:
+        """`naive`, and `aligned` where an alignment was asked for -> lam, loss, accuracy, barrier, epsilon, ..."""
+        return dict(zip(("naive", "aligned"), map(dict, self.records[0]["curves"]), strict=False))
+
+    @property
+    def barrier(self) -> float:
+        """The loss barrier in nats: of the aligned line where an alignment was asked for, else of the naive one."""
+        return float(self.records[0]["curves"][-1]["barrier"])
+
+    def tables(self) -> list[list[Row]]:
+        from evals.report.tables import barrier_rows
+
+        return [barrier_rows(self.records)]
+
+    def plot(self) -> Figure:
+        """Return the figure of losses and accuracies along the line."""
+        from evals.report.barrier_figure import barrier_figure
+
+        return barrier_figure(self.records[0])
+
+
+@final
+@dataclass(frozen=True)
+class Comparisons(Shown):
+    """Paired differences between models, one entry a pair and score."""
+
+    comparisons: tuple[Comparison, ...]
+
+    def __getitem__(self, at: int) -> Comparison:
+        return self.comparisons[at]
+
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    def __iter__(self) -> Iterator[Comparison]:
+        return iter(self.comparisons)
+
+    def tables(self) -> list[list[Row]]:
+        from evals.report.tables import comparison_rows
+
+        return [comparison_rows(self.comparisons)]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [comparison.to_json() for comparison in self.comparisons]
+
+
+def _html_table(rows: Sequence[Row]) -> str:
+    """Return a table as HTML; numbers stand to the right."""
+    from evals.report.tables import numeric_columns, show
+
+    numeric = numeric_columns(rows)
+
+    def line(row: Row, tag: str) -> str:
+        sides = ("right" if number else "left" for number in numeric)
+        cells = zip(row, sides, strict=True)
+        return "".join(f"<{tag} style='text-align:{side}'>{html.escape(show(cell))}</{tag}>" for cell, side in cells)
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows[1:])
+    return f"<table><thead><tr>{line(rows[0], 'th')}</tr></thead><tbody>{body}</tbody></table>"
