@@ -253,19 +253,19 @@ def test_where_a_gain_lies_in_the_stream_there_is_no_folded_table(name: str) -> 
         folded_spec(spec_for(CASES[name][0]))
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.says)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.claim)
 def test_what_is_no_symmetry_changes_the_outputs(wrong: Wrong, request: pytest.FixtureRequest) -> None:
     """The negative control of the groups: an error in a table is never subtle."""
     case = (folded_case if wrong.folded else case_of)(wrong.case)
     spec, t = wrong.element(case)
     error = difference(case, t, spec)
     assert error > BROKEN
-    row = {"claim": wrong.says, "case": wrong.case, "error": f"{error:.2g}"}
+    row = {"claim": wrong.claim, "case": wrong.case, "error": f"{error:.2g}"}
     request.node.user_properties.append(("symmetry table", row))
 
 
 def test_there_are_enough_negative_controls() -> None:
-    assert len({wrong.says for wrong in WRONG}) == len(WRONG) >= 40
+    assert len({wrong.claim for wrong in WRONG}) == len(WRONG) >= 40
 
 
 def test_the_key_bias_is_idle_in_bert_and_is_not_in_deberta() -> None:
