@@ -1,9 +1,8 @@
-"""Which axes move is chosen without labels: the candidate whose line of models is nearest to what the endpoints say together.
+"""Choose between candidate alignments without labels: by how near interpolated models are to the endpoints' ensemble.
 
-Each candidate alignment is scored on calibration text by the mean KL divergence from the ensemble of the two endpoints to
-the model half way between them, `merge.alignment.midpoint`. Those whose score is within reach of the lowest are scored at a
-quarter and at three quarters of the way too, where a barrier may stand as well: of them the mean over the three decides.
-Moving nothing is always a candidate.
+Each candidate is scored on calibration text by the mean KL divergence from the ensemble of the two endpoints to their
+midpoint, `merge.alignment.midpoint`. Candidates near the lowest score are scored at a quarter and at three quarters of the
+line too, where a barrier may be as well: among them the mean over the three decides. Moving nothing is always a candidate.
 """
 
 from __future__ import annotations
@@ -18,22 +17,21 @@ from merge.alignment.midpoint import SCORES, EndpointOutputs, score
 from merge.alignment.pair import Alignment, Matcher, Pair, head_kinds, streams
 from merge.symmetry.permutation import identity
 
-# How much of b is in the models that are scored, and how many times the lowest score half way is within reach of it.
-ALONG, REACH = (0.25, 0.5, 0.75), 1.5
-
-
-# Scores that differ by less are the same: rounding of float32 models. The first of them is kept, which moves least.
+# b's share in the interpolated models that are scored, and how many times the lowest midpoint score is near it.
+ALONG, NEAR_LOWEST = (0.25, 0.5, 0.75), 1.5
+# Scores that differ by less are equal but for the rounding of float32 models. Of equal ones the first is kept: it moves least.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One alignment over some kinds of axes, how it was found, and how far its midpoint is from the ensemble.
+    """One alignment over some kinds of axes, how it was matched, and its score.
 
     Attributes:
-        by, basis: the matcher, and what it moved inside heads; None where nothing was matched or nothing was asked.
-        rotated: of models whose norms are folded, the residual stream turned.
-        line: the mean of the scores at ALONG, where more than one candidate is within reach of the lowest score.
+        score: the mean divergence of the midpoint; None where it was not scored.
+        by, basis: the matcher, and what it moved inside heads; None where nothing was matched, or no basis was asked for.
+        rotated: whether the residual stream is rotated, of models whose norms are folded.
+        line: the mean of the scores at ALONG; None unless several candidates are near the lowest score.
     """
 
     alignment: Alignment
@@ -54,12 +52,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidates as scored, and the one that is kept.
+    """The scored candidates, and the one that is kept.
 
     Attributes:
-        score: what was measured, None if nothing was.
-        notes: what is to be said of the choice.
-        start: whether both models come of one start, where that was looked at.
+        score: the name of the score; None where nothing was scored.
+        notes: sentences for the user.
+        start: how near both models are to one start, where that was measured.
     """
 
     candidates: tuple[Candidate, ...]
@@ -70,85 +68,90 @@ class Choice:
 
     @property
     def common(self) -> bool:
-        """Whether nothing moves because both models come of one start."""
+        """Whether nothing moves because both models were trained from one start."""
         return self.start is not None and self.start.common
 
     def table(self) -> list[tuple[str, ...]]:
-        """Return what was measured as rows of text, a header first; what is the same for all candidates is left out."""
+        """Return the scores as rows of text, a header first; columns that are the same for all candidates are left out."""
         rows = [("axes that move", "matched by", "inside heads", self.score or "", "along the line")]
         for c in self.candidates:
             line = "" if c.line is None else f"{c.line:.4f}"
             rows.append((c.name, c.by or "", c.basis or "", f"{c.score:.4f}", line))
-        told = [k for k, column in enumerate(zip(*rows[1:], strict=True)) if k in (0, 3) or len({*column} - {""}) > 1]
-        return [tuple(row[k] for k in told) for row in rows]
+        varying = [
+            k for k, column in enumerate(zip(*rows[1:], strict=True)) if k in (0, 3) or len({*column} - {""}) > 1
+        ]
+        return [tuple(row[k] for k in varying) for row in rows]
 
 
 def fixed(alignment: Alignment, by: str) -> Choice:
-    """Return the choice that is none: one alignment, not scored."""
+    """Return the choice of the only candidate, which is not scored."""
     only = Candidate(alignment, None, by)
     return Choice((only,), only, None)
 
 
-def nothing(pair: Pair) -> Candidate:
+def unmoved(pair: Pair) -> Candidate:
     """Return the candidate that moves nothing."""
     return Candidate(Alignment(identity(pair.spec, pair.shapes), (), ()), None)
 
 
 def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | None) -> Choice:
-    """Return the best alignment over `axes` by any of the matchers; when axes is None, over the best choice of them.
+    """Return the best alignment over the kinds `axes` by any of the matchers; when axes is None, over the best kinds.
 
-    Without batches nothing can be scored: all axes move, by the first matcher. Nor is a single alignment scored.
+    Without text nothing can be scored: all kinds move, by the first matcher. A single alignment is not scored either.
     """
-    everything = frozenset(pair.kinds())
+    all_kinds = frozenset(pair.kinds())
     first = next(iter(matchers))
     if not pair.batches or (axes is not None and len(matchers) == 1):
-        return fixed(matchers[first](everything if axes is None else axes), first)
-    wanted = sets_of_axes(pair) if axes is None else (axes,)
-    found = [Candidate(matcher(kinds), None, by) for by, matcher in matchers.items() for kinds in wanted]
+        return fixed(matchers[first](all_kinds if axes is None else axes), first)
+    sets = sets_of_kinds(pair) if axes is None else (axes,)
+    matched = [Candidate(matcher(kinds), None, by) for by, matcher in matchers.items() for kinds in sets]
     pair = with_masked_words(pair)
     ends = EndpointOutputs(pair)
-    scored, kind = scores([nothing(pair), *found], pair, ends)
-    scored = settled([(scored, pair)], ends)
+    scored, kind = scores([unmoved(pair), *matched], pair, ends)
+    scored = with_line_scores([(scored, pair)], ends)
     return Choice(scored, best(scored), SCORES[kind], ends.notes())
 
 
-def sets_of_axes(pair: Pair) -> tuple[frozenset[str], ...]:
-    """Return the kinds of axes that candidates move, from little to much.
+def sets_of_kinds(pair: Pair) -> tuple[frozenset[str], ...]:
+    """Return the sets of kinds of axes that candidates move, from the smallest to all kinds.
 
-    What only the task head reads (the pooler, which fine-tunes of one start take apart while everything below stays in
-    one basis); that with heads and feed-forward units; everything.
+    Those that only the task head reads (the pooler, whose basis fine-tunes of one start may change while all layers keep
+    theirs); these with attention heads and feed-forward units; all.
     """
-    everything = frozenset(pair.kinds())
-    outside = everything - streams(everything)
-    wanted = (head_kinds(everything), outside, everything)
-    return tuple(kinds for kinds in dict.fromkeys(wanted) if kinds)
+    all_kinds = frozenset(pair.kinds())
+    sets = (head_kinds(all_kinds), all_kinds - streams(all_kinds), all_kinds)
+    return tuple(kinds for kinds in dict.fromkeys(sets) if kinds)
 
 
 def scores(candidates: Sequence[Candidate], pair: Pair, ends: EndpointOutputs) -> tuple[tuple[Candidate, ...], str]:
-    """Return the candidates with their scores half way, and which score it is (a key of SCORES)."""
+    """Return the candidates with the scores of their midpoints, and which score it is (a key of SCORES)."""
     values, kind = score([candidate.alignment for candidate in candidates], pair, ends)
     return tuple(replace(c, score=value) for c, value in zip(candidates, values, strict=True)), kind
 
 
-def settled(groups: Sequence[tuple[Sequence[Candidate], Pair]], ends: EndpointOutputs) -> tuple[Candidate, ...]:
-    """Return candidates with the scores that decide: along the line, of those within reach of the lowest half way.
+def with_line_scores(
+    groups: Sequence[tuple[Sequence[Candidate], Pair]], ends: EndpointOutputs
+) -> tuple[Candidate, ...]:
+    """Return the candidates, those near the lowest score with the mean score along the line, if there are several.
 
     Args:
-        groups: candidates scored half way, with the pair that they are of.
+        groups: candidates with the scores of their midpoints, and the pair that they align.
     """
-    limit = REACH * min(c.score for found, _ in groups for c in found if c.score is not None) + ROUNDING
-    near = [[c for c in found if c.score is not None and c.score <= limit] for found, _ in groups]
+    limit = NEAR_LOWEST * min(c.score for group, _ in groups for c in group if c.score is not None) + ROUNDING
+    near = [[c for c in group if c.score is not None and c.score <= limit] for group, _ in groups]
     lines: dict[int, float] = {}
     if sum(map(len, near)) > 1:
-        for some, (_, pair) in zip(near, groups, strict=True):
-            moves = [c.alignment for c in some]
-            each = [[c.score or 0.0 for c in some] if lam == 0.5 else score(moves, pair, ends, lam)[0] for lam in ALONG]
-            lines |= {id(c): fmean(values) for c, *values in zip(some, *each, strict=True)}
-    return tuple(replace(c, line=lines.get(id(c))) for found, _ in groups for c in found)
+        for group, (_, pair) in zip(near, groups, strict=True):
+            moves = [c.alignment for c in group]
+            each = [
+                [c.score or 0.0 for c in group] if lam == 0.5 else score(moves, pair, ends, lam)[0] for lam in ALONG
+            ]
+            lines |= {id(c): fmean(values) for c, *values in zip(group, *each, strict=True)}
+    return tuple(replace(c, line=lines.get(id(c))) for group, _ in groups for c in group)
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the lowest score, along the line where some have one; of those that tie, the first."""
+    """Return the first candidate with the lowest score: along the line, where that was measured."""
     deciding = [c.line for c in candidates]
     if all(value is None for value in deciding):
         deciding = [c.score for c in candidates]

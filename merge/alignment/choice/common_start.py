@@ -1,14 +1,14 @@
-"""Common start: whether two models went apart from the same weights, so that every unit still has its own place.
+"""Tell whether two models were trained from the same start, so that unit i of one is unit i of the other.
 
-Units of a are compared with all units of b by the cosine of their weights, everything else left where it is. A unit is at
-home if none is nearer to it than the one at its own place. As measured, the share of probed units at home on the axis where
-it is least:
+Units of a are compared with all units of b by the cosine of their weights, all other axes as they are. A unit is *at home*
+if no unit of b is nearer to it than the one with its own index. Measured, the smallest share of probed units at home on any
+axis:
 
     two fine-tunes of one start (MiniLM on MNLI; small classifiers, which went on for most of their training)   1.00
     a model and itself with noise of one standard deviation on every tensor                                     0.99
     two models from different seeds (BERT classifiers, BERT and GPT-2 language models)                   0.00 to 0.05
 
-Between these there is nothing, and AT_HOME lies there. Where every unit is at home, matching would return the identity.
+AT_HOME is between them, where no pair was. Where every unit is at home, matching would return the identity.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from merge.alignment.solvers.objective import Objective, Occurrence, weights_of
 
 # The least share of probed units that must be at home on every axis.
 AT_HOME = 0.9
-# Units of a that are probed on an axis, evenly spread over it, and the columns of weights they are told apart by.
+# The units of a that are probed on an axis, evenly spread over it, and the columns of weights that are compared.
 PROBED, COLUMNS = 128, 1 << 14
 
 
 @dataclass(frozen=True)
 class CommonStart:
-    """What was measured of two models.
+    """How near two models are to one start.
 
     Attributes:
         home: kind of axis -> share of its probed units that are at home.
-        away: the kinds with an axis on which fewer than AT_HOME are.
-        probed: how many units were.
-        cosine: of the models' matrices, the median.
+        away: the kinds with an axis on which the share is below AT_HOME.
+        probed: the number of units that were probed.
+        cosine: the median cosine of the models' matrices.
     """
 
     home: Mapping[str, float]
@@ -47,12 +47,12 @@ class CommonStart:
 
     @property
     def common(self) -> bool:
-        """Whether every kind of unit is in its own place; not where there was nothing to probe."""
+        """Whether units of every kind have their own index in both models; False where no unit was probed."""
         return not self.away and self.probed > 0
 
     @property
     def share(self) -> float:
-        """The share of all kinds' probed units that are at home, each kind counting alike."""
+        """The mean over kinds of the share of probed units that are at home."""
         return sum(self.home.values()) / max(len(self.home), 1)
 
     def __str__(self) -> str:
@@ -86,8 +86,8 @@ def find_common_start(pair: Pair) -> CommonStart:
     objective = Objective(pair, weights_of(pair), pair.movable)
     shares: dict[str, list[float]] = {}
     probed = 0
-    for move, found in objective.occurrences.items():
-        for occurrences in _levels(found):
+    for move, all_occurrences in objective.occurrences.items():
+        for occurrences in _levels(all_occurrences):
             home = _at_home(objective, occurrences)
             if len(home):
                 shares.setdefault(pair.spec.kind(move), []).append(float(home.float().mean()))
@@ -100,37 +100,37 @@ def find_common_start(pair: Pair) -> CommonStart:
     )
 
 
-def _levels(found: Sequence[Occurrence]) -> list[list[Occurrence]]:
-    """Return the matrices of an axis, those together whose units are counted alike; vectors tell units apart badly."""
+def _levels(all_occurrences: Sequence[Occurrence]) -> list[list[Occurrence]]:
+    """Return the matrices of an axis, grouped by how their units are counted; vectors do not identify a unit."""
     levels: dict[tuple[str, ...], list[Occurrence]] = {}
-    for occurrence in found:
+    for occurrence in all_occurrences:
         if not occurrence.alone:
             levels.setdefault(occurrence.view.names, []).append(occurrence)
     return list(levels.values())
 
 
 def _at_home(objective: Objective, occurrences: Sequence[Occurrence]) -> Tensor:
-    """Return for the probed units of an axis that are not zero whether each is nearest to the one in its own place."""
+    """Return, for each probed unit of an axis whose weights are not all zero, whether it is at home."""
     rows: tuple[list[Tensor], list[Tensor]] = [], []
     columns = 0
     for occurrence in occurrences:
-        for side, scales, found in zip("ab", (objective.weights.scale_a, objective.weights.scale_b), rows, strict=True):
-            found.append(objective.rows(occurrence, side, None).float() * scales[occurrence.tensor])
+        for side, scales, parts in zip("ab", (objective.weights.scale_a, objective.weights.scale_b), rows, strict=True):
+            parts.append(objective.rows(occurrence, side, None).float() * scales[occurrence.tensor])
         columns += rows[0][-1].shape[1]
         if columns >= COLUMNS:
             break
-    a, b = (torch.nn.functional.normalize(torch.cat(found, 1), dim=1) for found in rows)
+    a, b = (torch.nn.functional.normalize(torch.cat(parts, 1), dim=1) for parts in rows)
     units = torch.linspace(0, len(a) - 1, min(PROBED, len(a))).round().long()
     units = units[(a[units] != 0).any(1)]
-    alike = a[units] @ b.T
-    return alike.gather(1, units[:, None])[:, 0] >= alike.amax(1)
+    cosines = a[units] @ b.T
+    return cosines.gather(1, units[:, None])[:, 0] >= cosines.amax(1)
 
 
 def _cosine(pair: Pair) -> float:
-    """Return the median cosine of the matrices."""
-    found = []
-    for name, a in pair.a.items():
-        if a.ndim > 1 and a.is_floating_point():
-            one, other = a.reshape(-1).double(), pair.b[name].reshape(-1).double()
-            found.append(float(one @ other / (one.norm() * other.norm()).clamp_min(torch.finfo(torch.float64).tiny)))
-    return sorted(found)[len(found) // 2] if found else 0.0
+    """Return the median cosine of the models' matrices."""
+    cosines = []
+    for name, matrix in pair.a.items():
+        if matrix.ndim > 1 and matrix.is_floating_point():
+            a, b = matrix.reshape(-1).double(), pair.b[name].reshape(-1).double()
+            cosines.append(float(a @ b / (a.norm() * b.norm()).clamp_min(torch.finfo(torch.float64).tiny)))
+    return sorted(cosines)[len(cosines) // 2] if cosines else 0.0

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from merge.alignment import midpoint as agreement
-from merge.alignment.choice.candidates import REACH, Candidate, Choice, best, choose, settled
+from merge.alignment.choice.candidates import NEAR_LOWEST, Candidate, Choice, best, choose, with_line_scores
 from merge.alignment.matchers import aligner
 from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Alignment, Pair
@@ -66,11 +66,11 @@ def test_candidates_within_reach_of_the_lowest_are_scored_along_the_line() -> No
         for p, value in ((still, divergence(pair, still)), (little, divergence(pair, little)), (back, 9.0))
     )
     low, high = sorted(c.score or 0 for c in (near, other))
-    assert high < REACH * low, "both are to be within reach"
-    found = settled([([near, far], pair), ([other], pair)], EndpointOutputs(pair))
+    assert high < NEAR_LOWEST * low, "both are to be within reach"
+    found = with_line_scores([([near, far], pair), ([other], pair)], EndpointOutputs(pair))
     means = [fmean(divergence(pair, p, lam) for lam in (0.25, 0.5, 0.75)) for p in (still, little)]
     assert [c.line for c in found] == [pytest.approx(means[0], rel=1e-4), None, pytest.approx(means[1], rel=1e-4)]
-    assert [c.line for c in settled([([near, far], pair)], EndpointOutputs(pair))] == [None, None]
+    assert [c.line for c in with_line_scores([([near, far], pair)], EndpointOutputs(pair))] == [None, None]
 
 
 def test_the_line_decides_where_it_was_looked_at() -> None:
