@@ -1,4 +1,4 @@
-"""Errors that a user can act on: what was asked, where, what was found, what to do."""
+"""Errors that a user can act on, and the few ways in which messages quote names and other errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class MergeError(Exception):
-    """A run failed for a reason the user can mend; `exit_code` is what the command returns."""
+    """A run failed for a reason that the user can mend; `exit_code` is the exit code of the command."""
 
     exit_code = 1
 
@@ -19,7 +19,7 @@ class UsageError(MergeError):
 
 
 class RecipeError(UsageError):
-    """A recipe does not say a run: unknown key, wrong type, duplicate key."""
+    """A recipe is malformed: unknown key, wrong type, duplicate key."""
 
 
 class CheckpointError(MergeError):
@@ -35,7 +35,7 @@ class SpecError(MergeError):
 
 
 class AlignmentError(MergeError):
-    """Alignment could not be found, or the aligned model is not the model it was."""
+    """No alignment could be computed, or the aligned model computes another function than before."""
 
 
 class CalibrationError(MergeError):

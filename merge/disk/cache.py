@@ -1,4 +1,4 @@
-"""Cache: the one folder for what can be measured again, and so may be deleted at any time."""
+"""Cache: one folder of values that can be computed again, and so may be deleted at any time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CHECKSUM = "sha256"
 
 def cache_folder() -> Path:
     """Return $MERGE_MODELS_CACHE, else $XDG_CACHE_HOME/merge-models, else ~/.cache/merge-models; it need not exist."""
-    if own := os.environ.get("MERGE_MODELS_CACHE"):
-        return Path(own).expanduser()
+    if stated := os.environ.get("MERGE_MODELS_CACHE"):
+        return Path(stated).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     # The XDG specification calls a relative path invalid and says to ignore it.
     base = Path(shared) if shared and Path(shared).is_absolute() else Path("~/.cache").expanduser()
@@ -35,7 +35,7 @@ def cache_key(*parts: Any) -> str:
 
 
 def read_cached(kind: str, key: str) -> Any:
-    """Return the value kept under this key, or None where there is none that can be read."""
+    """Return the value stored under this key, or None where there is none that can be read."""
     try:
         return json.loads((cache_folder() / kind / f"{key}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):  # RuntimeError: a home folder that does not exist
@@ -43,12 +43,12 @@ def read_cached(kind: str, key: str) -> Any:
 
 
 def write_cached(kind: str, key: str, value: Any) -> None:
-    """Keep a JSON value under this key: written beside its place and renamed, so that no reader meets half of it."""
+    """Store a JSON value under this key; a cache that cannot be written to is no error."""
     _write(kind, f"{key}.json", json.dumps(value).encode())
 
 
 def read_cached_tensors(kind: str, key: str) -> dict[str, Tensor] | None:
-    """Return the tensors kept under this key, or None where there are none, or (with a note) none that can be trusted."""
+    """Return the tensors stored under this key; None where there are none, and with a warning where the file was changed."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -69,7 +69,7 @@ def read_cached_tensors(kind: str, key: str) -> dict[str, Tensor] | None:
 
 
 def write_cached_tensors(kind: str, key: str, tensors: Mapping[str, Tensor]) -> None:
-    """Keep tensors under this key, with a checksum of their names, types, shapes and bytes."""
+    """Store tensors under this key, with a checksum of their names, types, shapes and bytes."""
     import torch
     from safetensors.torch import save
 

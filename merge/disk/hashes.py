@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered while they do not change: what a merge states of its inputs and outputs."""
+"""SHA-256 of files, cached while they do not change."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ def file_hash(path: Path) -> str:
         if os.fstat(file.fileno()).st_size == 0:
             return hashlib.sha256().hexdigest()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            # One call for all of it: it holds no lock of the interpreter, so other threads run on meanwhile.
+            # One call for all of it, which releases the interpreter's lock: other threads run meanwhile.
             return hashlib.sha256(data).hexdigest()
 
 
 def remembered_hash(path: Path) -> str:
-    """Return `file_hash`, without reading the file where its identity, size and times say that it is unchanged.
+    """Return `file_hash` from the cache where path, inode, size and times of the file are those it was cached under.
 
-    The time of the last change of the inode is among them, which no ordinary program can set.
+    One of the times is that of the last change of the inode, which no ordinary program can set.
     """
-    found = path.stat()
-    stamp = [str(path.resolve()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    before = path.stat()
+    stamp = [str(path.resolve()), before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns]
     key = cache_key(*stamp)
-    known = read_cached("hashes", key)
-    if isinstance(known, str) and len(known) == 64:
-        return known
+    cached = read_cached("hashes", key)
+    if isinstance(cached, str) and len(cached) == 64:
+        return cached
     begun = time.time_ns()
     digest = file_hash(path)
     after = path.stat()
     # Windows keeps the time of creation as ctime.
-    changed = max(found.st_mtime_ns, found.st_ctime_ns)
-    if (after.st_mtime_ns, after.st_ctime_ns) == (found.st_mtime_ns, found.st_ctime_ns) and (
+    changed = max(before.st_mtime_ns, before.st_ctime_ns)
+    if (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns) and (
         begun - changed > SETTLED_NS
     ):
         write_cached("hashes", key, digest)

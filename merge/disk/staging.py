@@ -1,4 +1,4 @@
-"""Writing a checkpoint folder: in place whole or not at all."""
+"""Staging: a folder is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MARKER = "merging"
 
 
 def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
-    """Stop before any work when the output folder must not be written.
+    """Stop before any work where the output folder must not be written.
 
     Raises:
-        OutputError: it exists (without force), is no checkpoint of which force may replace, or is one of the inputs.
+        OutputError: it exists (without force), holds no checkpoint that force may replace, or is one of the inputs.
     """
     target = output.resolve()
     for folder in inputs:
@@ -42,7 +42,7 @@ def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
 
 
 def _holds_checkpoints(output: Path) -> bool:
-    """Tell whether a folder is a checkpoint, or holds nothing but merged ones, as --heads keep-all writes them."""
+    """Return whether a folder is a checkpoint, or holds nothing but merged ones, as --heads keep-all writes them."""
     merged = ("config.json", "merge.json")
     return (output / "config.json").is_file() or all(
         all((inside / name).is_file() for name in merged) for inside in output.iterdir()
@@ -53,14 +53,14 @@ def _holds_checkpoints(output: Path) -> bool:
 def staged(output: Path) -> Iterator[Path]:
     """Yield a temporary folder beside the output that becomes the output if the block succeeds.
 
-    On any error, Ctrl-C included, the temporary folder is removed (so are parents made for it) and what was there
-    before stays. Folders left by killed runs are removed first.
+    On any error, Ctrl-C included, the temporary folder and parents created for it are removed, and an older output stays.
+    Folders that killed runs left behind are removed first.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the folder cannot be written.
     """
     target = output.resolve()
-    parent, made = target.parent, [folder for folder in target.parents if not folder.exists()]
+    parent, created = target.parent, [folder for folder in target.parents if not folder.exists()]
     temporary = parent / f".{target.name}.{MARKER}-{os.getpid()}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -75,15 +75,15 @@ def staged(output: Path) -> Iterator[Path]:
         raise OutputError(f"{output} cannot be written: {first_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        for folder in made:
+        for folder in created:
             with contextlib.suppress(OSError):  # not empty: it holds the output
                 folder.rmdir()
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what runs that no longer live left beside the target.
+    """Remove the temporary folders of killed runs beside the target.
 
-    What a killed run had moved aside (-old) is the user's: it goes only if the target, its replacement, is in place.
+    An older output that a killed run had moved aside (-old) is removed only if the target, its replacement, exists.
     """
     for left in target.parent.glob(f".{glob.escape(target.name)}.{MARKER}-*"):
         pid, old = left.name.removesuffix("-old").rsplit("-", 1)[1], left.name.endswith("-old")
@@ -120,7 +120,7 @@ def _sync(folder: Path) -> None:
 
 
 def _replace(temporary: Path, output: Path) -> None:
-    """Rename into place; an existing folder is moved aside first and comes back if that fails or is interrupted."""
+    """Rename the temporary folder to the output; an existing one is moved aside first, and back if that fails."""
     if not output.exists():
         temporary.rename(output)
         return
@@ -136,12 +136,12 @@ def _replace(temporary: Path, output: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON as transformers does: two spaces, a final newline."""
+    """Write JSON as transformers does: indented by two spaces, with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def copy_side_files(source: Path, names: tuple[str, ...], folder: Path) -> None:
-    """Copy side files with their folders."""
+    """Copy files, named by their paths relative to `source`, with their folders."""
     for name in names:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,8 @@ from merge.checkpoints.weights.arrays import (
     Array,
     Arrays,
     TorchArrays,
+    fits_numpy,
     import_torch,
-    suit_numpy,
     torch_dtype,
 )
 from merge.checkpoints.weights.read import StoredTensor, nbytes
@@ -58,7 +58,7 @@ def numpy_suffices(recipe: Recipe, plan: MergePlan, options: RunOptions) -> bool
     read = [tensor for checkpoint in models for tensor in checkpoint.tensors.values()]
     sources = [job.sources[0] for job in plan.schedule.jobs]
     written = [_written(recipe, models[model].tensors[name]) for model, name in sources]
-    return as_stored and plan.schedule.arithmetic and suit_numpy(read, written)
+    return as_stored and plan.schedule.arithmetic and fits_numpy(read, written)
 
 
 def _arrays(report: Report, options: RunOptions) -> Arrays:

@@ -1,7 +1,7 @@
-"""Arrays: the few things the engine asks of tensors, for torch's tensors and for numpy's arrays.
+"""Arrays: the few operations that the engine needs, on torch tensors and on numpy arrays.
 
-Importing torch takes longer than averaging two BERTs, so runs whose formulas are operators alone do without it. Either
-kind gives the same bytes.
+Importing torch takes longer than averaging two BERTs, so runs whose formulas are operators alone use numpy. Both kinds give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = Any  # a tensor or a numpy array; one run has one kind
 
-# The exponent's bits of 16-bit numbers: all of them are set in infinities and NaN, and in nothing else.
-EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80}
-# Bytes of 16-bit numbers, read and written: with more of them torch's faster casts are worth its import.
-MOST_NARROW = 1 << 30
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+}  # safetensors' letters -> torch's name
+ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+# The exponent bits of 16-bit floats: all of them are set in infinities and NaN alone.
+EXPONENT_BITS = {"F16": 0x7C00, "BF16": 0x7F80}
+# Bytes of 16-bit floats, read and written; beyond, torch's faster casts make up for its import.
+MAX_16_BIT_BYTES = 1 << 30
 
 
 class Arrays(Protocol):
-    """What the engine asks of one kind of arrays; dtypes are safetensors' letters (F32, BF16, I64)."""
+    """The operations on one kind of arrays; dtypes in safetensors' letters (F32, BF16, I64)."""
 
     def dtype(self, array: Array) -> str:
         """Return the array's dtype."""
@@ -40,15 +47,15 @@ class Arrays(Protocol):
         ...
 
     def cast(self, array: Array, dtype: str) -> Array:
-        """Return the array as it is written: in main memory, rounded to the nearest, of two the even one."""
+        """Return the array in the dtype that is written, in main memory; rounded to nearest, ties to even."""
         ...
 
     def is_finite(self, array: Array) -> bool:
-        """Tell whether a floating-point array holds neither NaN nor infinity."""
+        """Return whether a floating-point array holds neither NaN nor infinity."""
         ...
 
-    def equal(self, one: Array, other: Array) -> bool:
-        """Tell whether two arrays have the same dtype, shape and values."""
+    def equal(self, a: Array, b: Array) -> bool:
+        """Return whether two arrays have the same dtype, shape and values."""
         ...
 
     def raw(self, array: Array) -> memoryview:
@@ -62,7 +69,7 @@ class Arrays(Protocol):
 
 @dataclass(frozen=True)
 class TorchArrays:
-    """Tensors.
+    """Operations on torch tensors.
 
     Attributes:
         device: where the arithmetic is done.
@@ -82,13 +89,13 @@ class TorchArrays:
     def is_finite(self, array: Tensor) -> bool:
         import torch
 
-        # NaN comes through min and max, and an infinity is one of them.
+        # Minimum and maximum are NaN where any entry is, and an infinity is one of them.
         return not array.numel() or all(bool(torch.isfinite(end)) for end in torch.aminmax(array))
 
-    def equal(self, one: Tensor, other: Tensor) -> bool:
+    def equal(self, a: Tensor, b: Tensor) -> bool:
         import torch
 
-        return one.dtype == other.dtype and torch.equal(one, other)
+        return a.dtype == b.dtype and torch.equal(a, b)
 
     def raw(self, array: Tensor) -> memoryview:
         import torch
@@ -97,7 +104,7 @@ class TorchArrays:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Let every torch operation run in the thread that calls it: threads over tensors share the cores better."""
+        """Run every torch operation in the thread that calls it: threads over tensors use the cores better."""
         import torch
 
         before = torch.get_num_threads()
@@ -110,7 +117,7 @@ class TorchArrays:
 
 @dataclass(frozen=True)
 class NumpyArrays:
-    """Numpy's arrays, in main memory. Numpy has no bfloat16: what is two bytes of no type (V2) stands for it."""
+    """Operations on numpy arrays. Numpy has no bfloat16: its void dtype of two bytes (V2) represents it."""
 
     def dtype(self, array: NDArray[Any]) -> str:
         kind, size = array.dtype.kind, 8 * array.dtype.itemsize
@@ -126,7 +133,7 @@ class NumpyArrays:
     def cast(self, array: NDArray[Any], dtype: str) -> NDArray[Any]:
         if self.dtype(array) == dtype:
             return array
-        if dtype not in EXPONENTS:
+        if dtype not in EXPONENT_BITS:
             return self.widen(array, dtype)
         single = array.astype("<f4", copy=False)  # float64 too, as torch does
         return single.astype("<f2") if dtype == "F16" else _to_bfloat16(single)
@@ -134,15 +141,15 @@ class NumpyArrays:
     def is_finite(self, array: NDArray[Any]) -> bool:
         import numpy as np
 
-        exponent = EXPONENTS.get(self.dtype(array))
+        exponent = EXPONENT_BITS.get(self.dtype(array))
         if exponent is None:
             return bool(np.isfinite(array).all())
         return bool((array.view("<u2") & 0x7FFF).max(initial=0) < exponent)
 
-    def equal(self, one: NDArray[Any], other: NDArray[Any]) -> bool:
+    def equal(self, a: NDArray[Any], b: NDArray[Any]) -> bool:
         import numpy as np
 
-        return one.dtype == other.dtype and np.array_equal(one, other)
+        return a.dtype == b.dtype and np.array_equal(a, b)
 
     def raw(self, array: NDArray[Any]) -> memoryview:
         import numpy as np
@@ -150,14 +157,14 @@ class NumpyArrays:
         return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
     def working(self) -> AbstractContextManager[None]:
-        """Warn of no overflow: what comes out is checked, and the error names the tensor."""
+        """Silence warnings of overflow: results are checked, and that error names the tensor."""
         import numpy as np
 
         return np.errstate(all="ignore")
 
 
 def _to_bfloat16(single: NDArray[Any]) -> NDArray[Any]:
-    """Return the upper halves of finite float32 numbers, rounded to the nearest, of two the even one."""
+    """Return finite float32 numbers as bfloat16, their upper halves; rounded to nearest, ties to even."""
     bits = single.view("<u4")
     half = bits >> 16
     half &= 1
@@ -179,17 +186,17 @@ def torch_dtype(letters: str) -> torch.dtype:
     return dtype
 
 
-def suit_numpy(read: Iterable[StoredTensor], written: Iterable[tuple[str, tuple[int, ...]]]) -> bool:
-    """Tell whether numpy can read and write these tensors, and no slower than torch with its import."""
+def fits_numpy(read: Iterable[StoredTensor], written: Iterable[tuple[str, tuple[int, ...]]]) -> bool:
+    """Return whether numpy can read and write these tensors, no slower than torch with its import."""
     stored = list(read)
     if any(tensor.offset is None for tensor in stored):
         return False
     layout = [*((tensor.dtype, tensor.shape) for tensor in stored), *written]
-    return sum(nbytes(dtype, shape) for dtype, shape in layout if dtype in EXPONENTS) <= MOST_NARROW
+    return sum(nbytes(dtype, shape) for dtype, shape in layout if dtype in EXPONENT_BITS) <= MAX_16_BIT_BYTES
 
 
 def import_torch() -> None:
-    """Import torch without garbage collection: it makes half a million objects, and all of them stay."""
+    """Import torch without garbage collection, which would look through half a million objects that all stay."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -213,9 +220,3 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device).add_(1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}

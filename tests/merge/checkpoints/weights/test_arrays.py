@@ -21,7 +21,7 @@ import merge.checkpoints.weights.arrays
 import merge.run.outputs
 import merge.run.run
 from merge.checkpoints.checkpoint import open_checkpoint
-from merge.checkpoints.weights.arrays import NUMPY, TORCH, Arrays, TorchArrays, suit_numpy
+from merge.checkpoints.weights.arrays import NUMPY, TORCH, Arrays, TorchArrays, fits_numpy
 from merge.checkpoints.weights.read import StoredTensor, as_array, torch_letters
 from merge.errors import CheckpointError, OutputError
 from merge.methods.linear import Linear
@@ -137,11 +137,11 @@ def test_formulas_give_the_same_bits_for_every_length(dtype: torch.dtype) -> Non
 
 def test_numpy_suits_files_it_can_map_and_casts_that_are_few() -> None:
     plain = StoredTensor("f", "w", (1 << 29,), "F32", 8)
-    assert suit_numpy([plain], [("F32", (1 << 40,))])
-    assert not suit_numpy([plain, StoredTensor("f.bin", "w", (1,), "F32")], [])
+    assert fits_numpy([plain], [("F32", (1 << 40,))])
+    assert not fits_numpy([plain, StoredTensor("f.bin", "w", (1,), "F32")], [])
     for dtype in ("F16", "BF16"):
-        assert suit_numpy([StoredTensor("f", "w", (1 << 28,), dtype, 8)], [(dtype, (1 << 28,))])
-        assert not suit_numpy([StoredTensor("f", "w", (1 << 28,), dtype, 8)], [(dtype, (1 + (1 << 28),))])
+        assert fits_numpy([StoredTensor("f", "w", (1 << 28,), dtype, 8)], [(dtype, (1 << 28,))])
+        assert not fits_numpy([StoredTensor("f", "w", (1 << 28,), dtype, 8)], [(dtype, (1 + (1 << 28),))])
 
 
 def folders(tmp_path: Path, count: int = 3, dtype: torch.dtype = torch.float32) -> list[Path]:
