@@ -1,8 +1,8 @@
-"""The config of a model whose layers were dropped, reordered, repeated or taken from several models.
+"""Rewrite config.json of a model whose layers are dropped, reordered, repeated or taken from several models.
 
-The number of layers is the least of it: whatever a config states of each layer by its place (which attends to
-everything, which has rotary positions), by a period over places, or by how many layers share weights moves with the
-layers, or the written model computes something else than its layers did. What the architecture cannot say is refused.
+Besides the number of layers, a config holds properties of each layer by its index (attention type, rotary positions), by
+a period over indices, or by how many layers share weights. They move with the layers; otherwise the written model would
+compute something else than its layers did. A plan that the architecture cannot express is an error.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from merge.checkpoints.structure import structure_of
 from merge.errors import MismatchError, UsageError
 from merge.layers.stacks import Stack, layer_count, stack_of
 
-# For each output layer the (model, layer) pairs it is made of.
+# For each output layer, its (model, layer) sources.
 Layers = tuple[tuple[tuple[int, int], ...], ...]
 Config = Mapping[str, Any]
 
-# One entry for each layer, by place.
+# Config lists with one entry per layer.
 PER_LAYER = ("layer_types", "no_rope_layers")
-# Rules from which transformers fills in a list of PER_LAYER that is not stated. A rule that no longer gives the list
-# would contradict it, so it is left out.
+# Config keys from which transformers derives a missing list of PER_LAYER. A key that contradicts the list is left out.
 RULES = (
     "global_attn_every_n_layers",
     "sliding_window_pattern",
@@ -32,22 +31,22 @@ RULES = (
 
 
 def rewrite_config(configs: Sequence[Config], layers: Layers, stack: str = "") -> dict[str, Any]:
-    """Return the config of the model with these layers: the first model's, with all that depends on layers rewritten.
+    """Return the config of a model with these layers: the first model's, with every key that depends on layers rewritten.
 
-    That the models are otherwise alike (sizes, heads, activation) is not looked at here; pre-flight does.
+    Sizes, heads and activations of the models are not compared here; pre-flight does that.
 
     Raises:
-        UsageError: a layer is out of range, or the architecture cannot say what is asked.
-        MismatchError: models are of different families, or layers to be merged of different kinds.
+        UsageError: a layer is out of range, or the architecture cannot express the plan.
+        MismatchError: models are of different families, or merged layers of different types.
     """
-    listed = check_layers(configs, layers, stack)
+    chosen = check_layers(configs, layers, stack)
     full = [structure_of(config).config for config in configs]
     result = dict(full[0])
-    *outer, key = listed.count.split(".")
+    *outer, key = chosen.count.split(".")
     inner = [_inner(config, outer) for config in full]
     changed = dict(inner[0])
     changed[key] = len(layers)
-    changed |= {alias: len(layers) for alias in listed.aliases if alias in changed}
+    changed |= {alias: len(layers) for alias in chosen.aliases if alias in changed}
     changed |= {name: gathered for name in PER_LAYER if (gathered := _gather(name, inner, layers)) is not None}
     if result["model_type"] == "albert":
         changed["num_hidden_groups"] = len(stored_layers(full, layers))
@@ -57,37 +56,37 @@ def rewrite_config(configs: Sequence[Config], layers: Layers, stack: str = "") -
 
 
 def check_layers(configs: Sequence[Config], layers: Layers, stack: str = "") -> Stack:
-    """Return the list of layers that the plan is about, after checking that the models have and can hold its layers.
+    """Return the stack of a plan, after checking that the models have its layers and the architecture allows their order.
 
     Raises:
         MismatchError: the models are not of one family.
-        UsageError: a layer is out of range, or cannot stand where the plan puts it.
+        UsageError: a layer is out of range, or cannot have the index that the plan gives it.
     """
     families = {str(config["model_type"]) for config in configs}
     if len(families) > 1:
-        raise MismatchError(f"layers of different architectures cannot be put together: {', '.join(sorted(families))}.")
-    listed = stack_of(families.pop(), stack)
+        raise MismatchError(f"layers of different architectures cannot be combined: {', '.join(sorted(families))}.")
+    chosen = stack_of(families.pop(), stack)
     totals = [layer_count(config, stack) for config in configs]
-    for place, sources in enumerate(layers):
+    for index, sources in enumerate(layers):
         for model, layer in sources:
             if model >= len(totals):
                 raise UsageError(
-                    f"layer {place} of the plan is of model {model}, but there are {len(totals)} (from 0)."
+                    f"layer {index} of the plan is from model {model}, but there are {len(totals)} models, from 0."
                 )
             if layer >= totals[model]:
                 raise UsageError(
-                    f"layer {place} of the plan is layer {layer} of model {model}, which has {totals[model]}: "
-                    f"0 to {totals[model] - 1}."
+                    f"layer {index} of the plan is layer {layer} of model {model}, which has layers 0 to "
+                    f"{totals[model] - 1}."
                 )
-    _check_places(configs, layers, listed)
-    return listed
+    _check_order(configs, layers, chosen)
+    return chosen
 
 
 def stored_layers(configs: Sequence[Config], layers: Layers) -> Layers:
-    """Return what the layers are made of as they are stored: for ALBERT groups of shared weights, else the layers.
+    """Return the sources of the stored layers: for ALBERT groups of shared weights, else the layers.
 
-    ALBERT's layer i of L uses group int(i / (L / G)) of G. The fewest groups that give every layer its weights are
-    kept: dropping layers of one group shares it still; any other order takes up to a group for each layer (untied).
+    ALBERT's layer i of L uses group int(i / (L / G)) of G. The smallest number of groups that gives every layer its
+    weights is used: layers dropped from one group leave it shared; other orders need up to one group per layer (untied).
     """
     if configs[0]["model_type"] != "albert":
         return layers
@@ -97,84 +96,84 @@ def stored_layers(configs: Sequence[Config], layers: Layers) -> Layers:
         owners: dict[int, tuple[tuple[int, int], ...]] = {}
         if all(owners.setdefault(int(i / (total / groups)), group) == group for i, group in enumerate(wanted)):
             return tuple(owners[group] for group in range(groups))
-    raise AssertionError("a group for each layer always fits")
+    raise AssertionError("one group per layer always fits")
 
 
 def group_of(layer: int, config: Config) -> int:
-    """Return the group whose weights a layer of ALBERT uses, by transformers' own formula."""
+    """Return the group of weights that a layer of ALBERT uses, by the formula of transformers."""
     settings = structure_of(config).settings
     return int(layer / (settings["num_hidden_layers"] / settings["num_hidden_groups"]))
 
 
 def config_notes(configs: Sequence[Config], layers: Layers, stack: str = "") -> tuple[str, ...]:
-    """Return what a user should know of a plan although nothing is wrong with it."""
+    """Return notes for the user on the consequences of a plan."""
     notes = []
     full = [structure_of(config).config for config in configs]
     reference = full[0]
     if int(reference.get("conv_kernel_size", 0) or 0) > 0 and any(layer != 0 for _, layer in layers[0]):
-        notes.append("the convolution of this DeBERTa acts after the first place, which another layer now has")
+        notes.append("DeBERTa's convolution acts after the first layer, which is now another layer")
     if reference["model_type"] == "albert":
         had, has = int(reference["num_hidden_groups"]), len(stored_layers(full, layers))
         if has > had:
             notes.append(
-                f"weights shared by {had} groups are now stored in {has}: this order cannot be shared as before"
+                f"ALBERT's {had} groups of shared weights are now stored as {has}, as this order of layers needs"
             )
     left = sorted(set(RULES) & reference.keys() - rewrite_config(configs, layers, stack).keys())
     if left:
-        notes.append(f"left out of config.json, as layers no longer follow it: {', '.join(left)}")
+        notes.append(f"left out of config.json, as the layers no longer match: {', '.join(left)}")
     return tuple(notes)
 
 
-def _check_places(configs: Sequence[Config], layers: Layers, listed: Stack) -> None:
-    """Refuse by name what the architecture cannot say."""
+def _check_order(configs: Sequence[Config], layers: Layers, stack: Stack) -> None:
+    """Raise UsageError for a plan that the architecture cannot express."""
     family = configs[0]["model_type"]
     for config in configs:
         if config.get("per_layer_config"):
-            raise UsageError("per_layer_config gives layers sizes of their own; such layers cannot be moved.")
+            raise UsageError("per_layer_config gives layers different sizes; such layers cannot be moved.")
     moved = [
-        f"layer {layer} of model {model} to place {place}"
-        for place, sources in enumerate(layers)
+        f"layer {layer} of model {model} to index {index}"
+        for index, sources in enumerate(layers)
         for model, layer in sources
-        if layer != place
+        if layer != index
     ]
-    at_first = [place for place, sources in enumerate(layers) for _, layer in sources if (layer == 0) != (place == 0)]
-    if listed.lacks and at_first:
+    wrong = [index for index, sources in enumerate(layers) for _, layer in sources if (layer == 0) != (index == 0)]
+    if stack.lacks and wrong:
         raise UsageError(
-            f"{family}: the first layer has no {listed.lacks} and every other has one, so layer 0 stays first and "
-            f"stands nowhere else; this plan breaks that at place {at_first[0]}. Keep layer 0 first."
+            f"{family}: only the first layer has no {stack.lacks}, so layer 0 must be first and only there; this plan "
+            f"breaks that at index {wrong[0]}. Keep layer 0 first."
         )
     if moved and any(config.get("scale_attn_by_inverse_layer_idx") for config in configs):
         raise UsageError(
-            f"{family} with scale_attn_by_inverse_layer_idx: attention is scaled by a layer's place, so no layer can "
-            f"move, and this plan moves {moved[0]}. Only layers from the top can be dropped."
+            f"{family} with scale_attn_by_inverse_layer_idx scales attention by the layer's index, so no layer can "
+            f"move, but this plan moves {moved[0]}. Only the last layers can be dropped."
         )
 
 
 def _inner(config: Config, outer: Sequence[str]) -> Config:
-    """Return the part of a config that the layers' number stands in; empty where it is left to defaults."""
+    """Return the part of a config that holds the number of layers; empty if the config leaves it to defaults."""
     for key in outer:
         config = config.get(key) or {}
     return config
 
 
 def _gather(name: str, configs: Sequence[Config], layers: Layers) -> list[Any] | None:
-    """Return a list by place, each entry that of the layer which now stands there; None where there is no such list."""
+    """Return a per-layer list for the new layers, or None if the configs have no such list."""
     if all(config.get(name) is None for config in configs):
         return None
     gathered = []
-    for place, sources in enumerate(layers):
-        found = [configs[model][name][layer] for model, layer in sources]
-        if any(value != found[0] for value in found):
+    for index, sources in enumerate(layers):
+        values = [configs[model][name][layer] for model, layer in sources]
+        if any(value != values[0] for value in values):
             raise MismatchError(
-                f"layer {place} of the plan would merge layers of different kinds: {name} is "
-                f"{', '.join(str(value) for value in found)}."
+                f"layer {index} of the plan would merge layers of different types: {name} is "
+                f"{', '.join(str(value) for value in values)}."
             )
-        gathered.append(found[0])
+        gathered.append(values[0])
     return gathered
 
 
 def _without_stale_rules(config: Config) -> dict[str, Any]:
-    """Return the config without rules that its lists no longer follow; a window's beginning is moved where it can be."""
+    """Return the config without RULES that contradict its lists; max_window_layers is updated if that suffices."""
     stated = {name: config[name] for name in PER_LAYER if config.get(name) is not None}
     if not stated:
         return dict(config)

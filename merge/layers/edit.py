@@ -1,4 +1,4 @@
-"""Editing one checkpoint's layers: drop, reorder, repeat. Tensors are copied byte for byte; nothing is computed."""
+"""Edit the layers of one checkpoint: drop, reorder, repeat. Tensors are copied byte for byte."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "edit.json"
-# Files that say how the input was made, which is not how the output was.
-OF_THE_INPUT = (MANIFEST, "merge.json", "recipe.yaml")
+# Files that describe how the input was made, which are not copied.
+INPUT_RECORDS = (MANIFEST, "merge.json", "recipe.yaml")
 
 
 @dataclass(frozen=True)
 class EditReport:
-    """What an edit did, or in a dry run would do.
+    """The result of an edit, or in a dry run the planned result.
 
     Attributes:
         checkpoint: the input, with the tensors of its sentence-transformers modules.
-        plan: which layers the output has.
+        plan: the layers of the output.
         config: config.json of the output.
-        tensors: where its tensors come from, and which input tensors are in none.
-        notes: what the user should know.
+        tensors: the sources of its tensors, and the input tensors left out.
+        notes: notes for the user.
         importance: the layers' importance, if the layers to drop were chosen by it.
-        bytes: of all tensors written; 0 in a dry run.
+        bytes: size of all tensors written; 0 in a dry run.
     """
 
     checkpoint: Checkpoint
@@ -68,18 +68,18 @@ class EditReport:
 
     @property
     def total(self) -> int:
-        """How many layers the input has."""
+        """The number of layers of the input."""
         return layer_count(self.checkpoint.config, self.plan.stack)
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """The input's layers that the output has not."""
+        """The layers of the input that the output lacks."""
         kept = {layer for sources in self.plan.layers for _, layer in sources}
         return tuple(layer for layer in range(self.total) if layer not in kept)
 
     @property
     def changed(self) -> dict[str, list[Any]]:
-        """Config key -> [before, after]; null where it is not stated."""
+        """Config key -> [before, after]; None where the key is missing."""
         before, after = self.checkpoint.config, self.config
         keys = [*before, *(key for key in after if key not in before)]
         return {k: [before.get(k), after.get(k)] for k in keys if before.get(k) != after.get(k)}
@@ -114,25 +114,27 @@ def edit_layers(
     dry_run: bool = False,
     importance: LayerImportance | None = None,
 ) -> EditReport:
-    """Write a checkpoint with the layers of a plan, checked by loading it; with `dry_run` only say what it would hold.
+    """Write a checkpoint with the layers of a plan and check that it loads; with `dry_run` only return the report.
 
-    The modules of a sentence-transformers folder go along as they are, weights and all.
+    The modules of a sentence-transformers folder are copied unchanged.
 
     Raises:
-        MergeError: a child of it for every fault of plan, input or output; nothing is left half written.
+        MergeError: a subclass for every error in plan, input or output; no incomplete output is left.
     """
     begun = time.monotonic()
-    merged = [place for place, sources in enumerate(plan.layers) if len(sources) > 1]
+    merged = [index for index, sources in enumerate(plan.layers) if len(sources) > 1]
     if merged:
-        raise UsageError(f"layer {merged[0]} of the plan is a merge of several; an edit only copies. Use merge-models.")
+        raise UsageError(
+            f"layer {merged[0]} of the plan merges several layers, but edit-layers only copies. Use merge-models."
+        )
     check_output(output, force, [checkpoint.folder])
     check_edited(checkpoint)
     config = planned_config(checkpoint.config, plan)
     tensors = _planned(checkpoint, plan)
     notes = (*checkpoint.notes, *plan_notes(checkpoint.config, plan), *(importance.notes if importance else ()))
-    stale = [name for name in checkpoint.side_files if name in OF_THE_INPUT]
-    if left := [*checkpoint.left_behind, *stale]:
-        notes = (*notes, f"not copied from {checkpoint.source}: {', '.join(left)}")
+    stale = [name for name in checkpoint.side_files if name in INPUT_RECORDS]
+    if not_copied := [*checkpoint.left_behind, *stale]:
+        notes = (*notes, f"not copied from {checkpoint.source}: {', '.join(not_copied)}")
     report = EditReport(checkpoint, plan, output, config, tensors, notes, importance, 0, 0.0)
     _check_space(report)
     if not dry_run:
@@ -142,18 +144,18 @@ def edit_layers(
 
 
 def _planned(checkpoint: Checkpoint, plan: LayerPlan) -> PlannedTensors:
-    """Return where the tensors of the output come from: the model's by the plan, those of modules from themselves."""
+    """Return the sources of the output's tensors: the model's by the plan, those of modules unchanged."""
     planned = planned_tensors(checkpoint.config, checkpoint.encoder.shapes, plan)
     modules = {name: ((0, name),) for name in checkpoint.tensors if is_module_tensor(name)}
     return replace(planned, sources={**planned.sources, **modules})
 
 
 def _write(folder: Path, report: EditReport) -> EditReport:
-    """Write everything the edited checkpoint is made of, and check that it loads."""
+    """Write all files of the edited checkpoint, and check that it loads."""
     checkpoint = report.checkpoint
     total = _copy_tensors(folder, report)
     write_json(folder / "config.json", report.config)
-    kept = tuple(name for name in checkpoint.side_files if name not in OF_THE_INPUT)
+    kept = tuple(name for name in checkpoint.side_files if name not in INPUT_RECORDS)
     copy_side_files(checkpoint.folder, kept, folder)
     notes = reload_check(folder, report.config, checkpoint.folder)
     report = replace(report, bytes=total, notes=(*report.notes, *notes))
@@ -163,15 +165,15 @@ def _write(folder: Path, report: EditReport) -> EditReport:
 
 
 def _copy_tensors(folder: Path, report: EditReport) -> int:
-    """Write every tensor, the model's into the folder and each module's into its own; return the bytes of all."""
+    """Write all tensors, each module's into its own folder, and return their size in bytes."""
     from safetensors.torch import _TYPES
 
-    checkpoint, places = report.checkpoint, dict[str, dict[str, str]]()
+    checkpoint, folders = report.checkpoint, dict[str, dict[str, str]]()
     for name, ((_, source),) in report.tensors.sources.items():
-        place, _, own = name.rpartition("/") if is_module_tensor(name) else ("", "", checkpoint.written_name(name))
-        places.setdefault(place, {})[own] = source
+        module, _, written = name.rpartition("/") if is_module_tensor(name) else ("", "", checkpoint.written_name(name))
+        folders.setdefault(module, {})[written] = source
     ticks, total = iter(track(list(report.tensors.sources), "copying tensors")), 0
-    for place, sources in places.items():
+    for module, sources in folders.items():
         layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
             written: (_TYPES[checkpoint.tensors[name].dtype], checkpoint.tensors[name].shape)
             for written, name in sources.items()
@@ -181,14 +183,14 @@ def _copy_tensors(folder: Path, report: EditReport) -> int:
             next(ticks)
             return checkpoint.tensor(sources[written])
 
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        total += write_weights(folder / place, layout, tensor_of)
+        (folder / module).mkdir(parents=True, exist_ok=True)
+        total += write_weights(folder / module, layout, tensor_of)
     next(ticks, None)
     return total
 
 
 def edit_facts(report: EditReport) -> dict[str, Any]:
-    """Return what manifest and terminal say of an edit: no times, no machine, so the same edit gives the same bytes."""
+    """Return the facts of an edit for manifest and terminal; without times, so that equal edits give equal bytes."""
     checkpoint = report.checkpoint
     return {
         "architecture": checkpoint.architecture,
@@ -213,7 +215,7 @@ def edit_facts(report: EditReport) -> dict[str, Any]:
 
 
 def manifest(report: EditReport, folder: Path) -> dict[str, Any]:
-    """Return edit.json: the input by hash, which layer came from where, and the hash of every file written."""
+    """Return edit.json: the hash of the input, the sources of the layers, and the hash of every file written."""
     packages = ("merge-models", "torch", "transformers", "safetensors")
     versions = {name: importlib.metadata.version(name) for name in packages}
     files = {p.relative_to(folder).as_posix(): file_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -221,7 +223,7 @@ def manifest(report: EditReport, folder: Path) -> dict[str, Any]:
 
 
 def card(report: EditReport) -> str:
-    """Return README.md of the output: base model by Hub id only, the licence as the input states it, the layers."""
+    """Return README.md of the output: the base model if it is a Hub id, the input's licence, and the layers."""
     import yaml
 
     checkpoint = report.checkpoint
@@ -238,7 +240,7 @@ def card(report: EditReport) -> str:
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {report.output.name}",
         f"{len(report.plan.layers)} layers of the {report.total} of {checkpoint.source}, in this order and counted from "
-        f"0: {kept}. Made with `edit-layers` of merge-models; nothing was trained, tensors are copied byte for byte.",
+        f"0: {kept}. Made with `edit-layers` of merge-models; tensors were copied byte for byte, without training.",
         f"Input: {checkpoint.source}, commit {checkpoint.commit or 'none (local)'}, SHA-256 of its content "
         f"`{checkpoint.encoder.content_hash[:16]}`. Files, versions and hashes: `{MANIFEST}`.",
     ]
@@ -248,9 +250,11 @@ def card(report: EditReport) -> str:
 
 
 def _check_space(report: EditReport) -> None:
-    held = report.checkpoint.tensors
-    need = sum(held[name].nbytes for ((_, name),) in report.tensors.sources.values())
-    place = next(folder for folder in report.output.resolve().parents if folder.exists())
-    free = shutil.disk_usage(place).free
+    tensors = report.checkpoint.tensors
+    need = sum(tensors[name].nbytes for ((_, name),) in report.tensors.sources.values())
+    parent = next(folder for folder in report.output.resolve().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
     if need > free:
-        raise OutputError(f"the disk of {report.output} has {free / 1e9:.1f} GB free; this needs {need / 1e9:.1f} GB.")
+        raise OutputError(
+            f"the disk of {report.output} has {free / 1e9:.1f} GB free, but this needs {need / 1e9:.1f} GB."
+        )

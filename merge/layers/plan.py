@@ -1,9 +1,8 @@
-"""LayerPlan: which layers, of which models and in which order, make up the output model.
+"""Layer plans: the layers of the output model, by model and order.
 
-An output layer is a copy of one layer, or several that a method merges. Dropping, reordering, repeating layers and
-stitching slices of several models together are all such lists. A plan is made and checked from headers: it says for
-every output tensor where it comes from, for every input tensor that goes nowhere that it does, and what config.json
-has to say. Layers are counted from 0.
+An output layer is a copy of one layer, or a merge of several. Dropping, reordering and repeating layers and stacking
+slices of several models are all such plans. A plan is made and checked from file headers: it gives the sources of every
+output tensor, the input tensors that are left out, and the new config.json. Layers are counted from 0.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The output layers in order, each as (model, layer) pairs: one pair is a copy, several are merged.
+    """The output layers in order, each with its (model, layer) sources: one is copied, several are merged.
 
     Attributes:
-        layers: for each output layer its sources.
-        stack: which list of layers, for architectures with several (text, vision; encoder, decoder).
+        layers: the sources of each output layer.
+        stack: the list of layers, in architectures with several (text, vision; encoder, decoder).
     """
 
     layers: Layers
@@ -36,24 +35,24 @@ class LayerPlan:
 
     def __post_init__(self) -> None:
         if not self.layers or not all(self.layers):
-            raise UsageError("a layer plan with no layer, or with a layer made of nothing. Keep at least one.")
+            raise UsageError("a layer plan needs at least one layer, and each layer a source.")
 
     @classmethod
     def keep(cls, layers: Sequence[int], stack: str = "") -> LayerPlan:
-        """Return the plan of one model with these of its layers, in this order; a layer may stand twice."""
+        """Return the plan of one model with these layers in this order; a layer may be repeated."""
         return cls(tuple(((0, layer),) for layer in layers), stack)
 
     @classmethod
     def without(cls, dropped: Sequence[int], total: int, stack: str = "") -> LayerPlan:
-        """Return the plan of one model of `total` layers without some.
+        """Return the plan of one model of `total` layers without the dropped ones.
 
         Raises:
             UsageError: a layer is out of range or named twice, or none would be left.
         """
         _check_range(dropped, total, "layers to drop")
-        twice = sorted({layer for layer in dropped if list(dropped).count(layer) > 1})
-        if twice:
-            raise UsageError(f"layer {twice[0]} is to be dropped twice. Name it once.")
+        repeated = sorted({layer for layer in dropped if list(dropped).count(layer) > 1})
+        if repeated:
+            raise UsageError(f"layer {repeated[0]} is listed twice among the layers to drop. List it once.")
         if len(dropped) == total:
             raise UsageError(f"all {total} layers would be dropped. Keep at least one.")
         return cls.keep([layer for layer in range(total) if layer not in dropped], stack)
@@ -62,14 +61,14 @@ class LayerPlan:
     def drop(
         cls, strategy: str, count: int, total: int, scores: Sequence[float] | None = None, stack: str = ""
     ) -> LayerPlan:
-        """Return the plan of one model of `total` layers without the `count` that a strategy picks (`dropped_layers`)."""
+        """Return the plan of one model of `total` layers without the `count` layers selected by a strategy."""
         return cls.without(dropped_layers(strategy, count, total, scores), total, stack)
 
     @classmethod
     def from_slices(cls, slices: Sequence[Sequence[tuple[int, Sequence[int]]]], stack: str = "") -> LayerPlan:
-        """Return the plan of slices one after the other, each a list of sources: a model's number and its layers.
+        """Return the plan of consecutive slices, each a list of sources: a model's number and its layers.
 
-        Layer i of a slice is made of layer i of each source, so the sources of a slice are equally long.
+        Layer i of a slice merges layer i of each source, so the sources of a slice have equally many layers.
 
         Raises:
             UsageError: a slice has no source, or sources of different lengths.
@@ -80,33 +79,35 @@ class LayerPlan:
             if not sources or 0 in lengths:
                 raise UsageError(f"slice {number} has no layers. Give it a model and layers, such as 0-3.")
             if len(set(lengths)) > 1:
-                found = ", ".join(
+                counts = ", ".join(
                     f"{length} of model {model}" for length, (model, _) in zip(lengths, sources, strict=True)
                 )
-                raise UsageError(f"slice {number} takes {found} layers. Its sources must be equally long to be merged.")
+                raise UsageError(
+                    f"slice {number} takes {counts} layers. All sources of a slice need the same number of layers."
+                )
             layers += [tuple((model, chosen[i]) for model, chosen in sources) for i in range(lengths[0])]
         return cls(tuple(layers), stack)
 
     @property
     def models(self) -> tuple[int, ...]:
-        """The models that layers come from, in order."""
+        """The numbers of the models that layers come from, in ascending order."""
         return tuple(sorted({model for sources in self.layers for model, _ in sources}))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return which layer came from where, for a manifest."""
+        """Return the sources of each layer, for a manifest."""
         return [
-            {"layer": place, "from": [{"model": model, "layer": layer} for model, layer in sources]}
-            for place, sources in enumerate(self.layers)
+            {"layer": index, "from": [{"model": model, "layer": layer} for model, layer in sources]}
+            for index, sources in enumerate(self.layers)
         ]
 
 
 @dataclass(frozen=True)
 class PlannedTensors:
-    """Where every output tensor comes from, and what goes nowhere.
+    """The sources of every output tensor, and the input tensors left out.
 
     Attributes:
-        sources: output name -> (model, input name) pairs, in the order of the output; one is a copy, several are merged.
-        left_out: (model, input name) of every input tensor that no output is made of.
+        sources: output name -> (model, input name) pairs, in the order of the output; one is copied, several are merged.
+        left_out: (model, input name) of every input tensor without an output.
     """
 
     sources: Mapping[str, tuple[tuple[int, str], ...]]
@@ -114,21 +115,23 @@ class PlannedTensors:
 
 
 def parse_layers(text: str, total: int | None = None) -> tuple[int, ...]:
-    """Return the layers that a text such as "9-11,3" names, in its order; ranges hold both their ends.
+    """Return the layers of a text such as "9-11,3", in its order; ranges include both ends.
 
     Args:
-        total: how many layers there are; None leaves the range unchecked.
+        total: the number of layers, as an upper limit; None for no limit.
     Raises:
-        UsageError: it is no such text, a range runs backwards, or a layer is out of range.
+        UsageError: the text has another form, a range is descending, or a layer is out of range.
     """
     layers: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part, re.ASCII)
-        if found is None:
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part, re.ASCII)
+        if match is None:
             raise UsageError(f"layers are numbers and ranges separated by commas, such as 9-11,3; found {text!r}.")
-        start, end = int(found[1]), int(found[2] or found[1])
+        start, end = int(match[1]), int(match[2] or match[1])
         if end < start:
-            raise UsageError(f"the range {part.strip()} runs backwards. Name its layers one by one, or turn it round.")
+            raise UsageError(
+                f"the range {part.strip()} is descending. Give the smaller layer first, or list the layers one by one."
+            )
         layers += range(start, end + 1)
     if total is not None:
         _check_range(layers, total, f"layers {text!r}")
@@ -136,7 +139,7 @@ def parse_layers(text: str, total: int | None = None) -> tuple[int, ...]:
 
 
 def format_layers(layers: Sequence[int]) -> str:
-    """Return the text that `parse_layers` reads back as these layers: ranges where they follow one another."""
+    """Return layers as text that `parse_layers` reads back, with ranges for consecutive layers."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
@@ -149,23 +152,22 @@ def format_layers(layers: Sequence[int]) -> str:
 def dropped_layers(strategy: str, count: int, total: int, scores: Sequence[float] | None = None) -> tuple[int, ...]:
     """Return the layers that a strategy drops, ascending.
 
-    top: the last `count`; bottom: the first; odd, even: every other layer from the top down, those whose number
-    counted from 1 is odd or even (of 12, four: 5, 7, 9, 11 or 6, 8, 10, 12); symmetric: the middle, as many kept at
-    the bottom as at the top; contribution: those whose score, how much a layer changes what it is given, is least (of equal
-    ones the upper).
+    top: the last `count`; bottom: the first; odd, even: every other layer from the top down, those with an odd or even
+    number counted from 1 (of 12, four: 5, 7, 9, 11 or 6, 8, 10, 12); symmetric: the middle, with equally many kept at
+    the bottom and the top; contribution: those with the lowest importance scores (of equal scores the upper layer).
 
     Args:
-        scores: one for each layer; for contribution alone.
+        scores: the importance of each layer, for contribution only.
     Raises:
-        UsageError: the strategy is unknown or cannot drop as many.
+        UsageError: the strategy is unknown or cannot drop that many.
     Source: Sajjad et al. 2023, arXiv:2004.03844, section 3.
     """
     if strategy not in STRATEGIES:
         raise UsageError(f"unknown strategy {strategy!r}.{nearest(strategy, STRATEGIES)}")
     if not 0 < count < total:
-        raise UsageError(f"{count} layers to drop of {total}: expected 1 to {total - 1}.")
+        raise UsageError(f"cannot drop {count} of {total} layers: expected 1 to {total - 1}.")
     if strategy != "contribution" and scores is not None:
-        raise UsageError(f"strategy {strategy} takes no scores; they belong to contribution.")
+        raise UsageError(f"strategy {strategy} takes no scores; only contribution does.")
     if strategy == "top":
         return tuple(range(total - count, total))
     if strategy == "bottom":
@@ -175,8 +177,8 @@ def dropped_layers(strategy: str, count: int, total: int, scores: Sequence[float
     if strategy == "symmetric":
         if (total - count) % 2:
             raise UsageError(
-                f"symmetric keeps as many layers at the bottom as at the top, so {count} of {total} cannot be dropped: "
-                f"{total - count} are left, an odd number."
+                f"symmetric keeps equally many layers at the bottom and at the top, but dropping {count} of {total} leaves "
+                f"{total - count}, an odd number."
             )
         kept = (total - count) // 2
         return tuple(range(kept, total - kept))
@@ -187,56 +189,56 @@ def dropped_layers(strategy: str, count: int, total: int, scores: Sequence[float
 
 
 def planned_config(configs: Config | Sequence[Config], plan: LayerPlan) -> dict[str, Any]:
-    """Return config.json of the output: the first model's, with all that depends on its layers rewritten.
+    """Return config.json of the output: the first model's, with every key that depends on layers rewritten.
 
     Args:
-        configs: of each model, or of the only one.
+        configs: the config of each model, or of the only model.
     Raises:
-        UsageError: a layer is out of range, the family is not known, or the architecture cannot say what is planned.
+        UsageError: a layer is out of range, the family is unknown, or the architecture cannot express the plan.
         MismatchError: the models, or layers to be merged, do not fit together.
     """
     return rewrite_config(_each(configs), plan.layers, plan.stack)
 
 
 def plan_notes(configs: Config | Sequence[Config], plan: LayerPlan) -> tuple[str, ...]:
-    """Return what a user should know of the plan although nothing is wrong with it."""
+    """Return notes for the user on the consequences of the plan."""
     return config_notes(_each(configs), plan.layers, plan.stack)
 
 
 def planned_tensors(
     configs: Config | Sequence[Config], shapes: Shapes | Sequence[Shapes], plan: LayerPlan
 ) -> PlannedTensors:
-    """Return for every output tensor the input tensors it is made of.
+    """Return the source tensors of every output tensor.
 
-    What acts before the layers (embeddings) comes from the models of the first output layer, everything else that is
-    no layer's from those of the last; where these are several it is merged like a layer.
+    Tensors that act before the layers (embeddings) come from the models of the first output layer, all other tensors
+    outside the layers from those of the last; from several models they are merged like a layer.
 
     Args:
-        configs: of each model, or of the only one.
-        shapes: canonical name -> shape, likewise.
+        configs: the config of each model, or of the only model.
+        shapes: canonical name -> shape, for each model or the only one.
     Raises:
         UsageError: as `planned_config`.
-        MismatchError: a tensor is missing in one of the models it should come from, or differs in shape.
+        MismatchError: a source tensor is missing, or differs in shape from the tensors it is merged with.
     """
     configs, shapes = _each(configs), [shapes] if isinstance(shapes, Mapping) else list(shapes)
     check_layers(configs, plan.layers, plan.stack)
     family = str(configs[0]["model_type"])
     if stack_of(family, plan.stack).name and len({frozenset(m for m, _ in sources) for sources in plan.layers}) > 1:
         raise MismatchError(
-            f"slices of different models are for architectures with one list of layers, not for {family}."
+            f"slices of different models need an architecture with one list of layers, which {family} is not."
         )
     parts = [{name: layer_of(name, family, plan.stack) for name in model} for model in shapes]
-    first, last = (tuple(dict.fromkeys(model for model, _ in plan.layers[place])) for place in (0, -1))
+    first, last = (tuple(dict.fromkeys(model for model, _ in plan.layers[end])) for end in (0, -1))
 
-    def others(models: tuple[int, ...], early: bool) -> dict[str, tuple[tuple[int, str], ...]]:
-        """Return the sources of tensors that are no layer's: those that act before the layers, or all others."""
+    def outside(models: tuple[int, ...], early: bool) -> dict[str, tuple[tuple[int, str], ...]]:
+        """Return the sources of tensors outside the layers: those that act before the layers, or all others."""
         names = [name for name, part in parts[models[0]].items() if part is None]
         chosen = [name for name in names if before_layers(name, family, plan.stack) == early]
         return {name: tuple((model, name) for model in models) for name in chosen}
 
-    sources = others(first, True) | _layer_tensors(parts, stored_layers(configs, plan.layers)) | others(last, False)
+    sources = outside(first, True) | _layer_tensors(parts, stored_layers(configs, plan.layers)) | outside(last, False)
     _check_shapes(sources, shapes, family, plan.stack)
-    used = {source for made_of in sources.values() for source in made_of}
+    used = {source for pairs in sources.values() for source in pairs}
     return PlannedTensors(sources, tuple((m, n) for m, model in enumerate(shapes) for n in model if (m, n) not in used))
 
 
@@ -244,41 +246,43 @@ def _layer_tensors(
     parts: Sequence[Mapping[str, tuple[str, int, str] | None]], layers: Layers
 ) -> dict[str, tuple[tuple[int, str], ...]]:
     """Return the sources of every tensor of every output layer."""
-    held: dict[tuple[int, int], dict[str, str]] = {}
+    prefixes: dict[tuple[int, int], dict[str, str]] = {}  # (model, layer) -> suffix -> prefix
     for model, named in enumerate(parts):
         for part in named.values():
             if part is not None:
-                held.setdefault((model, part[1]), {})[part[2]] = part[0]
+                prefixes.setdefault((model, part[1]), {})[part[2]] = part[0]
     sources: dict[str, tuple[tuple[int, str], ...]] = {}
-    for place, made_of in enumerate(layers):
-        first = held.get(made_of[0], {})
-        for model, layer in made_of:
-            other = held.get((model, layer), {})
+    for index, pairs in enumerate(layers):
+        first = prefixes.get(pairs[0], {})
+        for model, layer in pairs:
+            other = prefixes.get((model, layer), {})
             if not other or other.keys() != first.keys():
                 odd = sorted(first.keys() ^ other.keys())
                 raise MismatchError(
-                    f"layer {layer} of model {model} holds "
+                    f"layer {layer} of model {model} has "
                     + (f"other tensors than the layer it is merged with: {odd[0][1:]}." if odd else "no tensors.")
                 )
         for suffix, prefix in first.items():
-            sources[f"{prefix}{place}{suffix}"] = tuple((m, f"{held[m, i][suffix]}{i}{suffix}") for m, i in made_of)
+            sources[f"{prefix}{index}{suffix}"] = tuple((m, f"{prefixes[m, i][suffix]}{i}{suffix}") for m, i in pairs)
     return sources
 
 
 def _check_shapes(
     sources: Mapping[str, tuple[tuple[int, str], ...]], shapes: Sequence[Shapes], family: str, stack: str
 ) -> None:
-    """Stop when a source is missing, or tensors of one name, or of one part of a layer, differ in shape."""
-    seen: dict[str, tuple[tuple[int, ...], int, str]] = {}
-    for output, made_of in sources.items():
+    """Stop when a source is missing, or tensors of one name or one part of a layer differ in shape."""
+    expected: dict[str, tuple[tuple[int, ...], int, str]] = {}
+    for output, pairs in sources.items():
         part = layer_of(output, family, stack)
-        for model, name in made_of:
+        for model, name in pairs:
             if name not in shapes[model]:
-                raise MismatchError(f"model {model} lacks {name}, which the plan takes from it too.")
+                raise MismatchError(f"model {model} lacks {name}, which the plan needs.")
             shape = shapes[model][name]
-            due, other, like = seen.setdefault(part[2] if part else output, (shape, model, name))
-            if shape != due:
-                raise MismatchError(f"{name} of model {model} is {shape}, but {like} of model {other} is {due}.")
+            shape_due, other, like = expected.setdefault(part[2] if part else output, (shape, model, name))
+            if shape != shape_due:
+                raise MismatchError(
+                    f"{name} of model {model} has shape {shape}, but {like} of model {other} has {shape_due}."
+                )
 
 
 def _least(scores: Sequence[float] | None, count: int, total: int) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
-"""Where the layers of each architecture lie: the table behind every layer plan.
+"""Table of the layer lists (stacks) of each architecture: the names of their tensors and config keys.
 
-A checkpoint's tensors belong to a layer, or stand before the layers, or after them. Which, no name says by itself: the
-first number in `transformer.layer.3.ff.layer_1.weight` is a layer of XLNet, in `encoder.block.3.layer.0.` of T5 the
-first is and the second is not. So it is stated here, once for each model_type, and tested against what transformers builds.
+A tensor of a checkpoint belongs to a layer, or acts before or after the layers. The name alone does not tell which: in
+`transformer.layer.3.ff.layer_1.weight` of XLNet and `encoder.block.3.layer.0.` of T5 only the first number is a layer. So
+the table lists every model_type; tests compare it with the modules that transformers builds.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ class Stack:
     """One list of layers of an architecture.
 
     Attributes:
-        paths: where the layers lie below the base model, as checkpoints name it: `encoder.layer` for `encoder.layer.3.`;
-            two where transformers writes either.
-        count: the config key of their number; `text_config.num_hidden_layers` is inside text_config.
-        aliases: other keys that transformers reads the number from, and older configs hold beside the first.
-        name: what a plan calls it; empty where an architecture has only one.
-        before: beginnings of the names of tensors that act before the layers; what is neither these nor a layer's
-            acts after them.
-        first: parts that only the first place has, whichever layer stands there.
-        lacks: a part that the first layer, and no other, lacks, so that no other layer can be first and it nowhere else.
+        paths: path of the layers below the base model in checkpoints: `encoder.layer` for `encoder.layer.3.`; two where
+            transformers writes either.
+        count: config key of their number; `text_config.num_hidden_layers` is inside text_config.
+        aliases: other config keys of the number, which older configs hold too.
+        name: its name in a plan; empty if the architecture has only one list.
+        before: prefixes of tensors that act before the layers; all other tensors outside the layers act after them.
+        first: suffixes of tensors that belong to the first index, whichever layer is there.
+        lacks: a part that only the first layer lacks, so that layer 0 must be first and only there.
     """
 
     paths: tuple[str, ...]
@@ -42,7 +41,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Family:
-    """The lists of layers of one model_type, and how names of its base model begin."""
+    """The lists of layers of one model_type, and the name prefix of its base model."""
 
     base: str
     stacks: tuple[Stack, ...]
@@ -60,7 +59,7 @@ ALIAS = ("num_hidden_layers",)
 T5_BIAS = ("layer.0.SelfAttention.relative_attention_bias.weight",)
 DEBERTA = ("embeddings.", "encoder.rel_embeddings.", "encoder.LayerNorm.", "encoder.conv.")
 
-# The module of ViT and DeiT was renamed: files hold the old path, or the new one if the model was made from such names.
+# transformers renamed the module of ViT and DeiT: files have the old or the new path.
 FAMILIES: dict[str, Family] = {
     "albert": _one("albert", "encoder.albert_layer_groups", "embeddings.", "encoder.embedding_hidden_mapping_in."),
     "bart": Family(
@@ -115,55 +114,55 @@ FAMILIES: dict[str, Family] = {
 
 
 def stack_of(model_type: str, name: str = "") -> Stack:
-    """Return the list of layers that a plan is about.
+    """Return a list of layers of an architecture by name.
 
     Raises:
-        UsageError: the family is not in the table, has no such list, or has several and none was named.
+        UsageError: the family is not in the table, has no such list, or has several and no name was given.
     """
     if model_type not in FAMILIES:
         raise UsageError(
-            f"where the layers of a {model_type!r} model lie is not known, so they cannot be planned."
+            f"layers of {model_type!r} models cannot be edited: the architecture is not in the table of layers."
             f"{nearest(model_type, FAMILIES)}"
         )
     stacks = {stack.name: stack for stack in FAMILIES[model_type].stacks}
     if name in stacks:
         return stacks[name]
     if not name:
-        raise UsageError(f"a {model_type} model has {len(stacks)} lists of layers: say which, {' or '.join(stacks)}.")
+        raise UsageError(f"a {model_type} model has {len(stacks)} lists of layers. Give one: {' or '.join(stacks)}.")
     if "" in stacks:
-        raise UsageError(f"a {model_type} model has one list of layers, and none called {name!r}. Name no stack.")
-    raise UsageError(f"a {model_type} model has no list of layers {name!r}.{nearest(name, stacks)}")
+        raise UsageError(f"a {model_type} model has only one list of layers, not {name!r}. Leave the stack out.")
+    raise UsageError(f"a {model_type} model has no list of layers named {name!r}.{nearest(name, stacks)}")
 
 
 def layer_of(name: str, model_type: str, stack: str = "") -> tuple[str, int, str] | None:
-    """Return a canonical tensor name as (what stands before the layer's index, the index, what follows), or None.
+    """Return a canonical tensor name as (prefix, index of the layer, suffix), or None for a tensor outside the layers.
 
-    None says that the tensor is not of a layer of this list. `prefix + str(index) + suffix` is the name again. What
-    belongs to the first place and not to a layer (T5's table of relative positions) is None too.
+    `prefix + str(index) + suffix` is the name. Tensors that belong to the first index instead of a layer (T5's table of
+    relative positions) count as outside.
 
     Raises:
         UsageError: as `stack_of`.
     """
-    listed = stack_of(model_type, stack)
-    base, paths = re.escape(FAMILIES[model_type].base), "|".join(map(re.escape, listed.paths))
-    found = re.match(rf"((?:{base}\.)?(?:{paths})\.)(\d+)(\.(.+))$", name)
-    if found is None or found[4] in listed.first:
+    chosen = stack_of(model_type, stack)
+    base, paths = re.escape(FAMILIES[model_type].base), "|".join(map(re.escape, chosen.paths))
+    match = re.match(rf"((?:{base}\.)?(?:{paths})\.)(\d+)(\.(.+))$", name)
+    if match is None or match[4] in chosen.first:
         return None
-    return found[1], int(found[2]), found[3]
+    return match[1], int(match[2]), match[3]
 
 
 def before_layers(name: str, model_type: str, stack: str = "") -> bool:
-    """Say whether a tensor that is no layer's acts before the layers: embeddings and what they need."""
-    listed = stack_of(model_type, stack)
-    return name.removeprefix(f"{FAMILIES[model_type].base}.").startswith(listed.before)
+    """Return whether a tensor outside the layers acts before them, as embeddings do."""
+    chosen = stack_of(model_type, stack)
+    return name.removeprefix(f"{FAMILIES[model_type].base}.").startswith(chosen.before)
 
 
 def layer_count(config: Mapping[str, Any], stack: str = "") -> int:
-    """Return how many layers a config states, the family's default where it states none.
+    """Return the number of layers in a config, or the family's default if it has none.
 
     Raises:
         UsageError: as `stack_of`.
-        CheckpointError: the config is not one transformers understands.
+        CheckpointError: transformers cannot read the config.
     """
     *outer, key = stack_of(str(config.get("model_type")), stack).count.split(".")
     inner: Any = config
@@ -173,7 +172,7 @@ def layer_count(config: Mapping[str, Any], stack: str = "") -> int:
         return int(inner[key])
     from merge.checkpoints.transformers_model import model_config
 
-    value: Any = model_config(config)  # what the family has where nothing is stated
+    value: Any = model_config(config)  # the default of the family
     for part in (*outer, key):
         value = getattr(value, part)
     return int(value)

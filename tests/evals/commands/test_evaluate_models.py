@@ -728,5 +728,5 @@ merge.entry.evaluate_models()
 """
     done = subprocess_of(program, PYTHONPATH="")
     assert done.returncode == 1
-    assert "found at no place" in done.stderr
+    assert "found none." in done.stderr
     assert done.stderr.count("\n") == 1
