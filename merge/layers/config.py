@@ -71,7 +71,7 @@ def check_layers(configs: Sequence[Config], layers: Layers, stack: str = "") -> 
         for model, layer in sources:
             if model >= len(totals):
                 raise UsageError(
-                    f"layer {index} of the plan is from model {model}, but there are {len(totals)} models, from 0."
+                    f"layer {index} of the plan is from model {model}, but the models are 0 to {len(totals) - 1}."
                 )
             if layer >= totals[model]:
                 raise UsageError(

@@ -130,7 +130,7 @@ def parse_layers(text: str, total: int | None = None) -> tuple[int, ...]:
         start, end = int(match[1]), int(match[2] or match[1])
         if end < start:
             raise UsageError(
-                f"the range {part.strip()} is descending. Give the smaller layer first, or list the layers one by one."
+                f"the range {part.strip()} is descending. Put the smaller layer first, or list every layer."
             )
         layers += range(start, end + 1)
     if total is not None:

@@ -55,7 +55,7 @@ def test_an_old_modernbert_config_becomes_one_with_a_list() -> None:
     dropped = planned_config(config, KEEP([0, 2, 3]))
     assert dropped["layer_types"] == ["full_attention", "sliding_attention", "full_attention"]
     assert "global_attn_every_n_layers" not in dropped
-    assert "config.json, as layers no longer follow it: global_attn_every_n_layers" in plan_notes(
+    assert "config.json, as the layers no longer match: global_attn_every_n_layers" in plan_notes(
         config, KEEP([0, 2, 3])
     )[0].replace("left out of ", "")
     kept = planned_config(config, KEEP([0, 1, 2]))
@@ -67,7 +67,7 @@ def test_an_old_modernbert_config_becomes_one_with_a_list() -> None:
 def test_the_first_layer_of_modernbert_stays_first(order: list[int]) -> None:
     """It alone has no attn_norm: elsewhere the norm would be missing, and another layer put first would lose its own."""
     checkpoint = checkpoint_of("modernbert")
-    with pytest.raises(UsageError, match="modernbert: the first layer has no attn_norm"):
+    with pytest.raises(UsageError, match="modernbert: only the first layer has no attn_norm"):
         planned_config(checkpoint.config, KEEP(order))
     with pytest.raises(UsageError, match="attn_norm"):
         planned_tensors(checkpoint.config, checkpoint.shapes, KEEP(order))
@@ -160,7 +160,7 @@ def test_the_group_of_a_layer_is_the_one_transformers_uses() -> None:
 def test_untying_albert_is_said_and_groups_left_alone_are_another_model() -> None:
     checkpoint, plan = albert(2), KEEP([0, 2, 1, 3])
     assert plan_notes(checkpoint.config, plan) == (
-        "weights shared by 2 groups are now stored in 4: this order cannot be shared as before",
+        "ALBERT's 2 groups of shared weights are now stored as 4, as this order of layers needs",
     )
     assert plan_notes(checkpoint.config, KEEP([0, 3])) == ()
     by_hand = sliced_model(checkpoint, [0, 2, 1, 3])
@@ -221,7 +221,7 @@ def test_a_count_left_to_the_family_is_stated() -> None:
 def test_attention_scaled_by_place_lets_no_layer_move() -> None:
     """GPT-2 can divide attention by a layer's number; moved, a layer would be scaled by another."""
     checkpoint = checkpoint_of("gpt2", scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(UsageError, match="moves layer 2 of model 0 to place 1. Only layers from the top"):
+    with pytest.raises(UsageError, match="moves layer 2 of model 0 to index 1. Only the last layers"):
         planned_config(checkpoint.config, KEEP([0, 2, 3]))
     assert difference(planned_model(checkpoint, KEEP([0, 1, 2])), sliced_model(checkpoint, [0, 1, 2])) < 1e-10
     # The control: what is refused is another model.
@@ -246,7 +246,7 @@ def test_the_convolution_of_deberta_is_mentioned() -> None:
 
 def test_layers_of_their_own_sizes_are_refused() -> None:
     config = family_config("llama", per_layer_config={"1": {"intermediate_size": 16}})
-    with pytest.raises(UsageError, match="per_layer_config gives layers sizes of their own"):
+    with pytest.raises(UsageError, match="per_layer_config gives layers different sizes"):
         planned_config(config, KEEP([0, 2]))
 
 
@@ -271,9 +271,9 @@ def test_a_repeated_layer_has_a_cache_of_its_own(kind: str) -> None:
 
 def test_mismatched_stacks_and_ranges_are_said_of_the_plan() -> None:
     config = family_config("bert")
-    with pytest.raises(UsageError, match="layer 1 of the plan is layer 4 of model 0, which has 4: 0 to 3"):
+    with pytest.raises(UsageError, match="layer 1 of the plan is layer 4 of model 0, which has layers 0 to 3"):
         planned_config(config, KEEP([0, 4]))
-    with pytest.raises(UsageError, match="none called 'text'"):
+    with pytest.raises(UsageError, match="only one list of layers, not 'text'"):
         planned_config(config, KEEP([0], "text"))
     with pytest.raises(UsageError, match="not known, so they cannot be planned"):
         planned_config({"model_type": "mamba", "architectures": ["MambaModel"]}, KEEP([0]))

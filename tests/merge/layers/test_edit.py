@@ -210,16 +210,19 @@ BAD = {
     "no count": (["drop", "m", "--strategy", "top"], "--strategy and --count must be given together"),
     "count alone": (["drop", "m", "--layers", "1", "--count", "1"], "--strategy and --count must be given together"),
     "unknown strategy": (["drop", "m", "--strategy", "botom", "--count", "1"], "Did you mean 'bottom'"),
-    "count too large": (["drop", "m", "--strategy", "top", "--count", "6"], "6 layers to drop of 6: expected 1 to 5"),
+    "count too large": (
+        ["drop", "m", "--strategy", "top", "--count", "6"],
+        "cannot drop 6 of 6 layers: expected 1 to 5",
+    ),
     "count too large to measure": (
         ["drop", "m", "--strategy", "contribution", "--count", "9"],
-        "9 layers to drop of 6",
+        "cannot drop 9 of 6 layers",
     ),
-    "symmetric": (["drop", "m", "--strategy", "symmetric", "--count", "3"], "3 are left, an odd number"),
+    "symmetric": (["drop", "m", "--strategy", "symmetric", "--count", "3"], "leaves 3, an odd number"),
     "out of range": (["drop", "m", "--layers", "5-6"], "there is no layer 6; the model has 6, 0 to 5"),
     "not layers": (["drop", "m", "--layers", "five"], "found 'five'"),
     "all": (["drop", "m", "--layers", "0-5"], "all 6 layers would be dropped"),
-    "twice": (["drop", "m", "--layers", "1,1"], "layer 1 is to be dropped twice"),
+    "twice": (["drop", "m", "--layers", "1,1"], "layer 1 is listed twice among the layers to drop"),
     "text for nothing": (
         ["drop", "m", "--layers", "1", "--text", "text.txt"],
         "--text has no effect without --strategy contribution",
@@ -230,7 +233,10 @@ BAD = {
         "names layer 1 twice. Use edit-layers stack to repeat layers",
     ),
     "stack out of range": (["stack", "m", "--layers", "0-9"], "there is no layer 6"),
-    "stack of a family without": (["stack", "m", "--layers", "0", "--stack", "text"], "none called 'text'"),
+    "stack of a family without": (
+        ["stack", "m", "--layers", "0", "--stack", "text"],
+        "only one list of layers, not 'text'",
+    ),
     "output exists": (["drop", "m", "--layers", "1", "-o", "taken"], "output taken exists"),
     "output is the input": (["drop", "m", "--layers", "1", "-o", "m", "--force"], "output m is, or holds, the input"),
     "no such folder": (["drop", "nowhere", "--layers", "1"], "nowhere: no such folder"),
@@ -386,7 +392,7 @@ def test_the_card_states_what_was_done_and_the_licence_of_the_input(run: Run, pl
 
 def test_an_edit_only_copies(place: Path) -> None:
     checkpoint = open_checkpoint("m")
-    with pytest.raises(UsageError, match="layer 1 of the plan is a merge of several; an edit only copies"):
+    with pytest.raises(UsageError, match="layer 1 of the plan merges several layers, but edit-layers only copies"):
         edit_layers(checkpoint, LayerPlan((((0, 0),), ((0, 1), (0, 2)))), place / "out")
     assert not (place / "out").exists()
 
@@ -398,7 +404,7 @@ def test_a_full_disk_is_known_before(place: Path, monkeypatch: pytest.MonkeyPatc
     usage: Any = shutil._ntuple_diskusage(2 * size, size, size)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert edit_layers(checkpoint, LayerPlan.keep(range(6)), place / "fits", dry_run=True).bytes == 0
-    with pytest.raises(OutputError, match="GB free; this needs"):
+    with pytest.raises(OutputError, match="GB free, but this needs"):
         edit_layers(checkpoint, LayerPlan.keep([0, 1, 2, 3, 4, 5, 5]), place / "out", dry_run=True)
 
 

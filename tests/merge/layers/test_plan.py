@@ -79,10 +79,10 @@ def test_contribution_drops_those_that_change_least() -> None:
     ("arguments", "said"),
     [
         (("topp", 1, 4), "unknown strategy 'topp'. Did you mean 'top'"),
-        (("top", 4, 4), "4 layers to drop of 4: expected 1 to 3"),
-        (("top", 0, 4), "0 layers to drop of 4"),
-        (("top", -1, 4), "-1 layers to drop"),
-        (("symmetric", 1, 4), "1 of 4 cannot be dropped: 3 are left, an odd number"),
+        (("top", 4, 4), "cannot drop 4 of 4 layers: expected 1 to 3"),
+        (("top", 0, 4), "cannot drop 0 of 4 layers"),
+        (("top", -1, 4), "cannot drop -1 of 4 layers"),
+        (("symmetric", 1, 4), "dropping 1 of 4 leaves 3, an odd number"),
         (("odd", 3, 5 - 1), "odd can drop 2 of 4 layers, not 3"),
         (("contribution", 1, 4), "needs a score for each of 4 layers, found 0"),
         (("contribution", 1, 4, [0.1, 0.2]), "each of 4 layers, found 2"),
@@ -124,7 +124,7 @@ def test_ranges_hold_both_their_ends(text: str, layers: tuple[int, ...]) -> None
         ("-1", "found '-1'"),
         ("1.5", "found '1.5'"),
         ("²", "found '²'"),
-        ("3-1", "range 3-1 runs backwards"),
+        ("3-1", "range 3-1 is descending"),
         ("9-12", "there is no layer 12; the model has 12, 0 to 11"),
         ("0-99999999", "found '0-99999999'"),
     ],
@@ -155,9 +155,9 @@ def test_slices_follow_one_another_and_their_sources_are_merged() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: LayerPlan.keep([]), "no layer"),
-        (lambda: LayerPlan(((),)), "made of nothing"),
-        (lambda: LayerPlan.without([1, 1], 4), "layer 1 is to be dropped twice"),
+        (lambda: LayerPlan.keep([]), "needs at least one layer"),
+        (lambda: LayerPlan(((),)), "each layer a source"),
+        (lambda: LayerPlan.without([1, 1], 4), "layer 1 is listed twice among the layers to drop"),
         (lambda: LayerPlan.without([4], 4), "there is no layer 4; the model has 4, 0 to 3"),
         (lambda: LayerPlan.without([0, 1], 2), "all 2 layers would be dropped"),
         (lambda: LayerPlan.from_slices([[]]), "slice 0 has no layers"),
@@ -296,15 +296,15 @@ TWO = LayerPlan.from_slices([[(0, (0, 1))], [(1, (2, 3))]])
 @pytest.mark.parametrize(
     ("kinds", "changes", "plan", "error", "said"),
     [
-        (("bert", "electra"), {}, TWO, MismatchError, "different architectures cannot be put together: bert, electra"),
-        (("bert", "bert"), {"num_hidden_layers": 3}, TWO, UsageError, "is layer 3 of model 1, which has 3: 0 to 2"),
-        (("bert",), {}, TWO, UsageError, "layer 2 of the plan is of model 1, but there are 1"),
+        (("bert", "electra"), {}, TWO, MismatchError, "different architectures cannot be combined: bert, electra"),
+        (("bert", "bert"), {"num_hidden_layers": 3}, TWO, UsageError, "is layer 3 of model 1, which has layers 0 to 2"),
+        (("bert",), {}, TWO, UsageError, "layer 2 of the plan is from model 1, but the models are 0 to 0"),
         (
             ("qwen2", "qwen2"),
             {"max_window_layers": 3},
             LayerPlan.from_slices([[(0, (0, 2)), (1, (0, 2))]]),
             MismatchError,
-            "layer 1 of the plan would merge layers of different kinds: layer_types is sliding_attention, full_attention",
+            "layer 1 of the plan would merge layers of different types: layer_types is sliding_attention, full_attention",
         ),
     ],
 )
@@ -327,12 +327,12 @@ def test_a_tensor_that_one_model_lacks_is_named() -> None:
     assert planned_tensors(configs, [a.shapes, a.shapes], both).sources
     with pytest.raises(MismatchError, match="model 1 lacks cls.predictions.bias"):
         planned_tensors(configs, [a.shapes, bare], both)
-    with pytest.raises(MismatchError, match="layer 2 of model 1 holds other tensors .*output"):
+    with pytest.raises(MismatchError, match="layer 2 of model 1 has other tensors .*output"):
         planned_tensors(configs, [a.shapes, layerless], both)
     with pytest.raises(MismatchError, match=re.escape("(24, 41), but bert.encoder.layer.0.output.dense.weight")):
         planned_tensors(configs, [a.shapes, odd], both)
     with pytest.raises(
-        MismatchError, match=re.escape("of model 1 is (32,), but bert.encoder.layer.0.attention.output")
+        MismatchError, match=re.escape("of model 1 has shape (32,), but bert.encoder.layer.0.attention.output")
     ):
         planned_tensors([a.config, wide.config], [a.shapes, wide.shapes], TWO)  # one after the other
     with pytest.raises(MismatchError, match="layer 3 of model 0 holds no tensors"):
@@ -343,5 +343,5 @@ def test_slices_of_different_models_need_one_list_of_layers() -> None:
     """Whose decoder would a stitched encoder have?"""
     a = checkpoint_of("bart")
     plan = LayerPlan.from_slices([[(0, (0, 1))], [(1, (2, 3))]], "encoder")
-    with pytest.raises(MismatchError, match="architectures with one list of layers, not for bart"):
+    with pytest.raises(MismatchError, match="need an architecture with one list of layers, which bart is not"):
         planned_tensors([a.config, a.config], [a.shapes, a.shapes], plan)

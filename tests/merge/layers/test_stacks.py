@@ -126,10 +126,10 @@ def test_files_of_vit_may_hold_the_new_names(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("family", "stack", "said"),
     [
-        ("berd", "", "'berd' model lie is not known.*Did you mean 'bert'"),
-        ("clip", "", "clip model has 2 lists of layers: say which, text or vision"),
-        ("clip", "txt", "no list of layers 'txt'. Did you mean 'text'"),
-        ("bert", "encoder", "bert model has one list of layers, and none called 'encoder'"),
+        ("berd", "", "layers of 'berd' models cannot be edited.*Did you mean 'bert'"),
+        ("clip", "", "clip model has 2 lists of layers. Give one: text or vision"),
+        ("clip", "txt", "no list of layers named 'txt'. Did you mean 'text'"),
+        ("bert", "encoder", "bert model has only one list of layers, not 'encoder'"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(family: str, stack: str, said: str) -> None:

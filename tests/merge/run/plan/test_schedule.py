@@ -182,7 +182,7 @@ def test_layers_that_go_nowhere_are_said(place: Path) -> None:
     ("slices", "expected"),
     [
         ([{"layers": "0-3"}], "3"),
-        ([{"sources": [{"model": "a", "layers": "0-1"}, {"model": "b", "layers": "0"}]}], "equally long"),
+        ([{"sources": [{"model": "a", "layers": "0-1"}, {"model": "b", "layers": "0"}]}], "same number of layers"),
         ([{"layers": "2-x"}], "x"),
     ],
 )
