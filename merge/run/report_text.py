@@ -1,4 +1,4 @@
-"""What a run did, as the terminal shows it."""
+"""The report of a run as text for the terminal."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ if TYPE_CHECKING:
 
 
 def report_text(report: Report, dry_run: bool) -> str:
-    """Return what a run did, for the terminal."""
+    """Return the report of a run as text for the terminal."""
     lines = []
     for aligned in report.rebased.aligned:
         lines += aligned_text(aligned)
     if report.rebased.calibration:
         lines.append(f"calibration text: {report.rebased.calibration}")
-    done = (
+    outcome = (
         "nothing written (dry run)"
         if dry_run
         else f"wrote {report.recipe.output} ({report.bytes:,} bytes), which reloads"
     )
     names = ", ".join(c.source for c in report.models)
     lines.append(
-        f"merged {names} by {report.recipe.method}: {len(report.plan.schedule.jobs)} tensors, {done}; {report.seconds:.1f} s"
+        f"merged {names} by {report.recipe.method}: {len(report.plan.schedule.jobs)} tensors, {outcome}; {report.seconds:.1f} s"
     )
     return "\n".join(lines)
 
 
 def aligned_text(aligned: Aligned) -> list[str]:
-    """Return how one model was aligned, line by line."""
+    """Return the lines of the report on one aligned model."""
     choice, kept = aligned.choice, aligned.choice.kept
     to = "" if aligned.reference == aligned.source else f" to {aligned.reference}"
     lines = [f"aligned {aligned.source}{to} by {aligned.by}"]
@@ -49,7 +49,7 @@ def aligned_text(aligned: Aligned) -> list[str]:
         lines.append(f"  {unit}: {' -> '.join(f'{value:.4g}' for value in objective)}")
     moved = ", ".join(f"{kind} {m} of {n}" for kind, (m, n) in aligned.moved.items())
     proof = aligned.proof
-    lines.append(f"  units that changed place: {moved}")
+    lines.append(f"  units that moved: {moved}")
     lines += [f"  {line}" for line in (aligned.quality.table() if aligned.quality else ())]
     lines.append(
         f"  proof: moving the units of {aligned.source} changed its {', '.join(proof.outputs)} by {proof.error:.1e} standard "
@@ -57,8 +57,8 @@ def aligned_text(aligned: Aligned) -> list[str]:
     )
     if aligned.transform.is_identity and choice.score:
         lines.append(
-            "  nothing moves: half way, no alignment that was tried is nearer to what both models say together"
+            "  nothing moves: at the midpoint, no candidate is closer to the ensemble of both models than no alignment"
         )
     elif aligned.transform.is_identity:
-        lines.append("  nothing had to move: the models already share a basis, as fine-tunes of one start do")
+        lines.append("  nothing had to move: the models already share a basis, as models fine-tuned from one start do")
     return lines

@@ -275,7 +275,7 @@ def test_mismatched_stacks_and_ranges_are_said_of_the_plan() -> None:
         planned_config(config, KEEP([0, 4]))
     with pytest.raises(UsageError, match="only one list of layers, not 'text'"):
         planned_config(config, KEEP([0], "text"))
-    with pytest.raises(UsageError, match="not known, so they cannot be planned"):
+    with pytest.raises(UsageError, match="models cannot be edited: the architecture is not in the table"):
         planned_config({"model_type": "mamba", "architectures": ["MambaModel"]}, KEEP([0]))
     unchanged = copy.deepcopy(config)
     assert planned_config(config, KEEP([3, 0])) == {**planned_config(config, KEEP([0, 1]))}

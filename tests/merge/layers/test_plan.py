@@ -335,7 +335,7 @@ def test_a_tensor_that_one_model_lacks_is_named() -> None:
         MismatchError, match=re.escape("of model 1 has shape (32,), but bert.encoder.layer.0.attention.output")
     ):
         planned_tensors([a.config, wide.config], [a.shapes, wide.shapes], TWO)  # one after the other
-    with pytest.raises(MismatchError, match="layer 3 of model 0 holds no tensors"):
+    with pytest.raises(MismatchError, match="layer 3 of model 0 has no tensors"):
         planned_tensors(a.config, {n: s for n, s in a.shapes.items() if ".layer.3." not in n}, LayerPlan.keep([3]))
 
 
