@@ -1,4 +1,4 @@
-"""Figures of the results: the path between two models, and what makes any figure part of a page."""
+"""The figure of a barrier record: loss and accuracy on the line between two models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.report.svg import _save, numbers, short
+from evals.report.svg import numbers, save_figure, short
 from evals.report.tables import show
 from evals.results.store import Record, model_labels
 from merge.publish.figures import COLOURS, INK, MARKERS, PAPER, figure_settings
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def barrier_plot(record: Record, stem: Path) -> tuple[Path, Path]:
-    """Write <stem>.png and <stem>.svg: loss and accuracy on the way from a to b, with the barrier of each curve."""
-    return _save(barrier_figure(record), stem)
+    """Write <stem>.png and <stem>.svg: loss and accuracy on the line from a to b, with the barrier of each curve."""
+    return save_figure(barrier_figure(record), stem)
 
 
 def barrier_figure(record: Record) -> Figure:
@@ -45,7 +45,7 @@ def barrier_figure(record: Record) -> Figure:
             [*(handle[0] for handle in handles), line, ends, *calibrated[:1]],
             [
                 *names,
-                "straight line between the ends",
+                "straight line between the endpoints",
                 "the models a and b",
                 *["at the best temperature"][: len(calibrated)],
             ],
@@ -65,7 +65,7 @@ def _legend_name(curve: Record) -> str:
 
 
 def _draw_curve(axes: Axes, lam: Sequence[float], values: Sequence[float], at: int) -> tuple[Any, Any, Any]:
-    """Draw one curve with its ends and the straight line between them; return what a legend shows of each."""
+    """Draw a curve, its endpoints and the straight line between them; return the legend handle of each."""
     ends, heights = [lam[0], lam[-1]], [values[0], values[-1]]
     colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
     (curve,) = axes.plot(lam, values, color=colour, marker=marker, markersize=3.5, linewidth=1.6, zorder=3)
@@ -75,7 +75,7 @@ def _draw_curve(axes: Axes, lam: Sequence[float], values: Sequence[float], at: i
 
 
 def _draw_calibrated(axes: Axes, curve: Record, at: int) -> Any:
-    """Draw the losses at the best temperature of each point, in the colour of their curve; return what a legend shows."""
+    """Draw the calibrated losses, in the colour of their curve; return the legend handle."""
     colour = COLOURS[at % len(COLOURS)]
     (line,) = axes.plot(
         curve["lam"], numbers(curve["calibrated"]), color=colour, linestyle=":", linewidth=1.4, zorder=2.5
@@ -84,27 +84,27 @@ def _draw_calibrated(axes: Axes, curve: Record, at: int) -> Any:
 
 
 def _draw_gap(axes: Axes, curve: Record, at: int, shift: float) -> None:
-    """Draw the barrier: the height of the curve above the straight line, where that is largest.
+    """Draw the barrier: the largest height of the curve above the straight line.
 
-    Two curves often have it at the same λ: each arrow stands `shift` aside, and every second one writes on its left.
+    Two curves often have it at the same λ, so arrows are shifted, and every second one has its number on the left.
     """
     from matplotlib.patheffects import withStroke
 
-    gap, where, lam = curve["barrier"], curve["barrier_lam"], curve["lam"]
-    if where is None or gap is None or gap <= 0:
+    gap, peak, lam = curve["barrier"], curve["barrier_lam"], curve["lam"]
+    if peak is None or gap is None or gap <= 0:
         return
     first, last = numbers([curve["loss"][0], curve["loss"][-1]])
-    line = first + (last - first) * (where - lam[0]) / (lam[-1] - lam[0])
+    line = first + (last - first) * (peak - lam[0]) / (lam[-1] - lam[0])
     colour = COLOURS[at % len(COLOURS)]
     arrow = {"arrowstyle": "<->", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (where + shift, line + gap), (where + shift, line), arrowprops=arrow, zorder=5)
-    # A number taller than its gap would lie on the curve: it goes below the line instead.
+    axes.annotate("", (peak + shift, line + gap), (peak + shift, line), arrowprops=arrow, zorder=5)
+    # A number taller than its arrow would cover the curve, so it is written below the line.
     bottom, top = axes.get_ylim()
     tall = gap > 0.1 * (top - bottom)
     side = 1 if at % 2 == 0 else -1
     axes.annotate(
         show(gap),
-        (where + shift, line + gap / 2 if tall else line),
+        (peak + shift, line + gap / 2 if tall else line),
         xytext=(5 * side, 0) if tall else (2 * side, -4),
         textcoords="offset points",
         ha="left" if side > 0 else "right",

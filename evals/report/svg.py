@@ -1,4 +1,4 @@
-"""Figures as SVG text inside a page."""
+"""Figures as files, and as SVG elements for a page."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# On the page these follow the reader's light or dark mode.
+# Colours of a figure -> on the page, those of the light or dark mode.
 THEME = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
 
 
-def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    # Not with_suffix: a stem may hold a dot of its own.
+def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write <stem>.png and <stem>.svg; return both paths."""
+    # Not with_suffix: a stem may contain a dot.
     png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     stem.parent.mkdir(parents=True, exist_ok=True)
     png.write_bytes(rendered(figure, "png"))
@@ -27,12 +28,12 @@ def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> str:
-    """Return the figure as an <svg> element for an HTML page: no links, no comments, ids of its own.
+    """Return the figure as an <svg> element for an HTML page, without links and comments, its ids prefixed.
 
     Args:
-        figure: what barrier_figure or hans_figure returned.
+        figure: of barrier_figure or hans_figure.
         prefix: put before every id, since one page holds several figures.
-        label: what a screen reader says; plain text, escaped here.
+        label: for screen readers; plain text, escaped here.
     """
     text = rendered(figure, "svg").decode()
     text = text[text.index("<svg") :]
@@ -54,6 +55,6 @@ def numbers(values: Any) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
-def short(name: str, most: int = 44) -> str:
-    """Return a name that fits a figure: the end of a long path says more than its start."""
-    return name if len(name) <= most else "…" + name[-(most - 1) :]
+def short(name: str, length: int = 44) -> str:
+    """Return a name shortened for a figure: of a long path the end, which distinguishes models best."""
+    return name if len(name) <= length else "…" + name[-(length - 1) :]

@@ -1,4 +1,8 @@
-"""Rows for the page, the terminal and Markdown; the first row of every table is its header."""
+"""Tables of results, and their text for the terminal, Markdown and CSV; the first row of every table is its header.
+
+The text is written here and not by rich, which wraps and shortens cells to the width of the terminal: a table that is piped
+into a file holds one line a row, whole.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +27,18 @@ class Span(NamedTuple):
 Cell = str | int | float | None | Span
 Row = list[Cell]
 
-# A HANS subcase says in its first two letters where it belongs: ln_passive is lexical overlap, non-entailment.
+# The first two letters of a HANS subcase are its heuristic and gold label: ln_passive is lexical overlap, non-entailment.
 HEURISTICS = {"l": "lexical_overlap", "s": "subsequence", "c": "constituent"}
 GOLDS = {"e": "entailment", "n": "non-entailment"}
 
 SETTING = ["task", "split", "n"]
 CURVE = ["curve", "barrier", "± s.e.", "at λ", "calibrated", "ε", "convexity gap", "gap between λ", "midpoint accuracy"]
-# What a curve may also have at every point, and what it is called.
+# Optional values at every point of a curve -> their column titles.
 CALIBRATED = {"calibrated": "calibrated loss", "temperature": "temperature"}
 
 
 def show(cell: Cell) -> str:
-    """Return a cell as text: four decimals, two significant digits where those would hide the value, – for nothing."""
+    """Return a cell as text: four decimals, two significant digits for smaller values, – for None."""
     if isinstance(cell, Span):
         return "–" if cell.low is None else f"{show(cell.low)} to {show(cell.high)}"
     if cell is None:
@@ -47,25 +51,25 @@ def show(cell: Cell) -> str:
 
 
 def score_rows(results: Sequence[Record]) -> list[Row]:
-    """Return one row a scores record: model, task, split, n, and every metric and interval that any of them has."""
+    """Return a row for each scores record: model, task, split, n, and every metric and interval of any of them."""
     records = [record for record in results if record["kind"] == "scores"]
     metrics = list(dict.fromkeys(metric for record in records for metric in record["scores"]))
-    sure = {metric: _level(records, metric) for metric in metrics}
-    columns = [name for m in metrics for name in ([m] if sure[m] is None else [m, f"{m}, {sure[m]:.0%} interval"])]
+    levels = {metric: _level(records, metric) for metric in metrics}
+    columns = [name for m in metrics for name in ([m] if levels[m] is None else [m, f"{m}, {levels[m]:.0%} interval"])]
     rows: list[Row] = [["model", *SETTING, *columns]]
     for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
         cells: Row = []
         for metric in metrics:
             cells.append(record["scores"].get(metric))
-            cells += [] if sure[metric] is None else [_span(record.get("intervals", {}).get(metric))]
+            cells += [] if levels[metric] is None else [_span(record.get("intervals", {}).get(metric))]
         rows.append([label, *(record[name] for name in SETTING), *cells])
     return rows
 
 
 def _level(records: Sequence[Record], metric: str) -> float | None:
     """Return the level of a metric's intervals, None where no record has one."""
-    found = (record.get("intervals", {}).get(metric) for record in records)
-    return next((interval["level"] for interval in found if interval), None)
+    intervals = (record.get("intervals", {}).get(metric) for record in records)
+    return next((interval["level"] for interval in intervals if interval), None)
 
 
 def _span(interval: Record | None) -> Span | None:
@@ -73,7 +77,7 @@ def _span(interval: Record | None) -> Span | None:
 
 
 def interval_rows(results: Sequence[Record]) -> list[Row]:
-    """Return one row a model and score with all that is known of its interval; no row at all where none has one."""
+    """Return a row for each model and score with its interval, standard error and method; no rows if none has an interval."""
     columns = ["low", "high", "standard_error", "level", "method"]
     rows: list[Row] = [["model", "score", *(name.replace("_", " ") for name in columns)]]
     records = [record for record in results if record["kind"] == "scores"]
@@ -84,13 +88,13 @@ def interval_rows(results: Sequence[Record]) -> list[Row]:
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> list[Row]:
-    """Return one row a compared pair and score: the difference a - b, its interval, and McNemar's test."""
+    """Return a row for each compared pair and score: the difference a - b, its interval, and McNemar's test."""
     level = f"{comparisons[0].interval.level:.0%} interval" if comparisons else "interval"
     rows: list[Row] = [["a", "b", "score", "n", "a - b", level, "only a right", "only b right", "McNemar p"]]
-    for one in comparisons:
-        counts: Row = [None] * 3 if one.test is None else [one.test.only_a, one.test.only_b, one.test.p]
-        span = Span(_finite(one.interval.low), _finite(one.interval.high))
-        rows.append([one.a, one.b, one.score, one.n, _finite(one.difference), span, *counts])
+    for each in comparisons:
+        test: Row = [None] * 3 if each.test is None else [each.test.only_a, each.test.only_b, each.test.p]
+        span = Span(_finite(each.interval.low), _finite(each.interval.high))
+        rows.append([each.a, each.b, each.score, each.n, _finite(each.difference), span, *test])
     return rows
 
 
@@ -100,7 +104,7 @@ def _finite(value: float) -> float | None:
 
 
 def barrier_rows(results: Sequence[Record]) -> list[Row]:
-    """Return one row a curve: the two models, task, split, n, then what was measured on the way between them."""
+    """Return a row for each curve of barrier records: the two models, task, split, n, then barrier and other measures."""
     rows: list[Row] = [["models", *SETTING, *CURVE]]
     for record in results:
         if record["kind"] != "barrier":
@@ -111,8 +115,10 @@ def barrier_rows(results: Sequence[Record]) -> list[Row]:
 
 
 def _curve_row(curve: Record) -> Row:
-    # The middle is reported only where it was measured: a grid with an even number of points has none.
-    middle = [accuracy for lam, accuracy in zip(curve["lam"], curve["accuracy"], strict=True) if abs(lam - 0.5) < 1e-9]
+    # A grid with an even number of points has no midpoint.
+    midpoint = [
+        accuracy for lam, accuracy in zip(curve["lam"], curve["accuracy"], strict=True) if abs(lam - 0.5) < 1e-9
+    ]
     interval = curve.get("convexity_interval")
     return [
         curve["name"],
@@ -125,7 +131,7 @@ def _curve_row(curve: Record) -> Row:
         f"{interval[0]:g} – {interval[2]:g}, worst at {interval[1]:g}"
         if interval and curve.get("convexity_gap")
         else None,
-        middle[0] if middle else None,
+        midpoint[0] if midpoint else None,
     ]
 
 
@@ -135,7 +141,7 @@ def lam_text(lam: float | None) -> str | None:
 
 
 def point_rows(record: Record) -> list[Row]:
-    """Return every measured point of a barrier record: λ, then what was measured of each curve, temperatures if they were."""
+    """Return a row for each point of a barrier record: λ, then loss and accuracy of each curve, and what else it has."""
     curves = record["curves"]
     lams = sorted({lam for curve in curves for lam in curve["lam"]})
     shown = [
@@ -149,10 +155,12 @@ def point_rows(record: Record) -> list[Row]:
 
 
 def hans_rows(results: Sequence[Record]) -> list[Row]:
-    """Return one row a model: overall accuracy, then the six cells, entailment first as in McCoy et al. 2019."""
+    """Return a row for each model: overall accuracy, then the six cells, entailment first as in McCoy et al. 2019."""
     records = [record for record in results if record.get("hans")]
-    seen = dict.fromkeys(heuristic for record in records for heuristic in record["hans"]["heuristics"])
-    cells = [(heuristic, gold) for gold in GOLDS.values() for heuristic in dict.fromkeys([*HEURISTICS.values(), *seen])]
+    heuristics = dict.fromkeys(heuristic for record in records for heuristic in record["hans"]["heuristics"])
+    cells = [
+        (heuristic, gold) for gold in GOLDS.values() for heuristic in dict.fromkeys([*HEURISTICS.values(), *heuristics])
+    ]
     rows: list[Row] = [["model", "overall", *(f"{heuristic.replace('_', ' ')}, {gold}" for heuristic, gold in cells)]]
     for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
         table = record["hans"]["heuristics"]
@@ -162,7 +170,7 @@ def hans_rows(results: Sequence[Record]) -> list[Row]:
 
 
 def part_rows(results: Sequence[Record], part: str) -> list[Row]:
-    """Return one row a subcase, template or count (`part` of the HANS table), one column a model."""
+    """Return a row for each subcase, template or count (`part` of the HANS table), with a column for each model."""
     records = [record for record in results if record.get("hans")]
     columns = [dict(flatten(record["hans"].get(part, {}))) for record in records]
     rows: list[Row] = [[part.rstrip("s"), *model_labels([record["model"] for record in records])]]
@@ -186,7 +194,7 @@ def flatten(value: object, path: str = "") -> list[tuple[str, Cell]]:
 
 
 def numeric_columns(rows: Sequence[Row]) -> list[bool]:
-    """Return, for each column, whether its body holds numbers only; such columns align right."""
+    """Return, for each column, whether its body holds numbers only; such columns are aligned right."""
     return [
         len(rows) > 1 and all(cell is None or isinstance(cell, int | float) for cell in column)
         for column in zip(*rows[1:], strict=True)
@@ -194,14 +202,14 @@ def numeric_columns(rows: Sequence[Row]) -> list[bool]:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table; model names cannot break out of their cell."""
+    """Return the rows as a Markdown table, with the special characters of model names escaped."""
     rule = ["---:" if numeric else "---" for numeric in numeric_columns(rows)]
     header, *body = [[_markdown_cell(cell) for cell in row] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
 
 
 def plain_table(rows: Sequence[Row]) -> str:
-    """Return the rows as text in columns, numbers to the right, one line a row, for a terminal."""
+    """Return the rows as text for a terminal: one line a row, numbers aligned right."""
     right = numeric_columns(rows)
     cells = [[" ".join(show(cell).split()) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -212,7 +220,7 @@ def plain_table(rows: Sequence[Row]) -> str:
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """Return the rows as CSV with every digit: an interval in two columns, nothing for a value there is none of."""
+    """Return the rows as CSV with every digit; an interval has two columns, a missing value is empty."""
     header, *body = rows
     spans = [any(isinstance(row[at], Span) for row in body) for at in range(len(header))]
     names = [[f"{name} low", f"{name} high"] if span else [name] for name, span in zip(header, spans, strict=True)]

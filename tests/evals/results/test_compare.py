@@ -202,7 +202,7 @@ def test_the_page_compares_the_first_model_with_the_others(folder: Path) -> None
     bare = {name: value for name, value in first.items() if name not in ("predictions", "rows")}
     add_result(folder, {**bare, "key": "bare", "model": {"name": "bare/"}})
     text = write_page(folder).read_text(encoding="utf-8")
-    assert "Not compared, for want of stored predictions on the same examples: bare/." in text
+    assert "Not compared, because predictions on the same examples are not stored: bare/." in text
     assert f'<data value="{found[0].interval.low}">' in text
 
 
