@@ -1,13 +1,13 @@
 """The HANS grammar: thirty constructions, one line a template, and the pairs they generate.
 
-HANS asks whether a model takes word overlap for entailment. Its sentences come from templates; `_TABLE` holds every
+HANS tests whether a model infers entailment from word overlap. Its sentences come from templates; `_TABLE` holds every
 one, written `premise -> hypothesis`. A word in capitals is a slot: `N`, `N1` and `N2` are nouns, and a slot named twice
-is filled once. Slots draw from `WORDS` or expand by `PHRASES`; any other word stands for itself.
+is filled once. Slots draw from `WORDS` or expand by `PHRASES`; any other word is literal.
 
 The templates, their names and probabilities are those of the authors' generator (github.com/tommccoy1/hans), MIT
-License, Copyright (c) 2019 R. Thomas McCoy. It sets no seed, so the published sentences cannot be drawn again: what
-comes out here is the same distribution, other rows. One slip is kept because every published score includes it: the
-hypothesis of temp15 says "the the".
+License, Copyright (c) 2019 R. Thomas McCoy. It sets no seed, so the published sentences cannot be drawn again:
+pairs from here have the same distribution, but are other pairs. One slip is kept because every published score includes
+it: the hypothesis of temp15 has "the the".
 
 Source: McCoy, Pavlick and Linzen 2019, "Right for the Wrong Reasons", arXiv:1902.01007, appendix.
 """
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 LABELS = ("entailment", "non-entailment")
 
-# The prefix of a subcase: which heuristic it tempts, and whether the temptation is right (e) or wrong (n).
+# The prefix of a subcase: the heuristic it appeals to, and whether that gives the right label (e) or the wrong one (n).
 _HEURISTICS = {"l": "lexical_overlap", "s": "subsequence", "c": "constituent"}
 _GOLD = {"e": "entailment", "n": "non-entailment"}
 
@@ -145,7 +145,7 @@ _MAX_MISSES = 100_000
 
 @dataclass(frozen=True)
 class HansPair:
-    """A premise, a hypothesis and whether the one entails the other, with where in HANS they belong."""
+    """A premise, a hypothesis, the gold label, and the part of HANS that the pair belongs to."""
 
     pair_id: str
     premise: str
@@ -158,7 +158,7 @@ class HansPair:
 
 @dataclass(frozen=True)
 class Template:
-    """One line of the table: a pattern for the premise and, by the same slots, one for the hypothesis."""
+    """One line of the table: a pattern for the premise and one for the hypothesis, with the same slots."""
 
     name: str
     probability: Fraction
@@ -166,7 +166,7 @@ class Template:
     hypothesis: str
 
     def fill(self, rng: random.Random) -> tuple[str, str]:
-        """Return a premise and a hypothesis, every slot drawn from `rng`."""
+        """Return a premise and a hypothesis with every slot drawn from `rng`."""
         filled: dict[str, str] = {}
         for token in self.premise.split():
             if token not in filled:
@@ -186,7 +186,7 @@ class Subcase:
 
 
 def _read_table(table: str) -> Iterator[Subcase]:
-    """Yield the subcases of the table; a line that is not indented opens one."""
+    """Yield the subcases of the table; a line that is not indented starts one."""
     for block in table.strip().replace("\n    ", "\t").splitlines():
         name, *lines = block.split("\t")
         fields = [line.split(maxsplit=2) for line in lines]
@@ -200,17 +200,17 @@ SUBCASES = tuple(_read_table(_TABLE))
 def generate(per_subcase: int = 1000, seed: int = 0, half: Half = "evaluation") -> list[HansPair]:
     """Return `per_subcase` pairs of every subcase in published order, no premise and hypothesis twice.
 
-    A pair belongs to the train or the evaluation half by one bit of its hash, so the halves share nothing whatever the
-    seeds. Draws follow the authors: choose a template, fill it, and begin anew if the premise repeats a word (a noun's
-    two numbers count as one) or the pair is already there. Some kinds of pair are few, and halved run low: "paid" is in
-    22 % of se_understood_object (theirs: 17 %), no object in 27 % of se_adjective and cn_adverb (theirs: 31 %).
+    A pair belongs to the train or the evaluation half by one bit of its hash, so the halves share no pair, whatever the
+    seeds. Draws follow the authors: choose a template, fill it, and draw again if the premise repeats a word (singular and
+    plural of a noun count as one) or the pair was drawn before. Some kinds of pair are rare, and run out within a half:
+    "paid" is in 22 % of se_understood_object (theirs: 17 %), no object in 27 % of se_adjective and cn_adverb (theirs: 31 %).
 
     Args:
-        per_subcase: how many pairs of each; pair ids run ex0, ex1, ... through all of them.
-        seed: the same seed gives the same pairs, on any machine; each subcase draws from a stream of its own.
+        per_subcase: number of pairs of each; pair ids are ex0, ex1, ... through all subcases.
+        seed: the same seed gives the same pairs on any machine; each subcase has its own random stream.
         half: "train" or "evaluation".
     Raises:
-        TaskError: an argument is out of range, or a subcase has fewer pairs in this half than were asked for.
+        TaskError: an argument is out of range, or a subcase has fewer pairs in this half.
     """
     if type(per_subcase) is not int or per_subcase < 1:
         raise TaskError(f"HANS: per_subcase must be an integer of at least 1, found {per_subcase!r}.")
@@ -235,21 +235,21 @@ def _draw(subcase: Subcase, count: int, seed: int, half: Half) -> Iterator[tuple
     """Yield `count` distinct (template, premise, hypothesis) of one subcase and half."""
     rng = random.Random(f"hans/{half}/{seed}/{subcase.name}")
     choices = [(template.probability, template) for template in subcase.templates]
-    seen: set[tuple[str, str]] = set()
+    drawn: set[tuple[str, str]] = set()
     misses = 0
-    while len(seen) < count:
+    while len(drawn) < count:
         template = _weighted(choices, rng)
         pair = template.fill(rng)
-        if pair in seen or _repeats_a_word(pair[0]) or half_of(*pair) != half:
+        if pair in drawn or _repeats_a_word(pair[0]) or half_of(*pair) != half:
             misses += 1
             if misses == _MAX_MISSES:
                 raise TaskError(
-                    f"HANS: asked for {count} pairs of {subcase.name} in the {half} half, found {len(seen)} and, in "
-                    f"{_MAX_MISSES} further draws, no other. Ask for at most {len(seen)} per subcase."
+                    f"HANS: asked for {count} pairs of {subcase.name} in the {half} half, found {len(drawn)} and, in "
+                    f"{_MAX_MISSES} further draws, no other. Ask for at most {len(drawn)} per subcase."
                 )
             continue
         misses = 0
-        seen.add(pair)
+        drawn.add(pair)
         yield template.name, *pair
 
 
@@ -259,13 +259,13 @@ def _expand(kind: str, rng: random.Random) -> str:
         return " ".join(_expand(part, rng) for part in _weighted(PHRASES[kind], rng).split())
     if kind in WORDS:
         words = WORDS[kind]
-        # Of all of Random, only random() promises the same numbers in every Python; choice() does not.
+        # Of the methods of Random, only random() gives the same numbers in every version of Python; choice() need not.
         return words[int(rng.random() * len(words))]
     return kind
 
 
 def _weighted(options: Sequence[tuple[Fraction, T]], rng: random.Random) -> T:
-    """Return an option with its probability."""
+    """Return an option, drawn with its probability."""
     point = rng.random()
     for probability, option in options:
         point -= float(probability)
@@ -275,6 +275,6 @@ def _weighted(options: Sequence[tuple[Fraction, T]], rng: random.Random) -> T:
 
 
 def _repeats_a_word(premise: str) -> bool:
-    """Say whether a word other than "the" comes twice, a noun's singular and plural being one word."""
+    """Return whether a word other than "the" occurs twice; singular and plural of a noun count as one word."""
     words = [lemma(word) for word in premise.split() if word != "the"]
     return len(set(words)) < len(words)

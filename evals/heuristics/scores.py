@@ -1,7 +1,7 @@
-"""HANS scores: accuracy by heuristic and gold label, by subcase and by template, as the authors' scorer counts them.
+"""HANS scores: accuracy by heuristic and gold label, by subcase and by template, as the authors' scorer computes it.
 
-The published ids run ex0 to ex29999 in a fixed order, so `gold_by_position` scores a published prediction file without
-its sentences.
+The published ids are ex0 to ex29999 in a fixed order, so with `gold_by_position` a published prediction file is scored
+without its sentences.
 
 Source: github.com/tommccoy1/hans, evaluate_heur_output.py.
 """
@@ -20,16 +20,16 @@ from merge.errors import TaskError
 
 K = TypeVar("K", bound=Hashable)
 
-# The cell that sets generalisation apart: (heuristic, gold label).
+# The cell that distinguishes models that generalise: (heuristic, gold label).
 HANS_LO = ("lexical_overlap", "non-entailment")
 PREDICTION_HEADER = "pairID,gold_label"
 
 
 @dataclass(frozen=True)
 class HansTable:
-    """Accuracies and how many pairs each rests on, keys in the order the pairs first show them.
+    """Accuracies and the number of pairs of each; keys in the order of their first pair.
 
-    `cells` is keyed by (heuristic, gold label). A pair with an empty template id counts everywhere but in `templates`.
+    `cells` has keys (heuristic, gold label). A pair with an empty template id counts everywhere but in `templates`.
     """
 
     accuracy: float
@@ -43,7 +43,7 @@ class HansTable:
 
     @property
     def hans_lo(self) -> float:
-        """HANS-LO, the figure that sets generalisation apart: accuracy on non-entailed pairs with lexical overlap."""
+        """HANS-LO: accuracy on non-entailed pairs with lexical overlap, which distinguishes models that generalise."""
         return _cell(self, *HANS_LO)
 
     def to_json(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class HansTable:
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> HansTable:
-        """Return the table of which `to_json` returned these dicts."""
+        """Return the table from the dicts of `to_json`."""
 
         def cells(nested: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
             return {(heuristic, label): value for heuristic, row in nested.items() for label, value in row.items()}
@@ -90,7 +90,7 @@ def score(pairs: Sequence[HansPair], predictions: Mapping[str, str]) -> HansTabl
     """Return the accuracies of predictions (label by pair id), each folded to two labels.
 
     Raises:
-        TaskError: pairs and predictions are not about the same ids, an id comes twice, or a gold label is unknown.
+        TaskError: pairs and predictions have different ids, an id occurs twice, or a gold label is unknown.
     """
     _check(pairs, predictions)
     correct = [fold(predictions[pair.pair_id]) == pair.label for pair in pairs]
@@ -111,10 +111,10 @@ def score(pairs: Sequence[HansPair], predictions: Mapping[str, str]) -> HansTabl
 
 
 def official_text(table: HansTable) -> str:
-    """Return what the authors' scorer prints, byte for byte: four blocks, floats unrounded, a line break at the end.
+    """Return the output of the authors' scorer, byte for byte: four blocks, floats unrounded, a line break at the end.
 
     Raises:
-        TaskError: a heuristic lacks one of the gold labels, where their scorer divides by zero.
+        TaskError: a heuristic has no pair of one gold label, where their scorer divides by zero.
     """
     heuristics = _nest(table.cells)
     entailed = {name: _cell(table, name, "entailment") for name in heuristics}
@@ -134,15 +134,15 @@ def write_predictions(path: Path | str, ids: Sequence[str], labels: Sequence[str
     """Write predictions in the published format, whole or not at all: a header, then lines such as `ex0,entailment`.
 
     Raises:
-        TaskError: ids and labels are not equally many, an id comes twice, either holds a comma or white space or is
-            empty, or the file cannot be written.
+        TaskError: ids and labels differ in number, an id occurs twice, an id or label is empty or contains a comma or white
+            space, or the file cannot be written.
     """
     path = Path(path)
     faults = [] if len(ids) == len(labels) else [f"{len(ids)} ids but {len(labels)} labels"]
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
-        faults.append(f"{len(twice)} ids come more than once, the first is {twice[0]!r}")
+        faults.append(f"{len(twice)} ids occur more than once, the first is {twice[0]!r}")
     if odd := [word for word in (*ids, *labels) if not word or "," in word or word.split() != [word]]:
-        faults.append(f"{len(odd)} ids or labels are empty or hold a comma or white space, the first is {odd[0]!r}")
+        faults.append(f"{len(odd)} ids or labels are empty or contain a comma or white space, the first is {odd[0]!r}")
     if faults:
         raise TaskError(f"{path}: these HANS predictions cannot be written: {'; '.join(faults)}.")
     lines = [PREDICTION_HEADER, *(f"{name},{label}" for name, label in zip(ids, labels, strict=True))]
@@ -166,11 +166,11 @@ def gold_by_position(count_per_subcase: int = 1000) -> list[HansPair]:
 
 
 def _check(pairs: Sequence[HansPair], predictions: Mapping[str, str]) -> None:
-    """Raise one error with every way in which the ids or gold labels are at fault."""
+    """Raise one error that lists every fault of the ids and gold labels."""
     counts = Counter(pair.pair_id for pair in pairs)
     faults = [] if pairs else ["there are no pairs to score"]
     if twice := [name for name, count in counts.items() if count > 1]:
-        faults.append(f"{len(twice)} pair ids come more than once, the first is {twice[0]!r}")
+        faults.append(f"{len(twice)} pair ids occur more than once, the first is {twice[0]!r}")
     if unknown := [pair for pair in pairs if pair.label not in LABELS]:
         faults.append(
             f"{len(unknown)} pairs have a gold label that is neither {' nor '.join(LABELS)}, the first is "
@@ -183,20 +183,20 @@ def _check(pairs: Sequence[HansPair], predictions: Mapping[str, str]) -> None:
 
 
 def _first(ids: Iterable[str], known: Collection[str], what: str) -> list[str]:
-    """Say how many ids are unknown, and which is the first; nothing where all are known."""
+    """Return a message with the number of ids that are not in `known`, and the first of them; none where all are."""
     unknown = [name for name in ids if name not in known]
     return [f"{len(unknown)} {what}, the first is {unknown[0]!r}"] if unknown else []
 
 
 def _accuracies(keys: Sequence[K], correct: Sequence[bool]) -> tuple[dict[K, float], dict[K, int]]:
-    """Return the accuracy and the count of every key, in order of first appearance."""
+    """Return the accuracy and the count of every key, in the order of their first occurrence."""
     counts = Counter(keys)
     hits = Counter(key for key, hit in zip(keys, correct, strict=True) if hit)
     return {key: hits[key] / count for key, count in counts.items()}, dict(counts)
 
 
 def _cell(table: HansTable, heuristic: str, label: str) -> float:
-    """Return one cell's accuracy; a cell without pairs has none, and is an error."""
+    """Return the accuracy of a cell; a cell without pairs is an error."""
     if (heuristic, label) not in table.cells:
         raise TaskError(
             f"HANS: no pair of these {table.count} is {heuristic} with gold label {label}; score all subcases."

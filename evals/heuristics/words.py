@@ -1,4 +1,4 @@
-"""The vocabulary of the HANS grammar: the words a slot may take, and the phrases a slot may become.
+"""The vocabulary of the HANS grammar: the words and the phrases that may fill a slot.
 
 The lists are those of the authors' generator (github.com/tommccoy1/hans), MIT License, Copyright (c) 2019 R. Thomas
 McCoy.
@@ -40,7 +40,7 @@ _LISTS = {
     "SURELY": "certainly, definitely, clearly, obviously, suddenly",
     "ADJ": "important, popular, famous, young, happy, helpful, serious, angry",
     "SITE": "museum, school, library, office, laboratory",
-    # "town" stands twice in the authors' list too, and so is drawn twice as often.
+    # "town" is twice in the authors' list too, and so is drawn twice as often.
     "PLACE": "neighborhood, region, country, town, valley, forest, garden, museum, desert, island, town",
     "PRIZE": "race, contest, war, prize, competition, election, battle, award, tournament",
     "TEXT": "book, column, report, poem, letter, novel, story, play, speech",

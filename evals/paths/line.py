@@ -1,4 +1,4 @@
-"""The straight line between two models: its loss, and how high the hill on it is.
+"""The loss along the straight line between two models: barrier, epsilon and convexity gap.
 
 With L(lam) the loss at (1 - lam) a + lam b on a fixed set of rows and an even grid of lam from 0 to 1:
 
@@ -6,7 +6,7 @@ With L(lam) the loss at (1 - lam) a + lam b on a fixed set of rows and an even g
     epsilon        max_lam L(lam) - max(L(0), L(1)), at least 0        eps-connectedness
     convexity gap  max over sub-segments [i, j] of their barrier       Juneja et al. 2023, arXiv:2205.12411, section 3
 
-The calibrated barrier is that of the losses which every model, the ends too, has at its best temperature.
+The calibrated barrier is the barrier of the losses of every model, endpoints included, at its best temperature.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Curve:
-    """A path's losses and accuracies, and what they say.
+    """Losses and accuracies along a path, and the barrier computed from them.
 
     Attributes:
-        barrier_lam: where the barrier is reached.
-        convexity_interval: (lam_i, lam_k, lam_j): the segment whose hill at lam_k is the convexity gap.
+        barrier_lam: the lam of the barrier.
+        convexity_interval: (lam_i, lam_k, lam_j): the segment from lam_i to lam_j whose barrier, at lam_k, is the convexity gap.
         standard_error: of the barrier, from the rows' own losses (paired: the same rows at every lam); None for one row.
-        temperature: the best one at every lam, fitted on these very rows; empty where it was not looked for.
-        calibrated: losses there.
-        calibrated_barrier: of those losses; None where there are none.
+        temperature: the best one at every lam, fitted on the same rows; empty where it was not fitted.
+        calibrated: losses at those temperatures.
+        calibrated_barrier: the barrier of those losses; None where there are none.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Curve:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-@np.errstate(invalid="ignore")  # inf - inf is nan, which is the answer
+@np.errstate(invalid="ignore")  # inf - inf is nan, as it should be
 def make_curve(
     name: str,
     lam: Sequence[float],
@@ -67,7 +67,7 @@ def make_curve(
         lam: even grid from 0 to 1, shape (points,).
         losses: float array (points, rows).
         correct: bool array (points, rows).
-        temperature: the best one at every lam, if it was looked for.
+        temperature: the best one at every lam, if it was fitted.
         calibrated: mean loss of the rows at that temperature.
     """
     losses = np.asarray(losses, dtype=np.float64)
@@ -95,12 +95,12 @@ def make_curve(
 
 
 def _above(grid: Any, mean: Any) -> Any:
-    """Return by how much each loss exceeds the straight line between those of the ends."""
+    """Return by how much each loss exceeds the straight line between those of the endpoints."""
     return mean - ((1 - grid) * mean[0] + grid * mean[-1])
 
 
 def convexity_gap(lam: Any, loss: Any) -> tuple[float, tuple[int, int, int]]:
-    """Return the largest height of the curve over a chord between two of its points, and (i, k, j) that shows it.
+    """Return the largest height of the curve over a chord between two of its points, and (i, k, j): at k, over the chord i-j.
 
     Equals the largest height of the curve over its lower convex hull; 0, with i = k = j, for a convex curve; nan where
     a loss is nan.
@@ -113,16 +113,16 @@ def convexity_gap(lam: Any, loss: Any) -> tuple[float, tuple[int, int, int]]:
         while len(hull) > 1 and _turn(lam, loss, hull[-2], hull[-1], k) <= 0:
             hull.pop()
         hull.append(k)
-    best, witness = 0.0, (0, 0, 0)
+    gap, indices = 0.0, (0, 0, 0)
     for i, j in pairwise(hull):
         for k in range(i + 1, j):
             weight = (lam[k] - lam[i]) / (lam[j] - lam[i])
             height = float(loss[k] - ((1 - weight) * loss[i] + weight * loss[j]))
-            if height > best:
-                best, witness = height, (i, k, j)
-    return best, witness
+            if height > gap:
+                gap, indices = height, (i, k, j)
+    return gap, indices
 
 
 def _turn(x: Any, y: Any, a: int, b: int, c: int) -> float:
-    """Return > 0 where a, b, c turn left: b lies below the chord from a to c."""
+    """Return > 0 where a, b, c turn left, that is, b is below the chord from a to c."""
     return float((x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a]))

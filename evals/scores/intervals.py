@@ -1,8 +1,8 @@
-"""How sure a score is: its interval, and whether two models on the same rows differ by more than chance.
+"""Confidence intervals of scores, and the test whether two models on the same rows differ by more than chance.
 
-A resample of n rows counts how often each row is drawn. Scores only ask how often each distinct row is, (gold,
-predicted) for one model, (gold, a, b) for two; these counts are multinomial. So all draws are one integer array, draws
-by distinct rows: nine columns for three classes, however many rows there are.
+A bootstrap resample of n rows draws each row so many times. A score depends only on how often each distinct row is drawn,
+(gold, predicted) for one model, (gold, a, b) for two; these counts are multinomial. So all draws are one integer array,
+draws by distinct rows: nine columns for three classes, however many rows there are.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 DRAWS = 2000
-CELLS = 4_000_000  # weights held at a time, 32 MB; an array of temporaries more for each step of a score
+MAX_WEIGHTS = 4_000_000  # in memory at a time, 32 MB; a score needs as much again for each temporary array
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval that holds the true value with probability `level`.
+    """An interval that contains the true value with probability `level`.
 
     Attributes:
         low, high: nan where the score is undefined.
-        method: how it was found: "Wilson", or "bootstrap" with the number of draws in which the score was defined.
+        method: "Wilson", or "bootstrap" with the number of draws in which the score was defined.
     """
 
     low: float
@@ -49,10 +49,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class McNemar:
-    """The exact McNemar test: rows that only one of two models has right, and how likely a split so uneven is.
+    """The exact McNemar test of two models on the same rows.
 
     Attributes:
-        p: two-sided: the chance that a fair coin thrown only_a + only_b times is at least so uneven.
+        only_a, only_b: number of rows that only one model predicts right.
+        p: two-sided: the probability that only_a + only_b fair coin tosses split at least so unevenly.
     """
 
     only_a: int
@@ -63,7 +64,7 @@ class McNemar:
 def score_intervals(
     metric: str, predictions: Sequence[float], references: Sequence[float], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Return the interval of every score of a metric, as results.json holds them: Wilson's for shares, else bootstrap.
+    """Return the interval of every score of a metric, as in results.json: Wilson's for accuracy, else bootstrap.
 
     Raises:
         TaskError: there is no metric of that name, or there are no rows.
@@ -73,14 +74,14 @@ def score_intervals(
     from evals.scores.weighted import WEIGHTED, score_names
 
     gold, predicted = np.asarray(references), np.asarray(predictions)
-    found = {}
+    intervals = {}
     for name in score_names(metric):
         if name == "accuracy":
             interval = proportion_interval(int((gold == predicted).sum()), len(gold))
         else:
             interval = bootstrap_interval(WEIGHTED[name], (gold, predicted), np.random.default_rng(seed))
-        found[name] = interval.to_json()
-    return found
+        intervals[name] = interval.to_json()
+    return intervals
 
 
 def accuracy_error(hits: int, count: int) -> float:
@@ -90,13 +91,15 @@ def accuracy_error(hits: int, count: int) -> float:
         TaskError: there are no rows, or more hits than rows.
     """
     if not 0 <= hits <= count or count == 0:
-        raise TaskError(f"no share can be made of {hits} hits in {count} rows; give at least one row.")
+        raise TaskError(
+            f"{hits} hits in {count} rows have no accuracy; expected at least one row, and no more hits than rows."
+        )
     share = hits / count
     return math.sqrt(share * (1 - share) / count)
 
 
 def proportion_interval(hits: int, count: int) -> Interval:
-    """Return Wilson's interval of a share; unlike the bootstrap's it has a width even where all rows are hits.
+    """Return Wilson's interval of a share; unlike the bootstrap's it has a width where all rows are hits.
 
     The shares q with |q - p| <= z sqrt(q (1 - q) / n).
 
@@ -121,7 +124,7 @@ def bootstrap_interval(
     Args:
         score: from the columns and integer weights, shape (draws, rows), to one score a draw, shape (draws,): one of
             `evals.scores.weighted`.
-        columns: gold and predicted, or whatever else `score` takes; each of shape (rows,).
+        columns: gold and predicted, or the other arguments of `score`; each of shape (rows,).
     Raises:
         TaskError: the columns have no rows, or not the same number.
     """
@@ -147,7 +150,7 @@ def bootstrap_draws(
         raise TaskError(f"the columns of a score need one length of at least 1; found {lengths}.")
     rows = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
     cells, index, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-    step = max(1, CELLS // len(cells))
+    step = max(1, MAX_WEIGHTS // len(cells))
     sizes = [min(step, draws - done) for done in range(0, draws, step)]
     return np.concatenate([score(*cells.T, _weights(generator, index, counts, size)) for size in sizes])
 
@@ -159,7 +162,7 @@ def _weights(generator: np.random.Generator, index: Array, counts: Array, draws:
     rows, cells = len(index), len(counts)
     if 2 * cells < rows:
         return generator.multinomial(rows, counts / rows, size=draws)
-    # Where hardly a row comes twice the same is had faster from the draws themselves.
+    # Where few rows are equal, counting the drawn rows is faster.
     drawn = index.ravel()[generator.integers(0, rows, (draws, rows))] + cells * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * cells).reshape(draws, cells)
 

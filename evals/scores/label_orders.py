@@ -1,7 +1,7 @@
-"""Label orders: would a model score clearly better if its classes stood in another order than its names say?
+"""Detection of misnamed classes: would a model score clearly better if its classes were in another order?
 
-The classic mistake of natural language inference: a checkpoint whose config names its classes in the order of another.
-Names are believed, never mended; this check says when the predictions contradict them.
+A common fault of natural language inference models: a config with the class names in the order of another data set. The
+names are never changed; a note reports where the predictions contradict them.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
     from evals.tasks.task import EvalTask
 
-# Below this, chance (and all the orders that were tried) is no explanation.
+# Largest p value, corrected for the number of orders, of an order that is reported.
 SIGNIFICANCE = 0.001
-# How much the mean recall must gain too: a model that says one class of unbalanced rows always gains nothing.
-GAIN = 0.1
-# Every order is tried up to this many classes; above, the best one, which an assignment finds.
-ENUMERATED = 4
+# Smallest gain of the mean recall: a model that always predicts one class gains accuracy on unbalanced rows, but no recall.
+MIN_RECALL_GAIN = 0.1
+# Up to this many classes every order is tried; above, only the best one, which linear assignment gives.
+MAX_ENUMERATED = 4
 
 
 @dataclass(frozen=True)
 class Order:
-    """The task's class for each class of the model, and how the predictions score if that is what they mean.
+    """An order of the task's classes over those of the model, and the scores of the predictions under it.
 
     Attributes:
         columns: for each class of the model, the task's class.
-        recall: mean over the task's classes of the share of its rows that are found.
-        p: of an exact McNemar test against the order that the names state, times the orders tried; 1 for that order.
+        recall: mean recall of the task's classes.
+        p: of an exact McNemar test against the order of the names, times the number of orders tried; 1 for that order itself.
     """
 
     columns: tuple[int, ...]
@@ -44,14 +44,14 @@ class Order:
 
 
 def try_orders(columns: Sequence[int], predicted: Sequence[int], gold: Sequence[int]) -> list[Order]:
-    """Return the scores under every other order of the model's classes, the stated order first, then the best.
+    """Return the scores under the stated order of the model's classes, then under the others, best first.
 
-    Two orders are compared on the rows that one of them gets right and the other wrong: n of them, of which the other
-    order wins b. p = 2 P(Binomial(n, 1/2) >= max(b, n - b)), at most 1, times the number of other orders (Bonferroni).
+    Two orders are compared by McNemar's test on the rows that only one of them predicts right; p is multiplied by the number
+    of other orders (Bonferroni), and at most 1.
 
     Args:
-        columns: for each class of the model, the task's class, as its names say.
-        predicted: the model's own class for each row, before any folding.
+        columns: for each class of the model, the task's class of the same name.
+        predicted: the model's class for each row, before any folding.
         gold: the task's class of each row.
     Source: McNemar 1947, Psychometrika 12.
     """
@@ -59,47 +59,50 @@ def try_orders(columns: Sequence[int], predicted: Sequence[int], gold: Sequence[
 
     if len(predicted) != len(gold) or not gold:
         raise TaskError(f"label orders need a prediction for each row: found {len(predicted)} for {len(gold)} rows.")
-    said, truth = np.asarray(predicted), np.asarray(gold)
+    classes, truth = np.asarray(predicted), np.asarray(gold)
     counts = np.zeros((len(columns), max(columns) + 1), dtype=np.int64)
-    np.add.at(counts, (said, truth), 1)
+    np.add.at(counts, (classes, truth), 1)
     others = _others(tuple(columns), counts)
-    stated = np.asarray(columns)[said] == truth
-    found = [_order(tuple(columns), said, truth, stated, 1)]
-    return found + sorted((_order(o, said, truth, stated, len(others)) for o in others), key=lambda o: -o.accuracy)
+    stated = np.asarray(columns)[classes] == truth
+    first = _order(tuple(columns), classes, truth, stated, 1)
+    rest = (_order(other, classes, truth, stated, len(others)) for other in others)
+    return [first, *sorted(rest, key=lambda order: -order.accuracy)]
 
 
 def _others(columns: tuple[int, ...], counts: numpy.ndarray) -> list[tuple[int, ...]]:
-    """Return the other orders: all of them, or the one that gets most rows right where there are too many."""
-    if len(columns) <= ENUMERATED:
+    """Return the other orders: all of them, or where there are too many the one that predicts most rows right."""
+    if len(columns) <= MAX_ENUMERATED:
         return sorted(set(permutations(columns)) - {columns})
     from scipy.optimize import linear_sum_assignment
 
-    _, places = linear_sum_assignment(-counts[:, list(columns)])
-    best = tuple(columns[k] for k in places)
+    _, assigned = linear_sum_assignment(-counts[:, list(columns)])
+    best = tuple(columns[k] for k in assigned)
     return [] if best == columns else [best]
 
 
 def _order(
-    columns: tuple[int, ...], said: numpy.ndarray, truth: numpy.ndarray, stated: numpy.ndarray, tried: int
+    columns: tuple[int, ...], classes: numpy.ndarray, truth: numpy.ndarray, stated: numpy.ndarray, tried: int
 ) -> Order:
     import numpy as np
 
-    right = np.asarray(columns)[said] == truth
+    right = np.asarray(columns)[classes] == truth
     p = min(1.0, tried * mcnemar(right, stated).p)
     recalls = [float(right[truth == k].mean()) for k in np.unique(truth)]
     return Order(columns, float(right.mean()), float(np.mean(recalls)), p)
 
 
 def better_order(orders: Sequence[Order]) -> Order | None:
-    """Return the best order that is clearly better than the stated one, which comes first; None if there is none.
+    """Return the best order that is clearly better than the stated one, which is first; None if there is none.
 
-    It has the higher accuracy with p < 0.001, and finds at least a tenth more of the average class.
+    Clearly better: higher accuracy with p < SIGNIFICANCE, and a mean recall higher by at least MIN_RECALL_GAIN.
     """
     stated, *others = orders
     clearly = [
         order
         for order in others
-        if order.accuracy > stated.accuracy and order.p < SIGNIFICANCE and order.recall >= stated.recall + GAIN
+        if order.accuracy > stated.accuracy
+        and order.p < SIGNIFICANCE
+        and order.recall >= stated.recall + MIN_RECALL_GAIN
     ]
     return max(clearly, key=lambda order: order.accuracy, default=None)
 
@@ -107,12 +110,12 @@ def better_order(orders: Sequence[Order]) -> Order | None:
 def order_notes(
     task: EvalTask, names: Sequence[str], columns: Sequence[int], predicted: Sequence[int], gold: Sequence[int]
 ) -> list[str]:
-    """Return a note with the accuracy under every order of the model's classes if something looks rotated, else none.
+    """Return a note with the accuracy under every order of the model's classes if another order is clearly better, else none.
 
     Args:
-        names: what the model's classes are called, in the order of its logits.
+        names: of the model's classes, in the order of its logits.
         columns: for each of them, the task's class.
-        predicted: the model's own class for each row, before any folding.
+        predicted: the model's class for each row, before any folding.
         gold: the task's class of each row; a regression task's numbers give no note.
     """
     if task.regression:
@@ -121,15 +124,17 @@ def order_notes(
     better = better_order(orders)
     if better is None:
         return []
-    told = "; ".join(f"{', '.join(_names(order.columns, names, columns))}: {order.accuracy:.4f}" for order in orders)
+    accuracies = "; ".join(
+        f"{', '.join(_names(order.columns, names, columns))}: {order.accuracy:.4f}" for order in orders
+    )
     return [
         f"the order of this model's classes looks wrong: accuracy on {task.name} is {orders[0].accuracy:.4f} as they are "
-        f"named and {better.accuracy:.4f} in another order ({told}). If its config misnames them, give "
+        f"named and {better.accuracy:.4f} in another order ({accuracies}). If its config misnames them, give "
         f"--labels {','.join(_names(better.columns, names, columns))}"
     ]
 
 
 def _names(order: Sequence[int], names: Sequence[str], columns: Sequence[int]) -> list[str]:
-    """Return the model's names in that order; names that fold into one class keep their turn."""
+    """Return the model's names in that order; names that fold into one class keep their relative order."""
     left = {k: [name for name, at in zip(names, columns, strict=True) if at == k] for k in set(columns)}
     return [left[k].pop(0) for k in order]

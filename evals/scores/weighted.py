@@ -1,8 +1,8 @@
-"""The official scores of rows that count several times each: what a bootstrap draws thousands of.
+"""The official scores of rows with integer weights, for the thousands of draws of a bootstrap.
 
 A weighted score takes gold and predicted values, shape (rows,), and integer weights, shape (draws, rows), and returns one
-score a draw, shape (draws,). With weights that are all 1 it is the score itself; with others, that of the rows repeated
-so often.
+score a draw, shape (draws,). With weights of 1 it is the score of the rows; with other weights, that of the repeated
+rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def score_names(metric: str) -> tuple[str, ...]:
-    """Return what a metric scores.
+    """Return the names of a metric's scores.
 
     Raises:
         TaskError: there is no metric of that name.
@@ -55,10 +55,12 @@ def matthews_correlation(gold: Array, predicted: Array, weights: Array) -> Array
 
     classes, index = np.unique(np.stack([gold, predicted]), return_inverse=True)
     t, p = index.reshape(2, -1)
-    true, said = (weights @ (side[:, None] == np.arange(len(classes))).astype(np.float64) for side in (t, p))
+    true, predicted_as = (weights @ (side[:, None] == np.arange(len(classes))).astype(np.float64) for side in (t, p))
     n, right = weights.sum(1).astype(np.float64), (weights @ (t == p)).astype(np.float64)
-    spread = (n**2 - (said**2).sum(1)) * (n**2 - (true**2).sum(1))
-    return np.where(spread > 0, (n * right - (true * said).sum(1)) / np.sqrt(np.where(spread > 0, spread, 1.0)), 0.0)
+    spread = (n**2 - (predicted_as**2).sum(1)) * (n**2 - (true**2).sum(1))
+    return np.where(
+        spread > 0, (n * right - (true * predicted_as).sum(1)) / np.sqrt(np.where(spread > 0, spread, 1.0)), 0.0
+    )
 
 
 def pearson(gold: Array, predicted: Array, weights: Array) -> Array:
@@ -71,7 +73,7 @@ def pearson(gold: Array, predicted: Array, weights: Array) -> Array:
     total = weights.sum(1)
     ex, ey, exx, eyy, exy = (weights @ np.stack([x, y, x * x, y * y, x * y], axis=1)).T / total
     xx, yy = exx - ex**2, eyy - ey**2
-    # What rounding leaves of the variance of a constant is no variance.
+    # Below this the variance is the rounding error of a constant.
     varies = (xx > 1e-13 * exx) & (yy > 1e-13 * eyy)
     return _correlation(exy - ex * ey, xx, yy, varies)
 
@@ -82,16 +84,16 @@ def spearmanr(gold: Array, predicted: Array, weights: Array) -> Array:
 
     if not (np.isfinite(gold).all() and np.isfinite(predicted).all()):
         return np.full(len(weights), np.nan)
-    # The mean rank is known, and halves are exact: a constant has no spread at all.
+    # The mean rank is exact in floating point, so the spread of a constant is exactly 0.
     x, y = (_ranks(side, weights) - (weights.sum(1, keepdims=True) + 1) / 2 for side in (gold, predicted))
-    xx, yy, xy = (np.einsum("dr,dr,dr->d", weights, one, other) for one, other in ((x, x), (y, y), (x, y)))
+    xx, yy, xy = (np.einsum("dr,dr,dr->d", weights, u, v) for u, v in ((x, x), (y, y), (x, y)))
     return _correlation(xy, xx, yy, (xx > 0) & (yy > 0))
 
 
 def _ranks(values: Array, weights: Array) -> Array:
     """Return the mean rank of every row among the repeated rows, shape (draws, rows).
 
-    Values below weigh B together and equal ones E: their ranks are B + 1 to B + E, B + (E + 1) / 2 in the mean.
+    With B the weight of smaller values and E that of equal ones, their ranks are B + 1 to B + E, with mean B + (E + 1) / 2.
     """
     import numpy as np
 
@@ -104,7 +106,7 @@ def _ranks(values: Array, weights: Array) -> Array:
 
 
 def _correlation(xy: Array, xx: Array, yy: Array, defined: Array) -> Array:
-    """Return xy / sqrt(xx yy), and nan where that is not defined."""
+    """Return xy / sqrt(xx yy), and nan where it is undefined."""
     import numpy as np
 
     spread = np.sqrt(np.where(defined, xx, 1.0)) * np.sqrt(np.where(defined, yy, 1.0))

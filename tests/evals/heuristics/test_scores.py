@@ -169,7 +169,7 @@ def test_missing_and_unknown_ids_are_refused_together() -> None:
     ("pairs", "message"),
     [
         ([], "there are no pairs to score; 6 of 6 predictions are for ids not among the pairs"),
-        ([*TOY, TOY[3]], "1 pair ids come more than once, the first is 'ex3'"),
+        ([*TOY, TOY[3]], "1 pair ids occur more than once, the first is 'ex3'"),
         ([dataclasses.replace(TOY[0], label="neutral"), *TOY[1:]], "1 pairs have a gold label .* 'ex0' with 'neutral'"),
     ],
 )
@@ -263,8 +263,8 @@ def test_a_published_file_comes_back_byte_for_byte(tmp_path: Path) -> None:
     ("ids", "labels", "message"),
     [
         (["ex0", "ex1"], ["entailment"], "2 ids but 1 labels"),
-        (["ex0", "ex0"], ["entailment"] * 2, "1 ids come more than once, the first is 'ex0'"),
-        (["ex0"], ["not entailment"], "hold a comma or white space, the first is 'not entailment'"),
+        (["ex0", "ex0"], ["entailment"] * 2, "1 ids occur more than once, the first is 'ex0'"),
+        (["ex0"], ["not entailment"], "contain a comma or white space, the first is 'not entailment'"),
         (["ex,0"], ["entailment"], "the first is 'ex,0'"),
         (["ex0"], [""], "1 ids or labels are empty"),
     ],

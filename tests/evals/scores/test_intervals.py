@@ -156,7 +156,7 @@ def test_draws_in_pieces_are_the_draws_in_one(monkeypatch: pytest.MonkeyPatch) -
     rng = np.random.default_rng(0)
     gold, said = rng.normal(size=50), rng.normal(size=50)
     whole = bootstrap_draws(pearson, (gold, said), np.random.default_rng(1), draws=100)
-    monkeypatch.setattr(intervals, "CELLS", 350)
+    monkeypatch.setattr(intervals, "MAX_WEIGHTS", 350)
     pieces = bootstrap_draws(pearson, (gold, said), np.random.default_rng(1), draws=100)
     np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-12)
     assert np.abs(bootstrap_draws(pearson, (gold, said), np.random.default_rng(2), draws=100) - whole).max() > 0.01
