@@ -1,4 +1,8 @@
-"""Evaluation tasks, one table each; TASKS lists them."""
+"""Evaluation tasks, one table each; TASKS lists them.
+
+The tables are Python and not files such as users write (`task_file`): they have twice as many fields, share label names
+with one another, are checked by mypy, and listing them parses no YAML.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +40,10 @@ TASK_FILE = (".yaml", ".yml")
 
 
 def find_task(name: str) -> EvalTask:
-    """Return the task of that name, or the one that a file of that name (.yaml, .yml) describes.
+    """Return the task of that name; a name that ends in .yaml or .yml is a task file.
 
     Raises:
-        UsageError: there is none; names the nearest. Or the file does not describe a task.
+        UsageError: there is no such task (the nearest is named), or the file does not describe one.
     """
     if name.lower().endswith(TASK_FILE):
         from evals.tasks.task_file import read_task

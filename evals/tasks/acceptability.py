@@ -1,6 +1,6 @@
-"""CoLA in domain and out of domain: sentences from the sources of the training set, and from others.
+"""CoLA in domain and out of domain: sentences from the sources of the training set, and from other sources.
 
-GLUE's development set holds both, the 527 in domain first.
+GLUE's development set has both, the 527 in domain first.
 
 Source: Warstadt et al. 2019, arXiv:1805.12471.
 """
@@ -12,6 +12,7 @@ from dataclasses import replace
 from evals.tasks.glue import COLA_TABLE
 from evals.tasks.table import Part, make_task
 
+# Rows of the development set, and of its first part.
 WHOLE, IN_DOMAIN = 1043, 527
 
 COLA_IN_DOMAIN = make_task(

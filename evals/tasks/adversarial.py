@@ -1,4 +1,4 @@
-"""AdvGLUE: development rows of six GLUE tasks, rewritten to mislead models; one dev.json holds them all.
+"""AdvGLUE: development rows of six GLUE tasks, rewritten to mislead models; one dev.json has them all.
 
 Source: Wang et al. 2021, arXiv:2111.02840.
 """
@@ -18,11 +18,11 @@ def _adversarial(table: TaskTable, part: str, config: str, member: str, metric: 
     """Return the adversarial part of a GLUE task.
 
     Args:
-        part: what the task and its .jsonl file are called.
-        config: the configuration on the Hub.
-        member: its list in dev.json.
+        part: of the task's name, advglue_PART, and of its file, PART.jsonl.
+        config: of the data set on the Hub.
+        member: the key of its list in dev.json.
     """
-    made = replace(
+    adversarial = replace(
         table,
         name=f"advglue_{part}",
         files=("dev.json", f"{part}.jsonl"),
@@ -31,7 +31,7 @@ def _adversarial(table: TaskTable, part: str, config: str, member: str, metric: 
         folders=("advglue",),
         member=member,
     )
-    return make_task(made, metric)
+    return make_task(adversarial, metric)
 
 
 ADVGLUE = (

@@ -1,7 +1,7 @@
 """GLUE tasks: rows from the Hub, from GLUE's own folders (.tsv) or from jsonl, csv and parquet files.
 
-Source: Wang et al. 2019, arXiv:1804.07461. Label order as in GLUE on the Hub; development sets, for test labels are
-not public. STS-B is in sts.py.
+Source: Wang et al. 2019, arXiv:1804.07461. Label order as in GLUE on the Hub; development sets, because test labels
+are not public. STS-B is in sts.py.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ MNLI_MISMATCHED_TABLE = TaskTable(
     folders=("MNLI",),
     aliases=NLI_ALIASES,
 )
-# Whether a sentence answers a question: its classes are called as those of NLI, but a model of NLI knows no questions,
-# so three-way labels are not folded.
+# Does a sentence answer a question? The classes have the names of NLI, but NLI models are not trained on questions, so
+# three-way labels are not folded.
 QNLI_TABLE = TaskTable(
     name="qnli",
     labels=TWO_WAY,

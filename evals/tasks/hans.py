@@ -14,7 +14,7 @@ __all__ = ["HANS", "fold", "read_pairs", "read_predictions"]
 
 
 def _read(path: Path | None, seed: int) -> Rows:
-    """Read HANS pairs from a file, or generate the 30 subcases of 1,000 evaluation pairs."""
+    """Return the HANS pairs of a file, or generate 1,000 evaluation pairs of each of the 30 subcases."""
     pairs = generate(seed=seed) if path is None else read_pairs(path)
     data = f"generated from the HANS grammar, evaluation half, seed {seed}" if path is None else path.name
     return Rows(

@@ -1,4 +1,4 @@
-"""Class names: a task's classes matched to a model's labels by name."""
+"""Matching of a task's classes to a model's labels, by name."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class MatchedTask:
 def class_names(
     labels: Sequence[str], coarse: Mapping[str, str] | None = None, aliases: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Return every name a class goes by, plain, with the index of the class in `labels`."""
+    """Return every name of a class, normalised by `plain`, with the index of the class in `labels`."""
     names = {plain(name): k for k, name in enumerate(labels)}
     names |= {plain(fine): names[plain(label)] for fine, label in (coarse or {}).items()}
     return names | {plain(alias): names[plain(name)] for alias, name in (aliases or {}).items()}
 
 
 def column_of(task: EvalTask, model_labels: Sequence[str], source: str) -> tuple[int, ...]:
-    """Return, for each class of the model, the task's class it stands for; (0,) for a regression task's one output.
+    """Return, for each class of the model, the index of the task's class; (0,) for the one output of a regression task.
 
-    Labels are matched by name, without regard to case and to how words are joined (not_entailment, non-entailment), and
-    by the task's aliases; models that tell more classes apart are folded by the task's `coarse` table. The reverse is
-    never done: gold labels are not folded for a model that tells fewer classes apart.
+    Labels are matched by name, ignoring case and how words are joined (not_entailment, non-entailment), and by the task's
+    aliases; a model with more classes is folded by the task's `coarse` table. The reverse is never done: gold labels are not
+    folded for a model with fewer classes.
 
     Raises:
-        TaskError: a label means nothing to the task, or a task's class has no label; placeholder names say nothing.
+        TaskError: a label is not one of the task's, or a task's class has no label; placeholder names (LABEL_0) match none.
     """
     if task.regression:
         if len(model_labels) != 1:
@@ -51,31 +51,31 @@ def column_of(task: EvalTask, model_labels: Sequence[str], source: str) -> tuple
         return (0,)
     names = class_names(task.labels, task.coarse, task.aliases)
     same = {plain(alias): plain(name) for alias, name in task.aliases.items()}
-    found = [names.get(plain(name)) for name in model_labels]
+    columns = [names.get(plain(name)) for name in model_labels]
     distinct = {same.get(plain(name), plain(name)) for name in model_labels}
-    if None in found or len(distinct) != len(model_labels) or set(found) != set(range(len(task.labels))):
+    if None in columns or len(distinct) != len(model_labels) or set(columns) != set(range(len(task.labels))):
         raise TaskError(_misfit(task, model_labels, source))
-    return tuple(k for k in found if k is not None)
+    return tuple(k for k in columns if k is not None)
 
 
 def _misfit(task: EvalTask, model_labels: Sequence[str], source: str) -> str:
-    """Return what is said of a model whose labels are not those of the task."""
+    """Return the error message for a model whose labels are not those of the task."""
     expected = ", ".join(task.labels) + (f" (or {', '.join(task.coarse)})" if task.coarse else "")
-    said = f"{source}: its labels {', '.join(model_labels)} are not those of {task.name}: {expected}."
+    message = f"{source}: its labels {', '.join(model_labels)} are not those of {task.name}: {expected}."
     placeholder = any(name.upper().startswith("LABEL_") for name in model_labels)
     if len(model_labels) < len(task.labels) and not placeholder:
         return (
-            f"{said} It tells {len(model_labels)} classes apart where the task has {len(task.labels)}, and gold labels are "
-            "not folded for it. Score it on a task with its classes, or fold the gold labels in a task file of your own "
+            f"{message} The model has {len(model_labels)} classes and the task {len(task.labels)}, and gold labels are not "
+            "folded. Score it on a task with its classes, or fold the gold labels in a task file of your own "
             "(labels, coarse)."
         )
-    hint = "Placeholder names say nothing: give" if placeholder else "Give"
+    hint = "These are placeholders: give" if placeholder else "Give"
     example = task.coarse if len(task.coarse) == len(model_labels) else task.labels
-    return f"{said} {hint} its class names in the order of its logits, such as --labels {','.join(example)}"
+    return f"{message} {hint} its class names in the order of its logits, such as --labels {','.join(example)}"
 
 
 def plain(name: str) -> str:
-    """Return a label without what says nothing: case, and how words are joined; not_x and non-x are one."""
+    """Return a label normalised for comparison: case and the joining of words are dropped; not_x and non-x become nonx."""
     words = re.sub(r"^(not|non)[-_ ]+(?=\w)", "non", name.strip().casefold())
     joined = re.sub(r"(?<=[^\W_])[-_ ]+(?=[^\W_])", "", words)  # between words only: -1 is not 1
     return "nonentailment" if joined == "notentailment" else joined

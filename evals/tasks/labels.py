@@ -1,10 +1,10 @@
-"""The names classes go by: natural language inference, paraphrase, acceptability; integer orders as on the Hub."""
+"""Class names and their aliases: natural language inference, paraphrase, acceptability; integer orders as on the Hub."""
 
 from __future__ import annotations
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 
-# Three-way NLI labels on a task that asks for entailment alone.
+# Three-way NLI labels on a task of entailment alone.
 COARSE_NLI = {"entailment": "entailment", "neutral": "not_entailment", "contradiction": "not_entailment"}
 
 ENTAILMENT_ALIASES = {"entail": "entailment", "entails": "entailment", "entailed": "entailment"}
@@ -28,11 +28,11 @@ _PARAPHRASE = ("equivalent", "duplicate", "paraphrase")
 
 
 def paraphrase_labels(word: str) -> tuple[str, str]:
-    """Return the two classes of a paraphrase task that says `word`."""
+    """Return the two classes of a paraphrase task with a word for paraphrases."""
     return (f"not_{word}", word)
 
 
 def paraphrase_aliases(word: str) -> dict[str, str]:
-    """Return what the two classes are called elsewhere: equivalent, duplicate and paraphrase are one class."""
+    """Return the names of the two classes in other tasks: equivalent, duplicate and paraphrase are one class."""
     others = [other for other in _PARAPHRASE if other != word]
     return {f"not_{other}": f"not_{word}" for other in others} | dict.fromkeys(others, word)

@@ -11,87 +11,44 @@ from __future__ import annotations
 
 from evals.tasks.labels import NLI_ALIASES, NLI_LABELS
 from evals.tasks.table import TaskTable, make_task
+from evals.tasks.task import EvalTask
 
 COLUMNS = (("premise", "sentence1", "sentence_A", "prem"), ("hypothesis", "sentence2", "sentence_B", "hyp"))
 LABELS = ("gold_label", "label", "entailment_judgment", "entailment_label")
 
-SNLI = make_task(
-    TaskTable(
-        name="snli",
+
+def _three_way(
+    name: str,
+    files: tuple[str, ...],
+    source: str | None = None,
+    split: str = "test",
+    unlabelled: tuple[str, ...] = (),
+    only: tuple[str, str] | None = None,
+) -> EvalTask:
+    """Return a task of three-way inference, scored by accuracy as MNLI is; the fields are those of TaskTable."""
+    table = TaskTable(
+        name=name,
         labels=NLI_LABELS,
         columns=COLUMNS,
         label_columns=LABELS,
-        files=("snli_1.0_test.jsonl", "snli_1.0_test.txt", "test.jsonl"),
-        split="test",
-        source="stanfordnlp/snli:plain_text/test",
+        files=files,
+        split=split,
+        source=source,
         aliases=NLI_ALIASES,
-        unlabelled=("-", "-1"),
-    ),
-    "mnli",
+        unlabelled=unlabelled,
+        only=only,
+    )
+    return make_task(table, "mnli")
+
+
+SNLI = _three_way(
+    "snli",
+    ("snli_1.0_test.jsonl", "snli_1.0_test.txt", "test.jsonl"),
+    "stanfordnlp/snli:plain_text/test",
+    unlabelled=("-", "-1"),
 )
-SICK = make_task(
-    TaskTable(
-        name="sick",
-        labels=NLI_LABELS,
-        columns=COLUMNS,
-        label_columns=LABELS,
-        files=("SICK_test_annotated.txt", "test.jsonl"),
-        split="test",
-        source=None,
-        aliases=NLI_ALIASES,
-    ),
-    "mnli",
-)
-XNLI = make_task(
-    TaskTable(
-        name="xnli",
-        labels=NLI_LABELS,
-        columns=COLUMNS,
-        label_columns=LABELS,
-        files=("xnli.test.tsv", "test.jsonl"),
-        split="test",
-        source="facebook/xnli:en/test",
-        aliases=NLI_ALIASES,
-        only=("language", "en"),
-    ),
-    "mnli",
-)
-BREAKING_NLI = make_task(
-    TaskTable(
-        name="breaking_nli",
-        labels=NLI_LABELS,
-        columns=COLUMNS,
-        label_columns=LABELS,
-        files=("data.jsonl", "test.jsonl"),
-        split="test",
-        source=None,
-        aliases=NLI_ALIASES,
-    ),
-    "mnli",
-)
-LINGNLI = make_task(
-    TaskTable(
-        name="lingnli",
-        labels=NLI_LABELS,
-        columns=COLUMNS,
-        label_columns=LABELS,
-        files=("validation.jsonl",),
-        split="validation",
-        source=None,
-        aliases=NLI_ALIASES,
-    ),
-    "mnli",
-)
-TAXINLI = make_task(
-    TaskTable(
-        name="taxinli",
-        labels=NLI_LABELS,
-        columns=COLUMNS,
-        label_columns=LABELS,
-        files=("taxinli10k.tsv",),
-        split="all",
-        source=None,
-        aliases=NLI_ALIASES,
-    ),
-    "mnli",
-)
+SICK = _three_way("sick", ("SICK_test_annotated.txt", "test.jsonl"))
+XNLI = _three_way("xnli", ("xnli.test.tsv", "test.jsonl"), "facebook/xnli:en/test", only=("language", "en"))
+BREAKING_NLI = _three_way("breaking_nli", ("data.jsonl", "test.jsonl"))
+LINGNLI = _three_way("lingnli", ("validation.jsonl",), split="validation")
+TAXINLI = _three_way("taxinli", ("taxinli10k.tsv",), split="all")

@@ -1,4 +1,4 @@
-"""STS-B: how alike two sentences are, a number from 0 to 5.
+"""STS-B: the semantic similarity of two sentences, a number from 0 to 5.
 
 Source: Cer et al. 2017, arXiv:1708.00055; the development set as in GLUE.
 """

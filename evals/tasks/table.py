@@ -1,4 +1,4 @@
-"""TaskTable: where a task keeps its rows, what its columns and labels are called, and how they are read."""
+"""TaskTable: the files, columns and labels of a task, and the reading of its rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from evals.tasks.task import EvalTask, Rows
 from merge.errors import TaskError
 from merge.text.table import Row, Table, open_table
 
-# What a row is called, in the words of the published files.
+# Columns of row ids in the published files.
 _IDS = ("idx", "index", "pairID", "pair_ID", "id")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows start to stop, of a file that holds `whole` of them."""
+    """Rows start to stop of a file with `whole` rows."""
 
     start: int
     stop: int
@@ -27,23 +27,23 @@ class Part:
 
 @dataclass(frozen=True)
 class TaskTable:
-    """Where a task keeps its rows; called with a path and a seed, it reads them.
+    """The files, columns and labels of a task; called with a path and a seed, it reads the rows.
 
     Attributes:
         labels: class names in the task's integer order; none where the label is a number (regression).
-        columns: the text columns' names; each entry lists the names they go by.
-        label_columns: the names the label column goes by.
-        files: what the file of the split is called in a folder, first found first; a .txt of that name is tab-separated.
-        split: what those files and `source` hold.
+        columns: the text columns; each entry lists the names that files give to one of them.
+        label_columns: the names that files give to the label column.
+        files: names of the split's file in a folder, in order of preference; a .txt of such a name is tab-separated.
+        split: of those files and of `source`.
         source: the Hub dataset (or file) read when no path is given; None where there is none.
-        folders: what the task's own folder is called in a folder of many tasks (the GLUE download); its name always may.
+        folders: names of the task's folder in a folder of many tasks (the GLUE download), besides the task's name.
         coarse, aliases: other names of the classes, as in EvalTask.
         header: columns of a .tsv that has no header line.
-        unlabelled: what stands for the label of a row whose annotators did not agree; such rows are left out.
-        only: (column, value): rows that say another value are left out; a file without the column has one value.
-        part: the rows of the task, where files of those names and `source` hold more.
-        part_files: files that hold the part alone.
-        member: the task's list in a .json file that holds several.
+        unlabelled: values of the label column in rows without an agreed label; such rows are left out.
+        only: (column, value): rows with another value are left out; a file without the column is taken whole.
+        part: the rows of the task, where `files` and `source` have more.
+        part_files: names of files with the part alone.
+        member: the key of the task's list in a .json file with several.
         scale: the smallest and largest number of a regression label.
     """
 
@@ -66,10 +66,10 @@ class TaskTable:
     scale: tuple[float, float] = (-math.inf, math.inf)
 
     def __call__(self, path: Path | None, seed: int) -> Rows:
-        """Read the split from a file, a folder, or the task's own source; `seed` is not used, nothing is drawn.
+        """Return the rows of a file, a folder, or the task's own source; `seed` is not used, because no row is drawn.
 
         Raises:
-            TaskError: nothing is there, or a row is malformed; names file, row and column.
+            TaskError: there are no rows, or a row is malformed; names file, row and column.
         """
         file = None if path is None else self._file(path)
         table = self._open(file)
@@ -77,27 +77,27 @@ class TaskTable:
         texts: list[tuple[str, ...]] = []
         gold: list[int | float] = []
         ids: list[str] = []
-        passed = {"label": 0, "value": 0, "folded": 0}
+        counts = {"label": 0, "value": 0, "folded": 0}
         for number, row in table.rows:
             if row is None:
                 continue
             if self.only is not None and str(row.get(self.only[0], self.only[1])) != self.only[1]:
-                passed["value"] += 1
+                counts["value"] += 1
                 continue
-            text = tuple(_text(row, known, table, number) for known in self.columns)
+            text = tuple(_text(row, column_names, table, number) for column_names in self.columns)
             column, value = self._label(row, table, number)
             if str(value).strip() in self.unlabelled:
-                passed["label"] += 1
+                counts["label"] += 1
                 continue
             texts.append(text)
             if self.labels:
                 name = plain(str(value))
-                passed["folded"] += name in fine
+                counts["folded"] += name in fine
                 gold.append(self._class(value, names.get(name, digits.get(name)), column, table, number))
             else:
                 gold.append(self._number(value, column, table, number))
             ids.append(str(next((row[name] for name in _IDS if name in row), len(ids))))
-        return self._rows(file, table, texts, gold, ids, passed)
+        return self._rows(file, table, texts, gold, ids, counts)
 
     def _rows(
         self,
@@ -106,12 +106,16 @@ class TaskTable:
         texts: list[tuple[str, ...]],
         gold: list[int | float],
         ids: list[str],
-        passed: dict[str, int],
+        counts: dict[str, int],
     ) -> Rows:
-        """Return the rows of the task, with what was left out of them said."""
+        """Return the rows of the task; `data` states which were left out.
+
+        Args:
+            counts: of rows left out for want of a label or for their value, and of folded labels.
+        """
         if not texts:
-            raise TaskError(f"{table.source.name}: expected rows, found none{' with a label' * bool(passed['label'])}.")
-        said = ""
+            raise TaskError(f"{table.source.name}: expected rows, found none{' with a label' * bool(counts['label'])}.")
+        omitted = ""
         if self.part is not None and (file is None or _plain_name(file) not in self.part_files):
             if len(texts) != self.part.whole and (file is None or _plain_name(file) in self.files):
                 raise TaskError(
@@ -121,18 +125,18 @@ class TaskTable:
                 )
             if len(texts) == self.part.whole:
                 kept = slice(self.part.start, self.part.stop)
-                said = f"; rows {self.part.start:,} to {self.part.stop - 1:,} of {len(texts):,}"
+                omitted = f"; rows {self.part.start:,} to {self.part.stop - 1:,} of {len(texts):,}"
                 texts, gold, ids = texts[kept], gold[kept], ids[kept]
-        if passed["label"]:
-            said += f"; {_counted(passed['label'])} without a gold label left out"
-        if passed["value"] and self.only is not None:
-            said += f"; {_counted(passed['value'])} whose {self.only[0]} is not {self.only[1]} left out"
-        if passed["folded"]:
-            labels = f"gold label{'s' * (passed['folded'] != 1)}"
-            said += f"; {passed['folded']:,} {labels} folded into {', '.join(sorted(set(self.coarse.values())))}"
-        if len(set(ids)) != len(ids):  # prediction files need one name a row
+        if counts["label"]:
+            omitted += f"; {_counted(counts['label'])} without a gold label left out"
+        if counts["value"] and self.only is not None:
+            omitted += f"; {_counted(counts['value'])} whose {self.only[0]} is not {self.only[1]} left out"
+        if counts["folded"]:
+            labels = f"gold label{'s' * (counts['folded'] != 1)}"
+            omitted += f"; {counts['folded']:,} {labels} folded into {', '.join(sorted(set(self.coarse.values())))}"
+        if len(set(ids)) != len(ids):  # prediction files need distinct ids
             ids = [str(k) for k in range(len(ids))]
-        data = f"{table.title}, {_counted(len(texts))}{said}"
+        data = f"{table.title}, {_counted(len(texts))}{omitted}"
         return Rows(tuple(texts), tuple(gold), self.labels, data, self._split(file), tuple(ids))
 
     def _open(self, file: Path | None) -> Table:
@@ -140,8 +144,8 @@ class TaskTable:
         if file is None:
             if self.source is None:
                 raise TaskError(
-                    f"{what}: it is not on the Hub in a form that can be read; give it with --data: a file such as "
-                    f"{self.files[0]}, or the folder that holds it."
+                    f"{what}: the Hub has no edition that can be read; give a file such as {self.files[0]}, or its "
+                    "folder, as --data."
                 )
             return open_table(self.source, what, TaskError, names=self.header, member=self.member)
         name = _plain_name(file)
@@ -150,7 +154,7 @@ class TaskTable:
         return open_table(str(file), what, TaskError, kind, header, self.member)
 
     def _split(self, file: Path | None) -> str:
-        """Return which split a file holds by its name: GLUE's own where it has GLUE's name, else what it is called."""
+        """Return the split of a file: the task's where the file has a name of `files`, else the name of the file."""
         if file is None or _plain_name(file) in (*self.files, *self.part_files):
             return self.split
         return Path(_plain_name(file)).stem
@@ -160,14 +164,14 @@ class TaskTable:
             raise TaskError(f"{self.name} data {path}: there is no such file or folder; check the path.")
         if not path.is_dir():
             return path
-        found = self.find(path)
-        if found is None:
-            known = ", ".join((*self.part_files, *self.files))
+        file = self.find(path)
+        if file is None:
+            names = ", ".join((*self.part_files, *self.files))
             expected = (
-                f"expected one of {known} (or .gz) in the folder" if known else "found a folder; name one file in it"
+                f"expected one of {names} (or .gz) in the folder" if names else "found a folder; name one file in it"
             )
             raise TaskError(f"{self.name} data {path}: {expected}.")
-        return found
+        return file
 
     def find(self, path: Path) -> Path | None:
         """Return the task's file in a folder, or None where there is none."""
@@ -179,13 +183,13 @@ class TaskTable:
                 yield from (folder / name, folder / f"{name}.gz")
 
     def _digits(self) -> dict[str, int]:
-        """Return the integers that stand for classes, unless classes are named by digits themselves."""
+        """Return class indices by their digits, unless class names are digits themselves."""
         if any(name.isdigit() for name in self.labels):
             return {}
         return {str(k): k for k in range(len(self.labels))}
 
     def _fine(self) -> set[str]:
-        """Return the names of classes finer than the task's own."""
+        """Return the names of classes that are finer than the task's."""
         fine = {plain(name) for name in self.coarse} - {plain(name) for name in self.labels}
         return fine | {plain(alias) for alias, name in self.aliases.items() if plain(name) in fine}
 
@@ -195,29 +199,29 @@ class TaskTable:
             raise table.fault(number, f"expected a column {' or '.join(self.label_columns)}, found {', '.join(row)}.")
         return name, row[name]
 
-    def _class(self, value: object, found: int | None, column: str, table: Table, number: int) -> int:
-        if found is not None and not isinstance(value, bool | float):
-            return found
-        known = f"{', '.join(self.labels)}{f' or 0 to {len(self.labels) - 1}' if self._digits() else ''}"
+    def _class(self, value: object, index: int | None, column: str, table: Table, number: int) -> int:
+        if index is not None and not isinstance(value, bool | float):
+            return index
+        names = f"{', '.join(self.labels)}{f' or 0 to {len(self.labels) - 1}' if self._digits() else ''}"
         raise TaskError(
-            f"{_place(table, number, column)}: expected {known}, found {value!r}. "
-            "Test splits carry no labels; use validation."
+            f"{_position(table, number, column)}: expected {names}, found {value!r}. "
+            "Test splits have no labels; use validation."
         )
 
     def _number(self, value: object, column: str, table: Table, number: int) -> float:
         low, high = self.scale
         try:
-            found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+            label = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
         except ValueError:
-            found = math.nan
-        if not (math.isfinite(found) and low <= found <= high):
-            known = f"a number from {low:g} to {high:g}" if math.isfinite(high) else "a finite number"
-            raise TaskError(f"{_place(table, number, column)}: expected {known}, found {value!r}.")
-        return found
+            label = math.nan
+        if not (math.isfinite(label) and low <= label <= high):
+            expected = f"a number from {low:g} to {high:g}" if math.isfinite(high) else "a finite number"
+            raise TaskError(f"{_position(table, number, column)}: expected {expected}, found {value!r}.")
+        return label
 
 
 def make_task(table: TaskTable, metric: str) -> EvalTask:
-    """Return the task of a table, scored by that configuration of evals.scores.glue."""
+    """Return the task of a table, with a metric of METRICS."""
     source = f"--data {table.files[0]}" if table.source is None else table.source
     return EvalTask(table.name, table.labels, table, metric, table.coarse, table.aliases, source)
 
@@ -230,7 +234,7 @@ def _counted(rows: int) -> str:
     return f"{rows:,} row{'s' * (rows != 1)}"
 
 
-def _place(table: Table, number: int, column: str) -> str:
+def _position(table: Table, number: int, column: str) -> str:
     return f"{table.source.name}, {table.place} {number}, column {column}"
 
 
@@ -240,12 +244,14 @@ def _text(row: Row, names: tuple[str, ...], table: Table, number: int) -> str:
         raise table.fault(number, f"expected a column {' or '.join(names)}, found {', '.join(row)}.")
     value = row[name]
     if not isinstance(value, str) or not value.strip():
-        raise TaskError(f"{_place(table, number, name)}: expected text, found {value!r}.")
+        raise TaskError(f"{_position(table, number, name)}: expected text, found {value!r}.")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise TaskError(f"{_place(table, number, name)}: expected Unicode text, found half of a surrogate pair.")
-    if value[:2] in ("b'", 'b"') and len(value) > 3 and value[-1] == value[1]:  # as a script for PAWS-QQP writes it
+        raise TaskError(f"{_position(table, number, name)}: expected Unicode text, found half of a surrogate pair.")
+    if (
+        value[:2] in ("b'", 'b"') and len(value) > 3 and value[-1] == value[1]
+    ):  # as the script that makes PAWS-QQP writes it
         raise TaskError(
-            f"{_place(table, number, name)}: expected text, found bytes as Python prints them: {value[:40]!r}. "
-            "Write the text itself (bytes.decode) where the file is made."
+            f"{_position(table, number, name)}: expected text, found bytes as Python prints them: {value[:40]!r}. "
+            "Write the decoded text (bytes.decode) where the file is made."
         )
     return value.strip()

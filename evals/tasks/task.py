@@ -1,4 +1,4 @@
-"""EvalTask: where a task's rows come from and what its labels are called; Rows: the rows as read."""
+"""EvalTask: the class names of a task and the function that reads its rows; Rows: the rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# What each configuration of evals.scores.glue computes, named as the official GLUE metric names it.
+# The scores of each metric of evals.scores.glue, with the names of the official GLUE metric.
 METRICS: dict[str, tuple[str, ...]] = {
     "cola": ("matthews_correlation",),
     "mrpc": ("accuracy", "f1"),
@@ -27,9 +27,9 @@ class Rows:
         texts: (text,) or (text, text_pair) of each row.
         gold: index into the task's labels, one per row; the number itself where the task has none (regression).
         labels: the task's class names in the order of `gold`.
-        data: one phrase on where the rows came from.
-        ids: what each row is called in prediction files.
-        extra: what a task's own scores need, one per row (HANS pairs).
+        data: one phrase on the source of the rows.
+        ids: of each row in prediction files.
+        extra: further data that a task's scores need, one per row (HANS pairs).
     """
 
     texts: tuple[tuple[str, ...], ...]
@@ -45,7 +45,7 @@ class Rows:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all that scores depend on, texts, gold labels and `extra`: the same rows, however they were read."""
+        """SHA-256 of everything that scores depend on: texts, gold labels and `extra`, but not the file they were read from."""
         text = repr((self.texts, self.gold, self.labels, self.extra)).encode()
         return hashlib.sha256(text).hexdigest()
 
@@ -70,15 +70,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class EvalTask:
-    """A task: its class names, and how its rows are read.
+    """A task: its class names, and the function that reads its rows.
 
     Attributes:
         labels: class names in the task's integer order; none where the task is regression.
         read: from a path (None: the task's own source) and a seed to rows.
-        metric: the configuration of evals.scores.glue, a key of METRICS.
-        coarse: fine label -> task label, for models that tell more classes apart (three-way NLI on two-way HANS).
-        aliases: another name -> a task label or a fine one.
-        source: where rows come from when no path is given, for people to read.
+        metric: a key of METRICS.
+        coarse: fine label -> task label, for models with more classes (three-way NLI on two-way HANS).
+        aliases: another name -> a task label or a fine label.
+        source: where rows are read from without a path, for people to read.
     """
 
     name: str
@@ -91,5 +91,5 @@ class EvalTask:
 
     @property
     def regression(self) -> bool:
-        """Whether the task's gold is a number and not a class."""
+        """Whether the gold label is a number and not a class."""
         return not self.labels

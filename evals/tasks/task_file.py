@@ -1,4 +1,4 @@
-"""Task files: a user's own task as a short YAML record, read where the name of a task may stand."""
+"""Task files: a user's task as a short YAML record, read where commands take the name of a task."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from merge.errors import RecipeError, TaskError, UsageError, nearest
 from merge.recipe.validation import located_faults
 from merge.recipe.yaml_document import position_of, read_document
 
-# A score as a file names it -> the configuration of evals.scores.glue that computes it; GLUE's own names will do too.
+# The name of a score in a file -> the metric with that score; the names of METRICS are accepted too.
 SCORES = {"accuracy": "sst2", "f1": "mrpc", "matthews_correlation": "cola", "pearson": "stsb"}
 
-# A Hub dataset is named with its split: one that is left out would be the training set.
+# A Hub dataset is named with its split: without one it would be the training set.
 _HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*:[^/:]*/(?P<split>\w[\w.-]*)")
 
 
 class TaskRecord(BaseModel):
-    """A task file's keys; unknown ones are errors.
+    """The keys of a task file; unknown keys are errors.
 
     Attributes:
-        name: what results call the task.
-        data: a file (.csv, .tsv, .jsonl, .json, .parquet), its path seen from the task file, or a Hub dataset
+        name: of the task in results.
+        data: a file (.csv, .tsv, .jsonl, .json, .parquet), its path relative to the task file, or a Hub dataset
             (org/name:config/split).
-        columns: the column of the text, or the two of a pair.
+        columns: the column of the text, or the two columns of a pair.
         label_column: the column of the label.
-        labels: class names in the order of the integers that the label column may hold instead.
-        regression: the label is a number; instead of labels.
+        labels: class names; the label column holds names, or integers in this order.
+        regression: true where the label is a number, and there are no labels.
         metric: accuracy, f1 (with accuracy), matthews_correlation, pearson (with spearmanr), or a GLUE task's name.
         aliases: another name of a class -> the class.
         coarse: a finer class -> the class it folds into, of models and of gold labels.
@@ -71,7 +71,9 @@ class TaskRecord(BaseModel):
         known = {plain(name): name for name in (*(labels or ()), *info.data.get("coarse", {}))}
         for other, name in names.items() if labels else ():  # without labels, that is the fault
             if plain(name) not in known:
-                raise ValueError(f"{other!r} stands for {name!r}, which is no class.{nearest(name, known.values())}")
+                raise ValueError(
+                    f"{other!r} is mapped to {name!r}, which is not a class.{nearest(name, known.values())}"
+                )
         return names
 
     @field_validator("metric")
@@ -95,12 +97,12 @@ class TaskRecord(BaseModel):
                 f"metric {self.metric} does not fit {'numbers' if self.regression else 'classes'}: {expected}"
             )
         if "f1" in scores and len(self.labels) != 2:
-            raise ValueError(f"metric f1 is that of the second of two classes; found {len(self.labels)}")
+            raise ValueError(f"metric f1 is that of the second of two classes; found {len(self.labels)} classes")
         return self
 
     @property
     def scores(self) -> str:
-        """The configuration of evals.scores.glue."""
+        """The metric of METRICS that computes the scores."""
         metric = self.metric or ("pearson" if self.regression else "accuracy")
         return SCORES.get(metric, metric)
 
@@ -109,10 +111,9 @@ def read_task(path: Path, reserved: Container[str] = ()) -> EvalTask:
     """Return the task that a YAML file describes.
 
     Args:
-        reserved: names that it may not have, those of the built-in tasks.
-
+        reserved: names of built-in tasks, which the task may not have.
     Raises:
-        UsageError: it cannot be read, or describes none; each fault as file:line:column: key: message.
+        UsageError: it cannot be read, or is malformed; each fault as file:line:column: key: message.
     """
     try:
         values, root = read_document(path, "task file", "name, data, columns, ...")
@@ -124,9 +125,7 @@ def read_task(path: Path, reserved: Container[str] = ()) -> EvalTask:
         raise UsageError(located_faults(path, root, TaskRecord, error)) from error
     if record.name in reserved:
         at = position_of(root, ("name",))
-        raise UsageError(
-            f"{path}:{at}: name: {record.name!r} is a task that is built in; give yours a name of its own."
-        )
+        raise UsageError(f"{path}:{at}: name: {record.name!r} is the name of a built-in task; choose another.")
     return _task(record, path)
 
 
@@ -145,16 +144,16 @@ def _task(record: TaskRecord, path: Path) -> EvalTask:
     )
 
     def read(data: Path | None, seed: int) -> Rows:
-        return table(_found(record, path) if data is None else data, seed)
+        return table(_data_file(record, path) if data is None else data, seed)
 
     return replace(make_task(table, record.scores), read=read, source=f"{path.name}: {record.data}")
 
 
-def _found(record: TaskRecord, path: Path) -> Path | None:
+def _data_file(record: TaskRecord, path: Path) -> Path | None:
     """Return the task's file; None where its data is a Hub dataset.
 
     Raises:
-        TaskError: it is neither; a path is seen from the task file, never from where the command is typed.
+        TaskError: it is neither; a path is relative to the task file, never to the current folder.
     """
     file = path.parent / record.data
     if file.exists():
@@ -162,6 +161,6 @@ def _found(record: TaskRecord, path: Path) -> Path | None:
     if _HUB.fullmatch(record.data) and not Path(record.data).exists():
         return None
     raise TaskError(
-        f"{record.name} data {file}: there is no such file. Paths in {path} are seen from its own folder; a Hub dataset "
+        f"{record.name} data {file}: there is no such file. Paths in {path} are relative to its folder; a Hub dataset "
         "is named with its split: org/name:config/split."
     )

@@ -192,7 +192,7 @@ def test_the_hub_is_asked_for_the_tasks_own_split(monkeypatch: pytest.MonkeyPatc
         ('{"premise": "a", "hypothesis": "b", "label": 1.0}', ("line 2, column label", "found 1.0")),
         ('{"premise": "a", "hypothesis": "b", "label": true}', ("line 2, column label", "found True")),
         ('{"premise": "a", "hypothesis": "b", "label": "-"}', ("line 2, column label", "found '-'")),
-        ('{"premise": "a", "hypothesis": "b", "label": -1}', ("line 2, column label", "found -1", "Test splits carry no labels")),
+        ('{"premise": "a", "hypothesis": "b", "label": -1}', ("line 2, column label", "found -1", "Test splits have no labels")),
     ],
 )  # fmt: skip
 def test_a_malformed_row_is_one_line_with_its_place(tmp_path: Path, line: str, parts: tuple[str, ...]) -> None:
