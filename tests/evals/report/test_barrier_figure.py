@@ -342,7 +342,7 @@ def test_drawing_leaves_no_trace_in_pyplot_or_the_settings(tmp_path: Path) -> No
 import sys
 from pathlib import Path
 import matplotlib
-import test_plots as t
+import test_barrier_figure as t
 
 def settings():  # reading the backend would itself load pyplot
     return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}
@@ -352,7 +352,7 @@ t.barrier_plot(t.barrier(), Path(sys.argv[1], "p"))
 t.hans_plot([t.hans()], Path(sys.argv[1], "h"))
 print(settings() == before, "matplotlib.pyplot" in sys.modules)
 """
-    paths = [str(Path(__file__).parents[1]), str(Path(plots.__file__).parents[1])]
+    paths = [str(Path(__file__).parent), str(Path(plots.__file__).parents[2])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -148,7 +148,7 @@ def test_data_that_is_not_there_is_one_line(tmp_path: Path, data: str) -> None:
         ("labels: [bad, good]", "labels: [bad]", (":5:1: labels: expected at least two classes",)),
         ("labels: [bad, good]", "labels: [not bad, non-bad]", ("labels: expected at least two classes of different names",)),
         ("labels: [bad, good]", "labels: [no, good]", ("expected text; put it in quotes",)),
-        ("labels: [bad, good]", "labels: [bad, good, fair]", ("metric f1 is that of the second of two classes; found 3 classes",)),
+        ("labels: [bad, good]", "labels: [bad, good, fair]", ("the second of two classes; found 3 classes",)),
         ("labels: [bad, good]", "regression: true", ("aliases and coarse name classes",)),
         ("labels: [bad, good]\n", "", ("a task has either labels (its class names) or regression: true",)),
         ("columns: [text]", "columns: [a, b, c]", (":3:1: columns: ", "at most 2")),
