@@ -1,4 +1,4 @@
-"""Layers that a repair measures: which linear layers they are, and the means and spreads of their units on text."""
+"""The linear layers that a repair measures, and the means and variances of their units on text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from merge.errors import AlignmentError
 from merge.progress import track
 from merge.symmetry.spec import PermutationSpec
 
-# The last word of the kind of axis whose units are repaired where they are made.
-MADE = "ffn"
+# The last word of the kind of axis whose units are repaired in the layer that computes them.
+COMPUTED = "ffn"
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Site:
     Attributes:
         module: its path in the model.
         weight: canonical name.
-        bias: the same; None where it has none and only spreads can be set.
-        out: the axis of the weight along which its units lie.
+        bias: canonical name; None where the layer has none and only variances can be set.
+        out: the axis of the weight that its units are on.
         kind: "kind of axis read -> kind of axis written".
-        order: how rows lie in its output, as behind the sites of a spec: "", "time" or "all".
+        order: the order of the axes of its output, as in the taps of a spec: "", "time" or "all".
     """
 
     module: str
@@ -47,15 +47,15 @@ class Site:
 def find_sites(
     model: Any, spec: PermutationSpec, names: Iterable[str], written_name: Callable[[str], str]
 ) -> tuple[Site, ...]:
-    """Return the linear layers that make feed-forward units, or read what attention heads gathered.
+    """Return the linear layers that compute feed-forward units, or read the output of attention heads.
 
-    Not one whose weight is another module's too (an embedding table), whatever it makes.
+    A layer that shares its weight with another module (an embedding table) is none of them.
     """
-    modules, uses, known = dict(model.named_modules()), dict[int, int](), frozenset(names)
+    modules, uses, existing = dict(model.named_modules()), dict[int, int](), frozenset(names)
     for module in modules.values():
         for parameter in module.parameters(recurse=False):
             uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    found = []
+    sites = []
     for name in names:
         path = written_name(name).removesuffix(".weight")
         out = _out_axis(modules.get(path))
@@ -65,17 +65,17 @@ def find_sites(
         if made.fixed or made.parts or len(made.names) > 1 or made.names[0] in spec.named:
             continue
         written, heads = spec.kind(made.names[0]), bool(into.nested())
-        if not heads and written.rsplit("_", 1)[-1] != MADE:
+        if not heads and written.rsplit("_", 1)[-1] != COMPUTED:
             continue
         read = spec.kind(into.axis_names()[0]) if into.axis_names() else "inputs"
         bias = name.removesuffix("weight") + "bias"
         order = _order(spec, name.removesuffix(".weight"))
-        found.append(Site(path, name, bias if bias in known else None, out, f"{read} -> {written}", order))
-    return tuple(found)
+        sites.append(Site(path, name, bias if bias in existing else None, out, f"{read} -> {written}", order))
+    return tuple(sites)
 
 
 def _out_axis(module: Any) -> int | None:
-    """Return the axis of a linear layer's weight along which its units lie; None for any other module."""
+    """Return the axis of a linear layer's weight that its units are on; None for any other module."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -83,7 +83,7 @@ def _out_axis(module: Any) -> int | None:
 
 
 def _order(spec: PermutationSpec, module: str) -> str:
-    """Return how rows lie in the activations nearest to a module: what the spec says of the site of the longest common path."""
+    """Return the order of the axes of a module's output: that of the tap with the longest common path in the spec."""
     path, best, order = module.split("."), -1, ""
     for site in (site for sites in spec.taps.values() for site in sites):
         other, *rest = site.split(":")
@@ -94,7 +94,7 @@ def _order(spec: PermutationSpec, module: str) -> str:
 
 
 class _EnoughError(Exception):
-    """Ends a forward pass of which no more is needed."""
+    """Ends a forward pass once all layers that are measured have run."""
 
 
 def measure(
@@ -107,7 +107,7 @@ def measure(
     """Return the moments of every site's units, by the name of its weight, in the order the layers run; padding is left out.
 
     Args:
-        calls: of the sites, over all batches; a pass then ends as soon as it has had its share of them.
+        calls: how often the sites run, over all batches; a forward pass then ends after its share of them.
     Raises:
         AlignmentError: rows cannot be told from padding.
     """

@@ -1,4 +1,4 @@
-"""Repair as a step of a run: the checkpoint that was just written, read back, repaired and written again."""
+"""The repair step of a run: the checkpoint that was just written is read back, repaired and written again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from merge.text.calibrated import calibrate
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of a few thousand tokens means and spreads are known to a few hundredths, and every layer is measured anew.
+# A few thousand tokens give means and deviations to a few hundredths, and every layer is measured anew.
 TOKENS = 8192
 
 
@@ -42,9 +42,9 @@ def check_repair(recipe: Recipe, models: tuple[Checkpoint, ...]) -> None:
         "a single model, which no averaging has changed": len(models) == 1,
         f"{reference.source}, which has no tokenizer to read text with": not reference.has_tokenizer,
     }
-    for what, holds in faults.items():
+    for fault, holds in faults.items():
         if holds:
-            raise UsageError(f"--repair does not go with {what}. Leave out one of the two.")
+            raise UsageError(f"--repair does not go with {fault}. Leave out one of the two.")
 
 
 def repair_written(folder: Path, report: Report, engine: Engine) -> tuple[Report, dict[str, str]]:
@@ -79,7 +79,7 @@ def repair_written(folder: Path, report: Report, engine: Engine) -> tuple[Report
 
 
 def _endpoints(engine: Engine, jobs: Mapping[str, Job], count: int) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors of every model that have a part in the result, under their names there."""
+    """Yield, for every model, its tensors that are merged, by their names in the result."""
     for model in range(count):
         yield {
             name: engine.models[model].tensor(source)
@@ -90,7 +90,7 @@ def _endpoints(engine: Engine, jobs: Mapping[str, Job], count: int) -> Iterator[
 
 
 def shares(job: Job, count: int) -> tuple[float, ...]:
-    """Return what each model counts in one tensor of the merge: by its method's weights, or slerp's lam; else all alike."""
+    """Return the weight of each model in one tensor of the merge: its method's weights, or slerp's lam; else equal ones."""
     if isinstance(job.method, Slerp):
         return 1 - float(job.method.lam), float(job.method.lam)
     weights = getattr(job.method, "weights", None)
@@ -98,14 +98,14 @@ def shares(job: Job, count: int) -> tuple[float, ...]:
 
 
 def _write(folder: Path, written: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Write tensors in the place of a checkpoint's own and return the files' hashes."""
+    """Replace the weights of a checkpoint and return the hashes of the files."""
     stored = {written.written_name(name): written.tensors[name] for name in tensors}
-    layout = {name: (one.dtype, tuple(one.shape)) for name, one in stored.items()}
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in stored.items()}
     ready: dict[str, Any] = {written.written_name(name): tensor.contiguous() for name, tensor in tensors.items()}
-    with tempfile.TemporaryDirectory(prefix=".repair-", dir=folder) as place:
-        with open_writer(Path(place), layout) as writer:
+    with tempfile.TemporaryDirectory(prefix=".repair-", dir=folder) as temporary:
+        with open_writer(Path(temporary), layout) as writer:
             for name in writer.slots:
                 writer.write(name, TORCH.dtype(ready[name]), TORCH.raw(ready[name]))
-        for path in sorted(Path(place).iterdir()):
+        for path in sorted(Path(temporary).iterdir()):
             path.replace(folder / path.name)
     return writer.hashes

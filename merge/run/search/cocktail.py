@@ -69,30 +69,30 @@ def softmax(values: Sequence[float]) -> list[float]:
 
 
 def check_head(model: Checkpoint) -> str:
-    """Return which of the two known heads a model has.
+    """Return which of the two supported heads a model has, SEQUENCE or MASKED.
 
     Raises:
-        MismatchError: it has another, or its labels are no classes.
+        MismatchError: it has another head, or its labels are not classes.
     """
     head = next((h for h in (SEQUENCE, MASKED) if model.architecture.endswith(h)), None)
     if head is None:
         raise MismatchError(
-            f"cocktail: {model.source} is a {model.architecture}, of which no loss is known here; known: {SEQUENCE} on "
-            f"labelled examples, {MASKED} on plain text. Give the weights yourself: --method linear --weights ..."
+            f"cocktail: {model.source} is a {model.architecture}, for which no loss is defined here. Supported: {SEQUENCE} on "
+            f"labelled examples, {MASKED} on plain text. Set the weights yourself: --method linear --weights ..."
         )
     problem = model.config.get("problem_type")
     if head == SEQUENCE and (
         len(model.structure.label_names) < 2 or problem not in (None, "single_label_classification")
     ):
         raise MismatchError(
-            f"cocktail: {model.source} tells no classes apart (problem_type {problem}, "
-            f"{len(model.structure.label_names)} labels). Give the weights yourself: --method linear --weights ..."
+            f"cocktail: {model.source} does not predict one of several classes (problem_type {problem}, "
+            f"{len(model.structure.label_names)} labels). Set the weights yourself: --method linear --weights ..."
         )
     return head
 
 
 def _label_losses(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[list[float], str, tuple[str, ...]]:
-    """Return every classifier's loss on the labelled examples."""
+    """Return the loss of every classifier on the labelled examples, their source, and notes."""
     from merge.checkpoints.inputs import MAX_LENGTH, encode, load_tokenizer
 
     examples = read_examples(recipe.statistics, recipe.seed)
@@ -131,7 +131,7 @@ def label_loss(model: Checkpoint, encoded: Encoded, gold: Sequence[int]) -> floa
 
 
 def _word_losses(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[list[float], str, tuple[str, ...]]:
-    """Return every masked language model's loss on plain text."""
+    """Return the loss of every masked language model on plain text, its source, and notes."""
     if recipe.statistics.label_column is not None:
         raise CalibrationError(
             f"cocktail: {models[0].source} is a {models[0].architecture}, whose loss is that of masked words; it reads no "
@@ -162,10 +162,10 @@ def word_loss(model: Checkpoint, batches: Sequence[Batch], seed: int) -> float:
     with torch.inference_mode():
         for batch in batches:
             ids = batch["input_ids"]
-            where = draw_words_of_each_text(~torch.isin(ids, frame) & batch["attention_mask"].bool(), generator)
-            logits = network(**{**batch, "input_ids": ids.masked_fill(where, int(tokenizer.mask_token_id))}).logits
-            total += float(torch.nn.functional.cross_entropy(logits[where].double(), ids[where], reduction="sum"))
-            count += int(where.sum())
+            masked = draw_words_of_each_text(~torch.isin(ids, frame) & batch["attention_mask"].bool(), generator)
+            logits = network(**{**batch, "input_ids": ids.masked_fill(masked, int(tokenizer.mask_token_id))}).logits
+            total += float(torch.nn.functional.cross_entropy(logits[masked].double(), ids[masked], reduction="sum"))
+            count += int(masked.sum())
     if count == 0:
         raise CalibrationError("cocktail: the text holds no word that could be masked. Give other text.")
     return total / count

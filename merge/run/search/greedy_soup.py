@@ -1,4 +1,4 @@
-"""The greedy search for a soup: candidates are written, scored by a command and remembered."""
+"""Search the weights of a greedy soup: candidates are written, scored by a command, and their scores cached."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ FORMAT = 1  # of the cached scores
 
 
 class ScoreError(MergeError):
-    """A model could not be scored: the scorer fails, or says no number."""
+    """A model could not be scored: the scorer failed, or printed no number."""
 
 
 def greedy_soup(recipe: Recipe, models: Sequence[Checkpoint], write: Write) -> tuple[Recipe, tuple[str, ...]]:
-    """Return the recipe with the weights that the search finds, and a note on every score; any other recipe as it is.
+    """Return the recipe with the weights of the best soup, and a note on every score; any other recipe unchanged.
 
-    Models are taken best first, of equal ones the first in the recipe; one joins the soup if the score of the plain average
-    with it is not lower than without. The first in is the model itself; where overrides, slices or another vocabulary make
-    a soup of one another model, that is scored too.
+    Models are tried from the best to the worst, equal ones in the order of the recipe; a model joins the soup if the plain
+    average with it scores no lower than without. The first soup is the best model itself; where overrides, slices or another
+    vocabulary make an average of one model another model, that is scored too.
 
     Args:
         write: writes the merge of a recipe into an empty folder.
     Raises:
-        ScoreError: the scorer fails or says no number, or a file of results holds no such scores.
+        ScoreError: the scorer failed or printed no number, or the file of results has no such scores.
     Source: Wortsman et al. 2022, arXiv:2203.05482, Recipe 1.
     """
     if recipe.method != "greedy_soup":
@@ -61,12 +61,12 @@ def greedy_soup(recipe: Recipe, models: Sequence[Checkpoint], write: Write) -> t
     with _scratch(Path(recipe.output).expanduser()) as scratch:
         for k in track(order, "greedy soup"):
             tried = sorted([*soup, k])
-            said = " + ".join(names[m] for m in tried)
+            members = " + ".join(names[m] for m in tried)
             alone = not soup and plain
-            score = scores[k] if alone else _score_of_soup(method, recipe, tried, write, scratch, said)
+            score = scores[k] if alone else _score_of_soup(method, recipe, tried, write, scratch)
             joins = sign * score >= best
             if not alone:
-                notes.append(f"greedy_soup: {said} scores {score}: {names[k]} {'joins' if joins else 'is left out'}")
+                notes.append(f"greedy_soup: {members} scores {score}: {names[k]} {'joins' if joins else 'is left out'}")
             if joins:
                 soup, best = tried, sign * score
     notes.append(f"greedy_soup: the soup is {' + '.join(names[m] for m in soup)}, with a score of {sign * best}")
@@ -75,26 +75,25 @@ def greedy_soup(recipe: Recipe, models: Sequence[Checkpoint], write: Write) -> t
 
 
 def _single_scores(method: GreedySoup, models: Sequence[Checkpoint]) -> tuple[list[float], list[str]]:
-    """Return the score of every model alone, from the file of results where it is there, and notes on them."""
-    known = {} if method.results is None else stored_scores(Path(method.results), str(method.metric), models)
+    """Return the score of every model alone, from the file of results where it has one, and notes on them."""
+    stored = {} if method.results is None else stored_scores(Path(method.results), str(method.metric), models)
     scores, notes = [], []
     for k, model in enumerate(track(models, "scoring models")):
-        score = known[k] if k in known else remembered_score(method, model, model.source)
+        score = stored[k] if k in stored else cached_score(method, model, model.source)
         scores.append(score)
-        where = f" (from {method.results})" if k in known else ""
-        notes.append(f"greedy_soup: {model.source} scores {score}{where}")
+        origin = f" (from {method.results})" if k in stored else ""
+        notes.append(f"greedy_soup: {model.source} scores {score}{origin}")
     return scores, notes
 
 
-def _score_of_soup(
-    method: GreedySoup, recipe: Recipe, members: Sequence[int], write: Write, scratch: Path, said: str
-) -> float:
-    """Return the score of the plain average of some models, written for it and removed again."""
+def _score_of_soup(method: GreedySoup, recipe: Recipe, members: Sequence[int], write: Write, scratch: Path) -> float:
+    """Return the score of the plain average of some models, which is written and removed again."""
     weights = [1.0 if k in members else 0.0 for k in range(len(recipe.models))]
     folder = scratch / "soup"
     folder.mkdir()
     write(recipe.model_copy(update={"method": "linear", "settings": {"weights": weights}}), folder)
-    score = remembered_score(method, open_encoder(str(folder)), said)
+    names = " + ".join(recipe.models[k].model for k in members)
+    score = cached_score(method, open_encoder(str(folder)), names)
     shutil.rmtree(folder)
     return score
 
@@ -103,10 +102,10 @@ def _score_of_soup(
 def _scratch(output: Path) -> Iterator[Path]:
     """Yield a folder beside the output for candidates; it is removed at the end, also on Ctrl-C.
 
-    Its name is one of those that the next run of the same output clears away, should this one be killed.
+    Should this run be killed, the next run with the same output removes the folder, by its name.
     """
     target = output.resolve()
-    made = [folder for folder in target.parents if not folder.exists()]
+    new_parents = [folder for folder in target.parents if not folder.exists()]
     scratch = target.parent / f".{target.name}.{MARKER}-candidates-{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)  # of an earlier process with our number, as in containers
     try:
@@ -116,24 +115,27 @@ def _scratch(output: Path) -> Iterator[Path]:
         raise ScoreError(f"candidates cannot be written beside {output}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        for folder in made:
+        for folder in new_parents:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
 
-def remembered_score(method: GreedySoup, model: Checkpoint, said: str) -> float:
+def cached_score(method: GreedySoup, model: Checkpoint, name: str) -> float:
     """Return a model's score, from the cache if this scorer has scored this content before.
 
-    What decides it: the model's weights, config and tokenizer, the scorer's words, the content of files that it names, and
-    the metric.
+    The cache key: the model's weights, config and tokenizer, the words of the scorer's command, the content of files that
+    these name, and the metric.
+
+    Args:
+        name: of the model, for messages.
     """
     words = method.words()
     files = [remembered_hash(Path(word)) if MODEL not in word and _is_file(word) else None for word in words]
     key = cache_key(FORMAT, model.content_hash, words, files, method.metric)
-    known = read_cached("scores", key)
-    if isinstance(known, float) and math.isfinite(known):
-        return known
-    score = run_scorer(words, model.folder.absolute(), method.metric, said)
+    cached = read_cached("scores", key)
+    if isinstance(cached, float) and math.isfinite(cached):
+        return cached
+    score = run_scorer(words, model.folder.absolute(), method.metric, name)
     write_cached("scores", key, score)
     return score
 
@@ -145,14 +147,14 @@ def _is_file(word: str) -> bool:
         return False
 
 
-def run_scorer(words: Sequence[str], folder: Path, metric: str | None, said: str) -> float:
-    """Run the scorer on a folder and return the score it prints.
+def run_scorer(words: Sequence[str], folder: Path, metric: str | None, name: str) -> float:
+    """Run the scorer on a model's folder and return the score it prints.
 
     Raises:
-        ScoreError: it cannot be run, fails, or says no finite number.
+        ScoreError: it cannot be run, fails, or prints no finite number.
     """
     command = [word.replace(MODEL, str(folder)) for word in words]
-    # A command installed beside this Python is found without its environment being activated.
+    # A command installed beside this Python runs although its environment is not activated.
     beside = shutil.which(command[0], path=str(Path(sys.executable).parent))
     command[0] = shutil.which(command[0]) or beside or command[0]
     try:
@@ -169,27 +171,27 @@ def run_scorer(words: Sequence[str], folder: Path, metric: str | None, said: str
             f"scorer {words[0]!r} cannot be run: {error.strerror or error}. Its first word must be a command."
         ) from error
     if done.returncode != 0:
-        raise ScoreError(f"the scorer failed on {said} (exit {done.returncode}): {last_words(done.stderr)}")
+        raise ScoreError(f"the scorer failed on {name} (exit {done.returncode}): {last_words(done.stderr)}")
     try:
         score = score_in(done.stdout, metric)
     except ScoreError as error:
-        raise ScoreError(f"the scorer says no score of {said}: {error} stderr: {last_words(done.stderr)}") from error
+        raise ScoreError(f"the scorer printed no score of {name}: {error} stderr: {last_words(done.stderr)}") from error
     if not math.isfinite(score):
-        raise ScoreError(f"the scorer says {score} of {said}; expected a finite number.")
+        raise ScoreError(f"the scorer printed {score} for {name}; expected a finite number.")
     return score
 
 
 def last_words(text: str) -> str:
-    """Return the end of what a command wrote, on one line."""
+    """Return the end of a command's output, on one line."""
     line = " ".join(text.split())
     return (line if len(line) <= 300 else "..." + line[-297:]) or "(nothing)"
 
 
 def score_in(stdout: str, metric: str | None) -> float:
-    """Return the score in what a scorer printed: its last line if that is a number, else the metric in its JSON.
+    """Return the score in a scorer's output: its last line if that is a number, else the metric in its JSON.
 
     Raises:
-        ScoreError: there is none, or more than one.
+        ScoreError: the output has no score, or several.
     """
     lines = [line for line in stdout.splitlines() if line.strip()]
     with contextlib.suppress(ValueError, IndexError):
@@ -197,8 +199,8 @@ def score_in(stdout: str, metric: str | None) -> float:
     try:
         document = json.loads(stdout)
     except ValueError as error:
-        found = f"its last line is {lines[-1].strip()[:80]!r}" if lines else "it printed nothing"
-        raise ScoreError(f"expected a number in the last line of stdout, or JSON; {found}.") from error
+        printed = f"its last line is {lines[-1].strip()[:80]!r}" if lines else "it printed nothing"
+        raise ScoreError(f"expected a number in the last line of stdout, or JSON; {printed}.") from error
     if metric is None:
         raise ScoreError("it printed JSON; set metric to the key of the score.")
     return _value_at(document, metric)
@@ -213,14 +215,14 @@ class _Leaf:
 def _value_at(document: Any, metric: str) -> float:
     """Return the only number whose dotted path is, or ends with, the metric; task/score in records of evaluate-models."""
     leaves = list(_leaves(document, ""))
-    found = [leaf for leaf in leaves if leaf.path == metric]
-    found = found or [leaf for leaf in leaves if leaf.path.endswith(f".{metric}")]
-    if len(found) == 1:
-        return found[0].value
-    if not found:
+    matches = [leaf for leaf in leaves if leaf.path == metric]
+    matches = matches or [leaf for leaf in leaves if leaf.path.endswith(f".{metric}")]
+    if len(matches) == 1:
+        return matches[0].value
+    if not matches:
         raise ScoreError(f"its JSON holds no number {metric!r}.{closest(metric, [leaf.path for leaf in leaves])}")
-    shown = ", ".join(leaf.path for leaf in found[:4])
-    raise ScoreError(f"its JSON holds {len(found)} numbers {metric!r}: {shown}. Give more of the path.")
+    shown = ", ".join(leaf.path for leaf in matches[:4])
+    raise ScoreError(f"its JSON holds {len(matches)} numbers {metric!r}: {shown}. Give more of the path.")
 
 
 def _leaves(value: Any, path: str) -> Iterator[_Leaf]:
@@ -232,41 +234,45 @@ def _leaves(value: Any, path: str) -> Iterator[_Leaf]:
             for name, score in value["scores"].items():
                 yield from _leaves(score, f"{value['task']}/{name}")
     elif isinstance(value, list):
-        for at, child in enumerate(value):
-            yield from _leaves(child, f"{path}.{at}" if path else str(at))
+        for k, child in enumerate(value):
+            yield from _leaves(child, f"{path}.{k}" if path else str(k))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield _Leaf(path, float(value))
 
 
 def stored_scores(path: Path, metric: str, models: Sequence[Checkpoint]) -> dict[int, float]:
-    """Return the scores of models that a results.json of evaluate-models holds, by their places; models go by content.
+    """Return number of a model -> its score in a results.json of evaluate-models; a model is identified by its content.
 
     Raises:
         ScoreError: the file cannot be read, holds two such scores of a model, or scores on different rows.
     """
     task, _, name = metric.rpartition("/")
-    found: dict[int, float] = {}
+    by_model: dict[int, float] = {}
     rows: set[tuple[Any, ...]] = set()
     try:
         records = json.loads(path.expanduser().read_text(encoding="utf-8"))["results"]
         scores = [record for record in records if record["kind"] == "scores" and record["task"] == task]
         for k, model in enumerate(models):
-            own = [record for record in scores if record["model"]["hash"] == model.content_hash]
-            if len(own) > 1:
-                said = "; ".join(f"{record['data']} ({record['n']} rows)" for record in own)
-                raise ScoreError(f"{path} holds {len(own)} scores of {model.source} on {task}: {said}. Keep one.")
-            for record in own:
+            of_model = [record for record in scores if record["model"]["hash"] == model.content_hash]
+            if len(of_model) > 1:
+                rows_of = "; ".join(f"{record['data']} ({record['n']} rows)" for record in of_model)
+                raise ScoreError(
+                    f"{path} holds {len(of_model)} scores of {model.source} on {task}: {rows_of}. Keep one."
+                )
+            for record in of_model:
                 if not isinstance(record["scores"].get(name), int | float):
-                    known = closest(name, record["scores"])
-                    raise ScoreError(f"{path}: {model.source} has no number {name!r} on {task}.{known}")
-                found[k] = float(record["scores"][name])
+                    advice = closest(name, record["scores"])
+                    raise ScoreError(f"{path}: {model.source} has no number {name!r} on {task}.{advice}")
+                by_model[k] = float(record["scores"][name])
                 rows.add((record["split"], record["data"], record["n"]))
     except OSError as error:
         raise ScoreError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise ScoreError(f"{path} is not a results.json of evaluate-models ({said}).") from error
+        fault = f"{type(error).__name__}: {error}"
+        raise ScoreError(f"{path} is not a results.json of evaluate-models ({fault}).") from error
     if len(rows) > 1:
-        said = "; ".join(f"{data} ({n} rows)" for _, data, n in sorted(rows, key=str))
-        raise ScoreError(f"{path} holds {metric} of these models on different rows: {said}. Evaluate them on one set.")
-    return found
+        listed = "; ".join(f"{data} ({n} rows)" for _, data, n in sorted(rows, key=str))
+        raise ScoreError(
+            f"{path} holds {metric} of these models on different rows: {listed}. Evaluate them on one set."
+        )
+    return by_model

@@ -298,7 +298,7 @@ def test_results_that_do_not_compare_are_refused(place: Path) -> None:
         stored_scores(place / "none.json", "mnli/accuracy", models)
 
 
-# ---- what a scorer says ----
+# ---- the output of a scorer ----
 
 RECORDS = json.dumps([
     {"task": "mnli", "scores": {"accuracy": 0.75, "loss": 0.5}, "hans": {"accuracy": 0.5}, "n": 100, "note": "x"}
@@ -344,7 +344,7 @@ def test_what_is_no_score_is_an_error(stdout: str, metric: str | None, said: str
     ("command", "said"),
     [
         (["no-such-command", "{model}"], "scorer 'no-such-command' cannot be run"),
-        ([sys.executable, "-c", "print('nan')", "{model}"], "says nan of m; expected a finite number"),
+        ([sys.executable, "-c", "print('nan')", "{model}"], "printed nan for m; expected a finite number"),
         ([sys.executable, "-c", "import sys; sys.exit(3)", "{model}"], r"failed on m \(exit 3\): \(nothing\)"),
         ([sys.executable, "-c", "import sys; print('x'); sys.stderr.write('hm\\nso')", "{model}"], "stderr: hm so"),
     ],
