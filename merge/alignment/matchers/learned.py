@@ -1,13 +1,13 @@
-"""Learned alignment: from what matching found, down the gradient of the loss half way between the models.
+"""Learned alignment: gradient descent on the midpoint's loss, from the result of matching.
 
-Permutations stay as they were found. What is learned are maps that are exact symmetries, coordinates of
+Permutations stay as they were matched. What is learned are maps that are exact symmetries, in the coordinates of
 `merge.alignment.solvers.charts`: every invertible map inside a head, rotary scales and angles, scales of hidden units, and
-rotations of the residual stream where the norms are folded. So b computes throughout what it computed, and with `both` a
-as well. The least of the expected loss at (1 - lam) a + lam G(b), lam uniform in [.4, .6], is looked for by Adam; what is
-kept is the step with the least loss on held-out texts at lam = 1/2, and that is the start where none is better.
+rotations of the residual stream where the norms are folded. So b keeps its function throughout, and with `both` a as well.
+Adam minimises the expected loss at (1 - lam) a + lam G(b), lam uniform in [.4, .6]; the step with the least loss on held-out
+texts at lam = 1/2 is kept, or the start where no step is better.
 
-A post-LN model has one more symmetry, a scale of the stream between two norms; it is not used, for it is exact only as far
-as the norms' epsilon may be neglected, and b would no longer pass for itself.
+A post-LN model has one more symmetry, a scale of the stream between two norms. It is not used: it is exact only if the
+norms' epsilon is neglected, and b would fail the proof that its function is unchanged.
 
 Sources: Zhang et al. 2025, arXiv:2502.00264 and Theus et al. 2025, arXiv:2506.22712 (the symmetries; learning them).
 """
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.alignment.matchers.learned_loss import Example, Lesson, lesson_of, split
+from merge.alignment.matchers.learned_loss import Loss, LossBatch, loss_of, split
 from merge.alignment.matchers.rotations import rotate_by_activations, rotate_by_both, rotate_by_weights
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
 from merge.alignment.solvers.charts import CHARTS, Action, Coordinates, actions, maps_at, moved, origin
@@ -34,22 +34,23 @@ from merge.symmetry.transform import Transform, apply_transform, axis_sizes, che
 
 LEARNING_RATE, TEXTS_A_STEP = 1e-2, 16
 LAM_RANGE = (0.4, 0.6)
-# The rate was measured on models of this width; of wider matrices more entries change, and a step should turn no further.
+# The learning rate was measured on models of this width; wider matrices have more entries, and a step should rotate no
+# further.
 RATE_WIDTH = 64
-# What may be learned from; which of them is nearest differs from family to family.
+# Matchers whose alignments are candidates for the start; which is best differs from family to family.
 STARTS = (rotate_by_activations, rotate_by_weights, rotate_by_both)
-# How often the held-out texts are asked about in a run.
+# How often the held-out loss is measured in a run.
 CHECKS = 20
-# A map with a larger condition number than this would cost digits of weights that are stored in float32.
+# A map with a larger condition number would cost digits of weights that are stored in float32.
 MAX_CONDITION = 1e3
 
 Tensors = Mapping[str, Tensor]
 
 
 def match_learned(pair: Pair) -> Matcher:
-    """Return the matcher that improves what other matchers find, by gradients on the midpoint's loss.
+    """Return the matcher that improves the alignments of other matchers by gradient descent on the midpoint's loss.
 
-    The models are taken as they are merged, not in their canonical form, which only the start is found in.
+    The models are compared as they are merged; only the start is matched on their canonical forms.
 
     Raises:
         AlignmentError: there are no batches, or too few texts; the loss does not fit the model.
@@ -65,36 +66,36 @@ def match_learned(pair: Pair) -> Matcher:
     return match
 
 
-def learn(pair: Pair, begun: Alignment, kinds: frozenset[str]) -> Alignment:
-    """Return what is learned from an alignment over these kinds of axes; itself where no step is better."""
+def learn(pair: Pair, start: Alignment, kinds: frozenset[str]) -> Alignment:
+    """Return the best alignment learned from a start over these kinds of axes; the start where no step is better."""
     axes = free_axes(pair, kinds)
-    return _Learner(pair, begun, axes).run() if axes else begun
+    return _Learner(pair, start, axes).run() if axes else start
 
 
 def best_start(pair: Pair) -> Matcher:
-    """Return the matcher whose alignments are learned from: of what STARTS find, that with the least loss half way.
+    """Return the matcher of the start: the alignment by STARTS with the least midpoint loss.
 
-    Heads are turned, whatever basis was asked for: they are about to be.
+    Heads are matched with maps, whatever basis was requested: maps are what will be learned.
     """
     a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     compared = replace(pair, a=a, b=b, settings=replace(pair.settings, basis="orthogonal"))
     matchers = [rotate(compared) for rotate in STARTS]
 
     def match(kinds: frozenset[str]) -> Alignment:
-        return min((matcher(kinds) for matcher in matchers), key=lambda begun: midpoint_loss(pair, begun))
+        return min((matcher(kinds) for matcher in matchers), key=lambda start: midpoint_loss(pair, start))
 
     return match
 
 
-def midpoint_loss(pair: Pair, begun: Alignment) -> float:
-    """Return the mean loss half way under an alignment, on the texts that are not learned from."""
-    return _Learner(pair, begun, {}).held_out()
+def midpoint_loss(pair: Pair, start: Alignment) -> float:
+    """Return the midpoint's mean loss under an alignment, on the held-out texts."""
+    return _Learner(pair, start, {}).held_out()
 
 
 def free_axes(pair: Pair, kinds: frozenset[str]) -> dict[str, Shape]:
-    """Return the axes of these kinds on which there is something to learn, and their shapes.
+    """Return the axes of these kinds whose group has coordinates to learn, and their shapes.
 
-    An axis that an output shows keeps its basis: the endpoints' outputs would have to be carried along.
+    An axis along which the model has an output keeps its basis: otherwise the endpoints' outputs would move too.
     """
     shown = {name for line in pair.spec.outputs.values() for axis in parse(line) for name in axis.axis_names()}
     return {
@@ -105,14 +106,14 @@ def free_axes(pair: Pair, kinds: frozenset[str]) -> dict[str, Shape]:
 
 
 @dataclass(frozen=True)
-class End:
-    """One of the two models: its tensors in float32 as the start has them, and where it has been moved to since."""
+class Endpoint:
+    """One of the two models: its tensors in float32 under the start, and the coordinates of the maps learned since."""
 
     tensors: Tensors
     at: tuple[Coordinates, ...]
 
     def moved(self, acting: Mapping[str, Sequence[Action]]) -> dict[str, Tensor]:
-        """Return those tensors that maps act on."""
+        """Return the tensors that maps act on, under the current maps."""
         if not self.at:
             return {}
         maps = maps_at(self.at)
@@ -125,22 +126,22 @@ class End:
 
 
 class _Learner:
-    """Descends from a start; holds the model that is asked and the two ends it lies between."""
+    """Gradient descent from a start; holds a model to run and the two endpoints that it lies between."""
 
-    def __init__(self, pair: Pair, begun: Alignment, axes: Mapping[str, Shape]) -> None:
-        self.pair, self.begun = pair, begun
+    def __init__(self, pair: Pair, start: Alignment, axes: Mapping[str, Shape]) -> None:
+        self.pair, self.start = pair, start
         self.generator = torch.Generator().manual_seed(pair.settings.seed)
-        self.lesson: Lesson = lesson_of(pair, begun.transform)
+        self.loss: Loss = loss_of(pair, start.transform)
         self.model: Any = pair.model(pair.a).requires_grad_(False)
         self.acting = actions(pair.spec, pair.shapes, axes)
-        b = apply_transform(pair.spec, begun.transform, pair.b)
-        self.a = End(_single(pair.a), origin(pair.spec, axes) if pair.settings.both else ())
-        self.b = End(_single(b), origin(pair.spec, axes))
+        b = apply_transform(pair.spec, start.transform, pair.b)
+        self.a = Endpoint(_single(pair.a), origin(pair.spec, axes) if pair.settings.both else ())
+        self.b = Endpoint(_single(b), origin(pair.spec, axes))
         self.rows, held = split(pair.batches)
-        self.held = [self.lesson.draw(k, rows, self.generator) for k, rows in enumerate(held) if len(rows)]
+        self.held = [self.loss.make_batch(k, rows, self.generator) for k, rows in enumerate(held) if len(rows)]
 
     def run(self) -> Alignment:
-        """Return the best alignment on the way."""
+        """Return the alignment of the step with the least held-out loss."""
         steps, values = self.pair.settings.steps, [-self.held_out()]
         best: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         optimiser = torch.optim.Adam(
@@ -155,51 +156,53 @@ class _Learner:
             if value > values[-1] and conditioned(maps := (self.a.maps(), self.b.maps()), self.pair):
                 best = maps
                 values.append(value)
-        return self._found(best, tuple(values))
+        return self._alignment(best, tuple(values))
 
     def _step(self, optimiser: torch.optim.Adam) -> None:
-        """Move both ends a little down the loss of a few texts."""
+        """Take one optimiser step on the loss of a few texts."""
         generator = self.generator
         sizes = torch.tensor([float(len(rows)) for rows in self.rows])
         k = int(torch.multinomial(sizes, 1, generator=generator))
         rows = self.rows[k][torch.randperm(len(self.rows[k]), generator=generator)[:TEXTS_A_STEP]]
         lam = LAM_RANGE[0] + (LAM_RANGE[1] - LAM_RANGE[0]) * float(torch.rand((), generator=generator))
-        total, count = self._loss(self.lesson.draw(k, rows, generator), lam)
+        total, count = self._loss(self.loss.make_batch(k, rows, generator), lam)
         optimiser.zero_grad()
         (total / count).backward()
         optimiser.step()
 
-    def _loss(self, example: Example, lam: float) -> tuple[Tensor, int]:
-        """Return the summed loss of the model at lam, and the number of answers."""
+    def _loss(self, batch: LossBatch, lam: float) -> tuple[Tensor, int]:
+        """Return the summed loss of the model at lam, and the number of terms."""
         from torch.func import functional_call
 
-        ends = [end.moved(self.acting) for end in (self.a, self.b)]
+        moved_tensors = [end.moved(self.acting) for end in (self.a, self.b)]
         weights = {}
         for name, tensor in self.a.tensors.items():
-            a, b = (end.get(name, own.tensors[name]) for end, own in zip(ends, (self.a, self.b), strict=True))
+            a, b = (m.get(name, end.tensors[name]) for m, end in zip(moved_tensors, (self.a, self.b), strict=True))
             between = torch.lerp(a, b, lam) if tensor.is_floating_point() else tensor
             weights[self.pair.written_name(name)] = between.to(self.pair.device)
-        output = functional_call(self.model, weights, (), dict(example.inputs))
-        return self.lesson.loss(output, example)
+        output = functional_call(self.model, weights, (), dict(batch.inputs))
+        return self.loss.value(output, batch)
 
     def held_out(self) -> float:
-        """Return the mean loss half way on the texts that are not learned from."""
+        """Return the midpoint's mean loss on the held-out texts."""
         with torch.no_grad():
-            said = [self._loss(example, 0.5) for example in self.held]
-        return sum(float(total) for total, _ in said) / sum(count for _, count in said)
+            losses = [self._loss(batch, 0.5) for batch in self.held]
+        return sum(float(total) for total, _ in losses) / sum(count for _, count in losses)
 
-    def _found(self, best: tuple[dict[str, Tensor], dict[str, Tensor]] | None, values: tuple[float, ...]) -> Alignment:
+    def _alignment(
+        self, best: tuple[dict[str, Tensor], dict[str, Tensor]] | None, values: tuple[float, ...]
+    ) -> Alignment:
         if best is None:
-            return replace(self.begun, objective=values)
-        pair, still = self.pair, identity(self.pair.spec, self.pair.shapes)
-        transform = compose(Transform(still, best[1]), self.begun.transform)
+            return replace(self.start, objective=values)
+        pair, unmoved = self.pair, identity(self.pair.spec, self.pair.shapes)
+        transform = compose(Transform(unmoved, best[1]), self.start.transform)
         check_transform(pair.spec, transform)
-        check_transform(pair.spec, Transform(still, best[0]))
-        return replace(self.begun, maps=transform.maps, reference_maps=best[0], objective=values)
+        check_transform(pair.spec, Transform(unmoved, best[0]))
+        return replace(self.start, maps=transform.maps, reference_maps=best[0], objective=values)
 
 
 def conditioned(ends: Sequence[Tensors], pair: Pair) -> bool:
-    """Return whether every map can be undone without the loss of many digits."""
+    """Return whether every map has a condition number of at most MAX_CONDITION."""
     shapes = axis_sizes(pair.spec, pair.shapes)
     for axis, mapped in (item for maps in ends for item in maps.items()):
         sizes = torch.linalg.svdvals(mapped) if is_full(mapped, shapes[axis]) else mapped.abs()

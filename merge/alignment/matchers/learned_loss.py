@@ -1,11 +1,11 @@
-"""Lessons: what a model half way between two others is asked, and how far off its answer is.
+"""Training losses of learned alignment, at the midpoint of two models.
 
     labels                  cross-entropy of the texts' classes
     masked language model   cross-entropy of masked words: 15 % of a batch, 80/10/10 mask, random word, the word itself
     causal language model   cross-entropy of the next token
     any other               KL from the ensemble of the two endpoints to the midpoint, `merge.alignment.midpoint`: no labels
 
-One text in four is held out: it is asked about, and never learned from.
+One text in four is held out: the loss on it is measured, and never learned from.
 """
 
 from __future__ import annotations
@@ -26,42 +26,44 @@ from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
 from merge.symmetry.transform import Transform, apply_transform
 
+# One text in so many is held out.
 HELD_OUT = 4
+# Endings of architectures that may predict the next token.
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True)
-class Example:
-    """A few texts as the model reads them, and what it is held to."""
+class LossBatch:
+    """A few texts as the model reads them, and the target of the loss: classes, token ids, or the endpoints' outputs."""
 
     inputs: Batch
     target: Any
 
 
-# Batch and rows of it -> an example; whatever is random in it comes from the generator.
-Draw = Callable[[int, Int[Tensor, " rows"], torch.Generator], Example]
+# Index of a batch and rows of it -> the batch of a loss; whatever is random in it comes from the generator.
+MakeBatch = Callable[[int, Int[Tensor, " rows"], torch.Generator], LossBatch]
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What is asked.
+class Loss:
+    """A training loss.
 
     Attributes:
-        name: of the loss, for messages.
-        draw: makes an example.
-        loss: what a model gives back, and the example -> (summed loss, answers).
+        name: what it is taken of, for messages.
+        make_batch: makes a batch of some texts.
+        value: output of the model, and the batch -> (summed loss, how many terms it has).
     """
 
     name: str
-    draw: Draw
-    loss: Callable[[Any, Example], tuple[Tensor, int]]
+    make_batch: MakeBatch
+    value: Callable[[Any, LossBatch], tuple[Tensor, int]]
 
 
-def lesson_of(pair: Pair, start: Transform) -> Lesson:
-    """Return what the midpoint of a pair is asked: its labels, words or tokens where it has such a head, else no labels.
+def loss_of(pair: Pair, start: Transform) -> Loss:
+    """Return the loss of a pair's midpoint: on labels, words or tokens where the models have such a head, else without labels.
 
     Args:
-        start: what b is moved by, and so those of its outputs that lie on a moved axis.
+        start: transform of b, and so of its outputs along the axes that it moves.
     Raises:
         AlignmentError: labels do not fit the model, or its words cannot be masked.
     """
@@ -72,39 +74,39 @@ def lesson_of(pair: Pair, start: Transform) -> Lesson:
         return _masked(pair, architecture)
     model = pair.model(pair.a)
     if architecture.endswith(CAUSAL) and is_causal(model, _rows(pair.batches[-1], torch.arange(1))):
-        return Lesson("next tokens", lambda k, rows, _: _next(_rows(pair.batches[k], rows)), _word_loss(shift=1))
+        return Loss("next tokens", lambda k, rows, _: _next(_rows(pair.batches[k], rows)), _word_loss(shift=1))
     return _unlabelled(pair, model, start)
 
 
 def split(batches: Sequence[Batch]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return for every batch the rows to learn from, and those held out: each fourth text, counted through all batches.
+    """Return for every batch the rows to learn from, and those held out: every fourth text over all batches.
 
     Raises:
         AlignmentError: there are fewer than four texts.
     """
-    learned, held, seen = [], [], 0
+    learned, held, texts = [], [], 0
     for batch in batches:
         rows = torch.arange(_count(batch))
-        out = (rows + seen) % HELD_OUT == HELD_OUT - 1
+        out = (rows + texts) % HELD_OUT == HELD_OUT - 1
         learned.append(rows[~out])
         held.append(rows[out])
-        seen += len(rows)
-    if seen < HELD_OUT:
+        texts += len(rows)
+    if texts < HELD_OUT:
         raise AlignmentError(
-            f"learned alignment holds out one text in {HELD_OUT}; found {seen} texts. Give it more text."
+            f"learned alignment holds out one text in {HELD_OUT}; found {texts} texts. Give it more text."
         )
     return learned, held
 
 
 def is_causal(model: Any, batch: Batch) -> bool:
-    """Return whether what a model says of a place depends on no later one: a decoder, not an encoder with such a head."""
+    """Return whether a model's output at a position depends on no later token: a decoder, not an encoder with its head."""
     ids = batch["input_ids"]
     length = int(attended(batch).sum(1).max())
     other = ids.clone()
     other[:, length - 1] = (ids[:, length - 1] + 1) % int(model.get_input_embeddings().num_embeddings)
     with torch.inference_mode():
-        one, two = (model(**{**batch, "input_ids": x}).logits[:, : length - 1] for x in (ids, other))
-    return length > 1 and torch.allclose(one, two, rtol=0.0, atol=1e-5 * float(one.std()))
+        logits, others = (model(**{**batch, "input_ids": x}).logits[:, : length - 1] for x in (ids, other))
+    return length > 1 and torch.allclose(logits, others, rtol=0.0, atol=1e-5 * float(logits.std()))
 
 
 def _count(batch: Batch) -> int:
@@ -115,7 +117,7 @@ def _rows(batch: Batch, rows: Tensor) -> Batch:
     return in_dtype({name: tensor[rows] for name, tensor in batch.items()}, torch.float32)
 
 
-def _labelled(pair: Pair, architecture: str) -> Lesson:
+def _labelled(pair: Pair, architecture: str) -> Loss:
     if not architecture.endswith("ForSequenceClassification") or "logits" not in pair.spec.outputs:
         raise AlignmentError(
             f"labels of texts are learned by sequence classifiers; this is a {architecture or 'model without a head'}. "
@@ -125,21 +127,21 @@ def _labelled(pair: Pair, architecture: str) -> Lesson:
     if any(texts != labels for texts, labels in sizes):
         raise AlignmentError(f"every text needs one label; the batches have (texts, labels) {sizes}.")
 
-    def draw(k: int, rows: Tensor, _: torch.Generator) -> Example:
-        return Example(_rows(pair.batches[k], rows), pair.text.labels[k][rows])
+    def make_batch(k: int, rows: Tensor, _: torch.Generator) -> LossBatch:
+        return LossBatch(_rows(pair.batches[k], rows), pair.text.labels[k][rows])
 
-    def loss(output: Any, example: Example) -> tuple[Tensor, int]:
-        logits, count = output["logits"].float(), len(example.target)
-        if logits.shape[-1] < 2 or int(example.target.max()) >= logits.shape[-1]:
+    def value(output: Any, batch: LossBatch) -> tuple[Tensor, int]:
+        logits, count = output["logits"].float(), len(batch.target)
+        if logits.shape[-1] < 2 or int(batch.target.max()) >= logits.shape[-1]:
             raise AlignmentError(
-                f"the model tells {logits.shape[-1]} classes apart, and a text's label is class {int(example.target.max())}."
+                f"the model has {logits.shape[-1]} classes, and a text's label is class {int(batch.target.max())}."
             )
-        return torch.nn.functional.cross_entropy(logits, example.target, reduction="sum"), count
+        return torch.nn.functional.cross_entropy(logits, batch.target, reduction="sum"), count
 
-    return Lesson("labels", draw, loss)
+    return Loss("labels", make_batch, value)
 
 
-def _masked(pair: Pair, architecture: str) -> Lesson:
+def _masked(pair: Pair, architecture: str) -> Loss:
     token = pair.text.mask_token
     if token is None:
         raise AlignmentError(
@@ -149,41 +151,41 @@ def _masked(pair: Pair, architecture: str) -> Lesson:
     vocabulary = int(pair.config["vocab_size"])
     frame = never_masked(pair, token)
 
-    def draw(k: int, rows: Tensor, generator: torch.Generator) -> Example:
-        return Example(*mask_words(_rows(pair.batches[k], rows), token, frame, vocabulary, generator))
+    def make_batch(k: int, rows: Tensor, generator: torch.Generator) -> LossBatch:
+        return LossBatch(*mask_words(_rows(pair.batches[k], rows), token, frame, vocabulary, generator))
 
-    return Lesson("masked words", draw, _word_loss(shift=0))
-
-
-def _next(batch: Batch) -> Example:
-    return Example(batch, batch["input_ids"].masked_fill(~attended(batch), IGNORED))
+    return Loss("masked words", make_batch, _word_loss(shift=0))
 
 
-def _word_loss(shift: int) -> Callable[[Any, Example], tuple[Tensor, int]]:
-    """Return the loss of words `shift` places behind where they are told."""
-
-    def loss(output: Any, example: Example) -> tuple[Tensor, int]:
-        target = example.target[:, shift:]
-        asked = target != IGNORED
-        logits = output["logits"][:, : target.shape[1]][asked].float()
-        return torch.nn.functional.cross_entropy(logits, target[asked], reduction="sum"), len(logits)
-
-    return loss
+def _next(batch: Batch) -> LossBatch:
+    return LossBatch(batch, batch["input_ids"].masked_fill(~attended(batch), IGNORED))
 
 
-def _unlabelled(pair: Pair, a: Any, start: Transform) -> Lesson:
-    """Return the lesson of `agreement`: what the endpoints say together."""
+def _word_loss(shift: int) -> Callable[[Any, LossBatch], tuple[Tensor, int]]:
+    """Return the loss of tokens that are predicted `shift` positions before them."""
+
+    def value(output: Any, batch: LossBatch) -> tuple[Tensor, int]:
+        target = batch.target[:, shift:]
+        scored = target != IGNORED
+        logits = output["logits"][:, : target.shape[1]][scored].float()
+        return torch.nn.functional.cross_entropy(logits, target[scored], reduction="sum"), len(logits)
+
+    return value
+
+
+def _unlabelled(pair: Pair, a: Any, start: Transform) -> Loss:
+    """Return the divergence from the endpoints' ensemble, `merge.alignment.midpoint`."""
     b = pair.model(apply_transform(pair.spec, start, pair.b))
 
-    def draw(k: int, rows: Tensor, _: torch.Generator) -> Example:
+    def make_batch(k: int, rows: Tensor, _: torch.Generator) -> LossBatch:
         inputs = _rows(pair.batches[k], rows)
         with torch.no_grad():
-            return Example(inputs, (outputs_of(pair, a(**inputs)), outputs_of(pair, b(**inputs))))
+            return LossBatch(inputs, (outputs_of(pair, a(**inputs)), outputs_of(pair, b(**inputs))))
 
-    def loss(output: Any, example: Example) -> tuple[Tensor, int]:
-        said_a, said_b = example.target
-        value, count, _ = divergence(said_a, said_b, outputs_of(pair, output), token_mask(example.inputs))
-        return value, count
+    def value(output: Any, batch: LossBatch) -> tuple[Tensor, int]:
+        a, b = batch.target
+        total, count, _ = divergence(a, b, outputs_of(pair, output), token_mask(batch.inputs))
+        return total, count
 
-    shown = any(name in pair.spec.outputs for name in FEATURES)
-    return Lesson("hidden states" if shown else "answers of the endpoints", draw, loss)
+    hidden_states = any(name in pair.spec.outputs for name in FEATURES)
+    return Loss("hidden states" if hidden_states else "outputs of the endpoints", make_batch, value)

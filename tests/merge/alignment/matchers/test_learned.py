@@ -22,7 +22,7 @@ from merge.alignment.evidence.proof import prove
 from merge.alignment.masking import IGNORED
 from merge.alignment.matchers import learned
 from merge.alignment.matchers.learned import conditioned, free_axes, match_learned
-from merge.alignment.matchers.learned_loss import Lesson, is_causal, lesson_of, split
+from merge.alignment.matchers.learned_loss import Loss, is_causal, loss_of, split
 from merge.alignment.midpoint import score
 from merge.alignment.pair import Alignment, Pair, Settings, TextFacts
 from merge.alignment.reading import read_alignment_text
@@ -303,22 +303,22 @@ def test_a_map_that_loses_digits_is_told() -> None:
     assert not conditioned([{"qk0": good}, {"qk0": bad}], pair)
 
 
-# ---- lessons ----
+# ---- losses ----
 
 
-def mean_loss(pair: Pair, lesson: Lesson, tensors: Mapping[str, torch.Tensor], rows: int = 4) -> tuple[float, Any]:
-    example = lesson.draw(0, torch.arange(rows), torch.Generator().manual_seed(3))
+def mean_loss(pair: Pair, loss: Loss, tensors: Mapping[str, torch.Tensor], rows: int = 4) -> tuple[float, Any]:
+    batch = loss.make_batch(0, torch.arange(rows), torch.Generator().manual_seed(3))
     with torch.no_grad():
-        total, count = lesson.loss(pair.model(tensors)(**example.inputs), example)
-    return float(total) / count, example
+        total, count = loss.value(pair.model(tensors)(**batch.inputs), batch)
+    return float(total) / count, batch
 
 
 def first_texts(pair: Pair) -> Batch:
     return {name: tensor[:4] for name, tensor in pair.batches[0].items()}
 
 
-def of(pair: Pair) -> Lesson:
-    return lesson_of(pair, Transform(identity(pair.spec, pair.shapes), {}))
+def of(pair: Pair) -> Loss:
+    return loss_of(pair, Transform(identity(pair.spec, pair.shapes), {}))
 
 
 def test_the_loss_of_labels_is_the_models_own() -> None:
@@ -345,13 +345,13 @@ def test_labels_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_loss_of_the_next_token_is_the_models_own() -> None:
     config = next(c for c in MORE.values() if c["architectures"] == ["GPT2LMHeadModel"])
     pair = make(config)
-    lesson = of(pair)
-    found, _ = mean_loss(pair, lesson, pair.a)
+    loss = of(pair)
+    found, _ = mean_loss(pair, loss, pair.a)
     batch = first_texts(pair)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
     with torch.no_grad():
         expected = float(pair.model(pair.a)(**batch, labels=labels).loss)
-    assert lesson.name == "next tokens"
+    assert loss.name == "next tokens"
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -361,14 +361,14 @@ def test_a_language_model_that_sees_what_follows_is_not_asked_for_the_next_token
     for decoder in (True, False):
         pair = make(family_case("bert", "LMHeadModel", is_decoder=decoder))
         assert is_causal(pair.model(pair.a), batch) is decoder
-        assert of(pair).name == ("next tokens" if decoder else "answers of the endpoints")
+        assert of(pair).name == ("next tokens" if decoder else "outputs of the endpoints")
 
 
 def test_the_loss_of_masked_words_is_the_models_own() -> None:
     pair = replace(make(family_case("bert", "ForMaskedLM")), text=TextFacts(mask_token=3, special_tokens=(0, 1, 2)))
-    found, example = mean_loss(pair, of(pair), pair.a)
+    found, batch = mean_loss(pair, of(pair), pair.a)
     with torch.no_grad():
-        expected = float(pair.model(pair.a)(**example.inputs, labels=example.target).loss)
+        expected = float(pair.model(pair.a)(**batch.inputs, labels=batch.target).loss)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -390,7 +390,7 @@ def test_faults_are_told_in_one_line() -> None:
     with pytest.raises(AlignmentError, match="every text needs one label"):
         of(replace(pair, text=TextFacts(tuple(torch.zeros(1, dtype=torch.int64) for _ in pair.batches))))
     large = replace(pair, text=TextFacts(tuple(torch.full((24,), 7) for _ in pair.batches)))
-    with pytest.raises(AlignmentError, match="tells 3 classes apart, and a text's label is class 7"):
+    with pytest.raises(AlignmentError, match="has 3 classes, and a text's label is class 7"):
         mean_loss(large, of(large), pair.a)
     words = make(family_case("bert", "ForMaskedLM"))
     with pytest.raises(AlignmentError, match="no mask token is known"):
