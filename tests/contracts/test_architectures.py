@@ -33,7 +33,7 @@ from merge.symmetry.transform_files import load_transform, save_transform
 BROKEN = 1e-3
 
 
-@pytest.fixture(params=CASES, scope="module")
+@pytest.fixture(params=ALL_CASES, scope="module")
 def case(request: pytest.FixtureRequest) -> Case:
     return make(*CASES[request.param])
 
@@ -61,7 +61,6 @@ def test_every_head_that_transformers_has_for_the_family_is_in_this_battery(mode
     assert len(heads) >= 5
 
 
-@pytest.mark.parametrize("case", ALL_CASES, indirect=True)
 def test_a_random_element_of_each_axis_alone_keeps_the_outputs(case: Case) -> None:
     """All of them at once do too: test_symmetries.py, and the last line of the next test."""
     p = case.random(9)
@@ -180,7 +179,6 @@ def test_every_axis_that_matching_may_move_has_a_tap(case: Case) -> None:
     assert len(axes & tapped) >= 3
 
 
-@pytest.mark.parametrize("case", ALL_CASES, indirect=True)
 def test_a_saved_model_is_opened_under_the_names_of_its_table(case: Case, tmp_path: Path) -> None:
     """Names and shapes on disk, ties and the config complete with defaults lead to the same table; so does the file of p."""
     p = case.random(8)
