@@ -480,3 +480,40 @@ def test_what_transformers_writes_is_read_as_it_was(tmp_path: Path) -> None:
     opened = open_checkpoint(str(folder))
     assert same(opened.state_dict(), TENSORS)
     assert opened.side_files == ("tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.fixture
+def last_rows_apart(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Return the folders of a base and two models: the models differ in the last row of every matrix and nowhere else."""
+    config = bert_config()
+    base, a = (random_tensors(config, seed, torch.float32) for seed in (9, 0))
+    b = {name: tensor.clone() for name, tensor in a.items()}
+    for tensor in b.values():
+        if tensor.ndim == 2:
+            tensor[-1] += 1
+    assert a["bert.embeddings.word_embeddings.weight"].numel() > 64 * 2
+    models = {"base": base, "a": a, "b": b}
+    return tuple(save_checkpoint(tmp_path / name, config, tensors=t) for name, t in models.items())  # type: ignore[return-value]
+
+
+def test_the_fingerprint_reads_the_last_rows_of_every_matrix(last_rows_apart: tuple[Path, Path, Path]) -> None:
+    """Fine-tunes may share all rows but the last, such as embeddings of new words: they are two models all the same."""
+    _, a, b = (open_checkpoint(str(folder)) for folder in last_rows_apart)
+    assert a.fingerprint != b.fingerprint
+    assert a.fingerprint == open_checkpoint(str(last_rows_apart[1])).fingerprint
+
+
+def test_models_that_differ_in_last_rows_alone_draw_other_masks(
+    last_rows_apart: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """DARE drops entries by chance, for each model by its fingerprint: one mask for both would drop the same twice."""
+    base, a, b = last_rows_apart
+    kept = []
+    for model in (a, b):
+        asked = {"models": [str(model)], "base": str(base), "method": "dare_linear", "output": str(tmp_path / "out")}
+        run(make_recipe({**asked, "settings": {"density": 0.5}}), force=True)
+        name = "bert.embeddings.word_embeddings.weight"
+        left, whole = (open_checkpoint(str(folder)).tensor(name)[:-1] for folder in (tmp_path / "out", base))
+        kept.append(left != whole)
+    assert 0.3 < kept[0].float().mean() < 0.7
+    assert 0.3 < (kept[0] == kept[1]).float().mean() < 0.7
