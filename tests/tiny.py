@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -52,7 +53,9 @@ def bert_config(architecture: str = "BertForSequenceClassification", **changes: 
 
 def random_tensors(config: Mapping[str, Any], seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Return every stored tensor by the name transformers writes: gains 1 + .3 N, all others .3 N."""
-    structure, generator = structure_of(config), torch.Generator().manual_seed(seed)
+    with mock.patch.dict(os.environ, MERGE_MODELS_CACHE=str(RUN_CACHE)):
+        structure = structure_of(config)
+    generator = torch.Generator().manual_seed(seed)
     out = {}
     for name, shape in structure.shapes.items():
         if name in structure.ties:

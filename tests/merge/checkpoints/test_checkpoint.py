@@ -17,6 +17,8 @@ from torch import Tensor
 
 from merge.checkpoints.checkpoint import open_checkpoint
 from merge.errors import CheckpointError
+from merge.recipe.recipe import make_recipe
+from merge.run.run import run
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 BINS = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")

@@ -219,9 +219,7 @@ def test_candidates_are_merges_of_aligned_models(place: Path) -> None:
     p = random(spec, opened.shapes, torch.Generator().manual_seed(1))
     moved = apply(spec, restrict(p, set(p.indices) - spec.named), opened.state_dict())
     b = save_checkpoint(place / "b", opened.config, tensors={opened.written_name(n): t for n, t in moved.items()})
-    norms = SCORER.replace(
-        'bias = load_file(folder / "model.safetensors")["classifier.bias"]', ""
-    ).replace(
+    norms = SCORER.replace('bias = load_file(folder / "model.safetensors")["classifier.bias"]', "").replace(
         "print(-sum(abs(entry) for entry in bias))",
         'all = load_file(folder / "model.safetensors")\nprint(round(sum(x * x for t in all.values() for x in t), 1))',
     )
