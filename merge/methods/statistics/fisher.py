@@ -1,11 +1,11 @@
-"""Fisher information: how much a model's predictions change with each of its parameters, without labels.
+"""Fisher information: the sensitivity of a model's predictions to each of its parameters, without labels.
 
-The diagonal of F = E_x E_{y ~ p(y|x)} [(d log p(y|x) / d theta)^2], the gradient of every example squared on its own. What is
-expected over, by head:
+The diagonal of F = E_x E_{y ~ p(y|x)} [(d log p(y|x) / d theta)^2], with the gradient of every example squared separately.
+The expectation over y depends on the head:
 
-    ForSequenceClassification  exact over all classes; of a regression y ~ N(outputs, 1), also exact
-    ForTokenClassification     one y drawn for every token that is not padding, log p summed over the tokens
-    ForMaskedLM                15% of the words masked, one y drawn for each masked place, log p summed over the places
+    ForSequenceClassification  exact over all classes; for regression y ~ N(outputs, 1), also exact
+    ForTokenClassification     one y drawn per token that is not padding, log p summed over the tokens
+    ForMaskedLM                15% of the words masked, one y drawn per masked position, log p summed over the positions
 
 Draws of different tokens are independent given the text, so the sum over tokens is an unbiased estimate of the Fisher
 information of the text's whole prediction.
@@ -39,16 +39,16 @@ BLOCK = (
 def measure_fisher(checkpoint: Checkpoint, batches: Sequence[Batch], generator: torch.Generator) -> dict[str, Tensor]:
     """Return the diagonal Fisher information of every parameter, by canonical name, averaged over the texts.
 
-    Runs one text at a time: the square of a sum over a batch is not the sum of squares. A parameter that the head does not
-    read has 0. Squares are summed over a few texts in the model's precision, over these sums in float64. Memory: the model,
+    Runs one text at a time, as the square of a sum over a batch is not the sum of squares. Parameters that the head does
+    not use have 0. Squares are summed over a few texts in the model's precision, over these sums in float64. Memory: the model,
     its gradient, and 12 bytes a parameter for the sums (BERT-base: 2.2 GB).
 
     Args:
-        generator: draws masked places and predictions; untouched for sequence classification.
+        generator: draws masked positions and predictions; not used for sequence classification.
     Returns:
-        Float32 tensors of the parameters' own shapes.
+        Float32 tensors with the shapes of the parameters.
     Raises:
-        StatisticsError: the head has no distribution over predictions that is known here.
+        StatisticsError: the head is not one of the three above.
         CalibrationError: a text has no word to mask.
         CheckpointError: a gradient is not finite.
     Source: Matena & Raffel 2022, arXiv:2111.09832, section 3.
@@ -90,7 +90,7 @@ def measure_fisher(checkpoint: Checkpoint, batches: Sequence[Batch], generator: 
 def label_directions(logits: Float[Tensor, " c"], config: Mapping[str, Any]) -> Float[Tensor, "k c"]:
     """Return the directions whose squared gradients sum to the Fisher information of one text's label.
 
-    Of a regression, which transformers takes a single output for, y ~ N(outputs, 1): each output on its own.
+    For a regression, as transformers treats a single output, y ~ N(outputs, 1): each output separately.
     """
     import torch
 
@@ -118,7 +118,7 @@ def class_directions(logits: Float[Tensor, " c"]) -> Float[Tensor, "k c"]:
 def drawn_direction(
     logits: Float[Tensor, "1 t c"], where: Bool[Tensor, "1 t"], generator: torch.Generator
 ) -> Float[Tensor, "1 t c"]:
-    """Return the gradient by the logits of sum_t log p(y_t), with one y_t drawn from the model at each place of `where`."""
+    """Return the gradient by the logits of sum_t log p(y_t), with one y_t drawn from the model at each position in `where`."""
     import torch
 
     chances = logits[where].double().softmax(-1)
@@ -139,7 +139,7 @@ def _gradients(logits: Tensor, directions: Tensor, parameters: list[Tensor]) -> 
 
 
 def one_text(batch: Batch, row: int) -> dict[str, Tensor]:
-    """Return one text of a batch as a batch of its own, without the padding behind it."""
+    """Return one text of a batch as a batch of one, without its padding."""
     width = int(batch["attention_mask"][row].nonzero()[-1]) + 1
     return {name: tensor[row : row + 1, :width] for name, tensor in batch.items()}
 
@@ -149,7 +149,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity.
-        StatisticsError: it takes something else than text, or text on two sides.
+        StatisticsError: its input is not a single text.
     """
     import torch
 
@@ -164,20 +164,20 @@ def load_model(checkpoint: Checkpoint) -> Any:
     model = build(checkpoint.config, written, torch.float64 if wide else torch.float32)
     if model.config.is_encoder_decoder or model.main_input_name != "input_ids":
         raise StatisticsError(
-            f"{checkpoint.source} is a {checkpoint.architecture}: statistics are measured of models of one text input only."
+            f"{checkpoint.source} is a {checkpoint.architecture}: statistics need a model with one text input."
         )
     return model
 
 
 def canonical_parameters(model: Any, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return the model's parameters by canonical name; tied twins are one parameter under their source's name."""
+    """Return the model's parameters by canonical name; tied weights are one parameter under the first name."""
     canonical = {checkpoint.written_name(name): name for name in checkpoint.tensors}
     named = dict(model.named_parameters(remove_duplicate=False))
     return {canonical[written]: parameter for written, parameter in named.items() if written in canonical}
 
 
 def _head(checkpoint: Checkpoint) -> str:
-    """Return which of the known heads the model has."""
+    """Return the type of the model's head."""
     architecture, config = checkpoint.architecture, checkpoint.config
     head = next((h for h in (SEQUENCE, TOKENS, MASKED) if architecture.endswith(h)), None)
     if head is None:

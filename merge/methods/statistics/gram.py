@@ -1,4 +1,4 @@
-"""Gram matrices: the second moments of what every linear layer reads, X'X / rows, padding left out."""
+"""Gram matrices: the second moments X'X / rows of the inputs of every linear layer, without padding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def measure_gram(checkpoint: Checkpoint, batches: Sequence[Batch]) -> dict[str, 
     Returns:
         Float32 tensors (d_in, d_in), symmetric.
     Raises:
-        StatisticsError: a layer reads rows that cannot be told apart from padding.
+        StatisticsError: padding cannot be identified in the input of a layer.
         CheckpointError: an activation is not finite.
     Source: Jin et al. 2023, arXiv:2212.09849, equations 2 and 3.
     """
@@ -114,19 +114,19 @@ class _Sum:
         self.total: Tensor | None = None
 
     def add(self, product: Tensor, rows: int) -> None:
-        # A sum of its own from the start: the product is shared with other layers.
+        # A copy from the start, because the product is shared with other layers.
         self.total = product.double().clone() if self.total is None else self.total.add_(product)
         self.rows += rows
 
     def mean(self, checkpoint: Checkpoint, name: str) -> Tensor:
         assert self.total is not None
         if not self.total.isfinite().all():
-            raise CheckpointError(f"{checkpoint.source}: what {name} reads is not finite. This model is broken.")
+            raise CheckpointError(f"{checkpoint.source}: the inputs of {name} are not finite. This model is broken.")
         return ((self.total + self.total.T) / (2 * self.rows)).float()
 
 
 class _Products:
-    """Adds X'X of what each layer reads to its sum; query, key and value read one tensor: one product for the three."""
+    """Hook that adds X'X of each layer's input to its sum, computed once for layers with the same input (query, key, value)."""
 
     def __init__(self, sums: Mapping[str, _Sum], mask: Tensor | None) -> None:
         self.sums, self.mask = sums, mask

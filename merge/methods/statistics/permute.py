@@ -1,4 +1,4 @@
-"""Statistics of a moved model: the same numbers in the model's new places."""
+"""Permute statistics along with the model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def move_statistics(spec: PermutationSpec, transform: Transform, statistics: Statistics) -> Statistics:
-    """Return what would have been measured of the moved model.
+    """Return the statistics of the transformed model.
 
     Fisher information moves as its tensor does. A Gram matrix moves on both sides as the axis along which its weight reads:
     the last, or the first for weights stored as (in, out). The record keeps the hash of the model that was measured.
 
     Raises:
         SpecError: the permutation is of another architecture or size.
-        AlignmentError: there are maps behind it: sums of squares cannot be rotated after they were taken.
+        AlignmentError: the transform has maps besides the permutation: sums of squares cannot be rotated.
     """
     from merge.symmetry.permutation import apply_axes
 

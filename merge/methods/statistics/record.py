@@ -1,4 +1,4 @@
-"""The statistics file: one safetensors file that says what was measured, of which model and on which text."""
+"""Statistics of one model and their file: safetensors with a record of kind, model and text."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ FORMAT = 1
 
 
 class StatisticsError(MergeError):
-    """Statistics that cannot be measured of this model, cannot be read, or belong to something else."""
+    """Statistics cannot be measured for this model, cannot be read, or belong to another model."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a data pass measured of one model, and on what.
+    """Statistics of one model on a text.
 
     Attributes:
         kind: "fisher" or "gram".
         tensors: canonical name -> float32; of the tensor's shape (fisher) or (d_in, d_in) (gram).
         model: content hash of the checkpoint.
-        architecture: of the checkpoint.
-        text: where the text came from, in words.
+        architecture: the checkpoint's architecture.
+        text: the source of the text, in words.
         text_hash: SHA-256 of the tokenised text.
-        texts: how many.
-        seed: of what was sampled.
-        version: of the package that measured.
-        mean: of all entries of all tensors.
-        transposed: names of the weights that are stored as (in, out).
+        texts: number of texts.
+        seed: seed of the random draws.
+        version: version of merge-models.
+        mean: mean over all entries of all tensors.
+        transposed: names of the weights stored as (in, out).
     """
 
     kind: str
@@ -55,21 +55,21 @@ class Statistics:
     transposed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the tensors."""
+        """Return all fields except the tensors."""
         fields = [field.name for field in dataclasses.fields(self) if field.name != "tensors"]
         return {"format": FORMAT, **{name: getattr(self, name) for name in fields}}
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write the file whole or not at all: beside its place first, then renamed.
+    """Write statistics to a file, completely or not at all.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors import torch as safetensors
 
-    # One entry only: safetensors writes several in an order that changes from call to call.
+    # A single entry: safetensors writes several in varying order.
     metadata = {"statistics": json.dumps(statistics.to_json(), sort_keys=True)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,10 +88,10 @@ def read_statistics(path: Path, kind: str | None = None, checkpoint: Checkpoint 
     """Read what `write_statistics` wrote; the tensors are memory-mapped, not to be written to.
 
     Args:
-        kind: what it must be, any if None.
-        checkpoint: the model it must be of, any if None.
+        kind: expected kind; any if None.
+        checkpoint: expected model; any if None.
     Raises:
-        StatisticsError: it is no statistics file, or belongs to another kind, model or shape.
+        StatisticsError: not a statistics file, or one of another kind, model or shape.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -104,24 +104,26 @@ def read_statistics(path: Path, kind: str | None = None, checkpoint: Checkpoint 
     except (OSError, SafetensorError, ValueError) as error:
         raise StatisticsError(f"{path} cannot be read as statistics: {first_line(error)}") from error
     if record.pop("format", None) != FORMAT:
-        raise StatisticsError(f"{path} is of another format than {FORMAT}. Measure it again: merge-models statistics.")
+        raise StatisticsError(f"{path} has another format than {FORMAT}. Measure it again: merge-models statistics.")
     wanted = {field.name for field in dataclasses.fields(Statistics)} - {"tensors"}
     if record.keys() != wanted:
         raise StatisticsError(f"{path}: its record is not one of merge-models statistics. Measure it again.")
-    found = Statistics(tensors=tensors, **{**record, "transposed": tuple(record["transposed"])})
-    _check_values(path, found)
-    if kind is not None and found.kind != kind:
-        raise StatisticsError(f"{path} holds {found.kind} statistics, expected {kind}. Give the file of that kind.")
+    statistics = Statistics(tensors=tensors, **{**record, "transposed": tuple(record["transposed"])})
+    _check_values(path, statistics)
+    if kind is not None and statistics.kind != kind:
+        raise StatisticsError(
+            f"{path} holds {statistics.kind} statistics, expected {kind}. Give the file of that kind."
+        )
     if checkpoint is not None:
-        check_model(found, checkpoint, str(path))
-    return found
+        check_model(statistics, checkpoint, str(path))
+    return statistics
 
 
 def check_model(statistics: Statistics, checkpoint: Checkpoint, source: str) -> None:
-    """Stop unless the statistics were measured of this checkpoint and fit its tensors.
+    """Check that statistics belong to this checkpoint and fit its tensors.
 
     Raises:
-        StatisticsError: names the first fault.
+        StatisticsError: they do not; names the first fault.
     """
     if statistics.model != checkpoint.content_hash:
         raise StatisticsError(
