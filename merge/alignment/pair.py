@@ -1,4 +1,4 @@
-"""Pair: the two models an aligner sees, and what it gives back."""
+"""Pair: two models to align, and the alignment that a matcher returns."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from merge.symmetry.transform import Transform
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may ask of a matcher; each reads what concerns it.
+    """Settings of matchers; each reads those that concern it.
 
     Attributes:
-        basis: what moves inside heads: `permutation`, or `orthogonal` for rotations behind it.
-        restarts: further runs of weight matching, each from the best so far, disturbed.
-        steps: of gradient descent, or of annealing.
+        basis: inside heads: `permutation`, or `orthogonal` for rotations after it.
+        restarts: further runs of weight matching, each from the best so far with some units shuffled.
+        steps: of gradient descent or annealing.
         both: whether `learned` moves a as well.
         seed: of everything random.
     """
@@ -39,13 +39,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What is known of a pair's calibration text and of its tokenizer.
+    """Facts about a pair's calibration text and its tokenizer.
 
     Attributes:
         labels: for each batch the class of each text; empty where texts have none.
         mask_token: what a masked language model reads instead of a word; None without one.
-        special_tokens: those that frame a text, which are never masked.
-        scored: for each batch a boolean mask of the tokens at which outputs are compared; empty where all but padding are.
+        special_tokens: tokens around a text ([CLS], [SEP], padding), which are never masked.
+        scored: for each batch a boolean mask of the tokens at which outputs are compared; empty where all tokens but padding are.
     """
 
     labels: tuple[Tensor, ...] = ()
@@ -56,18 +56,18 @@ class TextFacts:
 
 @dataclass(frozen=True)
 class Pair:
-    """Reference a, model b and the inputs both are run on.
+    """Reference a, model b and the calibration text both are run on.
 
     Attributes:
-        spec: the permutation spec both fit.
+        spec: the permutation spec of both.
         a, b: tensors by canonical name, equal names and shapes.
-        config: the architecture, as a mapping; b's is the same but for what does not shape the model.
+        config: a's config as a mapping; b's differs only in keys that do not change shapes.
         written_name: canonical name -> the name transformers gives it.
         batches: tokenised calibration text; empty when there is no tokenizer.
-        settings: what was asked of the matcher.
+        settings: of the matcher.
         text: facts about the batches and the tokenizer that made them.
-        device: where models run and the large products are taken; all tensors of the pair stay where they are.
-        merged: both models' tensors as they are merged, where a and b are in another form; None where they are not.
+        device: where models run and large products are computed; the tensors of the pair stay on their device.
+        merged: both models' tensors as they are merged, if a and b are in canonical form; else None.
     """
 
     spec: PermutationSpec
@@ -92,7 +92,7 @@ class Pair:
 
     @property
     def movable(self) -> tuple[str, ...]:
-        """Axes an aligner may move, in the order of the table."""
+        """Axes that a matcher may permute, in the order of the table."""
         return tuple(axis for axis in self.spec.fit(self.shapes) if axis not in self.spec.named)
 
     def kinds(self) -> tuple[str, ...]:
@@ -111,28 +111,28 @@ class Pair:
 
 
 def spread(batches: Sequence[Batch], tokens: int) -> tuple[Batch, ...]:
-    """Return some of the batches, evenly spread from first to last, that hold about so many tokens; at least one."""
+    """Return batches evenly spaced from first to last with about so many tokens together; at least one."""
     size = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
     count = min(len(batches), max(1, round(len(batches) * tokens / max(size, 1))))
     return tuple(batches[(2 * k + 1) * len(batches) // (2 * count)] for k in range(count))
 
 
 def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
-    """Return the batch with what is not a count in it (pixels) in the dtype of a model."""
+    """Return the batch with its floating-point tensors (pixels) in the dtype of a model."""
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """A permutation of b's units, maps behind it, and how they were found.
+    """A permutation of b's units, maps after it, and the objective they reached.
 
     Attributes:
         permutation: apply it to b.
-        maps: axis -> the map that acts behind it, as in `merge.symmetry.transform`; none by most matchers.
-        reference_maps: the same for a, which moves too where both ends were asked to.
+        maps: axis -> the map that acts after the permutation, as in `merge.symmetry.transform`; most matchers have none.
+        reference_maps: the same for a, if a moves too.
         kinds: the kinds of axes that were allowed to move.
-        objective: what was maximised, normalised to [-1, 1]: of the identity, then after each sweep; never decreasing. Of
-            `learned`, minus the loss on held-out texts: of its start, then of each better step.
+        objective: the value maximised, in [-1, 1]: at the identity, then after each sweep; never decreasing. Of `learned`,
+            minus the loss on held-out texts: at its start, then after each better step.
     """
 
     permutation: Permutation
@@ -147,7 +147,7 @@ class Alignment:
 
 
 def as_transform(moved: Permutation | Transform) -> Transform:
-    """Return a permutation as the transform that is nothing more."""
+    """Return a permutation as a transform without maps; a transform as it is."""
     return moved if isinstance(moved, Transform) else Transform(moved, {})
 
 
@@ -162,13 +162,13 @@ def check_text(pair: Pair, what: str) -> None:
 
 
 def check_kinds(pair: Pair, kinds: frozenset[str]) -> None:
-    """Stop at a kind of axis the architecture does not have."""
+    """Raise UsageError for a kind of axis that the architecture does not have."""
     unknown = sorted(kinds - set(pair.kinds()))
     if unknown:
         raise UsageError(f"{pair.spec.family} has no axes {unknown[0]!r}.{nearest(unknown[0], pair.kinds())}")
 
 
-# The last word of a kind (text_residual is CLIP's) that says it is of the stream between the layers, or inside one.
+# Last words of the kinds of axes (CLIP has text_residual) that are streams between the layers, or inside a layer.
 STREAM = frozenset({"residual", "embedding"})
 
 
@@ -181,7 +181,7 @@ def streams(kinds: Collection[str]) -> frozenset[str]:
 
 
 def head_kinds(kinds: Collection[str]) -> frozenset[str]:
-    """Return the kinds of axes that are neither streams nor inside layers: what the task head reads."""
+    """Return the kinds of axes that are neither streams nor inside layers: those that the task head reads."""
     return frozenset(kind for kind in kinds if _word(kind) not in STREAM | INSIDE)
 
 
@@ -190,6 +190,6 @@ def _word(kind: str) -> str:
 
 
 def in_canonical_form(pair: Pair) -> Pair:
-    """Return the pair as it is compared: without what the outputs cannot show."""
+    """Return the pair with both models in canonical form: without weights that have no effect on the outputs."""
     a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     return replace(pair, a=a, b=b, merged=(pair.a, pair.b))

@@ -1,4 +1,4 @@
-"""Exact assignment: which unit of B fills each place of A.
+"""Exact assignment of B's units to A's positions.
 
 Three ways to the same optimum, the cheapest first: the row-wise argmax where it is one-to-one; for large matrices a sparse
 problem of the best candidates, proved optimal by its dual prices on the whole matrix; the Hungarian algorithm.
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from merge.errors import AlignmentError
 
-# Units that never vary have equal gains everywhere; this nudge keeps them where they are instead of shuffling them.
+# Units that never vary have equal gains everywhere; this share of the largest gain, added to the diagonal, keeps them in
+# position instead of shuffling them.
 TIE_BREAK = 1e-9
 
-# From this size on the sparse problem is cheaper than the dense one.
+# From this size on, the sparse problem is cheaper than the dense one.
 MIN_SPARSE_SIZE = 1024
-# Candidates of each place and of each unit in the sparse problem, and how often it may be widened.
+# Candidates of each position and of each unit in the sparse problem, and how often it may be widened.
 CANDIDATES, MAX_ROUNDS = 40, 8
 # Of the largest gain: how far a reduced gain may be above zero and count as rounding; far below the nudge.
 REL_SLACK = 1e-11
@@ -28,14 +29,14 @@ CHUNK = 256
 
 
 def match_axis(gain: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
-    """Return the one-to-one matching of B's units to A's places with the largest total gain.
+    """Return the one-to-one matching of B's units to A's positions with the largest total gain.
 
     Maximises sum_i gain[i, p[i]] exactly. Ties go to the identity.
 
     Args:
-        gain: gain[i, j] says how well unit j of B fills place i of A; float64, larger is better.
+        gain: gain[i, j] is how well unit j of B fits position i of A; float64, larger is better.
     Returns:
-        Index array p: place i takes unit p[i] of B.
+        Index array p: position i takes unit p[i] of B.
     Raises:
         AlignmentError: gain holds a NaN or an infinity.
     Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2.
@@ -48,28 +49,28 @@ def match_axis(gain: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
         )
     least, most = gain.aminmax()
     nudge = TIE_BREAK * max(-float(least), float(most))
-    worth, best = gain.max(1)
-    best = torch.where(gain.diagonal() + nudge >= worth, torch.arange(len(gain)), best)
+    largest, best = gain.max(1)
+    best = torch.where(gain.diagonal() + nudge >= largest, torch.arange(len(gain)), best)
     if int(torch.bincount(best).max()) == 1:
         return best
-    found = match_sparse(gain, nudge) if len(gain) >= MIN_SPARSE_SIZE else None
-    if found is not None:
-        return found
+    matching = match_sparse(gain, nudge) if len(gain) >= MIN_SPARSE_SIZE else None
+    if matching is not None:
+        return matching
     nudged = gain.clone()
     nudged.diagonal().add_(nudge)
     return torch.as_tensor(linear_sum_assignment(nudged.numpy(), maximize=True)[1])
 
 
 def match_sparse(gain: Float[Tensor, "n n"], nudge: float = 0.0) -> Int[Tensor, " n"] | None:
-    """Return the best matching by way of the best candidates alone, or None where that proves nothing.
+    """Return the best matching, from the best candidates alone, or None where it cannot be proved best.
 
-    Solves the problem on each place's and each unit's best candidates, finds prices u, v with u_i + v_j >= gain[i, j] on
+    Solves the problem on each position's and each unit's best candidates, finds prices u, v with u_i + v_j >= gain[i, j] on
     them and equality where matched, and checks the inequality on the whole matrix: if it holds everywhere no matching
     gains more (linear programming duality). Where it does not, those entries become candidates too.
 
     Args:
         gain: finite, float64.
-        nudge: what the diagonal is worth more than it says.
+        nudge: added to the diagonal.
     Source: Jonker and Volgenant 1987, doi:10.1007/BF02278710 (the sparse solver, in scipy).
     """
     from scipy.sparse import csr_matrix
@@ -88,8 +89,8 @@ def match_sparse(gain: Float[Tensor, "n n"], nudge: float = 0.0) -> Int[Tensor, 
             matched = torch.as_tensor(min_weight_full_bipartite_matching(graph)[1]).long()
         except ValueError:  # no full matching among the candidates
             return None
-        places = torch.arange(n)
-        own = gain[places, matched] + nudge * (places == matched)
+        positions = torch.arange(n)
+        own = gain[positions, matched] + nudge * (positions == matched)
         price = _prices(entries - own[rows], matched[rows], columns, n, REL_SLACK * top / 10)
         if price is None:
             return None
@@ -123,7 +124,7 @@ def _prices(step: Tensor, source: Tensor, columns: Tensor, n: int, slack: float)
 
 
 def _widen(mask: Tensor, gain: Tensor, rent: Tensor, price: Tensor, slack: float) -> int:
-    """Mark the entries that are worth more than both their prices together, and return how many there are."""
+    """Mark the entries that exceed the sum of both their prices, and return how many there are."""
     total = 0
     for start in range(0, len(gain), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -135,21 +136,21 @@ def _widen(mask: Tensor, gain: Tensor, rent: Tensor, price: Tensor, slack: float
     return total
 
 
-def match_lazily(bound: Float[Tensor, "n n"], worth: Callable[[int, int], float]) -> Int[Tensor, " n"]:
-    """Return the best matching of pairs whose worth is dear to compute and never above a bound.
+def match_lazily(bound: Float[Tensor, "n n"], score: Callable[[int, int], float]) -> Int[Tensor, " n"]:
+    """Return the best matching of pairs whose score is expensive to compute and never above a bound.
 
-    Matches on the bounds, replaces those of the matched pairs by what they are worth, and again, until every matched pair
-    is known. Exact: what is not matched could not be worth more than it was taken for.
+    Matches on the bounds, replaces those of the matched pairs by their scores, and again, until the score of every matched
+    pair is computed. Exact: no pair that was left out scores more than the bound it was compared by.
     """
-    taken, known = bound.clone(), set[tuple[int, int]]()
+    gain, scored = bound.clone(), set[tuple[int, int]]()
     while True:
-        matched = match_axis(taken)
-        new = [pair for pair in enumerate(matched.tolist()) if pair not in known]
+        matched = match_axis(gain)
+        new = [pair for pair in enumerate(matched.tolist()) if pair not in scored]
         if not new:
             return matched
         for pair in new:
-            taken[pair] = worth(*pair)
-            known.add(pair)
+            gain[pair] = score(*pair)
+            scored.add(pair)
 
 
 def match_heads(
@@ -157,29 +158,29 @@ def match_heads(
 ) -> tuple[Int[Tensor, " heads"], list[Int[Tensor, "heads n"]]]:
     """Return the matching of heads and, inside each matched pair, of units: the two-level assignment.
 
-    What a pair of heads is worth is the total of the best inner order of each inner axis; the heads are matched on that.
+    The score of a pair of heads is the total gain of the best inner order of each inner axis; heads are matched on that.
     Exact, because the inner orders of different pairs do not interact.
 
     Args:
-        gains: one array per inner axis (qk, v): gains[a][g, i, h, j] says how well unit j of B's head h fills place i
+        gains: one array per inner axis (qk, v): gains[a][g, i, h, j] is how well unit j of B's head h fits position i
             of A's head g. Inner sizes may differ between the axes.
     Returns:
-        (heads, inner): place g takes head heads[g] of B, with units inner[a][g] of that head.
+        (heads, inner): position g takes head heads[g] of B, with units inner[a][g] of that head.
     """
     orders: dict[tuple[int, int], list[Tensor]] = {}
 
-    def worth(g: int, h: int) -> float:
+    def score(g: int, h: int) -> float:
         blocks = [gain[g, :, h, :] for gain in gains]
         orders[g, h] = [match_axis(block) for block in blocks]
         return sum(
             float(block.gather(1, order[:, None]).sum()) for block, order in zip(blocks, orders[g, h], strict=True)
         )
 
-    heads = match_lazily(sum((inner_bound(gain) for gain in gains), torch.zeros(())), worth)
+    heads = match_lazily(sum((inner_bound(gain) for gain in gains), torch.zeros(())), score)
     chosen = [orders[g, h] for g, h in enumerate(heads.tolist())]
     return heads, [torch.stack([order[axis] for order in chosen]) for axis in range(len(gains))]
 
 
 def inner_bound(gain: Float[Tensor, "blocks n blocks n"]) -> Float[Tensor, "blocks blocks"]:
-    """Return what no order inside a pair of blocks can exceed: every place its best unit, or every unit its best place."""
+    """Return an upper bound of every order inside a pair of blocks: each position's best unit, or each unit's best position."""
     return torch.minimum(gain.amax(3).sum(1), gain.amax(1).sum(-1))

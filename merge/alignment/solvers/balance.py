@@ -1,13 +1,13 @@
-"""Balance: a model's weights in the scale that its heads and units choose themselves, without a change of its function.
+"""Balance: rescale the two factors of each head and unit to equal size, without a change of the model's function.
 
-A head shows only W_Q^T W_K and W_O W_V, a gated unit only the product of what it reads and what it writes: how the factors
-share their size is nobody's business, and differs between models. Balanced, both weigh alike:
+The outputs depend only on a head's W_Q^T W_K and W_O W_V, and on the product of what a gated unit reads and writes. How the
+factors share the size of their product is arbitrary and differs between models. Balanced, both have the same size:
 
     linear     out^T into = U S V^T  ->  S^.5 U^T and S^.5 V^T     every head
-    rotary     |out| = |into|                                      every pair of places
+    rotary     |out| = |into|                                      every rotary pair
     scales     |out| = |into|                                      every unit
 
-What is left of these groups after that stretches nothing: rotations, phases and signs.
+What is left of these groups after that preserves sizes: rotations, phases and signs.
 """
 
 from __future__ import annotations
@@ -25,52 +25,52 @@ from merge.symmetry.permutation import Permutation, unit_positions
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform, axis_sizes
 
-# A head that shows a direction less than this share of its strongest is left as it is, and so is a unit whose factors differ
-# by more: they say nothing there, and a map that balanced them would cost digits.
+# A head with a singular value below this share of its largest is left as it is, and so is a unit whose factors differ by
+# more: a map that balanced them would cost digits.
 MIN_SINGULAR_RATIO = 1e-4
 
 Rows = Float[Tensor, "blocks n columns"]
 
 
 def balance(
-    spec: PermutationSpec, tensors: Mapping[str, Tensor], groups: Mapping[str, str], still: Permutation
+    spec: PermutationSpec, tensors: Mapping[str, Tensor], groups: Mapping[str, str], unmoved: Permutation
 ) -> Transform:
-    """Return the transform that balances a model on these axes; those whose group stretches nothing stay.
+    """Return the transform that balances a model on these axes; those whose group preserves sizes stay as they are.
 
     Args:
-        tensors: those on the axes, canonical, so that biases which the outputs cannot show weigh nothing.
+        tensors: those on the axes, canonical, so that biases without effect on the outputs are zero.
         groups: axis -> group that acts on it.
-        still: the identity of the whole model.
+        unmoved: the identity of the whole model.
     """
     sizes = axis_sizes(spec, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     stretched = [axis for axis, group in groups.items() if group in BALANCES]
     rows = factor_rows(spec, tensors, stretched)
     maps = {}
     for axis in stretched:
-        out, into = (joined_rows(found, sizes[axis]) for found in rows[axis])
+        out, into = (joined_rows(arrays, sizes[axis]) for arrays in rows[axis])
         if out is not None and into is not None:
             maps[axis] = BALANCES[groups[axis]](out, into).reshape(_map_shape(groups[axis], sizes[axis]))
-    return Transform(still, maps)
+    return Transform(unmoved, maps)
 
 
 def factor_rows(
     spec: PermutationSpec, tensors: Mapping[str, Tensor], axes: Collection[str]
 ) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     """Return axis -> (arrays of role out, of role in), float64, each (levels..., columns)."""
-    found: dict[str, tuple[list[Tensor], list[Tensor]]] = {axis: ([], []) for axis in axes}
+    factors: dict[str, tuple[list[Tensor], list[Tensor]]] = {axis: ([], []) for axis in axes}
     for name, tensor in tensors.items():
         dim = 0
         for axis, along in zip(spec.axes(name), spec.views(name, tuple(tensor.shape)), strict=True):
             for view in along:
-                if view.map_axis in found and view.role != "=":
+                if view.map_axis in factors and view.role != "=":
                     units = unit_rows(tensor, dim, axis.span, unit_positions(view)).double().unflatten(0, view.shape)
-                    found[view.map_axis][view.role == "in"].append(units)
+                    factors[view.map_axis][view.role == "in"].append(units)
             dim += axis.span
-    return found
+    return factors
 
 
 def joined_rows(arrays: list[Tensor], shape: Shape) -> Rows | None:
-    """Return all columns side by side for every unit; those of a level between the blocks and the units count together."""
+    """Return all columns of every unit joined, those of a level between the blocks and the units too; None without arrays."""
     if not arrays:
         return None
     flat = [x.movedim(1, 2).flatten(2) if x.ndim == 4 else x for x in arrays]
@@ -84,11 +84,11 @@ def _map_shape(group: str, shape: Shape) -> Shape:
 
 def _linear(out: Rows, into: Rows) -> Float[Tensor, "blocks n n"]:
     left, right = (torch.linalg.qr(x.mT).R for x in (out, into))
-    shown = torch.linalg.svdvals(left @ right.mT)
+    values = torch.linalg.svdvals(left @ right.mT)
     n = out.shape[1]
     maps = torch.eye(n, dtype=torch.float64).repeat(len(out), 1, 1)
-    # With fewer columns than units some direction is never shown.
-    whole = (shown[:, -1] > MIN_SINGULAR_RATIO * shown[:, 0]) & (min(out.shape[2], into.shape[2]) >= n)
+    # With fewer columns than units some direction of the head has no effect.
+    whole = (values[:, -1] > MIN_SINGULAR_RATIO * values[:, 0]) & (min(out.shape[2], into.shape[2]) >= n)
     if bool(whole.any()):
         maps[whole] = balancing(out[whole], into[whole])
     return maps
@@ -99,16 +99,16 @@ def _scales(out: Rows, into: Rows) -> Float[Tensor, "blocks n"]:
 
 
 def _ratio(squares_in: Tensor, squares_out: Tensor) -> Tensor:
-    """Return (|into| / |out|)^.5, and 1 where one of them is zero or next to the other as good as zero."""
+    """Return (|into| / |out|)^.5, and 1 where one of them is zero or negligible next to the other."""
     whole = torch.minimum(squares_in, squares_out) > MIN_SINGULAR_RATIO**2 * torch.maximum(squares_in, squares_out)
     return torch.where(whole, squares_in / torch.where(whole, squares_out, 1.0), 1.0) ** 0.25
 
 
 def _rotary(adjacent: bool) -> Callable[[Rows, Rows], Float[Tensor, "blocks n n"]]:
     def maps(out: Rows, into: Rows) -> Float[Tensor, "blocks n n"]:
-        one, other = rotary_pairs(out.shape[1], adjacent)
+        first, second = rotary_pairs(out.shape[1], adjacent)
         squares = [x.square().sum(2) for x in (into, out)]
-        size = _ratio(*(x[:, one] + x[:, other] for x in squares))
+        size = _ratio(*(x[:, first] + x[:, second] for x in squares))
         return complex_map(size, torch.zeros_like(size), adjacent)
 
     return maps

@@ -1,11 +1,11 @@
-"""Matching the blocks of a split axis together with the orders inside them: heads, and what is inside heads.
+"""Match the blocks of a split axis (heads) together with the orders inside them.
 
-Gains come by the names of the levels they are about, as square arrays over the levels' units twice:
+Gains are keyed by the names of their levels; the arrays have the levels' sizes twice, positions of A, then units of B:
 
-    (heads,)             which block is which, alone
+    (heads,)             blocks alone
     (heads, v)           an order inside each block
     (heads, -)           blocks whose inner order may not move
-    (heads, queries, v)  two orders inside each block, which meet in one tensor (grouped queries)
+    (heads, queries, v)  two orders inside each block, of one tensor (grouped queries)
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MAX_ROUNDS = 20
 def match_blocks(gains: Gains) -> dict[str, Int[Tensor, ...]]:
     """Return the matching of blocks and of the orders inside them that gains most.
 
-    For every pair of blocks the best inner orders are found, and what they gain is what the pair is worth; the blocks
-    are then matched on that. Exact, because different pairs do not interact; where two orders of one block meet in a
-    tensor they are improved in turn, which ends where neither alone can gain.
+    The score of a pair of blocks is the gain of its best inner orders; the blocks are matched on that. Exact, because
+    different pairs do not interact; where two orders of one block are on one tensor they are improved in turn, until
+    neither alone can gain.
 
     Args:
-        gains: names of the levels, the blocks' first and the same for all -> how well units of B fill places of A.
+        gains: names of the levels, the blocks' first and the same for all -> how well units of B fit positions of A.
     Returns:
         axis -> index array: the blocks' of shape (n,), those inside of shape (blocks, n).
     """
@@ -44,23 +44,23 @@ def match_blocks(gains: Gains) -> dict[str, Int[Tensor, ...]]:
     double = {names: gain for names, gain in gains.items() if len(_moving(names)) == 3}
     orders: dict[tuple[int, int], Orders] = {}
 
-    def worth(g: int, h: int) -> float:
+    def score(g: int, h: int) -> float:
         orders[g, h], value = _pair(inner, single, double, g, h)
         return float(alone[g, h]) + value
 
     bound = alone + sum((inner_bound(gain) for gain in single.values()), torch.zeros(()))
     bound += sum((inner_bound(gain.flatten(4).flatten(1, 2)) for gain in double.values()), torch.zeros(()))
-    matched = match_lazily(bound, worth)
+    matched = match_lazily(bound, score)
     chosen = [orders[g, h] for g, h in enumerate(matched.tolist())]
     return {outer: matched, **{name: torch.stack([order[name] for order in chosen]) for name in inner}}
 
 
 def match_inside(gains: Gains, matched: Int[Tensor, " blocks"]) -> dict[str, Int[Tensor, ...]]:
-    """Return the same where it is known already which block is which: the best orders inside the matched pairs.
+    """Return the best orders inside pairs of blocks that are matched already.
 
     Args:
         gains: as `match_blocks` takes them.
-        matched: place g takes block matched[g] of B.
+        matched: position g takes block matched[g] of B.
     """
     outer = next(names[0] for names in gains)
     inner = list(dict.fromkeys(name for names in gains for name in names[1:] if name != "-"))
@@ -71,11 +71,11 @@ def match_inside(gains: Gains, matched: Int[Tensor, " blocks"]) -> dict[str, Int
 
 
 def _pair(inner: Sequence[str], single: Mapping[str, Tensor], double: Gains, g: int, h: int) -> tuple[Orders, float]:
-    """Return the best orders inside one pair of blocks and what they gain."""
+    """Return the best orders inside one pair of blocks and their gain."""
     pair = {name: gain[g, :, h, :] for name, gain in single.items()}
-    meeting = {names[1:]: gain[g, :, :, h, :, :] for names, gain in double.items()}
-    orders = _match_inside(inner, pair, meeting)
-    return orders, _worth(orders, pair, meeting)
+    joint = {names[1:]: gain[g, :, :, h, :, :] for names, gain in double.items()}
+    orders = _match_inside(inner, pair, joint)
+    return orders, _score(orders, pair, joint)
 
 
 def _moving(names: Sequence[str]) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ def _moving(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _alone(gains: Gains, blocks: int) -> Float[Tensor, "blocks blocks"]:
-    """Return what a pair of blocks gains whatever the orders inside them."""
+    """Return the gain of each pair of blocks that does not depend on the orders inside them."""
     total = torch.zeros(blocks, blocks, dtype=torch.float64)
     for names, gain in gains.items():
         if len(names) == 1:
@@ -126,7 +126,7 @@ def _match_inside(inner: Sequence[str], single: Mapping[str, Tensor], double: Ga
     return orders
 
 
-def _worth(orders: Orders, single: Mapping[str, Tensor], double: Gains) -> float:
+def _score(orders: Orders, single: Mapping[str, Tensor], double: Gains) -> float:
     total = sum(float(gain.gather(1, orders[name][:, None]).sum()) for name, gain in single.items())
     for (middle, last), gain in double.items():
         rows, columns = torch.arange(gain.shape[0])[:, None], torch.arange(gain.shape[1])[None]

@@ -1,4 +1,4 @@
-"""Differentiable maps: coordinates on the continuous groups around the identity, and weights as a smooth function of them.
+"""Coordinates on the continuous groups around the identity, and weights as a differentiable function of them.
 
     linear            G = exp(Z)                                 G^-T = exp(-Z)^T
     orthogonal        O = (I - S/2)^-1 (I + S/2), S = Z - Z^T    O^-T = O      (Cayley)
@@ -6,8 +6,8 @@
     positive, real    s = exp(z)                                 1/s
     rotary            r e^(i theta), r = exp(z)                  e^(i theta) / r
 
-At zero each is the identity, and every value is an element of its group: a model moved along them stays the model it is.
-Of the other groups (permutations, signs) the identity is alone: nothing moves along them.
+Zero is the identity, and every value is an element of its group: a model moved along them keeps its function. The other
+groups (permutations, signs) are discrete and have no coordinates.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def _linear(z: Float[Tensor, "... n n"]) -> Both:
 
 
 def _cayley(skew: Float[Tensor, "... n n"]) -> Both:
-    one = torch.eye(skew.shape[-1], dtype=skew.dtype)
-    turned = torch.linalg.solve(one - skew / 2, one + skew / 2)
-    return turned, turned
+    unit = torch.eye(skew.shape[-1], dtype=skew.dtype)
+    rotation = torch.linalg.solve(unit - skew / 2, unit + skew / 2)
+    return rotation, rotation
 
 
 def _orthogonal(z: Float[Tensor, "... n n"]) -> Both:
@@ -95,13 +95,13 @@ CHARTS: Mapping[str, Chart] = {
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Where a model stands: coordinates of axes of one group and one shape, stacked, float64.
+    """Coordinates of several axes with the same group and shape, stacked, float64.
 
     Attributes:
         group: of all these axes.
-        axes: one for each entry of `values` along its first axis.
+        axes: their names, along the first dimension of `values`.
         shape: of each axis.
-        values: what gradients are taken by; zero is the identity.
+        values: the parameters; zero is the identity.
     """
 
     group: str
@@ -111,7 +111,7 @@ class Coordinates:
 
 
 def origin(spec: PermutationSpec, axes: Mapping[str, Shape]) -> tuple[Coordinates, ...]:
-    """Return the identity in coordinates of every axis whose group has some; ready for gradients."""
+    """Return the coordinates of the identity for every axis whose group has some; they require gradients."""
     alike: dict[tuple[str, Shape], list[str]] = {}
     for axis, shape in axes.items():
         if spec.group(axis) in CHARTS:
@@ -128,21 +128,21 @@ def _zeros(count: int, shape: Shape) -> Tensor:
 
 def maps_at(coordinates: Sequence[Coordinates]) -> dict[str, Both]:
     """Return axis -> its map, and the inverse transpose, at these coordinates; float64."""
-    found: dict[str, Both] = {}
+    maps: dict[str, Both] = {}
     for part in coordinates:
         out, into = CHARTS[part.group].at(part.values)
-        found |= {axis: (out[k], into[k]) for k, axis in enumerate(part.axes)}
-    return found
+        maps |= {axis: (out[k], into[k]) for k, axis in enumerate(part.axes)}
+    return maps
 
 
 @dataclass(frozen=True)
 class Action:
-    """Where the map of an axis acts on a tensor.
+    """How the map of an axis acts on a tensor.
 
     Attributes:
         axis: whose map.
         dim, span: of the tensor's axes, laid flat.
-        where: places of the units there, block by block; None for all of them in order.
+        positions: of the units there, block by block; None for all of them in order.
         shape: units at each level of their view: (n,), (blocks, n) or (blocks, queries, n).
         into: whether the inverse transpose acts.
     """
@@ -150,7 +150,7 @@ class Action:
     axis: str
     dim: int
     span: int
-    where: Tensor | None
+    positions: Tensor | None
     shape: Shape
     into: bool
 
@@ -158,38 +158,38 @@ class Action:
 def actions(
     spec: PermutationSpec, shapes: Mapping[str, tuple[int, ...]], axes: Collection[str]
 ) -> dict[str, tuple[Action, ...]]:
-    """Return tensor -> where maps of these axes act on it; tensors that none acts on are left out.
+    """Return tensor -> how maps of these axes act on it; tensors that none acts on are left out.
 
-    Gains and gates (role `=`) are no factors of a map: nothing acts on them.
+    Maps do not act on gains and gates (role `=`).
     """
-    found = {}
+    by_tensor = {}
     for name, shape in shapes.items():
         acting, dim = [], 0
         for item, along in zip(spec.axes(name), spec.views(name, shape), strict=True):
             size = math.prod(shape[dim : dim + item.span])
             for view in along:
                 if view.map_axis in axes and view.role != "=":
-                    where = unit_positions(view).reshape(-1)
-                    whole = torch.equal(where, torch.arange(size))
+                    positions = unit_positions(view).reshape(-1)
+                    whole = torch.equal(positions, torch.arange(size))
                     rest = (view.shape, view.role == "in")
-                    acting.append(Action(view.map_axis, dim, item.span, None if whole else where, *rest))
+                    acting.append(Action(view.map_axis, dim, item.span, None if whole else positions, *rest))
             dim += item.span
         if acting:
-            found[name] = tuple(acting)
-    return found
+            by_tensor[name] = tuple(acting)
+    return by_tensor
 
 
 def moved(tensor: Tensor, acting: Sequence[Action], maps: Mapping[str, Both]) -> Tensor:
-    """Return a tensor under the maps, in its own dtype; a function that gradients go through.
+    """Return a tensor under the maps, in its own dtype; differentiable.
 
-    The same as `transform.apply_transform_axes` but for the precision, and for a check that gains allow a rotation.
+    Unlike `transform.apply_transform_axes`, which computes in float64 and checks that gains allow a rotation.
     """
     for action in acting:
         mapped = maps[action.axis][action.into].to(tensor.dtype)
         sizes = tensor.shape[action.dim : action.dim + action.span]
         flat = tensor.flatten(action.dim, action.dim + action.span - 1).movedim(action.dim, -1)
-        units = flat if action.where is None else flat[..., action.where]
+        units = flat if action.positions is None else flat[..., action.positions]
         new = map_units(mapped, action.shape, units)
-        out = new if action.where is None else flat.index_copy(-1, action.where, new)
+        out = new if action.positions is None else flat.index_copy(-1, action.positions, new)
         tensor = out.movedim(-1, action.dim).unflatten(action.dim, sizes)
     return tensor

@@ -1,15 +1,15 @@
-"""Circuits: which head is which, by products of weights that no basis inside heads can change.
+"""Circuits: compare heads by products of weights that no basis inside them can change.
 
-A head shows only through  [W_Q | b_Q]^T W_K  (which tokens it attends to; the key bias is dropped, softmax cancels it)
+A head acts only through  [W_Q | b_Q]^T W_K  (which tokens it attends to; the key bias is dropped, softmax cancels it)
 and  W_O [W_V | b_V]  (what it writes). Both are invariant to any invertible map inside the head. With rows X of role `out`
 and Y of role `in`, head i's circuit is  X_i^T Y_i, and
 
     <X_i^T Y_i, X_j'^T Y_j'> = sum((X_i X_j'^T) o (Y_i Y_j'^T)),
 
 which takes products of the size of a head and no matrix of the size of the model: O(H^2 dh^2 d) for all pairs of heads.
-What has a fixed order inside (rotary queries and keys) is compared row by row. Every comparison is a cosine. Rows tell
-heads apart too while these read different directions, or bases differ by rotations; where heads share directions and their
-bases differ in general, only circuits do.
+What has a fixed order inside (rotary queries and keys) is compared row by row. Every comparison is a cosine. Rows
+distinguish heads too while these read different directions, or bases differ by rotations; where heads share directions and
+their bases differ in general, only circuits do.
 
 Source: Elhage et al. 2021, "A mathematical framework for transformer circuits", for the circuits.
 """
@@ -31,8 +31,8 @@ from merge.symmetry.permutation import Permutation
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-def circuit_gains(objective: Objective, move: str, p: Permutation) -> dict[Names, Tensor]:
-    """Return gains as `match_blocks` takes them that say which block is which, whatever the bases inside.
+def circuit_gains(objective: Objective, coordinate: str, p: Permutation) -> dict[Names, Tensor]:
+    """Return gains of pairs of blocks, as `match_blocks` takes them, that do not depend on the bases inside.
 
     By the names of the levels outside the basis: (blocks,), or (blocks, middle) where query heads read in groups.
 
@@ -40,27 +40,27 @@ def circuit_gains(objective: Objective, move: str, p: Permutation) -> dict[Names
         AlignmentError: no order inside these blocks has rows of both roles.
     """
     rows: dict[tuple[Names, str], list[Occurrence]] = {}
-    for occurrence in objective.occurrences[move]:
+    for occurrence in objective.occurrences[coordinate]:
         names, role = occurrence.view.names, occurrence.view.role
         if _is_basis(names) and occurrence.alone and role == "in":
             continue  # softmax cancels what a key bias adds
         rows.setdefault((names, role if _is_basis(names) else ""), []).append(occurrence)
-    found: list[tuple[Names, Tensor]] = []
+    parts: list[tuple[Names, Tensor]] = []
     for (outs, out_role), (ins, in_role) in product(rows, rows):
         if (out_role, in_role) == ("out", "in") and outs[-1] == ins[-1]:
             pair = (_three(objective, rows[outs, "out"], p), _three(objective, rows[ins, "in"], p))
-            found.append((max(outs, ins, key=len)[:-1], _circuits(*pair)))
-    if not found:
+            parts.append((max(outs, ins, key=len)[:-1], _circuits(*pair)))
+    if not parts:
         raise AlignmentError(
-            f'no circuit runs through axis "{move}": the spec has no order inside it with rows of roles out and in (\').'
+            f'no circuit runs through axis "{coordinate}": the spec has no order inside it with rows of roles out and in (\').'
             " Match heads by rows."
         )
     for names, role in rows:
         if not role:
             traces = (_trace(x, len(names)) for x in _three(objective, rows[names, role], p))
-            found.append((names[:-1] or names if names[-1] == "-" else names, _cosine(*traces)))
+            parts.append((names[:-1] or names if names[-1] == "-" else names, _cosine(*traces)))
     total: dict[Names, Tensor] = {}
-    for levels, gain in found:
+    for levels, gain in parts:
         total[levels] = total[levels] + gain if levels in total else gain
     return total
 
@@ -69,10 +69,10 @@ def _is_basis(names: Names) -> bool:
     return len(names) > 1 and names[-1] != "-"
 
 
-def _three(objective: Objective, found: Sequence[Occurrence], p: Permutation) -> Three:
+def _three(objective: Objective, group: Sequence[Occurrence], p: Permutation) -> Three:
     """Return the products of rows, added up over tensors that are scaled to a root mean square of 1."""
     total: list[Tensor] = []
-    for occurrence in found:
+    for occurrence in group:
         shape, scales = occurrence.view.shape, (objective.weights.scale_a, objective.weights.scale_b)
         a, b = (
             (objective.rows(occurrence, side, moved) * scale[occurrence.tensor]).unflatten(0, shape)
@@ -105,7 +105,7 @@ def _circuits(outs: Three, ins: Three) -> Tensor:
 
 
 def _trace(products: Tensor, levels: int) -> Tensor:
-    """Return the products of rows at equal places of the innermost level, added up; blocks alone have no such level."""
+    """Return the products of rows at equal positions of the innermost level, added up; blocks alone have no such level."""
     if levels == 1:
         return products
     across = products.ndim == 2 * levels
@@ -114,6 +114,6 @@ def _trace(products: Tensor, levels: int) -> Tensor:
 
 
 def _cosine(across: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
-    """Return products over the roots of what each has with itself; 0 where there is nothing."""
+    """Return products over the roots of those of each with itself; 0 where these are 0."""
     squares = torch.outer(own_a.reshape(-1), own_b.reshape(-1)).reshape(across.shape)
     return across * torch.where(squares > 0, squares.clamp_min(0).rsqrt(), 0.0)

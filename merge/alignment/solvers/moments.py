@@ -19,11 +19,11 @@ from merge.progress import track
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import unit_positions
 
-# What the units of a view correlate, a's along the rows; the view is as if it stood alone.
+# View -> correlations of its units, a's along the rows; the view is as if it filled an axis alone.
 Correlations = Mapping[View, Float[Tensor, "n n"]]  # float32: they are many
 
 
-# Tokens that are run at once: what one model says to them at every site is held until the other has said it too.
+# Tokens that are run at once: the activations of one model at every site are kept until the other has run.
 TOKENS_AT_ONCE = 512
 
 
@@ -97,9 +97,9 @@ class CrossMoments:
 
 
 def unit_correlations(pair: Pair) -> Correlations:
-    """Return what the units of each view correlate, averaged over its sites."""
+    """Return the correlations of the units of each view, averaged over its sites."""
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    found, collected = {}, collect(pair)
+    correlations, collected = {}, collect(pair)
     lines: dict[tuple[str, ...], list[str]] = {}
     for line in collected:
         lines.setdefault(level_names(line)[0], []).append(line)
@@ -107,20 +107,20 @@ def unit_correlations(pair: Pair) -> Correlations:
         sites = [site for line in own for site in collected.pop(line)]
         count = len(sites)
         correlation = sites.pop(0).correlation()
-        while sites:  # sums of d x d entries: let go of as soon as they are used
+        while sites:  # sums of d x d entries, freed as soon as they are used
             correlation += sites.pop(0).correlation()
-        found[contiguous(names, level_sizes(names, counts, len(correlation)))] = (correlation / count).float()
-    return found
+        correlations[contiguous(names, level_sizes(names, counts, len(correlation)))] = (correlation / count).float()
+    return correlations
 
 
 def level_names(line: str) -> tuple[tuple[str, ...], str]:
-    """Return the names of a view's levels, and of what acts on the last, of a line that `collect` names sites by."""
+    """Return the names of a view's levels and of the axis whose maps act on the last, from a line that `collect` returns."""
     names = line.split()
     return tuple("-" if name.startswith("-") else name for name in names), names[-1].removeprefix("-")
 
 
 def level_sizes(names: tuple[str, ...], counts: Mapping[str, int], units: int) -> tuple[int, ...]:
-    """Return the sizes of a view's levels; of one that does not move, what the others leave."""
+    """Return the sizes of a view's levels; that of a level without a name follows from the number of units."""
     rest = units // math.prod(counts[name] for name in names if name != "-")
     return tuple(counts.get(name, rest) for name in names)
 
@@ -135,25 +135,25 @@ def collect(pair: Pair) -> dict[str, list[CrossMoments]]:
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
     movable = frozenset(pair.movable)
     sites = {site: axis for site, axis in pair.spec.sites().items() if movable.issuperset(axis.axis_names())}
-    found: dict[str, list[CrossMoments]] = {}
-    tapped: dict[str, list[tuple[Tensor, CrossMoments]]] = {}
-    said: dict[str, list[Tensor]] = {}
-    # A layer that is run several times (ALBERT) has as many things to say.
+    moments_of: dict[str, list[CrossMoments]] = {}
+    moments_at: dict[str, list[tuple[Tensor, CrossMoments]]] = {}
+    kept: dict[str, list[Tensor]] = {}
+    # A layer that is run several times (ALBERT) has as many activations.
     every = "num_hidden_groups" in pair.config
 
     def keep(site: str, activation: Tensor) -> None:
-        said.setdefault(site, []).append(activation.clone())  # some models go on to add to it in place
+        kept.setdefault(site, []).append(activation.clone())  # some models add to it in place later
 
     def compare(batch: Batch, site: str, activation: Tensor) -> None:
-        a, b = _rows(said[site].pop(0), batch, site), _rows(activation, batch, site)
-        if site not in tapped:
+        a, b = _rows(kept[site].pop(0), batch, site), _rows(activation, batch, site)
+        if site not in moments_at:
             views = [view for view in sites[site].views((a.shape[1],), counts) if view.movable]
-            tapped[site] = [(unit_positions(view).reshape(-1), CrossMoments()) for view in views]
-            for view, (_, moments) in zip(views, tapped[site], strict=True):
+            moments_at[site] = [(unit_positions(view).reshape(-1), CrossMoments()) for view in views]
+            for view, (_, moments) in zip(views, moments_at[site], strict=True):
                 line = " ".join(f"-{view.map_only}" if name == "-" else name for name in view.names)
-                found.setdefault(line, []).append(moments)
-        for units, moments in tapped[site]:
-            moments.add(*(x if len(units) == x.shape[1] else x[:, units] for x in (a, b)))
+                moments_of.setdefault(line, []).append(moments)
+        for positions, moments in moments_at[site]:
+            moments.add(*(x if len(positions) == x.shape[1] else x[:, positions] for x in (a, b)))
 
     with torch.inference_mode():
         for batch in track(pair.batches, "comparing activations"):
@@ -162,11 +162,11 @@ def collect(pair: Pair) -> dict[str, list[CrossMoments]]:
                     models[0](**part)
                 with watching(models[1], sites, partial(compare, part), first=not every):
                     models[1](**part)
-    return found
+    return moments_of
 
 
 def _parts(batch: Batch) -> Iterator[Batch]:
-    """Yield the texts of a batch, so many that they have about TOKENS_AT_ONCE tokens; as it is where not all of it is texts."""
+    """Yield parts of a batch with about TOKENS_AT_ONCE tokens each; the whole where not all of its tensors are by text."""
     texts = len(next(iter(batch.values())))
     if "input_ids" not in batch or any(len(tensor) != texts for tensor in batch.values()):
         yield batch
@@ -177,7 +177,7 @@ def _parts(batch: Batch) -> Iterator[Batch]:
 
 
 def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows units"]:
-    """Return activations as rows: tokens that are not padding; those with two axes, pooled or no tokens', as they are."""
+    """Return activations as rows, without those of padding tokens; activations of two dimensions as they are."""
     if activation.ndim < 3:
         return activation
     try:
@@ -187,7 +187,7 @@ def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows un
 
 
 def check_seen(movable: Sequence[str], moves: Mapping[str, Collection[tuple[str, ...]]]) -> None:
-    """Stop at an axis that no activation shows."""
+    """Raise AlignmentError for a movable axis that no activation lies along."""
     seen = {name for gains in moves.values() for names in gains for name in names}
     for axis in movable:
         if axis not in seen:

@@ -1,8 +1,7 @@
-"""Procrustes: the continuous maps that line two models up, in closed form: bases inside heads, rotary pairs, the residual.
+"""Orthogonal Procrustes: the rotations that align two models, in closed form, inside heads and of the residual stream.
 
-Everywhere the map G is the one that brings b to a: rows of role `out` become G x, rows of role `in` G^-T y, so that
-x^T y, which is all that a head shows, stays what it is. Arrays have one matrix for each block (head) in front; all of it
-in float64, and no matrix is larger than a head's but the residual's own.
+The map G brings b to a: rows of role `out` become G x, rows of role `in` G^-T y, so that x^T y, the only thing that a head's
+outputs depend on, is unchanged. Arrays have the blocks (heads) in front; everything is computed in float64.
 
 Sources: Schoenemann 1966, doi:10.1007/BF02289451 (orthogonal); Zhang et al. 2025, arXiv:2502.00264 (inside heads).
 """
@@ -15,18 +14,18 @@ from torch import Tensor
 
 from merge.errors import AlignmentError
 
-# A singular value below this share of the largest is zero: the head does not use that direction, and no map reaches it.
+# A singular value below this share of the largest counts as zero: the head does not use that direction.
 RANK_TOLERANCE = 1e-10
 
 
 def orthogonal(gain: Float[Tensor, "... n n"]) -> Float[Tensor, "... n n"]:
-    """Return the orthogonal G that maximises <gain, G>: U V^T of its singular value decomposition; reflections count."""
+    """Return the orthogonal G that maximises <gain, G>: U V^T of its singular value decomposition; reflections included."""
     left, _, right = torch.linalg.svd(gain.double())
     return left @ right
 
 
 def balancing(out: Float[Tensor, "heads n d"], into: Float[Tensor, "heads n e"]) -> Float[Tensor, "heads n n"]:
-    """Return the map G of every head after which both its factors, G out and G^-T into, weigh alike.
+    """Return the map G of every head after which both its factors, G out and G^-T into, have the same size.
 
     With out^T into = U S V^T they become S^.5 U^T and S^.5 V^T, unique but for signs where singular values differ. The
     decomposition is of a matrix of the size of the head, by QR of both factors first.
@@ -43,10 +42,10 @@ def balancing(out: Float[Tensor, "heads n d"], into: Float[Tensor, "heads n e"])
 
 
 def rotation_fixing_ones(gain: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """Return the orthogonal O with O 1 = 1 that maximises <gain, O>: what a folded LayerNorm lets through.
+    """Return the orthogonal O with O 1 = 1 that maximises <gain, O>: a LayerNorm without gain commutes with it.
 
-    U V^T of SVD(C gain C) with C = I - 11^T/d, with 1 -> 1. Done in an orthonormal basis of what is at right angles to 1
-    (a Householder reflection), so that it holds whatever the rank of the gain.
+    U V^T of SVD(C gain C) with C = I - 11^T/d, with 1 -> 1. Computed in an orthonormal basis of the complement of 1
+    (from a Householder reflection), so that it holds whatever the rank of the gain.
     """
     d = len(gain)
     normal = torch.full((d,), d**-0.5, dtype=torch.float64)

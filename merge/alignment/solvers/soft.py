@@ -1,11 +1,11 @@
 """Soft permutations: a doubly stochastic matrix for every view of an axis, and the objective as a smooth function of them.
 
-Place i takes the mixture sum_j M[i, j] of b's units; a permutation is the case of zeros and ones. Inside blocks the matrix
-is over all units of the axis: entry ((g, i), (h, j)) says how much of unit j of b's block h goes to place i of block g.
+Position i takes the mixture sum_j M[i, j] of b's units; a permutation is the case of zeros and ones. Inside blocks the matrix
+is over all units of the axis: entry ((g, i), (h, j)) is how much of unit j of b's block h goes to position i of block g.
 
     J(M) = sum_t <A_t, M_1 B_t M_2^T> / (rms(A_t) rms(B_t))
 
-is linear in each matrix, so its gradient by one of them is a gain matrix as `merge.alignment.solvers.objective` has it.
+is linear in each matrix, so its gradient with respect to one of them is a gain matrix of `merge.alignment.solvers.objective`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import Permutation, unit_positions, view_index
 
 Names = tuple[str, ...]
-# By the names of a view's levels: a matrix over its units, a's places along the rows.
+# Names of a view's levels -> a matrix over its units, positions along the rows.
 Soft = dict[Names, Tensor]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One movable item of a tensor's line: where it stands, its views, and how many axes of the tensor it spans."""
+    """A movable item of a tensor's line: its first dimension, how many dimensions it spans, and its views."""
 
     dim: int
     span: int
@@ -45,53 +45,53 @@ class Relaxation:
     def __init__(self, objective: Objective) -> None:
         self.objective, self.dtype = objective, objective.dtype
         self.items = {name: self._items(name) for name in objective.tensor_names}
-        found = [view for items in self.items.values() for item in items for view in item.views]
-        # Each as if it stood alone.
-        self.views = {v.names: contiguous(v.names, v.shape) for v in found if v.names[0] in objective.occurrences}
+        views = [view for items in self.items.values() for item in items for view in item.views]
+        # Each as if it filled an axis alone.
+        self.views = {v.names: contiguous(v.names, v.shape) for v in views if v.names[0] in objective.occurrences}
 
     def _items(self, name: str) -> tuple[Item, ...]:
         """Return the items of a tensor's line that move."""
-        spec, shape, dim, found = self.objective.spec, tuple(self.objective.weights.a[name].shape), 0, []
+        spec, shape, dim, items = self.objective.spec, tuple(self.objective.weights.a[name].shape), 0, []
         for axis, views in zip(spec.axes(name), spec.views(name, shape), strict=True):
             if any(view.names[0] in self.objective.occurrences for view in views):
-                found.append(Item(dim, axis.span, views))
+                items.append(Item(dim, axis.span, views))
             dim += axis.span
-        return tuple(found)
+        return tuple(items)
 
     @property
     def degree(self) -> int:
-        """The degree of J along a line: how often a tensor is multiplied."""
+        """The degree of J along a line: the most matrices that multiply one tensor."""
         return max((len(items) for items in self.items.values()), default=0)
 
     def vertex(self, p: Permutation) -> Soft:
         """Return a permutation as matrices."""
-        found = {}
+        matrices = {}
         for names, view in self.views.items():
             index = view_index(view, p).reshape(-1)
-            found[names] = torch.zeros(len(index), len(index), dtype=self.dtype)
-            found[names].scatter_(1, index[:, None], 1.0)
-        return found
+            matrices[names] = torch.zeros(len(index), len(index), dtype=self.dtype)
+            matrices[names].scatter_(1, index[:, None], 1.0)
+        return matrices
 
     def barycentre(self) -> Soft:
-        """Return the mixture in which every unit has the same part in every place that it can go to."""
-        found = {}
+        """Return the uniform mixture: every unit has the same part in every position that it can take."""
+        matrices = {}
         for names, view in self.views.items():
-            found[names] = torch.ones(1, 1, dtype=self.dtype)
+            matrices[names] = torch.ones(1, 1, dtype=self.dtype)
             for name, n in zip(names, view.shape, strict=True):
                 level = torch.eye(n, dtype=self.dtype) if name == "-" else torch.full((n, n), 1 / n, dtype=self.dtype)
-                found[names] = torch.kron(found[names], level)
-        return found
+                matrices[names] = torch.kron(matrices[names], level)
+        return matrices
 
     def best(self, gains: Soft) -> Permutation:
         """Return the permutation with the largest <gains, M>; other axes stay. Exact but for grouped queries."""
-        moves: dict[str, dict[Names, Tensor]] = {}
+        by_coordinate: dict[str, dict[Names, Tensor]] = {}
         for names, gain in gains.items():
             shape = self.views[names].shape
-            moves.setdefault(names[0], {})[names] = gain.double().reshape(*shape, *shape)
+            by_coordinate.setdefault(names[0], {})[names] = gain.double().reshape(*shape, *shape)
         indices: dict[str, Int[Tensor, ...]] = {}
-        for move, own in moves.items():
-            alone = own.get((move,))
-            indices |= {move: match_axis(alone)} if alone is not None and len(own) == 1 else match_blocks(own)
+        for coordinate, group in by_coordinate.items():
+            alone = group.get((coordinate,))
+            indices |= {coordinate: match_axis(alone)} if alone is not None and len(group) == 1 else match_blocks(group)
         return Permutation(indices, {})
 
     def matrices(self, name: str, soft: Soft) -> list[tuple[Item, Tensor]]:
@@ -123,7 +123,7 @@ class Relaxation:
 
 
 def item_matrix(item: Item, soft: Soft) -> Float[Tensor, "n n"]:
-    """Return the matrix along a whole item: the views' laid end to end, places that do not move as they are."""
+    """Return the matrix along a whole item: those of its views, and the identity at positions that do not move."""
     only = soft.get(item.views[0].names)
     size = sum(math.prod(view.shape) for view in item.views)
     if len(item.views) == 1 and only is not None:
@@ -147,7 +147,7 @@ def mixed(tensor: Tensor, moving: Sequence[tuple[Item, Tensor]]) -> Tensor:
 
 
 def toward(soft: Soft, other: Mapping[Names, Tensor], step: float) -> Soft:
-    """Return the point that lies `step` of the way to another."""
+    """Return the point a fraction `step` of the way to another."""
     return {names: torch.lerp(matrix, other[names].to(matrix.dtype), step) for names, matrix in soft.items()}
 
 
