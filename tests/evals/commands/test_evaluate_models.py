@@ -530,7 +530,7 @@ BAD: list[tuple[str, list[str], tuple[str, ...], int]] = [
     ("unknown task to score", ["score", "sickk", "ZOO/a"], ("Did you mean 'sick'?", "is a file: TASK.yaml"), 2),
     ("no models to score", ["score", "sick"], ("no models given",), 2),
     ("missing task file", ["score", "none.yaml", "ZOO/a"], ("task file none.yaml cannot be read",), 2),
-    ("no source", ["score", "sick", "ZOO/a"], ("it is not on the Hub", "--data: a file such as SICK_test_annotated.txt"), 1),
+    ("no source", ["score", "sick", "ZOO/a"], ("the Hub has no edition", "give a file such as SICK_test_annotated.txt", "as --data"), 1),
     ("labels of a number", ["glue", "stsb", "ZOO/one", "--labels", "x"], ("--labels names classes; stsb asks for a number",), 2),
     ("a classifier for a number", ["glue", "stsb", "ZOO/a"], ("stsb asks for a number",), 1),
     ("barrier of a number", ["barrier", "ZOO/one", "ZOO/one", "--task", "stsb"], ("this task has no classes",), 2),

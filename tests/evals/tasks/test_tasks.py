@@ -159,7 +159,9 @@ def write_row(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.source.startswith("--data")])
 def test_a_task_that_is_on_no_hub_says_which_file_it_wants(name: str) -> None:
-    with pytest.raises(TaskError, match=f"{name} data: it is not on the Hub .* --data: a file such as "):
+    with pytest.raises(
+        TaskError, match=f"{name} data: the Hub has no edition .* give a file such as .*, or its folder, as --data"
+    ):
         TASKS[name].read(None, 0)
 
 
