@@ -137,18 +137,18 @@ def no_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_hans_prints_a_row_a_model_and_writes_a_report(run: Run, zoo: Path) -> None:
     """Without --data the pairs are generated; --limit draws from all 30,000 of them."""
-    said = run("hans", zoo / "a", zoo / "b", "--limit", 60, "-o", "report")
-    assert said.code == 0
-    assert "60 of 30,000 rows drawn with seed 0" in said.out.splitlines()[0]
-    table = said.out.splitlines()[1:]
+    result = run("hans", zoo / "a", zoo / "b", "--limit", 60, "-o", "report")
+    assert result.code == 0
+    assert "60 of 30,000 rows drawn with seed 0" in result.out.splitlines()[0]
+    table = result.out.splitlines()[1:]
     assert [line.split()[0] for line in table] == ["model", str(zoo / "a"), str(zoo / "b")]
     assert written_in(Path("report")) == {"results.json", "predictions", "hans.png", "hans.svg", "index.html"}
     records = store(Path("report"))
     assert [record["model"]["name"] for record in records] == [str(zoo / "a"), str(zoo / "b")]
     assert all(record["n"] == 60 for record in records)
     assert all(f"{record['hans']['accuracy']:.4f}" in line for record, line in zip(records, table[1:], strict=True))
-    assert "(neutral, contradiction) are pooled by their maximum" in said.err
-    assert "wrote report/results.json, report/hans.png, report/hans.svg, report/index.html" in said.err
+    assert "(neutral, contradiction) are pooled by their maximum" in result.err
+    assert "wrote report/results.json, report/hans.png, report/hans.svg, report/index.html" in result.err
 
 
 def test_a_second_run_recomputes_nothing_and_force_does(run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,9 +186,9 @@ def test_a_result_is_told_under_the_name_that_was_typed(
     run("glue", "mnli", "old", *words)
     (tmp_path / "old").rename(tmp_path / "new")
     no_predictions(monkeypatch)
-    said = run("glue", "mnli", "new", *words)
-    assert said.code == 0
-    assert said.out.splitlines()[2].startswith("new ")
+    result = run("glue", "mnli", "new", *words)
+    assert result.code == 0
+    assert result.out.splitlines()[2].startswith("new ")
     assert [record["model"]["name"] for record in store(Path("report"))] == ["new"]
 
 
@@ -213,8 +213,8 @@ def test_a_figure_compares_models_on_the_same_rows_only(run: Run, zoo: Path, mon
 def test_official_is_the_authors_text_and_nothing_else(run: Run, zoo: Path) -> None:
     """Four blocks of `name: float`, unrounded, made of the stored record: printed twice, computed once."""
     words = ["hans", zoo / "a", "--data", zoo / "hans.jsonl", "-o", "report"]
-    said = run(*words, "--format", "official")
-    assert said.code == 0
+    result = run(*words, "--format", "official")
+    assert result.code == 0
     (record,) = store(Path("report"))
     table = record["hans"]
     lines = []
@@ -222,7 +222,7 @@ def test_official_is_the_authors_text_and_nothing_else(run: Run, zoo: Path) -> N
         lines += [f"Heuristic {title} results:", *(f"{h}: {row[label]}" for h, row in table["heuristics"].items()), ""]
     lines += ["Subcase results:", *(f"{k}: {v}" for k, v in table["subcases"].items()), ""]
     lines += ["Template results:", *(f"{k}: {v}" for k, v in table["templates"].items())]
-    assert said.out == "\n".join(lines) + "\n"
+    assert result.out == "\n".join(lines) + "\n"
     assert len(table["subcases"]) == len(SUBCASES) == 30
     assert Path("report/hans.png").is_file()
     assert HansTable.from_json(table).to_json() == table
@@ -269,23 +269,23 @@ def prediction_file(path: Path, label: Callable[[int, Any], str]) -> Path:
 def test_a_prediction_file_is_scored_without_a_model(run: Run, zoo: Path, tmp_path: Path) -> None:
     """Always neutral is right on every pair that is not entailed: half of them. Nothing is written."""
     path = prediction_file(tmp_path / "neutral.txt", lambda k, pair: "neutral")
-    said = run("hans", "--predictions", path, "--data", zoo / "hans.jsonl", "--json")
-    table = json.loads(said.out)
-    assert (said.code, table["accuracy"]) == (0, 0.5)
+    result = run("hans", "--predictions", path, "--data", zoo / "hans.jsonl", "--json")
+    table = json.loads(result.out)
+    assert (result.code, table["accuracy"]) == (0, 0.5)
     assert {row["entailment"] for row in table["heuristics"].values()} == {0.0}
     assert {row["non-entailment"] for row in table["heuristics"].values()} == {1.0}
     perfect = prediction_file(tmp_path / "gold.txt", lambda k, pair: pair.label)
-    said = run("hans", "--predictions", perfect, "--data", zoo / "hans.jsonl")
-    assert said.out.splitlines()[1].split() == ["gold.txt", *["1.0000"] * 7]
+    result = run("hans", "--predictions", perfect, "--data", zoo / "hans.jsonl")
+    assert result.out.splitlines()[1].split() == ["gold.txt", *["1.0000"] * 7]
     assert {path.name for path in tmp_path.iterdir()} == {"neutral.txt", "gold.txt"}
 
 
 def test_predictions_have_the_official_form_too(run: Run, zoo: Path, tmp_path: Path) -> None:
     path = prediction_file(tmp_path / "gold.txt", lambda k, pair: pair.label)
-    said = run("hans", "--predictions", path, "--data", zoo / "hans.jsonl", "--format", "official")
-    assert said.out.startswith("Heuristic entailed results:\nlexical_overlap: 1.0\n")
-    assert said.out.endswith(": 1.0\n")
-    assert not said.out.endswith("\n\n")
+    result = run("hans", "--predictions", path, "--data", zoo / "hans.jsonl", "--format", "official")
+    assert result.out.startswith("Heuristic entailed results:\nlexical_overlap: 1.0\n")
+    assert result.out.endswith(": 1.0\n")
+    assert not result.out.endswith("\n\n")
 
 
 @pytest.mark.parametrize(
@@ -306,9 +306,9 @@ def test_published_predictions_have_their_published_scores(run: Run) -> None:
         pytest.skip("the published predictions are not at hand")
     assert len(files) == 4
     for path in files:
-        said = run("hans", "--predictions", path, "--json", "-q")
-        table = json.loads(said.out)
-        assert (said.code, said.err) == (0, "")
+        result = run("hans", "--predictions", path, "--json", "-q")
+        table = json.loads(result.out)
+        assert (result.code, result.err) == (0, "")
         assert table["counts"]["pairs"] == 30_000
         if path.name.startswith("bert"):
             rows = table["heuristics"].values()
@@ -320,9 +320,9 @@ def test_published_predictions_have_their_published_scores(run: Run) -> None:
 
 
 def test_glue_prints_the_scores_of_every_model(run: Run, zoo: Path) -> None:
-    said = run("glue", "mnli", zoo / "a", zoo / "b", "--data", zoo / "mnli.jsonl", "-o", "report")
-    assert said.code == 0
-    lines = said.out.splitlines()
+    result = run("glue", "mnli", zoo / "a", zoo / "b", "--data", zoo / "mnli.jsonl", "-o", "report")
+    assert result.code == 0
+    lines = result.out.splitlines()
     assert lines[0] == "mnli: mnli.jsonl, 60 rows"
     assert lines[1].split()[:5] == ["model", "task", "split", "n", "accuracy"]
     for line, record in zip(lines[2:], store(Path("report")), strict=True):
@@ -334,10 +334,10 @@ def test_glue_prints_the_scores_of_every_model(run: Run, zoo: Path) -> None:
 def test_json_is_all_there_is_on_stdout(run: Run, zoo: Path) -> None:
     """Notes and progress go to stderr, so that the output can be piped; -q silences them."""
     words = ["glue", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "--json"]
-    said = run(*words)
-    (record,) = json.loads(said.out)
+    result = run(*words)
+    (record,) = json.loads(result.out)
     assert record["kind"] == "scores"
-    assert "predicting mnli" in said.err
+    assert "predicting mnli" in result.err
     quiet = run(*words, "-q")
     assert json.loads(quiet.out)[0]["scores"] == record["scores"]
     assert quiet.err == ""
@@ -350,8 +350,8 @@ def test_json_has_null_for_a_loss_that_is_not_finite(run: Run, zoo: Path, monkey
     def refuse(name: str) -> None:
         raise AssertionError(name)
 
-    said = run("glue", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "--json")
-    (record,) = json.loads(said.out, parse_constant=refuse)
+    result = run("glue", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "--json")
+    (record,) = json.loads(result.out, parse_constant=refuse)
     assert record["scores"]["loss"] is None
 
 
@@ -365,10 +365,10 @@ def test_score_takes_a_task_file(run: Run, zoo: Path) -> None:
         "labels: [entailment, neutral, contradiction]\n",
         encoding="utf-8",
     )
-    said = run("score", "mine.yaml", zoo / "a", "--json", "-q")
-    assert said.code == 0, said.err
+    result = run("score", "mine.yaml", zoo / "a", "--json", "-q")
+    assert result.code == 0, result.err
     (mine,), (mnli,) = (
-        json.loads(said.out),
+        json.loads(result.out),
         json.loads(run("score", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "--json", "-q").out),
     )
     assert (mine["task"], mnli["task"]) == ("mine", "mnli")
@@ -388,9 +388,9 @@ def test_a_model_of_one_output_is_scored_on_a_number(run: Run, zoo: Path) -> Non
     path = Path("sts.jsonl")
     rows = [{"sentence1": "the doctor", "sentence2": "a river " * (k % 5 + 1), "label": k % 6} for k in range(30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    said = run("glue", "stsb", zoo / "one", "--data", path, "--json")
-    assert said.code == 0, said.err
-    (record,) = json.loads(said.out)
+    result = run("glue", "stsb", zoo / "one", "--data", path, "--json")
+    assert result.code == 0, result.err
+    (record,) = json.loads(result.out)
     assert {"pearson", "spearmanr", "loss"} <= set(record["scores"])
     assert record["labels"] == []
     assert not any("pooled" in note or "order" in note for note in record["notes"])
@@ -407,13 +407,13 @@ def test_classes_in_another_order_are_noted_with_the_accuracy_of_every_order(
     (right,) = json.loads(run(*words).out)
     assert right["scores"]["accuracy"] == 1
     assert not any("looks wrong" in note for note in right["notes"])
-    said = run(*words, "--labels", "contradiction,entailment,neutral")
-    (wrong,) = json.loads(said.out)
+    result = run(*words, "--labels", "contradiction,entailment,neutral")
+    (wrong,) = json.loads(result.out)
     assert wrong["scores"]["accuracy"] == 0
     (note,) = [note for note in wrong["notes"] if "looks wrong" in note]
     assert "accuracy on mnli is 0.0000 as they are named and 1.0000 in another order" in note
     assert note.endswith("--labels entailment,neutral,contradiction")
-    assert note in said.err
+    assert note in result.err
 
 
 def test_tasks_lists_every_task(run: Run) -> None:
@@ -428,9 +428,9 @@ def test_tasks_lists_every_task(run: Run) -> None:
         "metrics": ["matthews_correlation"],
         "source": "nyu-mll/glue:cola/validation",
     }
-    said = run("tasks")
-    assert said.code == 0
-    assert [line.split()[0] for line in said.out.splitlines()] == ["task", *TASKS]
+    result = run("tasks")
+    assert result.code == 0
+    assert [line.split()[0] for line in result.out.splitlines()] == ["task", *TASKS]
 
 
 # ---- barrier ----
@@ -454,9 +454,9 @@ def test_a_planted_copy_is_flat_once_aligned_and_not_before(run: Run, zoo: Path)
         5,
         "--json",
     ]
-    said = run(*words, "--align", "activations", "--text", zoo / "text.txt", "-o", "report")
-    assert said.code == 0, said.err
-    (record,) = json.loads(said.out)
+    result = run(*words, "--align", "activations", "--text", zoo / "text.txt", "-o", "report")
+    assert result.code == 0, result.err
+    (record,) = json.loads(result.out)
     naive, aligned = record["curves"]
     assert naive["name"] == "naive"
     assert aligned["name"].startswith("aligned (activations; residual")
@@ -502,24 +502,24 @@ def test_labels_in_another_order_do_not_change_the_barrier(run: Run, zoo: Path) 
 
 
 def test_a_barrier_on_hans_says_how_classes_were_pooled(run: Run, zoo: Path) -> None:
-    said = run("barrier", zoo / "a", zoo / "b", "--task", "hans", "--data", zoo / "hans.jsonl", "--points", 3)
-    assert said.code == 0
-    assert "(neutral, contradiction) are pooled by their maximum" in said.err
-    assert said.out.splitlines()[0] == "hans: hans.jsonl, 60 pairs"
+    result = run("barrier", zoo / "a", zoo / "b", "--task", "hans", "--data", zoo / "hans.jsonl", "--points", 3)
+    assert result.code == 0
+    assert "(neutral, contradiction) are pooled by their maximum" in result.err
+    assert result.out.splitlines()[0] == "hans: hans.jsonl, 60 pairs"
 
 
 # ---- what is wrong ----
 
 
-def assert_refused(said: Said, *parts: str, code: int = 1) -> None:
+def assert_refused(result: Said, *parts: str, code: int = 1) -> None:
     """Assert one line on stderr that holds the parts, nothing on stdout, and the exit code."""
-    assert said.code == code, said.err
-    assert said.out == ""
-    assert said.err.count("\n") == 1, said.err
-    assert said.err.startswith("evaluate-models: ")
+    assert result.code == code, result.err
+    assert result.out == ""
+    assert result.err.count("\n") == 1, result.err
+    assert result.err.startswith("evaluate-models: ")
     for part in parts:
-        assert part in said.err
-    assert "Traceback" not in said.err
+        assert part in result.err
+    assert "Traceback" not in result.err
 
 
 PAIR = ["barrier", "ZOO/a", "ZOO/b", "--task", "mnli"]
@@ -530,7 +530,7 @@ BAD: list[tuple[str, list[str], tuple[str, ...], int]] = [
     ("unknown task to score", ["score", "sickk", "ZOO/a"], ("Did you mean 'sick'?", "is a file: TASK.yaml"), 2),
     ("no models to score", ["score", "sick"], ("no models given",), 2),
     ("missing task file", ["score", "none.yaml", "ZOO/a"], ("task file none.yaml cannot be read",), 2),
-    ("no source", ["score", "sick", "ZOO/a"], ("the Hub has no edition", "give a file such as SICK_test_annotated.txt", "as --data"), 1),
+    ("no source", ["score", "sick", "ZOO/a"], ("the Hub has no edition", "give a file such as SICK_test_annotated.txt"), 1),
     ("labels of a number", ["glue", "stsb", "ZOO/one", "--labels", "x"], ("--labels names classes; stsb asks for a number",), 2),
     ("a classifier for a number", ["glue", "stsb", "ZOO/a"], ("stsb asks for a number",), 1),
     ("barrier of a number", ["barrier", "ZOO/one", "ZOO/one", "--task", "stsb"], ("this task has no classes",), 2),
@@ -570,10 +570,10 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 ) -> None:
     """Exit 2 for what was typed wrongly, 1 for what cannot be done; results only where there are some."""
     words = [word.replace("ZOO", str(zoo)) for word in words]
-    said = run(*words, *([] if "--predictions" in words else ["-o", "report"]))
+    result = run(*words, *([] if "--predictions" in words else ["-o", "report"]))
     if "intermediate_size" in parts:  # the checks of a pair say all their faults, one a line
-        said = Said(said.code, said.out, said.err.splitlines()[0] + "\n")
-    assert_refused(said, *parts, code=code)
+        result = Said(result.code, result.out, result.err.splitlines()[0] + "\n")
+    assert_refused(result, *parts, code=code)
     assert list(Path().iterdir()) == []
 
 
@@ -591,8 +591,8 @@ def test_a_results_file_that_is_broken_is_kept_and_said(run: Run, zoo: Path, mon
     Path("report/results.json").write_text("{", encoding="utf-8")
     no_predictions(monkeypatch)
     for more in ([], ["--force"]):
-        said = run("glue", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "-o", "report", *more)
-        assert_refused(said, "results.json cannot be read")
+        result = run("glue", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "-o", "report", *more)
+        assert_refused(result, "results.json cannot be read")
     assert Path("report/results.json").read_text(encoding="utf-8") == "{"
 
 
@@ -651,11 +651,11 @@ def subprocess_of(program: str, **environment: str) -> subprocess.CompletedProce
 
 @pytest.mark.parametrize("word", ["", "score", "hans", "glue", "compare", "barrier", "tasks"])
 def test_help_shows_examples(run: Run, word: str) -> None:
-    said = run(*([word] if word else []), "--help")
-    assert (said.code, said.err) == (0, "")
-    assert said.out.startswith("Usage: evaluate-models")
-    assert "Example" in said.out
-    assert f"evaluate-models {word}".strip() in said.out
+    result = run(*([word] if word else []), "--help")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("Usage: evaluate-models")
+    assert "Example" in result.out
+    assert f"evaluate-models {word}".strip() in result.out
 
 
 def test_the_help_lists_every_command_with_a_line(run: Run) -> None:

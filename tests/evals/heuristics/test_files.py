@@ -142,7 +142,7 @@ def test_malformed_pairs_are_refused_with_row_and_column(name: str, text: str, m
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "part"),
     [
         ("[1]", 'expected a JSON object such as {"text": "..."}, found \'[1]\''),
         (
@@ -152,10 +152,10 @@ def test_malformed_pairs_are_refused_with_row_and_column(name: str, text: str, m
         ('{"pairID": "ex0"}', "found pairID: no premise, hypothesis, label, heuristic, subcase, template."),
     ],
 )
-def test_lines_that_are_no_pairs_are_refused_with_their_number(text: str, said: str, tmp_path: Path) -> None:
+def test_lines_that_are_no_pairs_are_refused_with_their_number(text: str, part: str, tmp_path: Path) -> None:
     message = refused(read_pairs, written(tmp_path / "a.jsonl", f"{json.dumps(ROW)}\n{text}"))
     assert message.startswith(", line 2: expected ")
-    assert said in message
+    assert part in message
 
 
 def test_a_header_without_the_columns_is_refused_by_naming_them(tmp_path: Path) -> None:

@@ -254,8 +254,8 @@ def test_a_prediction_file_is_written_as_published(tmp_path: Path) -> None:
 def test_a_published_file_comes_back_byte_for_byte(tmp_path: Path) -> None:
     """Read and written again, the authors' own file is what it was."""
     published = DATA / "published_predictions" / "bert_preds.txt.gz"
-    said = read_predictions(published)
-    write_predictions(tmp_path / "out.txt", list(said), list(said.values()))
+    predicted = read_predictions(published)
+    write_predictions(tmp_path / "out.txt", list(predicted), list(predicted.values()))
     assert (tmp_path / "out.txt").read_bytes().rstrip(b"\n") == gzip.decompress(published.read_bytes()).rstrip(b"\n")
 
 

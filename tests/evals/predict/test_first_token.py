@@ -159,11 +159,11 @@ def rescaled(layer: Any) -> None:
     attention.forward = forward
 
 
-@pytest.mark.parametrize("said", ["it gives other logits", "'Whole' object has no attribute 'attention'"])
-def test_a_layer_made_otherwise_is_noticed(said: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("reason", ["it gives other logits", "'Whole' object has no attribute 'attention'"])
+def test_a_layer_made_otherwise_is_noticed(reason: str, caplog: pytest.LogCaptureFixture) -> None:
     """As another version of transformers might make it: then all tokens go through, the logits stay, and a line says so."""
     model, batch = classifier("bert")
-    if "Whole" in said:
+    if "Whole" in reason:
         model.bert.encoder.layer[-1] = Whole()
     else:
         rescaled(model.bert.encoder.layer[-1])
@@ -173,4 +173,6 @@ def test_a_layer_made_otherwise_is_noticed(said: str, caplog: pytest.LogCaptureF
             assert not taken
             assert torch.equal(model(**batch).logits, plain)
     assert len(caplog.messages) == 1
-    assert f"BertForSequenceClassification: the short cut through the last layer does not hold ({said})" in caplog.text
+    assert (
+        f"BertForSequenceClassification: the short cut through the last layer does not hold ({reason})" in caplog.text
+    )

@@ -80,7 +80,7 @@ def test_half_precision_files_are_computed_in_float32(tmp_path: Path, folders: t
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"num_attention_heads": 2}, "num_attention_heads is 2, not 4"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu', not 'gelu'"),
@@ -89,7 +89,7 @@ def test_half_precision_files_are_computed_in_float32(tmp_path: Path, folders: t
     ],
 )
 def test_a_checkpoint_that_computes_otherwise_is_refused(
-    tmp_path: Path, folders: tuple[Path, Path], changes: dict[str, object], said: str
+    tmp_path: Path, folders: tuple[Path, Path], changes: dict[str, object], message: str
 ) -> None:
     """Two heads instead of four have the same tensors: only the config tells, and the logits would be wrong in silence."""
     other = opened(save_checkpoint(tmp_path / "c", bert_config(**changes), seed=3, tokenizer=False))
@@ -97,7 +97,7 @@ def test_a_checkpoint_that_computes_otherwise_is_refused(
     before = predictor.model.state_dict()["classifier.weight"].clone()
     with pytest.raises(TaskError) as caught:
         predictor.load(other)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert torch.equal(predictor.model.state_dict()["classifier.weight"], before)
 
@@ -172,5 +172,5 @@ def test_a_machine_without_half_precision_is_said(
         make_predictor(opened(folders[0]))
         assert caplog.messages == []
         make_predictor(opened(folders[0]), torch.bfloat16)
-    said = "this machine has no instructions for bfloat16 on cpu: float32 is exact, and faster here."
-    assert caplog.messages == [said] * slow
+    message = "this machine has no instructions for bfloat16 on cpu: float32 is exact, and faster here."
+    assert caplog.messages == [message] * slow

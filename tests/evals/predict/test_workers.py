@@ -72,10 +72,10 @@ def files(folder: Path) -> dict[str, Any]:
 def test_two_processes_write_the_files_of_one(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two models on two tasks; the control is one logit, changed by one bit."""
     evaluate.main(words(zoo, tmp_path / "one"), standalone_mode=False)
-    said = capsys.readouterr()
+    alone = capsys.readouterr()
     done = launched(*words(zoo, tmp_path / "two"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == said.out
+    assert done.stdout == alone.out
     assert done.stderr.count("predicting mnli with") == 2  # the first process alone shows progress
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
     assert len(one) == 5
@@ -104,8 +104,8 @@ def forked(tmp_path: Path) -> Iterator[Callable[..., list[tuple[int, str]]]]:
             port = str(free.getsockname()[1])
         fork = multiprocessing.get_context("fork")
         for rank in range(size):
-            said = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
-            surroundings = {**{k: str(v) for k, v in said.items()}, "MASTER_PORT": port, **environment}
+            variables = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+            surroundings = {**{k: str(v) for k, v in variables.items()}, "MASTER_PORT": port, **environment}
             started.append(fork.Process(target=as_rank, args=(arguments, surroundings, tmp_path / f"stderr{rank}")))
             started[-1].start()
         for process in started:
@@ -135,9 +135,9 @@ def test_a_process_that_fails_ends_all_with_one_line(
     """The second process cannot predict: the first alone says so, nothing is stored, and the second has done its duty."""
     whole = predict.batch_logits
     monkeypatch.setattr(predict, "batch_logits", lambda *given: (fail if os.environ["RANK"] == "1" else whole)(*given))
-    (first, said), (second, silent) = forked([*words(zoo, tmp_path / "report"), "-q"])
+    (first, stderr), (second, silent) = forked([*words(zoo, tmp_path / "report"), "-q"])
     assert (first, second) == (1, 0)
-    assert said.splitlines() == [
+    assert stderr.splitlines() == [
         f"evaluate-models: predicting mnli with {zoo / 'a'} failed on 1 of 2 processes: process 1: ValueError: planted fault"
     ]
     assert silent == ""
@@ -150,9 +150,9 @@ def test_a_process_that_is_killed_ends_all_with_one_line(
     """It says nothing any more; the first sees its connection close instead of waiting for its logits."""
     whole = predict.batch_logits
     monkeypatch.setattr(predict, "batch_logits", lambda *given: (die if os.environ["RANK"] == "1" else whole)(*given))
-    (first, said), (second, _) = forked([*words(zoo, tmp_path / "report"), "-q"])
+    (first, stderr), (second, _) = forked([*words(zoo, tmp_path / "report"), "-q"])
     assert (first, second) == (1, -signal.SIGKILL)
-    (line,) = said.splitlines()
+    (line,) = stderr.splitlines()
     assert line.startswith("evaluate-models: another process of this evaluation has ended: ")
     assert not (tmp_path / "report").exists()
 
@@ -170,10 +170,10 @@ def test_the_first_process_killed_ends_all(
 
 def test_a_mistake_in_the_words_is_said_once(zoo: Path, forked: Callable[..., list[tuple[int, str]]]) -> None:
     """Nothing was predicted; the worker is released all the same."""
-    (first, said), (second, silent) = forked(["score", "mnly", str(zoo / "a"), "-q"])
+    (first, stderr), (second, silent) = forked(["score", "mnly", str(zoo / "a"), "-q"])
     assert (first, second, silent) == (2, 0, "")
-    assert "unknown task 'mnly'" in said
-    assert len(said.splitlines()) == 1
+    assert "unknown task 'mnly'" in stderr
+    assert len(stderr.splitlines()) == 1
 
 
 def fail(*_: object) -> None:

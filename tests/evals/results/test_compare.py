@@ -73,20 +73,22 @@ def test_differences_are_those_of_the_scores(folder: Path) -> None:
     """Every pair and score: scikit-learn's difference, the paired interval about it, McNemar's test; planted: 30 and 0."""
     found = compare_models(folder, "mrpc")
     names = ["good/", "worse/", "other/"]
-    said = [read_predictions_table(folder / "predictions" / f"scores-mrpc-{n[:-1]}.parquet").predicted for n in names]
+    predicted = [
+        read_predictions_table(folder / "predictions" / f"scores-mrpc-{n[:-1]}.parquet").predicted for n in names
+    ]
     pairs = [(0, 1), (0, 2), (1, 2)]
     assert [(c.a, c.b, c.score) for c in found] == [
         (names[i], names[j], s) for i, j in pairs for s in ("accuracy", "f1")
     ]
     oracles = {"accuracy": sklearn.metrics.accuracy_score, "f1": sklearn.metrics.f1_score}
     for one in found:
-        a, b = said[names.index(one.a)], said[names.index(one.b)]
+        a, b = predicted[names.index(one.a)], predicted[names.index(one.b)]
         expected = oracles[one.score](GOLD, a) - oracles[one.score](GOLD, b)
         assert one.difference == pytest.approx(expected, abs=1e-12)
         assert one.interval.low < one.difference < one.interval.high
         assert one.test == mcnemar(a == GOLD, b == GOLD)
         assert (one.task, one.split, one.data, one.n) == ("mrpc", "dev", "made", ROWS)
-    interval = paired_difference(accuracy, GOLD, said[0], said[1], np.random.default_rng(0))
+    interval = paired_difference(accuracy, GOLD, predicted[0], predicted[1], np.random.default_rng(0))
     assert found[0].interval == interval
     assert (found[0].test.only_a, found[0].test.only_b) == (30, 0)
     assert found[0].difference == pytest.approx(30 / ROWS, abs=1e-12)

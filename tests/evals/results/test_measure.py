@@ -293,9 +293,9 @@ def test_a_task_with_a_score_of_its_own_is_scored_by_it(models: tuple[Path, Path
     task = EvalTask("pairs", ("no", "yes"), lambda *_: rows, metric="mrpc")
     rows = replace(rows_of(), labels=task.labels, gold=tuple(k % 2 for k in range(40)))
     record, _ = score_model(checkpoint, task, rows, None, folder=tmp_path)
-    said = read_predictions_table(tmp_path / record["predictions"]).predicted
-    assert record["scores"]["f1"] == sklearn.metrics.f1_score(rows.gold, said, zero_division=0)
-    assert record["scores"]["accuracy"] == sklearn.metrics.accuracy_score(rows.gold, said)
+    predicted = read_predictions_table(tmp_path / record["predictions"]).predicted
+    assert record["scores"]["f1"] == sklearn.metrics.f1_score(rows.gold, predicted, zero_division=0)
+    assert record["scores"]["accuracy"] == sklearn.metrics.accuracy_score(rows.gold, predicted)
     assert list(record["scores"]) == ["accuracy", "f1", "loss"]
     assert list(record["intervals"]) == ["accuracy", "f1"]
 
@@ -310,12 +310,12 @@ def test_a_regression_task_is_scored_by_its_one_output(tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "one"))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "one")).eval()
     with torch.no_grad():
-        said = np.array([float(model(**tokenizer(*texts, return_tensors="pt")).logits) for texts in rows.texts])
-    assert record["scores"]["pearson"] == pytest.approx(scipy.stats.pearsonr(rows.gold, said)[0], abs=1e-5)
-    assert record["scores"]["spearmanr"] == pytest.approx(scipy.stats.spearmanr(rows.gold, said)[0], abs=1e-2)
-    assert record["scores"]["loss"] == pytest.approx(float(np.mean((said - np.array(rows.gold)) ** 2)), abs=1e-4)
+        predicted = np.array([float(model(**tokenizer(*texts, return_tensors="pt")).logits) for texts in rows.texts])
+    assert record["scores"]["pearson"] == pytest.approx(scipy.stats.pearsonr(rows.gold, predicted)[0], abs=1e-5)
+    assert record["scores"]["spearmanr"] == pytest.approx(scipy.stats.spearmanr(rows.gold, predicted)[0], abs=1e-2)
+    assert record["scores"]["loss"] == pytest.approx(float(np.mean((predicted - np.array(rows.gold)) ** 2)), abs=1e-4)
     table = read_predictions_table(tmp_path / record["predictions"])
-    np.testing.assert_allclose(table.predicted, said, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(table.predicted, predicted, rtol=0, atol=1e-5)
     assert table.gold.tolist() == list(rows.gold)
     assert record["notes"] == []
 
@@ -333,8 +333,8 @@ def test_a_hans_record_holds_the_table(models: tuple[Path, Path], tmp_path: Path
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(models[0]))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(str(models[0])).eval()
     with torch.no_grad():
-        said = [int(model(**tokenizer(*t, return_tensors="pt")).logits[0].argmax() > 0) for t in texts]
-    hits = [one == other for one, other in zip(said, gold, strict=True)]
+        predicted = [int(model(**tokenizer(*t, return_tensors="pt")).logits[0].argmax() > 0) for t in texts]
+    hits = [one == other for one, other in zip(predicted, gold, strict=True)]
     assert record["scores"]["accuracy"] == record["hans"]["accuracy"] == pytest.approx(sum(hits) / 40)
     cell = [hits[k] for k in range(40) if k % 2 == 1 and gold[k] == 1]
     assert record["hans"]["heuristics"]["subsequence"]["non-entailment"] == pytest.approx(sum(cell) / len(cell))

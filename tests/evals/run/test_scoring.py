@@ -1,4 +1,4 @@
-"""Many models on many tasks: each as it would be scored alone, none twice, and what is left out is said."""
+"""Many models on many tasks: each as it would be scored alone, none twice, and what is left out is printed."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_several_tasks_by_name_are_scored_once_each_in_their_order(zoo: Path, sc
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "said"),
+    ("words", "error", "message"),
     [
         (("score", "mnli,sst2", "a", "--data", "data"), TaskError, "sst2"),
         (
@@ -149,14 +149,14 @@ def test_several_tasks_by_name_are_scored_once_each_in_their_order(zoo: Path, sc
     ],
 )
 def test_what_cannot_be_scored_is_one_line(
-    words: tuple[str, ...], error: type[Exception], said: str, zoo: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], error: type[Exception], message: str, zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task that was named must fit every model, and a model one task at least: otherwise it was not meant."""
     monkeypatch.chdir(zoo)
     if words[-1] == "data/rte":
         (zoo / "data" / "rte" / "validation.jsonl").rename(zoo / "kept.jsonl")
     try:
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             typed(*words)
     finally:
         if (zoo / "kept.jsonl").is_file():
@@ -307,12 +307,12 @@ def test_written_predictions_are_what_the_authors_scorer_reads(
 ) -> None:
     """A line a pair; scored as a file they print what the model's own scores print. From the folder, the same bytes."""
     words = ("hans", zoo / "a", "--data", zoo / "hans.jsonl", "-o", tmp_path / "report", "--format", "official")
-    typed(*words, "--write-predictions", tmp_path / "said.txt", "-q")
+    typed(*words, "--write-predictions", tmp_path / "predictions.txt", "-q")
     printed = capsys.readouterr().out
-    text = (tmp_path / "said.txt").read_text(encoding="utf-8")
+    text = (tmp_path / "predictions.txt").read_text(encoding="utf-8")
     assert text.splitlines()[0] == "pairID,gold_label"
     assert len(text.splitlines()) == 61
-    table = hans_table(read_pairs(zoo / "hans.jsonl"), read_predictions(tmp_path / "said.txt"))
+    table = hans_table(read_pairs(zoo / "hans.jsonl"), read_predictions(tmp_path / "predictions.txt"))
     assert official_text(table) == printed
     typed(*words, "--write-predictions", tmp_path / "again.txt", "-q")
     assert (tmp_path / "again.txt").read_text(encoding="utf-8") == text
@@ -321,13 +321,13 @@ def test_written_predictions_are_what_the_authors_scorer_reads(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("a", "b"), "--write-predictions writes those of one model; found 2"),
         (("--predictions", "preds.txt"), "it takes no --write-predictions"),
     ],
 )
-def test_written_predictions_are_one_models(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=said):
-        typed("hans", *words, "--write-predictions", tmp_path / "said.txt")
+def test_written_predictions_are_one_models(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        typed("hans", *words, "--write-predictions", tmp_path / "predictions.txt")
     assert list(tmp_path.iterdir()) == []

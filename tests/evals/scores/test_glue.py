@@ -36,8 +36,8 @@ ORACLES: dict[str, Any] = {
     "accuracy": sklearn.metrics.accuracy_score,
     "f1": sklearn.metrics.f1_score,
     "matthews_correlation": sklearn.metrics.matthews_corrcoef,
-    "pearson": lambda gold, said: scipy.stats.pearsonr(gold, said)[0],
-    "spearmanr": lambda gold, said: scipy.stats.spearmanr(gold, said)[0],
+    "pearson": lambda gold, predicted: scipy.stats.pearsonr(gold, predicted)[0],
+    "spearmanr": lambda gold, predicted: scipy.stats.spearmanr(gold, predicted)[0],
 }
 
 
@@ -61,18 +61,18 @@ def test_scores_equal_scikit_learn_s_and_scipy_s(metric: str) -> None:
     """Exactly, on random predictions; turning the labels round changes every score."""
     names, classes = OFFICIAL[metric]
     for seed in range(5):
-        gold, said = drawn(classes, seed)
-        scores = task_scores(metric, said, gold)
-        assert scores == {name: ORACLES[name](gold, said) for name in names}
-        other = task_scores(metric, [-p if not classes else (p + 1) % classes for p in said], gold)
+        gold, predicted = drawn(classes, seed)
+        scores = task_scores(metric, predicted, gold)
+        assert scores == {name: ORACLES[name](gold, predicted) for name in names}
+        other = task_scores(metric, [-p if not classes else (p + 1) % classes for p in predicted], gold)
         assert all(abs(other[name] - scores[name]) > 1e-3 for name in names)
 
 
 def test_small_cases_by_hand() -> None:
     """Two of four right; 2 TP / (2 TP + FP + FN) = 2 / (2 + 1 + 1); (1·1 - 1·1) / 4 = 0; ranks 1 3 2 against 1 2 3."""
-    gold, said = [1, 1, 0, 0], [1, 0, 1, 0]
-    assert task_scores("mrpc", said, gold) == {"accuracy": 0.5, "f1": 0.5}
-    assert task_scores("cola", said, gold) == {"matthews_correlation": 0.0}
+    gold, predicted = [1, 1, 0, 0], [1, 0, 1, 0]
+    assert task_scores("mrpc", predicted, gold) == {"accuracy": 0.5, "f1": 0.5}
+    assert task_scores("cola", predicted, gold) == {"matthews_correlation": 0.0}
     assert task_scores("cola", [1, 1, 1, 0], gold) == {
         "matthews_correlation": pytest.approx(2 / math.sqrt(12), abs=1e-12)
     }
@@ -86,23 +86,23 @@ def test_constant_predictions_have_a_stated_value_and_no_warning() -> None:
     """A broken merge says one class throughout: F1 and Matthews are 0, correlations nan; warnings would be errors here."""
     assert task_scores("mrpc", [0, 0, 0], [0, 0, 0]) == {"accuracy": 1.0, "f1": 0.0}
     assert task_scores("mrpc", [0, 0, 0], [1, 0, 1]) == {"accuracy": 1 / 3, "f1": 0.0}
-    for gold, said in ([[0, 1, 1], [1, 1, 1]], [[1, 1], [1, 1]], [[0, 0], [1, 1]]):
-        assert task_scores("cola", said, gold) == {"matthews_correlation": 0.0}
-    for gold, said in (
+    for gold, predicted in ([[0, 1, 1], [1, 1, 1]], [[1, 1], [1, 1]], [[0, 0], [1, 1]]):
+        assert task_scores("cola", predicted, gold) == {"matthews_correlation": 0.0}
+    for gold, predicted in (
         [[1.0, 2.0, 3.0], [2.5] * 3],
         [[1.0, 2.0], [1.0, math.nan]],
         [[1.0, 2.0], [1.0, math.inf]],
         [[1.0], [2.0]],
     ):
-        assert all(math.isnan(value) for value in task_scores("stsb", said, gold).values())
+        assert all(math.isnan(value) for value in task_scores("stsb", predicted, gold).values())
     assert task_scores("stsb", [2.5, 2.5, 2.6], [1.0, 2.0, 3.0])["pearson"] == pytest.approx(math.sqrt(3) / 2)
 
 
 def test_numbers_keep_their_digits() -> None:
     """The official module rounds to float32, where these two predictions are one; a correlation must see the difference."""
-    said = [1.0, 1.0 + 1e-9, 1.0 + 3e-9]
-    assert len(set(np.float32(said))) == 1
-    assert task_scores("stsb", said, [0.0, 1.0, 3.0])["pearson"] == pytest.approx(1.0, abs=1e-6)
+    predicted = [1.0, 1.0 + 1e-9, 1.0 + 3e-9]
+    assert len(set(np.float32(predicted))) == 1
+    assert task_scores("stsb", predicted, [0.0, 1.0, 3.0])["pearson"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_an_unknown_metric_names_the_nearest() -> None:

@@ -94,11 +94,11 @@ def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say(name: str) -> N
     for _ in range(300):
         if name in ("pearson", "spearmanr"):
             gold = rng.normal(size=150)
-            said = gold + rng.normal(size=150)
+            predicted = gold + rng.normal(size=150)
         else:
             gold = rng.integers(0, 2, 150)
-            said = guesses(rng, gold, 0.8)
-        found.append(bootstrap_interval(WEIGHTED[name], (gold, said), draws, draws=300))
+            predicted = guesses(rng, gold, 0.8)
+        found.append(bootstrap_interval(WEIGHTED[name], (gold, predicted), draws, draws=300))
     assert 0.90 < np.mean([between(one, truth[name]) for one in found]) <= 0.98
     assert np.mean([between(one, truth[name], half=0.5) for one in found]) < 0.8
 
@@ -107,23 +107,23 @@ def test_the_bootstrap_s_standard_error_of_an_accuracy_is_the_formula_s() -> Non
     """The one score for which it is known: sqrt(p (1 - p) / n), within the error of 4,000 draws (1.1 %, four times over)."""
     rng = np.random.default_rng(1)
     gold = rng.integers(0, 3, 500)
-    said = np.where(rng.random(500) < 0.7, gold, (gold + 1) % 3)
-    found = bootstrap_interval(accuracy, (gold, said), np.random.default_rng(2), draws=4000)
-    assert found.standard_error == pytest.approx(accuracy_error(int((gold == said).sum()), 500), rel=0.045)
+    predicted = np.where(rng.random(500) < 0.7, gold, (gold + 1) % 3)
+    found = bootstrap_interval(accuracy, (gold, predicted), np.random.default_rng(2), draws=4000)
+    assert found.standard_error == pytest.approx(accuracy_error(int((gold == predicted).sum()), 500), rel=0.045)
 
 
 def test_the_bootstrap_agrees_with_scipy_s() -> None:
     """scipy resamples rows one by one; the ends agree within the error of 3,000 draws, which is far below the width."""
     rng = np.random.default_rng(3)
     gold = rng.integers(0, 2, 200)
-    said = guesses(rng, gold, 0.75)
-    ours = bootstrap_interval(f1, (gold, said), np.random.default_rng(4), draws=3000)
+    predicted = guesses(rng, gold, 0.75)
+    ours = bootstrap_interval(f1, (gold, predicted), np.random.default_rng(4), draws=3000)
 
     def by_hand(g: np.ndarray, p: np.ndarray, axis: int) -> np.ndarray:
         return 2 * (g * p).sum(axis) / (g + p).sum(axis)
 
     theirs = scipy.stats.bootstrap(
-        (gold, said), by_hand, paired=True, n_resamples=3000, method="percentile", rng=np.random.default_rng(4)
+        (gold, predicted), by_hand, paired=True, n_resamples=3000, method="percentile", rng=np.random.default_rng(4)
     )
     width = ours.high - ours.low
     assert abs(ours.low - theirs.confidence_interval.low) < 0.12 * width
@@ -154,12 +154,12 @@ def test_draws_are_multinomial_whichever_way_they_are_made(few: bool) -> None:
 def test_draws_in_pieces_are_the_draws_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded by drawing in pieces; a generator goes on where it stopped, so the result is the same."""
     rng = np.random.default_rng(0)
-    gold, said = rng.normal(size=50), rng.normal(size=50)
-    whole = bootstrap_draws(pearson, (gold, said), np.random.default_rng(1), draws=100)
+    gold, predicted = rng.normal(size=50), rng.normal(size=50)
+    whole = bootstrap_draws(pearson, (gold, predicted), np.random.default_rng(1), draws=100)
     monkeypatch.setattr(intervals, "MAX_WEIGHTS", 350)
-    pieces = bootstrap_draws(pearson, (gold, said), np.random.default_rng(1), draws=100)
+    pieces = bootstrap_draws(pearson, (gold, predicted), np.random.default_rng(1), draws=100)
     np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-12)
-    assert np.abs(bootstrap_draws(pearson, (gold, said), np.random.default_rng(2), draws=100) - whole).max() > 0.01
+    assert np.abs(bootstrap_draws(pearson, (gold, predicted), np.random.default_rng(2), draws=100) - whole).max() > 0.01
 
 
 def test_a_draw_scores_each_row_as_often_as_it_is_drawn() -> None:
@@ -199,16 +199,16 @@ def test_a_metric_s_intervals_are_of_its_scores_and_of_the_seed() -> None:
     """Wilson's for a share, the bootstrap's for the rest; the same seed gives the same digits, another other ones."""
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 2, 100)
-    said = guesses(rng, gold, 0.8)
-    found = score_intervals("mrpc", said.tolist(), gold.tolist(), seed=3)
+    predicted = guesses(rng, gold, 0.8)
+    found = score_intervals("mrpc", predicted.tolist(), gold.tolist(), seed=3)
     assert {name: one["method"] for name, one in found.items()} == {
         "accuracy": "Wilson",
         "f1": "bootstrap, 2,000 draws",
     }
-    assert found["accuracy"] == proportion_interval(int((gold == said).sum()), 100).to_json()
-    assert found["f1"]["low"] < sklearn.metrics.f1_score(gold, said) < found["f1"]["high"]
-    assert score_intervals("mrpc", said.tolist(), gold.tolist(), seed=3) == found
-    assert score_intervals("mrpc", said.tolist(), gold.tolist(), seed=4)["f1"] != found["f1"]
+    assert found["accuracy"] == proportion_interval(int((gold == predicted).sum()), 100).to_json()
+    assert found["f1"]["low"] < sklearn.metrics.f1_score(gold, predicted) < found["f1"]["high"]
+    assert score_intervals("mrpc", predicted.tolist(), gold.tolist(), seed=3) == found
+    assert score_intervals("mrpc", predicted.tolist(), gold.tolist(), seed=4)["f1"] != found["f1"]
 
 
 # ---- two models ----
@@ -264,14 +264,14 @@ def test_a_paired_difference_is_surer_than_two_models_apart() -> None:
     expected = math.sqrt((test.only_a + test.only_b) / 1000**2 - difference**2 / 1000)
     assert found.standard_error == pytest.approx(expected, rel=0.045)
     assert found.low < difference < found.high
-    apart = math.hypot(*(accuracy_error(int((gold == said).sum()), 1000) for said in (a, b)))
+    apart = math.hypot(*(accuracy_error(int((gold == predicted).sum()), 1000) for predicted in (a, b)))
     assert found.standard_error < 0.6 * apart
 
 
 def test_the_difference_of_a_model_to_itself_is_nothing() -> None:
     gold = np.array([0, 1, 1, 0, 1])
-    said = np.array([0, 1, 0, 0, 1])
-    found = paired_difference(matthews_correlation, gold, said, said, np.random.default_rng(0))
+    predicted = np.array([0, 1, 0, 0, 1])
+    found = paired_difference(matthews_correlation, gold, predicted, predicted, np.random.default_rng(0))
     assert (found.low, found.high, found.standard_error) == (0.0, 0.0, 0.0)
-    other = paired_difference(matthews_correlation, gold, said, gold, np.random.default_rng(0))
+    other = paired_difference(matthews_correlation, gold, predicted, gold, np.random.default_rng(0))
     assert other.low < 0

@@ -20,8 +20,8 @@ def drawn(count: int, classes: int, accuracy: float, seed: int = 0) -> tuple[lis
     """Return (predicted, gold) of a model that is right with this probability, and else says any other class."""
     draw = random.Random(seed)
     gold = [draw.randrange(classes) for _ in range(count)]
-    said = [k if draw.random() < accuracy else draw.choice([j for j in range(classes) if j != k]) for k in gold]
-    return said, gold
+    predicted = [k if draw.random() < accuracy else draw.choice([j for j in range(classes) if j != k]) for k in gold]
+    return predicted, gold
 
 
 def p_value(wins: int, losses: int) -> float:
@@ -36,10 +36,10 @@ def test_a_rotated_model_is_noticed_under_every_order(order: tuple[int, ...]) ->
 
     `order[i]` is what its class i truly means, while its names say that class i is class i.
     """
-    said, gold = drawn(300, 3, 0.85)
-    own = [order.index(k) for k in said]  # the logit that stands for class k
+    predicted, gold = drawn(300, 3, 0.85)
+    own = [order.index(k) for k in predicted]  # the logit that stands for class k
     (note,) = order_notes(MNLI, NLI, (0, 1, 2), own, gold)
-    truth = sum(a == b for a, b in zip(said, gold, strict=True)) / 300
+    truth = sum(a == b for a, b in zip(predicted, gold, strict=True)) / 300
     assert f"and {truth:.4f} in another order" in note
     assert note.endswith(f"--labels {','.join(NLI[k] for k in order)}")
     assert note.count(": 0.") == 6
@@ -50,8 +50,8 @@ def test_a_rotated_model_is_noticed_under_every_order(order: tuple[int, ...]) ->
 @pytest.mark.parametrize("seed", range(5))
 def test_a_model_that_is_named_rightly_gives_no_note(accuracy: float, seed: int) -> None:
     """Good, mediocre or no better than chance: no order of its classes is clearly better."""
-    said, gold = drawn(300, 3, accuracy, seed)
-    assert order_notes(MNLI, NLI, (0, 1, 2), said, gold) == []
+    predicted, gold = drawn(300, 3, accuracy, seed)
+    assert order_notes(MNLI, NLI, (0, 1, 2), predicted, gold) == []
 
 
 def test_a_model_that_always_says_a_rare_class_gives_no_note() -> None:
@@ -84,14 +84,14 @@ def test_a_folded_model_is_tried_in_every_way_to_fold() -> None:
 
 def test_every_order_is_scored_as_counting_scores_it() -> None:
     """Accuracy, mean recall and McNemar's p times the five other orders, by counting rows."""
-    said, gold = drawn(60, 3, 0.4, 7)
-    orders = try_orders((0, 1, 2), said, gold)
+    predicted, gold = drawn(60, 3, 0.4, 7)
+    orders = try_orders((0, 1, 2), predicted, gold)
     assert len(orders) == 6
     assert orders[0].columns == (0, 1, 2)
     assert [o.accuracy for o in orders[1:]] == sorted((o.accuracy for o in orders[1:]), reverse=True)
-    stated = [a == b for a, b in zip(said, gold, strict=True)]
+    stated = [a == b for a, b in zip(predicted, gold, strict=True)]
     for order in orders:
-        right = [order.columns[a] == b for a, b in zip(said, gold, strict=True)]
+        right = [order.columns[a] == b for a, b in zip(predicted, gold, strict=True)]
         assert order.accuracy == pytest.approx(sum(right) / 60, abs=1e-12)
         recalls = [sum(r for r, b in zip(right, gold, strict=True) if b == k) / gold.count(k) for k in range(3)]
         assert order.recall == pytest.approx(sum(recalls) / 3, abs=1e-12)
@@ -103,13 +103,13 @@ def test_every_order_is_scored_as_counting_scores_it() -> None:
 
 def test_many_classes_are_matched_and_not_enumerated() -> None:
     """Twenty classes have more orders than can be tried; the planted one is found by assignment."""
-    said, gold = drawn(2000, 20, 0.8)
+    predicted, gold = drawn(2000, 20, 0.8)
     order = list(range(20))
     random.Random(2).shuffle(order)
-    own = [order.index(k) for k in said]
+    own = [order.index(k) for k in predicted]
     stated, better = try_orders(tuple(range(20)), own, gold)
     assert better.columns == tuple(order)
-    assert better.accuracy == pytest.approx(sum(a == b for a, b in zip(said, gold, strict=True)) / 2000)
+    assert better.accuracy == pytest.approx(sum(a == b for a, b in zip(predicted, gold, strict=True)) / 2000)
     assert better_order([stated, better]) is better
     assert len(try_orders(tuple(order), own, gold)) == 1
 
@@ -118,7 +118,7 @@ def test_numbers_have_no_order_of_classes() -> None:
     assert order_notes(TASKS["stsb"], ("LABEL_0",), (0,), [0, 0], [1, 5]) == []
 
 
-@pytest.mark.parametrize(("said", "gold"), [([0], [0, 1]), ([], [])])
-def test_rows_that_do_not_pair_up_are_refused(said: list[int], gold: list[int]) -> None:
+@pytest.mark.parametrize(("predicted", "gold"), [([0], [0, 1]), ([], [])])
+def test_rows_that_do_not_pair_up_are_refused(predicted: list[int], gold: list[int]) -> None:
     with pytest.raises(TaskError, match="a prediction for each row"):
-        try_orders((0, 1), said, gold)
+        try_orders((0, 1), predicted, gold)

@@ -16,10 +16,10 @@ from merge.errors import TaskError
 
 ORACLES: dict[str, Any] = {
     "accuracy": sklearn.metrics.accuracy_score,
-    "f1": lambda gold, said: sklearn.metrics.f1_score(gold, said, zero_division=0),
+    "f1": lambda gold, predicted: sklearn.metrics.f1_score(gold, predicted, zero_division=0),
     "matthews_correlation": sklearn.metrics.matthews_corrcoef,
-    "pearson": lambda gold, said: scipy.stats.pearsonr(gold, said)[0],
-    "spearmanr": lambda gold, said: scipy.stats.spearmanr(gold, said)[0],
+    "pearson": lambda gold, predicted: scipy.stats.pearsonr(gold, predicted)[0],
+    "spearmanr": lambda gold, predicted: scipy.stats.spearmanr(gold, predicted)[0],
 }
 
 
@@ -40,11 +40,11 @@ def test_every_score_of_every_metric_has_a_weighted_form() -> None:
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_weights_repeat_rows(name: str) -> None:
     """Twenty draws at once, each equal to the oracle on rows written out as often as drawn; 1 each is the plain score."""
-    gold, said = drawn(name, 0)
+    gold, predicted = drawn(name, 0)
     weights = np.random.default_rng(1).integers(0, 4, (20, len(gold)))
     weights[0] = 1
-    found = WEIGHTED[name](gold, said, weights)
-    expected = [ORACLES[name](np.repeat(gold, w), np.repeat(said, w)) for w in weights]
+    found = WEIGHTED[name](gold, predicted, weights)
+    expected = [ORACLES[name](np.repeat(gold, w), np.repeat(predicted, w)) for w in weights]
     assert found.shape == (20,)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert np.ptp(found) > 0.01  # the control: draws differ, so no one value fits them all
@@ -54,18 +54,18 @@ def test_more_than_two_classes_correlate_as_in_scikit_learn() -> None:
     """Names of classes do not matter, only which rows share one: here 3, 7 and 40."""
     rng = np.random.default_rng(2)
     gold = rng.choice([3, 7, 40], 80)
-    said = np.where(rng.random(80) < 0.6, gold, rng.choice([3, 7, 40], 80))
+    predicted = np.where(rng.random(80) < 0.6, gold, rng.choice([3, 7, 40], 80))
     weights = rng.integers(0, 3, (5, 80))
-    expected = [sklearn.metrics.matthews_corrcoef(np.repeat(gold, w), np.repeat(said, w)) for w in weights]
-    np.testing.assert_allclose(matthews_correlation(gold, said, weights), expected, rtol=0, atol=1e-12)
+    expected = [sklearn.metrics.matthews_corrcoef(np.repeat(gold, w), np.repeat(predicted, w)) for w in weights]
+    np.testing.assert_allclose(matthews_correlation(gold, predicted, weights), expected, rtol=0, atol=1e-12)
 
 
 def test_a_draw_without_variety_is_0_or_nan_as_the_score_itself() -> None:
     """Weights that leave one value: Matthews and F1 are 0, correlations nan; the other draw is untouched by it."""
-    gold, said = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    gold, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     weights = np.array([[3, 0, 0, 0], [1, 0, 0, 3]])
-    assert WEIGHTED["matthews_correlation"](gold, said, weights).tolist() == [0.0, 1.0]
-    assert WEIGHTED["f1"](gold, said, weights).tolist() == [0.0, 1.0]
+    assert WEIGHTED["matthews_correlation"](gold, predicted, weights).tolist() == [0.0, 1.0]
+    assert WEIGHTED["f1"](gold, predicted, weights).tolist() == [0.0, 1.0]
     # 0.1 + 0.2 has no exact mean: rounding must not pass for variety.
     x, y = np.array([0.1, 0.1, 0.3, 0.7]), np.array([1.1, 1.7, 1.3, 2.9])
     weights = np.array([[3, 7, 0, 0], [1, 1, 1, 1]])

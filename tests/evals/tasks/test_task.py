@@ -85,8 +85,8 @@ def test_three_classes_fold_into_two() -> None:
 
 def test_two_classes_never_unfold_into_three() -> None:
     """A HANS model cannot say which of the two MNLI classes it means, and gold labels are not folded for it unasked."""
-    said = fails(("entailment", "non-entailment"), "mnli")
-    assert "The model has 2 classes and the task 3, and gold labels are not folded" in said
+    message = fails(("entailment", "non-entailment"), "mnli")
+    assert "The model has 2 classes and the task 3, and gold labels are not folded" in message
 
 
 @pytest.mark.parametrize("task", ["rte", "wnli", "advglue_rte", "hans"])
