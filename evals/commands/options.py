@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from evals.run.options import EvalOptions
 from merge.commands.terminal import NAMES
 from merge.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 TABLES = ("plain", "markdown", "csv")
 SETTINGS = {"help_option_names": ["-h", "--help"]}
