@@ -4,18 +4,19 @@
     python benchmarks/align_speed.py --full                 # the port runs to its end too (minutes a case)
     python benchmarks/align_speed.py --activations 8192     # activation matching on so many tokens as well
 
-Models are random, made once and left in --scratch: b is a moved by a random element of BERT's symmetries, without and with
-noise of half a tensor's standard deviation, or of another seed. Both are read memory-mapped, each command in a process of
-its own, in turn within a round. Printed are medians: CPU seconds (user and system) and wall seconds of the matching alone,
-the peak of anonymous memory of the whole process (memory-mapped inputs are the page cache's), the sweeps, and the share of
-units that stand where the planted answer wants them. The port's row is extrapolated unless --full: it times one update
-each of the residual, of one layer's feed-forward units, of its queries and of its values, and adds up a sweep of 37 axes.
-Ratios of CPU seconds are to a whole run of ours: the port's one sweep, of the two or three that it takes.
+Models are random, made once and left in --scratch: b is a moved by a random element of BERT's symmetries, without and
+with noise of half a tensor's standard deviation, or of another seed. Both are read memory-mapped, each command in a
+process of its own, in turn within a round. Printed are medians: CPU seconds (user and system) and wall seconds of the
+matching alone, the peak of anonymous memory of the whole process (memory-mapped inputs are the page cache's), the
+sweeps, and the share of units that stand where the planted answer wants them. The port's row is extrapolated unless
+--full: it times one update each of the residual, of one layer's feed-forward units, of its queries and of its values,
+and adds up a sweep of 37 axes. Ratios of CPU seconds are to a whole run of ours: the port's one sweep, of the two or
+three that it takes.
 
-With --updates a second table: one update of the residual, which the port begins anew each time. Ours remembers the products
-of what has not moved since: timed are the first update, where there is nothing to remember, and updates after one layer's
-heads, one layer's feed-forward units, or all heads have moved. That remembered products and new ones find the same order
-is checked.
+With --updates a second table: one update of the residual, which the port begins anew each time. Ours remembers the
+products of what has not moved since: timed are the first update, where there is nothing to remember, and updates after
+one layer's heads, one layer's feed-forward units, or all heads have moved. That remembered products and new ones find
+the same order is checked.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def make_models(scratch: Path) -> None:
 
 
 def ours(scratch: Path, case: str, by: str, tokens: int) -> dict[str, Any]:
-    """Match with merge-models and return what was found."""
+    """Match with merge-models and return the figures."""
     from safetensors.torch import load_file
 
     from merge.alignment.matchers import aligner
@@ -82,16 +83,16 @@ def ours(scratch: Path, case: str, by: str, tokens: int) -> dict[str, Any]:
         for part in ids.split(8)
     )
     pair = Pair(spec_for(CONFIG), a, b, CONFIG, str, batches if by == "activations" else ())
-    begun, cpu = time.perf_counter(), time.process_time()
-    found = aligner(by)(pair)(frozenset(pair.kinds()))
-    cost = {"wall": time.perf_counter() - begun, "cpu": time.process_time() - cpu}
+    started, cpu = time.perf_counter(), time.process_time()
+    alignment = aligner(by)(pair)(frozenset(pair.kinds()))
+    cost = {"wall": time.perf_counter() - started, "cpu": time.process_time() - cpu}
     answer = scratch / case / "planted.safetensors"
     right = None
     if answer.is_file():
         wanted = load_transform(pair.spec, answer).permutation.indices
-        equal = [found.permutation.indices[axis] == index for axis, index in wanted.items()]
+        equal = [alignment.permutation.indices[axis] == index for axis, index in wanted.items()]
         right = sum(int(e.sum()) for e in equal) / sum(e.numel() for e in equal)
-    return cost | {"sweeps": len(found.objective) - 1, "right": right, "objective": found.objective}
+    return cost | {"sweeps": len(alignment.objective) - 1, "right": right, "objective": alignment.objective}
 
 
 def port(scratch: Path, case: str, full: bool) -> dict[str, Any]:
@@ -102,15 +103,20 @@ def port(scratch: Path, case: str, full: bool) -> dict[str, Any]:
     layers = int(CONFIG["num_hidden_layers"])
     axes = bert_axes(layers)
     a, b = (load_file(scratch / name / "model.safetensors") for name in ("a", case))
-    begun, cpu = time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), time.process_time()
     if full:
         _, sweeps = weight_matching(axes, a, b)
-        return {"wall": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "sweeps": sweeps, "right": None}
+        return {
+            "wall": time.perf_counter() - started,
+            "cpu": time.process_time() - cpu,
+            "sweeps": sweeps,
+            "right": None,
+        }
     orders, total = start(axes, a), {"wall": 0.0, "cpu": 0.0}
     for axis, times in (("residual", 1), ("ffn0", layers), ("qk0", layers), ("vo0", layers)):
-        begun, cpu = time.perf_counter(), time.process_time()
+        started, cpu = time.perf_counter(), time.process_time()
         update(axes, orders, axis, a, b)
-        total["wall"] += times * (time.perf_counter() - begun)
+        total["wall"] += times * (time.perf_counter() - started)
         total["cpu"] += times * (time.process_time() - cpu)
     return total | {"sweeps": 1, "right": None}
 
@@ -142,30 +148,30 @@ def residual_updates(scratch: Path, case: str) -> dict[str, Any]:
     for name, some in moved.items():
         drawn = random(pair.spec, pair.shapes, generator)
         p = Permutation({**p.indices, **{axis: drawn.indices[axis] for axis in some}}, p.outer)
-        begun = time.process_time()
+        started = time.process_time()
         gain = objective.gains("residual", p)[("residual",)]
-        found = match_axis(gain)
-        cost[name] = time.process_time() - begun
+        matching = match_axis(gain)
+        cost[name] = time.process_time() - started
     anew = Objective(pair, weights, movable).gains("residual", p)[("residual",)]
-    if not torch.equal(match_axis(anew), found):
+    if not torch.equal(match_axis(anew), matching):
         raise SystemExit("remembered products and new ones do not find the same order")
 
     axes = git_re_basin.bert_axes(layers)
-    one, other = ({name: tensor.numpy() for name, tensor in side.items()} for side in (a, b))
-    orders = git_re_basin.start(axes, one)
-    begun = time.process_time()
-    git_re_basin.update(axes, orders, "residual", one, other)
-    return cost | {"the port's": time.process_time() - begun}
+    reference, other = ({name: tensor.numpy() for name, tensor in side.items()} for side in (a, b))
+    orders = git_re_basin.start(axes, reference)
+    started = time.process_time()
+    git_re_basin.update(axes, orders, "residual", reference, other)
+    return cost | {"the port's": time.process_time() - started}
 
 
 def print_updates(scratch: Path, cases: list[str], rounds: int) -> None:
     """Print a row for every case and kind of update, with its ratio to the port's."""
     print(f"\n{'case':<18} {'update of the residual':<24} {'CPU s':>7} {'port x':>7}")
     for case in cases:
-        found = [run(scratch, case, "updates", 0) for _ in range(rounds)]
-        for name in (name for name in found[0] if name != "anonymous"):
-            cost = statistics.median(one[name] for one in found)
-            ratio = statistics.median(one["the port's"] / one[name] for one in found)
+        measured = [run(scratch, case, "updates", 0) for _ in range(rounds)]
+        for name in (name for name in measured[0] if name != "anonymous"):
+            cost = statistics.median(row[name] for row in measured)
+            ratio = statistics.median(row["the port's"] / row[name] for row in measured)
             print(f"{case:<18} {name:<24} {cost:>7.2f} {ratio:>7.1f}", flush=True)
 
 
@@ -185,7 +191,7 @@ def work(scratch: Path, case: str, what: str, tokens: int) -> dict[str, Any]:
     return ours(scratch, case, what, tokens)
 
 
-def bench(scratch: Path, whats: list[str], cases: list[str], rounds: int, tokens: int) -> None:
+def bench(scratch: Path, commands: list[str], cases: list[str], rounds: int, tokens: int) -> None:
     """Run the rounds and print a row for every case and command."""
     print(
         f"BERT-base, float32, {os.cpu_count()} cores, {torch.get_num_threads()} threads; medians of {rounds} interleaved rounds"
@@ -193,19 +199,19 @@ def bench(scratch: Path, whats: list[str], cases: list[str], rounds: int, tokens
     head = f"{'case':<18} {'command':<18} {'CPU s':>7} {'wall s':>7} {'anon. MB':>9} {'sweeps':>6} {'right':>6} {'CPU x':>6}"
     print(head, flush=True)
     for case in cases:
-        rows: dict[str, list[dict[str, Any]]] = {what: [] for what in whats}
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
         for _ in range(rounds):
-            for what in whats:
-                rows[what].append(run(scratch, case, what, tokens))
-        for what, found in rows.items():
+            for name in commands:
+                rows[name].append(run(scratch, case, name, tokens))
+        for name, costs in rows.items():
             cpu, wall, anonymous = (
-                statistics.median(row[key] for row in found) for key in ("cpu", "wall", "anonymous")
+                statistics.median(row[key] for row in costs) for key in ("cpu", "wall", "anonymous")
             )
-            ratio = statistics.median(r["cpu"] / o["cpu"] for r, o in zip(found, rows["weights"], strict=True))
-            right = "-" if found[0]["right"] is None else f"{found[0]['right']:.1%}"
+            ratio = statistics.median(r["cpu"] / o["cpu"] for r, o in zip(costs, rows["weights"], strict=True))
+            right = "-" if costs[0]["right"] is None else f"{costs[0]['right']:.1%}"
             print(
-                f"{case:<18} {what:<18} {cpu:>7.1f} {wall:>7.1f} {anonymous:>9.0f} "
-                f"{found[0]['sweeps']:>6} {right:>6} {ratio:>6.2f}",
+                f"{case:<18} {name:<18} {cpu:>7.1f} {wall:>7.1f} {anonymous:>9.0f} "
+                f"{costs[0]['sweeps']:>6} {right:>6} {ratio:>6.2f}",
                 flush=True,
             )
 

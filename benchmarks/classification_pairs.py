@@ -5,11 +5,11 @@
 Four BERTs (2 layers, hidden 96, 4 heads, 384 feed-forward units) are trained from four seeds on inference pairs of the
 HANS grammar's training half (about 30 CPU seconds each, once). For each pair of them, and for every method and every
 candidate that `choose` scores, its labelled loss barrier on the grammar's other half stands beside its label-free score
-on random training rows: the KL divergence from the ensemble of the ends to the model half way, and the mean over a quarter,
-half and three quarters of the way. Then: how well they go with the barrier, what `choose` keeps, and what that costs against
-the best of its candidates and gains against moving nothing. The same for `auto`, which is the choice of --align without a
-value: its candidates are those of several aligners; and for both what the score half way alone would keep. +- is the
-standard error of the barrier: with few rows the best candidate is a matter of chance.
+on random training rows: the KL divergence from the ensemble of the ends to the model half way, and the mean over a
+quarter, half and three quarters of the way. Then: how well they go with the barrier, what `choose` keeps, and what that
+costs against the best of its candidates and gains against moving nothing. The same for `auto`, which is the choice of
+--align without a value: its candidates are those of several aligners; and for both what the score half way alone would
+keep. +- is the standard error of the barrier: with few rows the best candidate is a matter of chance.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from zoo.board import header, select
 from zoo.line import Contest, Measured, measure
-from zoo.methods import METHODS, PRE_LAYER_NORM, Aligned, Method, placed
+from zoo.methods import METHODS, PRE_LAYER_NORM, Aligned, Method, aligned_by
 from zoo.pairs import open_pair
 from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
 from zoo.training import Trained, Training, trained
@@ -122,7 +122,7 @@ def rows_of(
     for choice in choices.values():
         for candidate in choice.candidates:
             if (name := name_of(candidate, contest.pair)) not in named:
-                named[name] = fixed(placed(contest.pair, candidate.alignment))
+                named[name] = fixed(aligned_by(contest.pair, candidate.alignment))
     measured = {name: measure(name, method, contest, points) for name, method in named.items()}
     plain = {name: one.aligned for name, one in measured.items() if one.aligned.between is None}
     moves = {name: aligned.transform for name, aligned in plain.items() if aligned.transform is not None}
@@ -146,20 +146,20 @@ def print_rows(title: str, rows: Mapping[str, Row]) -> None:
 
 
 def print_choice(
-    pairs: Mapping[str, Pair], choices: Mapping[str, Mapping[str, Choice]], found: Mapping[str, Mapping[str, Row]]
+    pairs: Mapping[str, Pair], choices: Mapping[str, Mapping[str, Choice]], rows: Mapping[str, Mapping[str, Row]]
 ) -> None:
     """Print what is kept in every pair, and what that costs and gains in barrier."""
     print(f"\n{'what choose keeps':<47}  barrier  {'best candidate':<42}  regret    naive     gain")
     for by in next(iter(choices.values())):
         regrets, gains = [], []
-        for name, rows in found.items():
+        for name, measured in rows.items():
             pair, choice = pairs[name], choices[name][by]
-            barriers = {(row := name_of(c, pair)): rows[row].barrier for c in choice.candidates}
+            barriers = {(row := name_of(c, pair)): measured[row].barrier for c in choice.candidates}
             kept, best = name_of(choice.kept, pair), min(barriers, key=lambda row: barriers[row])
             regrets.append(barriers[kept] - barriers[best])
-            gains.append(rows["naive"].barrier - barriers[kept])
+            gains.append(measured["naive"].barrier - barriers[kept])
             print(f"{name}  {kept:<42}  {barriers[kept]:7.3f}  {best:<42} {regrets[-1]:7.3f}", end="")
-            print(f"  {rows['naive'].barrier:7.3f}  {gains[-1]:7.3f}")
+            print(f"  {measured['naive'].barrier:7.3f}  {gains[-1]:7.3f}")
         print(f"{by}: mean regret {fmean(regrets):.3f}, mean gain over naive {fmean(gains):.3f}; ", end="")
         print(f"the best candidate kept in {sum(r <= 1e-12 for r in regrets)} of {len(regrets)} pairs")
 
@@ -170,8 +170,8 @@ def print_correlation(rows: Mapping[str, Mapping[str, Row]]) -> None:
     for title, column in (("half way", "score"), ("on line", "line")):
         inside = []
         everything: list[tuple[float, float]] = []
-        for found in rows.values():
-            distinct = {(row.barrier, getattr(row, column)) for row in found.values() if row.score is not None}
+        for measured in rows.values():
+            distinct = {(row.barrier, getattr(row, column)) for row in measured.values() if row.score is not None}
             inside.append(float(spearmanr(*zip(*sorted(distinct), strict=True)).statistic))
             everything += sorted(distinct)
         pearson = float(pearsonr(*zip(*everything, strict=True)).statistic)

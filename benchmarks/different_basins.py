@@ -2,19 +2,20 @@
 
     python benchmarks/different_basins.py --folder zoo
 
-A BERT (2 layers, hidden 96, 4 heads, 384 feed-forward units) learns the sentences of the HANS grammar as a masked language
-model; with one fresh head it is the start of every fine-tune. Those differ in order, rate and data:
+A BERT (2 layers, hidden 96, 4 heads, 384 feed-forward units) learns the sentences of the HANS grammar as a masked
+language model; with one fresh head it is the start of every fine-tune. Those differ in order, rate and data:
 
     cues      what follows, and what does not for a word that says so ("if", "or", "perhaps"): a bag of words will do
     grammar   all thirty constructions: word order decides
 
-Pairs come in two sorts: forks, which should have a barrier, and near pairs, the same data in another order at a low rate,
-which should have none: what an alignment wins there is training, not a basin left. Measured on the grammar's other half:
-the barrier on all constructions and on rows that the cues settle, which both ends know; the excess half way, which
-is not cut off at zero; the accuracy on lexical overlap that does not entail, which tells the strategies apart. `learned`
-is given training rows of all constructions, once without and once with their labels, from the identity and from what
-matching finds; `both` moves a as well. A barrier of two ends of unlike loss is not the whole story: an ensemble of them is
-below the line too. In fork-d to fork-f both ends saw the same data, in another order: nothing but the basins differs.
+Pairs come in two sorts: forks, which should have a barrier, and near pairs, the same data in another order at a low
+rate, which should have none: what an alignment wins there is training, not a basin left. Measured on the grammar's
+other half: the barrier on all constructions and on rows that the cues settle, which both ends know; the excess half
+way, which is not cut off at zero; the accuracy on lexical overlap that does not entail, which tells the strategies
+apart. `learned` is given training rows of all constructions, once without and once with their labels, from the identity
+and from what matching finds; `both` moves a as well. A barrier of two ends of unlike loss is not the whole story: an
+ensemble of them is below the line too. In fork-d to fork-f both ends saw the same data, in another order: nothing but
+the basins differs.
 
 Training takes three CPU minutes, once; the table ten.
 """
@@ -33,9 +34,9 @@ import torch
 from classification_pairs import LABELS, classifier_config, fixed
 from pretrained_pair import language_batches
 from same_start import stay
-from zoo.board import Found, header, print_board, select
+from zoo.board import Results, header, print_leaderboard, select
 from zoo.line import Contest, Measured, measure
-from zoo.methods import Aligned, Method, matched, naive, placed
+from zoo.methods import Aligned, Method, aligned_by, matched, naive
 from zoo.pairs import open_pair
 from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
 from zoo.training import Trained, Training, trained
@@ -111,8 +112,10 @@ def make_models(folder: Path, steps: int) -> tuple[dict[Tune, Trained], Any, Exa
     batches = {data: training_batches(tokenizer, examples, BATCH) for data, examples in rows.items()}
 
     pretrained = trained(folder / "basins-language", language, PRETRAINING, 0, words, tokenizer=tokenizer)
-    begun = pretrained.folder
-    start = trained(folder / "basins-start", config, HEAD, 0, batches["grammar"], start=begun, tokenizer=tokenizer)
+    pretrained_folder = pretrained.folder
+    start = trained(
+        folder / "basins-start", config, HEAD, 0, batches["grammar"], start=pretrained_folder, tokenizer=tokenizer
+    )
     models = {}
     for one in sorted({tune for pair in PAIRS.values() for tune in pair}, key=lambda tune: tune.name):
         print(f"... {one.name}", file=sys.stderr, flush=True)
@@ -142,9 +145,9 @@ def learned(by: Callable[[Pair], Alignment], labels: bool = False, both: bool = 
     """Return the method that learns so."""
 
     def method(pair: Pair) -> Aligned:
-        asked = replace(pair, settings=replace(pair.settings, both=both, steps=steps))
-        asked = asked if labels else replace(asked, text=replace(asked.text, labels=()))
-        return placed(pair, by(asked))
+        configured = replace(pair, settings=replace(pair.settings, both=both, steps=steps))
+        configured = configured if labels else replace(configured, text=replace(configured.text, labels=()))
+        return aligned_by(pair, by(configured))
 
     return method
 
@@ -171,12 +174,12 @@ def open_rows(models: Mapping[Tune, Trained], tokenizer: Any, texts: Examples, c
         data: labelled_rows(tokenizer, examples_of(data, max(1, count // SUBCASES), "evaluation"))
         for data in ("grammar", "cues", "overlap")
     }
-    found = {}
+    contests = {}
     for name, (a, b) in PAIRS.items():
         pair = open_pair(models[a].folder, models[b].folder, batches)
         pair = replace(pair, text=replace(pair.text, labels=labels))
-        found[name] = Rows(*(Contest(pair, measured[data]) for data in ("grammar", "cues", "overlap")))
-    return found
+        contests[name] = Rows(*(Contest(pair, measured[data]) for data in ("grammar", "cues", "overlap")))
+    return contests
 
 
 def middle(one: Measured) -> int:
@@ -189,11 +192,11 @@ def excess(one: Measured) -> float:
     return one.midpoint - (one.raw.loss[0] + one.raw.loss[-1]) / 2
 
 
-def print_ends(found: Mapping[str, Found]) -> None:
+def print_ends(results: Mapping[str, Results]) -> None:
     """Print what the ends know, and how surely there is a barrier between them."""
     print("\nends: data-seed-rate; loss and accuracy on all constructions; accuracy on overlap that does not entail")
     for pair, tunes in PAIRS.items():
-        everything, overlap = (found[rows]["naive"][pair].raw for rows in ("everything", "overlap"))
+        everything, overlap = (results[rows]["naive"][pair].raw for rows in ("everything", "overlap"))
         for tune, at in zip(tunes, (0, -1), strict=True):
             figures = (everything.loss[at], everything.accuracy[at], overlap.accuracy[at])
             print(f"  {tune.name.removeprefix('basins-'):<20}" + "".join(f"{figure:8.3f}" for figure in figures))
@@ -216,20 +219,20 @@ def share_moved(pair: Pair, one: Measured) -> float:
     return max(1 - share for share in stay(pair, transform).values()) if transform else float("nan")
 
 
-def measure_rows(methods: Mapping[str, Method], rows: Mapping[str, Rows], points: int) -> dict[str, Found]:
+def measure_rows(methods: Mapping[str, Method], rows: Mapping[str, Rows], points: int) -> dict[str, Results]:
     """Return rows -> method -> pair -> what is measured; every method looks at a pair once."""
-    found: dict[str, dict[str, dict[str, Measured]]] = {"everything": {}, "cues": {}, "overlap": {}}
+    results: dict[str, dict[str, dict[str, Measured]]] = {"everything": {}, "cues": {}, "overlap": {}}
     for name, method in methods.items():
         print(f"... {name}", file=sys.stderr, flush=True)
-        for kind in found:
-            found[kind][name] = {}
+        for kind in results:
+            results[kind][name] = {}
         for pair, contests in rows.items():
             one = measure(name, method, contests.everything, points)
-            found["everything"][name][pair] = one
+            results["everything"][name][pair] = one
             for kind in ("cues", "overlap"):
                 again = measure(name, fixed(one.aligned), getattr(contests, kind), 3 if kind == "overlap" else points)
-                found[kind][name][pair] = again
-    return dict(found)
+                results[kind][name][pair] = again
+    return dict(results)
 
 
 def main() -> None:
@@ -248,17 +251,17 @@ def main() -> None:
     models, tokenizer, texts = make_models(args.folder, args.steps)
     rows = open_rows(models, tokenizer, texts, args.rows)
     print(header())
-    found = measure_rows(methods, rows, args.points)
-    print_ends(found)
-    print_board(found["everything"], {pair: pair for pair in PAIRS})
+    results = measure_rows(methods, rows, args.points)
+    print_ends(results)
+    print_leaderboard(results["everything"], {pair: pair for pair in PAIRS})
     figures: dict[str, Callable[[str, str], float]] = {
-        "excess half way": lambda name, pair: excess(found["everything"][name][pair]),
-        "barrier, standard error": lambda name, pair: found["everything"][name][pair].raw.standard_error or 0.0,
-        "barrier, rows of the cues": lambda name, pair: found["cues"][name][pair].raw.barrier,
-        "its standard error": lambda name, pair: found["cues"][name][pair].raw.standard_error or 0.0,
-        "overlap, accuracy half way": lambda name, pair: found["overlap"][name][pair].raw.accuracy[1],
+        "excess half way": lambda name, pair: excess(results["everything"][name][pair]),
+        "barrier, standard error": lambda name, pair: results["everything"][name][pair].raw.standard_error or 0.0,
+        "barrier, rows of the cues": lambda name, pair: results["cues"][name][pair].raw.barrier,
+        "its standard error": lambda name, pair: results["cues"][name][pair].raw.standard_error or 0.0,
+        "overlap, accuracy half way": lambda name, pair: results["overlap"][name][pair].raw.accuracy[1],
         "most units moved, by kind": lambda name, pair: share_moved(
-            rows[pair].everything.pair, found["everything"][name][pair]
+            rows[pair].everything.pair, results["everything"][name][pair]
         ),
     }
     for title, figure in figures.items():

@@ -1,8 +1,9 @@
 """The baseline of `align_speed.py`: Git Re-Basin's weight matching on BERT, in numpy, with the spec its ports use.
 
-A plain port of the published algorithm: every update permutes every tensor of an axis anew, and axes are visited in random
-order until a sweep gains nothing. The spec has 37 axes for 12 layers and knows no heads: it moves rows of queries, keys and
-values across heads, so what it finds is not the same function (except where the truth is a plain permutation).
+A plain port of the published algorithm: every update permutes every tensor of an axis anew, and axes are visited in
+random order until a sweep gains nothing. The spec has 37 axes for 12 layers and knows no heads: it moves rows of
+queries, keys and values across heads, so what it finds is not the same function (except where the truth is a plain
+permutation).
 
 Source: Ainsworth et al. 2023, arXiv:2209.04836, algorithm 1.
 """
@@ -64,9 +65,9 @@ def update(axes: Mapping[str, tuple[str | None, ...]], orders: Orders, axis: str
                 moved = permuted(axes, orders, name, b[name], dimension)
                 rows_a, rows_b = (np.moveaxis(x, dimension, 0).reshape(n, -1) for x in (a[name], moved))
                 gain += rows_a @ rows_b.T
-    found = linear_sum_assignment(gain, maximize=True)[1]
-    old, new = (float(gain[np.arange(n), order].sum()) for order in (orders[axis], found))
-    orders[axis] = found
+    best = linear_sum_assignment(gain, maximize=True)[1]
+    old, new = (float(gain[np.arange(n), order].sum()) for order in (orders[axis], best))
+    orders[axis] = best
     return new - old
 
 

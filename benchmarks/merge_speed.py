@@ -4,11 +4,12 @@
     python benchmarks/merge_speed.py --model llama                  # 1.1 billion parameters, bfloat16
     python benchmarks/merge_speed.py --mergekit VENV/bin/mergekit-yaml
 
-mergekit is asked of an environment of its own: `python -m venv VENV; VENV/bin/pip install mergekit==0.1.5`. Checkpoints are
-random, made once and left in --scratch. Every round runs `cp`, merge-models and mergekit in turn, on files that lie in the
-page cache; printed are medians over the rounds: wall seconds and CPU seconds (user and system), start-up included, the peak
-of anonymous memory (memory-mapped files are the page cache's) and of all resident memory, and the median of the ratios
-within a round. Before the rounds everything runs once, so that files and what merge-models remembers of them are warm.
+mergekit needs an environment of its own: `python -m venv VENV; VENV/bin/pip install mergekit==0.1.5`. Checkpoints are
+random, made once and left in --scratch. Every round runs `cp`, merge-models and mergekit in turn, on files that lie in
+the page cache; printed are medians over the rounds: wall seconds and CPU seconds (user and system), start-up included,
+the peak of anonymous memory (memory-mapped files are the page cache's) and of all resident memory, and the median of
+the ratios within a round. Before the rounds everything runs once, so that files and what merge-models remembers of them
+are warm.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def make_checkpoint(folder: Path, seed: int, config: dict[str, Any] = BERT, dtyp
 
 def measure(command: list[str]) -> Cost:
     """Run one command and return what it took."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         peak, running = [0.0], True
@@ -108,17 +109,17 @@ def measure(command: list[str]) -> Cost:
             status = Path(f"/proc/{process.pid}/status")
             while running:
                 try:
-                    found = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
+                    matches = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
                 except OSError:
                     return
-                if found:
-                    peak[0] = max(peak[0], int(found[0].split()[1]) / 1e3)
+                if matches:
+                    peak[0] = max(peak[0], int(matches[0].split()[1]) / 1e3)
                 time.sleep(0.01)
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         _, status, usage = os.wait4(process.pid, 0)
-        wall, running = time.perf_counter() - begun, False
+        wall, running = time.perf_counter() - started, False
         watcher.join()
         if status:
             log.seek(0)
@@ -132,7 +133,7 @@ def commands(method: str, scratch: Path, out: Path, mergekit: str | None) -> dic
     flags, parameters = METHODS[method]
     ours = [str(Path(sys.executable).with_name("merge-models")), "-q", str(a), str(b), "--method", method, *flags]
     ours += ["--base", str(base)] if method in WITH_BASE else []
-    found = {"cp": ["cp", "--reflink=never", "-r", str(a), str(out)], "merge-models": [*ours, "-o", str(out)]}
+    commands = {"cp": ["cp", "--reflink=never", "-r", str(a), str(out)], "merge-models": [*ours, "-o", str(out)]}
     if mergekit is not None:
         recipe: dict[str, Any] = {"merge_method": method}
         own = {k: v for k, v in parameters.items() if k != "t"}
@@ -143,8 +144,8 @@ def commands(method: str, scratch: Path, out: Path, mergekit: str | None) -> dic
             recipe["base_model"] = str(base if method in WITH_BASE else a)
         path = scratch / f"{method}.yml"
         path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-        found["mergekit"] = [mergekit, str(path), str(out), "--no-write-model-card"]
-    return found
+        commands["mergekit"] = [mergekit, str(path), str(out), "--no-write-model-card"]
+    return commands
 
 
 def bench(method: str, scratch: Path, mergekit: str | None, rounds: int) -> None:
@@ -158,12 +159,12 @@ def bench(method: str, scratch: Path, mergekit: str | None, rounds: int) -> None
             if number:
                 rows.setdefault(name, []).append(cost)
     shutil.rmtree(out, ignore_errors=True)
-    for name, found in rows.items():
-        wall, cpu = (statistics.median(getattr(cost, key) for cost in found) for key in ("wall", "cpu"))
-        anonymous, peak = (statistics.median(getattr(cost, key) for cost in found) for key in ("anonymous", "peak"))
+    for name, costs in rows.items():
+        wall, cpu = (statistics.median(getattr(cost, key) for cost in costs) for key in ("wall", "cpu"))
+        anonymous, peak = (statistics.median(getattr(cost, key) for cost in costs) for key in ("anonymous", "peak"))
         own = rows["merge-models"]
-        ratio = statistics.median(cost.wall / mine.wall for cost, mine in zip(found, own, strict=True))
-        ratio_cpu = statistics.median(cost.cpu / mine.cpu for cost, mine in zip(found, own, strict=True))
+        ratio = statistics.median(cost.wall / mine.wall for cost, mine in zip(costs, own, strict=True))
+        ratio_cpu = statistics.median(cost.cpu / mine.cpu for cost, mine in zip(costs, own, strict=True))
         print(
             f"{method:<16} {name:<13} {wall:>7.2f} {cpu:>7.2f} {anonymous:>9.0f} {peak:>8.0f} {ratio:>8.2f} {ratio_cpu:>8.2f}",
             flush=True,

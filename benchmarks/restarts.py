@@ -1,11 +1,12 @@
-"""Many descents of one rotation: what tells the better ones, the weights or the text?
+"""Many descents of one rotation: do the weights or the text tell which ones are better?
 
     python benchmarks/restarts.py --folder zoo
 
-The GPT-2 of `toy_bench.py`, their norms folded, the stream rotated by weights. The first descent begins with a first pass;
-each further one where a descent ends that saw every tensor at another, random scale. Printed for each: the objective J that
-all of them climb, the label-free score (KL divergence from the ensemble of the ends to the model half way, on training text)
-and the loss barrier on held-out text. Then how J and the score go together with the barrier, and what each would keep.
+The GPT-2 of `toy_bench.py`, their norms folded, the stream rotated by weights. The first descent begins with a first
+pass; each further one begins where a descent ends in which every tensor had another, random scale. Printed for each:
+the objective J that all of them increase, the label-free score (KL divergence from the endpoints' ensemble to the
+midpoint, on training text) and the loss barrier on held-out text. Then the rank correlations of J and of the score with
+the barrier, and the barrier of the descent that each would keep.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ def descents(contest: Contest, count: int, points: int, title: str) -> list[tupl
     folded = folded_pair(exact(contest.pair))
     compared = in_canonical_form(replace(folded, settings=replace(folded.settings, basis="orthogonal")))
     kinds, ends, generator = frozenset(compared.kinds()), EndpointOutputs(folded), torch.Generator().manual_seed(0)
-    found = []
+    results = []
     for k in range(count):
         start = match_by_sweeps(with_random_scales(compared, generator), kinds, None).transform if k else None
         alignment = match_by_sweeps(compared, kinds, start)
         aligned = moved(folded, alignment.transform)
         barrier = measure("descent", lambda _, aligned=aligned: aligned, contest, points).raw.barrier
-        found.append((alignment.objective[-1], score([alignment.transform], folded, ends)[0][0], barrier))
-        print(f"{title}  {k:>2}  " + "  ".join(f"{value:.4f}" for value in found[-1]), flush=True)
-    return found
+        results.append((alignment.objective[-1], score([alignment.transform], folded, ends)[0][0], barrier))
+        print(f"{title}  {k:>2}  " + "  ".join(f"{value:.4f}" for value in results[-1]), flush=True)
+    return results
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where the models are kept (default: zoo)")
     parser.add_argument("--pairs", nargs="+", type=seeds_of, default=PAIRS, help="of seeds (default: 0-1 0-2 1-2 2-3)")
     parser.add_argument("--count", type=int, default=14, help="descents of each pair (default: 14)")
-    parser.add_argument("--points", type=int, default=5, help="models on the line, ends included (default: 5)")
+    parser.add_argument("--points", type=int, default=5, help="models on the line, endpoints included (default: 5)")
     parser.add_argument("--steps", type=int, help="of training (default: that of toy_bench.py)")
     args = parser.parse_args()
 

@@ -5,10 +5,10 @@
 
 Without --models, a classifier is trained on the HANS grammar for a while and goes on from there twice, in another order
 of the rows (about half a CPU minute, once). With --models, two classifiers of premise and hypothesis are read; --rows
-are labelled by the names of their classes, --text is what they are aligned on; both are JSONL. Printed, for each aligner
-over all axes and as `choose` restricts it: the share of units that stay where they are, by kind of axis (heads: whole
-heads; inside heads: units in their head), and the loss barrier; then how the matched units correlate on text that no
-aligner has seen, which tells moves that the models call for from those of one sample.
+are labelled by the names of their classes, --text is what they are aligned on; both are JSONL. Printed, for each
+aligner over all axes and as `choose` restricts it: the share of units that stay where they are, by kind of axis (heads:
+whole heads; inside heads: units in their head), and the loss barrier; then how the matched units correlate on text that
+no aligner has seen, which tells moves that the models call for from those of one sample.
 """
 
 from __future__ import annotations
@@ -75,24 +75,25 @@ def stay(pair: Pair, transform: Transform) -> dict[str, float]:
     return {kind: 1 - gone / units for kind, (gone, units) in totals.items()}
 
 
-def print_rows(pair: Pair, found: Mapping[str, Measured]) -> None:
+def print_rows(pair: Pair, results: Mapping[str, Measured]) -> None:
     """Print the table."""
-    shares = {n: stay(pair, m.aligned.transform) for n, m in found.items() if m.aligned.transform is not None}
+    shares = {n: stay(pair, m.aligned.transform) for n, m in results.items() if m.aligned.transform is not None}
     kinds = list(shares["naive"])
     print(f"\n{'share of units that stay':<28}" + "".join(f"{kind:>14}" for kind in kinds), end="")
     print("    barrier  half way  accuracy   changed  kept")
-    for name, one in found.items():
+    for name, measured in results.items():
         line = f"{name:<28}" + "".join(f"{shares[name][kind]:14.3f}" for kind in kinds)
-        middle = len(one.raw.accuracy) // 2
-        line += f"    {one.raw.barrier:7.4f}  {one.midpoint:8.4f}  {one.raw.accuracy[middle]:8.3f}   {one.changed:7.1e}"
-        print(f"{line}  {one.note}", flush=True)
+        middle = len(measured.raw.accuracy) // 2
+        barrier, accuracy = measured.raw.barrier, measured.raw.accuracy[middle]
+        line += f"    {barrier:7.4f}  {measured.midpoint:8.4f}  {accuracy:8.3f}   {measured.changed:7.1e}"
+        print(f"{line}  {measured.note}", flush=True)
 
 
-def print_correlations(found: Mapping[str, Measured], batches: tuple[Batch, ...]) -> None:
-    """Print how the units correlate on these batches that each row has put in the same place, by kind of axis."""
+def print_correlations(results: Mapping[str, Measured], batches: tuple[Batch, ...]) -> None:
+    """Print how the units correlate on these batches that each method has matched, by kind of axis."""
     rows: dict[str, dict[str, list[Tensor]]] = {}
-    for name, one in found.items():
-        pair = replace(one.aligned.pair, batches=batches)
+    for name, measured in results.items():
+        pair = replace(measured.aligned.pair, batches=batches)
         for view, correlation in unit_correlations(pair).items():
             kind = pair.spec.kind(view.names[0])
             rows.setdefault(name, {}).setdefault(kind, []).append(correlation.diagonal())
@@ -148,9 +149,9 @@ def main() -> None:
     for by in args.aligners:
         methods |= {f"{by}: all": matched(by), f"{by}: chosen": chosen(by)}
     print(header())
-    found = {name: measure(name, method, contest, args.points) for name, method in methods.items()}
-    print_rows(contest.pair, found)
-    print_correlations(found, other)
+    results = {name: measure(name, method, contest, args.points) for name, method in methods.items()}
+    print_rows(contest.pair, results)
+    print_correlations(results, other)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@
     python benchmarks/toy_bench.py --folder zoo
 
 Two kinds of transformer are trained from four seeds each on characters of generated sentences (under a CPU minute a
-model, once; what --folder holds is not trained again): BERT (post-LN, masked language model) and GPT-2 (pre-LN, causal),
-both 64 wide, 3 layers, 4 heads, 256 feed-forward units, 32 characters at once. A model that did not get beyond the
-frequencies of the characters is marked !: a barrier between two such models says nothing.
+model, once; what --folder holds is not trained again): BERT (post-LN, masked language model) and GPT-2 (pre-LN,
+causal), both 64 wide, 3 layers, 4 heads, 256 feed-forward units, 32 characters at once. A model that learned no more
+than the frequencies of the characters is marked !: a barrier between two such models means nothing.
 
-Printed for every method and pair: the barrier, the largest height of the loss on the line over the straight line between
-the ends' losses; the same with each model at its best temperature; and the loss half way. `changed` is the largest
-change of any character's loss, in float64, when an end is written in the new basis: rounding, if the method only
-re-bases. CPU seconds are the method's own.
+Printed for every method and pair: the barrier, the largest height of the loss on the line above the straight line
+between the losses of the endpoints; the same with each model at its best temperature; and the loss at the midpoint.
+`changed` is the largest change of any character's loss, in float64, that the method makes at an endpoint: rounding, if
+it keeps the function. CPU seconds are those of the method.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from zoo.board import header, measure_all, print_board, select
+from zoo.board import header, measure_all, print_leaderboard, select
 from zoo.characters import Characters, hans_characters, with_mask
 from zoo.line import Contest
 from zoo.methods import METHODS
@@ -35,7 +35,7 @@ from merge.checkpoints.inputs import Batch
 LENGTH, BATCH = 32, 32
 PAIRS = ((0, 1), (0, 2), (1, 2), (2, 3))
 TRAINING = {"bert": Training(steps=1500), "gpt2": Training(steps=1200, rate=3e-3)}
-# A model this near to the loss of the characters' frequencies has not learned to read its neighbours.
+# A model within this distance of the loss of the characters' frequencies has not learned to use the context.
 PLATEAU = 0.15
 EVALUATED_ROWS, CALIBRATION_ROWS, ROWS_AT_ONCE = 512, 256, 64
 
@@ -55,10 +55,10 @@ def toy_config(kind: str, vocabulary: int) -> dict[str, Any]:
             "n_positions": LENGTH,
             "vocab_size": vocabulary,
         }
-        still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-        # GPT-2's own id for begin and end lies outside so small a vocabulary.
+        no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        # GPT-2's default id of the begin and end tokens is outside so small a vocabulary.
         ends = {"bos_token_id": 0, "eos_token_id": 0}
-        return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **sizes, **still, **ends}
+        return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **sizes, **no_dropout, **ends}
     return {
         "architectures": ["BertForMaskedLM"],
         "model_type": "bert",
@@ -76,7 +76,7 @@ def toy_config(kind: str, vocabulary: int) -> dict[str, Any]:
 
 
 def batches_of(characters: Characters, kind: str) -> Batches:
-    """Return what draws training batches of this kind."""
+    """Return a function that draws training batches of this kind."""
 
     def draw(generator: torch.Generator) -> Iterator[Mapping[str, Tensor]]:
         while True:
@@ -100,7 +100,7 @@ def evaluation_rows(characters: Characters, kind: str) -> tuple[Batch, ...]:
 
 
 def calibration_rows(characters: Characters) -> tuple[Batch, ...]:
-    """Return rows of the training text without labels; what reads them for a BERT masks some of their characters."""
+    """Return rows of the training text without labels; for a BERT some of their characters are masked later."""
     generator = torch.Generator().manual_seed(6)
     count = CALIBRATION_ROWS // ROWS_AT_ONCE
     return tuple(with_mask(characters.plain(ROWS_AT_ONCE, generator)) for _ in range(count))
@@ -125,9 +125,9 @@ def run_kind(kind: str, args: argparse.Namespace, characters: Characters) -> Non
     print(f"  (frequencies of the characters alone {unigram:.3f}, of pairs of them {characters.bigram_loss():.3f})")
     for seed, loss in losses.items():
         print(f"  {seed}{'!' if seed in stuck else ' '} {loss:.3f}   {toys[seed].seconds:.0f} CPU s of training")
-    found = measure_all(select(METHODS, args.methods), contests, args.points)
+    results = measure_all(select(METHODS, args.methods), contests, args.points)
     marks = {f"{a}-{b}": f"{a}{'!' * (a in stuck)}-{b}{'!' * (b in stuck)}" for a, b in args.pairs}
-    print_board(found, marks)
+    print_leaderboard(results, marks)
 
 
 def seeds_of(pair: str) -> tuple[int, int]:
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=tuple(TRAINING), default=list(TRAINING), help="default: both")
     parser.add_argument("--pairs", nargs="+", type=seeds_of, default=PAIRS, help="of seeds (default: 0-1 0-2 1-2 2-3)")
     parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words, and naive")
-    parser.add_argument("--points", type=int, default=11, help="models on the line, ends included (default: 11)")
+    parser.add_argument("--points", type=int, default=11, help="models on the line, endpoints included (default: 11)")
     parser.add_argument("--steps", type=int, help="of training (default: what takes a toy beyond the plateau)")
     args = parser.parse_args()
 

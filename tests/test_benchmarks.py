@@ -17,12 +17,12 @@ from tiny import bert_config, random_tensors
 from torch import Tensor
 from zoo.board import select
 from zoo.characters import IGNORED, Characters, masked
-from zoo.line import Contest, coolness, measure
+from zoo.line import Contest, best_inverse_temperature, measure
 from zoo.methods import METHODS, PRE_LAYER_NORM, SOFT, Aligned, moved, naive, straight
 from zoo.training import Training, trained
 
 from merge.alignment.matchers import rotations
-from merge.alignment.pair import Pair, Settings
+from merge.alignment.pair import Pair, Settings, TextFacts
 from merge.errors import UsageError
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import random
@@ -60,7 +60,7 @@ def contest(kind: str, planted: bool = False) -> Contest:
         labels = torch.randint(3, (12,), generator=generator)
     a, b = (random_tensors(config, seed, torch.float32) for seed in (0, 1))
     spec = spec_for(config)
-    pair = Pair(spec, a, b, config, str, (inputs,), settings=Settings(steps=2), mask_token=4)
+    pair = Pair(spec, a, b, config, str, (inputs,), settings=Settings(steps=2), text=TextFacts(mask_token=4))
     if planted:
         pair = replace(pair, b=moved(replace(pair, b=a), random(spec, pair.shapes, generator)).pair.b)
     return Contest(pair, ({**inputs, "labels": labels},))
@@ -149,8 +149,8 @@ def test_the_best_temperature_is_the_one_that_drew_the_labels() -> None:
     generator = torch.Generator().manual_seed(0)
     z = 1.5 * torch.randn(40_000, 7, generator=generator)
     labels = torch.multinomial(z.softmax(1), 1, generator=generator)[:, 0]
-    assert coolness(4 * z, labels) == pytest.approx(0.25, rel=0.03)
-    assert coolness(z / 3, labels) == pytest.approx(3, rel=0.03)
+    assert best_inverse_temperature(4 * z, labels) == pytest.approx(0.25, rel=0.03)
+    assert best_inverse_temperature(z / 3, labels) == pytest.approx(3, rel=0.03)
 
 
 def test_calibration_raises_no_loss() -> None:

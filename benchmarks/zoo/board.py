@@ -12,13 +12,13 @@ from merge.errors import UsageError, nearest
 from zoo.line import Contest, Measured, measure
 from zoo.methods import PRE_LAYER_NORM, Method
 
-# Method -> pair -> what was measured.
-Found = Mapping[str, Mapping[str, Measured]]
+# Method -> pair -> measurement.
+Results = Mapping[str, Mapping[str, Measured]]
 
 BLOCKS: dict[str, Callable[[Measured], float]] = {
-    "barrier": lambda one: one.raw.barrier,
-    "calibrated barrier": lambda one: one.calibrated.barrier,
-    "midpoint loss": lambda one: one.midpoint,
+    "barrier": lambda measured: measured.raw.barrier,
+    "calibrated barrier": lambda measured: measured.calibrated.barrier,
+    "midpoint loss": lambda measured: measured.midpoint,
 }
 
 
@@ -41,31 +41,31 @@ def select(methods: Mapping[str, Method], words: Sequence[str] | None) -> dict[s
     return {name: method for name, method in methods.items() if name == "naive" or any(word in name for word in words)}
 
 
-def measure_all(methods: Mapping[str, Method], contests: Mapping[str, Contest], points: int) -> Found:
-    """Return what every method makes of every pair, saying on stderr how far it is and which method does not apply."""
-    found: dict[str, dict[str, Measured]] = {}
+def measure_all(methods: Mapping[str, Method], contests: Mapping[str, Contest], points: int) -> Results:
+    """Return the measurement of every method on every pair; print on stderr each method as it begins or is left out."""
+    results: dict[str, dict[str, Measured]] = {}
     for name, method in methods.items():
         if name in PRE_LAYER_NORM and not all(contest.pair.spec.folded for contest in contests.values()):
             print(f"... {name}: left out, the residual stream of these models cannot be rotated", file=sys.stderr)
             continue
         print(f"... {name}", file=sys.stderr, flush=True)
-        found[name] = {pair: measure(name, method, contest, points) for pair, contest in contests.items()}
-    return found
+        results[name] = {pair: measure(name, method, contest, points) for pair, contest in contests.items()}
+    return results
 
 
-def print_board(found: Found, titles: Mapping[str, str]) -> None:
-    """Print every block: a column for each pair and their mean; beside the barriers what the methods changed and cost."""
-    width = max(map(len, [*found, *BLOCKS]))
+def print_leaderboard(results: Results, titles: Mapping[str, str]) -> None:
+    """Print a table for each figure, a column for each pair; the first also with changes of the function and CPU seconds."""
+    width = max(map(len, [*results, *BLOCKS]))
     for block, value in BLOCKS.items():
         tail = "   changed    CPU s" if block == "barrier" else ""
         print(f"\n{block:<{width}}" + "".join(f"{titles[pair]:>9}" for pair in titles) + f"{'mean':>9}{tail}")
-        for name, measured in found.items():
+        for name, measured in results.items():
             values = [value(measured[pair]) for pair in titles]
             line = f"{name:<{width}}" + "".join(f"{v:9.3f}" for v in [*values, fmean(values)])
             if tail:
-                changed = max(one.changed for one in measured.values())
-                line += f"   {changed:7.1e}  {fmean(one.seconds for one in measured.values()):7.2f}"
+                changed = max(m.changed for m in measured.values())
+                line += f"   {changed:7.1e}  {fmean(m.seconds for m in measured.values()):7.2f}"
             print(line, flush=True)
-    for name, measured in found.items():
-        if any(one.note for one in measured.values()):
+    for name, measured in results.items():
+        if any(m.note for m in measured.values()):
             print(f"{name} kept: " + "; ".join(f"{titles[p]} {measured[p].note}" for p in titles))

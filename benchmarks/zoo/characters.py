@@ -1,7 +1,7 @@
-"""Character-level text from the HANS grammar: generated from a seed, so that a bench needs no data.
+"""Character-level text from the HANS grammar, generated from a seed, so that a benchmark needs no data.
 
-The sentences are English-like and spell some two hundred words, which a model of a hundred thousand weights learns in a
-minute. Their last tenth is held out.
+The sentences are simple English with about two hundred words, which a model of a hundred thousand weights learns in a
+minute. The last tenth is held out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-IGNORED = -100  # the label transformers takes no loss on
+IGNORED = -100  # the label without a loss in transformers
 MASKED_SHARE = 0.15
 HELD_OUT = 0.1
 
@@ -26,9 +26,9 @@ class Characters:
     """A text as character ids.
 
     Attributes:
-        alphabet: the characters in order of their ids; the id behind them is the mask.
+        alphabet: the characters in order of their ids; the next id is the mask.
         train, held_out: ids of the text's first nine tenths and of the rest.
-        length: characters a model reads at once.
+        length: number of characters that a model reads at once.
     """
 
     alphabet: str
@@ -41,13 +41,13 @@ class Characters:
         return len(self.alphabet)
 
     def plain(self, rows: int, generator: torch.Generator, held_out: bool = False) -> Int[Tensor, "rows length"]:
-        """Return windows of the text from random places."""
+        """Return windows of the text from random positions."""
         text = self.held_out if held_out else self.train
         starts = torch.randint(len(text) - self.length, (rows,), generator=generator)
         return text[starts[:, None] + torch.arange(self.length)]
 
     def rows(self, kind: str, rows: int, generator: torch.Generator, held_out: bool = False) -> dict[str, Tensor]:
-        """Return inputs and labels as a model of this kind takes them: "bert" masked, "gpt2" plain."""
+        """Return inputs and labels for a model of this kind: "bert" masked, "gpt2" plain."""
         window = self.plain(rows, generator, held_out)
         if kind == "gpt2":
             return with_mask(window) | {"labels": window}
@@ -55,12 +55,12 @@ class Characters:
         return with_mask(inputs) | {"labels": labels}
 
     def unigram_loss(self) -> float:
-        """Return the loss on the held-out text of who knows how frequent each character is, and nothing else."""
+        """Return the loss on the held-out text of a predictor that knows the frequency of each character alone."""
         counts = Counter(self.train.tolist())
         return -sum(math.log(counts[i] / len(self.train)) for i in self.held_out.tolist()) / len(self.held_out)
 
     def bigram_loss(self) -> float:
-        """Return the loss on the held-out text of who also knows the character before (with add-one counts)."""
+        """Return the loss on the held-out text of a predictor that also knows the previous character (add-one counts)."""
         text, test = self.train.tolist(), self.held_out.tolist()
         counts, pairs = Counter(text), Counter(pairwise(text))
         after = [(pairs[pair] + 1) / (counts[pair[0]] + len(self.alphabet)) for pair in pairwise(test)]

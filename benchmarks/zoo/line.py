@@ -1,7 +1,7 @@
-"""Measuring a method on a pair: the loss on the line between the ends, and whether each end is still what it was.
+"""Measure a method on a pair: the loss on the line between the endpoints, and whether each endpoint keeps its function.
 
-The barrier is raw, and calibrated: every model on the line, the ends too, first gets the one temperature at which its
-loss is least, which tells a model that is unsure from one that is wrong.
+The barrier is given raw and calibrated. Calibrated, every model on the line, endpoints included, first gets the
+temperature at which its loss is least: this tells a model that is unsure from one that is wrong.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from merge.alignment.pair import Pair
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import set_weights
 from merge.errors import UsageError
-from zoo.answers import Answers, answers
+from zoo.labelled_logits import LabelledLogits, labelled_logits
 from zoo.methods import Aligned, Method
 
-# Inverse temperatures that are tried lie between these.
-COLDEST, HOTTEST = 20.0, 0.05
+# The range in which the best inverse temperature is searched.
+MAX_INVERSE_TEMPERATURE, MIN_INVERSE_TEMPERATURE = 20.0, 0.05
 CHECKED_BATCHES = 2
 
 
 @dataclass(frozen=True)
 class Contest:
-    """A pair and the rows it is measured on, labels among them; the ends are measured once for all methods."""
+    """A pair and the labelled rows it is measured on; the endpoints are measured once for all methods."""
 
     pair: Pair
     batches: tuple[Batch, ...]
 
     @cached_property
-    def ends(self) -> tuple[Answers, Answers]:
-        """What a and b say on all rows."""
-        return self._answers(self.pair.a), self._answers(self.pair.b)
+    def ends(self) -> tuple[LabelledLogits, LabelledLogits]:
+        """The logits and labels of a and of b on all rows."""
+        return self._labelled_logits(self.pair.a), self._labelled_logits(self.pair.b)
 
     @cached_property
     def exact_ends(self) -> tuple[Tensor, Tensor]:
         """The losses of a and b in float64, on the rows that functions are compared on."""
         return exact_losses(self.pair, self.pair.a, self.batches), exact_losses(self.pair, self.pair.b, self.batches)
 
-    def _answers(self, tensors: Mapping[str, Tensor]) -> Answers:
-        return all_answers(self.pair.model(tensors), self.batches)
+    def _labelled_logits(self, tensors: Mapping[str, Tensor]) -> LabelledLogits:
+        return all_labelled_logits(self.pair.model(tensors), self.batches)
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,11 @@ class Measured:
     """One method on one pair.
 
     Attributes:
-        raw, calibrated: the curves of losses.
-        changed: largest difference of a row's loss between an end and itself in the new basis, in float64.
+        raw, calibrated: the losses along the line.
+        changed: largest difference of a row's loss between an endpoint before and after the method, in float64.
         seconds: CPU seconds of the method.
+        note: the method's note on its choice.
+        aligned: the aligned pair.
     """
 
     raw: Curve
@@ -72,28 +74,28 @@ class Measured:
 
 
 def measure(name: str, method: Method, contest: Contest, points: int) -> Measured:
-    """Return what a method makes of a pair.
+    """Return the losses and costs of a method on a pair.
 
     Args:
-        points: of the even grid of lam, the ends included; odd, so that the midpoint is one of them.
+        points: number of values of lam, evenly spread and endpoints included; odd, so that the midpoint is one of them.
     Raises:
         UsageError: points is even, or under 3.
     """
     if points < 3 or points % 2 == 0:
-        raise UsageError(f"--points is {points}: the half way point is one of them. Give an odd number from 3 on.")
-    begun = time.process_time()
+        raise UsageError(f"--points is {points}: the midpoint must be one of them. Give an odd number from 3 on.")
+    started = time.process_time()
     aligned = method(contest.pair)
-    seconds = time.process_time() - begun
+    seconds = time.process_time() - started
     lam = [k / (points - 1) for k in range(points)]
     model = aligned.pair.model(aligned.pair.a)
-    said = [contest.ends[0]]
-    for at in lam[1:-1]:
-        set_weights(model, {aligned.pair.written_name(n): t for n, t in aligned.at(at).items()})
-        said.append(all_answers(model, contest.batches))
-    said.append(contest.ends[1])
+    outputs = [contest.ends[0]]
+    for value in lam[1:-1]:
+        set_weights(model, {aligned.pair.written_name(n): t for n, t in aligned.at(value).items()})
+        outputs.append(all_labelled_logits(model, contest.batches))
+    outputs.append(contest.ends[1])
     return Measured(
-        raw=_curve(name, lam, said, [1.0] * points),
-        calibrated=_curve(name, lam, said, [coolness(*one) for one in said]),
+        raw=_curve(name, lam, outputs, [1.0] * points),
+        calibrated=_curve(name, lam, outputs, [best_inverse_temperature(*output) for output in outputs]),
         changed=changed(contest, aligned),
         seconds=seconds,
         note=aligned.note,
@@ -102,7 +104,7 @@ def measure(name: str, method: Method, contest: Contest, points: int) -> Measure
 
 
 def changed(contest: Contest, aligned: Aligned) -> float:
-    """Return by how much the loss of a row changes at most when the ends are written in the new basis."""
+    """Return the largest change of a row's loss that a method makes at an endpoint; rounding, if it keeps the function."""
     pairs = [(contest.exact_ends[1], exact_losses(aligned.pair, aligned.pair.b, contest.batches))]
     if aligned.pair.a is not contest.pair.a:
         pairs.append((contest.exact_ends[0], exact_losses(aligned.pair, aligned.pair.a, contest.batches)))
@@ -110,20 +112,21 @@ def changed(contest: Contest, aligned: Aligned) -> float:
 
 
 def exact_losses(pair: Pair, tensors: Mapping[str, Tensor], batches: Sequence[Batch]) -> Float[Tensor, " n"]:
-    """Return the loss of every answer on the first batches, in float64."""
-    return _losses(*all_answers(pair.model(tensors, torch.float64), batches[:CHECKED_BATCHES]), 1.0)
+    """Return the loss at every label of the first batches, in float64."""
+    return _losses(*all_labelled_logits(pair.model(tensors, torch.float64), batches[:CHECKED_BATCHES]), 1.0)
 
 
-def all_answers(model: object, batches: Sequence[Batch]) -> Answers:
-    """Return what a model says to all batches."""
+def all_labelled_logits(model: object, batches: Sequence[Batch]) -> LabelledLogits:
+    """Return the logits and labels of a model on all batches."""
     with torch.inference_mode():
-        said = [answers(model, batch) for batch in batches]
-    return torch.cat([logits for logits, _ in said]), torch.cat([labels for _, labels in said])
+        outputs = [labelled_logits(model, batch) for batch in batches]
+    return torch.cat([logits for logits, _ in outputs]), torch.cat([labels for _, labels in outputs])
 
 
-def coolness(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
-    """Return the inverse temperature at which the loss is least: the loss is convex in it, so its slope is bisected."""
-    chosen, (low, high) = logits.gather(1, labels[:, None]).mean(dtype=torch.float64), (HOTTEST, COLDEST)
+def best_inverse_temperature(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
+    """Return the inverse temperature at which the loss is least; the loss is convex in it, so its slope is bisected."""
+    low, high = MIN_INVERSE_TEMPERATURE, MAX_INVERSE_TEMPERATURE
+    chosen = logits.gather(1, labels[:, None]).mean(dtype=torch.float64)
     for _ in range(24):
         middle = (low * high) ** 0.5
         slope = ((logits * middle).softmax(1) * logits).sum(1).mean(dtype=torch.float64) - chosen
@@ -131,9 +134,9 @@ def coolness(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> f
     return (low * high) ** 0.5
 
 
-def _curve(name: str, lam: Sequence[float], said: Sequence[Answers], factors: Sequence[float]) -> Curve:
-    losses = [_losses(*one, factor) for one, factor in zip(said, factors, strict=True)]
-    correct = [logits.argmax(1) == labels for logits, labels in said]
+def _curve(name: str, lam: Sequence[float], outputs: Sequence[LabelledLogits], factors: Sequence[float]) -> Curve:
+    losses = [_losses(*output, factor) for output, factor in zip(outputs, factors, strict=True)]
+    correct = [logits.argmax(1) == labels for logits, labels in outputs]
     return make_curve(name, lam, torch.stack(losses).numpy(), torch.stack(correct).numpy())
 
 

@@ -1,7 +1,6 @@
-"""METHODS: every way of bringing model b into the basis of model a, by the name it has in the tables.
+"""METHODS: every way to align model b to model a, by its name in the tables.
 
-A method takes the pair and returns it aligned. To add one, write it as a function here or where it belongs, and give it
-one line in METHODS.
+A method takes the pair and returns it aligned. To add one, write a function and give it one line in METHODS.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ INSIDE = frozenset({"heads", "ffn"})
 
 @dataclass(frozen=True)
 class Aligned:
-    """Two models in one basis, and what lies between them.
+    """An aligned pair, and the models between its endpoints.
 
     Attributes:
-        pair: as it was given, with b moved; a method that folds norms or unties tables changes a and the config too.
-        transform: what moved b, where that is all that happened.
-        between: from lam to the tensors of the model there; the straight line unless a method repairs it.
-        note: what the method says about its choice.
+        pair: the pair with b transformed; a method that folds norms or unties tables changes a and the config too.
+        transform: the transform of b, where nothing else was changed.
+        between: lam -> the tensors of the model there; the straight line unless a method repairs it.
+        note: on the method's choice.
     """
 
     pair: Pair
@@ -47,24 +46,24 @@ Method = Callable[[Pair], Aligned]
 
 
 def straight(pair: Pair, lam: float) -> dict[str, Tensor]:
-    """Return (1 - lam) a + lam b; what is not a floating-point number is a's."""
+    """Return (1 - lam) a + lam b; integer tensors are a's."""
     return {n: torch.lerp(a, pair.b[n], lam) if a.is_floating_point() else a for n, a in pair.a.items()}
 
 
 def moved(pair: Pair, by: Permutation | Transform, note: str = "") -> Aligned:
-    """Return the pair with b moved; in float64 where maps act, so that nothing but the symmetry is held to account."""
+    """Return the pair with b transformed; in float64 where maps act, so that rounding is not measured as a change of b."""
     transform = as_transform(by)
     pair = exact(pair) if transform.maps else pair
     return Aligned(replace(pair, b=apply_transform(pair.spec, transform, pair.b)), transform, note=note)
 
 
-def placed(pair: Pair, alignment: Alignment, note: str = "") -> Aligned:
-    """Return the pair as an alignment says; where it moves a as well, no single transform is named."""
+def aligned_by(pair: Pair, alignment: Alignment, note: str = "") -> Aligned:
+    """Return the pair after an alignment; `transform` is None where it transforms a as well."""
     if not alignment.reference_maps:
         return moved(pair, alignment.transform, note)
-    still = identity(pair.spec, pair.shapes)
+    unmoved = identity(pair.spec, pair.shapes)
     pair = exact(pair)
-    a = apply_transform(pair.spec, Transform(still, alignment.reference_maps), pair.a)
+    a = apply_transform(pair.spec, Transform(unmoved, alignment.reference_maps), pair.a)
     return replace(moved(replace(pair, a=a), alignment.transform, note), transform=None)
 
 
@@ -83,57 +82,57 @@ def matched(by: str, kinds: frozenset[str] | None = None, basis: str = "permutat
     """Return the method that matches by an aligner over these kinds of axes; over all of them if None.
 
     Args:
-        basis: what moves inside heads.
-        restarts: of which the calibration text chooses.
+        basis: `permutation` or `orthogonal`, inside heads.
+        restarts: number of restarts, of which the calibration text chooses one.
     """
 
     def method(pair: Pair) -> Aligned:
         movable = frozenset(pair.kinds())
-        asked = replace(pair, settings=replace(pair.settings, basis=basis, restarts=restarts))
-        compared = asked if aligner(by).compares_merged else in_canonical_form(asked)
-        return placed(pair, aligner(by)(compared)(movable if kinds is None else kinds & movable))
+        configured = replace(pair, settings=replace(pair.settings, basis=basis, restarts=restarts))
+        compared = configured if aligner(by).compares_merged else in_canonical_form(configured)
+        return aligned_by(pair, aligner(by)(compared)(movable if kinds is None else kinds & movable))
 
     return method
 
 
 def rotated(by: str, restarts: int = 0) -> Method:
-    """Return the method with the residual stream rotated, and bases inside heads; of models whose norms can be folded."""
+    """Return the method that rotates the residual stream too, for models whose norms can be folded."""
     turned = matched(by, basis="orthogonal", restarts=restarts)
     return lambda pair: turned(folded_pair(exact(pair)))
 
 
 def chosen(*aligners: str) -> Method:
-    """Return the method of the command line: the aligners' candidates, of which one is chosen without labels."""
+    """Return the method of the command line: one of the aligners' candidates, chosen without labels."""
 
     def method(pair: Pair) -> Aligned:
         kept = choose(pair, {by: aligner(by)(pair) for by in aligners}, None).kept
-        return placed(pair, kept.alignment, note=f"{kept.by}: {kept.name}" if len(aligners) > 1 else kept.name)
+        return aligned_by(pair, kept.alignment, note=f"{kept.by}: {kept.name}" if len(aligners) > 1 else kept.name)
 
     return method
 
 
 def repaired(by: Method) -> Method:
-    """Return the method with the spread of units restored in every model on the way, by the pair's calibration text."""
+    """Return the method with the variance of units repaired in every model between, on the pair's calibration text."""
 
     def method(pair: Pair) -> Aligned:
         from merge.run.repair.repair import repair
 
-        found = by(pair)
+        aligned = by(pair)
 
         def between(lam: float) -> Mapping[str, Tensor]:
-            both, middle = found.pair, found.at(lam)
+            both, middle = aligned.pair, aligned.at(lam)
             ends, weights = (both.a, both.b), (1 - lam, lam)
             batches, spec, name = both.batches, both.spec, both.written_name
             return repair(both.config, middle, ends, lambda _: weights, batches, spec, name)[0]
 
-        return replace(found, between=between)
+        return replace(aligned, between=between)
 
     return method
 
 
 def together(pair: Pair) -> Aligned:
-    """Return the pair as the universe of two models has it."""
-    return placed(pair, aligner("universe").align_jointly([pair], frozenset(pair.kinds()))[0])
+    """Return the pair aligned through the universe of its two models."""
+    return aligned_by(pair, aligner("universe").align_jointly([pair], frozenset(pair.kinds()))[0])
 
 
 METHODS: dict[str, Method] = {
@@ -167,8 +166,8 @@ METHODS: dict[str, Method] = {
     "learned, rotation": rotated("learned"),
 }
 
-# Methods of pre-LN models alone: of others the residual stream cannot be rotated.
+# Methods for pre-LN models only: the residual stream of others cannot be rotated.
 PRE_LAYER_NORM = frozenset(name for name in METHODS if ", rotation" in name)
 
-# Methods after which b is not the function it was: they are not held to it.
+# Methods that do not keep the function of b, for which it is not checked.
 SOFT: frozenset[str] = frozenset()

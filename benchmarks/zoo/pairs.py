@@ -1,4 +1,4 @@
-"""Two trained models as the pair an aligner sees."""
+"""Two trained models as the pair that an aligner takes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def open_pair(
     """Return the models of two folders as a pair, with the text it is aligned on.
 
     Args:
-        mask: the token that hides a word from a masked language model.
-        special: tokens that are never hidden.
+        mask: the mask token of a masked language model.
+        special: tokens that are never masked.
     """
     first, second = open_checkpoint(str(a)), open_checkpoint(str(b))
     return Pair(

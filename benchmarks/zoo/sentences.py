@@ -1,4 +1,4 @@
-"""Labelled sentences and pairs, tokenised: word vocabularies made from the text itself, training batches, rows to measure on."""
+"""Labelled sentences and pairs: a vocabulary made from the text itself, training batches, and labelled rows to measure on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from merge.checkpoints.inputs import Batch, encode
 from zoo.training import Batches
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-LONGEST = 48  # tokens read of a text or pair
+MAX_LENGTH = 48  # tokens of a text or pair
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts (text,) or (text, text_pair), the class of each, and what the classes are called."""
+    """Texts (text,) or (text, text_pair), the class of each, and the names of the classes."""
 
     texts: tuple[tuple[str, ...], ...]
     gold: tuple[int, ...]
@@ -42,15 +42,15 @@ def word_tokenizer(texts: Sequence[tuple[str, ...]]) -> Any:
     return BertTokenizer(vocab={entry: i for i, entry in enumerate(entries)}, do_lower_case=True)
 
 
-def padded(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int = LONGEST) -> dict[str, Tensor]:
+def padded(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int = MAX_LENGTH) -> dict[str, Tensor]:
     """Return all texts as one padded batch, the longer ones cut."""
     columns = [list(column) for column in zip(*texts, strict=True)]
-    made = tokenizer(*columns, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-    return dict(made)
+    encoded = tokenizer(*columns, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    return dict(encoded)
 
 
 def training_batches(tokenizer: Any, examples: Examples, rows: int) -> Batches:
-    """Return what draws batches of random examples, each as wide as its longest."""
+    """Return a function that draws batches of random examples, each as wide as its longest text."""
     inputs, gold = padded(tokenizer, examples.texts), torch.tensor(examples.gold)
 
     def draw(generator: torch.Generator) -> Iterator[Mapping[str, Tensor]]:
@@ -64,7 +64,7 @@ def training_batches(tokenizer: Any, examples: Examples, rows: int) -> Batches:
 
 def labelled_rows(tokenizer: Any, examples: Examples) -> tuple[Batch, ...]:
     """Return all examples in batches of like length, with their labels."""
-    encoded, gold = encode(tokenizer, examples.texts, LONGEST), torch.tensor(examples.gold)
+    encoded, gold = encode(tokenizer, examples.texts, MAX_LENGTH), torch.tensor(examples.gold)
     return tuple(
         {**batch, "labels": gold[list(rows)]} for batch, rows in zip(encoded.batches, encoded.rows, strict=True)
     )

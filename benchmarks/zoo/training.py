@@ -1,4 +1,4 @@
-"""Training small models from a seed, each once: a finished model is read from its folder, an unfinished one is begun again.
+"""Train small models from a seed, each once: a finished model is read from its folder, an unfinished one is trained anew.
 
 On one thread, so that the same seed gives the same bytes on the same machine and versions.
 """
@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from merge.checkpoints.transformers_model import model_class, model_config, quiet
-from zoo.answers import answers
+from zoo.labelled_logits import labelled_logits
 
 RECORD = "training.json"
 RECENT = 50  # steps over which the training loss is averaged
 
-# From the seed of a run to its batches, labels among them, without end.
+# The generator of a run -> its labelled batches, without end.
 Batches = Callable[[torch.Generator], Iterator[Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained: AdamW, a linear warm-up, then half a cosine down to a thousandth of the rate."""
+    """The settings of a training run: AdamW, a linear warm-up, then half a cosine down to a thousandth of the rate."""
 
     steps: int
     rate: float = 2e-3
@@ -43,7 +43,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model's folder, the mean loss of its last steps, and the CPU seconds it took."""
+    """A trained model: its folder, the mean loss of its last steps, and the CPU seconds of training."""
 
     folder: Path
     loss: float
@@ -59,15 +59,15 @@ def trained(
     start: Path | None = None,
     tokenizer: Any = None,
 ) -> Trained:
-    """Return the model of this folder, after training it unless the folder holds it already.
+    """Return the model of this folder, trained if the folder does not hold it yet.
 
     Args:
         config: config.json of the model.
         seed: of the initial weights (of those a start lacks) and of the order of batches.
-        start: a folder of weights to begin from; random weights without.
+        start: a folder of initial weights; random weights if None.
         tokenizer: saved beside the model.
     Raises:
-        SystemExit: the folder holds a model that was trained otherwise.
+        SystemExit: the folder holds a model that was trained with other settings.
     """
     wanted = {
         "config": dict(config),
@@ -80,17 +80,17 @@ def trained(
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         other = [key for key in wanted if record[key] != wanted[key]]
         if other:
-            asked = f"{other[0]} {record[other[0]]}, where {wanted[other[0]]} is asked for"
-            raise SystemExit(f"{folder} holds a model that was trained with {asked}. Use another --folder.")
+            differs = f"{other[0]} {record[other[0]]}, where {wanted[other[0]]} is asked for"
+            raise SystemExit(f"{folder} holds a model that was trained with {differs}. Use another --folder.")
         return Trained(folder, record["loss"], record["seconds"])
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model = _fresh(config, start)
-    begun = time.process_time()
+    model = _initial_model(config, start)
+    started = time.process_time()
     loss = _train(model, training, batches(torch.Generator().manual_seed(7777 + seed)))
-    seconds = time.process_time() - begun
+    seconds = time.process_time() - started
     with quiet():
         model.save_pretrained(unfinished)
     if tokenizer is not None:
@@ -101,7 +101,7 @@ def trained(
     return Trained(folder, loss, seconds)
 
 
-def _fresh(config: Mapping[str, Any], start: Path | None) -> Any:
+def _initial_model(config: Mapping[str, Any], start: Path | None) -> Any:
     if start is None:
         return model_class(config)(model_config(config))
     with quiet():
@@ -116,7 +116,7 @@ def _train(model: Any, training: Training, batches: Iterator[Mapping[str, Tensor
     for step in range(training.steps):
         for group in optimizer.param_groups:
             group["lr"] = training.rate_at(step)
-        loss = torch.nn.functional.cross_entropy(*answers(model, next(batches)))
+        loss = torch.nn.functional.cross_entropy(*labelled_logits(model, next(batches)))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
