@@ -1,4 +1,4 @@
-"""Evaluation after a merge: evaluate-models scores the result and its inputs, and the scores go into its card."""
+"""Evaluate a merge: evaluate-models scores the result and its inputs, and the scores are written into its card."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ START = "import sys; sys.path.append(sys.argv.pop(1)); from merge.entry import e
 
 
 class EvaluationError(MergeError):
-    """The merge is in place, but it could not be evaluated."""
+    """The merge was written, but it could not be evaluated."""
 
 
 def check_evaluation(recipe: Recipe) -> None:
-    """Stop before anything is merged where an evaluation's data is not there.
+    """Stop before anything is merged where the data of an evaluation does not exist.
 
     Raises:
-        TaskError: a path that does not exist.
+        TaskError: a path does not exist.
     """
     for entry in recipe.evaluation:
         if entry.data is not None and not Path(entry.data).exists():
@@ -38,7 +38,7 @@ def check_evaluation(recipe: Recipe) -> None:
 def evaluate(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[str, ...]:
     """Score the merge and its inputs on every task of the recipe, write the scores into its card, and return notes.
 
-    The report, results.json and a page, is written to the folder `<output>-report`; what it holds is not scored again.
+    The report, results.json and a page, is written to the folder `<output>-report`; scores that it has are not measured again.
 
     Raises:
         EvaluationError: evaluate-models fails; the merge stays as it is.
@@ -54,9 +54,9 @@ def evaluate(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[str, ...]:
             command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
         )
         if done.returncode != 0:
-            said = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "(nothing)")
+            message = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "(nothing)")
             raise EvaluationError(
-                f"{output} is written, but its evaluation on {entry.task} failed (exit {done.returncode}): {said.strip()}"
+                f"{output} is written, but its evaluation on {entry.task} failed (exit {done.returncode}): {message.strip()}"
             )
     try:
         add_results(output, report / "results.json")

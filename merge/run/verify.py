@@ -1,4 +1,4 @@
-"""Verification: is a merged folder still what its manifest says it is, and are its inputs still those it was made of?"""
+"""Verify a merged folder: compare its files, and the inputs it was made of, with the hashes in its manifest."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MANIFESTS = ("merge.json", "edit.json")  # of merge-models and of edit-layers; a
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found, by file and by input.
+    """The result of a verification, by file and by input.
 
     Attributes:
         files: file -> "same", "changed", "missing" (in the manifest only) or "not in the manifest".
-        inputs: model, or transform that was applied, as it was named -> "same", "changed" or "not here".
+        inputs: model or applied transform, by the name it was given -> "same", "changed" or "not here".
     """
 
     files: Mapping[str, str]
@@ -28,17 +28,17 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether every file is the one that was written, and no input that is here has become another."""
+        """Whether every file is as it was written, and no input that exists here has changed."""
         return set(self.files.values()) <= {"same"} and "changed" not in self.inputs.values()
 
 
 def verify(folder: Path) -> Verification:
-    """Recompute the SHA-256 of every file of a merged folder, and of what it was made from where that is found.
+    """Recompute the SHA-256 of every file of a merged folder, and of the inputs it was made of that exist here.
 
-    Inputs are looked for under the path they were given as; a Hub commit cannot change and is not fetched.
+    An input is read from the path that it was given by; a Hub commit cannot change and is not fetched.
 
     Raises:
-        CheckpointError: the folder has no manifest of ours.
+        CheckpointError: the folder has no manifest of merge-models or edit-layers.
     """
     path = next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
     if path is None:

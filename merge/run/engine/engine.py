@@ -1,8 +1,8 @@
-"""The engine: every tensor of the result merged by its method, in threads and in pieces, straight into the output files.
+"""Merge every tensor of the result by its method, in threads and in pieces, straight into the output files.
 
-Weights are read from memory-mapped files. A method that works entry by entry is given pieces of a tensor that stay in
-the processor's cache, any other whole tensors, so memory is bounded by the largest tensor and not by the model. What is
-written depends neither on the number of threads nor on the order of the models or the layout of their files.
+Weights are read from memory-mapped files. A method that works entry by entry takes pieces of a tensor that fit into the
+processor's cache, any other takes whole tensors, so memory is bounded by the largest tensor and not by the model. The bytes
+that are written depend neither on the number of threads nor on the order of the models or the layout of their files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-PIECE = 1 << 18  # entries: what a few models' worth of float32 takes of a core's own cache
+PIECE = 1 << 18  # entries: the float32 of a few models then fits into a core's cache
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Job:
 
     Attributes:
         name: canonical name in the result.
-        method: with the settings that hold for this tensor.
-        sources: (model, canonical name there) for each model that has a part in it.
-        base: its name in the base, None if there is none or the method takes none.
+        method: with the settings of this tensor.
+        sources: (number of the model, canonical name in it) for each model that is merged into it.
+        base: canonical name in the base; None without a base, or where the method takes none.
     """
 
     name: str
@@ -52,13 +52,13 @@ def _no_statistics(kind: str, name: str) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Input:
-    """One model as the engine reads it.
+    """One model that the engine reads.
 
     Attributes:
-        source: what the user typed, for messages.
-        tensor: canonical name -> tensor as stored, in the reference's basis; of the engine's kind of arrays.
-        key: names the model by its content, whatever its folder or the layout of its files.
-        statistics: (kind, canonical name) -> what the data pass measured, None where it measured nothing.
+        source: the path or id that the user gave, for messages.
+        tensor: canonical name -> stored tensor, in the reference's basis; an array of the engine's `arrays`.
+        key: identifies the model by its content, whatever its folder or the layout of its files.
+        statistics: (kind, canonical name) -> the measured statistics; None where there are none.
     """
 
     source: str
@@ -69,11 +69,11 @@ class Input:
 
 @dataclass(frozen=True)
 class CommonRows:
-    """What brings tensors with a row per token into one vocabulary.
+    """The rows that bring tensors with one row per token into one vocabulary.
 
     Attributes:
-        names: canonical names of those tensors.
-        rows: for each model, and last for the base if there is one, the row of its own that fills each row of the result.
+        names: canonical names of these tensors.
+        rows: for each model, and last for the base if there is one, the index of its row for each row of the result.
     """
 
     names: frozenset[str]
@@ -82,15 +82,15 @@ class CommonRows:
 
 @dataclass(frozen=True)
 class Engine:
-    """What every tensor is merged with.
+    """Merges the tensors of some models.
 
     Attributes:
         models: in the order of the recipe.
         base: the model that task vectors are measured from.
-        vocabulary: what brings all models into one vocabulary; None where they share one.
-        dtype: of the arithmetic, F32 or F64; None for F32, or F64 where a model is.
+        vocabulary: the rows of each model in the result's vocabulary; None where all models have one vocabulary.
+        dtype: of the arithmetic, F32 or F64; None for F64 where a tensor is F64, else F32.
         seed: of the random masks.
-        arrays: what tensors are, and where the arithmetic is done; numpy's for methods that say so alone.
+        arrays: the library and device of the arithmetic; numpy only if every method takes numpy arrays.
     """
 
     models: tuple[Input, ...]
@@ -107,10 +107,11 @@ class Engine:
         dtypes: Mapping[str, str],
         threads: int,
     ) -> None:
-        """Merge every job, in this order but for threads, and write it in pieces: write(name, flat piece, first entry).
+        """Merge every job and write it in pieces: write(name, flat piece, index of its first entry).
 
         Args:
-            dtypes: name -> what is written, in safetensors' letters.
+            jobs: started in this order.
+            dtypes: name -> dtype that is written, in safetensors' letters.
         Raises:
             CheckpointError: an input holds NaN or infinity.
             MismatchError: integer tensors differ.
@@ -126,7 +127,7 @@ class Engine:
             in_threads([partial(merge, job) for job in jobs], threads, "merging tensors")
 
     def pieces(self, job: Job, thresholds: tuple[float, ...] = ()) -> Iterator[tuple[int, Array]]:
-        """Yield (first entry, flat piece) of one merged tensor."""
+        """Yield (index of its first entry, flat piece) for the pieces of one merged tensor."""
         tensors, base = self._read(job)
         if self._is_integer(tensors[0]):
             yield 0, self._same_integers(job, tensors).reshape(-1)
@@ -151,7 +152,7 @@ class Engine:
             yield a, self._finite_result(job.name, merged)
 
     def _read(self, job: Job) -> tuple[list[Array], Array | None]:
-        """Return the job's tensors and its base's, in the rows of the result if they have a row per token."""
+        """Return the tensors of a job and that of its base; rows of tokens in the order of the result's vocabulary."""
         tensors = [self.models[model].tensor(name) for model, name in job.sources]
         base = None if job.base is None or self.base is None else self.base.tensor(job.base)
         if self.vocabulary is None or job.name not in self.vocabulary.names:
@@ -177,7 +178,7 @@ class Engine:
         return self._dtype([*tensors, *([] if base is None else [base])])
 
     def _prepare(self, job: Job, tensors: Sequence[Array], dtype: str) -> list[Array]:
-        """Return what the method is given: every tensor in the dtype of the arithmetic, checked to be finite."""
+        """Return the tensors in the dtype of the arithmetic, checked to be finite."""
         prepared = []
         for tensor, (model, name) in zip(tensors, job.sources, strict=True):
             self._check_finite(tensor, self.models[model].source, name)
@@ -200,7 +201,7 @@ class Engine:
         return merged
 
     def _cast(self, name: str, merged: Array, dtype: str) -> Array:
-        """Return a piece as it is written; a narrower dtype may not hold its largest entries."""
+        """Return a piece in the dtype that is written, checked to be finite: a narrow dtype may not hold large entries."""
         cast = self.arrays.cast(merged, dtype)
         if dtype not in (*INTEGER_DTYPES, self.arrays.dtype(merged)) and not self.arrays.is_finite(cast):
             wider = "bfloat16" if dtype == "F16" else "float64"
@@ -219,7 +220,7 @@ class Engine:
     def _in_canonical_order(
         self, job: Job, tensors: list[Array], thresholds: tuple[float, ...]
     ) -> tuple[Job, list[Array], tuple[float, ...]]:
-        """Return the models in the order of their keys where the formula knows no order: sums then round alike."""
+        """Return the models in the order of their keys, unless the method depends on their order: so sums round alike."""
         if job.method.order_matters or len(tensors) < 2:
             return job, tensors, thresholds
         settings = _per_model(job.method, len(tensors))
@@ -231,8 +232,8 @@ class Engine:
             job.method, **{key: tuple(value[k] for k in order) for key, value in settings.items()}
         )
         sources = tuple(job.sources[k] for k in order)
-        turned = dataclasses.replace(job, method=method, sources=sources)
-        return turned, [tensors[k] for k in order], tuple(thresholds[k] for k in order) if thresholds else ()
+        reordered = dataclasses.replace(job, method=method, sources=sources)
+        return reordered, [tensors[k] for k in order], tuple(thresholds[k] for k in order) if thresholds else ()
 
     def _generators(self, job: Job) -> tuple[torch.Generator, ...]:
         if not job.method.random:
@@ -242,21 +243,21 @@ class Engine:
     def _statistics(self, job: Job) -> tuple[Tensor, ...]:
         if job.method.statistics is None:
             return ()
-        found = [self.models[model].statistics(job.method.statistics, name) for model, name in job.sources]
-        having = tuple(s for s in found if s is not None)
-        if having and len(having) < len(found):
+        statistics = [self.models[model].statistics(job.method.statistics, name) for model, name in job.sources]
+        measured = tuple(each for each in statistics if each is not None)
+        if measured and len(measured) < len(statistics):
             raise MismatchError(
-                f"{job.name}: {len(having)} of {len(found)} models have {job.method.statistics} statistics."
+                f"{job.name}: {len(measured)} of {len(statistics)} models have {job.method.statistics} statistics."
             )
-        return having
+        return measured
 
     def _thresholds(self, jobs: Sequence[Job], threads: int) -> dict[Any, tuple[float, ...]]:
-        """Return, for methods that trim over the whole model, the smallest |delta| kept of each model."""
+        """Return, for methods that trim over the whole model, the smallest |delta| that is kept of each model."""
         groups: dict[Any, list[Job]] = {}
         for job in jobs:
             if job.method.kept_fractions(len(job.sources)) is not None:
                 groups.setdefault(_group(job), []).append(job)
-        found = {}
+        thresholds = {}
         for group, members in groups.items():
             double = any(self._job_dtype(job) == "F64" for job in members)
 
@@ -265,11 +266,11 @@ class Engine:
                 in_threads(tasks, threads, "ranking task vectors")
 
             method, models = group
-            found[group] = magnitude_thresholds(method.kept_fractions(len(models)), sweep, double)
-        return found
+            thresholds[group] = magnitude_thresholds(method.kept_fractions(len(models)), sweep, double)
+        return thresholds
 
     def _visit(self, job: Job, double: bool, visit: Visit) -> None:
-        """Show every piece of |model - base| of every source of a job, computed as its method computes it."""
+        """Call `visit` with every piece of |model - base| of every source of a job, in the dtype of its method."""
         tensors, base = self._read(job)
         if base is None or self._is_integer(tensors[0]):
             return
@@ -283,7 +284,7 @@ class Engine:
 
 
 def _group(job: Job) -> Any:
-    """Return what jobs have in common whose entries are ranked together: the method and the models."""
+    """Return the method and the models of a job: the entries of jobs that share both are ranked together."""
     return job.method, tuple(model for model, _ in job.sources)
 
 

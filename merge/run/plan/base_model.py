@@ -31,14 +31,14 @@ def base_model(checkpoint: Checkpoint) -> Checkpoint:
     """Return the base model inside a checkpoint as a checkpoint of its own: no head, no modules, no labels.
 
     Raises:
-        MismatchError: the class has no base model that could be told apart from its head.
+        MismatchError: the class has no base model that is separate from its head.
     """
     prefix = checkpoint.structure.prefix
     tensors = {name: t for name, t in checkpoint.tensors.items() if prefix and name.startswith(f"{prefix}.")}
     if not tensors:
         raise MismatchError(
-            f"{checkpoint.source}: {checkpoint.architecture} holds no base model of its own, so what is its head cannot be "
-            "told. Leave out --heads."
+            f"{checkpoint.source}: {checkpoint.architecture} holds no base model of its own, so its head cannot "
+            "be told from the rest. Leave out --heads."
         )
     config = {k: v for k, v in checkpoint.config.items() if k not in LABEL_KEYS and k not in CROSS_ENCODER_KEYS}
     structure = structure_of(config | {"architectures": [base_class(checkpoint)]})

@@ -22,11 +22,12 @@ class Output:
     """One folder that a merge writes.
 
     Attributes:
-        folder: inside the output, "" for the output itself.
+        folder: its name inside the output; "" for the output itself.
         owner: the model whose class, config and side files it has.
-        sources: canonical name -> (model, name there) for each model that has a part in it.
-        copied: the names that one model gives and nothing is merged into.
-        rows: for each model its row for each class of the result, for the tensors in `labelled`.
+        sources: canonical name -> (number of the model, name in it) for each model that the tensor is merged from.
+        copied: the tensors that are copied from one model.
+        labelled: the tensors that have one row per class.
+        rows: for each model the index of its row for each class of the result, -1 where it lacks the class.
     """
 
     folder: str
@@ -66,11 +67,11 @@ def plan_heads(policy: str | None, given: ModelSet) -> HeadPlan:
     """Return the plan of the models' heads under a policy; from headers alone.
 
     None merges whole models, whose labels must be the same. `average` has the labels of the first model and averages each
-    class over the models that have it. `reference`, `drop` and `keep-all` merge the base models alone; around them goes the
-    first model's head, none, or each model's own in a folder of its own.
+    class over the models that have it. `reference`, `drop` and `keep-all` merge the base models alone; the result has the
+    first model's head, no head, or each model's head in a folder of its own.
 
     Raises:
-        MismatchError: a model has no base model that could be told apart.
+        MismatchError: a model has no base model that is separate from its head.
     """
     models = given.models
     if policy is None or (policy == "average" and not _labels_differ(models)):
@@ -135,7 +136,7 @@ def _outside(model: Checkpoint, shared: Set[str]) -> list[str]:
 
 
 def _keep(plan: HeadPlan, k: int, folder: str) -> Output:
-    """Return the output that has the merged base model and everything else of model k."""
+    """Return the output with the merged base model and all other tensors of model k."""
     shared, owner = plan.merged.reference.tensors.keys(), plan.given.models[k]
     numbers = range(len(plan.given.models))
     sources = {name: tuple((m, name) for m in numbers) if name in shared else ((k, name),) for name in owner.tensors}
@@ -189,14 +190,14 @@ def _average(plan: HeadPlan) -> HeadPlan:
 
 
 def _head_faults(a: Checkpoint, b: Checkpoint, shared: Set[str], labelled: Set[str]) -> list[str]:
-    """Compare what lies outside the base model; the number of rows of a classifier may differ."""
-    own, other = _outside(a, shared), _outside(b, shared)
+    """Return the faults of two heads that cannot be averaged; the number of rows of a classifier may differ."""
+    of_a, of_b = _outside(a, shared), _outside(b, shared)
     faults = []
-    if missing := [name for name in own if name not in b.tensors]:
+    if missing := [name for name in of_a if name not in b.tensors]:
         faults.append(f"{b.source} lacks {some(missing, NAMES_SHOWN)} that {a.source} has.")
-    if extra := [name for name in other if name not in a.tensors]:
+    if extra := [name for name in of_b if name not in a.tensors]:
         faults.append(f"{b.source} has {some(extra, NAMES_SHOWN)} that {a.source} lacks.")
-    for name in own:
+    for name in of_a:
         if name not in b.tensors:
             continue
         skip = int(name in labelled)
@@ -207,15 +208,15 @@ def _head_faults(a: Checkpoint, b: Checkpoint, shared: Set[str], labelled: Set[s
 
 
 def _label_notes(models: Sequence[Checkpoint], labels: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return which classes are whose, and which are left out."""
-    own = [set(fold(names)) for names in labels]
+    """Return notes on the classes that some models lack, and on those that are left out."""
+    keys_of = [set(fold(names)) for names in labels]
     notes = []
     for name, key in zip(labels[0], fold(labels[0]), strict=True):
-        having = [model.source for model, keys in zip(models, own, strict=True) if key in keys]
+        having = [model.source for model, keys in zip(models, keys_of, strict=True) if key in keys]
         if len(having) < len(models):
             notes.append(f"class {name} comes from {' and '.join(having)} alone")
     for model, names in zip(models[1:], labels[1:], strict=True):
-        if left := [name for name, key in zip(names, fold(names), strict=True) if key not in own[0]]:
+        if left := [name for name, key in zip(names, fold(names), strict=True) if key not in keys_of[0]]:
             notes.append(f"classes of {model.source} left out, which {models[0].source} has not: {', '.join(left)}")
     if any(map(is_generic, labels)):
         notes.append("labels carry placeholder names (LABEL_0, ...) and were taken to mean the same in every model")
@@ -223,7 +224,7 @@ def _label_notes(models: Sequence[Checkpoint], labels: Sequence[tuple[str, ...]]
 
 
 def output_folders(sources: Sequence[str]) -> tuple[str, ...]:
-    """Return a folder name for each model: the last part of its path or Hub id, numbered where it stands twice."""
+    """Return a folder name for each model: the last part of its path or Hub id, numbered where two are equal."""
     folders: list[str] = []
     for source in sources:
         plain = Path(source).expanduser().name if Path(source).name not in ("", "..") else Path(source).resolve().name

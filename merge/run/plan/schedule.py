@@ -1,4 +1,4 @@
-"""Schedule: which method, with which settings and from which tensors, makes each tensor of the result."""
+"""The schedule of a merge: the method, its settings and the source tensors of each tensor of the result."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from merge.run.plan.heads import HeadPlan, Output
 
 @dataclass(frozen=True)
 class Schedule:
-    """The jobs of a merge, and what is to be said of them.
+    """The jobs of a merge.
 
     Attributes:
         jobs: one for each tensor of the result, in the reference's order.
         plan: the layers of the result, None where they are the reference's.
-        notes: what was left out or merged by another rule.
+        notes: the tensors that were left out or merged by another rule.
     """
 
     jobs: tuple[Job, ...]
@@ -43,12 +43,15 @@ class Schedule:
 
 
 def make_schedule(recipe: Recipe, heads: HeadPlan, output: int = 0) -> Schedule:
-    """Return the schedule of one output of a recipe, from headers alone; all but keep-all's have one.
+    """Return the schedule of one output, from headers alone.
+
+    Args:
+        output: its number in the plan of the heads; all policies but keep-all have one output.
 
     Raises:
         RecipeError: an override matches no tensor.
         UsageError: layers that do not exist, a gradient over an architecture whose layers are not known.
-        MismatchError: the base lacks tensors and no rule says what becomes of them, or layers do not fit together.
+        MismatchError: the base lacks tensors and the recipe has no rule for them, or layers do not fit together.
     """
     models, made = heads.given.models, heads.outputs[output]
     plan = _layer_plan(recipe, models)
@@ -76,13 +79,13 @@ def make_schedule(recipe: Recipe, heads: HeadPlan, output: int = 0) -> Schedule:
 
 
 def _left_out(models: Sequence[Checkpoint], left_out: Sequence[tuple[int, str]]) -> list[str]:
-    """Return a note for each model of which tensors go nowhere."""
+    """Return a note for each model that has tensors in no slice of the result."""
     names: dict[int, list[str]] = {}
     for model, name in left_out:
         names.setdefault(model, []).append(name)
     return [
-        f"{models[model].source}: {len(found)} tensors are in no slice of the result, {found[0]} among them"
-        for model, found in names.items()
+        f"{models[model].source}: {len(unused)} tensors are in no slice of the result, {unused[0]} among them"
+        for model, unused in names.items()
     ]
 
 
@@ -114,7 +117,7 @@ def _check_overrides(recipe: Recipe, names: Sequence[str]) -> None:
 
 @dataclass
 class _Maker:
-    """Makes jobs; every combination of method and settings once."""
+    """Makes jobs; each combination of method and settings is made once and shared."""
 
     recipe: Recipe
     models: Sequence[Checkpoint]
@@ -139,7 +142,7 @@ class _Maker:
         return Job(name, method, sources, base)
 
     def _by_label(self, name: str, sources: tuple[tuple[int, str], ...]) -> Method:
-        """Return the average by class; of the methods, linear alone has weights that are an average's."""
+        """Return the average by class, with the weights of linear; other methods have no weights of an average."""
         method = self._method(name, [model for model, _ in sources])
         return LabelAverage(self.output.rows, method.weights if isinstance(method, Linear) else None)
 
@@ -158,7 +161,7 @@ class _Maker:
         return Linear(weights=weights)
 
     def _method(self, name: str, models: Sequence[int]) -> Method:
-        """Return the method for one tensor: the recipe's, as its slice and the overrides that match it change it."""
+        """Return the method for one tensor: the recipe's, changed by its slice and by the overrides that match it."""
         recipe, entries = self.recipe, [self.recipe.models[model] for model in models]
         parts: list[Slice | Override] = [*self._slice_of(name)]
         written = self.models[0].written_name(name)
@@ -180,33 +183,33 @@ class _Maker:
         return self._made[key]
 
     def _slice_of(self, name: str) -> Sequence[Slice]:
-        """Return the slice that an output tensor belongs to: before the layers the first, after them the last."""
+        """Return the slice of an output tensor; tensors before the layers are in the first, tensors after them in the last."""
         if self.recipe.slices is None or self.plan is None:
             return ()
-        place = self._layer(name)
-        if place is None:
+        layer = self._layer(name)
+        if layer is None:
             early = before_layers(name, self.models[0].model_type)
             return (self.recipe.slices[0 if early else -1],)
         for part in self.recipe.slices:
             length = len(parse_layers(part.layers if part.sources is None else part.sources[0].layers))  # type: ignore[arg-type]
-            if place < length:
+            if layer < length:
                 return (part,)
-            place -= length
+            layer -= length
         return ()
 
     def _layer(self, name: str) -> int | None:
-        found = layer_of(name, self.models[0].model_type)
-        return None if found is None else found[1]
+        stack_and_layer = layer_of(name, self.models[0].model_type)
+        return None if stack_and_layer is None else stack_and_layer[1]
 
     def _position(self, name: str) -> float:
-        """Return where a tensor stands between the first layer (0) and the last (1)."""
+        """Return the position of a tensor between the first layer (0) and the last (1)."""
         layer = self._layer(name)
         if layer is None:
             return 0.0 if before_layers(name, self.models[0].model_type) else 1.0
         count = (
             len(self.plan.layers)
             if self.plan is not None
-            else 1 + max(found for found in map(self._layer, self.models[0].tensors) if found is not None)
+            else 1 + max(number for number in map(self._layer, self.models[0].tensors) if number is not None)
         )
         return layer / max(count - 1, 1)
 

@@ -1,4 +1,4 @@
-"""The vocabulary that a recipe asks for: whose it is, whether every model's rows can be brought into it, and where they go."""
+"""Choose the vocabulary of the result, and check that the rows of every model can be brought into it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ def choose_vocabulary(recipe: Recipe, heads: HeadPlan) -> VocabularyPlan | None:
     """Return the plan of the vocabulary that the recipe asks for; None where it asks for none, and all agree.
 
     Raises:
-        UsageError: the recipe asks for a tokenizer that is none of its models'.
-        MismatchError: the vocabularies cannot be brought together, or models are to be aligned as well.
+        UsageError: the recipe names a tokenizer that is not one of its models.
+        MismatchError: the vocabularies cannot be combined, or models are to be aligned as well.
     """
     if recipe.tokenizer is None:
         return None
     given = heads.given
-    places: dict[str, int] = {entry.model: k for k, entry in reversed(list(enumerate(recipe.models)))} | {
-        "reference": 0
-    }
+    numbers: dict[str, int] = {entry.model: k for k, entry in reversed(list(enumerate(recipe.models)))}
+    numbers |= {"reference": 0}
     if given.base is not None:
-        places["base"] = len(given.models)
-    known = [*places, "union"]
-    if recipe.tokenizer not in known:
-        raise UsageError(f"tokenizer {recipe.tokenizer!r} is none of the models.{nearest(recipe.tokenizer, known)}")
+        numbers["base"] = len(given.models)
+    sources = [*numbers, "union"]
+    if recipe.tokenizer not in sources:
+        raise UsageError(
+            f"unknown tokenizer {recipe.tokenizer!r}: it is not one of the models.{nearest(recipe.tokenizer, sources)}"
+        )
     sizes = [checkpoint.structure.settings["vocab_size"] for checkpoint in given.all]
-    wanted: Any = "union" if recipe.tokenizer == "union" else places[recipe.tokenizer]
-    plan = plan_vocabulary([read_tokenizer(c.folder) for c in given.all], [c.source for c in given.all], sizes, wanted)
+    chosen: Any = "union" if recipe.tokenizer == "union" else numbers[recipe.tokenizer]
+    plan = plan_vocabulary([read_tokenizer(c.folder) for c in given.all], [c.source for c in given.all], sizes, chosen)
     _check_copied_rows(heads, plan)
     moved = any(rows.tolist() != list(range(size)) for rows, size in zip(plan.rows, sizes, strict=True))
     if moved and recipe.align.moves:
@@ -49,7 +50,7 @@ def choose_vocabulary(recipe: Recipe, heads: HeadPlan) -> VocabularyPlan | None:
 
 
 def _check_copied_rows(heads: HeadPlan, plan: VocabularyPlan) -> None:
-    """Stop where a head with one row per token goes along with a vocabulary that has tokens it has no row for."""
+    """Stop where a copied head with one row per token has no row for some tokens of the result's vocabulary."""
     for output in heads.outputs:
         for name in sorted(output.copied & vocabulary_names(output.owner)):
             ((model, _),) = output.sources[name]
