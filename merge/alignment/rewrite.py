@@ -207,11 +207,11 @@ def _stored(
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint.folder / file, folder / file)
     opened, original = open_checkpoint(str(folder)), checkpoint.tensors
-    default = next(stored.own_dtype for stored in original.values() if not stored.is_integer)
-    dtypes = {name: original[name].own_dtype if name in original else default for name in opened.tensors}
+    default = next(stored.result_dtype for stored in original.values() if not stored.is_integer)
+    dtypes = {name: original[name].result_dtype if name in original else default for name in opened.tensors}
     return replace(
         opened,
-        tensors={name: replace(stored, given=dtypes[name]) for name, stored in opened.tensors.items()},
+        tensors={name: replace(stored, original_dtype=dtypes[name]) for name, stored in opened.tensors.items()},
         source=checkpoint.source,
         commit=checkpoint.commit,
         left_behind=checkpoint.left_behind,

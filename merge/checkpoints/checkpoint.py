@@ -1,7 +1,7 @@
 """Checkpoint: a local folder or Hub id, its config, its tensors (lazy, memory-mapped) and its side files.
 
-Tensors carry *canonical* names (canonical_names.py), tied twins once under their source; buffers that older versions stored
-are left out. weight_files.py knows shards.
+Tensors have *canonical* names (merge.checkpoints.names.canonical), tied tensors one name, their source's; buffers that older
+versions stored are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Opened = TypeVar("Opened")
-SAMPLES = 64  # entries of a tensor that tell models apart
+SAMPLED_ENTRIES = 64  # of each tensor, in the fingerprint
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Checkpoint:
 
     Attributes:
         source: what the user typed.
-        folder: where the files lie.
+        folder: of the files.
         commit: the Hub commit, or None for a local folder.
         structure: what transformers makes of the config.
         tensors: canonical name -> where it is stored.
         writes_prefix: whether transformers writes these names with the prefix (it does not for the base model alone).
-        side_files: relative paths of tokenizer and other files that go along with the weights.
-        left_behind: relative paths of files that do not (weights of other formats, training state).
-        notes: what was canonicalised and deserves to be said.
+        side_files: relative paths of tokenizer and other files, which are copied with the weights.
+        left_behind: relative paths of files that are not copied (weights of other formats, training state).
+        notes: changes of names and left-out tensors, for the user.
     """
 
     source: str
@@ -114,7 +114,7 @@ class Checkpoint:
     def array(self, name: str) -> NDArray[Any]:
         """Return one tensor as a read-only numpy array, memory-mapped; from a pickle through torch.
 
-        Numpy has no bfloat16: such a tensor has two bytes of no type (V2) for each entry.
+        Numpy has no bfloat16: its void dtype of two bytes (V2) represents it.
 
         Raises:
             CheckpointError: the bytes cannot be read.
@@ -124,10 +124,10 @@ class Checkpoint:
             return as_array(self.tensor(name), stored.dtype)
         return self._opened(stored.file, open_arrays)(stored)
 
-    def _opened(self, file: str, how: Callable[[Path], Opened]) -> Opened:
-        if (file, how) not in self._files:
-            self._files[file, how] = how(self.folder / file)
-        opened: Opened = self._files[file, how]
+    def _opened(self, file: str, open_file: Callable[[Path], Opened]) -> Opened:
+        if (file, open_file) not in self._files:
+            self._files[file, open_file] = open_file(self.folder / file)
+        opened: Opened = self._files[file, open_file]
         return opened
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ class Checkpoint:
         return name if self.writes_prefix else name.removeprefix(f"{self.structure.prefix}.")
 
     def canonical_name(self, name: str) -> str:
-        """Return the canonical name of what transformers writes, or once wrote, as `name`."""
+        """Return the canonical name of a tensor that transformers writes, or once wrote, as `name`."""
         return canonical_name(name, self.structure)
 
     @cached_property
@@ -154,12 +154,12 @@ class Checkpoint:
         for name in sorted(self.tensors):
             stored, flat = self.tensors[name], self.array(name).reshape(-1)
             digest.update(f"{name} {stored.shape} {stored.dtype}\n".encode())
-            digest.update(flat[:: max(1, flat.size // SAMPLES)].tobytes())
+            digest.update(flat[:: max(1, flat.size // SAMPLED_ENTRIES)].tobytes())
         return digest.hexdigest()
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over weights, config and tokenizer: what decides the model's outputs."""
+        """SHA-256 over weights, config and tokenizer, which determine the model's outputs."""
         parts = dict(self.weight_hashes)
         for name in ("config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"):
             if (self.folder / name).is_file():
@@ -203,9 +203,9 @@ def open_encoder(source: str, revision: str | None = None) -> Checkpoint:
     side, left = side_files(folder, {t.file for t in stored.values()})
     opened = Checkpoint(source, folder, commit, structure, tensors, structure.writes_prefix, side, left, tuple(notes))
     _check_shapes(opened)
-    kept, said = _drop_copies(opened)
-    kept = dict(sorted(kept.items()))  # whatever the order of files and shards: what is written has the reference's
-    return replace(opened, tensors=kept, notes=(*notes, *said, *_mixed_dtypes(kept, source)))
+    kept, copy_notes = _drop_copies(opened)
+    kept = dict(sorted(kept.items()))  # the same order whatever that of files and shards
+    return replace(opened, tensors=kept, notes=(*notes, *copy_notes, *_mixed_dtypes(kept, source)))
 
 
 def _mixed_dtypes(tensors: Mapping[str, StoredTensor], source: str) -> list[str]:
@@ -248,7 +248,7 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
 
 
 def _check_shapes(opened: Checkpoint) -> None:
-    """Stop when config.json describes another model than the weights are."""
+    """Stop where the shapes of tensors are not those that config.json gives."""
     expected = opened.structure.shapes
     wrong = [
         f"{name} is {opened.tensors[name].shape}, by config.json {expected[written]}"
@@ -262,7 +262,7 @@ def _check_shapes(opened: Checkpoint) -> None:
 
 
 def _drop_copies(opened: Checkpoint) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Drop what is stored twice (a tied twin) or derived (position_ids), after checking that it really is a copy."""
+    """Drop tied tensors and buffers, after checking that they are copies or follow from the config."""
     kept, notes = dict(opened.tensors), []
     structure = opened.structure
     for target, source in ((opened.canonical_name(t), opened.canonical_name(s)) for t, s in structure.ties.items()):
@@ -284,24 +284,24 @@ def _drop_copies(opened: Checkpoint) -> tuple[dict[str, StoredTensor], list[str]
 def _drop_buffers(
     opened: Checkpoint, tensors: Mapping[str, StoredTensor], notes: list[str]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Drop what follows from the config, after checking that it really does."""
+    """Drop buffers, after checking that they are what the config gives."""
     dropped: dict[str, list[str]] = {}
     for name in (n for n in tensors if opened.written_name(n) not in opened.structure.shapes):
         buffer = buffer_of(name, len(tensors[name].shape))
         if buffer is None:
             continue
-        if not buffer.holds(_numbers(opened, name), opened.structure):
+        if not buffer.matches(_numbers(opened, name), opened.structure):
             raise CheckpointError(
-                f"{opened.source}: {name} is not {buffer.says}: {buffer.own} of its own cannot be kept."
+                f"{opened.source}: {name} is not {buffer.content}: {buffer.other} of its own cannot be kept."
             )
-        dropped.setdefault(buffer.says, []).append(name)
-    said = [
-        f"{opened.source}: {first}{f' and {len(more)} more' if more else ''} ({says}) "
+        dropped.setdefault(buffer.content, []).append(name)
+    dropped_notes = [
+        f"{opened.source}: {first}{f' and {len(more)} more' if more else ''} ({content}) "
         "is no longer stored by transformers; left out"
-        for says, (first, *more) in dropped.items()
+        for content, (first, *more) in dropped.items()
     ]
-    gone = {name for names in dropped.values() for name in names}
-    return {name: stored for name, stored in tensors.items() if name not in gone}, [*notes, *said]
+    left_out = {name for names in dropped.values() for name in names}
+    return {name: stored for name, stored in tensors.items() if name not in left_out}, [*notes, *dropped_notes]
 
 
 def _numbers(opened: Checkpoint, name: str) -> NDArray[Any]:
@@ -309,16 +309,16 @@ def _numbers(opened: Checkpoint, name: str) -> NDArray[Any]:
     return numbers if numbers.dtype.kind != "V" else opened.tensor(name).float().numpy()
 
 
-def _equal(opened: Checkpoint, one: str, other: str) -> bool:
+def _equal(opened: Checkpoint, a: str, b: str) -> bool:
     import numpy as np
 
-    left, right = (opened.array(name) for name in (one, other))
+    left, right = (opened.array(name) for name in (a, b))
     bits = f"u{left.dtype.itemsize}"
     if left.dtype == right.dtype and np.array_equal(left.view(bits), right.view(bits)):
         return True
-    import torch  # the same numbers in other bytes: of another dtype, or zeros of another sign
+    import torch  # equal numbers may have other bytes: another dtype, zeros of another sign
 
-    return torch.equal(opened.tensor(one), opened.tensor(other))
+    return torch.equal(opened.tensor(a), opened.tensor(b))
 
 
 def finite_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -331,6 +331,11 @@ def finite_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def finite(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Return one tensor in float32 or better, integers as they are.
+
+    Raises:
+        CheckpointError: it holds NaN or infinity.
+    """
     import torch
 
     tensor = checkpoint.tensor(name)

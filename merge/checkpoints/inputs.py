@@ -1,4 +1,4 @@
-"""Model inputs: text tokenised once and batched by length, or random tokens where there is no tokenizer."""
+"""Model inputs: texts tokenised and batched by length, or random tokens where there is no tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AFTER_PADDING = {
     "camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
 }  # fmt: skip
 MAX_LENGTH = 128
-# What an encoder-decoder's decoder begins with, and the classes whose decoder reads a text.
+# Config keys of a decoder's first token, and classes of encoder-decoders whose decoder reads a text.
 BEGINNINGS, DECODING = ("decoder_start_token_id", "pad_token_id"), ("ForConditionalGeneration", "Model")
 # Small batches stay in the cache of a CPU core: measured best between 1,024 and 4,096 tokens.
 BATCH_TOKENS = 2048
@@ -41,13 +41,13 @@ def load_tokenizer(folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Texts as a tokenizer reads them, in their own order and without padding.
+    """Tokens of texts, in the order of the texts and without padding.
 
     Attributes:
         fields: input name (`input_ids`, `token_type_ids`, ...) -> its values for all texts, one text after another.
         lengths: tokens of each text.
         pad: the token that fills shorter texts up.
-        cut: how many texts are longer than the model takes, so that only their start is here.
+        cut: how many texts are longer than the model takes, and truncated.
     """
 
     fields: Mapping[str, Tensor]
@@ -58,12 +58,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Texts as a model takes them.
+    """Batches of texts.
 
     Attributes:
         batches: input tensors; texts of similar length together, a bounded number of tokens a batch.
         rows: for each batch, the indices of its texts.
-        cut: how many texts are longer than the model takes, so that only their start is read.
+        cut: how many texts are longer than the model takes, and truncated.
     """
 
     batches: tuple[Batch, ...]
@@ -77,7 +77,7 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> En
 
 
 def read_tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Tokens:
-    """Return the tokens of texts or pairs; of one that is longer than `longest`, what the tokenizer's truncation leaves."""
+    """Return the tokens of texts or pairs; longer ones than `longest` are truncated by the tokenizer."""
     first = [text[0] for text in texts]
     second = [text[1] for text in texts] if len(texts[0]) == 2 else None
     full = dict(tokenizer(first, second, verbose=False))
@@ -145,7 +145,7 @@ def tokenise(
 
 
 def check_ids(batches: Sequence[Batch], config: Mapping[str, Any]) -> None:
-    """Stop at a token that a model has no row for.
+    """Stop at a token that the model has no embedding for.
 
     Raises:
         CalibrationError: the tokenizer has more tokens than the embedding table has rows.
@@ -154,22 +154,22 @@ def check_ids(batches: Sequence[Batch], config: Mapping[str, Any]) -> None:
     most = max((int(batch["input_ids"].max()) for batch in batches), default=0)
     if size is not None and most >= size:
         raise CalibrationError(
-            f"the tokenizer reads token {most} in the text, and the model has {size} (vocab_size). Put the tokenizer that "
-            "it was trained with into its folder."
+            f"the tokenizer gives a token the id {most}, and the model has {size} embeddings (vocab_size). Put the tokenizer "
+            "that it was trained with into its folder."
         )
 
 
 def positions(config: Mapping[str, Any]) -> int:
-    """Return how many tokens a model can tell the places of; MAX_LENGTH where it sets no limit."""
-    stated = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), MAX_LENGTH)
-    # RoBERTa and its kin count places from behind the padding token's id, which for MPNet's code is always 1.
+    """Return how many positions a model has; MAX_LENGTH where it sets no limit."""
+    count = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), MAX_LENGTH)
+    # RoBERTa and its relatives count positions from after the padding token's id, which is always 1 in MPNet's code.
     pad = 1 if config.get("model_type") == "mpnet" else int(config.get("pad_token_id") or 0)
     unused = pad + 1 if config.get("model_type") in AFTER_PADDING else 0
-    return max(int(stated) - unused, 1)
+    return max(int(count) - unused, 1)
 
 
 def random_inputs(config: Mapping[str, Any], seed: int = 0) -> tuple[Batch, ...]:
-    """Return four small batches of what the model reads: random tokens with random segments and some padding, random images."""
+    """Return four small batches of random inputs: tokens with segments and some padding, images, or both."""
     text, vision = config.get("text_config") or config, config.get("vision_config") or config
     words = () if text is vision and "image_size" in config else _random_texts({**config, **text}, seed)
     images = _random_images(vision, seed) if "image_size" in vision else ()
@@ -213,8 +213,8 @@ def attended(batch: Batch) -> Tensor:
 def _for_head(batch: Batch, config: Mapping[str, Any]) -> Batch:
     """Return the batch as the head reads it.
 
-    Multiple-choice models have an axis of choices: neighbouring texts become those of one question. Decoders behind an
-    encoder read the same text, moved on by one.
+    Multiple-choice models have an axis of choices: neighbouring texts become those of one question. The decoder of an
+    encoder-decoder reads the same text, shifted by one.
     """
     architecture = str((config.get("architectures") or [""])[0])
     if (

@@ -1,4 +1,4 @@
-"""Task heads: class labels are matched by their names, never by their position; a base model is what a head stands on."""
+"""Class labels of task heads, matched by their names, never by their position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def class_names(structure: Structure) -> tuple[str, ...] | None:
 
 
 def is_generic(names: tuple[str, ...]) -> bool:
-    """Tell whether these are transformers' placeholder names, which say nothing about the classes."""
+    """Return whether these are transformers' placeholder names (LABEL_0), which do not tell the classes apart."""
     return any(_GENERIC.fullmatch(name) for name in names)
 
 
@@ -33,16 +33,16 @@ def label_order(reference: tuple[str, ...], other: tuple[str, ...], source: str,
     Names are compared without regard to case.
 
     Raises:
-        MismatchError: the sets of names differ, or a name stands twice; lists both.
+        MismatchError: the sets of names differ, or a name occurs twice; lists both.
     """
-    wanted, found = fold(reference), fold(other)
-    for names, where in ((wanted, source), (found, other_source)):
+    ours, theirs = fold(reference), fold(other)
+    for names, model in ((ours, source), (theirs, other_source)):
         if len(set(names)) != len(names):
-            raise MismatchError(f"{where}: a label stands twice in id2label: {', '.join(names)}.")
-    if set(wanted) != set(found):
+            raise MismatchError(f"{model}: a label occurs twice in id2label: {', '.join(names)}.")
+    if set(ours) != set(theirs):
         raise MismatchError(
             f"label sets differ: {source} has {', '.join(reference)}; {other_source} has {', '.join(other)}. "
             "Classes are matched by name: set id2label in config.json of both to the same names, or say what becomes of the "
             "heads: --heads average, reference, drop or keep-all."
         )
-    return tuple(found.index(name) for name in wanted)
+    return tuple(theirs.index(name) for name in ours)

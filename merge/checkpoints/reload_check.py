@@ -1,4 +1,4 @@
-"""Reload check: a written checkpoint is loaded as its users will load it, and run once."""
+"""Reload check: load a written checkpoint as its users will, and run it once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 2
-ANY_SIZE = 64  # of images, for convolutions, which take them of any
+DEFAULT_IMAGE_SIZE = 64  # for convolutions, whose configs state none
 # CANINE hashes its characters; FSMT reads and writes different languages.
 VOCABULARIES = ("vocab_size", "src_vocab_size", "num_hash_buckets")
 TEXT_FACTS = ("model_type", "type_vocab_size", "max_position_embeddings", "n_positions", "pad_token_id")
@@ -26,22 +26,22 @@ TEXT_FACTS = ("model_type", "type_vocab_size", "max_position_embeddings", "n_pos
 def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path, always: bool = True) -> tuple[str, ...]:
     """Load the written folder with from_pretrained, run it once, and return notes.
 
-    What loading says follows from the config, the names, shapes and dtypes of the tensors, and transformers: where this
-    very combination was loaded before, it is known, and is loaded again only if `always`. Faults the reference itself
-    has when it is loaded (a head its class does not know) or run (inputs that cannot be made up) are notes, not errors.
+    The result of loading follows from the config, the names, shapes and dtypes of the tensors, and transformers: it is cached,
+    and a combination that was loaded before is loaded again only if `always`. Faults that the reference has too when it is
+    loaded (a head that its class does not have) or run (inputs that cannot be made up) are notes, not errors.
 
     Raises:
         OutputError: a key is missing, unexpected or of another shape, or an output is not finite.
     """
     try:
-        headers = read_headers(folder, str(folder))  # of the files as they were written
+        headers = read_headers(folder, str(folder))  # of the files on the disk
     except CheckpointError as error:
         raise OutputError(f"the merged checkpoint does not reload: {error} Nothing was written.") from error
     layout = sorted((t.stored_name, t.shape, t.dtype) for t in headers.values())
     key = cache_key(FORMAT, transformers_build(), config, layout)
-    known = None if always else read_cached("reloads", key)
-    if known is not None:
-        return tuple(known)
+    cached = None if always else read_cached("reloads", key)
+    if cached is not None:
+        return tuple(cached)
     notes = _load_and_run(folder, config, tolerated)
     write_cached("reloads", key, notes)
     return notes
@@ -52,8 +52,8 @@ def _load_and_run(folder: Path, config: Mapping[str, Any], tolerated: Path) -> t
 
     model, faults = _load(folder, config)
     if faults:
-        known = _load(tolerated, config)[1]
-        fresh = [fault for fault in faults if fault not in known]
+        tolerable = _load(tolerated, config)[1]
+        fresh = [fault for fault in faults if fault not in tolerable]
         if fresh:
             raise OutputError(f"the merged checkpoint does not reload: {'; '.join(fresh)}. Nothing was written.")
     notes = tuple(f"reloading says, of the reference too: {fault}" for fault in faults)
@@ -74,22 +74,22 @@ def _load_and_run(folder: Path, config: Mapping[str, Any], tolerated: Path) -> t
 
 
 def _run(model: Any, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], str]:
-    """Return what a model says in float32, or why it says nothing."""
+    """Return the outputs of a model in float32, or none and the reason why it does not run."""
     import torch
 
     model.config.return_dict = True
     try:
         with torch.inference_mode(), quiet():
             return model.float().eval()(**batch), ""
-    # Model code refuses its inputs in its own words.
+    # Model code raises errors of many kinds for inputs that it does not take.
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError) as error:
         return {}, f"{type(error).__name__}: {one_line(error)}"
 
 
 def trial_batch(model: Any) -> dict[str, Tensor]:
-    """Return two random inputs of everything a model reads: tokens, one text padded, images, a decoder's tokens.
+    """Return a batch of two random examples: tokens, one text padded, images, a decoder's tokens.
 
-    Only what its forward method takes and its config tells the size of; so a model of sound has none.
+    It holds what the model's forward method takes and its config gives the size of; nothing for a model of sound.
     """
     from merge.checkpoints.inputs import random_inputs
 
@@ -99,46 +99,46 @@ def trial_batch(model: Any) -> dict[str, Tensor]:
         {**whole, **next((whole[key] for key in keys if isinstance(whole.get(key), dict)), {})}
         for keys in (("text_config", "encoder"), ("vision_config", "image_config", "encoder"), ("decoder",))
     )
-    found: dict[str, Tensor] = {}
+    batch: dict[str, Tensor] = {}
     if "input_ids" in takes and _first(text, VOCABULARIES):
-        found |= _texts(text, type(model).__name__)
+        batch |= _texts(text, type(model).__name__)
     if "pixel_values" in takes:
-        size = _first(vision, ("image_size", "input_size"), ANY_SIZE)
-        found |= random_inputs({"image_size": size, "num_channels": _first(vision, ("num_channels",), 3)})[0]
+        size = _first(vision, ("image_size", "input_size"), DEFAULT_IMAGE_SIZE)
+        batch |= random_inputs({"image_size": size, "num_channels": _first(vision, ("num_channels",), 3)})[0]
     if "decoder_input_ids" in takes and _first(decoder, VOCABULARIES):
-        found = _with_decoder(found, decoder, whole.get("decoder_start_token_id"))
-    return {name: tensor[:2] for name, tensor in found.items() if name in takes}
+        batch = _with_decoder(batch, decoder, whole.get("decoder_start_token_id"))
+    return {name: tensor[:2] for name, tensor in batch.items() if name in takes}
 
 
 def _texts(config: Mapping[str, Any], architecture: str) -> dict[str, Tensor]:
     from merge.checkpoints.inputs import random_inputs
 
-    told = {key: config[key] for key in TEXT_FACTS if config.get(key) is not None}
-    stated = {**told, "vocab_size": _first(config, VOCABULARIES), "architectures": [architecture]}
-    return dict(random_inputs(stated)[0])
+    facts = {key: config[key] for key in TEXT_FACTS if config.get(key) is not None}
+    text_config = {**facts, "vocab_size": _first(config, VOCABULARIES), "architectures": [architecture]}
+    return dict(random_inputs(text_config)[0])
 
 
-def _with_decoder(found: Mapping[str, Tensor], config: Mapping[str, Any], start: int | None) -> dict[str, Tensor]:
-    """Return the inputs with the decoder's: its start token and then the text itself, each of which ends once.
+def _with_decoder(batch: Mapping[str, Tensor], config: Mapping[str, Any], start: int | None) -> dict[str, Tensor]:
+    """Return the batch with the decoder's inputs: its start token, then the text, with one end token in each.
 
-    BART's classifier reads the place where a text ends, and refuses texts that end more often than others.
+    BART's classifier reads the position of the end token, and refuses texts that have different numbers of them.
     """
     import torch
 
     vocabulary, end = _first(config, VOCABULARIES), config.get("eos_token_id")
-    ids = found["input_ids"] if "input_ids" in found else _texts(config, "")["input_ids"]
-    if isinstance(end, int) and "attention_mask" in found and end < vocabulary:
+    ids = batch["input_ids"] if "input_ids" in batch else _texts(config, "")["input_ids"]
+    if isinstance(end, int) and "attention_mask" in batch and end < vocabulary:
         ids = torch.where(ids == end, (end + 1) % vocabulary, ids)
-        ids = ids.scatter(-1, found["attention_mask"].sum(-1, keepdim=True) - 1, end)
-        found = {**found, "input_ids": ids}
+        ids = ids.scatter(-1, batch["attention_mask"].sum(-1, keepdim=True) - 1, end)
+        batch = {**batch, "input_ids": ids}
     if start is None:
         start = _first(config, ("bos_token_id", "pad_token_id"), 0)
     begin = torch.full_like(ids[..., :1], start)
-    return {**found, "decoder_input_ids": torch.cat([begin, ids[..., :-1]], -1) % vocabulary}
+    return {**batch, "decoder_input_ids": torch.cat([begin, ids[..., :-1]], -1) % vocabulary}
 
 
 def _first(config: Mapping[str, Any], keys: Sequence[str], default: Any = None) -> Any:
-    """Return what a config says under the first of these keys that it has."""
+    """Return the value of the first of these keys that a config has."""
     return next((config[key] for key in keys if config.get(key) is not None), default)
 
 

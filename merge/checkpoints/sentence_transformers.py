@@ -16,7 +16,7 @@ READS_LAYERS = ("WeightedLayerPooling",)
 
 
 def check_edited(checkpoint: Checkpoint) -> None:
-    """Stop where a module of the pipeline reads the encoder's layers by their places, which an edit changes.
+    """Stop where a module of the pipeline has weights for the encoder's layers by their indices, which an edit changes.
 
     Raises:
         CheckpointError: the modules hold a WeightedLayerPooling.
@@ -30,7 +30,7 @@ def check_edited(checkpoint: Checkpoint) -> None:
 
 
 def pipeline_files(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the side files that make a folder a sentence-transformers one."""
+    """Return the side files of a checkpoint that belong to its sentence-transformers pipeline."""
     folders = tuple(f"{module.path}/" for module in checkpoint.modules or () if module.path)
     return tuple(
         name for name in checkpoint.side_files if name in PIPELINE_FILES or (folders and name.startswith(folders))
@@ -38,9 +38,9 @@ def pipeline_files(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return what decides the outputs beside the weights, by name; None for what is no sentence-transformers folder.
+    """Return name -> value of the settings that decide the embeddings; None where there is no pipeline.
 
-    A setting of a module is named by the module's place and kind. What is not stated is the default.
+    A setting of a module is named by the module's index and kind; one that is not stated has its default.
     """
     modules = checkpoint.modules
     activation = _activation(checkpoint)
@@ -50,8 +50,8 @@ def pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if modules is not None:
         facts["modules"] = ", ".join(module.kind for module in modules)
         facts |= {
-            f"{place} {module.kind} {key}": value
-            for place, module in enumerate(modules)
+            f"{index} {module.kind} {key}": value
+            for index, module in enumerate(modules)
             for key, value in module.settings.items()
         }
     general = _optional(checkpoint.folder / "config_sentence_transformers.json")
@@ -64,14 +64,14 @@ def pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict):
+    settings = read_json(path) if path.is_file() else {}
+    if not isinstance(settings, dict):
         raise CheckpointError(f"{path} is malformed: expected keys and values.")
-    return found
+    return settings
 
 
 def _activation(checkpoint: Checkpoint) -> str | None:
-    """Return what a cross-encoder puts on its logits, which every version wrote elsewhere; None if it is none."""
+    """Return the activation on a cross-encoder's logits, which each version wrote elsewhere; None for other models."""
     config = checkpoint.config
     stated = (
         (config.get("sentence_transformers") or {}).get("activation_fn")
@@ -81,25 +81,25 @@ def _activation(checkpoint: Checkpoint) -> str | None:
     return None if stated is None else str(stated).rsplit(".", 1)[-1]
 
 
-# Said by older versions alone; a folder that does not say it takes it from its tokenizer.
-READING = ("max_seq_length", "do_lower_case")
+# Written by older versions alone; without them the tokenizer decides.
+TOKENIZER_SETTINGS = ("max_seq_length", "do_lower_case")
 
 
 def differing_facts(a: Checkpoint, b: Checkpoint) -> list[str]:
-    """Return what of the two pipelines differs, each with both values; nothing where one of them is no such folder."""
+    """Return the settings that differ, each with both values; nothing where one of the two has no pipeline."""
     left, right = pipeline_facts(a), pipeline_facts(b)
     if left is None or right is None:
         return []
-    said = []
+    differences = []
     for key in dict.fromkeys([*left, *right]):
-        unsaid = key in READING and not (key in left and key in right)
-        if not unsaid and left.get(key) != right.get(key):
-            said.append(f"{key} is {left.get(key)!r} in {a.source}, {right.get(key)!r} in {b.source}")
-    return said
+        optional = key in TOKENIZER_SETTINGS and not (key in left and key in right)
+        if not optional and left.get(key) != right.get(key):
+            differences.append(f"{key} is {left.get(key)!r} in {a.source}, {right.get(key)!r} in {b.source}")
+    return differences
 
 
 def compare_pipelines(models: Sequence[Checkpoint], policy: str | None) -> tuple[list[str], list[str]]:
-    """Return (notes, faults) on pipelines that differ: a note where the policy for heads takes the first model's."""
+    """Return (notes, faults) on pipelines that differ; a note where the policy for heads keeps the first model's."""
     if policy in ("drop", "keep-all"):
         return [], []
     notes, faults, first = lacking_notes(models), list[str](), models[0]
@@ -128,18 +128,18 @@ def lacking_notes(models: Sequence[Checkpoint]) -> list[str]:
 
 
 def module_lines(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return a line of named axes for every tensor of the modules: what stands behind the encoder reads its residual axis.
+    """Return a line of named axes for every tensor of the modules; the first module reads the encoder's residual axis.
 
     Raises:
-        SpecError: a module with weights is none whose axes are known.
+        SpecError: a module has weights whose axes are not known.
     """
     lines: dict[str, str] = {}
-    axis = "residual"  # of what the next module reads
+    axis = "residual"  # of the next module's inputs
     for module in checkpoint.modules or ():
-        own = [name for name in checkpoint.tensors if name.startswith(f"{module.path}/") and module.path]
+        names = [name for name in checkpoint.tensors if name.startswith(f"{module.path}/") and module.path]
         if module.kind == "Pooling" and "+" in module.settings.get("pooling_mode", ""):
-            axis = "?"  # the axis several times over, one after the other
-        if not own:
+            axis = "?"  # the axis several times, one after the other
+        if not names:
             continue
         square = module.settings.get("in_features") == module.settings.get("out_features")
         adds = module.settings.get("use_residual") and square
@@ -148,7 +148,7 @@ def module_lines(checkpoint: Checkpoint) -> dict[str, str]:
                 f"{checkpoint.source}: the axes of {module.path} ({module.kind}) are not known well enough to align it. "
                 "Merge without alignment: --align none."
             )
-        for name in own:
+        for name in names:
             bias_or_norm = module.kind == "LayerNorm" or name.endswith("bias")
             read = f"{axis}'" if axis != "-" else axis
             lines[name] = (axis if module.kind == "LayerNorm" else "-") if bias_or_norm else f"- {read}"

@@ -1,4 +1,4 @@
-"""Side files: what of a checkpoint's folder goes along with the weights, and what is left behind."""
+"""Side files: the files of a checkpoint's folder that are copied with the weights, and those that are not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAINING_FOLDERS = ("checkpoint-*", "runs", "global_step*")
 
 
 def side_files(folder: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (files that go along, files left behind): no weights, no training state, nothing hidden."""
+    """Return (files to copy, files left behind); weights and training state are left behind, hidden files ignored."""
     side: list[str] = []
     left: list[str] = []
     for path in sorted(folder.rglob("*")):
@@ -30,7 +30,7 @@ def side_files(folder: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple[
         if not path.is_file() or hidden or name in ("config.json", "README.md") or name in weights:
             continue
         if name.endswith(".index.json") and name.removesuffix(".index.json") not in weights:
-            continue  # of the shards that are read: it is made anew
+            continue  # of the shards that are read: a new one is written
         training = _matches(path.name, TRAINING_FILES) or any(
             _matches(p, TRAINING_FOLDERS) for p in relative.parts[:-1]
         )

@@ -1,7 +1,7 @@
-"""Structure: what transformers makes of a config.json, known without importing transformers a second time.
+"""Structure: names, shapes, ties and defaults of the model that transformers builds from a config.json.
 
-Names, shapes, ties and defaults follow from the config and the version of transformers alone. Importing transformers'
-model code takes longer than merging a BERT, so what it once said of a config is cached.
+They follow from the config and the version of transformers alone. Importing transformers' model code takes longer than
+merging a BERT, so the structure of a config is cached.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Structure:
-    """What transformers makes of a config.
+    """The model that transformers builds from a config, without its weights.
 
     Attributes:
-        key: names the config and the version of transformers; equal keys, equal structures.
-        prefix: what names of the base model begin with in a model with a head, such as "bert".
+        key: a hash of the config and the version of transformers; equal keys, equal structures.
+        prefix: of the base model's names in a model with a head, such as "bert".
         shapes: every tensor of the model -> its shape, in transformers' order; a tied tensor under each of its names.
         ties: tied tensor -> the one it is a copy of.
         config: config.json, complete with the family's own defaults.
         settings: every config entry as transformers reads it.
         known: the config entries that transformers knows for this family.
         vocabulary: tensors that hold one row per token.
-        runs_on_text: it is called with input_ids alone.
+        runs_on_text: whether it runs on input_ids alone.
     """
 
     key: str
@@ -63,26 +63,26 @@ class Structure:
 
 
 def structure_of(config: Mapping[str, Any]) -> Structure:
-    """Return the structure of a config, from the cache where it is known there.
+    """Return the structure of a config, from the cache where it is there.
 
     Raises:
         CheckpointError: the config names no class, or none that can be built from it.
     """
     key = cache_key(FORMAT, transformers_build(), config)
-    found = read_cached("structures", key)
-    if found is None:
-        # Through JSON in either case, so that what is read does not depend on whether it was known.
-        found = json.loads(json.dumps(asdict(_ask_transformers(key, config))))
-        write_cached("structures", key, found)
-    shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
+    fields = read_cached("structures", key)
+    if fields is None:
+        # Through JSON in both cases, so that a cached structure equals a new one.
+        fields = json.loads(json.dumps(asdict(_ask_transformers(key, config))))
+        write_cached("structures", key, fields)
+    shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
     return Structure(
-        **{**found, "shapes": shapes, "known": tuple(found["known"]), "vocabulary": tuple(found["vocabulary"])}
+        **{**fields, "shapes": shapes, "known": tuple(fields["known"]), "vocabulary": tuple(fields["vocabulary"])}
     )
 
 
 @cache
 def transformers_build() -> str:
-    """Return the version of transformers and the time its files were put here: what a cached answer depends on."""
+    """Return the version of transformers and the time its files were installed, on which cached structures depend."""
     spec = importlib.util.find_spec("transformers")
     origin = Path(spec.origin) if spec is not None and spec.origin else None
     stamp = origin.stat().st_mtime_ns if origin is not None and origin.is_file() else 0

@@ -1,4 +1,4 @@
-"""From a config and tensors to a transformers model in memory, and back."""
+"""Build transformers models from a config and tensors, and read or set their weights."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def model_class(config: Mapping[str, Any]) -> Any:
     names = config.get("architectures") or []
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"config.json must name one architecture, found {names!r}. Add the model's class name.")
-    found = getattr(transformers, names[0], None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    cls = getattr(transformers, names[0], None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         known = [n for n in dir(transformers) if ("For" in n or n.endswith("Model")) and not n.startswith("Auto")]
         raise CheckpointError(f"transformers has no model class {names[0]!r}.{closest(names[0], known)}")
-    return found
+    return cls
 
 
 def model_config(config: Mapping[str, Any]) -> Any:
@@ -49,7 +49,7 @@ def model_config(config: Mapping[str, Any]) -> Any:
 
 
 def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return config.json with what it leaves to the family's own defaults (num_hidden_layers, vocab_size) written out."""
+    """Return config.json with the family's defaults for keys that it leaves out (num_hidden_layers, vocab_size)."""
     import transformers
 
     general = transformers.PreTrainedConfig().to_dict()
@@ -58,7 +58,7 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def meta_model(config: Mapping[str, Any]) -> Any:
-    """Return the model without memory: names, shapes and ties, no values.
+    """Return the model on the meta device: names, shapes and ties, no values.
 
     Raises:
         CheckpointError: the config names no class, or none that can be built from it.
@@ -69,7 +69,7 @@ def meta_model(config: Mapping[str, Any]) -> Any:
     try:
         with torch.device("meta"), quiet():
             return made(settings)
-    # Model code fails in its own words: ValueError, KeyError (an unknown hidden_act), RuntimeError (a size below 0).
+    # Model code raises errors of many kinds: ValueError, KeyError (an unknown hidden_act), RuntimeError (a size below 0).
     except Exception as error:
         said = f"{type(error).__name__}: {one_line(error)}"
         raise CheckpointError(f"{made.__name__} cannot be built from config.json ({said})") from error
@@ -83,9 +83,9 @@ def build(
     Args:
         config: config.json as a mapping.
         tensors: by the names that transformers writes for this class.
-        dtype: of the model; the tensors' own if None.
-        copied: whether the model's weights are its own. Those of a model that is only run may be the tensors themselves,
-            where the dtype is theirs: of memory-mapped ones nothing is then in memory twice.
+        dtype: of the model; that of the tensors if None.
+        copied: whether the tensors are copied. A model that is only run may share them where the dtype is the same;
+            memory-mapped tensors are then in memory once.
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape.
     """
@@ -108,14 +108,14 @@ def build(
 
 
 def on_device(model: Any, device: str) -> Any:
-    """Return the model on a device: what it is given goes there, and what it says comes back to where that was."""
+    """Return the model on a device; its inputs are moved there, and its outputs back to the inputs' device."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     return add_hook_to_module(model.to(device), AlignDevicesHook(device, io_same_device=True))
 
 
 def loading_faults(info: Mapping[str, Any]) -> list[str]:
-    """Return what transformers said was missing, left over or of another shape while loading."""
+    """Return the keys that transformers reported as missing, unexpected or of another shape while loading."""
     kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected"}
     faults = [f"{word} {', '.join(sorted(info[key]))}" for key, word in kinds.items() if info[key]]
     faults += [f"{name} is {tuple(found)}, not {tuple(due)}" for name, found, due in sorted(info["mismatched_keys"])]
@@ -126,15 +126,15 @@ def set_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into a model's parameters and buffers in place; names as `build` takes them."""
     import torch
 
-    own = model.state_dict()
+    state = model.state_dict()
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+            state[name].copy_(tensor)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' loading bars and reports off the terminal; faults are raised by the caller instead."""
+    """Keep transformers' progress bars and reports off the terminal; the caller raises faults instead."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -172,7 +172,7 @@ def _row_names(report: Report) -> frozenset[str]:
 def _written(recipe: Recipe, stored: StoredTensor) -> tuple[str, tuple[int, ...]]:
     """Return the dtype, in safetensors' letters, and the shape of a tensor: its own dtype unless the recipe names one."""
     unchanged = stored.is_integer or recipe.out_dtype is None
-    return stored.own_dtype if unchanged else LETTERS[str(recipe.out_dtype)], stored.shape
+    return stored.result_dtype if unchanged else LETTERS[str(recipe.out_dtype)], stored.shape
 
 
 def _engine(report: Report, arrays: Arrays) -> Engine:

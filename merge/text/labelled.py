@@ -1,4 +1,4 @@
-"""Examples: labelled texts from a file or Hub dataset, and the place of each label in a model's logits, found by name."""
+"""Labelled texts from a file or Hub dataset, and the index of each label in a model's logits, matched by name."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Examples:
     Attributes:
         texts: (text,) or (text, text_pair).
         labels: the name of each text's class, as the data has it.
-        source: where they came from, for reports.
-        notes: what was left out.
+        source: a phrase for reports: file, number of rows, columns, seed.
+        notes: how many rows were left out.
     """
 
     texts: tuple[tuple[str, ...], ...]
@@ -32,22 +32,22 @@ class Examples:
 
 
 def gold_of(examples: Examples, model: Checkpoint) -> list[int]:
-    """Return the class of every example by its place in the model's own logits; names without regard to case.
+    """Return the class of every example as its index in the model's logits; names are compared without regard to case.
 
     Raises:
-        MismatchError: a label is none of the model's classes, or a class stands twice.
+        MismatchError: a label is none of the model's classes, or a class occurs twice.
     """
     names = class_names(model.structure) or ()
-    places = {name.strip().casefold(): k for k, name in enumerate(names)}
-    if len(places) < len(names):
-        raise MismatchError(f"{model.source}: a label stands twice in id2label: {', '.join(names)}.")
-    unknown = sorted({label for label in examples.labels if label.casefold() not in places})
+    indices = {name.strip().casefold(): k for k, name in enumerate(names)}
+    if len(indices) < len(names):
+        raise MismatchError(f"{model.source}: a label occurs twice in id2label: {', '.join(names)}.")
+    unknown = sorted({label for label in examples.labels if label.casefold() not in indices})
     if unknown:
         raise MismatchError(
             f"labels of {examples.source} are no classes of {model.source}: {listed(unknown[:5])}; its classes: "
             f"{listed(names)}. Classes are matched by name: write these names into the label column, or set id2label."
         )
-    return [places[label.casefold()] for label in examples.labels]
+    return [indices[label.casefold()] for label in examples.labels]
 
 
 def draw_examples(text_source: TextSource, label_column: str) -> Examples:
@@ -74,10 +74,10 @@ def draw_examples(text_source: TextSource, label_column: str) -> Examples:
         raise CalibrationError(f"{table.source.name}: expected rows with text and a label, found none.")
     samples, seed = text_source.samples, text_source.seed
     kept = rows if len(rows) <= samples else random.Random(seed).sample(rows, samples)
-    said = f"{table.title}: {len(kept):,} of {len(rows):,} labelled {table.unit}s, column {' + '.join(columns)}, seed {seed}"
+    source = f"{table.title}: {len(kept):,} of {len(rows):,} labelled {table.unit}s, column {' + '.join(columns)}, seed {seed}"
     notes = (f"{left_out:,} {table.unit}s of {table.title} have no text or no label and were left out",)
     return Examples(
-        tuple(texts for texts, _ in kept), tuple(label for _, label in kept), said, notes if left_out else ()
+        tuple(texts for texts, _ in kept), tuple(label for _, label in kept), source, notes if left_out else ()
     )
 
 

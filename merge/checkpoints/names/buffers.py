@@ -1,6 +1,6 @@
-"""Legacy buffers: what older versions stored beside the weights although it follows from the config.
+"""Legacy buffers: tensors that older versions stored although the config determines them.
 
-A merge leaves them out, as transformers does, once it has seen that they say nothing of their own.
+A merge leaves them out, as transformers does, after checking that they are what the config gives.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ class Buffer:
     Attributes:
         ending: of its name.
         rank: how many axes it has; None for any number.
-        says: what it holds in every model.
-        own: what it would be if it held something else.
-        holds: whether these numbers are what the config gives.
+        content: what it holds in every model, for messages.
+        other: what it would be if it held something else, for messages.
+        matches: whether these numbers are what the config gives.
     """
 
     ending: str
     rank: int | None
-    says: str
-    own: str
-    holds: Callable[[NDArray[Any], Structure], bool]
+    content: str
+    other: str
+    matches: Callable[[NDArray[Any], Structure], bool]
 
 
 def buffer_of(name: str, rank: int) -> Buffer | None:
-    """Return the kind of buffer that a name and a number of axes say, or None."""
+    """Return the kind of buffer that has this name and number of axes, or None."""
     kinds = (kind for kind in BUFFERS if f".{name}".endswith(kind.ending) and kind.rank in (None, rank))
     return next(kinds, None)
 
@@ -59,19 +59,21 @@ def _large(numbers: NDArray[Any], structure: Structure) -> bool:
 
 
 def _frequencies(numbers: NDArray[Any], structure: Structure) -> bool:
-    """Tell whether these are theta^(-i/n) for a theta of the config; within 1 %, since bfloat16 keeps three digits."""
+    """Return whether these are theta^(-i/n) for a theta of the config; within 1 %, since bfloat16 keeps three digits."""
     import numpy as np
 
-    stated = structure.settings.get("rope_parameters") or {}
+    parameters = structure.settings.get("rope_parameters") or {}
     thetas = {
-        entry["rope_theta"] for entry in (stated, *stated.values()) if isinstance(entry, dict) and "rope_theta" in entry
+        entry["rope_theta"]
+        for entry in (parameters, *parameters.values())
+        if isinstance(entry, dict) and "rope_theta" in entry
     }
     powers = -np.arange(numbers.size) / numbers.size
     return any(np.allclose(numbers, theta**powers, rtol=1e-2, atol=1e-6) for theta in thetas)
 
 
 def _window(numbers: NDArray[Any], structure: Structure) -> bool:
-    """Tell whether this is BEiT's table of which distance lies between two patches, the class token first."""
+    """Return whether this is BEiT's table of the distances between patches, the class token first."""
     import numpy as np
 
     settings = structure.settings

@@ -1,4 +1,4 @@
-"""Canonical names: today's, always with the base model's prefix, whatever a file calls its tensors."""
+"""Canonical names: those that transformers writes today, always with the base model's prefix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEGACY_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "Laye
 
 
 def canonical_name(name: str, structure: Structure) -> str:
-    """Return the canonical name of what is stored as `name`, by rules that need no transformers."""
+    """Return the canonical name of a tensor stored as `name`, by rules that need no transformers."""
     prefix, expected = structure.prefix, structure.shapes
     for old, new in LEGACY_ENDINGS.items():
         if name.endswith(old):
@@ -28,24 +28,24 @@ def canonical_name(name: str, structure: Structure) -> str:
 def canonicalise(
     stored: Mapping[str, StoredTensor], structure: Structure, source: str
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Return the tensors by their canonical names, and what is to be said of it.
+    """Return the tensors by their canonical names, and notes on those that were renamed.
 
     Raises:
-        CheckpointError: two of them mean the same tensor.
+        CheckpointError: two stored tensors have one canonical name.
     """
-    known = {canonical_name(name, structure) for name in structure.shapes}
+    expected = {canonical_name(name, structure) for name in structure.shapes}
     canonical = {name: canonical_name(name, structure) for name in stored}
-    strange = [n for n in stored if canonical[n] not in known and not buffer_of(n, len(stored[n].shape))]
-    renamed = names_today(structure, strange)
+    unexpected = [n for n in stored if canonical[n] not in expected and not buffer_of(n, len(stored[n].shape))]
+    renamed = names_today(structure, unexpected)
     tensors: dict[str, StoredTensor] = {}
-    for name, where in stored.items():
+    for name, tensor in stored.items():
         today = [canonical_name(part, structure) for part in renamed.get(name, ())] or [canonical[name]]
-        for one, block in zip(today, where.blocks(len(today)), strict=True):
-            if one in tensors:
+        for new_name, block in zip(today, tensor.blocks(len(today)), strict=True):
+            if new_name in tensors:
                 raise CheckpointError(
-                    f"{source}: {tensors[one].stored_name} and {name} are both stored and mean the same tensor {one}."
+                    f"{source}: {tensors[new_name].stored_name} and {name} are both stored and mean the same tensor {new_name}."
                 )
-            tensors[one] = block
+            tensors[new_name] = block
     notes = []
     if legacy := sum(name.endswith(tuple(LEGACY_ENDINGS)) for name in stored):
         notes.append(f"{source}: {legacy} tensors with the old names gamma and beta read as weight and bias")

@@ -1,4 +1,4 @@
-"""Weight files: safetensors and weights-only pickles, whole or in shards, known by their headers before they are read."""
+"""Read weight files: safetensors and weights-only pickles, whole or in shards, headers first."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ NUMPY_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?"} | {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies and what its header says; `dtype` in safetensors' letters (F32, BF16, I64).
+    """One tensor of a weight file, as its header describes it; `dtype` in safetensors' letters (F32, BF16, I64).
 
     Attributes:
         offset: of its first byte in the file; None in a pickle, which torch alone can read.
-        rows: which rows it is of what the file holds under that name; None where it is all of it.
-        given: the dtype of the model it comes of, where that was rewritten in a wider one.
+        rows: the rows (first, end) of what the file holds under that name; None for all of them.
+        original_dtype: of the user's model, where the tensor was rewritten in a wider dtype.
     """
 
     file: str
@@ -43,12 +43,12 @@ class StoredTensor:
     dtype: str
     offset: int | None = None
     rows: tuple[int, int] | None = None
-    given: str | None = None
+    original_dtype: str | None = None
 
     @property
-    def own_dtype(self) -> str:
-        """The dtype that a result takes after it."""
-        return self.given or self.dtype
+    def result_dtype(self) -> str:
+        """The dtype that a merge of this tensor is written in, unless the recipe names one."""
+        return self.original_dtype or self.dtype
 
     @property
     def is_integer(self) -> bool:
@@ -63,10 +63,10 @@ class StoredTensor:
         return nbytes(self.dtype, self.shape)
 
     def blocks(self, count: int) -> tuple[StoredTensor, ...]:
-        """Return equal blocks of rows, in their order; the tensor itself where one is asked for.
+        """Return so many equal blocks of rows, in their order; for one block the tensor itself.
 
         Raises:
-            CheckpointError: the rows cannot be divided so.
+            CheckpointError: the number of rows is no multiple of the count.
         """
         if count == 1:
             return (self,)
@@ -95,27 +95,27 @@ def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def read_headers(folder: Path, source: str) -> dict[str, StoredTensor]:
-    """Return stored name -> where it lies, of every tensor of a folder.
+    """Return stored name -> header, for every tensor of a folder.
 
     Raises:
         CheckpointError: there is no weight file, one cannot be read, or an index and its shards disagree.
     """
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file, promised in _weight_files(folder, source).items():
         path = folder / file
         headers = _safetensors_headers(path) if file.endswith(".safetensors") else _pickle_headers(path)
         for name, shape, dtype, offset in headers:
-            if name in found:
-                raise CheckpointError(f"{source}: tensor {name} is in {found[name].file} and again in {file}.")
-            found[name] = StoredTensor(file, name, shape, dtype, offset)
-        lacking = [name for name in promised if name not in found or found[name].file != file]
+            if name in tensors:
+                raise CheckpointError(f"{source}: tensor {name} is in {tensors[name].file} and again in {file}.")
+            tensors[name] = StoredTensor(file, name, shape, dtype, offset)
+        lacking = [name for name in promised if name not in tensors or tensors[name].file != file]
         if lacking:
             raise CheckpointError(
                 f"{source}: {file} lacks {len(lacking)} tensors that the index places there, {lacking[0]} among them."
             )
-    if not found:
+    if not tensors:
         raise CheckpointError(f"{source} holds no tensor.")
-    return found
+    return tensors
 
 
 def _weight_files(folder: Path, source: str) -> dict[str, list[str]]:
@@ -134,7 +134,7 @@ def _weight_files(folder: Path, source: str) -> dict[str, list[str]]:
 
 
 def _shards(folder: Path, index: str, source: str) -> dict[str, list[str]]:
-    """Return shard -> the tensors that the index says it holds."""
+    """Return shard -> the tensors that the index lists for it."""
     try:
         placed = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
         shards: dict[str, list[str]] = {shard: [] for shard in sorted(set(placed.values()))}
@@ -155,7 +155,7 @@ def _shards(folder: Path, index: str, source: str) -> dict[str, list[str]]:
 
 
 def _safetensors_headers(path: Path) -> Iterator[Header]:
-    """Yield what the header says, in the order of the file, read without torch: u64 length, JSON, then the data."""
+    """Yield the tensors of the header in the order of the file: u64 length of the header, JSON, then the data."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -164,23 +164,23 @@ def _safetensors_headers(path: Path) -> Iterator[Header]:
                 raise ValueError(f"header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        found = sorted(
+        spans = sorted(
             (*entry["data_offsets"], name, tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items()
         )
-        _check_offsets([(begin, end) for begin, end, *_ in found], size - 8 - length)
-        for begin, end, name, shape, dtype in found:
+        _check_offsets([(begin, end) for begin, end, *_ in spans], size - 8 - length)
+        for begin, end, name, shape, dtype in spans:
             if nbytes(dtype, shape) != end - begin:
                 raise ValueError(f"{name} of shape {shape} and dtype {dtype} takes {end - begin} bytes")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as safetensors ({first_line(error)}). Truncated or corrupted? Copy it again."
         ) from error
-    for begin, _, name, shape, dtype in found:
+    for begin, _, name, shape, dtype in spans:
         yield name, shape, dtype, 8 + length + begin
 
 
 def _check_offsets(spans: list[tuple[int, int]], size: int) -> None:
-    """Stop unless the spans lie end to end and fill the file, as safetensors demands."""
+    """Stop unless the spans follow each other without gaps and fill the file, as safetensors demands."""
     ends = [0, *(end for _, end in spans)]
     if any(begin != end for (begin, _), end in zip(spans, ends, strict=False)) or ends[-1] != size:
         raise ValueError(f"{ends[-1]} bytes of tensors in {size} bytes of data")
@@ -195,7 +195,7 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
     try:
         # Files from before torch 1.6 are no zip archives, and those cannot be mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    # What a broken pickle makes the reader raise depends on where it breaks.
+    # Where a pickle is broken decides which error the reader raises.
     except Exception as error:
         raise CheckpointError(
             f"{path}: cannot be read as a weights-only PyTorch file ({type(error).__name__}: {_sentence(error)}). "
@@ -209,9 +209,9 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _sentence(error: BaseException) -> str:
-    """Return what torch.load found, without its advice to turn the check off."""
-    found = re.search(r"Unsupported (.*?)( was not|$)", str(error), re.MULTILINE)
-    return f"it holds {found[1]}" if found else first_line(error).split(". ")[0]
+    """Return the reason that torch.load gives, without its advice to turn the check off."""
+    unsupported = re.search(r"Unsupported (.*?)( was not|$)", str(error), re.MULTILINE)
+    return f"it holds {unsupported[1]}" if unsupported else first_line(error).split(". ")[0]
 
 
 def _pickle_headers(path: Path) -> Iterator[Header]:
@@ -237,7 +237,7 @@ def open_weights(path: Path) -> Callable[[str], Tensor]:
 
 
 def open_arrays(path: Path) -> Callable[[StoredTensor], NDArray[Any]]:
-    """Return a function from where a tensor of a safetensors file lies to a memory-mapped, read-only array of it."""
+    """Return a function from a tensor of a safetensors file to a memory-mapped, read-only array of it."""
     import numpy as np
 
     try:
@@ -253,7 +253,7 @@ def open_arrays(path: Path) -> Callable[[StoredTensor], NDArray[Any]]:
 
 
 def numpy_dtype(letters: str) -> str:
-    """Return numpy's dtype of safetensors' letters: bytes of no type (V) where it has none, as for bfloat16."""
+    """Return numpy's dtype of safetensors' letters: void (V) where numpy has none, as for bfloat16."""
     return NUMPY_DTYPES.get(letters, f"V{nbytes(letters, ())}")
 
 

@@ -169,7 +169,7 @@ def _average(plan: HeadPlan) -> HeadPlan:
         if other.architecture != reference.architecture
     ]
     faults += [
-        f"{model.source}: a label stands twice in id2label: {', '.join(names)}."
+        f"{model.source}: a label occurs twice in id2label: {', '.join(names)}."
         for model, names in zip(models, labels, strict=True)
         if len(set(fold(names))) < len(names)
     ]

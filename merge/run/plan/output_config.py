@@ -19,7 +19,7 @@ def merged_config(
     reference = checkpoints[0].encoder
     planned = reference.config if plan is None else planned_config([c.config for c in checkpoints], plan)
     config = {k: v for k, v in planned.items() if k not in ("dtype", "torch_dtype")}
-    found = {t.own_dtype for t in reference.tensors.values() if not t.is_integer}
+    found = {t.result_dtype for t in reference.tensors.values() if not t.is_integer}
     own = reference.config.get("dtype") or reference.config.get("torch_dtype")
     stated = dtype or (DTYPES[found.pop()] if len(found) == 1 else own)
     return consistent_labels(config, reference.structure) | ({"dtype": stated} if stated else {})

@@ -107,12 +107,12 @@ def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool, vocabu
     if extra and not allowed.depth:
         faults.append(f"{b.source} has {some(extra, separator='; ')} that {a.source} lacks.{_pooler_advice(a, extra)}")
     faults += _shape_faults(a, b, allowed)
-    mixed = [n for n in a.tensors if n in b.tensors and a.tensors[n].own_dtype != b.tensors[n].own_dtype]
+    mixed = [n for n in a.tensors if n in b.tensors and a.tensors[n].result_dtype != b.tensors[n].result_dtype]
     if mixed and allowed.dtype is None:
         n = mixed[0]
         faults.append(
-            f"dtypes differ in {len(mixed)} tensors: {n} is {a.tensors[n].own_dtype} in {a.source}, "
-            f"{b.tensors[n].own_dtype} in {b.source}. Say what to write: --out-dtype float32."
+            f"dtypes differ in {len(mixed)} tensors: {n} is {a.tensors[n].result_dtype} in {a.source}, "
+            f"{b.tensors[n].result_dtype} in {b.source}. Say what to write: --out-dtype float32."
         )
     return faults + ([] if allowed.vocabulary else _vocabulary_faults(a, b, vocabularies))
 
@@ -207,7 +207,7 @@ def _unmergeable(checkpoint: Checkpoint) -> list[str]:
 def _space_faults(heads: HeadPlan, dtype: str | None, output: Path) -> list[str]:
     written = [heads.given.models[m].tensors[n] for planned in heads.outputs for (m, n), *_ in planned.sources.values()]
     need = sum(
-        nbytes(t.own_dtype, t.shape) if dtype is None or t.is_integer else t.elements * ITEM_SIZES[dtype]
+        nbytes(t.result_dtype, t.shape) if dtype is None or t.is_integer else t.elements * ITEM_SIZES[dtype]
         for t in written
     )
     parent = output.resolve().parent

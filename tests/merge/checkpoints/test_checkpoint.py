@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.checkpoint import open_checkpoint, open_encoder
 from merge.errors import CheckpointError
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
@@ -271,7 +271,7 @@ def test_side_files_go_along_and_training_state_is_left_behind(tmp_path: Path) -
     for name in [*go, *stay, ".gitattributes", ".cache/x", "README.md"]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x", encoding="utf-8")
-    opened = open_checkpoint(str(folder))
+    opened = open_encoder(str(folder))
     assert list(opened.side_files) == go
     assert list(opened.left_behind) == stay
     assert opened.has_tokenizer

@@ -128,7 +128,9 @@ def test_a_token_without_a_row_is_named_with_the_number_of_rows(tokenizer: Any) 
     check_ids(batches, {"vocab_size": 10})
     check_ids(batches, {"text_config": {"vocab_size": 10}, "vocab_size": 2})
     check_ids(batches, {})
-    with pytest.raises(CalibrationError, match=r"reads token 9 in the text, and the model has 9 \(vocab_size\)"):
+    with pytest.raises(
+        CalibrationError, match=r"gives a token the id 9, and the model has 9 embeddings \(vocab_size\)"
+    ):
         check_ids(batches, {"vocab_size": 9})
     last, rows = WORDS[-1], len(SPECIAL) + len(WORDS)
     assert len(tokenise(tokenizer, [(last,)], {"vocab_size": rows})[0]) == 1

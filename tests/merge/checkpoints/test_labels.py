@@ -46,7 +46,7 @@ def test_sets_that_differ_are_an_error_that_lists_both() -> None:
     ("names", "where"), [((("yes", "Yes"), ("yes", "no")), "a/"), ((("yes", "no"), ("no", "NO")), "b/")]
 )
 def test_a_name_that_stands_twice_is_an_error_that_names_the_model(names: Any, where: str) -> None:
-    with pytest.raises(MismatchError, match=f"{where}: a label stands twice"):
+    with pytest.raises(MismatchError, match=f"{where}: a label occurs twice"):
         label_order(*names, "a/", "b/")
 
 

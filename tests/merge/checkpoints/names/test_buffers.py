@@ -17,7 +17,7 @@ BEIT = structure_of(CASES["beit relative"][0])
 def holds(name: str, numbers: torch.Tensor, structure: Structure = LLAMA) -> bool:
     kind = buffer_of(name, numbers.ndim)
     assert kind is not None
-    return kind.holds(numbers.float().numpy(), structure)
+    return kind.matches(numbers.float().numpy(), structure)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

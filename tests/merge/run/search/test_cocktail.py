@@ -164,7 +164,7 @@ def test_a_label_that_is_no_class_is_refused(models: list[Path], label: str, sai
 def test_a_class_that_stands_twice_is_refused(tmp_path: Path) -> None:
     config = bert_config(labels=("x", "y", "X"))
     model = open_checkpoint(str(save_checkpoint(tmp_path / "twice", config)))
-    with pytest.raises(MismatchError, match="a label stands twice in id2label: x, y, X"):
+    with pytest.raises(MismatchError, match="a label occurs twice in id2label: x, y, X"):
         gold_of(Examples((("a",),), ("x",), "dev.jsonl"), model)
 
 
