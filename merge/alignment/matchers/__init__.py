@@ -1,4 +1,7 @@
-"""Matchers, one a file; ALIGNERS lists them."""
+"""Matchers, one a file, and the table of aligners that lists them.
+
+A new aligner is a file with its function and a record here.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Activation matching: units that respond alike to the same text are the same unit.
+"""Activation matching: match units whose activations on the same text correlate.
 
 Maximises the sum over matched units of their Pearson correlation on calibration text, exactly, axis by axis (an
-activation does not depend on how the other axes are ordered, so no sweeps are needed). Cross-moments are streamed: of a
-batch one model's activations are alive, and of the other's the site that is being compared. Padding is masked out.
+activation does not depend on the order of the other axes, so no sweeps are needed). Cross-moments are accumulated batch by
+batch: in memory are the activations of one model on a few texts, and one site of the other's. Padding is masked out.
 With maps as well: `merge.alignment.matchers.rotations`.
 
 Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.04836, section 3.1.
@@ -22,7 +22,7 @@ from merge.symmetry.permutation import Permutation, identity, view_index
 
 
 def match_activations(pair: Pair) -> Matcher:
-    """Return the matcher that aligns b to a by how their units respond to the pair's batches.
+    """Return the matcher that aligns b to a by the correlations of their units on the pair's batches.
 
     Raises:
         AlignmentError: there are no batches: activations need text and a tokenizer.
@@ -39,24 +39,25 @@ def match_activations(pair: Pair) -> Matcher:
 
 def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Alignment:
     """Match every axis of these kinds on its correlations; the objective is the mean correlation of matched units."""
-    still = identity(pair.spec, pair.shapes)
+    unmoved = identity(pair.spec, pair.shapes)
     movable = pair.axes_of(kinds)
-    moves: dict[str, dict[tuple[str, ...], Tensor]] = {}
+    by_coordinate: dict[str, dict[tuple[str, ...], Tensor]] = {}
     for view, correlation in correlations.items():
         if view.names[0] in movable:
-            moves.setdefault(view.names[0], {})[view.names] = correlation.reshape(*view.shape, *view.shape)
-    check_seen(movable, moves)
-    indices = dict(still.indices)
-    for move, likeness in moves.items():
-        gains = {names: gain.double() for names, gain in likeness.items()}
-        indices |= {move: match_axis(gains[move,])} if (move,) in gains and len(gains) == 1 else match_blocks(gains)
-    found = Permutation(indices, still.outer)
-    values = [_matched(correlations, movable, p) for p in (still, found)]
-    return Alignment(found, tuple(k for k in pair.kinds() if k in kinds), tuple(values))
+            by_coordinate.setdefault(view.names[0], {})[view.names] = correlation.reshape(*view.shape, *view.shape)
+    check_seen(movable, by_coordinate)
+    indices = dict(unmoved.indices)
+    for coordinate, single in by_coordinate.items():
+        gains = {names: gain.double() for names, gain in single.items()}
+        alone = set(gains) == {(coordinate,)}
+        indices |= {coordinate: match_axis(gains[coordinate,])} if alone else match_blocks(gains)
+    permutation = Permutation(indices, unmoved.outer)
+    values = [_mean_correlation(correlations, movable, p) for p in (unmoved, permutation)]
+    return Alignment(permutation, tuple(k for k in pair.kinds() if k in kinds), tuple(values))
 
 
-def _matched(correlations: Correlations, movable: Sequence[str], p: Permutation) -> float:
-    """Return the mean correlation over all units of the movable axes as p matches them."""
+def _mean_correlation(correlations: Correlations, movable: Sequence[str], p: Permutation) -> float:
+    """Return the mean correlation of the units that p matches, over all movable axes."""
     total, units = 0.0, 0
     for view, correlation in correlations.items():
         if view.names[0] in movable:

@@ -1,12 +1,12 @@
-"""Annealing: a search of permutations by what counts, the divergence of the midpoint, for models small enough to try many.
+"""Simulated annealing over permutations, on the divergence of the midpoint, for models small enough to evaluate many.
 
-From the better of the identity and weight matching, two units (or blocks, or units inside one block) of an axis drawn at
-random change places; the swap is kept if the midpoint's divergence from its ends (`merge.alignment.midpoint`) falls, and with
-probability exp(-rise / temperature) if it rises, while the temperature falls. What is returned is the best ever seen,
-judged on all the text; swaps are judged on a part of it. An oracle for axes of a few units: among n! orders a few hundred
-swaps find little, as its authors report.
+From the better of the identity and weight matching, two units (or blocks, or units inside one block) of a random axis are
+swapped; the swap is kept if the midpoint's divergence from the endpoints (`merge.alignment.midpoint`) falls, and with
+probability exp(-rise / temperature) if it rises, while the temperature falls. The best permutation of all steps is returned.
+Swaps are scored on a part of the text, start and result on all of it. An oracle for axes of a few units: among n! orders a
+few hundred swaps improve little, as its authors report.
 
-Function-preserving: what is returned is a permutation.
+Function-preserving: the result is a permutation.
 
 Source: Entezari et al. 2022, arXiv:2110.06296, section 3.2.
 """
@@ -31,20 +31,20 @@ from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import Permutation, apply_axes, identity
 from merge.symmetry.spec import parse
 
-# Batches that swaps are judged on, evenly over all from the shortest texts to the longest, and texts of each; where there
-# are no more than that, all.
+# Batches that swaps are scored on, evenly spaced from the shortest texts to the longest, and texts of each; all texts where
+# there are no more.
 MAX_BATCHES, MAX_TEXTS = 2, 64
-# Temperatures at the beginning and at the end, as shares of the divergence at the start.
+# Temperatures at the start and at the end, as shares of the divergence at the start.
 T_START, T_END = 0.3, 1e-4
-# A divergence below this share of the identity's is rounding: there is nothing to search for.
+# A divergence below this share of the identity's is rounding: nothing is left to gain.
 NEGLIGIBLE = 1e-5
 
 
 def match_annealing(pair: Pair) -> Matcher:
-    """Return the matcher that swaps units `pair.settings.steps` times; the models are taken as they are merged.
+    """Return the matcher that tries `pair.settings.steps` swaps; the models are compared as they are merged.
 
-    Its objective is 1 - divergence / divergence of the identity: 0 where nothing moves, 1 where the midpoint says what
-    the ends say together.
+    Its objective is 1 - divergence / divergence of the identity: 0 for the identity, 1 where the midpoint equals the
+    endpoints' ensemble.
 
     Raises:
         AlignmentError: there are no batches.
@@ -55,24 +55,25 @@ def match_annealing(pair: Pair) -> Matcher:
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        still, begun = identity(pair.spec, pair.shapes), plain(kinds)
-        (nothing, matched), _ = score([still, begun.permutation], pair)
-        if nothing <= 0:
-            return Alignment(still, begun.kinds, (1.0,))
-        start, value = (begun.permutation, matched) if matched < nothing else (still, nothing)
-        values = [nothing, value] if value < nothing else [nothing]
-        if value > NEGLIGIBLE * nothing:
-            found = annealed(pair, kinds, start)
-            reached = score([found], pair)[0][0]
-            if reached < value:
-                start, values = found, [*values, reached]
-        return Alignment(start, begun.kinds, tuple(1 - max(v, 0.0) / nothing for v in values))
+        unmoved, by_weights = identity(pair.spec, pair.shapes), plain(kinds)
+        (at_identity, at_weights), _ = score([unmoved, by_weights.permutation], pair)
+        if at_identity <= 0:
+            return Alignment(unmoved, by_weights.kinds, (1.0,))
+        better = at_weights < at_identity
+        best, lowest = (by_weights.permutation, at_weights) if better else (unmoved, at_identity)
+        divergences = [at_identity, lowest] if better else [at_identity]
+        if lowest > NEGLIGIBLE * at_identity:
+            candidate = annealed(pair, kinds, best)
+            reached = score([candidate], pair)[0][0]
+            if reached < lowest:
+                best, divergences = candidate, [*divergences, reached]
+        return Alignment(best, by_weights.kinds, tuple(1 - max(d, 0.0) / at_identity for d in divergences))
 
     return match
 
 
 def annealed(pair: Pair, kinds: frozenset[str], start: Permutation) -> Permutation:
-    """Return the best permutation seen while units of these kinds of axes change places."""
+    """Return the best permutation of all steps of annealing over these kinds of axes."""
     generator = torch.Generator().manual_seed(pair.settings.seed)
     midpoint, steps = _Midpoint(pair, kinds, start), pair.settings.steps
     axes = [axis for axis in pair.axes_of(kinds) if start.indices[axis].shape[-1] > 1]
@@ -97,7 +98,7 @@ def annealed(pair: Pair, kinds: frozenset[str], start: Permutation) -> Permutati
 
 
 def swapped(p: Permutation, axis: str, generator: torch.Generator) -> Permutation:
-    """Return p with two places of an axis exchanged: inside one block drawn at random, or whole blocks with their orders."""
+    """Return p with two units of an axis swapped: inside one random block, or whole blocks with the orders inside them."""
     index = p.indices[axis].clone()
     both = torch.randperm(index.shape[-1], generator=generator)[:2]
     if index.ndim > 1:
@@ -105,45 +106,45 @@ def swapped(p: Permutation, axis: str, generator: torch.Generator) -> Permutatio
         index[block, both] = index[block, both.flip(0)]
         return Permutation({**p.indices, axis: index}, p.outer)
     index[both] = index[both.flip(0)]
-    found = {axis: index}
+    changed = {axis: index}
     for inside in (name for name, outer in p.outer.items() if outer == axis and name in p.indices):
         order = p.indices[inside].clone()
         order[both] = order[both.flip(0)]
-        found[inside] = order
-    return Permutation({**p.indices, **found}, p.outer)
+        changed[inside] = order
+    return Permutation({**p.indices, **changed}, p.outer)
 
 
 class _Midpoint:
-    """The model half way between a and the moved b, and what the ends say to some texts."""
+    """The midpoint of a and the permuted b, and the endpoints' outputs on some texts."""
 
     def __init__(self, pair: Pair, kinds: frozenset[str], start: Permutation) -> None:
-        self.pair = pair = some(pair)
-        ends = pair.model(pair.a), pair.model(pair.b)
+        self.pair = pair = with_few_texts(pair)
+        endpoints = pair.model(pair.a), pair.model(pair.b)
         with torch.inference_mode():
-            self.said = [[outputs_of(pair, model(**batch)) for model in ends] for batch in pair.batches]
+            self.outputs = [[outputs_of(pair, model(**batch)) for model in endpoints] for batch in pair.batches]
         self.tensors = {
-            move: tuple(dict.fromkeys(occurrence.tensor for occurrence in found))
-            for move, found in occurrences(pair, pair.axes_of(kinds)).items()
+            coordinate: tuple(dict.fromkeys(occurrence.tensor for occurrence in group))
+            for coordinate, group in occurrences(pair, pair.axes_of(kinds)).items()
         }
-        self.model = ends[0]
+        self.model = endpoints[0]
         set_weights(self.model, self._weights(start, tuple(pair.a)))
 
     def _weights(self, p: Permutation, names: Sequence[str]) -> dict[str, Tensor]:
-        found = {}
+        weights = {}
         for name in names:
             a, b = self.pair.a[name], apply_axes(self.pair.spec.axes(name), p, self.pair.b[name])
-            found[self.pair.written_name(name)] = (a.float() + b.float()) / 2 if a.is_floating_point() else a
-        return found
+            weights[self.pair.written_name(name)] = (a.float() + b.float()) / 2 if a.is_floating_point() else a
+        return weights
 
     def move(self, p: Permutation, axis: str) -> None:
-        """Bring the tensors on one axis up to date."""
+        """Recompute the model's tensors on one axis under p."""
         set_weights(self.model, self._weights(p, self.tensors[p.outer.get(axis, axis)]))
 
     def divergence(self, p: Permutation) -> float:
-        """Return the mean divergence of the model from its ends; p says how b's outputs moved."""
+        """Return the mean divergence of the model from the endpoints' ensemble, b's outputs permuted by p."""
         total, count = 0.0, 0
         with torch.inference_mode():
-            for k, (a, b) in enumerate(self.said):
+            for k, (a, b) in enumerate(self.outputs):
                 moved = {n: apply_axes(parse(self.pair.spec.outputs[n]), p, value) for n, value in b.items()}
                 between = outputs_of(self.pair, self.model(**self.pair.batches[k]))
                 value, rows, _ = divergence(a, moved, between, scored_tokens(self.pair, k))
@@ -151,8 +152,8 @@ class _Midpoint:
         return total / count
 
 
-def some(pair: Pair) -> Pair:
-    """Return the pair with the first texts of some of its batches, in float32; with all of them where they are few."""
+def with_few_texts(pair: Pair) -> Pair:
+    """Return the pair with the first MAX_TEXTS texts of MAX_BATCHES of its batches, in float32; with all where they are few."""
     texts = sum(len(next(iter(batch.values()))) for batch in pair.batches)
     count = len(pair.batches) if texts <= MAX_BATCHES * MAX_TEXTS else min(MAX_BATCHES, len(pair.batches))
     taken = [k * (len(pair.batches) - 1) // max(count - 1, 1) for k in range(count)]

@@ -1,16 +1,16 @@
-"""Frank-Wolfe: all axes matched at once, on soft permutations, and made hard again at the end.
+"""Frank-Wolfe: all axes matched at once, on soft permutations, and rounded at the end.
 
 The objective of weight matching is maximised over doubly stochastic matrices, one for every axis. Each step goes from the
-current point M towards the permutation S that the gradient likes best,
+current point M towards the permutation S with the largest inner product with the gradient,
 
     S = argmax_S <grad J(M), S>,    M <- M + step (S - M),    step = argmax over [0, 1] of J(M + step (S - M)),
 
-where S is one assignment an axis (of blocks and what is inside them together) and J along the line is a parabola. It ends
-where a step gains next to nothing, and M is rounded by an assignment on its entries. An end of weight matching is of no use
-as a start: where no axis alone can gain, S is M. So it starts twice, from the mixture in which every unit is everywhere
-alike, and from one with a fifth of what weight matching found; the best of both and of weight matching itself is returned.
+where S is one assignment an axis (of blocks and the orders inside them together) and J along the line is a parabola. It ends
+when a step gains too little, and M is rounded by an assignment on its entries. The result of weight matching cannot be the
+start: where no axis alone can gain, S is M. So it starts twice, from the barycentre (the uniform mixture), and from a fifth
+of weight matching's result and four fifths of the barycentre; the best of both and of weight matching itself is returned.
 
-Function-preserving: what is returned is a permutation.
+Function-preserving: the result is a permutation.
 
 Source: Crisostomi et al. 2024, arXiv:2405.17897, algorithm 1 (for two models).
 """
@@ -26,9 +26,9 @@ from merge.symmetry.permutation import Permutation, identity
 
 # A step that gains less than this share of the objective is the last; and the most steps from one start.
 REL_TOLERANCE, MAX_STEPS = 1e-6, 100
-# How much of the second start is the mixture of everything.
+# Share of the barycentre in the second start.
 BARYCENTRE_SHARE = 0.8
-# An objective this near to that of equal models leaves nothing to search for.
+# From this objective on the models are as good as equal, and nothing is left to gain.
 EQUAL_MODELS = 1 - 1e-6
 
 
@@ -38,26 +38,28 @@ def match_frank_wolfe(pair: Pair) -> Matcher:
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        begun = plain(kinds)
+        by_weights = plain(kinds)
         objective = Objective(pair, weights, pair.axes_of(kinds))
-        if begun.objective[-1] > EQUAL_MODELS or not objective.tensor_names:
-            return begun
-        relaxed, still = Relaxation(objective), identity(pair.spec, pair.shapes)
-        best, value = begun.permutation, begun.objective[-1] * objective.entries
+        if by_weights.objective[-1] > EQUAL_MODELS or not objective.tensor_names:
+            return by_weights
+        relaxed, unmoved = Relaxation(objective), identity(pair.spec, pair.shapes)
+        best, value = by_weights.permutation, by_weights.objective[-1] * objective.entries
         mixture = relaxed.barycentre()
-        for start in (mixture, toward(relaxed.vertex(begun.permutation), mixture, BARYCENTRE_SHARE)):
-            found = rounded(relaxed, maximised(relaxed, start)[0], still)
-            reached = sum(objective.terms(objective.tensor_names, found).values())
+        for start in (mixture, toward(relaxed.vertex(by_weights.permutation), mixture, BARYCENTRE_SHARE)):
+            candidate = rounded(relaxed, maximised(relaxed, start)[0], unmoved)
+            reached = sum(objective.terms(objective.tensor_names, candidate).values())
             if reached > value + REL_TOLERANCE * abs(value):
-                best, value = found, reached
-        history = (*begun.objective, value / objective.entries)
-        return Alignment(best, begun.kinds, history if best is not begun.permutation else begun.objective)
+                best, value = candidate, reached
+        history = (*by_weights.objective, value / objective.entries)
+        return Alignment(
+            best, by_weights.kinds, history if best is not by_weights.permutation else by_weights.objective
+        )
 
     return match
 
 
 def maximised(relaxed: Relaxation, start: Soft) -> tuple[Soft, tuple[float, ...]]:
-    """Return where Frank-Wolfe ends, and J at the start and after each step; never decreasing.
+    """Return the soft permutation after Frank-Wolfe, and J at the start and after each step; never decreasing.
 
     Raises:
         AlignmentError: a tensor has more than two axes that move, so that J along a line is no parabola.
@@ -81,18 +83,18 @@ def maximised(relaxed: Relaxation, start: Soft) -> tuple[Soft, tuple[float, ...]
 
 
 def parabola(value: float, slope: float, end: float) -> tuple[float, float]:
-    """Return where on [0, 1] a parabola is largest, and by how much it lies above its beginning.
+    """Return the point of [0, 1] at which a parabola is largest, and by how much it exceeds its value at 0.
 
     Args:
         value, slope: at 0.
         end: its value at 1.
     """
-    bend = end - value - slope
-    tried = [1.0] + ([-slope / (2 * bend)] if bend < 0 and 0 < -slope / (2 * bend) < 1 else [])
-    gained, step = max((slope * x + bend * x * x, x) for x in tried)
+    curvature = end - value - slope
+    candidates = [1.0] + ([-slope / (2 * curvature)] if curvature < 0 and 0 < -slope / (2 * curvature) < 1 else [])
+    gained, step = max((slope * x + curvature * x * x, x) for x in candidates)
     return (step, gained) if gained > 0 else (0.0, 0.0)
 
 
-def rounded(relaxed: Relaxation, soft: Soft, still: Permutation) -> Permutation:
+def rounded(relaxed: Relaxation, soft: Soft, unmoved: Permutation) -> Permutation:
     """Return the permutation nearest to a soft one: an assignment on its entries."""
-    return Permutation({**still.indices, **relaxed.best(soft).indices}, still.outer)
+    return Permutation({**unmoved.indices, **relaxed.best(soft).indices}, unmoved.outer)

@@ -1,7 +1,6 @@
-"""Refined: activations say where weight matching begins.
+"""Weight matching initialised by activation matching.
 
-Activations tell which units do the same, wherever they stand; from there the weights' own objective only has to be climbed.
-It is the better of the two beginnings where the embeddings do not say how the residual stream is ordered.
+It is the better start of the two where the embeddings do not determine the order of the residual stream.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from merge.alignment.pair import Matcher, Pair
 
 
 def match_refined(pair: Pair) -> Matcher:
-    """Return the matcher that begins with activations and goes on with weights.
+    """Return the matcher that starts from activation matching and goes on with weight matching.
 
     Raises:
         AlignmentError: there are no batches: activations need text and a tokenizer.

@@ -1,14 +1,14 @@
-"""Sinkhorn: permutations by gradient descent, through the operator that makes any matrix doubly stochastic.
+"""Gradient descent on soft permutations, through the Sinkhorn operator that makes any matrix doubly stochastic.
 
 Every axis has free parameters Z. The soft permutation M = Sinkhorn(Z / temperature), rows and columns of exp(Z /
-temperature) brought to sum one in turn, in logarithms, moves b, and Adam descends the distance of the weights
+temperature) normalised to sum one in turn, in logarithms, is applied to b, and Adam minimises the distance of the weights
 
     L(Z) = sum_t || A_t / rms(A_t) - M_1 (B_t / rms(B_t)) M_2^T ||^2
 
-while the temperature falls, so that M nears a permutation. Along the way M is rounded by an assignment on its entries; the
-best of those, of the identity and of weight matching, which it starts near, is kept. It reads no text.
+while the temperature falls, so that M approaches a permutation. Along the way M is rounded by an assignment on its entries;
+the best of those and of weight matching, which it starts near, is kept. It reads no text.
 
-Function-preserving: what is returned is a permutation. (The soft one, which is not, is never applied.)
+Function-preserving: the result is a permutation. (Soft permutations change the function; they are never in the result.)
 
 Source: Pena et al. 2023, arXiv:2212.12042 (with gradients through the iterations instead of implicit ones).
 """
@@ -35,10 +35,10 @@ from merge.symmetry.permutation import Permutation, identity
 MAX_UNITS = 1024
 NORMALISATIONS = 10
 LEARNING_RATE = 0.05
-# Of Z / temperature at the start, what the units that weight matching pairs are ahead by: one part in e^INIT_LOGIT.
+# Z at the start of the pairs of units that weight matching makes; 0 for all others.
 INIT_LOGIT = 1.0
 T_START, T_END = 1.0, 0.1
-# How often in a run the soft permutation is rounded, and how many roundings alike end it.
+# How often in a run the soft permutation is rounded, and after how many equal results it stops.
 CHECKS, PATIENCE = 20, 4
 REL_TOLERANCE, EQUAL_MODELS = 1e-6, 1 - 1e-6
 
@@ -59,13 +59,13 @@ def match_sinkhorn(pair: Pair) -> Matcher:
         objective = Objective(pair, weights, pair.axes_of(kinds))
         relaxed = Relaxation(objective)
         _check_size(relaxed)
-        begun = plain(kinds)
-        if begun.objective[-1] > EQUAL_MODELS or not objective.tensor_names:
-            return begun
-        found, value = descended(relaxed, pair, begun.permutation)
-        if value <= begun.objective[-1] + REL_TOLERANCE * abs(begun.objective[-1]):
-            return begun
-        return Alignment(found, begun.kinds, (*begun.objective, value))
+        by_weights = plain(kinds)
+        if by_weights.objective[-1] > EQUAL_MODELS or not objective.tensor_names:
+            return by_weights
+        permutation, value = descended(relaxed, pair, by_weights.permutation)
+        if value <= by_weights.objective[-1] + REL_TOLERANCE * abs(by_weights.objective[-1]):
+            return by_weights
+        return Alignment(permutation, by_weights.kinds, (*by_weights.objective, value))
 
     return match
 
@@ -81,16 +81,16 @@ def _check_size(relaxed: Relaxation) -> None:
 
 
 def descended(relaxed: Relaxation, pair: Pair, start: Permutation | None) -> tuple[Permutation, float]:
-    """Return the best permutation on the way down, and its objective, normalised.
+    """Return the best rounded permutation of the descent, and its objective in [-1, 1].
 
     Args:
-        start: that the parameters lean to; None for none, with every unit everywhere alike.
+        start: that the parameters favour; None for the barycentre.
     """
-    objective, still = relaxed.objective, identity(pair.spec, pair.shapes)
-    parameters = _origin(relaxed, still, start)
+    objective, unmoved = relaxed.objective, identity(pair.spec, pair.shapes)
+    parameters = _origin(relaxed, unmoved, start)
     optimiser = torch.optim.Adam(list(parameters.values()), lr=LEARNING_RATE)
-    steps, best, value = pair.settings.steps, still, -math.inf
-    every, alike = max(1, steps // CHECKS), 0
+    steps, best, value = pair.settings.steps, unmoved, -math.inf
+    every, repeats = max(1, steps // CHECKS), 0
     for step in track(range(steps), "descending on soft permutations"):
         soft = soft_at(relaxed, parameters, T_START * (T_END / T_START) ** (step / max(steps - 1, 1)))
         optimiser.zero_grad()
@@ -98,42 +98,44 @@ def descended(relaxed: Relaxation, pair: Pair, start: Permutation | None) -> tup
         optimiser.step()
         if (step + 1) % every and step + 1 < steps:
             continue
-        found = rounded(relaxed, {names: matrix.detach() for names, matrix in soft.items()}, still)
-        reached = sum(objective.terms(objective.tensor_names, found).values()) / objective.entries
-        alike = alike + 1 if reached == value else 0
+        candidate = rounded(relaxed, {names: matrix.detach() for names, matrix in soft.items()}, unmoved)
+        reached = sum(objective.terms(objective.tensor_names, candidate).values()) / objective.entries
+        repeats = repeats + 1 if reached == value else 0
         if reached > value:
-            best, value = found, reached
-        elif alike == PATIENCE:
+            best, value = candidate, reached
+        elif repeats == PATIENCE:
             break
     return best, value
 
 
-def _origin(relaxed: Relaxation, still: Permutation, start: Permutation | None) -> Parameters:
-    """Return parameters for every axis that the views name, leaning to the start."""
-    names = dict.fromkeys(name for found in relaxed.views for name in found if name != "-")
+def _origin(relaxed: Relaxation, unmoved: Permutation, start: Permutation | None) -> Parameters:
+    """Return parameters for every axis that the views name, favouring the start."""
+    names = dict.fromkeys(name for view_names in relaxed.views for name in view_names if name != "-")
     parameters = {}
     for name in names:
-        index = (start or still).indices[name]
+        index = (start or unmoved).indices[name]
         size = index.shape[-1]
-        ahead = INIT_LOGIT * torch.nn.functional.one_hot(index, size).to(relaxed.dtype) * (start is not None)
+        logits = INIT_LOGIT * torch.nn.functional.one_hot(index, size).to(relaxed.dtype) * (start is not None)
         if index.ndim > 1:
-            ahead = ahead[:, None].expand(len(index), len(index), size, size)
-        parameters[name] = ahead.clone().requires_grad_()
+            logits = logits[:, None].expand(len(index), len(index), size, size)
+        parameters[name] = logits.clone().requires_grad_()
     return parameters
 
 
 def soft_at(relaxed: Relaxation, parameters: Parameters, temperature: float) -> Soft:
-    """Return the soft permutation of these parameters; blocks times what is inside each pair of them."""
-    made = {name: sinkhorn(z / temperature, NORMALISATIONS) for name, z in parameters.items()}
-    return {names: _product(names, view.shape, made) for names, view in relaxed.views.items()}
+    """Return the soft permutation of these parameters; entries of blocks scale those inside each pair of blocks."""
+    factors = {name: sinkhorn(z / temperature, NORMALISATIONS) for name, z in parameters.items()}
+    return {names: _product(names, view.shape, factors) for names, view in relaxed.views.items()}
 
 
-def _product(names: Names, shape: tuple[int, ...], made: Parameters) -> Float[Tensor, "units units"]:
-    out = made[names[0]]
+def _product(names: Names, shape: tuple[int, ...], factors: Parameters) -> Float[Tensor, "units units"]:
+    out = factors[names[0]]
     for level, name in enumerate(names[1:], 1):
         size = shape[level]
-        inside = torch.eye(size, dtype=out.dtype).expand(shape[0], shape[0], size, size) if name == "-" else made[name]
-        # An entry (g, h) of the blocks scales all that is inside their pair, whatever lies between.
+        inside = (
+            torch.eye(size, dtype=out.dtype).expand(shape[0], shape[0], size, size) if name == "-" else factors[name]
+        )
+        # An entry (g, h) of the blocks scales everything inside their pair.
         between = math.prod(shape[1:level])
         out = torch.einsum("gqhp,ghij->gqihpj", out.reshape(shape[0], between, shape[0], between), inside)
     units = math.prod(shape)
@@ -151,7 +153,7 @@ def sinkhorn(scores: Float[Tensor, "*batch n n"], rounds: int) -> Float[Tensor, 
 def distance(relaxed: Relaxation, soft: Soft) -> Tensor:
     """Return the squared distance of a's weights to b's under a soft permutation, tensors at root mean square one.
 
-    Divided by the number of entries: two models that have nothing in common are 2 apart, less what M averages away.
+    Divided by the number of entries: 2 for unrelated models, less what M averages away.
     """
     objective, total = relaxed.objective, torch.zeros(())
     weights = objective.weights

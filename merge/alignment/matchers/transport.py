@@ -1,18 +1,18 @@
-"""Transport: units of b carried to places of a by optimal transport, layer by layer, also where there are more or fewer.
+"""Optimal transport of b's units to a's positions, layer by layer, also for different numbers of units.
 
-The cost of carrying unit j to place i is the distance of their weights, every tensor at root mean square one,
+The cost of moving unit j to position i is the distance of their weights, every tensor at root mean square one,
 
     T = argmin sum_ij T_ij D_ij,    D_ij = sqrt(sum_t || A_t[i] - B_t[j] ||^2),    T 1 = 1 / n_a,  T^T 1 = 1 / n_b,
 
-with tensors whose other axes are matched already. Of equal widths the best plan is a permutation: `match_transport` finds
-it axis by axis, once for what is matched before it and once for all, and is function-preserving.
+with tensors whose other axes are matched already. For equal widths the best plan is a permutation: `match_transport` computes
+it axis by axis, first against the axes matched before it, then against all, and is function-preserving.
 
-`transported` takes models of different feed-forward widths. It is NOT function-preserving: place i becomes the mixture of
-the units carried there, and what reads unit j reads the places it was carried to,
+`transported` takes models of different feed-forward widths. It is NOT function-preserving: position i becomes the
+mixture of the units moved there, and what reads unit j reads the positions it was moved to,
 
     rows that write the axis   W' = n_a T W       columns that read it   W' = W (n_b T)^T
 
-The function stays only where the units that share a place are alike. The residual stream, heads and depth must agree.
+The function is unchanged only where units that share a position are equal. The residual stream, heads and depth must agree.
 
 Source: Singh and Jaggi 2020, arXiv:1910.05653.
 """
@@ -38,46 +38,49 @@ from merge.errors import AlignmentError
 from merge.symmetry.notation import View
 from merge.symmetry.permutation import Permutation, apply_axes, identity, unit_positions
 
-# Up to so many copies of units a plan is exact; beyond, its entropy is held up by this share of the mean cost.
+# Up to so many copies of units a plan is exact; beyond that it is smoothed by entropy with this share of the mean cost.
 MAX_COPIES = 4096
-ENTROPY, MAX_ROUNDS = 0.01, 2000
+ENTROPY_SHARE, MAX_ITERATIONS = 0.01, 2000
 
 
 def match_transport(pair: Pair) -> Matcher:
-    """Return the matcher that carries b's units to a's places layer by layer; never worse than nothing."""
+    """Return the matcher that minimises the distance of matched units layer by layer; never worse than the identity."""
     weights = weights_of(pair)
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        objective, still = Objective(pair, weights, pair.axes_of(kinds)), identity(pair.spec, pair.shapes)
-        p, matched = still, frozenset[str]()
-        for seen_all in (False, True):
-            for move in objective.occurrences:
-                p = _carried(objective, move, p, None if seen_all else matched)
-                matched |= set(objective.axes_of(move))
-        values = [sum(objective.terms(objective.tensor_names, q).values()) / objective.entries for q in (still, p)]
+        objective, unmoved = Objective(pair, weights, pair.axes_of(kinds)), identity(pair.spec, pair.shapes)
+        p, matched = unmoved, frozenset[str]()
+        for against_all in (False, True):
+            for coordinate in objective.occurrences:
+                p = _match_coordinate(objective, coordinate, p, None if against_all else matched)
+                matched |= set(objective.axes_of(coordinate))
+        values = [sum(objective.terms(objective.tensor_names, q).values()) / objective.entries for q in (unmoved, p)]
         names = tuple(kind for kind in pair.kinds() if kind in kinds)
         better = values[1] > values[0]
-        return Alignment(p if better else still, names, tuple(values if better else values[:1]))
+        return Alignment(p if better else unmoved, names, tuple(values if better else values[:1]))
 
     return match
 
 
-def _carried(objective: Objective, move: str, p: Permutation, matched: frozenset[str] | None) -> Permutation:
-    """Return p with one axis, or blocks and what is inside them, at the least distance; the others are held."""
+def _match_coordinate(
+    objective: Objective, coordinate: str, p: Permutation, matched: frozenset[str] | None
+) -> Permutation:
+    """Return p with one axis, or blocks and the orders inside them, at the least distance; the others are held."""
     gains, weights = {}, objective.weights
-    for names, likeness in objective.gains(move, p, matched).items():
+    for names, likeness in objective.gains(coordinate, p, matched).items():
         units = math.isqrt(likeness.numel())
         squares = [torch.zeros(units, dtype=torch.float64) for _ in "ab"]
-        for occurrence in objective.occurrences[move]:
+        for occurrence in objective.occurrences[coordinate]:
             if occurrence.view.names == names and (matched is None or occurrence.others <= matched):
-                for own, side in zip(squares, "ab", strict=True):
+                for total, side in zip(squares, "ab", strict=True):
                     scale = (weights.scale_a if side == "a" else weights.scale_b)[occurrence.tensor]
-                    own += objective.rows(occurrence, side, None).double().square().sum(1) * scale**2
+                    total += objective.rows(occurrence, side, None).double().square().sum(1) * scale**2
         apart = squares[0][:, None] + squares[1] - 2 * likeness.reshape(units, units)
         gains[names] = -apart.clamp_min(0).sqrt().reshape(likeness.shape)
-    found = {move: match_axis(gains[move,])} if set(gains) == {(move,)} else match_blocks(gains)
-    return Permutation({**p.indices, **found}, p.outer)
+    alone = set(gains) == {(coordinate,)}
+    indices = {coordinate: match_axis(gains[coordinate,])} if alone else match_blocks(gains)
+    return Permutation({**p.indices, **indices}, p.outer)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Transported:
 
 
 def transported(pair: Pair) -> Transported:
-    """Return b re-expressed in the widths of a, in its own units elsewhere. It is no longer the model it was.
+    """Return b re-expressed in the widths of a, in its own units elsewhere. Its function changes.
 
     Args:
         pair: of equal tensors but for the sizes of feed-forward axes.
@@ -114,7 +117,7 @@ def transported(pair: Pair) -> Transported:
 
 
 def output_change(pair: Pair, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
-    """Return how far outputs are from b's once it is these tensors: root mean square, in standard deviations of the output.
+    """Return the change of b's outputs with these tensors: root mean square, in standard deviations of the output.
 
     Args:
         tensors: b in a's shapes.
@@ -123,9 +126,9 @@ def output_change(pair: Pair, tensors: Mapping[str, Tensor], config: Mapping[str
     before = build(config, {pair.written_name(name): tensor for name, tensor in pair.b.items()}, torch.float32)
     after, worst = pair.model(tensors), 0.0
     with torch.inference_mode():
-        said = [[model(**in_dtype(batch, torch.float32)) for model in (before, after)] for batch in pair.batches]
+        outputs = [[model(**in_dtype(batch, torch.float32)) for model in (before, after)] for batch in pair.batches]
     for name in pair.spec.outputs:
-        old, new = (torch.cat([both[k][name].flatten().double() for both in said]) for k in range(2))
+        old, new = (torch.cat([both[k][name].flatten().double() for both in outputs]) for k in range(2))
         worst = max(worst, float((new - old).square().mean().sqrt() / old.std().clamp_min(1e-30)))
     return worst
 
@@ -137,25 +140,25 @@ def widths(pair: Pair) -> dict[str, tuple[int, int]]:
         AlignmentError: one of them is not a feed-forward axis.
     """
     sides = ({name: tuple(t.shape) for name, t in side.items()} for side in (pair.a, pair.b))
-    own, other = (pair.spec.fit(shapes) for shapes in sides)
-    found = {axis: (size[-1], other[axis][-1]) for axis, size in own.items() if other[axis] != size}
-    for axis, (n, m) in found.items():
-        if len(own[axis]) > 1 or pair.spec.kind(axis).rsplit("_", 1)[-1] != "ffn":
+    sizes_a, sizes_b = (pair.spec.fit(shapes) for shapes in sides)
+    different = {axis: (size[-1], sizes_b[axis][-1]) for axis, size in sizes_a.items() if sizes_b[axis] != size}
+    for axis, (n, m) in different.items():
+        if len(sizes_a[axis]) > 1 or pair.spec.kind(axis).rsplit("_", 1)[-1] != "ffn":
             raise AlignmentError(
                 f"transport takes models of different feed-forward widths; they differ in axis {axis!r} ({n} and {m} units)."
             )
-    return found
+    return different
 
 
 def _apart(pair: Pair, axis: str, p: Permutation) -> Float[Tensor, "n_a n_b"]:
-    """Return the distance of every place of a from every unit of b, b's other axes being as p has them."""
+    """Return the distance of every position of a from every unit of b, b's other axes being as p has them."""
     total: Tensor | float = 0.0
     for name, a in pair.a.items():
         b = pair.b[name]
-        for k, (one, other) in _views(pair, name, axis):
+        for k, (view_a, view_b) in _views(pair, name, axis):
             left, right = (
                 unit_rows(t.double(), k, 1, unit_positions(view))
-                for t, view in ((a, one), (apply_axes(pair.spec.axes(name), p, b), other))
+                for t, view in ((a, view_a), (apply_axes(pair.spec.axes(name), p, b), view_b))
             )
             left, right = (x / x.square().mean().sqrt().clamp_min(torch.finfo(x.dtype).tiny) for x in (left, right))
             total = total + torch.cdist(left, right).square()
@@ -163,38 +166,38 @@ def _apart(pair: Pair, axis: str, p: Permutation) -> Float[Tensor, "n_a n_b"]:
 
 
 def _views(pair: Pair, name: str, axis: str) -> list[tuple[int, tuple[View, View]]]:
-    """Return where units of an axis lie in a tensor: the item, and the views there in a and in b."""
+    """Return the items of a tensor's line with units of an axis, each with its views in a and in b."""
     sides = (pair.spec.views(name, tuple(side[name].shape)) for side in (pair.a, pair.b))
-    found = [
-        (k, (one, other))
+    views = [
+        (k, (view_a, view_b))
         for k, both in enumerate(zip(*sides, strict=True))
-        for one, other in zip(*both, strict=True)
-        if one.names == (axis,)
+        for view_a, view_b in zip(*both, strict=True)
+        if view_a.names == (axis,)
     ]
-    if len({k for k, _ in found}) > 1:
+    if len({k for k, _ in views}) > 1:
         raise AlignmentError(
             f"{name} has axis {axis!r} twice; transport between different widths is not defined for it."
         )
-    return found
+    return views
 
 
 def _fitted(pair: Pair, name: str, plans: Mapping[str, Tensor]) -> Tensor:
-    """Return one of b's tensors with its units carried to a's places."""
+    """Return a tensor of b with its units moved to a's positions by the plans."""
     old, new = pair.b[name].double(), torch.zeros(pair.a[name].shape, dtype=torch.float64)
     for axis, carried in plans.items():
-        for k, (one, other) in _views(pair, name, axis):
+        for k, (view_a, view_b) in _views(pair, name, axis):
             n_a, n_b = carried.shape
-            share = carried * (n_b if one.role == "in" else n_a)
-            units = old.movedim(k, 0)[unit_positions(other).reshape(-1)]
-            new.movedim(k, 0)[unit_positions(one).reshape(-1)] = torch.tensordot(share, units, dims=1)
+            share = carried * (n_b if view_a.role == "in" else n_a)
+            units = old.movedim(k, 0)[unit_positions(view_b).reshape(-1)]
+            new.movedim(k, 0)[unit_positions(view_a).reshape(-1)] = torch.tensordot(share, units, dims=1)
     return new.to(pair.b[name].dtype)
 
 
 def plan(cost: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """Return the transport plan of least cost between n places and m units of equal mass; its entries sum to one.
+    """Return the transport plan of least cost between n positions and m units of equal mass; its entries sum to one.
 
     Exact as long as both sides can be laid out as equally many copies, up to MAX_COPIES of them: the best plan between equal
-    masses is an assignment of copies. Beyond that, the plan is blurred by a little entropy (`entropic_plan`).
+    masses is an assignment of copies. Beyond that, the plan is smoothed by a little entropy (`entropic_plan`).
     """
     n, m = cost.shape
     copies = math.lcm(n, m)
@@ -202,13 +205,15 @@ def plan(cost: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         return entropic_plan(cost)
     rows, columns = (torch.arange(copies) // (copies // size) for size in (n, m))
     taken = match_axis(-cost.double()[rows][:, columns])
-    found = torch.zeros(n, m, dtype=torch.float64)
-    found.index_put_((rows, columns[taken]), torch.tensor(1 / copies, dtype=torch.float64), accumulate=True)
-    return found
+    mass = torch.zeros(n, m, dtype=torch.float64)
+    mass.index_put_((rows, columns[taken]), torch.tensor(1 / copies, dtype=torch.float64), accumulate=True)
+    return mass
 
 
-def entropic_plan(cost: Float[Tensor, "n m"], blur: float = ENTROPY, rounds: int = MAX_ROUNDS) -> Float[Tensor, "n m"]:
-    """Return the plan of least cost minus blur * mean(cost) * entropy, by Sinkhorn's scalings in logarithms."""
+def entropic_plan(
+    cost: Float[Tensor, "n m"], blur: float = ENTROPY_SHARE, rounds: int = MAX_ITERATIONS
+) -> Float[Tensor, "n m"]:
+    """Return the plan with the least cost minus blur * mean(cost) * entropy, by Sinkhorn iterations in logarithms."""
     n, m = cost.shape
     scores = -cost.double() / (blur * float(cost.mean()) or 1.0)
     for _ in range(rounds):
