@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -31,75 +31,73 @@ FLAGS = {
 }
 
 
+OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+    click.option(
+        "--align",
+        metavar="[BY]",
+        is_flag=False,
+        flag_value="auto",
+        help=f"Align to the first model by: {', '.join(BY)} (auto if no value is given), none.  [default: none]",
+    ),
+    click.option("--text", help="Calibration text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id."),
+    click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text; two for text pairs."),
+    click.option(
+        "--axes",
+        type=NAMES,
+        metavar="KIND,...",
+        help="Kinds of axes to align, such as residual, heads, ffn, pooler.  [default: chosen automatically]",
+    ),
+    click.option(
+        "--samples", type=click.IntRange(min=1), help="Number of calibration texts drawn from --text.  [default: 512]"
+    ),
+    click.option(
+        "--residual",
+        type=click.Choice(["permutation", "rotation", "identity"]),
+        help="Alignment of the residual stream; rotation for pre-LN models only.  [default: chosen automatically]",
+    ),
+    click.option(
+        "--basis",
+        type=click.Choice(["permutation", "orthogonal"]),
+        help="Alignment inside attention heads.  [default: permutation]",
+    ),
+    click.option(
+        "--canonical",
+        type=click.Choice(["undo", "keep"]),
+        help="Keep or undo the canonical form in which weights are matched.  [default: undo]",
+    ),
+    click.option(
+        "--restarts",
+        type=click.IntRange(min=0),
+        help="Further runs of weight matching from perturbations of the best one.  [default: 0]",
+    ),
+    click.option(
+        "--steps", type=click.IntRange(min=1), help="Steps of the learned and annealing alignments.  [default: 200]"
+    ),
+    click.option("--both", is_flag=True, default=None, help="Let the learned alignment change the reference too."),
+    click.option(
+        "--reference", metavar="MODEL", help="The model that the others are aligned to.  [default: the first]"
+    ),
+    click.option(
+        "--apply",
+        metavar="FILE",
+        multiple=True,
+        help="Apply the alignment in a transform.safetensors instead; once per aligned model.",
+    ),
+    click.option(
+        "--repair",
+        is_flag=True,
+        default=None,
+        help="Rescale the merged units to the mean and variance of the models' units.",
+    ),
+)
+
+
 def align_options(command: F) -> F:
     """Add the alignment options to a command."""
-    count = click.IntRange(min=1)
-    for option in reversed(
-        (
-            click.option(
-                "--align",
-                metavar="[BY]",
-                is_flag=False,
-                flag_value="auto",
-                help=f"Align to the first model by: {', '.join(BY)} (auto if no value is given), none.  "
-                "[default: none]",
-            ),
-            click.option("--text", help="Calibration text: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id."),
-            click.option(
-                "--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text; two for text pairs."
-            ),
-            click.option(
-                "--axes",
-                type=NAMES,
-                metavar="KIND,...",
-                help="Kinds of axes to align, such as residual, heads, ffn, pooler.  [default: chosen automatically]",
-            ),
-            click.option(
-                "--samples", type=count, help="Number of calibration texts drawn from --text.  [default: 512]"
-            ),
-            click.option(
-                "--residual",
-                type=click.Choice(["permutation", "rotation", "identity"]),
-                help="Alignment of the residual stream; rotation for pre-LN models only.  [default: chosen automatically]",
-            ),
-            click.option(
-                "--basis",
-                type=click.Choice(["permutation", "orthogonal"]),
-                help="Alignment inside attention heads.  [default: permutation]",
-            ),
-            click.option(
-                "--canonical",
-                type=click.Choice(["undo", "keep"]),
-                help="Keep or undo the canonical form in which weights are matched.  [default: undo]",
-            ),
-            click.option(
-                "--restarts",
-                type=click.IntRange(min=0),
-                help="Further runs of weight matching from perturbations of the best one.  [default: 0]",
-            ),
-            click.option("--steps", type=count, help="Steps of the learned and annealing alignments.  [default: 200]"),
-            click.option(
-                "--both", is_flag=True, default=None, help="Let the learned alignment change the reference too."
-            ),
-            click.option(
-                "--reference", metavar="MODEL", help="The model that the others are aligned to.  [default: the first]"
-            ),
-            click.option(
-                "--apply",
-                metavar="FILE",
-                multiple=True,
-                help="Apply the alignment in a transform.safetensors instead; once per aligned model.",
-            ),
-            click.option(
-                "--repair",
-                is_flag=True,
-                default=None,
-                help="Rescale the merged units to the mean and variance of the models' units.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+    decorated: Any = command
+    for option in reversed(OPTIONS):
+        decorated = option(decorated)
+    return cast(F, decorated)
 
 
 def align_entry(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,11 +88,6 @@ class LayerPlan:
             layers += [tuple((model, chosen[i]) for model, chosen in sources) for i in range(lengths[0])]
         return cls(tuple(layers), stack)
 
-    @property
-    def models(self) -> tuple[int, ...]:
-        """The numbers of the models that layers come from, in ascending order."""
-        return tuple(sorted({model for sources in self.layers for model, _ in sources}))
-
     def to_json(self) -> list[dict[str, Any]]:
         """Return the sources of each layer, for a manifest."""
         return [
@@ -278,10 +273,10 @@ def _check_shapes(
             if name not in shapes[model]:
                 raise MismatchError(f"model {model} lacks {name}, which the plan needs.")
             shape = shapes[model][name]
-            shape_due, other, like = expected.setdefault(part[2] if part else output, (shape, model, name))
-            if shape != shape_due:
+            due, other, like = expected.setdefault(part[2] if part else output, (shape, model, name))
+            if shape != due:
                 raise MismatchError(
-                    f"{name} of model {model} has shape {shape}, but {like} of model {other} has {shape_due}."
+                    f"{name} of model {model} has shape {shape}, but {like} of model {other} has {due}."
                 )
 
 
@@ -289,7 +284,7 @@ def _least(scores: Sequence[float] | None, count: int, total: int) -> tuple[int,
     if scores is None or len(scores) != total:
         raise UsageError(f"contribution needs a score for each of {total} layers, found {len(scores or ())}.")
     if any(score != score for score in scores):
-        raise UsageError("a layer's score is not a number (NaN), so layers cannot be ranked.")
+        raise UsageError("the score of a layer is not a number (NaN), so layers cannot be ranked.")
     return tuple(sorted(sorted(range(total), key=lambda layer: (scores[layer], -layer))[:count]))
 
 

@@ -148,7 +148,6 @@ def test_a_plan_is_what_it_was_made_of() -> None:
 def test_slices_follow_one_another_and_their_sources_are_merged() -> None:
     plan = LayerPlan.from_slices([[(0, (0, 1))], [(1, (1, 2)), (0, (2, 3))]])
     assert plan.layers == (((0, 0),), ((0, 1),), ((1, 1), (0, 2)), ((1, 2), (0, 3)))
-    assert plan.models == (0, 1)
     assert plan.to_json()[2] == {"layer": 2, "from": [{"model": 1, "layer": 1}, {"model": 0, "layer": 2}]}
 
 

@@ -331,7 +331,7 @@ def test_models_that_share_nothing_are_no_fine_tunes(tmp_path: Path) -> None:
     still = Transform(identity(aligned.spec, open_checkpoint(str(tmp_path / "a")).shapes), {})
     other = replace(aligned, choice=replace(choice, kept=choice.candidates[0]), transform=still)
     said = report_text(replace(report, rebased=replace(report.rebased, aligned=(other,))), False)
-    assert "nothing moves: half way, no alignment that was tried is nearer" in said
-    assert "fine-tunes" not in said
+    assert "nothing moves: at the midpoint, no candidate is closer" in said
+    assert "share a basis" not in said
     assert report.rebased.calibration is not None
     assert "common start (" not in (tmp_path / "out" / "README.md").read_text()
