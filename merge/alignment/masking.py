@@ -19,8 +19,7 @@ from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
 from merge.text.masking import draw_words
 
-# Of the chosen words 80 % are replaced by the mask token, the next 10 % by a random word, and the rest stay as they
-# are.
+# Of the chosen words 80 % are replaced by the mask token, the next 10 % by a random word; the rest are kept.
 MASK_BELOW, RANDOM_BELOW = 0.8, 0.9
 # The label of tokens without a loss, as in transformers.
 IGNORED = -100

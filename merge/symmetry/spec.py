@@ -35,9 +35,8 @@ class PermutationSpec:
         sizes: outer axis -> number of blocks (heads), middle axis -> number in each; all other sizes are read off the
             tensors.
         taps: the last axis of an activation, in the notation (an inner axis may be alone) -> the modules where it can
-            be hooked: `module:in` or `module:out`, followed by `:time` where activations are (tokens, texts, units) and
-                by
-            `:all` where no padding mask applies.
+            be hooked: `module:in` or `module:out`; then `:time` where activations are (tokens, texts, units), or `:all`
+            where no padding mask applies.
         outputs: output name of the model -> notation; an output on a movable axis is transformed with it.
         named: axes whose order is given by label names, never by matching.
         bound: largest difference of any output that a transform may make, in standard deviations of that output. It is
