@@ -118,8 +118,8 @@ def _become(command: Command) -> NoReturn:
     os.environ.update(command.environment)
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_CREAT), (2, os.O_WRONLY | os.O_CREAT)):
         os.dup2(os.open(Path(command.files, str(number)), flags), number)
-    sys.stdin = open(0, encoding="utf-8")  # noqa: PTH123, SIM115
-    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", buffering=1) for n in (1, 2))  # noqa: PTH123
+    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", buffering=1) for n in (1, 2))  # noqa: PTH123, SIM115
     sys.argv = ["-c", *command.words]
     own = [] if "-P" in command.flags else [""]
     given = [path for path in command.environment.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -145,7 +145,7 @@ def _status(code: str) -> int:
             return stop.code or 0
         sys.stderr.write(f"{stop.code}\n")
         return 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         traceback.print_exc()
         return 1
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file
 from tiny import save_checkpoint
 
@@ -31,9 +32,7 @@ def speak(home: Path, endpoint: str, *arguments: str) -> subprocess.CompletedPro
         "PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HOME": str(home / "hf"),
         "HF_ENDPOINT": endpoint, "HF_TOKEN": OWNER_TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
     }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, *arguments], env=env, cwd=home, capture_output=True, text=True, timeout=180, check=False
-    )
+    return warm.run([sys.executable, *arguments], env=env, cwd=home)
 
 
 def merge_models(home: Path, endpoint: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import warm
 import yaml
 from tiny import NLI, WORDS, bert_config, save_checkpoint
 
@@ -20,6 +23,12 @@ from merge.recipe.recipe import Recipe, make_recipe
 from merge.run.evaluation import START, EvaluationError, evaluate, report_folder
 from merge.run.run import run
 from merge.run.verify import verify
+
+
+@pytest.fixture
+def warm_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let evaluate-models start from a process that has torch imported."""
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=warm.run, DEVNULL=subprocess.DEVNULL))
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,7 @@ def recipe(zoo: Path, output: Path, *evaluation: dict[str, Any], models: str = "
     return make_recipe({"models": names, "output": str(output), "evaluation": list(evaluation)})
 
 
+@pytest.mark.usefixtures("warm_evaluation")
 def test_the_scores_of_the_merge_and_its_inputs_go_into_its_card(zoo: Path, tmp_path: Path) -> None:
     """Report beside the output, metadata for the Hub, a manifest that still verifies; once scored, not scored again."""
     made = recipe(zoo, tmp_path / "out", {"task": "mnli", "data": str(zoo / "mnli.jsonl"), "limit": 20})
@@ -92,6 +102,7 @@ def test_the_command_is_what_a_user_would_type() -> None:
     assert hans[5:] == ["hans", "-q", "-o", "r", "--seed", "0", "--", "out"]
 
 
+@pytest.mark.usefixtures("warm_evaluation")
 def test_class_names_that_the_models_lack_are_stated(zoo: Path, tmp_path: Path) -> None:
     """Without them evaluate-models refuses placeholder names: the error is its last line, and the merge stays."""
     entry = {"task": "mnli", "data": str(zoo / "mnli.jsonl"), "limit": 10}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 from merge.checkpoints.hub.download import files_to_download, looks_like_hub_id
 from merge.errors import HubError, UsageError
@@ -109,7 +110,7 @@ class Speaker:
         strict = ["-W", "error", "-W", "ignore:Use 'content=:DeprecationWarning"]
         command = [sys.executable, *strict, "-c", program]
         self.home.mkdir(exist_ok=True)
-        done = subprocess.run(command, input=given, env=env, cwd=self.home, capture_output=True, text=True, timeout=120)
+        done = warm.run(command, input=given, env=env, cwd=self.home)
         assert done.returncode == 0, done.stderr
         assert not any(token in done.stdout + done.stderr for token in (OWNER_TOKEN, GUEST_TOKEN, "hf_wrong"))
         return done.stdout.splitlines()[-1]
@@ -545,7 +546,6 @@ def test_without_a_network_it_says_so_at_once(
     assert "local folder" not in push_answer
 
 
-@pytest.mark.slow
 def test_offline_mode_gives_the_cached_copy_and_nothing_else(
     hub: LoopbackHub, checkpoint: Path, tmp_path: Path
 ) -> None:
