@@ -21,18 +21,18 @@ class AlignEntry(Record):
         label_column: the column of class names, for `learned`; without it masked words are predicted.
         axes: kinds of axes that move; chosen without labels when None.
         samples: texts drawn at random from the whole file.
-        residual: what becomes of the stream between the layers: permutation, rotation (pre-LN models; the gains of their
-            norms are folded into what reads them) or identity.
+        residual: how the stream between the layers moves: permutation, rotation (pre-LN models; the gains of their norms
+            are folded into the weights that read them) or identity.
         basis: what moves inside heads: permutation, or orthogonal for rotations.
         canonical: undo or keep the canonical weights that are matched.
-        restarts: further runs of weight matching, each from the best so far, disturbed; of rotations the text says which is
-            best, else the weights do.
+        restarts: further runs of weight matching, each from the best so far with a part shuffled; the best is chosen by its
+            objective, among rotations by the text.
         steps: of `learned` and `annealing`.
         both: let `learned` move the reference too.
         reference: the model that the others are aligned to; the first when None.
         apply: instead of matching, the transform.safetensors of an earlier run; one for each model that moves, in their
             order, the base's last.
-        repair: set each unit's mean and spread in the merge to those of the models'.
+        repair: set the mean and variance of each unit in the merge to those in the models.
     """
 
     by: str = "none"
@@ -52,7 +52,7 @@ class AlignEntry(Record):
     repair: bool = False
 
     def text_source(self, seed: int) -> TextSource:
-        """Return the sample of text that this entry asks for, drawn with a seed."""
+        """Return the sample of text that these settings ask for."""
         return TextSource(self.text, self.text_column, self.samples, seed)
 
     @field_validator("text_column", "axes", "apply", mode="before")
@@ -78,14 +78,16 @@ class AlignEntry(Record):
         verb = "belongs" if len(given) == 1 else "belong"
         if self.apply is not None:
             if self.by != "none" or set(given) - {"apply", "reference", "repair", "text", "text_column", "samples"}:
-                raise ValueError("apply repeats an alignment as it was found. Leave out by, and what belongs to it.")
+                raise ValueError(
+                    "apply repeats an earlier alignment. Leave out by, and the settings that belong to it."
+                )
         elif self.by == "none" and given:
             raise ValueError(f"{', '.join(given)} {verb} to an alignment. Add by: activations or by: weights.")
         if self.label_column is not None and self.by != "learned":
             raise ValueError("label_column belongs to by: learned; other alignments read no labels. Leave it out.")
         if self.by == "learned" and self.basis == "permutation":
             raise ValueError(
-                "by learned finds maps inside heads, not permutations alone. Leave out basis: permutation."
+                "by: learned moves units inside heads by general maps, not by permutations. Leave out basis: permutation."
             )
         if (self.basis == "orthogonal" or self.residual == "rotation") and self.by not in finders_of_maps():
             raise ValueError(
@@ -94,7 +96,9 @@ class AlignEntry(Record):
             )
         for name in OPTIONS:
             if name in given and self.by not in (readers := readers_of(name)):
-                raise ValueError(f"{name} says nothing to by: {self.by}. Leave it out, or use {', '.join(readers)}.")
+                raise ValueError(f"{name} has no effect with by: {self.by}. Leave it out, or use {', '.join(readers)}.")
         if self.axes is not None and self.residual is not None:
-            raise ValueError("axes names the kinds that move, residual among them or not. Leave out one of the two.")
+            raise ValueError(
+                "axes and residual both decide whether the residual stream moves. Leave out one of the two."
+            )
         return self

@@ -108,7 +108,7 @@ def _write_output(
     if recipe.align.repair:
         report, repaired = repair_written(folder, report, _engine(report, _arrays(report, options)))
         hashes |= repaired
-    # A model in another basis went through more hands than the layout shows.
+    # The layout of an aligned model does not show that its tensors were moved.
     notes = reload_check(folder, config, owner.folder, options.recheck or recipe.align.moves)
     for hashed in inputs_hashed:
         hashed.result()
@@ -207,10 +207,10 @@ def _input(
     statistics: Mapping[str, Statistics],
     dtype: str | None,
 ) -> Input:
-    """Return one model as the engine reads it: in the reference's basis, tensor by tensor.
+    """Return one model for the engine, whose tensors are read one by one and moved into the reference's basis.
 
     Args:
-        dtype: of the arithmetic, as the engine takes it.
+        dtype: of the arithmetic, F32 or F64; None for the default.
     """
 
     def tensor(name: str) -> Array:
@@ -224,7 +224,7 @@ def _input(
 
         stored: Tensor = checkpoint.tensor(name)
         if transform.maps and stored.is_floating_point():
-            # A map rounds what it acts on: no more than the arithmetic that follows does.
+            # A map rounds its result, by no more than the arithmetic that follows.
             stored = stored.to(torch.promote_types(stored.dtype, torch_dtype(dtype or "F32")))
         return apply_transform_axes(spec.axes(name), transform, stored)
 

@@ -44,12 +44,12 @@ def verify(folder: Path) -> Verification:
     if path is None:
         raise CheckpointError(f"{folder} cannot be verified: it has no {MANIFESTS[0]}, which merge-models writes.")
     stated = _read_manifest(path)
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {path.name}
+    existing = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {path.name}
     files = {}
-    for name in sorted(found | set(stated["files"])):
+    for name in sorted(existing | set(stated["files"])):
         if name not in stated["files"]:
             files[name] = "not in the manifest"
-        elif name not in found:
+        elif name not in existing:
             files[name] = "missing"
         else:
             files[name] = "same" if file_hash(folder / name) == stated["files"][name] else "changed"
@@ -73,7 +73,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _input_state(model: Mapping[str, Any]) -> str:
-    """Return whether the weights of an input are still those that were merged."""
+    """Return the state of an input: "same", "changed" or "not here"."""
     source = Path(model["source"]).expanduser()
     if model["commit"] is not None or not source.is_dir():
         return "not here"
@@ -84,7 +84,7 @@ def _input_state(model: Mapping[str, Any]) -> str:
 
 
 def _file_state(path: Path, digest: str) -> str:
-    """Return whether a file that was read is still the one it was."""
+    """Return the state of a file that was read: "same", "changed" or "not here"."""
     if not path.is_file():
         return "not here"
     return "same" if file_hash(path) == digest else "changed"

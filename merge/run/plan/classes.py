@@ -46,8 +46,8 @@ def match_classes(checkpoints: Sequence[Checkpoint]) -> MatchedClasses:
     spec = spec_for(reference.config)
     if "labels" not in spec.named:
         raise MismatchError(
-            f"labels stand in another order than in {reference.source}, and which of {reference.architecture}'s tensors hold "
-            "them is not known. Save the models again with id2label in one order."
+            f"labels have another order than in {reference.source}, and the tensors of {reference.architecture} that hold them "
+            "are not known. Save the models again with id2label in one order."
         )
     pairs = zip(checkpoints, orders, strict=True)
     labels = tuple(None if order is None else _label_permutation(spec, model, order) for model, order in pairs)
@@ -84,7 +84,7 @@ def _label_permutation(spec: PermutationSpec, checkpoint: Checkpoint, order: tup
 
 
 def label_tensors(checkpoint: Checkpoint) -> frozenset[str]:
-    """Return the canonical names of the tensors that have one row per class: those that grow with one class more."""
+    """Return the canonical names of the tensors that have one row per class: they grow when a class is added."""
     names = class_names(checkpoint.structure)
     if names is None:
         return frozenset()

@@ -91,8 +91,8 @@ def plan_heads(policy: str | None, given: ModelSet) -> HeadPlan:
             for m in models[1:]
             if _outside(m, shared)
         ]
-        own = _outside(models[0], shared)
-        taken = [f"taken from {models[0].source} alone: {some(own, NAMES_SHOWN)}"] if own else []
+        head = _outside(models[0], shared)
+        taken = [f"taken from {models[0].source} alone: {some(head, NAMES_SHOWN)}"] if head else []
         return replace(plan, outputs=(_keep(plan, 0, ""),), notes=(*plan.notes, *taken, *left))
     folders = output_folders([model.source for model in models])
     outputs = tuple(_keep(plan, k, folder) for k, folder in enumerate(folders))
@@ -176,7 +176,9 @@ def _average(plan: HeadPlan) -> HeadPlan:
     labelled = frozenset(name for model in models for name in label_tensors(model))
     for other in models[1:] if not faults else ():
         faults += _head_faults(reference, other, plan.merged.reference.tensors.keys(), labelled)
-    rows = tuple(tuple(own.index(name) if name in own else -1 for name in fold(labels[0])) for own in map(fold, labels))
+    rows = tuple(
+        tuple(keys.index(name) if name in keys else -1 for name in fold(labels[0])) for keys in map(fold, labels)
+    )
     sources = {name: tuple((m, name) for m in range(len(models))) for name in reference.tensors}
     output = Output("", reference, sources, frozenset(), labelled, rows)
     cast = [

@@ -15,18 +15,18 @@ from merge.layers.plan import LayerPlan, planned_config
 def merged_config(
     checkpoints: Sequence[Checkpoint], dtype: str | None = None, plan: LayerPlan | None = None
 ) -> Mapping[str, Any]:
-    """Return the first model's config as it is written for the merged model: its layers and its dtype may change."""
+    """Return the config of the merged model: the first model's, with the layers and the dtype that are written."""
     reference = checkpoints[0].encoder
     planned = reference.config if plan is None else planned_config([c.config for c in checkpoints], plan)
     config = {k: v for k, v in planned.items() if k not in ("dtype", "torch_dtype")}
-    found = {t.result_dtype for t in reference.tensors.values() if not t.is_integer}
-    own = reference.config.get("dtype") or reference.config.get("torch_dtype")
-    stated = dtype or (DTYPES[found.pop()] if len(found) == 1 else own)
+    dtypes = {t.result_dtype for t in reference.tensors.values() if not t.is_integer}
+    configured = reference.config.get("dtype") or reference.config.get("torch_dtype")
+    stated = dtype or (DTYPES[dtypes.pop()] if len(dtypes) == 1 else configured)
     return consistent_labels(config, reference.structure) | ({"dtype": stated} if stated else {})
 
 
 def consistent_labels(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
-    """Return a config whose num_labels and label2id say what its id2label says; unchanged where it names no class."""
+    """Return a config whose num_labels and label2id agree with its id2label; unchanged where it names no class."""
     names = class_names(structure)
     if names is None or not {"id2label", "label2id"} & config.keys():
         return dict(config)

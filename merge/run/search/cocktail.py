@@ -1,4 +1,4 @@
-"""The losses that a cocktail's weights come from: each model's own, on a few labelled examples."""
+"""The weights of a cocktail, from the loss of each model on a few labelled examples or on plain text."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SEQUENCE, MASKED = "ForSequenceClassification", "ForMaskedLM"
 
 
 def cocktail_weights(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[Recipe, tuple[str, ...]]:
-    """Return the recipe with the weights softmax(-loss / temperature), and notes on every loss; any other as it is.
+    """Return the recipe with the weights softmax(-loss / temperature), and notes on every loss; any other unchanged.
 
-    The loss of a classifier is the mean cross-entropy of the examples' labels, found by name in each model's own id2label;
-    of a masked language model that of masked words in plain text, the same places for every model.
+    The loss of a classifier is the mean cross-entropy of the examples' labels, matched by name to each model's id2label; of a
+    masked language model that of masked words in plain text, at the same positions for every model.
 
     Raises:
-        MismatchError: a head has no such loss, or a label is none of a model's classes.
+        MismatchError: a head has no such loss, or a label is not one of a model's classes.
         CalibrationError: the examples cannot be read, or have no labels.
         CheckpointError: a loss is not finite.
     Source: Xiao et al. 2023, arXiv:2311.13534, section 3.
@@ -52,12 +52,12 @@ def cocktail_weights(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[Reci
                 f"{model.source}: its loss on {source} is {loss}. This model is broken; leave it out."
             )
     weights = softmax([-loss / method.temperature for loss in losses])
-    said = [
+    by_model = [
         f"cocktail: {model.source} has a loss of {loss:.6f}, so a weight of {weight:.6f}"
         for model, loss, weight in zip(models, losses, weights, strict=True)
     ]
     filled = recipe.model_copy(update={"settings": {**recipe.settings, "weights": weights}})
-    return filled, (f"cocktail: losses on {source}", *notes, *said)
+    return filled, (f"cocktail: losses on {source}", *notes, *by_model)
 
 
 def softmax(values: Sequence[float]) -> list[float]:

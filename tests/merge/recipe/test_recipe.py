@@ -259,7 +259,7 @@ def test_an_option_that_a_matcher_does_not_read_is_refused(
 ) -> None:
     """It would be ignored without a word; the matchers that read it take it."""
     record = {"models": ["a", "b"], "output": "out"}
-    with pytest.raises(RecipeError, match=f"{option} says nothing to by: {by}. Leave it out, or use .*{readers[0]}"):
+    with pytest.raises(RecipeError, match=f"{option} has no effect with by: {by}. Leave it out, or use .*{readers[0]}"):
         make_recipe({**record, "align": {"by": by, option: value}})
     for reader in readers:
         assert getattr(make_recipe({**record, "align": {"by": reader, option: value}}).align, option) == value
