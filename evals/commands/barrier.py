@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,9 +12,6 @@ from evals.run.barrier import check_classes, measure_barrier
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options
 from merge.commands.terminal import common_options, set_verbosity
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command(context_settings=SETTINGS, short_help="Measure the loss along the line from A to B.")
