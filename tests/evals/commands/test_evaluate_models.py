@@ -26,7 +26,8 @@ from merge.symmetry.permutation import apply, restrict
 from merge.symmetry.permutation import random as random_permutation
 
 ROOT = Path(__file__).parents[3]
-PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "hans" / "published_predictions"
+DATA = Path(os.environ.get("MERGE_MODELS_DATA") or Path(__file__).parents[4] / "shared" / "data")
+PUBLISHED = DATA / "hans" / "published_predictions"
 HEAD = ("classifier.weight", "classifier.bias")
 # Accuracy on entailed, then on non-entailed pairs of lexical overlap, subsequence and constituent, as published.
 BERT = ((0.9464, 0.9932, 0.9844), (0.1640, 0.0386, 0.1612))
@@ -555,7 +556,7 @@ BAD: list[tuple[str, list[str], tuple[str, ...], int]] = [
     ("no tokenizer", ["glue", "mnli", "ZOO/mute", "--data", "ZOO/mnli.jsonl"], ("has no tokenizer",), 1),
     ("missing data", ["glue", "mnli", "ZOO/a", "--data", "none.jsonl"], ("none.jsonl: there is no such file or folder",), 1),
     ("missing HANS data", ["hans", "ZOO/a", "--data", "none.txt"], ("none.txt: expected a file, found none",), 1),
-    ("data of another task", ["hans", "ZOO/a", "--data", "ZOO/mnli.jsonl"], ("row 1, column pairID",), 1),
+    ("data of another task", ["hans", "ZOO/a", "--data", "ZOO/mnli.jsonl"], ("line 1: expected columns pairID, premise",), 1),
     ("missing predictions", ["hans", "--predictions", "none.txt"], ("none.txt: expected a file, found none",), 1),
     ("two sizes", ["barrier", "ZOO/a", "ZOO/larger", "--task", "mnli", "--data", "ZOO/mnli.jsonl"], ("intermediate_size",), 1),
     ("two label sets", ["barrier", "ZOO/a", "ZOO/bare", "--task", "mnli", "--data", "ZOO/mnli.jsonl"], ("label sets differ",), 1),
