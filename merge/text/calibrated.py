@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def calibrate(
     text_source: TextSource, reference: Checkpoint, needed: bool
 ) -> tuple[tuple[Batch, ...], str | None, tuple[str, ...]]:
-    """Return calibration batches tokenised for the reference, where the text came from, and notes on both.
+    """Return calibration batches tokenised for the reference, a phrase on their source for reports, and notes.
 
     Raises:
-        CalibrationError: the text cannot be read, or it is needed and there is no tokenizer to read it with.
+        CalibrationError: the text cannot be read, or it is needed and the reference has no tokenizer.
     """
     from merge.checkpoints.inputs import load_tokenizer, tokenise
     from merge.text.calibration import read_calibration

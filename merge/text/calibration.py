@@ -19,17 +19,17 @@ from merge.text.table import Row, Source, Table, open_table, text_table
 if TYPE_CHECKING:
     from merge.text.source import TextSource
 
-FEW = 200  # under this many texts the activation statistics, and so the matching, are noisy
+MIN_TEXTS = 200  # with fewer, activation statistics and the matching are noisy
 
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """A sample of texts, where it came from, and what the user should know about it.
+    """A sample of texts.
 
     Attributes:
         samples: each (text,) or (text, text_pair), in random order, so that any first part is a uniform sample too.
         source: one phrase for reports, such as "train.jsonl: 1,024 of 36,031 rows, column text, seed 0".
-        notes: sentences to show the user: choices made for them, and reasons to doubt the sample.
+        notes: for the user: choices made for them, and reasons to doubt the sample.
     """
 
     samples: tuple[tuple[str, ...], ...]
@@ -88,11 +88,11 @@ class _Reservoir:
         self.seen += 1
         if len(self._rows) < self.size:
             self._rows.append(row)
-        elif (place := self._random.randrange(self.seen)) < self.size:
-            self._rows[place] = row
+        elif (slot := self._random.randrange(self.seen)) < self.size:
+            self._rows[slot] = row
 
     def shuffled(self) -> list[_Kept]:
-        """Return the kept rows in random order: their places in the reservoir still follow the file."""
+        """Return the kept rows in random order; in the reservoir they follow the order of the file."""
         return self._random.sample(self._rows, len(self._rows))
 
 
@@ -102,7 +102,7 @@ class _Draw:
     seen: int  # rows that hold text
     blank: int  # rows that do not
     columns: tuple[str, ...]
-    labels: dict[str, set[str]]  # label column -> values met in the whole source, at most two of them
+    labels: dict[str, set[str]]  # label column -> values in the whole source, at most two of them
 
 
 def _draw(table: Table, columns: tuple[str, ...] | None, samples: int, seed: int) -> _Draw:
@@ -122,9 +122,9 @@ def _draw(table: Table, columns: tuple[str, ...] | None, samples: int, seed: int
             blank += 1
             continue
         values = tuple(str(row.get(name, "")).strip() for name in labels)
-        for value, met in zip(values, labels.values(), strict=True):
-            if len(met) < 2 and value not in UNLABELLED:
-                met.add(value)
+        for value, seen in zip(values, labels.values(), strict=True):
+            if len(seen) < 2 and value not in UNLABELLED:
+                seen.add(value)
         reservoir.offer(_Kept(texts, values))
     return _Draw(reservoir.shuffled(), reservoir.seen, blank, chosen, labels)
 
@@ -147,7 +147,7 @@ def _texts(table: Table, number: int, row: Row, columns: tuple[str, ...]) -> tup
     return tuple(texts)
 
 
-# ---- what the user should know ----
+# ---- notes ----
 
 
 def _notes(table: Table, draw: _Draw, columns_given: bool, embedded: bool) -> Iterator[str]:
@@ -163,17 +163,17 @@ def _notes(table: Table, draw: _Draw, columns_given: bool, embedded: bool) -> It
     if draw.blank:
         left_out = "has no text and was" if draw.blank == 1 else "have no text and were"
         yield f"{draw.blank:,} {table.unit}{'s' * (draw.blank > 1)} of {table.title} {left_out} left out"
-    if count < FEW:
+    if count < MIN_TEXTS:
         yield (
-            f"the sample is small: {count} text{'s' * (count > 1)}; under {FEW} the activation statistics, and so the "
+            f"the sample is small: {count} text{'s' * (count > 1)}; under {MIN_TEXTS} the activation statistics, and so the "
             "matching, become noisy"
         )
     if not table.has_columns and all("\t" in text for (text,) in texts):
         yield f"every sampled line of {table.title} holds a tab; if it is a table, rename it .tsv and name its columns"
-    for index, (column, met) in enumerate(draw.labels.items()):
+    for index, (column, seen) in enumerate(draw.labels.items()):
         values = {kept.labels[index] for kept in draw.kept}
         if len(values) == 1 and count > 1 and not values & set(UNLABELLED):
-            scope = f", although {table.title} holds others" if len(met) > 1 else ""
+            scope = f", although {table.title} holds others" if len(seen) > 1 else ""
             yield (
                 f'the sample is one-sided: {column} is "{brief(values.pop())}" in every sampled {table.unit}{scope}; '
                 "units that other texts would excite are matched blindly"

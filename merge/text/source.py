@@ -1,4 +1,4 @@
-"""Where text comes from: the fields that recipes and commands share."""
+"""Sources of text: the fields that recipes and commands share."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Rows = Iterator[tuple[int, Row | None]]  # counted from 1; None is a blank row
 
 @dataclass(frozen=True)
 class Source:
-    """What is being read, as errors name it, and the error it raises."""
+    """The name of what is read, for messages, and the class of its errors."""
 
     name: str
     error: type[MergeError]
@@ -46,7 +46,7 @@ class Table:
         source: for errors.
         title: for reports.
         rows: (number, row); None for a blank row.
-        place: what the numbers count: lines of a file or rows of a dataset.
+        place: what the numbers count, "line" of a file or "row" of a dataset.
         has_columns: False for plain text, whose rows have the one column `text`.
     """
 
@@ -58,7 +58,7 @@ class Table:
 
     @property
     def unit(self) -> str:
-        """What a row is called in reports."""
+        """The word for a row in reports."""
         return "row" if self.has_columns else "line"
 
     def fault(self, number: int, what: str) -> MergeError:
@@ -197,8 +197,8 @@ def _parquet_rows(at: Source, path: Path) -> Rows:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            said = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-            features = said.get("info", {}).get("features", {})
+            metadata = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+            features = metadata.get("info", {}).get("features", {})
             classes = {key: kind["names"] for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():

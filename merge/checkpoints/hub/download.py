@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: take a checkpoint from it, plan a push, push.
+"""Download a checkpoint from the Hugging Face Hub.
 
-huggingface_hub is imported inside the functions that speak to the Hub, so asking whether a text is a Hub id costs
-nothing. Every failure is one HubError line; no message and no log line ever holds a token.
+huggingface_hub is imported inside the functions that call the Hub, so that testing whether a text is a Hub id stays fast.
+Every failure is one HubError line; no message and no log line holds a token.
 """
 
 from __future__ import annotations
@@ -11,18 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from merge.checkpoints.hub.errors import hub_errors
 from merge.errors import HubError
 
-if TYPE_CHECKING:
-    pass
-
 # The Hub's own rule for a name, with the namespace obligatory; `\b` keeps '-' and '.' off both ends of a part.
 HUB_ID = re.compile(r"\b[\w\-.]{1,96}\b/\b[\w\-.]{1,96}\b", re.ASCII)
 
-# Weights, by the names transformers gives them: permutation.safetensors, optimizer.bin, training_args.bin are none.
+# Weights, by the names that transformers gives them; permutation.safetensors, optimizer.bin and training_args.bin do not match.
 SAFETENSORS = "model*.safetensors"
 PICKLES = "pytorch_model*.bin"
 TEXT_FILES = ("*.json", "*.txt", "*.md", "*.yaml", "*.yml", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
@@ -30,14 +26,12 @@ VOCABULARIES = ("*.model", "*.bpe", "bpe.codes", "*.tiktoken")  # of SentencePie
 SIDE_FILES = (*TEXT_FILES, *VOCABULARIES, "permutation*.safetensors")
 # Folders that hold the model once more, in another runtime's format or from an earlier step of its training.
 OTHER_COPIES = ("onnx", "openvino", "coreml", "*.mlpackage", "checkpoint-*", "runs")
-
-
-NO_ANSWER = 30.0  # seconds after which a silent Hub counts as no network; its client would wait for ever
+TIMEOUT_SECONDS = 30.0  # for the Hub's answer; its client would wait for ever
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint taken from the Hub: where it lies, and the commit it is."""
+    """A checkpoint downloaded from the Hub: its folder and its commit."""
 
     folder: Path
     repo_id: str
@@ -45,7 +39,7 @@ class Snapshot:
 
 
 def looks_like_hub_id(text: str) -> bool:
-    """Say whether `text` is an id `org/name` by the Hub's rules; a path such as ./a, /a/b, ~/a or a/ is none."""
+    """Return whether a text is an id `org/name` by the Hub's rules; paths such as ./a, /a/b, ~/a or a/ are not."""
     if not HUB_ID.fullmatch(text):
         return False
     return "--" not in text and ".." not in text and not text.endswith(".git")
@@ -68,10 +62,10 @@ def files_to_download(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def download(repo_id: str, revision: str | None = None) -> Snapshot:
-    """Bring a checkpoint into the Hub's cache and return where it lies, pinned to its commit.
+    """Download a checkpoint into the Hub's cache and return its folder, pinned to a commit.
 
-    In offline mode the cached copy is returned. A network that fails is an error even if there is a cached copy, which
-    may be older than what was asked for.
+    In offline mode the cached copy is returned. Without a network the download fails even if there is a cached copy, which
+    may be outdated.
 
     Args:
         repo_id: `org/name`.
@@ -86,7 +80,7 @@ def download(repo_id: str, revision: str | None = None) -> Snapshot:
         from huggingface_hub.errors import OfflineModeIsEnabled
 
         try:
-            info = HfApi().model_info(repo_id, revision=revision, timeout=NO_ANSWER)
+            info = HfApi().model_info(repo_id, revision=revision, timeout=TIMEOUT_SECONDS)
         except OfflineModeIsEnabled:
             return _cached(repo_id, revision, asked)
         names = [file.rfilename for file in info.siblings or ()]
@@ -100,7 +94,7 @@ def download(repo_id: str, revision: str | None = None) -> Snapshot:
 
 
 def _cached(repo_id: str, revision: str | None, asked: str) -> Snapshot:
-    """Return the copy that the cache holds, which is all that offline mode can give."""
+    """Return the copy in the cache, for offline mode."""
     from huggingface_hub import snapshot_download
 
     # config.json alone is required: which other files an earlier download left out cannot be known here.

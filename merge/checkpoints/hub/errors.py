@@ -1,4 +1,4 @@
-"""What the Hugging Face Hub, its client or the network failed with, as one line that says what to do."""
+"""Errors of the Hugging Face Hub, its client or the network, as one line each that ends in what to do."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _reason(error: BaseException, *, writing: bool) -> str:
 
 
 def _refusal(error: HfHubHTTPError, *, writing: bool) -> str:
-    """Say what the Hub answered and what to do."""
+    """Return the Hub's answer and what to do."""
     from huggingface_hub import errors
 
     status = error.response.status_code

@@ -1,4 +1,4 @@
-"""Tokenizer files: a model's tokenizer read as one record, and written so that all of its files say the same.
+"""Tokenizer files: a model's tokenizer read as one record, and written so that all of its files agree.
 
 tokenizer.json is read by the tokenizers library, which fills in what older files leave out; a folder that has only the files
 of older tokenizers (vocab.txt, or vocab.json and merges.txt) is read as transformers reads it.
@@ -29,7 +29,7 @@ class Tokenizer:
     """A tokenizer as its files state it.
 
     Attributes:
-        folder: where it was read.
+        folder: that it was read from.
         stored: the whole of tokenizer.json, every default filled in.
     """
 
@@ -43,7 +43,7 @@ class Tokenizer:
 
     @cached_property
     def vocab(self) -> dict[str, int]:
-        """Token -> id of the model, without what was added to it."""
+        """Token -> id of the model, without added tokens."""
         return model_vocab(self.stored["model"])
 
     @property
@@ -53,7 +53,7 @@ class Tokenizer:
 
     @cached_property
     def added(self) -> dict[str, dict[str, Any]]:
-        """Content -> id and flags of the tokens that are cut out of a text before the model sees it."""
+        """Content -> id and flags of the added tokens, which are cut out of a text before the model reads it."""
         return {token["content"]: dict(token) for token in self.stored["added_tokens"]}
 
     @cached_property
@@ -63,9 +63,9 @@ class Tokenizer:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Dotted name -> value of everything but the vocabulary that decides how a text becomes tokens.
+        """Dotted name -> value of every setting that decides how a text becomes tokens, the vocabulary left out.
 
-        Ids are left out (special tokens are compared by content), and so is the decoder, which only makes text of tokens.
+        Ids are left out too (special tokens are compared by content), and the decoder, which turns tokens into text.
         """
         parts = {key: self.stored[key] for key in ("normalizer", "pre_tokenizer")}
         model = self.stored["model"]
@@ -73,12 +73,12 @@ class Tokenizer:
         return dict(_flat(parts | {"post_processor": _without_ids(self.stored["post_processor"])}))
 
     def backend(self) -> Any:
-        """Return the tokenizer at work, of the tokenizers library, without truncation and padding."""
+        """Return the tokenizer of the tokenizers library, without truncation and padding."""
         return unbounded(_backend(json.dumps(self.stored)))
 
 
 def model_vocab(model: Mapping[str, Any]) -> dict[str, int]:
-    """Return token -> id of the model part of a tokenizer.json; a Unigram lists (piece, score) in the order of the ids."""
+    """Return token -> id of the model in a tokenizer.json; a Unigram lists (piece, score) in the order of the ids."""
     vocab = model["vocab"]
     return {entry[0]: i for i, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
 
@@ -92,7 +92,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     """Return the tokenizer of a checkpoint's folder; None when it has none that can be read here.
 
     Raises:
-        CheckpointError: the files are there and are no tokenizer, or do not mean what they say.
+        CheckpointError: the files are no tokenizer, or transformers reads other ids from them.
     """
     if (folder / "tokenizer.json").is_file():
         return parse(_read(folder / "tokenizer.json"), folder)
@@ -107,7 +107,7 @@ def parse(text: str, folder: Path) -> Tokenizer:
     """Return the tokenizer that the text of a tokenizer.json describes.
 
     Raises:
-        CheckpointError: it describes none, or the library that reads it gives a token another id than the file.
+        CheckpointError: it is malformed, or the tokenizers library gives a token another id than the file.
     """
     try:
         raw = json.loads(text)
@@ -115,7 +115,7 @@ def parse(text: str, folder: Path) -> Tokenizer:
         vocab = model_vocab(model)
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges") or ()]
         loose = [pair for pair in pairs if not {*pair, product(model, pair)} <= vocab.keys()]
-        said = vocab | {token["content"]: token["id"] for token in added}
+        stated = vocab | {token["content"]: token["id"] for token in added}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(f"{folder}: tokenizer.json is malformed ({first_line(error)}).") from error
     if loose:  # the library panics on some of these
@@ -123,18 +123,18 @@ def parse(text: str, folder: Path) -> Tokenizer:
             f"{folder}: tokenizer.json merges {loose[0]!r}, but its vocabulary lacks a part or the whole."
         )
     result = Tokenizer(folder, json.loads(_backend(text, folder).to_str()))
-    wrong = sorted(token for token, i in said.items() if result.tokens.get(token) != i)
-    if wrong or len(said) != len(result.tokens):
-        token = (wrong or sorted(result.tokens.keys() - said.keys()))[0]
+    wrong = sorted(token for token, i in stated.items() if result.tokens.get(token) != i)
+    if wrong or len(stated) != len(result.tokens):
+        token = (wrong or sorted(result.tokens.keys() - stated.keys()))[0]
         raise CheckpointError(
-            f"{folder}: tokenizer.json gives {token!r} the id {said.get(token)}, but the tokenizers library reads "
+            f"{folder}: tokenizer.json gives {token!r} the id {stated.get(token)}, but the tokenizers library reads "
             f"{result.tokens.get(token)}. Two tokens with one id, or ids with gaps? Save the tokenizer again."
         )
     return result
 
 
 def load(folder: Path) -> Any:
-    """Return the tokenizer as transformers loads it, which may not be as tokenizer.json states it.
+    """Return the tokenizer as transformers loads it, which may differ from tokenizer.json.
 
     Raises:
         CheckpointError: transformers does not load it, or only as one that does not run on the tokenizers library.
@@ -166,12 +166,12 @@ def unbounded(backend: Any) -> Any:
 
 
 def tokenizer_names(folder: Path) -> list[str]:
-    """Return the names of the tokenizer files in a folder: those a merge writes, so that none is copied beside them."""
+    """Return the names of a folder's tokenizer files, which a merge writes instead of copying them."""
     return [*(name for name in FILES if (folder / name).is_file()), *sorted(p.name for p in folder.glob("*.model"))]
 
 
 def file_texts(tokenizer: Tokenizer, source: Path, extra_special: Sequence[str] = ()) -> dict[str, str]:
-    """Return file name -> text: tokenizer.json, and of the other tokenizer files those that `source` has, made to agree.
+    """Return file name -> text of tokenizer.json and of the other tokenizer files that `source` has, all in agreement.
 
     Args:
         source: the model whose settings and special tokens the tokenizer keeps.
@@ -205,18 +205,18 @@ def file_texts(tokenizer: Tokenizer, source: Path, extra_special: Sequence[str] 
 
 
 def lines(text: str) -> dict[str, int]:
-    """Return token -> id of a vocab.txt; not by splitlines, for a vocabulary may hold U+2028 and its kin as words."""
-    found = text.split("\n")
-    return {token: i for i, token in enumerate(found) if token or i < len(found) - 1}
+    """Return token -> id of a vocab.txt; not by splitlines, as a vocabulary may hold U+2028 and similar as words."""
+    tokens = text.split("\n")
+    return {token: i for i, token in enumerate(tokens) if token or i < len(tokens) - 1}
 
 
-def _converted(folder: Path, name: str, said: Mapping[str, int]) -> Tokenizer:
-    """Return what transformers makes of older files, if it did read them: a class that does not know them starts empty."""
+def _converted(folder: Path, name: str, stated: Mapping[str, int]) -> Tokenizer:
+    """Return the tokenizer that transformers builds from older files, checked: a class that ignores them starts empty."""
     result = loaded_tokenizer(load(folder), folder)
-    wrong = sorted(token for token, i in said.items() if result.tokens.get(token) != i)
+    wrong = sorted(token for token, i in stated.items() if result.tokens.get(token) != i)
     if wrong:
         raise CheckpointError(
-            f"{folder}: {name} gives {wrong[0]!r} the id {said[wrong[0]]}, but transformers reads "
+            f"{folder}: {name} gives {wrong[0]!r} the id {stated[wrong[0]]}, but transformers reads "
             f"{result.tokens.get(wrong[0])}. Is the tokenizer_class the one this file is for? "
             "Save the tokenizer again, so that it has a tokenizer.json."
         )
@@ -241,12 +241,12 @@ def _read(path: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_read(path))
+        content = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.parent}: {path.name} is malformed ({first_line(error)}).") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise CheckpointError(f"{path.parent}: {path.name} is malformed (a JSON object was expected).")
-    return found
+    return content
 
 
 def _dump(value: Any) -> str:
@@ -264,7 +264,7 @@ def _writable(name: str, tokens: Iterable[str], forbidden: str) -> None:
 
 
 def _with_extra(entries: Mapping[str, Any], extra: Sequence[str], create: bool) -> dict[str, Any]:
-    """Return the entries with the special tokens that have no role listed where the source lists its own."""
+    """Return the entries with special tokens that have no role added to the list in which the source has them."""
     lists = [key for key in EXTRA_SPECIAL if isinstance(entries.get(key), list)]
     if not extra or not (lists or create):
         return dict(entries)
@@ -294,10 +294,10 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
 def read_vocabulary(folder: Path) -> dict[str, Any] | None:
     """Return token -> id and the normalizer of a checkpoint's tokenizer; None when it has none that can be read here.
 
-    A vocab.txt says nothing of a normalizer, so that key is absent then.
+    With a vocab.txt alone there is no normalizer, and that key is absent.
 
     Raises:
-        MismatchError: the file is there and is no tokenizer.
+        MismatchError: the file is no tokenizer.
     """
     if (folder / "tokenizer.json").is_file():
         try:
@@ -313,6 +313,6 @@ def read_vocabulary(folder: Path) -> dict[str, Any] | None:
             lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
         except (ValueError, OSError) as error:
             raise MismatchError(f"{folder}: vocab.txt cannot be read ({first_line(error)}).") from error
-        # Not splitlines: a vocabulary may hold U+2028 and its kin as words.
+        # Not splitlines: a vocabulary may hold U+2028 and similar as words.
         return {"vocab": {word: i for i, word in enumerate(lines) if word or i < len(lines) - 1}}
     return None

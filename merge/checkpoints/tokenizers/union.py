@@ -1,4 +1,4 @@
-"""Union of tokenizers: every token of every model, found by the models' own rules, or a refusal that says why not."""
+"""Union of tokenizers: one tokenizer with the tokens of all models that splits texts as they do, or an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from merge.checkpoints.tokenizers.tokenizer import FLAGS, Tokenizer, load, loade
 from merge.errors import CheckpointError, MismatchError, OutputError, some
 
 INSTEAD = "Take the vocabulary of one model instead of the union."
-PER_SPLIT = 8  # continuations tried for each way a new token can hide the beginning of a word
+CONTINUATIONS = 8  # pieces tried for each way in which a new token can hide the beginning of a word
 
 
 def unite(tokenizers: Sequence[Tokenizer], sources: Sequence[str]) -> tuple[Tokenizer, tuple[str, ...]]:
@@ -22,7 +22,7 @@ def unite(tokenizers: Sequence[Tokenizer], sources: Sequence[str]) -> tuple[Toke
 
     Raises:
         MismatchError: kinds or settings differ, a token is added in one model and ordinary in another, ids have gaps,
-            or a text that a model can read would break.
+            or a word that a model knows would become unknown.
     """
     _check_kinds(tokenizers, sources)
     extra = _check_as_loaded(tokenizers, sources)
@@ -44,8 +44,8 @@ def unite(tokenizers: Sequence[Tokenizer], sources: Sequence[str]) -> tuple[Toke
     tokens = dict(vocab)
     for content in added:
         tokens.setdefault(content, len(tokens))
-    placed: list[dict[str, Any]] = [{"id": tokens[c], "content": c} | flags for c, flags in added.items()]
-    entries = sorted(placed, key=lambda token: int(token["id"]))
+    numbered: list[dict[str, Any]] = [{"id": tokens[c], "content": c} | flags for c, flags in added.items()]
+    entries = sorted(numbered, key=lambda token: int(token["id"]))
     stored = {**first.stored, "model": model, "added_tokens": entries}
     stored["post_processor"] = _with_ids(first.stored["post_processor"], tokens)
     if stored["padding"] and stored["padding"]["pad_token"] in tokens:
@@ -72,7 +72,7 @@ def broken_words(parent: Tokenizer, before: Any, after: Any, result: Tokenizer) 
     A word breaks when it becomes unknown, or when a token that the parent's merges make is no longer made.
 
     Args:
-        before, after: the parent's and the result's tokenizers at work, without truncation and padding.
+        before, after: the parent's and the result's tokenizers of the tokenizers library, without truncation and padding.
     """
     if parent.kind == "BPE":
         old, new = before.model, after.model
@@ -107,7 +107,7 @@ def _sample(parent: Tokenizer, result: Tokenizer) -> list[str]:
     for piece in pieces:
         for end in range(1, len(piece)):
             same = starting.setdefault(piece[:end], [])
-            if len(same) < PER_SPLIT:
+            if len(same) < CONTINUATIONS:
                 same.append(piece)
     made = [stems[i % len(stems)] + piece for i, piece in enumerate(pieces)]
     for token in result.vocab.keys() - parent.tokens.keys():
@@ -128,22 +128,23 @@ def check_written(folder: Path, planned: Tokenizer, settings_of: Tokenizer, pare
     """
     try:
         loaded = load(folder)
-        found, due = loaded_tokenizer(loaded, folder), loaded_tokenizer(load(settings_of.folder), settings_of.folder)
+        result = loaded_tokenizer(loaded, folder)
+        expected = loaded_tokenizer(load(settings_of.folder), settings_of.folder)
     except CheckpointError as error:
         raise OutputError(f"the merged tokenizer does not load: {error} Nothing was written.") from error
     wrong = sorted(
-        t for t in planned.tokens.keys() | found.tokens.keys() if planned.tokens.get(t) != found.tokens.get(t)
+        t for t in planned.tokens.keys() | result.tokens.keys() if planned.tokens.get(t) != result.tokens.get(t)
     )
     if wrong:
         raise OutputError(
             f"the merged tokenizer does not load as planned: {len(wrong)} tokens have another id, such as {wrong[0]!r} "
-            f"{found.tokens.get(wrong[0])}, planned {planned.tokens.get(wrong[0])}. Nothing was written."
+            f"{result.tokens.get(wrong[0])}, planned {planned.tokens.get(wrong[0])}. Nothing was written."
         )
-    if changed := setting_differences(due.settings, found.settings, str(settings_of.folder), "the result"):
+    if changed := setting_differences(expected.settings, result.settings, str(settings_of.folder), "the result"):
         raise OutputError(
             f"the merged tokenizer does not load as planned: {next(iter(changed.values()))}. Nothing was written."
         )
-    if _with_ids(found.stored["post_processor"], planned.tokens) != found.stored["post_processor"]:
+    if _with_ids(result.stored["post_processor"], planned.tokens) != result.stored["post_processor"]:
         raise OutputError(
             "the merged tokenizer puts other special tokens around a text than planned. Nothing was written."
         )
@@ -190,7 +191,7 @@ def _check_as_loaded(tokenizers: Sequence[Tokenizer], sources: Sequence[str]) ->
         if differences := setting_differences(settings[0], other, sources[0], source):
             shown = some(list(differences.values()), separator="; ")
             raise MismatchError(f"no union of tokenizers: {shown}. {INSTEAD}")
-    return tuple(dict.fromkeys(token for some in extra[1:] for token in some if token not in extra[0]))
+    return tuple(dict.fromkeys(token for tokens in extra[1:] for token in tokens if token not in extra[0]))
 
 
 def _united_added(tokenizers: Sequence[Tokenizer], sources: Sequence[str]) -> dict[str, dict[str, bool]]:
@@ -198,23 +199,23 @@ def _united_added(tokenizers: Sequence[Tokenizer], sources: Sequence[str]) -> di
     flags: dict[str, tuple[dict[str, bool], str]] = {}
     for tokenizer, source in zip(tokenizers, sources, strict=True):
         for content, token in sorted(tokenizer.added.items(), key=lambda item: item[1]["id"]):
-            own = {flag: token[flag] for flag in FLAGS}
-            known, where = flags.setdefault(content, (own, source))
+            its_flags = {flag: token[flag] for flag in FLAGS}
+            first_flags, first_source = flags.setdefault(content, (its_flags, source))
             for flag in FLAGS:
-                if known[flag] != own[flag]:
+                if first_flags[flag] != its_flags[flag]:
                     raise MismatchError(
-                        f"no union of tokenizers: the added token {content!r} has {flag} {known[flag]} in {where}, "
-                        f"{own[flag]} in {source}. {INSTEAD}"
+                        f"no union of tokenizers: the added token {content!r} has {flag} {first_flags[flag]} in {first_source}, "
+                        f"{its_flags[flag]} in {source}. {INSTEAD}"
                     )
     for tokenizer, source in zip(tokenizers, sources, strict=True):
-        for content, (known, where) in flags.items():
+        for content, (first_flags, first_source) in flags.items():
             if content in tokenizer.vocab and content not in tokenizer.added:
-                word = "a special" if known["special"] else "an added"
+                word = "a special" if first_flags["special"] else "an added"
                 raise MismatchError(
-                    f"no union of tokenizers: {content!r} is {word} token in {where} and an ordinary one in {source}. "
+                    f"no union of tokenizers: {content!r} is {word} token in {first_source} and an ordinary one in {source}. "
                     f"{INSTEAD}"
                 )
-    return {content: known for content, (known, _) in flags.items()}
+    return {content: first_flags for content, (first_flags, _) in flags.items()}
 
 
 def _check_gapless(tokenizer: Tokenizer, source: str) -> None:
@@ -231,7 +232,7 @@ def _united_vocab(tokenizers: Sequence[Tokenizer]) -> dict[str, int]:
     vocab = dict(tokenizers[0].vocab)
     for tokenizer in tokenizers[1:]:
         for token in sorted(tokenizer.vocab, key=tokenizer.vocab.__getitem__):
-            if token not in tokenizers[0].added:  # there it is cut out of the text before the model looks
+            if token not in tokenizers[0].added:  # there it is cut out of the text before the model reads it
                 vocab.setdefault(token, len(vocab))
     return vocab
 

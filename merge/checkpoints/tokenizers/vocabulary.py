@@ -1,7 +1,7 @@
-"""Vocabulary: one token -> row table for models that have several, and what brings each model's rows into it.
+"""Vocabulary: one vocabulary for models with different ones, and each model's embedding rows in its order.
 
-The result has the vocabulary of one model, or the union of all. A token is a row; rows that no token names (a vocab_size
-padded beyond the tokenizer, ids with gaps) are told apart by position alone. In a union the tokens of the first model keep
+The result has the vocabulary of one model, or the union of all. A token is a row; rows without a token (a vocab_size
+padded beyond the tokenizer, ids with gaps) are matched by their position. In a union the tokens of the first model keep
 their ids, new tokens of the later models follow in their order, and may take ids of the first model's padding.
 """
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
-# What decides how a token is spelled: what a space, or the inside of a word, looks like in it.
+# The settings that decide how a token is spelled: how it writes a space, or the inside of a word.
 SPELLING = ("model.type", "model.continuing_subword_prefix", "model.end_of_word_suffix")
 ALPHABETS = ("ByteLevel", "Metaspace")
 
 
 @dataclass(frozen=True, eq=False)
 class VocabularyPlan:
-    """The vocabulary of the result and where its rows come from.
+    """The vocabulary of the result, and the rows that each model has for it.
 
     Attributes:
         tokenizer: the tokenizer of the result.
-        parents: the models' own.
+        parents: the tokenizers of the models.
         chosen: the model whose settings, and vocabulary unless it is a union, the result has; the first for a union.
         size: rows of the result's embedding tables.
-        rows: for each model, the row of its own that fills each row of the result; -1 where it has none.
+        rows: for each model, its row for each row of the result; -1 where it has none.
         extra_special: special tokens without a role that the chosen model does not list.
-        notes: how many tokens come from whom.
+        notes: how many tokens come from which model.
     """
 
     tokenizer: Tokenizer
@@ -56,7 +56,7 @@ class VocabularyPlan:
 
     @property
     def rewritten(self) -> bool:
-        """Whether the tokenizer of the result is none of the models' own."""
+        """Whether the tokenizer of the result is not that of the chosen model."""
         return self.tokenizer.stored != self.parents[self.chosen].stored
 
 
@@ -65,7 +65,7 @@ def plan_vocabulary(
 ) -> VocabularyPlan:
     """Return the vocabulary of the result and the rows that each model gives to it.
 
-    Where tokenizers and sizes are the same the plan is the identity and says nothing.
+    Where tokenizers and sizes are the same the plan is the identity, without notes.
 
     Args:
         sources: the models' names, for messages.
@@ -84,8 +84,8 @@ def plan_vocabulary(
         )
     chosen = 0 if wanted == "union" else wanted
     if all(t.stored == known[0].stored for t in known) and len(set(sizes)) == 1:
-        still = torch.arange(sizes[0])
-        return VocabularyPlan(known[chosen], tuple(known), chosen, sizes[0], (still,) * len(known))
+        identity = torch.arange(sizes[0])
+        return VocabularyPlan(known[chosen], tuple(known), chosen, sizes[0], (identity,) * len(known))
     for tokenizer, source, size in zip(known, sources, sizes, strict=True):
         _check_rows(tokenizer, source, size)
     notes: list[str] = []
@@ -112,39 +112,45 @@ def _check_rows(tokenizer: Tokenizer, source: str, size: int) -> None:
 
 
 def _checked_against(tokenizers: Sequence[Tokenizer], sources: Sequence[str], chosen: int) -> list[str]:
-    """Return notes on settings that differ from the chosen model's, after refusing those that change what a token is."""
+    """Return notes on settings that differ from the chosen model's.
+
+    Raises:
+        MismatchError: they spell tokens in different ways.
+    """
     notes = []
     for k, other in enumerate(tokenizers):
-        own = tokenizers[chosen].settings
-        differences = setting_differences(own, other.settings, sources[chosen], sources[k])
-        grave = [
-            said
-            for name, said in differences.items()
-            if name in SPELLING or own.get(name) in ALPHABETS or other.settings.get(name) in ALPHABETS
+        settings = tokenizers[chosen].settings
+        differences = setting_differences(settings, other.settings, sources[chosen], sources[k])
+        spelling = [
+            sentence
+            for name, sentence in differences.items()
+            if name in SPELLING or settings.get(name) in ALPHABETS or other.settings.get(name) in ALPHABETS
         ]
-        if grave:
+        if spelling:
             raise MismatchError(
-                f"tokenizers differ in how tokens are spelled: {'; '.join(grave[:3])}. "
+                f"tokenizers differ in how tokens are spelled: {'; '.join(spelling[:3])}. "
                 "Equal tokens would not mean the same; such models cannot be brought into one vocabulary."
             )
-        notes += [f"tokenizers differ: {said}; the result does as {sources[chosen]}" for said in differences.values()]
+        notes += [
+            f"tokenizers differ: {sentence}; the result does as {sources[chosen]}" for sentence in differences.values()
+        ]
         if other.kind == "BPE" and other.merges != tokenizers[chosen].merges:
             notes.append(f"{sources[k]} merges characters otherwise; the result does as {sources[chosen]}")
     return notes
 
 
-def _rows(result: Tokenizer, size: int, own: Tokenizer, own_size: int) -> list[int]:
-    """Return for each row of the result the model's row: of the same token, or of the same place where neither names one."""
+def _rows(result: Tokenizer, size: int, model: Tokenizer, model_size: int) -> list[int]:
+    """Return the model's row for each row of the result: of the same token, or at the same position if no token has it."""
     named = {i: token for token, i in result.tokens.items()}
-    taken = set(own.tokens.values())
+    taken = set(model.tokens.values())
     return [
-        own.tokens.get(named[i], -1) if i in named else (i if i < own_size and i not in taken else -1)
+        model.tokens.get(named[i], -1) if i in named else (i if i < model_size and i not in taken else -1)
         for i in range(size)
     ]
 
 
 def _notes(result: Tokenizer, tokenizers: Sequence[Tokenizer], sources: Sequence[str]) -> list[str]:
-    """Return who alone has how many tokens, and how many are left out."""
+    """Return notes on how many tokens come from some of the models alone, and how many are left out."""
     holders: Counter[tuple[str, ...]] = Counter()
     example: dict[tuple[str, ...], str] = {}
     for token in result.tokens:
@@ -165,7 +171,7 @@ def _notes(result: Tokenizer, tokenizers: Sequence[Tokenizer], sources: Sequence
 def _padding_notes(
     result: Tokenizer, size: int, tokenizers: Sequence[Tokenizer], sources: Sequence[str], sizes: Sequence[int]
 ) -> list[str]:
-    """Return how many rows without a token each model loses: new tokens take their place, or the result ends before."""
+    """Return notes on how many rows without a token each model loses, to new tokens or to a shorter table."""
     free = set(range(size)) - set(result.tokens.values())
     lost = [len(set(range(n)) - set(t.tokens.values()) - free) for t, n in zip(tokenizers, sizes, strict=True)]
     return [
@@ -174,22 +180,22 @@ def _padding_notes(
 
 
 def config_changes(plan: VocabularyPlan, config: Mapping[str, Any], model: int) -> dict[str, Any]:
-    """Return what changes in a model's config.json under the plan: vocab_size and every pad_token_id and its kin.
+    """Return the config.json entries that change under the plan: vocab_size, and pad_token_id and other ids of tokens.
 
     Args:
-        model: index of the model whose config it is; its ids are brought to the result's by token.
+        model: index of the model that the config belongs to.
     Raises:
         MismatchError: the config names a row that the result does not have.
     """
-    place = {row: i for i, row in enumerate(plan.rows[model].tolist()) if row >= 0}
+    new_row = {row: i for i, row in enumerate(plan.rows[model].tolist()) if row >= 0}
     changes: dict[str, Any] = {"vocab_size": plan.size}
-    for key, found in config.items():
-        if not key.endswith("_token_id") or found is None:
+    for key, value in config.items():
+        if not key.endswith("_token_id") or value is None:
             continue
-        ids = found if isinstance(found, list) else [found]
-        if missing := [i for i in ids if i not in place]:
+        ids = value if isinstance(value, list) else [value]
+        if missing := [i for i in ids if i not in new_row]:
             raise MismatchError(f"config.json has {key} {missing[0]}, a token that the result's vocabulary lacks.")
-        changes[key] = [place[i] for i in ids] if isinstance(found, list) else place[found]
+        changes[key] = [new_row[i] for i in ids] if isinstance(value, list) else new_row[value]
     return changes
 
 
@@ -219,7 +225,7 @@ def gather(rows: Int[Tensor, " size"], tensor: Tensor) -> Tensor:
 
 
 def fill_missing(rows: Sequence[Int[Tensor, " size"]], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return every model's tensor in the rows of the result, a row it lacks filled by the mean of the models that have it.
+    """Return every model's tensor in the rows of the result; a missing row is the mean of the models that have it.
 
     The mean is taken in float32 (float64 where a tensor is) and cast back once. Any method can then run on equal shapes. With
     equal weights a linear merge of the filled rows is the average over the models that have the token; with other weights
