@@ -142,7 +142,7 @@ def unite(a: Dimension, b: Dimension, why: str) -> None:
 
 
 def _unite_roots(x: Factor, y: Factor, why: str) -> None:
-    """Make y's root x: the one that is not free, or fixed, or cut, if only one of them is."""
+    """Unite two roots of one size; the one with more facts, not free or cut into parts, becomes the root of both."""
     if x is y:
         return
     if (x.free, x.fixed != "") > (y.free, y.fixed != "") or (y.parts and not x.parts and not y.free):

@@ -42,7 +42,8 @@ class Step:
 class Tape:
     """The operations of a run that involve parameters, directly or not.
 
-    `dependent` holds the identities of the parameters and of all tensors computed from them.
+    `dependent` holds the identities of the parameters and of all tensors computed from them. The steps keep these tensors
+    alive: the identity of a tensor that is gone could be given to another.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
