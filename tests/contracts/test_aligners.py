@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from importlib import import_module
 from itertools import pairwise, product
 from typing import Any
 
@@ -13,7 +14,7 @@ from families_more import CASES as UNUSUAL_CASES
 from tiny import bert_config, random_tensors
 
 from merge.alignment.evidence.proof import prove
-from merge.alignment.matchers import PAIRWISE, aligner
+from merge.alignment.matchers import ALIGNERS, OPTIONS, PAIRWISE, aligner
 from merge.alignment.pair import Pair, Settings
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
@@ -190,6 +191,25 @@ def test_axes_come_in_the_order_of_the_table() -> None:
 def test_an_unknown_aligner_is_an_error_that_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'activations'"):
         aligner("activatons")
+
+
+def test_every_function_of_the_table_is_there() -> None:
+    """They are named by strings, which no type checker reads; every aligner aligns pairs or many models, not both."""
+    for entry in ALIGNERS.values():
+        assert (entry.function is None) != (entry.joint is None)
+        for path in filter(None, (entry.function, entry.with_maps, entry.joint)):
+            module, function = path.split(":")
+            assert callable(getattr(import_module(f"merge.alignment.matchers.{module}"), function))
+        assert set(entry.options) <= set(OPTIONS)
+    assert set(ALIGNERS) - set(PAIRWISE) == {"universe"}
+
+
+def test_an_aligner_of_many_models_takes_no_single_pair_and_the_other_way_round() -> None:
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
+    with pytest.raises(UsageError, match="universe aligns many models at once"):
+        aligner("universe")(pair)
+    with pytest.raises(UsageError, match="weights aligns one pair at a time"):
+        aligner("weights").align_jointly([pair], frozenset(pair.kinds()))
 
 
 def test_the_proof_fails_when_one_axis_of_one_tensor_is_left_behind() -> None:
