@@ -1,4 +1,4 @@
-"""A case of the architecture battery: a tiny model with all its parameters random, its table, and what it says."""
+"""A case of the architecture battery: a tiny model with all its parameters random, its table, and its outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from merge.symmetry.architectures import ARCHITECTURES, spec_for
 from merge.symmetry.permutation import Permutation, apply, apply_axes, random
 from merge.symmetry.spec import PermutationSpec, parse
 
-# Every tests/families*.py offers CASES, INERT and inputs(config), and joins the battery by lying there.
+# Every tests/families*.py defines CASES, INERT and inputs(config); the battery takes every such file.
 TABLES = [import_module(path.stem) for path in sorted(Path(__file__).parent.glob("families*.py"))]
 CASES = {name: (config, table) for table in TABLES for name, config in table.CASES.items()}
 
@@ -29,11 +29,11 @@ Outputs = list[dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """A tiny model with all its parameters random, its table, and what it says to a few batches.
+    """A tiny model with all its parameters random, its table, and its outputs on a few batches.
 
     Attributes:
-        inert: patterns of mutants, `tensor line`, that cannot show in the outputs, by declaration.
-        elsewhere: the lines that the family's first case has too, and has broken one by one.
+        inert: patterns of mutants, `tensor line`, that are declared not to show in the outputs.
+        elsewhere: the lines that are also the family's first case's, on which they are broken one by one.
     """
 
     config: Mapping[str, Any]
@@ -69,10 +69,10 @@ class Case:
 
     def off(self, expected: Outputs, batches: int | None = None) -> float:
         """Return the largest difference of any output from the expected, in standard deviations of that output."""
-        found = say(self.model, self.spec, self.batches[:batches])
+        outputs = outputs_of(self.model, self.spec, self.batches[:batches])
         worst = [
             (float((new[name] - value).abs().max()), float(value.std()))
-            for new, old in zip(found, expected[:batches], strict=True)
+            for new, old in zip(outputs, expected[:batches], strict=True)
             for name, value in old.items()
         ]
         assert worst
@@ -84,13 +84,14 @@ class Case:
         return self.off(self.expected(p))
 
 
-def say(model: Any, spec: PermutationSpec, batches: tuple[Mapping[str, Tensor], ...]) -> Outputs:
+def outputs_of(model: Any, spec: PermutationSpec, batches: tuple[Mapping[str, Tensor], ...]) -> Outputs:
+    """Return the outputs that the spec names, for each batch."""
     with torch.inference_mode():
-        said = [model(**batch) for batch in batches]
-    return [{name: output[name] for name in spec.outputs} for output in said]
+        return [{name: output[name] for name in spec.outputs} for output in (model(**batch) for batch in batches)]
 
 
 def make(config: Mapping[str, Any], table: Any) -> Case:
+    """Return the case of a config in one of TABLES."""
     structure, spec, tensors = structure_of(config), spec_for(config), canonical_tensors(config, 0)
     dtype = getattr(torch, spec.dtype)
     model = build(config, {written_name(structure, name): tensor for name, tensor in tensors.items()}, dtype)
@@ -100,7 +101,7 @@ def make(config: Mapping[str, Any], table: Any) -> Case:
     first = first_of(config["model_type"])[0]
     elsewhere = {} if first is config else spec_for(first).lines
     kept = {n: line for n, line in elsewhere.items() if not any(re.search(p, f"{n} {line}") for p in idle[1])}
-    return Case(config, spec, tensors, model, batches, say(model, spec, batches), inert, kept)
+    return Case(config, spec, tensors, model, batches, outputs_of(model, spec, batches), inert, kept)
 
 
 def first_of(model_type: str) -> tuple[Mapping[str, Any], Any]:

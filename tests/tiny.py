@@ -119,9 +119,9 @@ def save_tokenizer(folder: Path, words: list[str] | None = None) -> None:
 @cache
 def _tokenizer_files(*entries: str) -> dict[str, bytes]:
     """Return the files that transformers writes of a tokenizer, by name."""
-    made = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(entries)}, do_lower_case=True)
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(entries)}, do_lower_case=True)
     with tempfile.TemporaryDirectory() as folder:
-        made.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
@@ -138,5 +138,5 @@ def write_text(path: Path, lines: int = 300) -> Path:
 
 
 def sentence(generator: random.Random, longest: int) -> str:
-    """Return words drawn at random, one to so many."""
+    """Return between 1 and `longest` random words."""
     return " ".join(generator.choices(WORDS[:11], k=generator.randint(1, longest)))

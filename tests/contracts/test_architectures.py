@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from architecture_case import ALL_CASES, CASES, TABLES, Case, first_of, make, say
+from architecture_case import ALL_CASES, CASES, TABLES, Case, first_of, make, outputs_of
 from families import CLASSIFIERS, FAMILIES, canonical_tensors, family_case, written_name
 
 from merge.alignment.settings import AlignEntry
@@ -160,7 +160,7 @@ def test_every_tap_carries_its_axis(case: Case) -> None:
         case.set(version)
         found: dict[str, torch.Tensor] = {}
         with watching(case.model, sites, found.__setitem__, first=True):
-            say(case.model, case.spec, case.batches[:1])
+            outputs_of(case.model, case.spec, case.batches[:1])
         seen.append(found)
     assert sites
     for site, axis in sites.items():

@@ -113,7 +113,13 @@ def test_a_recipe_fits_the_schema_that_editors_check_it_with(path: Path) -> None
     assert fits == (path.suffix == ".yaml")
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+# These search for an alignment for seconds; `make check` runs them.
+SLOW = ("auto", "learned", "universe")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in BY_NAME]
+)
 def test_a_recipe_runs_on_tiny_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it writes is none of the models, and the recipe beside it is the recipe that was run, found weights filled in."""
     recipe, merged = ran(name, tmp_path, monkeypatch)

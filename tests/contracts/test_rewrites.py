@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architecture_case import CASES, make, say
+from architecture_case import CASES, make, outputs_of
 from families import written_name
 
 from merge.checkpoints.structure import structure_of
@@ -104,7 +104,7 @@ def test_folded_norms_are_the_same_function_with_gains_of_one(name):
     tensors = {written_name(structure, n): tensor for n, tensor in folded.tensors.items()}
     model = build(folded.config, tensors, getattr(torch, case.spec.dtype))
     spec = spec_for(folded.config)
-    found = say(model, spec, case.batches)
+    found = outputs_of(model, spec, case.batches)
     worst = max(
         float((new[key] - old[key]).abs().max() / old[key].std())
         for new, old in zip(found, case.reference, strict=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architecture_case import CASES, FIRST, STANDING, Case, Outputs, first_of, make, say
+from architecture_case import CASES, FIRST, STANDING, Case, Outputs, first_of, make, outputs_of
 from false_symmetries import BERT, DEBERTA_V2, WRONG, Wrong
 from families import canonical_tensors
 from random_transforms import random_transform
@@ -211,8 +211,8 @@ def folded_case(name: str) -> Case:
         for n, tensor in case.tensors.items()
     }
     case.set(tensors)
-    said = say(case.model, case.spec, case.batches)
-    return replace(case, tensors=tensors, reference=said, spec=folded_spec(case.spec))
+    reference = outputs_of(case.model, case.spec, case.batches)
+    return replace(case, tensors=tensors, reference=reference, spec=folded_spec(case.spec))
 
 
 @pytest.mark.parametrize("name", ROTATED)

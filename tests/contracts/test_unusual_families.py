@@ -9,7 +9,7 @@ import families_more
 import pytest
 import torch
 import transformers
-from architecture_case import Case, make, say
+from architecture_case import Case, make, outputs_of
 from families import canonical_tensors, written_name
 from families_more import CASES, inputs
 
@@ -155,7 +155,7 @@ def test_xlnet_is_exact_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     single = make(config, families_more)
     model, tensors = single.model.double(), canonical_tensors(config, 0)
     set_weights(model, {written_name(structure_of(config), name): tensor for name, tensor in tensors.items()})
-    case = Case(config, single.spec, tensors, model, single.batches, say(model, single.spec, single.batches))
+    case = Case(config, single.spec, tensors, model, single.batches, outputs_of(model, single.spec, single.batches))
     p = case.random(1)
     assert case.difference(p) < 1e-9
     for axis in p.indices:
