@@ -222,9 +222,9 @@ def test_names_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
         (["a", "b", "--revision", "x", "--revision", "y", "--revision", "z"], "3 revisions for 2 models"),
         (["a"], "at least two models, found one"),
         ([], "no models given"),
-        (["--recipe", "r", "a"], "cannot be mixed with models"),
-        (["--recipe", "r", "--seed", "0"], "cannot be mixed with seed"),
-        (["--recipe", "r", "--set", "lam=1", "--dtype", "float32"], "cannot be mixed with settings, dtype"),
+        (["--recipe", "r", "a"], "cannot be combined with models"),
+        (["--recipe", "r", "--seed", "0"], "cannot be combined with seed"),
+        (["--recipe", "r", "--set", "lam=1", "--dtype", "float32"], "cannot be combined with settings, dtype"),
     ],
 )
 def test_a_faulty_flag_is_one_line(flags: list[str], expected: str) -> None:
@@ -268,7 +268,7 @@ def test_an_option_that_a_matcher_does_not_read_is_refused(
 def test_by_learned_finds_maps_and_no_permutations_alone() -> None:
     """Asked for those it would find maps all the same; said nothing, or asked for maps, it is taken."""
     record = {"models": ["a", "b"], "output": "out"}
-    with pytest.raises(RecipeError, match="by learned finds maps .* Leave out basis: permutation"):
+    with pytest.raises(RecipeError, match="by: learned moves units .* Leave out basis: permutation"):
         make_recipe({**record, "align": {"by": "learned", "basis": "permutation"}})
     assert make_recipe({**record, "align": {"by": "learned", "basis": "orthogonal"}}).align.basis == "orthogonal"
     assert make_recipe({**record, "align": {"by": "learned"}}).align.basis is None

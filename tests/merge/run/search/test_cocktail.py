@@ -285,10 +285,10 @@ def test_masked_language_models_are_mixed_by_plain_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (bert_config("BertForTokenClassification"), "is a BertForTokenClassification, of which no loss is known"),
+        (bert_config("BertForTokenClassification"), "is a BertForTokenClassification, for which no loss is defined"),
         (bert_config("BertForQuestionAnswering"), "is a BertForQuestionAnswering"),
         (bert_config("BertModel"), "is a BertModel"),
-        (bert_config(labels=("score",)), "tells no classes apart"),
+        (bert_config(labels=("score",)), "does not predict one of several classes"),
         (bert_config(problem_type="multi_label_classification"), "problem_type multi_label_classification"),
         (bert_config(problem_type="regression"), "problem_type regression"),
     ],
