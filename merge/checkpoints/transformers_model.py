@@ -26,8 +26,8 @@ def model_class(config: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"config.json must name one architecture, found {names!r}. Add the model's class name.")
     cls = getattr(transformers, names[0], None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        known = [n for n in dir(transformers) if ("For" in n or n.endswith("Model")) and not n.startswith("Auto")]
-        raise CheckpointError(f"transformers has no model class {names[0]!r}.{closest(names[0], known)}")
+        class_names = [n for n in dir(transformers) if ("For" in n or n.endswith("Model")) and not n.startswith("Auto")]
+        raise CheckpointError(f"transformers has no model class {names[0]!r}.{closest(names[0], class_names)}")
     return cls
 
 
@@ -65,14 +65,14 @@ def meta_model(config: Mapping[str, Any]) -> Any:
     """
     import torch
 
-    made, settings = model_class(config), model_config(config)
+    cls, settings = model_class(config), model_config(config)
     try:
         with torch.device("meta"), quiet():
-            return made(settings)
+            return cls(settings)
     # Model code raises errors of many kinds: ValueError, KeyError (an unknown hidden_act), RuntimeError (a size below 0).
     except Exception as error:
-        said = f"{type(error).__name__}: {one_line(error)}"
-        raise CheckpointError(f"{made.__name__} cannot be built from config.json ({said})") from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise CheckpointError(f"{cls.__name__} cannot be built from config.json ({reason})") from error
 
 
 def build(

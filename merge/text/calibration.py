@@ -138,11 +138,11 @@ def _texts(table: Table, number: int, row: Row, columns: tuple[str, ...]) -> tup
             raise table.fault(number, missing)
         value = "" if row[column] is None else row[column]
         if not isinstance(value, str):
-            found = f'expected text in column "{brief(column)}", found {type(value).__name__} {brief(str(value))};'
-            raise table.fault(number, f"{found} choose a column of text, or write it as a string.")
+            message = f'expected text in column "{brief(column)}", found {type(value).__name__} {brief(str(value))};'
+            raise table.fault(number, f"{message} choose a column of text, or write it as a string.")
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            found = f'expected Unicode text in column "{brief(column)}", found half of a surrogate pair;'
-            raise table.fault(number, f"{found} write the character whole.")
+            message = f'expected Unicode text in column "{brief(column)}", found half of a surrogate pair;'
+            raise table.fault(number, f"{message} write the character whole.")
         texts.append(value.strip())
     return tuple(texts)
 

@@ -138,9 +138,9 @@ def _lines(at: Source, open_bytes: Callable[[], AbstractContextManager[Iterable[
             for number, line in enumerate(stream, start=1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        found = f"expected UTF-8 text, found byte 0x{error.object[error.start]:02x}"
+        message = f"expected UTF-8 text, found byte 0x{error.object[error.start]:02x}"
         advice = "save the file as UTF-8; a compressed one must end in .gz."
-        raise at.fault(number, f"{found}; {advice}") from error
+        raise at.fault(number, f"{message}; {advice}") from error
     except (OSError, EOFError, zlib.error) as error:
         advice = "check that the file is whole and readable, and is gzip if it ends in .gz."
         raise at.fault(number + 1, f"cannot be read: {brief(str(error), 200)}; {advice}") from error
@@ -160,11 +160,11 @@ def _json_rows(at: Source, lines: Iterator[str]) -> Rows:
             row = json.loads(line.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             reason = f"{error.msg} at {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            found = f"expected one JSON object a line, found {brief(line)!r} ({brief(reason, 100)})"
-            raise at.fault(number, f"{found}; correct or delete the line.") from error
+            message = f"expected one JSON object a line, found {brief(line)!r} ({brief(reason, 100)})"
+            raise at.fault(number, f"{message}; correct or delete the line.") from error
         if not isinstance(row, dict):
-            found = f'expected a JSON object such as {{"text": "..."}}, found {brief(line)!r}'
-            raise at.fault(number, f"{found}; write one object a line.")
+            message = f'expected a JSON object such as {{"text": "..."}}, found {brief(line)!r}'
+            raise at.fault(number, f"{message}; write one object a line.")
         yield number, row
 
 
@@ -184,8 +184,8 @@ def _listed_rows(at: Source, lines: Iterator[str], *, member: str | None) -> Row
         )
     for number, row in enumerate(held, start=1):
         if not isinstance(row, dict):
-            found = f'expected a JSON object such as {{"text": "..."}}, found {brief(repr(row))}'
-            raise at.fault(number, f"{found}; write objects.", "row")
+            message = f'expected a JSON object such as {{"text": "..."}}, found {brief(repr(row))}'
+            raise at.fault(number, f"{message}; write objects.", "row")
         yield number, row
 
 
@@ -243,12 +243,12 @@ def _delimited_rows(at: Source, lines: Iterator[str], *, tabs: bool, names: Sequ
             header = cells
             twice = sorted({column for column in header if column and header.count(column) > 1})
             if twice:
-                found = f"expected different column names, found twice: {listed(twice)}; rename one of them."
-                raise at.fault(start, found)
+                message = f"expected different column names, found twice: {listed(twice)}; rename one of them."
+                raise at.fault(start, message)
         elif header is not None:
             if not blank and len(cells) != len(header):
-                found = f"expected {len(header)} fields ({listed(header)}), found {len(cells)}; {advice}."
-                raise at.fault(start, found)
+                message = f"expected {len(header)} fields ({listed(header)}), found {len(cells)}; {advice}."
+                raise at.fault(start, message)
             yield start, None if blank else dict(zip(header, cells, strict=True))
         start = reader.line_num + 1
 
@@ -266,7 +266,7 @@ def _hub_rows(at: Source, name: str, config: str | None, split: str) -> Rows:
                 yield number, _named(dict(zip(batch, values, strict=True)), classes)
     # The library fails with its own errors, the network's, the parser's and plain ValueErrors: all mean unread text.
     except Exception as error:
-        found = f"is no file, and the Hub dataset {name} (config {config or 'default'}, split {split}) cannot be read"
+        message = f"is no file, and the Hub dataset {name} (config {config or 'default'}, split {split}) cannot be read"
         advice = "check the id and the network, or give a file"
         reason = brief(f"{type(error).__name__}: {error}", 300)
-        raise at.error(f"{at.name} {found}; {advice}. The cause: {reason}") from error
+        raise at.error(f"{at.name} {message}; {advice}. The cause: {reason}") from error

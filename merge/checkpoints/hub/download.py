@@ -51,11 +51,11 @@ def files_to_download(names: Iterable[str]) -> tuple[str, ...]:
     A pickle (.bin) is taken only from a folder that has no safetensors.
     """
     paths = [PurePosixPath(name) for name in names]
-    own = [path for path in paths if not any(_matches(part, OTHER_COPIES) for part in path.parts[:-1])]
-    safe_folders = {path.parent for path in own if _matches(path.name, (SAFETENSORS,))}
+    originals = [path for path in paths if not any(_matches(part, OTHER_COPIES) for part in path.parts[:-1])]
+    safe_folders = {path.parent for path in originals if _matches(path.name, (SAFETENSORS,))}
     return tuple(
         str(path)
-        for path in own
+        for path in originals
         if _matches(path.name, (SAFETENSORS, *SIDE_FILES))
         or (_matches(path.name, (PICKLES,)) and path.parent not in safe_folders)
     )

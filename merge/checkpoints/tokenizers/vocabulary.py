@@ -76,30 +76,30 @@ def plan_vocabulary(
     """
     import torch
 
-    known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
-    if len(known) < len(tokenizers):
+    readable = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+    if len(readable) < len(tokenizers):
         without = ", ".join(s for s, t in zip(sources, tokenizers, strict=True) if t is None)
         raise MismatchError(
             f"no tokenizer in {without}: without one its embedding rows have no names to be matched by."
         )
     chosen = 0 if wanted == "union" else wanted
-    if all(t.stored == known[0].stored for t in known) and len(set(sizes)) == 1:
+    if all(t.stored == readable[0].stored for t in readable) and len(set(sizes)) == 1:
         identity = torch.arange(sizes[0])
-        return VocabularyPlan(known[chosen], tuple(known), chosen, sizes[0], (identity,) * len(known))
-    for tokenizer, source, size in zip(known, sources, sizes, strict=True):
+        return VocabularyPlan(readable[chosen], tuple(readable), chosen, sizes[0], (identity,) * len(readable))
+    for tokenizer, source, size in zip(readable, sources, sizes, strict=True):
         _check_rows(tokenizer, source, size)
     notes: list[str] = []
     extra: tuple[str, ...] = ()
-    result, size = known[chosen], sizes[chosen]
+    result, size = readable[chosen], sizes[chosen]
     if wanted == "union":
-        if any(t.stored != result.stored for t in known):
-            result, extra = unite(known, sources)
+        if any(t.stored != result.stored for t in readable):
+            result, extra = unite(readable, sources)
         size = max(size, len(result.tokens))
     else:
-        notes += _checked_against(known, sources, chosen)
-    rows = tuple(torch.tensor(_rows(result, size, t, n)) for t, n in zip(known, sizes, strict=True))
-    notes += _notes(result, known, sources) + _padding_notes(result, size, known, sources, sizes)
-    return VocabularyPlan(result, tuple(known), chosen, size, rows, extra, tuple(notes))
+        notes += _checked_against(readable, sources, chosen)
+    rows = tuple(torch.tensor(_rows(result, size, t, n)) for t, n in zip(readable, sizes, strict=True))
+    notes += _notes(result, readable, sources) + _padding_notes(result, size, readable, sources, sizes)
+    return VocabularyPlan(result, tuple(readable), chosen, size, rows, extra, tuple(notes))
 
 
 def _check_rows(tokenizer: Tokenizer, source: str, size: int) -> None:
