@@ -75,13 +75,8 @@ def ran(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recip
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MERGE_MODELS_CACHE", str(folder / "cache"))
     recipe, _ = read_any(BY_NAME[name])
-    if recipe.align.by == "learned":  # as far as tiny models need
-        recipe = make_recipe(
-            {
-                **recipe.model_dump(exclude_unset=True),
-                "align": {**recipe.model_dump(exclude_unset=True)["align"], "steps": 40},
-            }
-        )
+    if recipe.align.by == "learned":  # steps that tiny models need
+        recipe = recipe.model_copy(update={"align": recipe.align.model_copy(update={"steps": 40})})
     monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
     make_inputs(recipe, folder)
     run(recipe)
