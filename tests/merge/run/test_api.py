@@ -107,6 +107,19 @@ def test_the_result_is_a_live_model_of_the_same_class(folders: tuple[Path, Path]
     assert merged.model is merged.model  # loaded once
 
 
+def test_weights_and_settings_reach_the_merge(folders: tuple[Path, Path]) -> None:
+    """Weights 3 and 1 give (3 a + b) / 4, in the dtype that is asked for; not the plain average (negative control)."""
+    a, b = folders
+    merged = merge.merge([live(a), b], weights=[3, 1], heads="reference", dtype="float64", out_dtype="float64", seed=5)
+    recipe = merged.report.recipe
+    assert (recipe.heads, recipe.dtype, recipe.out_dtype, recipe.seed) == ("reference", "float64", "float64", 5)
+    name = "bert.embeddings.word_embeddings.weight"
+    left, right, result = (weights(model)[name].double() for model in (a, b, merged))
+    assert weights(merged)[name].dtype == torch.float64
+    assert torch.allclose(result, (3 * left + right) / 4, atol=1e-12)
+    assert not torch.allclose(result, (left + right) / 2, atol=1e-3)
+
+
 def test_text_in_memory_is_text_in_a_file(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Sentences, pairs and rows: the alignment they give is that of a file with the same lines."""
     a, b = folders
