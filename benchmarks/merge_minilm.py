@@ -32,8 +32,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import quiet
 from merge.layers.edit import edit_layers
 from merge.layers.plan import LayerPlan

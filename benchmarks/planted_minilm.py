@@ -23,8 +23,9 @@ from torch import Tensor
 from merge.alignment.evidence.proof import prove
 from merge.alignment.matchers import PAIRWISE, aligner
 from merge.alignment.pair import Pair
-from merge.checkpoints.checkpoint import finite_tensors, open_checkpoint
+from merge.checkpoints.checkpoint import finite_tensors
 from merge.checkpoints.inputs import load_tokenizer, tokenise
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import set_weights
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, inverse, random

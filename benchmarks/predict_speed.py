@@ -30,8 +30,9 @@ from evals.predict.logits import encode_rows, token_budget
 from evals.predict.predictor import Predictor, change, make_predictor
 from evals.tasks import TASKS
 from evals.tasks.task import Rows
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import load_tokenizer
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import quiet
 
 LABELS = ("entailment", "neutral", "contradiction")

@@ -15,8 +15,9 @@ import torch
 from tiny import random_tensors
 from torch import Tensor
 
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build, model_class, model_config, quiet, set_weights
 from merge.layers.plan import LayerPlan, planned_config, planned_tensors
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, save_checkpoint
 from torch import Tensor
 
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build
 
 INSTALLED = importlib.util.find_spec("sentence_transformers") is not None

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merge.alignment.pair import Pair, TextFacts
-from merge.checkpoints.checkpoint import finite_tensors, open_checkpoint
+from merge.checkpoints.checkpoint import finite_tensors
 from merge.checkpoints.inputs import Batch
+from merge.checkpoints.open import open_checkpoint
 from merge.symmetry.architectures import spec_for
 
 

@@ -40,7 +40,7 @@ def barrier(a: str, b: str, **options: Any) -> None:
       evaluate-models barrier a/ b/ --task hans --align activations --text train.jsonl -o report
     """
     from evals.tasks import find_task
-    from merge.checkpoints.checkpoint import open_encoder
+    from merge.checkpoints.open import open_encoder
     from merge.recipe.recipe import make_align_entry
 
     set_verbosity(options["verbose"], options["quiet"])

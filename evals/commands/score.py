@@ -45,7 +45,7 @@ def _score(
         raise UsageError("no models given. Example: evaluate-models hans merged/ a/ b/")
     check_device(options.device)
 
-    from merge.checkpoints.checkpoint import open_encoder
+    from merge.checkpoints.open import open_encoder
 
     scored, left_out = score_all(tasks, [open_encoder(model) for model in models], options, all_tasks)
     for line in left_out if not options.quiet else ():

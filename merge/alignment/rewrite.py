@@ -19,9 +19,10 @@ from merge.alignment.applied import keeps_canonical, rotates_stream
 from merge.alignment.choice.requested import Choices
 from merge.alignment.reading import absent_pooler
 from merge.alignment.settings import AlignEntry
-from merge.checkpoints.checkpoint import Checkpoint, finite_tensors, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.modules import is_module_tensor
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.weights.write import open_writer
 from merge.disk.staging import copy_side_files, write_json
 from merge.errors import AlignmentError

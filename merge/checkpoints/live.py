@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
 from merge.errors import CheckpointError, UsageError
 

@@ -180,7 +180,7 @@ def _edit(
     model: str, make_plan: Callable[[Checkpoint], tuple[LayerPlan, LayerImportance | None]], options: dict[str, Any]
 ) -> None:
     """Open the model, write the edited checkpoint and print the report."""
-    from merge.checkpoints.checkpoint import open_checkpoint
+    from merge.checkpoints.open import open_checkpoint
     from merge.disk.staging import check_output
     from merge.layers.edit import edit_facts, edit_layers
 

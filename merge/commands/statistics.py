@@ -50,8 +50,8 @@ def statistics_command(
       merge-models statistics a/ --kind fisher --text train.jsonl -o a-fisher.safetensors
       merge-models statistics org/a --kind gram --text train.jsonl -o a-gram.safetensors
     """
-    from merge.checkpoints.checkpoint import open_encoder
     from merge.checkpoints.inputs import load_tokenizer, tokenise
+    from merge.checkpoints.open import open_encoder
     from merge.methods.statistics.measure import measure
     from merge.methods.statistics.record import write_statistics
     from merge.text.calibration import read_calibration

@@ -38,7 +38,7 @@ def add_results(folder: Path, results_file: Path) -> int:
     Raises:
         CheckpointError: the folder was not written by merge-models, or results.json holds no score of its model.
     """
-    from merge.checkpoints.checkpoint import open_encoder
+    from merge.checkpoints.open import open_encoder
     from merge.disk.hashes import file_hash
 
     facts, results = _read_json(folder / "merge.json"), _read_json(results_file)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.checkpoints.hub.download import SAFETENSORS, _matches, check_id
+from merge.checkpoints.hub.download import SAFETENSORS, check_id, matches_any
 from merge.checkpoints.hub.errors import hub_errors
 from merge.errors import HubError, UsageError, one_line
 
@@ -59,7 +59,7 @@ def plan_push(folder: Path, repo_id: str, private: bool | None) -> PushPlan:
     files = _files(folder)
     names = [name for name, _ in files]
     faults = [f"it has no {name}" for name in ("config.json", "README.md") if name not in names]
-    if not any("/" not in name and _matches(name, (SAFETENSORS,)) for name in names):
+    if not any("/" not in name and matches_any(name, (SAFETENSORS,)) for name in names):
         faults.append(f"it has no {SAFETENSORS}")
     if len(files) > FILES_IN_ONE_COMMIT:
         faults.append(f"it holds {len(files)} files, more than the {FILES_IN_ONE_COMMIT} of one commit")

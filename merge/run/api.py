@@ -12,16 +12,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.disk.workspace import Workspace
 from merge.errors import UsageError
+from merge.run.api_inputs import (
+    layer_plan,
+    open_models,
+    recipe_like,
+    recipe_of,
+    revisions_of,
+    statistics_entry,
+    text_path,
+    with_output,
+)
 from merge.text.source import TextSource
 
 if TYPE_CHECKING:
     from merge.checkpoints.live import ModelLike
-    from merge.checkpoints.model_set import ModelSet
-    from merge.layers.importance import LayerImportance
-    from merge.layers.plan import LayerPlan
     from merge.recipe.recipe import Recipe
     from merge.run.results import AlignedModel, EditedModel, MergedModel, WrittenModel
     from merge.text.memory import TextLike
@@ -116,21 +124,21 @@ def merge(
     if recipe is not None:
         if models is not None or settings:
             raise UsageError("recipe holds the whole run; give it alone, or models and settings without it.")
-        record, inputs = _with_output(_read_recipe(recipe), output, folder), None
+        record, inputs = with_output(recipe_like(recipe), output, folder), None
     else:
         if not models:
             raise UsageError("no models given. Example: merge.merge(['a/', 'b/'], align='activations')")
-        revisions = _revisions(models, revision)
-        opened_base = None if base is None else _open_all([base], folder / "base")[0]
-        inputs = ModelSet(_open_all(models, folder, revisions), opened_base)
+        revisions = revisions_of(models, revision)
+        opened_base = None if base is None else open_models([base], folder / "base")[0]
+        inputs = ModelSet(open_models(models, folder, revisions), opened_base)
         entry = {"by": align} if isinstance(align, str) else dict(align)
-        record = _recipe(
+        record = recipe_of(
             inputs,
             revisions,
             method=method,
-            align=entry if text is None else {**entry, "text": _text(text, folder / "align")},
+            align=entry if text is None else {**entry, "text": text_path(text, folder / "align")},
             settings=settings if weights is None else {**settings, "weights": list(weights)},
-            statistics=None if statistics is None else _statistics(statistics, folder / "statistics"),
+            statistics=None if statistics is None else statistics_entry(statistics, folder / "statistics"),
             heads=heads,
             tokenizer=tokenizer,
             base_lacks=base_lacks,
@@ -191,16 +199,18 @@ def align(
         raise UsageError("by='none' aligns nothing. Choose auto, weights, activations, ...")
     workspace = Workspace()
     folder = workspace.folder
-    reference, moving = _open_all([to, model], folder)
-    entry = {"by": by, **settings} if text is None else {"by": by, "text": _text(text, folder / "align"), **settings}
+    reference, moving = open_models([to, model], folder)
+    entry = (
+        {"by": by, **settings} if text is None else {"by": by, "text": text_path(text, folder / "align"), **settings}
+    )
     inputs, options = ModelSet((reference, moving), None), RunOptions(device=device)
-    record = _recipe(inputs, align=entry, heads=heads, seed=seed, output=str(folder / "unused"))
+    record = recipe_of(inputs, align=entry, heads=heads, seed=seed, output=str(folder / "unused"))
     aligned = run(record, dry_run=True, options=options, models=inputs).rebased.aligned[0]
     file = folder / ALIGNED_FILE
     save_transform(aligned.spec, aligned.transform, file, canonical=keeps_canonical(record.align))
     alone = ModelSet((moving,), None)
     entry, output = {"apply": [str(file)]}, folder / "aligned"
-    run(_recipe(alone, method="passthrough", align=entry, output=str(output)), options=options, models=alone)
+    run(recipe_of(alone, method="passthrough", align=entry, output=str(output)), options=options, models=alone)
     return AlignedModel(output, workspace, aligned)
 
 
@@ -244,15 +254,15 @@ def edit(
 
     workspace = Workspace()
     folder = workspace.folder
-    checkpoint = _open_all([model], folder)[0]
+    checkpoint = open_models([model], folder)[0]
     target = folder / "edited" if output is None else Path(output).expanduser()
     source = TextSource(
-        None if text is None else _text(text, folder / "text"),
+        None if text is None else text_path(text, folder / "text"),
         None if text_column is None else tuple(text_column),
         samples,
         seed,
     )
-    plan, importance = _layer_plan(checkpoint, (layers, drop, strategy), count, source, stack)
+    plan, importance = layer_plan(checkpoint, (layers, drop, strategy), count, source, stack)
     report = edit_layers(checkpoint, plan, target, force, importance=importance)
     return EditedModel(target, workspace, report)
 
@@ -286,87 +296,3 @@ def push(
     folder = model.folder if isinstance(model, WrittenModel) else Path(model).expanduser()
     message = "Upload merge made with merge-models"
     return push(plan_push(folder, repo_id, private), message=message, revision=revision)
-
-
-def _open_all(
-    models: Sequence[ModelLike], workspace: Path, revisions: Sequence[str | None] | None = None
-) -> tuple[Checkpoint, ...]:
-    """Open every model; those in memory are written to the workspace."""
-    from merge.checkpoints.live import open_model
-
-    numbered = enumerate(zip(models, revisions or [None] * len(models), strict=True), 1)
-    return tuple(open_model(model, workspace, number, revision) for number, (model, revision) in numbered)
-
-
-def _revisions(models: Sequence[ModelLike], revision: str | Sequence[str] | None) -> list[str | None]:
-    """Return a revision for each model: the one that is given, or the one of each."""
-    if isinstance(models, str | os.PathLike):
-        raise UsageError(f"expected a list of models, found {os.fspath(models)!r}. Example: merge.merge(['a/', 'b/'])")
-    if isinstance(revision, str) or revision is None:
-        return [revision] * len(models)
-    if len(revision) != len(models):
-        raise UsageError(f"{len(revision)} revisions for {len(models)} models. Give one for all, or one for each.")
-    return list(revision)
-
-
-def _recipe(inputs: ModelSet, revisions: Sequence[str | None] = (), **values: Any) -> Recipe:
-    """Return the record of a run over open models, which the recipe names by their sources."""
-    from merge.recipe.recipe import make_recipe
-
-    stated = zip(inputs.models, revisions or [None] * len(inputs.models), strict=True)
-    record = {
-        "models": [{"model": model.source, "revision": revision} for model, revision in stated],
-        "base": None if inputs.base is None else {"model": inputs.base.source},
-        **values,
-    }
-    return make_recipe({name: value for name, value in record.items() if value is not None})
-
-
-def _read_recipe(recipe: Recipe | str | os.PathLike[str]) -> Recipe:
-    from merge.recipe.mergekit.convert import read_any
-    from merge.recipe.recipe import Recipe
-
-    return recipe if isinstance(recipe, Recipe) else read_any(Path(recipe))[0]
-
-
-def _with_output(recipe: Recipe, output: str | os.PathLike[str] | None, workspace: Path) -> Recipe:
-    """Return a recipe that writes to an output folder, or to the workspace."""
-    target = workspace / Path(recipe.output).name if output is None else Path(output)
-    return recipe.model_copy(update={"output": str(target)})
-
-
-def _text(text: TextLike, workspace: Path) -> str:
-    from merge.text.memory import text_file
-
-    return text_file(text, workspace)
-
-
-def _statistics(statistics: Mapping[str, Any], workspace: Path) -> dict[str, Any]:
-    """Return the recipe's `statistics` entry; text in memory is written to the workspace."""
-    text = statistics.get("text")
-    return {**statistics, **({} if text is None else {"text": _text(text, workspace)})}
-
-
-def _layer_plan(
-    checkpoint: Checkpoint,
-    choice: tuple[str | None, str | None, str | None],
-    count: int | None,
-    text: TextSource,
-    stack: str,
-) -> tuple[LayerPlan, LayerImportance | None]:
-    """Return the plan of an edit from what was given of layers, drop and strategy."""
-    from merge.layers.edit import drop_plan
-    from merge.layers.plan import LayerPlan, parse_layers
-    from merge.layers.stacks import layer_count
-
-    layers, drop, strategy = choice
-    if sum(one is not None for one in choice) != 1:
-        raise UsageError("give one of layers ('0-5'), drop ('9-11') and strategy ('top', with count).")
-    if (strategy is None) != (count is None):
-        raise UsageError("strategy and count belong together. Example: merge.edit(model, strategy='top', count=3)")
-    total = layer_count(checkpoint.config, stack)
-    if layers is not None:
-        return LayerPlan.keep(parse_layers(layers, total), stack), None
-    if drop is not None:
-        return LayerPlan.without(parse_layers(drop, total), total, stack), None
-    return drop_plan(checkpoint, str(strategy), int(count or 0), text, stack)

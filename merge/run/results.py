@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.disk.staging import check_output, staged
 from merge.disk.workspace import Workspace
 from merge.errors import UsageError

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from merge.alignment.choice.requested import Choices
 from merge.alignment.rewrite import resized, rewritten
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.model_set import ModelSet
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.weights.arrays import check_device, import_torch
 from merge.disk.staging import check_output, staged
 from merge.recipe.recipe import Recipe

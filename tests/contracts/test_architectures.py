@@ -15,9 +15,9 @@ from architecture_case import ALL_CASES, CASES, TABLES, Case, first_of, make, ou
 from families import CLASSIFIERS, FAMILIES, canonical_tensors, family_case, written_name
 
 from merge.alignment.settings import AlignEntry
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.hooks import watching
 from merge.checkpoints.model_set import ModelSet
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build, quiet
 from merge.errors import SpecError

@@ -13,7 +13,7 @@ from architecture_case import CASES, FIRST
 from safetensors.torch import load_file
 from tiny import save_checkpoint, write_text
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import MergeError
 from merge.recipe.recipe import make_recipe
 from merge.run.options import RunOptions

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import loading_faults, meta_model, model_class, quiet
 from merge.errors import CheckpointError, MismatchError

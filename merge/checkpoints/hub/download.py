@@ -51,13 +51,13 @@ def files_to_download(names: Iterable[str]) -> tuple[str, ...]:
     A pickle (.bin) is taken only from a folder that has no safetensors.
     """
     paths = [PurePosixPath(name) for name in names]
-    originals = [path for path in paths if not any(_matches(part, OTHER_COPIES) for part in path.parts[:-1])]
-    safe_folders = {path.parent for path in originals if _matches(path.name, (SAFETENSORS,))}
+    originals = [path for path in paths if not any(matches_any(part, OTHER_COPIES) for part in path.parts[:-1])]
+    safe_folders = {path.parent for path in originals if matches_any(path.name, (SAFETENSORS,))}
     return tuple(
         str(path)
         for path in originals
-        if _matches(path.name, (SAFETENSORS, *SIDE_FILES))
-        or (_matches(path.name, (PICKLES,)) and path.parent not in safe_folders)
+        if matches_any(path.name, (SAFETENSORS, *SIDE_FILES))
+        or (matches_any(path.name, (PICKLES,)) and path.parent not in safe_folders)
     )
 
 
@@ -111,12 +111,12 @@ def check_id(repo_id: str) -> None:
 
 
 def _require_weights(names: Iterable[str], asked: str, *, found: list[str]) -> None:
-    if not any(_matches(PurePosixPath(name).name, (SAFETENSORS, PICKLES)) for name in names):
+    if not any(matches_any(PurePosixPath(name).name, (SAFETENSORS, PICKLES)) for name in names):
         shown = ", ".join(sorted(found)[:8]) + (", ..." if len(found) > 8 else "")
         raise HubError(f"cannot {asked}: it holds no {SAFETENSORS} and no {PICKLES}, but: {shown or 'nothing'}")
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def matches_any(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

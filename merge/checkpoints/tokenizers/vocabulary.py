@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from merge.checkpoints.tokenizers.tokenizer import FILES, Tokenizer, file_texts, tokenizer_names
+from merge.checkpoints.tokenizers.tokenizer import FILES, Tokenizer, tokenizer_names
 from merge.checkpoints.tokenizers.union import check_written, setting_differences, unite
+from merge.checkpoints.tokenizers.write import file_texts
 from merge.errors import MismatchError
 
 if TYPE_CHECKING:

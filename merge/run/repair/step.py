@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.alignment.task import reference_of
-from merge.checkpoints.checkpoint import Checkpoint, open_encoder
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.modules import is_module_tensor
+from merge.checkpoints.open import open_encoder
 from merge.checkpoints.weights.arrays import TORCH
 from merge.checkpoints.weights.write import open_writer
 from merge.errors import UsageError

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoints.checkpoint import Checkpoint, open_encoder
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.open import open_encoder
 from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.disk.hashes import remembered_hash
 from merge.disk.staging import MARKER

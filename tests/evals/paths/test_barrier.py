@@ -17,8 +17,8 @@ from evals.tasks import TASKS
 from evals.tasks.label_names import MatchedTask
 from evals.tasks.task import Rows
 from merge.alignment.rewrite import rewritten
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.model_set import ModelSet
+from merge.checkpoints.open import open_checkpoint
 from merge.recipe.recipe import Recipe, make_recipe
 from merge.run.plan.heads import plan_heads
 from merge.run.rebase import rebase

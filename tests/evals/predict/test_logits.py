@@ -17,8 +17,9 @@ from evals.predict.logits import CPU_TOKENS, encode_rows, predict, task_logits, 
 from evals.predict.predictor import build_written
 from evals.tasks import TASKS
 from evals.tasks.task import Rows
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import TaskError
 
 MNLI, HANS = TASKS["mnli"], TASKS["hans"]

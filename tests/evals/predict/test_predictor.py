@@ -14,7 +14,8 @@ from torch import Tensor
 
 from evals.predict.predictor import Change, change, emulated, make_predictor, precision_change
 from evals.tasks.task import Rows
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import CheckpointError, TaskError
 
 

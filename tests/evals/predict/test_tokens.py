@@ -16,8 +16,8 @@ from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer
 import evals.predict.tokens
 from evals.predict.tokens import pack, tokenise_rows, tokens_key, unpack
 from evals.tasks.task import Rows
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import Tokens
+from merge.checkpoints.open import open_checkpoint
 from merge.disk.cache import cache_folder
 from merge.errors import TaskError
 

@@ -29,8 +29,8 @@ from evals.predict.predictor import Predictor, make_predictor
 from evals.predict.workers import Job, Share, WorkerGroup
 from evals.results.predictions import read_predictions_table, write_predictions_table
 from evals.tasks.task import Rows
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import Encoded
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import TaskError
 
 ROOT = Path(__file__).parents[3]

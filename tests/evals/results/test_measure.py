@@ -30,8 +30,9 @@ from evals.results.store import add_result, load_results
 from evals.tasks import TASKS
 from evals.tasks.label_names import MatchedTask
 from evals.tasks.task import EvalTask, Rows
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.model_set import ModelSet
+from merge.checkpoints.open import open_checkpoint
 from merge.recipe.recipe import make_recipe
 from merge.run.plan.heads import plan_heads
 from merge.run.rebase import rebase

@@ -25,7 +25,7 @@ from evals.predict import predictor
 from evals.predict.predictor import make_predictor
 from evals.results.predictions import read_predictions_table
 from evals.tasks.hans import HANS
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import TaskError, UsageError
 
 Scores = Callable[..., list[dict[str, Any]]]

@@ -16,7 +16,7 @@ from evals.predict.predictor import build_written
 from evals.tasks import TASKS
 from evals.tasks.label_names import column_of, plain
 from evals.tasks.task import Rows
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import TaskError
 
 MNLI, SST2, HANS = TASKS["mnli"], TASKS["sst2"], TASKS["hans"]

@@ -21,7 +21,7 @@ from merge.alignment.pair import Pair, Settings, TextFacts
 from merge.alignment.reading import read_alignment_text
 from merge.alignment.settings import AlignEntry
 from merge.alignment.solvers.moments import collect
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import AlignmentError
 from merge.symmetry.permutation import identity
 

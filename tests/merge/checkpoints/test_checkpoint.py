@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-from merge.checkpoints.checkpoint import open_checkpoint, open_encoder
+from merge.checkpoints.open import open_checkpoint, open_encoder
 from merge.errors import CheckpointError
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run

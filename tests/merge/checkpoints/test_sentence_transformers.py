@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from sentence import OUT, SIZE, TEXTS, dense_of, dense_weights, embed, needs_library, save_sentence, write_json
 from tiny import bert_config, save_checkpoint
 
-from merge.checkpoints.checkpoint import open_checkpoint, open_encoder
 from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.modules import read_modules
+from merge.checkpoints.open import open_checkpoint, open_encoder
 from merge.checkpoints.sentence_transformers import (
     differing_facts,
     module_lines,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import save_checkpoint, write_text
 
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import load_tokenizer, tokenise
+from merge.checkpoints.open import open_checkpoint
 from merge.commands.merge_models import main
 from merge.methods.statistics.measure import measure
 from merge.methods.statistics.record import read_statistics

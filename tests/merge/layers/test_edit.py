@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from sentence import TEXTS, dense_of, embeddings, needs_library, save_sentence, write_json
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build, model_class
 from merge.commands.edit_layers import edit_main
 from merge.errors import CheckpointError, OutputError, UsageError

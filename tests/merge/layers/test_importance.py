@@ -13,7 +13,7 @@ import torch
 from layered import checkpoint_of, original_model
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import CalibrationError, UsageError
 from merge.layers.importance import layer_scores, measure_importance
 from merge.text.source import TextSource

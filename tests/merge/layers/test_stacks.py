@@ -10,7 +10,7 @@ import pytest
 import torch
 from layered import FAMILY, STACK, checkpoint_of, original_model, outputs
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build, model_config
 from merge.errors import UsageError
 from merge.layers.stacks import FAMILIES, before_layers, layer_count, layer_of, stack_of

@@ -11,8 +11,9 @@ import torch
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, random_inputs
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import MismatchError, UsageError
 from merge.methods.context import TensorContext
 from merge.methods.linear import Linear

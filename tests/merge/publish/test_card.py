@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tiny import save_checkpoint
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import CheckpointError
 from merge.publish.card import add_results, licence_of, metadata, write_card
 from merge.recipe.recipe import make_recipe

@@ -13,9 +13,9 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 from merge.alignment import pair as pair_module
 from merge.alignment.matchers import aligner
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.model_set import ModelSet
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build, on_device
 from merge.recipe.recipe import make_recipe
 from merge.run.plan.heads import plan_heads

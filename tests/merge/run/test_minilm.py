@@ -11,8 +11,9 @@ import torch
 from merge.alignment.evidence.proof import prove
 from merge.alignment.matchers import aligner
 from merge.alignment.pair import Pair
-from merge.checkpoints.checkpoint import finite_tensors, open_checkpoint
+from merge.checkpoints.checkpoint import finite_tensors
 from merge.checkpoints.inputs import load_tokenizer, tokenise
+from merge.checkpoints.open import open_checkpoint
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
 from merge.symmetry.architectures import spec_for

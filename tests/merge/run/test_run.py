@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import AlignmentError, CalibrationError, MismatchError
 from merge.publish.card import add_results
 from merge.recipe.recipe import Recipe, make_recipe

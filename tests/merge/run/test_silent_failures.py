@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 
 import merge.checkpoints.weights.write
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.weights.write import WeightFile
 from merge.errors import CheckpointError, MergeError, MismatchError, OutputError, RecipeError, UsageError
 from merge.recipe.recipe import make_recipe, read_recipe

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, save_checkpoint
 
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.commands.merge_models import main
 from merge.errors import CheckpointError
 from merge.publish.card import add_results

@@ -21,7 +21,7 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 from merge.alignment.choice.auto import Auto, agreed, folded_pair
 from merge.alignment.choice.candidates import Candidate, Choice
 from merge.alignment.pair import Alignment, Pair, in_canonical_form
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.commands.merge_models import main
 from merge.errors import UsageError

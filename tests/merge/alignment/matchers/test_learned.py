@@ -28,8 +28,8 @@ from merge.alignment.pair import Alignment, Pair, Settings, TextFacts
 from merge.alignment.reading import read_alignment_text
 from merge.alignment.settings import AlignEntry
 from merge.alignment.solvers.charts import CHARTS, actions, maps_at, moved, origin
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import Batch, load_tokenizer
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, CalibrationError, MismatchError
 from merge.recipe.recipe import make_recipe

@@ -21,8 +21,8 @@ from merge.alignment.choice.auto import folded_pair
 from merge.alignment.matchers import aligner, rotations
 from merge.alignment.midpoint import score
 from merge.alignment.pair import Alignment, Pair, Settings, in_canonical_form
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, RecipeError, SpecError
 from merge.recipe.recipe import Recipe, make_recipe

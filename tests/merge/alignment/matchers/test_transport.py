@@ -17,8 +17,8 @@ from torch import Tensor
 
 from merge.alignment.matchers.transport import entropic_plan, match_transport, output_change, plan, transported
 from merge.alignment.pair import Pair
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.open import open_checkpoint
 from merge.commands.merge_models import merge_command
 from merge.errors import AlignmentError
 from merge.symmetry.architectures import spec_for

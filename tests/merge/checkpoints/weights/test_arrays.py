@@ -20,7 +20,7 @@ from torch import Tensor
 import merge.checkpoints.weights.arrays
 import merge.run.outputs
 import merge.run.run
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.weights.arrays import NUMPY, TORCH, Arrays, TorchArrays, fits_numpy
 from merge.checkpoints.weights.read import StoredTensor, as_array, torch_letters
 from merge.errors import CheckpointError, OutputError

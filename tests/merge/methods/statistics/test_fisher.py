@@ -12,8 +12,9 @@ from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
 import merge.methods.statistics.fisher as module
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import CalibrationError, CheckpointError, MismatchError, UsageError
 from merge.methods.context import TensorContext
 from merge.methods.fisher import Fisher

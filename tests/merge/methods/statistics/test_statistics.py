@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 import merge
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import random_inputs
+from merge.checkpoints.open import open_checkpoint
 from merge.commands.statistics import statistics_command
 from merge.disk.cache import cache_folder
 from merge.errors import CalibrationError, OutputError, UsageError

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from tiny import WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 from torch import Tensor
 
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.model_set import ModelSet
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.commands.merge_models import main

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from tiny import SPECIAL, WORDS, bert_config, random_tensors, save_tokenizer
 
 import merge.run.plan.preflight
-from merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.model_set import ModelSet
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.tokenizers.tokenizer import read_vocabulary
 from merge.errors import MismatchError
 from merge.run.plan.heads import plan_heads

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.model_set import ModelSet
+from merge.checkpoints.open import open_checkpoint
 from merge.errors import MismatchError, RecipeError, UsageError
 from merge.recipe.recipe import make_recipe
 from merge.run.plan.heads import plan_heads

@@ -18,8 +18,8 @@ from tiny import bert_config, save_checkpoint, write_text
 from torch import Tensor
 
 from merge.alignment.pair import Pair, spread
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import attended
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError, UsageError

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write_text
 
 import merge.run.search.cocktail as module
-from merge.checkpoints.checkpoint import open_checkpoint
 from merge.checkpoints.inputs import encode, load_tokenizer, tokenise
+from merge.checkpoints.open import open_checkpoint
 from merge.commands.merge_models import main
 from merge.errors import CalibrationError, CheckpointError, MismatchError, RecipeError
 from merge.methods.statistics.fisher import load_model

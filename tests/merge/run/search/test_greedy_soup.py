@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import bert_config, random_tensors, save_checkpoint
 
 import merge.run.search.greedy_soup as module
-from merge.checkpoints.checkpoint import open_checkpoint
+from merge.checkpoints.open import open_checkpoint
 from merge.commands.merge_models import main
 from merge.errors import RecipeError
 from merge.recipe.recipe import Recipe, make_recipe, read_recipe

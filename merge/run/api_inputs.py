@@ -1,0 +1,104 @@
+"""What the functions of the Python API are given, as checkpoints, recipes and layer plans."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.errors import UsageError
+from merge.text.source import TextSource
+
+if TYPE_CHECKING:
+    from merge.checkpoints.live import ModelLike
+    from merge.checkpoints.model_set import ModelSet
+    from merge.layers.importance import LayerImportance
+    from merge.layers.plan import LayerPlan
+    from merge.recipe.recipe import Recipe
+    from merge.text.memory import TextLike
+
+
+def open_models(
+    models: Sequence[ModelLike], workspace: Path, revisions: Sequence[str | None] | None = None
+) -> tuple[Checkpoint, ...]:
+    """Open every model; those in memory are written to the workspace."""
+    from merge.checkpoints.live import open_model
+
+    numbered = enumerate(zip(models, revisions or [None] * len(models), strict=True), 1)
+    return tuple(open_model(model, workspace, number, revision) for number, (model, revision) in numbered)
+
+
+def revisions_of(models: Sequence[ModelLike], revision: str | Sequence[str] | None) -> list[str | None]:
+    """Return a revision for each model: the one that is given, or the one of each."""
+    if isinstance(models, str | os.PathLike):
+        raise UsageError(f"expected a list of models, found {os.fspath(models)!r}. Example: merge.merge(['a/', 'b/'])")
+    if isinstance(revision, str) or revision is None:
+        return [revision] * len(models)
+    if len(revision) != len(models):
+        raise UsageError(f"{len(revision)} revisions for {len(models)} models. Give one for all, or one for each.")
+    return list(revision)
+
+
+def recipe_of(inputs: ModelSet, revisions: Sequence[str | None] = (), **values: Any) -> Recipe:
+    """Return the record of a run over open models, which the recipe names by their sources."""
+    from merge.recipe.recipe import make_recipe
+
+    stated = zip(inputs.models, revisions or [None] * len(inputs.models), strict=True)
+    record = {
+        "models": [{"model": model.source, "revision": revision} for model, revision in stated],
+        "base": None if inputs.base is None else {"model": inputs.base.source},
+        **values,
+    }
+    return make_recipe({name: value for name, value in record.items() if value is not None})
+
+
+def recipe_like(recipe: Recipe | str | os.PathLike[str]) -> Recipe:
+    from merge.recipe.mergekit.convert import read_any
+    from merge.recipe.recipe import Recipe
+
+    return recipe if isinstance(recipe, Recipe) else read_any(Path(recipe))[0]
+
+
+def with_output(recipe: Recipe, output: str | os.PathLike[str] | None, workspace: Path) -> Recipe:
+    """Return a recipe that writes to an output folder, or to the workspace."""
+    target = workspace / Path(recipe.output).name if output is None else Path(output)
+    return recipe.model_copy(update={"output": str(target)})
+
+
+def text_path(text: TextLike, workspace: Path) -> str:
+    from merge.text.memory import text_file
+
+    return text_file(text, workspace)
+
+
+def statistics_entry(statistics: Mapping[str, Any], workspace: Path) -> dict[str, Any]:
+    """Return the recipe's `statistics` entry; text in memory is written to the workspace."""
+    text = statistics.get("text")
+    return {**statistics, **({} if text is None else {"text": text_path(text, workspace)})}
+
+
+def layer_plan(
+    checkpoint: Checkpoint,
+    choice: tuple[str | None, str | None, str | None],
+    count: int | None,
+    text: TextSource,
+    stack: str,
+) -> tuple[LayerPlan, LayerImportance | None]:
+    """Return the plan of an edit from what was given of layers, drop and strategy."""
+    from merge.layers.edit import drop_plan
+    from merge.layers.plan import LayerPlan, parse_layers
+    from merge.layers.stacks import layer_count
+
+    layers, drop, strategy = choice
+    if sum(one is not None for one in choice) != 1:
+        raise UsageError("give one of layers ('0-5'), drop ('9-11') and strategy ('top', with count).")
+    if (strategy is None) != (count is None):
+        raise UsageError("strategy and count belong together. Example: merge.edit(model, strategy='top', count=3)")
+    total = layer_count(checkpoint.config, stack)
+    if layers is not None:
+        return LayerPlan.keep(parse_layers(layers, total), stack), None
+    if drop is not None:
+        return LayerPlan.without(parse_layers(drop, total), total, stack), None
+    return drop_plan(checkpoint, str(strategy), int(count or 0), text, stack)
