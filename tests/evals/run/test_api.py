@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 from click.testing import CliRunner
-from tiny import NLI, save_checkpoint
+from tiny import NLI, bert_config, save_checkpoint
 
 import evals
 import merge
@@ -65,6 +65,17 @@ def test_live_models_and_rows_in_memory_score_as_files_do(zoo: Path) -> None:
     assert evals.score(["b"], "mnli", data=ROWS)[0] != expected
     merged = merge.merge(["a", "b"])
     assert evals.score(merged.checkpoint, "mnli", data=ROWS)[0] == evals.score(merged.model, "mnli", data=ROWS)[0]
+
+
+def test_labels_and_dtype_are_those_of_the_command(zoo: Path) -> None:
+    """For a model without class names; another order of them, or another dtype, gives other losses (negative control)."""
+    save_checkpoint(zoo / "bare", bert_config(labels=("LABEL_0", "LABEL_1", "LABEL_2")), seed=1)
+    (zoo / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:7]))
+    words = ("score", "mnli", "bare", "--data", "few.jsonl", "--labels", ",".join(NLI), "--dtype", "bfloat16")
+    scores = evals.score("bare", "mnli", data="few.jsonl", labels=NLI, dtype="bfloat16")
+    assert [without_times(record) for record in scores.to_json()] == [without_times(r) for r in command(*words)]
+    float32 = [evals.score("bare", "mnli", data="few.jsonl", labels=names)[0]["loss"] for names in (NLI, NLI[::-1])]
+    assert len({scores[0]["loss"], *float32}) == 3
 
 
 def test_hans_has_every_subcase(zoo: Path) -> None:
