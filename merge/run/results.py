@@ -6,7 +6,7 @@ import abc
 import html
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,12 @@ class WrittenModel(abc.ABC):
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The folder, opened by its headers: it can be given to every function in place of a path."""
-        return open_checkpoint(str(self.folder))
+        return self._open(self.folder)
+
+    def _open(self, folder: Path) -> Checkpoint:
+        """Open a written folder; one in the workspace is named without it."""
+        opened = open_checkpoint(str(folder))
+        return replace(opened, source=folder.name) if folder.is_relative_to(self._workspace.folder) else opened
 
     def save(self, output: str | Path, force: bool = False) -> Path:
         """Copy the folder to `output`, whole or not at all, and return it.
@@ -134,7 +139,7 @@ class MergedModel(WrittenModel):
             raise UsageError(
                 f"this merge wrote {len(self.folders)} models, one a head: {', '.join(self.folders)}. Load one of `.folders`."
             )
-        return open_checkpoint(str(next(iter(self.folders.values()))))
+        return self._open(next(iter(self.folders.values())))
 
     @property
     def notes(self) -> tuple[str, ...]:

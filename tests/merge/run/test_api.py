@@ -178,6 +178,8 @@ def test_a_recipe_is_run_as_the_command_runs_it(folders: tuple[Path, Path], tmp_
 
 def test_save_writes_whole_folders_and_overwrites_none(folders: tuple[Path, Path], tmp_path: Path) -> None:
     merged = merge.merge(folders)
+    assert merged.checkpoint.source == "merged"  # not the path of the workspace
+    assert merge.merge(folders, output=tmp_path / "named").checkpoint.source == str(tmp_path / "named")
     out = merged.save(tmp_path / "out")
     assert equal(weights(out), weights(merged))
     assert type(live(out)) is transformers.BertForSequenceClassification
