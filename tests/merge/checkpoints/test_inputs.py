@@ -134,7 +134,7 @@ def test_a_token_without_a_row_is_named_with_the_number_of_rows(tokenizer: Any) 
         check_ids(batches, {"vocab_size": 9})
     last, rows = WORDS[-1], len(SPECIAL) + len(WORDS)
     assert len(tokenise(tokenizer, [(last,)], {"vocab_size": rows})[0]) == 1
-    with pytest.raises(CalibrationError, match=f"token {rows - 1} in the text, and the model has {rows - 1} "):
+    with pytest.raises(CalibrationError, match=f"the id {rows - 1}, and the model has {rows - 1} embeddings"):
         tokenise(tokenizer, [(last,)], {"vocab_size": rows - 1})
 
 

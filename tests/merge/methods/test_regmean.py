@@ -21,6 +21,7 @@ from merge.methods.regmean import RegMean
 from merge.methods.statistics.fisher import load_model, one_text
 from merge.methods.statistics.gram import linear_layers, measure_gram, transposed_weights
 from merge.methods.statistics.record import StatisticsError
+from merge.progress import shown_by
 
 GPT2 = {
     "architectures": ["GPT2Model"],
@@ -133,7 +134,8 @@ def test_little_memory_means_more_passes_and_the_same_numbers(tmp_path: Path, mo
 
     whole = measure_gram(checkpoint, batches)
     monkeypatch.setattr("merge.methods.statistics.gram.MAX_SUM_BYTES", 1)
-    parts = measure_gram(checkpoint, batches, listen)
+    with shown_by(listen):
+        parts = measure_gram(checkpoint, batches)
     assert len(labels) == len(whole) == 14
     assert labels[3] == "measuring Gram matrices, part 4 of 14"
     assert list(parts) == list(whole)

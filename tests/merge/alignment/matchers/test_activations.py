@@ -16,6 +16,7 @@ from families_more import CASES as UNUSUAL
 from merge.alignment.matchers import activations
 from merge.alignment.matchers.activations import match_activations
 from merge.alignment.pair import Pair
+from merge.alignment.solvers import moments as moments_module
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.moments import CrossMoments, collect
 from merge.checkpoints.inputs import random_inputs
@@ -122,12 +123,12 @@ def test_what_a_model_later_does_to_an_activation_in_place_is_not_compared(monke
 def test_batches_are_run_in_parts_that_leave_no_text_out() -> None:
     """Forty texts of thirty tokens by seventeen; where a batch holds something else too, it is run as it is."""
     ids = torch.arange(1200).reshape(40, 30)
-    parts = list(activations._parts({"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+    parts = list(moments_module._parts({"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
     assert [len(part["input_ids"]) for part in parts] == [17, 17, 6]
     assert all(part["attention_mask"].shape == part["input_ids"].shape for part in parts)
     assert torch.equal(torch.cat([part["input_ids"] for part in parts]), ids)
     images = {"input_ids": ids, "pixel_values": torch.zeros(3, 3, 8, 8)}
-    assert list(activations._parts(images)) == [images]
+    assert list(moments_module._parts(images)) == [images]
 
 
 @pytest.mark.parametrize(("name", "passes"), [("AlbertForSequenceClassification", 2), ("albert in one group", 3)])
