@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.open import open_checkpoint
@@ -43,7 +43,13 @@ def open_model(model: ModelLike, workspace: Path, number: int = 1, revision: str
         raise UsageError(f"revision {revision!r} belongs to a Hub id; model {number} is a {type(model).__name__}.")
     if isinstance(model, Checkpoint):
         return model
-    network, tokenizer = model if isinstance(model, tuple) else (model, None)
+    network, tokenizer = model if _is_pair(model) else (model, None)
+    if not is_in_memory(network):
+        raise UsageError(
+            f"model {number} is a {type(network).__module__}.{type(network).__name__}; expected a folder, a Hub id, a "
+            "PreTrainedModel, a (PreTrainedModel, tokenizer) pair or a SentenceTransformer. Adapters: merge them into "
+            "their model first (model.merge_and_unload())."
+        )
     folder = workspace / f"{type(network).__name__}-{number}"
     with _configs_kept(network):
         _write(network, tokenizer, folder, number)
@@ -58,8 +64,20 @@ def open_model(model: ModelLike, workspace: Path, number: int = 1, revision: str
 
 def is_in_memory(model: Any) -> bool:
     """Tell whether a model is a live one of transformers or sentence-transformers, with or without its tokenizer."""
-    return _is_a(model[0] if isinstance(model, tuple) and model else model, "transformers", "PreTrainedModel") or _is_a(
-        model, "sentence_transformers", "SentenceTransformer"
+    return (
+        _is_pair(model)
+        or _is_a(model, "transformers", "PreTrainedModel")
+        or _is_a(model, "sentence_transformers", "SentenceTransformer")
+    )
+
+
+def _is_pair(model: Any) -> TypeGuard[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+    """Tell whether this is a model with its tokenizer; two models in a tuple are two models."""
+    return (
+        isinstance(model, tuple)
+        and len(model) == 2
+        and _is_a(model[0], "transformers", "PreTrainedModel")
+        and _is_a(model[1], "transformers", "PreTrainedTokenizerBase")
     )
 
 
@@ -73,14 +91,8 @@ def _write(network: Any, tokenizer: Any, folder: Path, number: int) -> None:
     try:
         if _is_a(network, "sentence_transformers", "SentenceTransformer"):
             network.save(str(folder), create_model_card=False)
-        elif _is_a(network, "transformers", "PreTrainedModel"):
-            network.save_pretrained(folder)
         else:
-            raise UsageError(
-                f"model {number} is a {type(network).__module__}.{type(network).__name__}; expected a folder, a Hub id, a "
-                "PreTrainedModel, a (PreTrainedModel, tokenizer) pair or a SentenceTransformer. Adapters: merge them into "
-                "their model first (model.merge_and_unload())."
-            )
+            network.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     except (OSError, RuntimeError, NotImplementedError) as error:
@@ -96,12 +108,12 @@ def _origin(network: Any) -> Path | None:
 @contextlib.contextmanager
 def _configs_kept(network: Any) -> Iterator[None]:
     """Restore every config of a model afterwards: `save_pretrained` notes the dtype and the class in it."""
-    modules = network.modules() if hasattr(network, "modules") else ()
-    configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
-    before = {key: dict(vars(config)) for key, config in configs.items() if hasattr(config, "__dict__")}
+    attributes = (getattr(module, "config", None) for module in network.modules())
+    configs = {id(config): config for config in attributes if _is_a(config, "transformers", "PreTrainedConfig")}
+    before = [(config, dict(vars(config))) for config in configs.values()]
     try:
         yield
     finally:
-        for key, attributes in before.items():
-            vars(configs[key]).clear()
-            vars(configs[key]).update(attributes)
+        for config, values in before:
+            vars(config).clear()
+            vars(config).update(values)

@@ -76,6 +76,7 @@ def kinds_of(case: Case) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_family_and_every_group_is_in_this_battery() -> None:
     """A family or a group cannot be listed without being tested."""
     used = {

@@ -258,6 +258,7 @@ def test_scores_equal_scikit_learns_and_scipys(task: EvalTask, rows: Rows) -> No
 # ---- HANS ----
 
 
+@pytest.mark.slow
 def test_hans_generates_what_it_is_not_given() -> None:
     """Without a file HANS has 30,000 rows, half of either class, decided by the seed."""
     rows = TASKS["hans"].read(None, 0)

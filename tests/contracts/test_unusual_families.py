@@ -73,6 +73,7 @@ def test_a_planted_element_is_recovered_by_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != XLNET])
+@pytest.mark.slow
 def test_a_planted_element_is_recovered_by_activations(name: str) -> None:
     """Fused projections show every head at one site; images have no padding; DeBERTa's projections run twice in a pass."""
     pair, wanted = make_pair(name)
@@ -94,6 +95,7 @@ def test_xlnet_shows_its_stream_and_its_units_but_not_its_heads() -> None:
 
 @pytest.mark.parametrize("name", [FIRST["llama"], FIRST["gpt2"], FIRST["clip"], FIRST["vit"]])
 @pytest.mark.parametrize("by", ["weights", "activations"])
+@pytest.mark.slow
 def test_two_unrelated_models_match_better_than_chance_and_b_stays_itself(name: str, by: str) -> None:
     """Whatever is found keeps b's function, and the objective never falls below where it began."""
     pair, _ = make_pair(name, other_seed=5, batches=10)
@@ -121,6 +123,7 @@ def test_the_proof_fails_when_one_tensor_is_left_behind(name: str, tensor: str) 
         prove(pair, aligned | {tensor: pair.b[tensor]}, back, pair.batches)
 
 
+@pytest.mark.slow
 def test_candidates_know_the_two_streams_of_clip_and_the_heads_of_llama() -> None:
     """What only the task reads, that with units and heads, everything: in families with other words for them too."""
     for name, inside, stream in (

@@ -211,6 +211,7 @@ def test_a_figure_compares_models_on_the_same_rows_only(run: Run, zoo: Path, mon
     assert drawn == [[(str(zoo / "a"), 20)], [(str(zoo / "a"), 60)], [(str(zoo / "a"), 60), (str(zoo / "b"), 60)]]
 
 
+@pytest.mark.slow
 def test_official_is_the_authors_text_and_nothing_else(run: Run, zoo: Path) -> None:
     """Four blocks of `name: float`, unrounded, made of the stored record: printed twice, computed once."""
     words = ["hans", zoo / "a", "--data", zoo / "hans.jsonl", "-o", "report"]
@@ -300,6 +301,7 @@ def test_predictions_take_no_models_and_nothing_that_would_be_ignored(
     assert not Path("report").exists()
 
 
+@pytest.mark.slow
 def test_published_predictions_have_their_published_scores(run: Run) -> None:
     """The four files of the HANS authors, scored by pair id; BERT's six accuracies are those of the paper's model."""
     files = sorted(PUBLISHED.glob("*.txt.gz"))

@@ -266,6 +266,7 @@ def test_no_pair_comes_twice_and_the_halves_share_none() -> None:
     assert len(texts) == 60_000
 
 
+@pytest.mark.slow
 def test_a_pair_belongs_to_its_half_whatever_the_seed() -> None:
     """Membership is a bit of the pair's own SHA-256, so no two seeds can make the halves meet."""
     for seed, (half, bit) in itertools.product((0, 1, -7), (("train", 0), ("evaluation", 1))):
@@ -451,6 +452,7 @@ def ours(half: str) -> list[tuple[str, str, str, str]]:
 
 
 @needs_data
+@pytest.mark.slow
 def test_our_premises_have_the_shapes_of_theirs_and_no_others() -> None:
     """Derivability shows that we can say what they say; equal shapes show that we say nothing else.
 

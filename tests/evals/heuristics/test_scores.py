@@ -322,6 +322,7 @@ def test_published_predictions_score_as_published(name: str) -> None:
 
 
 @needs_data
+@pytest.mark.slow
 def test_the_regenerated_set_prints_as_the_authors_scorer_would() -> None:
     """All four blocks of real predictions on 30,000 rows with sixty templates, against the second count."""
     pairs = read_pairs(DATA / "validation.regenerated.jsonl.gz")

@@ -126,6 +126,7 @@ def test_the_same_record_gives_the_same_bytes(tmp_path: Path, draw: Any) -> None
     assert b"<dc:date>" not in first[1]
 
 
+@pytest.mark.slow
 def test_another_number_gives_other_bytes(tmp_path: Path) -> None:
     """The control of the test above: a change in the last shown digit of one barrier reaches both files."""
     first = [path.read_bytes() for path in barrier_plot(barrier(curve("naive", 1.1)), tmp_path / "first")]

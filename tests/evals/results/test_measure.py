@@ -129,6 +129,7 @@ def test_the_line_of_a_model_to_itself_is_level(models: tuple[Path, Path]) -> No
     assert curve.barrier < 1e-6
 
 
+@pytest.mark.slow
 def test_the_shared_start_of_two_paths_is_measured_once(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

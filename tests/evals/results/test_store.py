@@ -235,6 +235,7 @@ def die_while_writing(folder: str) -> None:
     add_result(folder, scores("late/"))
 
 
+@pytest.mark.slow
 def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     """Each addition reads, changes and replaces the file; the lock makes that one step for processes too."""
     spawn = multiprocessing.get_context("spawn")
@@ -408,6 +409,7 @@ def test_a_number_shows_four_decimals_and_never_a_false_zero() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_names_are_escaped_wherever_they_appear(tmp_path: Path) -> None:
     """A model folder may be called anything, and a report is opened in a browser."""
     name = "<script>alert('x')</script>--><b>&amp;"
@@ -434,6 +436,7 @@ def test_the_page_asks_for_nothing_else(tmp_path: Path) -> None:
     assert all(url.startswith("#") for url in re.findall(r"url\(([^)]*)\)", page_text))
 
 
+@pytest.mark.slow
 def test_ids_are_unique_and_every_reference_has_its_target(tmp_path: Path) -> None:
     """Figures from one program use the same ids; on one page the second would borrow the first one's shapes."""
     page = Page(page_of(tmp_path, hans(), barrier(), barrier("a/", "c/")))

@@ -14,6 +14,7 @@ from tiny import NLI, bert_config, save_checkpoint
 import evals
 import merge
 from evals.commands.evaluate_models import evaluate
+from merge.checkpoints.inputs import load_tokenizer
 from merge.errors import MismatchError, TaskError, UsageError
 
 ROWS = [
@@ -54,6 +55,7 @@ def test_scores_are_those_of_the_command(zoo: Path) -> None:
     assert evals.score("a", "mnli", data=ROWS[:7])[0]["loss"] != scores[0]["loss"]
 
 
+@pytest.mark.slow
 def test_live_models_and_rows_in_memory_score_as_files_do(zoo: Path) -> None:
     """Lists of dicts, a Dataset, live models, open checkpoints and results of a merge."""
     from datasets import Dataset
@@ -62,7 +64,11 @@ def test_live_models_and_rows_in_memory_score_as_files_do(zoo: Path) -> None:
     for model in ("a", live("a"), merge.load("a"), Path("a")):
         for rows in (ROWS, Dataset.from_list(ROWS)):
             assert evals.score(model, "mnli", data=rows)[0] == expected
-    assert evals.score(["b"], "mnli", data=ROWS)[0] != expected
+    other = evals.score(["b"], "mnli", data=ROWS)[0]
+    assert other != expected
+    both = evals.score((live("a"), live("b")), "mnli", data=ROWS)  # two models, not a model and its tokenizer
+    assert list(both) == [expected, other]
+    assert evals.score((live("a"), load_tokenizer(Path("a"))), "mnli", data=ROWS)[0] == expected
     merged = merge.merge(["a", "b"])
     assert evals.score(merged.checkpoint, "mnli", data=ROWS)[0] == evals.score(merged.model, "mnli", data=ROWS)[0]
 
@@ -78,6 +84,7 @@ def test_labels_and_dtype_are_those_of_the_command(zoo: Path) -> None:
     assert len({scores[0]["loss"], *float32}) == 3
 
 
+@pytest.mark.slow
 def test_hans_has_every_subcase(zoo: Path) -> None:
     scores = evals.hans(["a", "b"], limit=120, seed=1)
     expected = command("hans", "a", "b", "--limit", "120", "--seed", "1")
@@ -86,6 +93,7 @@ def test_hans_has_every_subcase(zoo: Path) -> None:
     assert "lexical" in str(scores)
 
 
+@pytest.mark.slow
 def test_the_barrier_is_that_of_the_command(zoo: Path) -> None:
     """Curves to the last digit; the alignment is measured beside the naive line."""
     words = ("barrier", "a", "b", "--task", "mnli", "--data", "rows.jsonl", "--points", "3", "--align", "weights")

@@ -110,6 +110,7 @@ def test_an_unknown_metric_names_the_nearest() -> None:
         task_scores("mrcp", [0], [0])
 
 
+@pytest.mark.slow
 def test_scoring_does_not_import_evaluate() -> None:
     """It takes seconds to import, reads a cache folder in the user's home, and computes nothing that scikit-learn does not."""
     code = "import sys, evals.scores.glue as g; g.task_scores('mrpc', [1, 0], [1, 1]); print(*sys.modules)"

@@ -232,6 +232,7 @@ def test_mcnemar_needs_the_same_rows() -> None:
         mcnemar([True, False], [True, False, True])
 
 
+@pytest.mark.slow
 def test_equal_models_seldom_differ_and_unequal_ones_do() -> None:
     """400 pairs of 300 rows: equally good, p < 0.05 at most 5 % of the time (exact tests are cautious); 20 points apart, always
     nearly. The interval of the difference says the same."""

@@ -95,6 +95,7 @@ def test_the_base_has_a_file_of_its_own_which_comes_last(berts: tuple[Path, ...]
 # ---- what a file and a recipe remember ----
 
 
+@pytest.mark.slow
 def test_kept_canonical_weights_are_kept_again(berts: tuple[Path, ...], tmp_path: Path) -> None:
     """The file says so itself; without that entry the same orders act on weights as they were given."""
     first = merged(berts[:2], tmp_path / "first", {"by": "weights", "canonical": "keep"})

@@ -312,6 +312,7 @@ ALIGNED = (
 )
 
 
+@pytest.mark.slow
 def test_the_printed_recipe_runs_to_the_same_weights(run: Run, place: Path) -> None:
     """--print-recipe writes nothing; its text, and the recipe.yaml of a merge, are that merge."""
     flags = run(*ALIGNED, "-o", "x")

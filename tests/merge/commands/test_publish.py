@@ -39,6 +39,7 @@ def merge_models(home: Path, endpoint: str, *arguments: str) -> subprocess.Compl
     return speak(home, endpoint, "-c", "from merge.commands.merge_models import main; main()", *arguments)
 
 
+@pytest.mark.slow
 def test_a_merge_is_pushed_in_one_commit_read_back_and_merged_again(tmp_path: Path) -> None:
     """The whole circle as a user goes it: merge and push, from_pretrained, then merge from the Hub id."""
     a, b = save_checkpoint(tmp_path / "a", seed=0), save_checkpoint(tmp_path / "b", seed=1)

@@ -35,6 +35,7 @@ def test_no_step_from_the_minimum_disturbs_less(shape: tuple[int, int]) -> None:
     assert float(disturbance(sum(vectors, start=0 * tau), vectors)) > least + 1
 
 
+@pytest.mark.slow
 def test_gradient_descent_from_the_sum_goes_there() -> None:
     """The paper's start, with steps enough. Of the many minima of a wide matrix it is the same one."""
     vectors = drawn(2, 3, 10)

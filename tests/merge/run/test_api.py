@@ -67,6 +67,7 @@ def test_live_models_merge_as_their_folders_do(folders: tuple[Path, Path], optio
     assert not equal(weights(merge.merge([a, b], method="slerp", lam=0.45)), expected)
 
 
+@pytest.mark.slow
 def test_the_function_writes_what_the_command_writes(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """All files but the card and the records that name the output are equal to the last byte."""
     from click.testing import CliRunner
@@ -85,6 +86,7 @@ def test_the_function_writes_what_the_command_writes(folders: tuple[Path, Path],
         assert (tmp_path / "by-command" / name).read_bytes() == (tmp_path / "by-function" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_the_models_given_are_not_changed(folders: tuple[Path, Path]) -> None:
     """Weights, config, mode and gradients; `save_pretrained` by itself changes the config (negative control)."""
     a, b = map(live, folders)
@@ -120,6 +122,7 @@ def test_weights_and_settings_reach_the_merge(folders: tuple[Path, Path]) -> Non
     assert not torch.allclose(result, (left + right) / 2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_text_in_memory_is_text_in_a_file(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Sentences, pairs and rows: the alignment they give is that of a file with the same lines."""
     a, b = folders
@@ -133,6 +136,7 @@ def test_text_in_memory_is_text_in_a_file(folders: tuple[Path, Path], tmp_path: 
     assert "text_a + text_b" in str(by_pairs.report.rebased.calibration)
 
 
+@pytest.mark.slow
 def test_a_live_model_reads_text_with_the_tokenizer_it_is_given(folders: tuple[Path, Path]) -> None:
     a, b = folders
     expected = weights(merge.merge([a, b], align="activations", text=SENTENCES))
@@ -146,6 +150,7 @@ def test_a_live_model_reads_text_with_the_tokenizer_it_is_given(folders: tuple[P
         merge.merge(without, align="activations", text=SENTENCES)
 
 
+@pytest.mark.slow
 def test_a_live_model_reads_text_with_the_tokenizer_of_the_folder_it_came_from(folders: tuple[Path, Path]) -> None:
     """The notes say so."""
     merged = merge.merge(map_live(folders), align="activations", text=SENTENCES)
@@ -205,6 +210,7 @@ def test_keep_all_gives_a_folder_for_each_model(folders: tuple[Path, Path], tmp_
         _ = merged.model
 
 
+@pytest.mark.slow
 def test_an_aligned_model_is_the_same_function_in_the_others_order(folders: tuple[Path, Path]) -> None:
     """Outputs agree to rounding, weights do not; merging the aligned model equals merging with alignment."""
     a, b = folders
@@ -258,6 +264,7 @@ def test_live_sentence_transformers_go_in_and_come_out(tmp_path: Path) -> None:
     assert not (merged.model.encode(SENTENCES[:3]) == before).all()
 
 
+@pytest.mark.slow
 def test_results_show_themselves_as_text_html_and_json(folders: tuple[Path, Path]) -> None:
     """A notebook shows a table; names with markup in them are shown as text."""
     import json

@@ -57,6 +57,7 @@ def recipe(zoo: Path, output: Path, *evaluation: dict[str, Any], models: str = "
 
 
 @pytest.mark.usefixtures("warm_evaluation")
+@pytest.mark.slow
 def test_the_scores_of_the_merge_and_its_inputs_go_into_its_card(zoo: Path, tmp_path: Path) -> None:
     """Report beside the output, metadata for the Hub, a manifest that still verifies; once scored, not scored again."""
     made = recipe(zoo, tmp_path / "out", {"task": "mnli", "data": str(zoo / "mnli.jsonl"), "limit": 20})
@@ -103,6 +104,7 @@ def test_the_command_is_what_a_user_would_type() -> None:
 
 
 @pytest.mark.usefixtures("warm_evaluation")
+@pytest.mark.slow
 def test_class_names_that_the_models_lack_are_stated(zoo: Path, tmp_path: Path) -> None:
     """Without them evaluate-models refuses placeholder names: the error is its last line, and the merge stays."""
     entry = {"task": "mnli", "data": str(zoo / "mnli.jsonl"), "limit": 10}

@@ -292,6 +292,7 @@ def test_a_family_without_a_table_is_aligned_by_a_derived_one(tmp_path: Path) ->
     assert any("rembert has no permutation table; one was derived" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_swapped_labels_of_a_family_without_a_table_are_reordered(tmp_path: Path) -> None:
     """The derived table knows the axis of the labels as the written ones do."""
     a = save_checkpoint(tmp_path / "a", REMBERT)

@@ -130,6 +130,7 @@ def test_the_base_is_an_input_like_the_models(tmp_path: Path) -> None:
     assert not found.holds
 
 
+@pytest.mark.slow
 def test_a_transform_that_was_applied_is_an_input(tmp_path: Path) -> None:
     """Another file is another merge; one that is gone says nothing against what is here."""
     config = bert_config(num_hidden_layers=1)

@@ -484,6 +484,7 @@ def test_a_row_of_the_hub_that_is_not_text_is_named_by_its_number(monkeypatch: p
     assert "network" not in message
 
 
+@pytest.mark.slow
 def test_the_hub_out_of_reach_is_one_clear_error(tmp_path: Path) -> None:
     """The true library, forbidden the network, fails in its own way, and the user reads one line."""
     program = """

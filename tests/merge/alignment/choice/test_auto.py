@@ -161,6 +161,7 @@ def test_without_text_weights_move_everything_and_nothing_is_scored() -> None:
     assert all(torch.equal(choice.kept.alignment.permutation.indices[a], back.indices[a]) for a in back.indices)
 
 
+@pytest.mark.slow
 def test_bases_inside_heads_are_tried() -> None:
     """The planted answer is a rotation in every head, which no order of units undoes."""
     pair, _ = made(None)

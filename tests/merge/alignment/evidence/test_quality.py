@@ -268,6 +268,7 @@ def test_the_table_has_a_row_for_each_kind() -> None:
     assert all(" 1.000 " in line and "permutation" in line for line in lines[1:-1])
 
 
+@pytest.mark.slow
 def test_the_plot_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
     """Deterministic bytes, so that a repeated run has the same hashes; other figures make another picture."""
     pair, wanted = planted()

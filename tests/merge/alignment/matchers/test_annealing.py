@@ -72,6 +72,7 @@ def test_a_swap_exchanges_two_places() -> None:
         assert all(torch.equal(found.indices[x], i) for x, i in wanted.indices.items() if x not in others)
 
 
+@pytest.mark.slow
 def test_its_objective_is_the_share_of_the_divergence_that_is_gone() -> None:
     """Recomputed by the function that chooses between alignments; more steps gain more."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)

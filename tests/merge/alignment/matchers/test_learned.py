@@ -124,6 +124,7 @@ def test_a_planted_element_of_the_group_is_learned_back(
     assert proof(pair, found.transform) <= pair.spec.bound
 
 
+@pytest.mark.slow
 def test_b_does_not_change_and_a_does_not_either_when_both_move(monkeypatch: pytest.MonkeyPatch) -> None:
     from_nothing(monkeypatch)
     pair = planted(make(family_case("bert", "ForSequenceClassification"), other=None))
@@ -169,6 +170,7 @@ def held_out_loss(pair: Pair, found: Alignment) -> float:
     return total / count
 
 
+@pytest.mark.slow
 def test_the_objective_is_minus_the_held_out_loss_and_never_decreases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the start, then of each better step: by whole models in the open, not by the loop that found them."""
     from_nothing(monkeypatch)
@@ -218,6 +220,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
     assert not all(torch.equal(maps[0][axis], maps[2][axis]) for axis in maps[0])
 
 
+@pytest.mark.slow
 def test_only_the_kinds_asked_for_are_learned_and_kinds_without_maps_are_matched() -> None:
     """Of a pooler's units only places and signs are free: there is nothing to take a gradient by."""
     pair = replace(make(family_case("bert", "ForSequenceClassification"), other=5), settings=Settings(steps=4))
@@ -332,6 +335,7 @@ def test_the_loss_of_labels_is_the_models_own() -> None:
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels are what a says; half way to itself in another basis it says something else, until that is learned."""
     from_nothing(monkeypatch)

@@ -186,6 +186,7 @@ def test_the_command_refuses_another_hidden_size_in_one_line(tmp_path: Path) -> 
     assert "transport" not in said["c"]
 
 
+@pytest.mark.slow
 def test_the_command_carries_a_wider_model_and_says_that_it_changed(tmp_path: Path) -> None:
     """The result has the first model's shapes; every other alignment refuses the pair."""
     a, b = (tmp_path / name for name in "ab")

@@ -45,6 +45,7 @@ def closes(steps: Sequence[Permutation]) -> bool:
     return total.is_identity
 
 
+@pytest.mark.slow
 def test_any_cycle_of_models_ends_where_it_began() -> None:
     """What takes C to A after what takes B to C is what takes B to A; pairwise matching does not close its cycle."""
     pairs = strangers()

@@ -106,6 +106,7 @@ def test_products_in_float32_find_what_float64_finds(other_seed: int) -> None:
     assert not exact.permutation.is_identity
 
 
+@pytest.mark.slow
 def test_restarts_find_higher_optima_and_the_seed_decides() -> None:
     """Unrelated models have many optima: the best of several descents is kept, the same for the same seed."""
     gained = []

@@ -346,6 +346,7 @@ def test_a_dry_run_sends_nothing(hub: LoopbackHub, speak: Speaker, checkpoint: P
     assert hub.log != []
 
 
+@pytest.mark.slow
 def test_the_repository_is_as_private_as_was_asked(hub: LoopbackHub, speak: Speaker, checkpoint: Path) -> None:
     """A model must not become public by a flag lost on the way; None leaves it to the account, which is public here."""
     wanted = {"me/hidden": True, "me/shown": False, "me/default": None}
@@ -357,6 +358,7 @@ def test_the_repository_is_as_private_as_was_asked(hub: LoopbackHub, speak: Spea
     }
 
 
+@pytest.mark.slow
 def test_a_pushed_model_loads_from_the_hub_bit_for_bit(hub: LoopbackHub, checkpoint: Path, tmp_path: Path) -> None:
     """from_pretrained(repo_id) gives back every tensor that went up, by either transport, from a private repository.
 

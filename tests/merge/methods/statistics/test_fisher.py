@@ -68,6 +68,7 @@ def naive(checkpoint: Checkpoint, square_of_mean: bool = False) -> dict[str, Ten
     return sums
 
 
+@pytest.mark.slow
 def test_it_is_the_mean_over_texts_of_each_texts_own_squared_gradients(tmp_path: Path) -> None:
     """Exact over classes, on batches with padding, for all of the parameters; the square of a mean is something else."""
     checkpoint = opened(tmp_path)
@@ -170,6 +171,7 @@ def test_token_heads_square_each_texts_own_gradient(
     )
 
 
+@pytest.mark.slow
 def test_masked_words_have_the_fisher_information_of_the_models_own_words(tmp_path: Path) -> None:
     """A model that says p whatever it reads: the bias of word k has n p_k (1 - p_k) for n masked places in every text.
 

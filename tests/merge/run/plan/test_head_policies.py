@@ -320,6 +320,7 @@ def test_a_head_follows_its_encoder_into_the_basis_of_the_reference(
     assert all(aligned.proof.outputs == ("logits",) for aligned in report.rebased.aligned)
 
 
+@pytest.mark.slow
 def test_an_aligned_average_moves_classifiers_before_their_rows_are_averaged(nli: Path, tmp_path: Path) -> None:
     """Against the permutation applied by hand: columns of the other classifier stand as the reference's pooler does."""
     two = save_checkpoint(tmp_path / "two", bert_config(labels=("neutral", "other")), seed=5)
@@ -335,6 +336,7 @@ def test_an_aligned_average_moves_classifiers_before_their_rows_are_averaged(nli
     assert torch.allclose(out[0], a[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_dropped_head_does_not_hinder_alignment(nli: Path, ner: Path, tmp_path: Path) -> None:
     """The merged encoder is the average of the reference's and the permuted one, the pooler moved with its own model."""
     align = {"by": "weights", "axes": ["residual", "heads", "ffn"]}

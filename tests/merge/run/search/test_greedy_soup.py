@@ -211,6 +211,7 @@ def test_a_dry_run_scores_nothing(place: Path) -> None:
     assert not (place / "out").exists()
 
 
+@pytest.mark.slow
 def test_candidates_are_merges_of_aligned_models(place: Path) -> None:
     """b is a in another basis: aligned, their soup is a; the naive average scores worse and stays out."""
     a = save_checkpoint(place / "a")
