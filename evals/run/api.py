@@ -67,12 +67,13 @@ def score(
 
     names = tuple(TASKS) if task == "all" else (task,) if isinstance(task, str) else tuple(task)
     workspace = Workspace()
-    options = EvalOptions(
-        data=_data(data, workspace.folder),
-        labels=None if labels is None else tuple(labels),
+    options = _options(
+        workspace,
+        data,
+        labels,
+        output,
         limit=limit,
         seed=seed,
-        output=workspace.folder / "results" if output is None else Path(output).expanduser(),
         force=force,
         device=device,
         no_cache=not cache,
@@ -152,15 +153,8 @@ def barrier(
     if points < 3:
         raise UsageError(f"points must be at least 3, found {points}.")
     workspace = Workspace()
-    options = EvalOptions(
-        data=_data(data, workspace.folder),
-        labels=None if labels is None else tuple(labels),
-        limit=limit,
-        seed=seed,
-        output=workspace.folder / "results" if output is None else Path(output).expanduser(),
-        force=force,
-        device=device,
-        no_cache=not cache,
+    options = _options(
+        workspace, data, labels, output, limit=limit, seed=seed, force=force, device=device, no_cache=not cache
     )
     settings = make_align_entry({"by": align} if isinstance(align, str) else dict(align))
     first, second = _open_all([a, b], workspace.folder)
@@ -198,6 +192,22 @@ def compare(
             raise UsageError(f"say which task to compare on: {', '.join(tasks) or 'compare(folder, task)'}.")
         task = tasks[0]
     return Comparisons(tuple(compare_models(folder, task, against)))
+
+
+def _options(
+    workspace: Workspace,
+    data: RowsLike | None,
+    labels: Sequence[str] | None,
+    output: str | os.PathLike[str] | None,
+    **others: Any,
+) -> EvalOptions:
+    """Return the options of an evaluation; rows in memory, and results without an output, go to the workspace."""
+    return EvalOptions(
+        data=_data(data, workspace.folder),
+        labels=None if labels is None else tuple(labels),
+        output=workspace.folder / "results" if output is None else Path(output).expanduser(),
+        **others,
+    )
 
 
 def _data(data: RowsLike | None, workspace: Path) -> Path | None:
