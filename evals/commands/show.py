@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +62,23 @@ def show_tables(tables: Sequence[list[Row]], form: str) -> None:
 
 def json_text(value: Any) -> str:
     """Return JSON text, null for a number that is not finite: as results.json has it."""
-    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2)
+    return json.dumps(_finite(value), indent=2)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _illustrate(folder: Path, records: Sequence[dict[str, Any]], kind: str, quiet: bool) -> None:
     from evals.report.barrier_figure import barrier_plot
     from evals.report.hans_figure import hans_plot
     from evals.report.page import write_page
-    from evals.results.store import SETTING, load_results
+    from evals.results.store import load_results
+    from merge.publish.results_file import SETTING
 
     made: list[Path] = []
     if kind == "barrier":

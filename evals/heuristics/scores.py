@@ -63,12 +63,20 @@ class HansTable:
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> HansTable:
-        """Return the table from the dicts of `to_json`."""
+        """Return the table from the dicts of `to_json`.
+
+        Raises:
+            TaskError: the counts are missing or malformed.
+        """
 
         def cells(nested: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
             return {(heuristic, label): value for heuristic, row in nested.items() for label, value in row.items()}
 
-        counts = table["counts"]
+        counts = table.get("counts") or {}
+        expected = {"pairs": int, "heuristics": dict, "subcases": dict, "templates": dict}
+        faulty = [name for name, kind in expected.items() if not isinstance(counts.get(name), kind)]
+        if faulty or not all(isinstance(row, dict) for row in counts["heuristics"].values()):
+            raise TaskError(f"the HANS table has no counts ({(faulty or ['heuristics'])[0]}); score the model again.")
         return cls(
             accuracy=table["accuracy"],
             cells=cells(table["heuristics"]),

@@ -8,9 +8,10 @@ from typing import Any
 
 from evals.report import tables
 from evals.results.predictions import has_predictions
-from evals.results.store import FIELDS, SETTING, load_results, locked, model_labels
+from evals.results.store import load_results, locked, model_labels
 from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
+from merge.publish.results_file import FIELDS, SETTING
 
 PAGE = "index.html"
 

@@ -120,7 +120,7 @@ def _predictions(folder: Path | str, record: Mapping[str, Any]) -> PredictionTab
     """Return the predictions of a record; a file with those of another record is an error."""
     path = Path(folder) / record["predictions"]
     table = read_predictions_table(path)
-    if (table.key, table.rows) != (record["key"], record["rows"]):
+    if (table.key, table.rows) != (record["key"], record.get("rows")):
         raise TaskError(
             f"{path} holds the predictions of another record ({table.key}, rows {table.rows[:8]}). Delete it and score "
             f"{record['model']['name']} again with --force."

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.results.store import locked
 from merge.disk.atomic import replacing
+from merge.disk.documents import check_regular, checked_object, parse_json, shown
 from merge.errors import TaskError, one_line
 
 if TYPE_CHECKING:
@@ -100,9 +101,10 @@ def read_predictions_table(path: Path | str) -> PredictionTable:
     import pyarrow.parquet
 
     try:
+        check_regular(path)
         with Path(path).open("rb") as file:
             table = pyarrow.parquet.read_table(file)
-        metadata = json.loads((table.schema.metadata or {})[METADATA])
+        metadata = _metadata((table.schema.metadata or {})[METADATA], path)
         labels, classes = tuple(metadata["labels"]), tuple(metadata["classes"])
         gold, predicted = (_values(table.column(name), labels) for name in ("gold", "predicted"))
         logits = np.stack([table.column(LOGIT + name).to_numpy() for name in classes], axis=1)
@@ -115,11 +117,29 @@ def read_predictions_table(path: Path | str) -> PredictionTable:
         raise TaskError(
             f"{path}: there is no such file. Score the model again with -o and the same folder to write it."
         ) from None
-    except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException) as error:
         cause = f"{type(error).__name__}: {one_line(error)}"
         raise TaskError(
             f"{path} is not a predictions file of evaluate-models ({cause}). Delete it and score again."
         ) from None
+
+
+def _metadata(text: bytes, path: Path | str) -> dict[str, Any]:
+    """Return the metadata of a predictions file.
+
+    Raises:
+        TaskError: an entry is missing or of another type.
+    """
+    name = f"{path} is not a predictions file of evaluate-models: its metadata"
+    metadata = checked_object(parse_json(text, name, TaskError), name, TaskError, {})
+    for key in ("key", "rows"):
+        if not isinstance(metadata.get(key), str):
+            raise TaskError(f"{name}: {key}: expected text, found {shown(metadata.get(key))}.")
+    for key in ("labels", "classes"):
+        names = metadata.get(key)
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise TaskError(f"{name}: {key}: expected a list of names, found {shown(names)}.")
+    return metadata
 
 
 def _names(values: Sequence[int] | NDArray[Any], labels: Sequence[str]) -> Any:

@@ -1,9 +1,9 @@
 """The results store of a folder, results.json.
 
 The store is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores" and "barrier"
-have the fields in FIELDS, and other kinds are kept and listed unchanged. JSON has no nan and no infinity: a number that is
-not finite (the correlation of a constant prediction, the loss of a broken merge) is stored as null. A scores record may
-name the file of its predictions, relative to the folder.
+have the fields of merge.publish.results_file, and other kinds are kept and listed unchanged. JSON has no nan and no
+infinity: a number that is not finite (the correlation of a constant prediction, the loss of a broken merge) is stored as
+null. A scores record may name the file of its predictions, relative to the folder.
 """
 
 from __future__ import annotations
@@ -18,21 +18,12 @@ from typing import Any
 
 from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
+from merge.publish.results_file import FORMAT, read_results, record_faults
 
-FORMAT = 1
 STORE = "results.json"
 LOCK_SECONDS = 30.0
 # Files that take their place when they are whole. Under the lock, any that exist were left by a killed process.
 UNFINISHED = (".*.tmp", "predictions/.*.tmp")
-
-SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
-FIELDS: dict[str, dict[str, type]] = {
-    "scores": {**SETTING, "model": dict, "scores": dict},
-    "barrier": {**SETTING, "a": dict, "b": dict, "curves": list},
-}
-CURVE_LISTS = ("lam", "loss", "accuracy")
-CALIBRATED_LISTS = ("temperature", "calibrated")  # where temperatures were fitted
-CURVE_NUMBERS = ("barrier", "barrier_lam", "epsilon", "convexity_gap", "standard_error")
 
 
 def load_results(folder: Path | str) -> list[dict[str, Any]]:
@@ -42,21 +33,7 @@ def load_results(folder: Path | str) -> list[dict[str, Any]]:
         TaskError: the file cannot be read, is not JSON, or holds records that lack what their kind needs.
     """
     path = Path(folder) / STORE
-    try:
-        store = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path} cannot be read: {one_line(error)}") from None
-    if not isinstance(store, dict) or not isinstance(store.get("results"), list):
-        raise TaskError(f'{path} is not a results store: expected {{"format": {FORMAT}, "results": [...]}}.')
-    if store.get("format") != FORMAT:
-        raise TaskError(f"{path} has format {store.get('format')!r}; this version reads format {FORMAT}.")
-    results: list[dict[str, Any]] = store["results"]
-    faults = [fault for at, record in enumerate(results) for fault in _faults(record, f"results[{at}]")]
-    if faults:
-        raise TaskError(f"{path} holds malformed records: {'; '.join(faults)}")
-    return results
+    return read_results(path, TaskError) if path.exists() else []
 
 
 def find(results: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
@@ -72,10 +49,10 @@ def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
     Raises:
         TaskError: the record lacks what its kind needs, or the file cannot be read, locked or written.
     """
-    faults = _faults(record, "the record")
+    added = _plain(record, f"record {record.get('key')!r}")
+    faults = record_faults(added, "the record")
     if faults:
         raise TaskError(f"this result cannot be stored: {'; '.join(faults)}")
-    added = _plain(record, f"record {record['key']!r}")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,41 +66,6 @@ def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
             write_atomic(folder / STORE, text + "\n")
     except OSError as error:
         raise TaskError(f"{folder / STORE} cannot be written: {one_line(error)}") from None
-
-
-def _faults(record: object, where: str) -> list[str]:
-    """Return every fault of a record, each with its position."""
-    if not isinstance(record, Mapping):
-        return [f"{where} is not an object"]
-    faults = [f"{where} has no {name}" for name in ("kind", "key") if not isinstance(record.get(name), str)]
-    if faults:
-        return faults
-    where = f"{where} ({record['key']})"
-    for name, kind in FIELDS.get(record["kind"], {}).items():
-        if not isinstance(record.get(name), kind):
-            faults.append(f"{where}: {name} should be {kind.__name__}, found {type(record.get(name)).__name__}")
-        elif name in ("model", "a", "b") and not isinstance(record[name].get("name"), str):
-            faults.append(f"{where}: {name} has no name")
-        elif name == "curves":
-            faults += [
-                fault for at, curve in enumerate(record[name]) for fault in _curve_faults(curve, f"{where} [{at}]")
-            ]
-    hans = record.get("hans")
-    if record["kind"] == "scores" and hans:
-        missing = [name for name in ("accuracy", "heuristics", "subcases") if name not in hans]
-        faults += [f"{where}: hans has no {name}" for name in missing]
-    return faults
-
-
-def _curve_faults(curve: object, where: str) -> list[str]:
-    if not isinstance(curve, Mapping) or not isinstance(curve.get("name"), str):
-        return [f"{where}: a curve has no name"]
-    lists = (*CURVE_LISTS, *(name for name in CALIBRATED_LISTS if curve.get(name)))
-    lengths = [len(curve[name]) if isinstance(curve.get(name), list | tuple) else 0 for name in lists]
-    faults = [f"{where}: curve has no {name}" for name in CURVE_NUMBERS if name not in curve]
-    if min(lengths) < 2 or len(set(lengths)) > 1:
-        faults.append(f"{where}: {', '.join(lists)} should have one length, two or more; found {lengths}")
-    return faults
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -6,7 +6,6 @@ beside the encoder's, named by folder and name ("2_Dense/linear.weight"), and ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,8 @@ from typing import Any
 
 from merge.checkpoints.side_files import WEIGHT_ENDINGS
 from merge.checkpoints.weights.read import StoredTensor, read_headers
-from merge.errors import CheckpointError, first_line
+from merge.disk.documents import read_json, read_object
+from merge.errors import CheckpointError
 
 LISTING = "modules.json"
 # The names that Pooling's settings had before they became one, pooling_mode.
@@ -34,6 +34,9 @@ DEFAULTS = {
     "bias": True,
     "use_residual": False,
 }
+
+
+SETTING_KINDS = {"pooling_mode": "text or a list", "include_prompt": "true or false", "use_residual": "true or false"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def read_modules(folder: Path) -> tuple[Module, ...] | None:
     """
     if not (folder / LISTING).is_file():
         return None
-    listed = read_json(folder / LISTING)
+    listed = read_json(folder / LISTING, CheckpointError)
     try:
         ordered = sorted(listed, key=lambda entry: entry["idx"])
         modules = [(str(entry["type"]).rsplit(".", 1)[-1], str(entry["path"])) for entry in ordered]
@@ -82,9 +85,7 @@ def _settings(kind: str, folder: str, config: Path) -> dict[str, Any]:
     """Return a module's config.json under today's names and without defaults; the encoder's config is not read."""
     if not folder or not config.is_file():
         return {}
-    settings = read_json(config)
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{config} is malformed: expected keys and values.")
+    settings = read_object(config, CheckpointError, SETTING_KINDS)
     if kind == "Pooling":
         modes = settings.get("pooling_mode") or [m for key, m in POOLING_MODES.items() if settings.get(key)] or ["mean"]
         size = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
@@ -122,15 +123,3 @@ def module_tensors(
         for name, stored in read_headers(folder / module.path, f"{source}/{module.path}").items():
             tensors[f"{module.path}/{name}"] = replace(stored, file=f"{module.path}/{stored.file}")
     return tensors
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file of the folder.
-
-    Raises:
-        CheckpointError: the file cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.config_file import check_sizes, read_config
 from merge.checkpoints.hub.download import download, looks_like_hub_id
 from merge.checkpoints.modules import module_tensors
 from merge.checkpoints.names.buffers import buffer_of
@@ -49,10 +49,11 @@ def open_encoder(source: str, revision: str | None = None) -> Checkpoint:
         CheckpointError, HubError: as `open_checkpoint`.
     """
     folder, commit = _locate(source, revision)
-    config = _read_config(folder, source)
+    config = read_config(folder, source)
     stored = read_headers(folder, source)
+    check_sizes(config, stored, source)
     try:
-        structure = structure_of(config)
+        structure = structure_of(config, len(stored))
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     tensors, notes = canonicalise(stored, structure, source)
@@ -86,21 +87,6 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
         snapshot = download(source, revision)
         return snapshot.folder, snapshot.commit
     raise CheckpointError(f"{source}: no such folder, and not a Hub id of the form org/name.")
-
-
-def _read_config(folder: Path, source: str) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{source} is not a checkpoint: it has no config.json. Expected a folder as save_pretrained writes."
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{source}: config.json cannot be read: {first_line(error)}") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise CheckpointError(f"{source}: config.json names no model_type; this is not a transformers checkpoint.")
-    return config
 
 
 def _check_shapes(opened: Checkpoint) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.modules import LISTING, read_json
+from merge.checkpoints.modules import LISTING
+from merge.disk.documents import read_object
 from merge.errors import CheckpointError, SpecError
 
 PIPELINE_FILES = (LISTING, "config_sentence_transformers.json", "sentence_bert_config.json")
+SETTING_KINDS = {"prompts": "keys and values", "default_prompt_name": "text", "similarity_fn_name": "text"}
+SETTING_KINDS |= {"activation_fn": "text", "max_seq_length": "a whole number", "do_lower_case": "true or false"}
 # Modules with a weight for each layer of the encoder.
 READS_LAYERS = ("WeightedLayerPooling",)
 
@@ -64,10 +67,7 @@ def pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    settings = read_json(path) if path.is_file() else {}
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is malformed: expected keys and values.")
-    return settings
+    return read_object(path, CheckpointError, SETTING_KINDS) if path.is_file() else {}
 
 
 def _activation(checkpoint: Checkpoint) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.disk.cache import cache_key, read_cached, write_cached
+from merge.disk.documents import as_json
 
 FORMAT = 1
 
@@ -62,9 +62,11 @@ class Structure:
         return tuple(str(stated[key]) for key in sorted(stated, key=int))
 
 
-def structure_of(config: Mapping[str, Any]) -> Structure:
+def structure_of(config: Mapping[str, Any], tensors: int | None = None) -> Structure:
     """Return the structure of a config, from the cache where it is there.
 
+    Args:
+        tensors: the number that its weights hold, which bounds the modules that are built.
     Raises:
         CheckpointError: the config names no class, or none that can be built from it.
     """
@@ -72,7 +74,7 @@ def structure_of(config: Mapping[str, Any]) -> Structure:
     fields = read_cached("structures", key)
     if fields is None:
         # Through JSON in both cases, so that a cached structure equals a new one.
-        fields = json.loads(json.dumps(asdict(_ask_transformers(key, config))))
+        fields = as_json(asdict(_ask_transformers(key, config, tensors)))
         write_cached("structures", key, fields)
     shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
     return Structure(
@@ -89,10 +91,10 @@ def transformers_build() -> str:
     return f"{importlib.metadata.version('transformers')} {stamp}"
 
 
-def _ask_transformers(key: str, config: Mapping[str, Any]) -> Structure:
+def _ask_transformers(key: str, config: Mapping[str, Any], tensors: int | None) -> Structure:
     from merge.checkpoints.transformers_model import complete_config, meta_model, model_config
 
-    skeleton = meta_model(config)
+    skeleton = meta_model(config, tensors)
     settings = model_config(config)
     shapes = {str(name): tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     return Structure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,6 @@ def model_class(config: Mapping[str, Any]) -> Any:
 def model_config(config: Mapping[str, Any]) -> Any:
     """Return the transformers config object of a config.json."""
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     name = str(config.get("model_type"))
@@ -44,7 +44,8 @@ def model_config(config: Mapping[str, Any]) -> Any:
         )
     try:
         return transformers.AutoConfig.for_model(**config)
-    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+    # Config code raises errors of many kinds: ValueError, TypeError, KeyError, a validation error of the Hub's library.
+    except Exception as error:
         raise CheckpointError(f"config.json is not one transformers understands: {one_line(error)}") from error
 
 
@@ -57,9 +58,11 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **{k: v for k, v in stated.items() if k not in config and k not in general and v is not None}}
 
 
-def meta_model(config: Mapping[str, Any]) -> Any:
+def meta_model(config: Mapping[str, Any], tensors: int | None = None) -> Any:
     """Return the model on the meta device: names, shapes and ties, no values.
 
+    Args:
+        tensors: the number that its weights hold; a model of many more modules is not built to its end.
     Raises:
         CheckpointError: the config names no class, or none that can be built from it.
     """
@@ -67,12 +70,38 @@ def meta_model(config: Mapping[str, Any]) -> Any:
 
     cls, settings = model_class(config), model_config(config)
     try:
-        with torch.device("meta"), quiet():
+        with torch.device("meta"), quiet(), _bounded(tensors):
             return cls(settings)
+    except CheckpointError:
+        raise
     # Model code raises errors of many kinds: ValueError, KeyError (an unknown hidden_act), RuntimeError (a size below 0).
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise CheckpointError(f"{cls.__name__} cannot be built from config.json ({reason})") from error
+
+
+@contextlib.contextmanager
+def _bounded(tensors: int | None) -> Iterator[None]:
+    """Stop inside the block where far more modules are built than a number of tensors can be the weights of."""
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    if tensors is None:
+        yield
+        return
+    built, bound = itertools.count(1), 2000 + 20 * tensors
+
+    def count(_module: Any, _name: str, _part: Any) -> None:
+        if next(built) > bound:
+            raise CheckpointError(
+                f"config.json describes a model of over {bound} modules, but the weights hold {tensors} tensors. Correct "
+                "config.json, or copy it again."
+            )
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def build(

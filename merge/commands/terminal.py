@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -12,26 +13,35 @@ from typing import Any, TypeVar
 
 import click
 
+from merge.commands.failures import UNFORESEEN, on_one_line, unforeseen
 from merge.errors import MergeError, UsageError
 from merge.progress import shown_by, silent
 
 T = TypeVar("T")
+RUST_PANIC = "PanicException"  # of libraries in Rust; it is no Exception
+OUT_OF_MEMORY = re.compile("not enough memory|out of memory|can't allocate memory")
+VERBOSE = "verbose"  # entry of a command's state: whether the whole of an error is printed
 
 
 def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
-    """Run a command and exit: 0 on success, 1 or 2 with a one-line error, 130 on Ctrl-C; never a traceback."""
+    """Run a command and exit: 0 on success, 1 or 2 with a one-line error, 130 on Ctrl-C; 70 for what nobody foresaw.
+
+    With -v the whole of an error is printed, else one line.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     signal.signal(signal.SIGTERM, _interrupt)
+    state = {VERBOSE: False}
     try:
-        command.main(list(arguments), prog_name=name, standalone_mode=False)
+        _check_arguments(arguments)
+        command.main(list(arguments), prog_name=name, standalone_mode=False, obj=state)
     except click.ClickException as error:
-        click.echo(f"{name}: {error.format_message()} See {name} --help.", err=True)
+        click.echo(f"{name}: {on_one_line(error.format_message())} See {name} --help.", err=True)
         sys.exit(2)
     except MergeError as error:
-        click.echo(f"{name}: {error}", err=True)
+        click.echo(f"{name}: {on_one_line(error, state[VERBOSE])}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"{name}: interrupted; no incomplete output is left", err=True)
@@ -40,8 +50,27 @@ def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (OSError, MemoryError) as error:  # from the system: a deleted file, full memory
-        click.echo(f"{name}: {type(error).__name__}: {error}", err=True)
+        click.echo(f"{name}: {on_one_line(f'{type(error).__name__}: {error}', state[VERBOSE])}", err=True)
         sys.exit(1)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != RUST_PANIC:
+            raise
+        if OUT_OF_MEMORY.search(str(error)):  # of torch, which raises a RuntimeError
+            click.echo(f"{name}: {on_one_line(error, state[VERBOSE])}", err=True)
+            sys.exit(1)
+        click.echo(f"{name}: {unforeseen(error, state[VERBOSE])}", err=True)
+        sys.exit(UNFORESEEN)
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Stop where an argument is not UTF-8: no file that is written could name it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UsageError(f"expected arguments in UTF-8, found {argument!r}. Rename the file.")
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
@@ -100,7 +129,10 @@ NAMES, NUMBERS = CommaList(), CommaList(numbers=True)
 
 def set_verbosity(verbose: bool, quiet: bool) -> None:
     """Show library logs on stderr with -v, and the progress of long loops without -q until the command ends."""
-    click.get_current_context().with_resource(shown_by(silent if quiet else counted))
+    context = click.get_current_context()
+    if isinstance(context.obj, dict):
+        context.obj[VERBOSE] = verbose
+    context.with_resource(shown_by(silent if quiet else counted))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
 
 

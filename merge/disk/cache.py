@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.disk.atomic import write_atomic
+from merge.disk.documents import read_json
+from merge.errors import MergeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +39,8 @@ def cache_key(*parts: Any) -> str:
 def read_cached(kind: str, key: str) -> Any:
     """Return the value stored under this key, or None where there is none that can be read."""
     try:
-        return json.loads((cache_folder() / kind / f"{key}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: a home folder that does not exist
+        return read_json(cache_folder() / kind / f"{key}.json", MergeError)
+    except (MergeError, RuntimeError):  # RuntimeError: a home folder that does not exist
         return None
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from merge.disk.cache import cache_key, read_cached, write_cached
+from merge.disk.documents import check_regular
 
 # A file that changed less than this before it was hashed may change again within the same tick of its file system's
 # clock, and nothing would show it; its hash is not remembered.
@@ -17,6 +18,7 @@ SETTLED_NS = 2_000_000_000
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    check_regular(path)
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return hashlib.sha256().hexdigest()

@@ -6,15 +6,16 @@ Our own YAML header: huggingface_hub's ModelCardData writes its keys in another 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from merge.disk.documents import front_matter, read_object
 from merge.errors import CheckpointError
 from merge.publish.model_index import model_index
+from merge.publish.results_file import read_results
 
 PIPELINES = {
     "ForSequenceClassification": "text-classification",
@@ -22,6 +23,8 @@ PIPELINES = {
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
 }
+MANIFEST_KINDS = {"name": "text", "architecture": "text", "method": "text", "models": "a list", "licences": "a list"}
+MANIFEST_KINDS |= {"alignment": "a list", "notes": "a list", "files": "keys and values", "repair": "keys and values"}
 TAGS = ["merge", "merge-models"]
 
 
@@ -41,11 +44,11 @@ def add_results(folder: Path, results_file: Path) -> int:
     from merge.checkpoints.open import open_encoder
     from merge.disk.hashes import file_hash
 
-    facts, results = _read_json(folder / "merge.json"), _read_json(results_file)
+    facts, results = _read_manifest(folder / "merge.json"), read_results(results_file, CheckpointError)
     merged_hash = open_encoder(str(folder)).content_hash
     try:
         input_hashes = {m["content_hash"] for m in facts["models"]}
-        records = [r for r in results["results"] if _concerns(r, merged_hash, input_hashes)]
+        records = [r for r in results if _concerns(r, merged_hash, input_hashes)]
         if not any(_concerns(r, merged_hash, set()) for r in records):
             raise CheckpointError(
                 f"{results_file} holds no score of {folder}. Evaluate it first: evaluate-models hans {folder}"
@@ -66,21 +69,16 @@ def add_results(folder: Path, results_file: Path) -> int:
     return len(records)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: {error.strerror}. merge-models card needs a merged folder and a results.json."
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise CheckpointError(f"{path}: No such file. merge-models card needs a merged folder and a results.json.")
+    return read_object(path, CheckpointError, MANIFEST_KINDS)
 
 
 def _concerns(record: Mapping[str, Any], merged_hash: str, input_hashes: set[str]) -> bool:
     if record["kind"] == "scores":
-        return record["model"]["hash"] in {merged_hash, *input_hashes}
-    return record["kind"] == "barrier" and {record["a"]["hash"], record["b"]["hash"]} <= input_hashes
+        return record["model"].get("hash") in {merged_hash, *input_hashes}
+    return record["kind"] == "barrier" and {record["a"].get("hash"), record["b"].get("hash")} <= input_hashes
 
 
 def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -104,14 +102,7 @@ def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()
 
 def licence_of(card: Path) -> str | None:
     """Return the licence in the header of a model card; None if there is no card or it states none."""
-    if not card.is_file():
-        return None
-    header = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    try:
-        values = yaml.safe_load(header[1]) if header else None
-    except (yaml.YAMLError, ValueError):
-        return None
-    licence = values.get("license") if isinstance(values, dict) else None
+    licence = front_matter(card).get("license")
     return licence if isinstance(licence, str) else None
 
 

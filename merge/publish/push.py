@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from merge.checkpoints.hub.download import SAFETENSORS, check_id, matches_any
 from merge.checkpoints.hub.errors import hub_errors
+from merge.disk.documents import check_header, read_text
+from merge.disk.yaml_text import YamlFault
 from merge.errors import HubError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -133,10 +135,11 @@ def _read_card(path: Path) -> str:
     import yaml
     from huggingface_hub import ModelCard
 
+    card = read_text(path, HubError).replace("\r\n", "\n")
     try:
-        card = path.read_text(encoding="utf-8")
+        check_header(card)
         ModelCard(card)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, YamlFault) as error:
         raise HubError(
             f"cannot push {path.parent}: the YAML header of README.md is invalid: {one_line(error)}"
         ) from error

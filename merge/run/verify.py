@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from merge.disk.documents import read_object, shown
 from merge.disk.hashes import file_hash
 from merge.errors import CheckpointError
 
@@ -46,45 +47,91 @@ def verify(folder: Path) -> Verification:
     stated = _read_manifest(path)
     existing = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {path.name}
     files = {}
-    for name in sorted(existing | set(stated["files"])):
-        if name not in stated["files"]:
+    for name in sorted(existing | set(stated.files)):
+        if name not in stated.files:
             files[name] = "not in the manifest"
         elif name not in existing:
             files[name] = "missing"
         else:
-            files[name] = "same" if file_hash(folder / name) == stated["files"][name] else "changed"
-    inputs = [*stated["models"], *([stated["base"]] if stated.get("base") else [])]
-    states = {model["source"]: _input_state(model) for model in inputs}
-    states |= {path: _file_state(Path(path).expanduser(), digest) for path, digest in stated.get("applied", {}).items()}
+            files[name] = "same" if file_hash(folder / name) == stated.files[name] else "changed"
+    inputs = [*stated.models, *([stated.base] if stated.base else [])]
+    states = {model.source: _input_state(model) for model in inputs}
+    states |= {path: _file_state(_expanded(path), digest) for path, digest in stated.applied.items()}
     return Verification(files, states)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+class _Part(BaseModel):
+    """A part of a manifest: its fields have these types, and further ones are not read."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class ManifestModel(_Part):
+    """An input of a merge.
+
+    Attributes:
+        files: weight file -> its SHA-256.
+    """
+
+    source: str
+    commit: str | None
+    files: dict[str, str]
+
+
+class Manifest(_Part):
+    """What merge.json and edit.json state, as far as a verification reads it.
+
+    Attributes:
+        files: file of the folder -> its SHA-256.
+        applied: transform file -> its SHA-256.
+    """
+
+    files: dict[str, str]
+    models: list[ManifestModel]
+    base: ManifestModel | None = None
+    applied: dict[str, str] = Field(default_factory=dict)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    stated = read_object(path, CheckpointError)
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-        whole = isinstance(stated["files"], dict) and all(
-            {"source", "commit", "files"} <= set(m) for m in stated["models"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is malformed: {error!r}. Was it edited?") from error
-    if not whole:
-        raise CheckpointError(f"{path} is malformed: it does not state files and models. Was it edited?")
-    return dict(stated)
+        return Manifest.model_validate(stated)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path} is malformed: {name}: {first['msg'].lower()}, found {shown(first['input'])}. Was it edited?"
+        ) from error
 
 
-def _input_state(model: Mapping[str, Any]) -> str:
+def _expanded(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # ~somebody, whom this machine does not know
+        return Path(source)
+
+
+def _input_state(model: ManifestModel) -> str:
     """Return the state of an input: "same", "changed" or "not here"."""
-    source = Path(model["source"]).expanduser()
-    if model["commit"] is not None or not source.is_dir():
+    source = _expanded(model.source)
+    if model.commit is not None or not _is_kind(source, Path.is_dir):
         return "not here"
     same = all(
-        (source / name).is_file() and file_hash(source / name) == digest for name, digest in model["files"].items()
+        _is_kind(source / name, Path.is_file) and file_hash(source / name) == digest
+        for name, digest in model.files.items()
     )
     return "same" if same else "changed"
 
 
+def _is_kind(path: Path, test: Callable[[Path], bool]) -> bool:
+    try:
+        return test(path)
+    except OSError:  # a name that is too long
+        return False
+
+
 def _file_state(path: Path, digest: str) -> str:
     """Return the state of a file that was read: "same", "changed" or "not here"."""
-    if not path.is_file():
+    if not _is_kind(path, Path.is_file):
         return "not here"
     return "same" if file_hash(path) == digest else "changed"

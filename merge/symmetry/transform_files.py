@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from merge.disk.atomic import write_atomic
+from merge.disk.documents import check_regular, parse_json
 from merge.errors import SpecError
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec
@@ -88,6 +89,7 @@ def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
@@ -95,10 +97,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _facts(file: Any, path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((file.metadata() or {}).get("transform", "null"))
-    except ValueError as error:
-        raise SpecError(f"{path} is no transform: its metadata cannot be read ({error}).") from error
+    facts = parse_json((file.metadata() or {}).get("transform", "null"), f"{path}: its metadata", SpecError)
     if facts is None:
         raise SpecError(
             f"{path} is no transform: its metadata has no entry 'transform'. Was it written by save_transform?"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from merge.disk.documents import check_regular, checked_object, parse_json
 from merge.errors import MergeError, brief, listed
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^/:]*)(/(?P<split>\w[\w.-]*))?)?")
@@ -118,6 +118,10 @@ def file_table(
         ".tsv": partial(_delimited_rows, tabs=True, names=names),
         ".json": partial(_listed_rows, member=member),
     }
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise at.error(f"{at.name}: cannot be read: {error.strerror or error}.") from error
     name = path.name.lower()
     suffix = kind or Path(name.removesuffix(".gz")).suffix
     if suffix == ".parquet":
@@ -157,9 +161,9 @@ def _json_rows(at: Source, lines: Iterator[str]) -> Rows:
             yield number, None
             continue
         try:
-            row = json.loads(line.rstrip("\r\n"))
-        except (ValueError, RecursionError) as error:
-            reason = f"{error.msg} at {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            row = parse_json(line.rstrip("\r\n"), "it", at.error, nul=True)
+        except at.error as error:
+            reason = str(error).removeprefix("it cannot be read: ").removeprefix("it is malformed: ")
             message = f"expected one JSON object a line, found {brief(line)!r} ({brief(reason, 100)})"
             raise at.fault(number, f"{message}; correct or delete the line.") from error
         if not isinstance(row, dict):
@@ -170,10 +174,7 @@ def _json_rows(at: Source, lines: Iterator[str]) -> Rows:
 
 def _listed_rows(at: Source, lines: Iterator[str], *, member: str | None) -> Rows:
     """Yield the objects of one JSON list, or of the list of that name in one JSON object; counted from 1."""
-    try:
-        held = json.loads("".join(lines))
-    except (ValueError, RecursionError) as error:
-        raise at.error(f"{at.name}: expected JSON, found {brief(str(error), 100)}; correct the file.") from error
+    held = parse_json("".join(lines), at.name, at.error, nul=True)
     if member is not None and isinstance(held, dict):
         if member not in held:
             raise at.error(f"{at.name}: expected a list named {member!r}, found {listed(map(str, held))}.")
@@ -197,9 +198,7 @@ def _parquet_rows(at: Source, path: Path) -> Rows:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            metadata = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-            features = metadata.get("info", {}).get("features", {})
-            classes = {key: kind["names"] for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
+            classes = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"), at)
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     number += 1
@@ -207,6 +206,22 @@ def _parquet_rows(at: Source, path: Path) -> Rows:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         advice = "check that the file is whole and is parquet."
         raise at.fault(number + 1, f"cannot be read: {brief(str(error), 200)}; {advice}", "row") from error
+
+
+def _class_names(metadata: bytes, at: Source) -> dict[str, list[str]]:
+    """Return column -> class names of a parquet file's metadata, as the datasets library writes it."""
+    name = f"{at.name}: its metadata huggingface"
+    features = checked_object(
+        parse_json(metadata, name, at.error, nul=True), name, at.error, {"info": "keys and values"}
+    )
+    for key in ("info", "features"):
+        features = checked_object(features.get(key) or {}, name, at.error, {})
+    classes = {k: kind for k, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"}
+    for column, kind in classes.items():
+        names = kind.get("names")
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise at.error(f"{name}: the names of column {column!r} are no list of texts: {brief(repr(names))}.")
+    return {column: kind["names"] for column, kind in classes.items()}
 
 
 def _named(row: Row, classes: Mapping[str, Sequence[str]]) -> Row:

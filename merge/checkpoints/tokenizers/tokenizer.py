@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoints.transformers_model import quiet
+from merge.disk.documents import parse_json, read_text
+from merge.disk.documents import read_object as _read_object
 from merge.errors import CheckpointError, MismatchError, first_line
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -109,20 +111,21 @@ def parse(text: str, folder: Path) -> Tokenizer:
     Raises:
         CheckpointError: it is malformed, or the tokenizers library gives a token another id than the file.
     """
+    raw = parse_json(text, f"{folder}: tokenizer.json", CheckpointError, nul=True)
     try:
-        raw = json.loads(text)
         model, added = raw["model"], raw.get("added_tokens") or ()
         vocab = model_vocab(model)
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges") or ()]
         loose = [pair for pair in pairs if not {*pair, product(model, pair)} <= vocab.keys()]
         stated = vocab | {token["content"]: token["id"] for token in added}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{folder}: tokenizer.json is malformed ({first_line(error)}).") from error
     if loose:  # the library panics on some of these
         raise CheckpointError(
             f"{folder}: tokenizer.json merges {loose[0]!r}, but its vocabulary lacks a part or the whole."
         )
-    result = Tokenizer(folder, json.loads(_backend(text, folder).to_str()))
+    written = _backend(text, folder).to_str()
+    result = Tokenizer(folder, parse_json(written, f"{folder}: tokenizer.json", CheckpointError, nul=True))
     wrong = sorted(token for token, i in stated.items() if result.tokens.get(token) != i)
     if wrong or len(stated) != len(result.tokens):
         token = (wrong or sorted(result.tokens.keys() - stated.keys()))[0]
@@ -199,20 +202,12 @@ def _backend(text: str, folder: Path | None = None) -> Any:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path.parent}: {path.name} cannot be read ({first_line(error)}).") from error
+    return read_text(path, CheckpointError, f"{path.parent}: {path.name}").replace("\r\n", "\n")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.parent}: {path.name} is malformed ({first_line(error)}).") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path.parent}: {path.name} is malformed (a JSON object was expected).")
-    return content
+    """Return the JSON object of a tokenizer file."""
+    return _read_object(path, CheckpointError, name=f"{path.parent}: {path.name}", nul=True)
 
 
 def _without_ids(part: Any) -> Any:
@@ -241,19 +236,16 @@ def read_vocabulary(folder: Path) -> dict[str, Any] | None:
         MismatchError: the file is no tokenizer.
     """
     if (folder / "tokenizer.json").is_file():
+        stored = _read_object(folder / "tokenizer.json", MismatchError, name=f"{folder}: tokenizer.json", nul=True)
         try:
-            stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
             vocab = stored["model"].get("vocab")
             entries = {w: i for i, (w, *_) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab or {})
             added = {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MismatchError(f"{folder}: tokenizer.json is malformed ({first_line(error)}).") from error
         return {"vocab": entries | added, "normalizer": stored.get("normalizer")}
     if (folder / "vocab.txt").is_file():
-        try:
-            lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        except (ValueError, OSError) as error:
-            raise MismatchError(f"{folder}: vocab.txt cannot be read ({first_line(error)}).") from error
+        lines = read_text(folder / "vocab.txt", MismatchError, f"{folder}: vocab.txt").replace("\r\n", "\n").split("\n")
         # Not splitlines: a vocabulary may hold U+2028 and similar as words.
         return {"vocab": {word: i for i, word in enumerate(lines) if word or i < len(lines) - 1}}
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import re
@@ -12,13 +11,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.errors import CheckpointError, first_line
+from merge.disk.documents import check_regular, parse_json, read_object
+from merge.errors import CheckpointError, brief, first_line
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
+MAX_EXPANDED_BYTES = 1 << 26  # of a tensor of a pickle whose entries share their bytes
 Header = tuple[str, tuple[int, ...], str, int | None]  # name, shape, dtype, offset
 
 INTEGER_DTYPES = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
@@ -135,15 +136,13 @@ def _weight_files(folder: Path, source: str) -> dict[str, list[str]]:
 
 def _shards(folder: Path, index: str, source: str) -> dict[str, list[str]]:
     """Return shard -> the tensors that the index lists for it."""
-    try:
-        placed = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[str, list[str]] = {shard: [] for shard in sorted(set(placed.values()))}
-        foreign = [shard for shard in shards if Path(shard).name != shard]
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
+    placed = read_object(folder / index, CheckpointError, name=f"{source}: {index}").get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
         raise CheckpointError(
-            f"{source}: {index} is malformed ({type(error).__name__}: {first_line(error)}); expected weight_map, "
-            "a mapping of tensor names to shard files."
-        ) from error
+            f"{source}: {index} is malformed; expected weight_map, a mapping of tensor names to shard files."
+        )
+    shards: dict[str, list[str]] = {shard: [] for shard in sorted(set(placed.values()))}
+    foreign = [shard for shard in shards if Path(shard).name != shard]
     if foreign:
         raise CheckpointError(f"{source}: {index} names shards outside its folder: {', '.join(foreign)}.")
     absent = [shard for shard in shards if not (folder / shard).is_file()]
@@ -155,35 +154,28 @@ def _shards(folder: Path, index: str, source: str) -> dict[str, list[str]]:
 
 
 def _safetensors_headers(path: Path) -> Iterator[Header]:
-    """Yield the tensors of the header in the order of the file: u64 length of the header, JSON, then the data."""
+    """Yield the tensors of the header in the order of the file: u64 length of the header, JSON, then the data.
+
+    The safetensors library judges the file; what it takes is read here again for the offsets, which it does not tell.
+    """
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
+        check_regular(path)
+        with safe_open(path, framework="np"), path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        spans = sorted(
-            (*entry["data_offsets"], name, tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items()
-        )
-        _check_offsets([(begin, end) for begin, end, *_ in spans], size - 8 - length)
-        for begin, end, name, shape, dtype in spans:
-            if nbytes(dtype, shape) != end - begin:
-                raise ValueError(f"{name} of shape {shape} and dtype {dtype} takes {end - begin} bytes")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+            text = file.read(length)
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as safetensors ({first_line(error)}). Truncated or corrupted? Copy it again."
         ) from error
+    header = parse_json(text, f"{path}: the header", CheckpointError)
+    header.pop("__metadata__", None)
+    spans = sorted(
+        (*entry["data_offsets"], name, tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items()
+    )
     for begin, _, name, shape, dtype in spans:
         yield name, shape, dtype, 8 + length + begin
-
-
-def _check_offsets(spans: list[tuple[int, int]], size: int) -> None:
-    """Stop unless the spans follow each other without gaps and fill the file, as safetensors demands."""
-    ends = [0, *(end for _, end in spans)]
-    if any(begin != end for (begin, _), end in zip(spans, ends, strict=False)) or ends[-1] != size:
-        raise ValueError(f"{ends[-1]} bytes of tensors in {size} bytes of data")
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
@@ -205,7 +197,30 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
     ):
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, as save_pretrained wrote.")
-    return loaded
+    return {name: _dense(value, f"{path}: {brief(name)}") for name, value in loaded.items()}
+
+
+def _dense(tensor: Tensor, name: str) -> Tensor:
+    """Return a tensor of a pickle without its gradient's history, after checking that its entries are in the file."""
+    import torch
+
+    kind = (
+        "has no data (device meta)" if tensor.is_meta
+        else f"is sparse ({tensor.layout})" if tensor.layout != torch.strided
+        else "is quantized" if tensor.is_quantized
+        else "is nested" if tensor.is_nested
+        else ""
+    )  # fmt: skip
+    if kind:
+        raise CheckpointError(
+            f"{name} {kind}, which no safetensors file holds. Save dense tensors with save_pretrained."
+        )
+    size = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > max(size, MAX_EXPANDED_BYTES):
+        raise CheckpointError(
+            f"{name} of shape {tuple(tensor.shape)} has only {size} bytes in the file. Is it expanded?"
+        )
+    return tensor.detach().resolve_conj().resolve_neg()
 
 
 def _sentence(error: BaseException) -> str:

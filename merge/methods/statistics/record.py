@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.disk.atomic import replacing
+from merge.disk.documents import check_regular, checked_object, parse_json
 from merge.errors import MergeError, OutputError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
+# Field of the record -> kind of its value.
+KINDS = {
+    **dict.fromkeys(("kind", "model", "architecture", "text", "text_hash", "version"), "text"),
+    **dict.fromkeys(("format", "texts", "seed"), "a whole number"),
+    "mean": "a number",
+    "transposed": "a list",
+}
 
 
 class StatisticsError(MergeError):
@@ -96,12 +104,16 @@ def read_statistics(path: Path, kind: str | None = None, checkpoint: Checkpoint 
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
-            record = dict(json.loads((file.metadata() or {})["statistics"]))
+            text = (file.metadata() or {})["statistics"]
+            record = checked_object(
+                parse_json(text, f"{path}: its record", StatisticsError), str(path), StatisticsError, KINDS
+            )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping, has no __iter__
     except KeyError as error:
         raise StatisticsError(f"{path} holds no statistics: it was not written by merge-models statistics.") from error
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError) as error:
         raise StatisticsError(f"{path} cannot be read as statistics: {first_line(error)}") from error
     if record.pop("format", None) != FORMAT:
         raise StatisticsError(f"{path} has another format than {FORMAT}. Measure it again: merge-models statistics.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -17,12 +16,14 @@ from typing import Any
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.open import open_encoder
 from merge.disk.cache import cache_key, read_cached, write_cached
+from merge.disk.documents import parse_json
 from merge.disk.hashes import remembered_hash
 from merge.disk.staging import MARKER
 from merge.errors import MergeError, closest
 from merge.methods import make_method
 from merge.methods.greedy_soup import MODEL, GreedySoup
 from merge.progress import track
+from merge.publish.results_file import read_results
 from merge.recipe.recipe import Recipe
 
 Write = Callable[[Recipe, Path], None]
@@ -198,8 +199,8 @@ def score_in(stdout: str, metric: str | None) -> float:
     with contextlib.suppress(ValueError, IndexError):
         return float(lines[-1])
     try:
-        document = json.loads(stdout)
-    except ValueError as error:
+        document = parse_json(stdout, "stdout", ScoreError)
+    except ScoreError as error:
         printed = f"its last line is {lines[-1].strip()[:80]!r}" if lines else "it printed nothing"
         raise ScoreError(f"expected a number in the last line of stdout, or JSON; {printed}.") from error
     if metric is None:
@@ -250,27 +251,19 @@ def stored_scores(path: Path, metric: str, models: Sequence[Checkpoint]) -> dict
     task, _, name = metric.rpartition("/")
     by_model: dict[int, float] = {}
     rows: set[tuple[Any, ...]] = set()
-    try:
-        records = json.loads(path.expanduser().read_text(encoding="utf-8"))["results"]
-        scores = [record for record in records if record["kind"] == "scores" and record["task"] == task]
-        for k, model in enumerate(models):
-            of_model = [record for record in scores if record["model"]["hash"] == model.content_hash]
-            if len(of_model) > 1:
-                rows_of = "; ".join(f"{record['data']} ({record['n']} rows)" for record in of_model)
-                raise ScoreError(
-                    f"{path} holds {len(of_model)} scores of {model.source} on {task}: {rows_of}. Keep one."
-                )
-            for record in of_model:
-                if not isinstance(record["scores"].get(name), int | float):
-                    advice = closest(name, record["scores"])
-                    raise ScoreError(f"{path}: {model.source} has no number {name!r} on {task}.{advice}")
-                by_model[k] = float(record["scores"][name])
-                rows.add((record["split"], record["data"], record["n"]))
-    except OSError as error:
-        raise ScoreError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        fault = f"{type(error).__name__}: {error}"
-        raise ScoreError(f"{path} is not a results.json of evaluate-models ({fault}).") from error
+    records = read_results(path.expanduser(), ScoreError)
+    scores = [record for record in records if record["kind"] == "scores" and record["task"] == task]
+    for k, model in enumerate(models):
+        of_model = [record for record in scores if record["model"].get("hash") == model.content_hash]
+        if len(of_model) > 1:
+            rows_of = "; ".join(f"{record['data']} ({record['n']} rows)" for record in of_model)
+            raise ScoreError(f"{path} holds {len(of_model)} scores of {model.source} on {task}: {rows_of}. Keep one.")
+        for record in of_model:
+            if record["scores"].get(name) is None:
+                advice = closest(name, record["scores"])
+                raise ScoreError(f"{path}: {model.source} has no number {name!r} on {task}.{advice}")
+            by_model[k] = float(record["scores"][name])
+            rows.add((record["split"], record["data"], record["n"]))
     if len(rows) > 1:
         listed = "; ".join(f"{data} ({n} rows)" for _, data, n in sorted(rows, key=str))
         raise ScoreError(

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer, write_text
 
+from merge.commands.failures import on_one_line
 from merge.commands.merge_models import main
 
 ROOT = Path(__file__).parents[3]
@@ -479,11 +480,13 @@ def test_progress_on_a_terminal_leaves_the_cursor_on_a_fresh_line(
     assert shown.endswith("\n")
 
 
-def test_a_fault_of_the_machine_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that vanishes and a full memory are nobody's bug; a bug of ours keeps its traceback."""
+def test_a_fault_of_the_machine_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file that vanishes and a full memory are nobody's bug; the traceback of a bug of ours is kept in a file."""
     import merge.run.run
 
+    monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
     for fault, said in (
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "not enough memory"),
         (PermissionError(13, "Permission denied", "x"), "PermissionError"),
         (MemoryError("no room"), "no room"),
     ):
@@ -493,8 +496,29 @@ def test_a_fault_of_the_machine_is_one_line(run: Run, monkeypatch: pytest.Monkey
         assert said in answer.err
         assert len(answer.err.splitlines()) == 1
     monkeypatch.setattr(merge.run.run, "run", _raiser(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        run("a", "b")
+    answer = run("a", "b")
+    assert answer.code == 70
+    assert "ZeroDivisionError: this is a fault of merge-models: report it with " in answer.err
+    assert len(answer.err.splitlines()) == 1
+    assert "Traceback" in Path(answer.err.split()[-1]).read_text(encoding="utf-8")
+    answer = run("a", "b", "-v")
+    assert answer.code == 70
+    assert "Traceback" in answer.err
+    assert len(list((tmp_path / "cache" / "faults").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("one", "one"),
+        ("one\ntwo;\n\n  three.", "one; two; three."),
+        ("\x1b[31mred\ud800", "\\x1b[31mred\\ud800"),
+        ("x" * 3000, f"{'x' * 2000}... (3,000 characters; -v shows them all)"),
+    ],
+)
+def test_an_error_is_one_line_that_every_terminal_can_show(message: str, line: str) -> None:
+    assert on_one_line(message) == line
+    assert len(on_one_line(message, verbose=True).splitlines()) == len([row for row in message.split("\n") if row])
 
 
 def _raiser(fault: BaseException) -> Callable[..., None]:

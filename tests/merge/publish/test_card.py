@@ -82,7 +82,8 @@ def test_the_licence_of_a_source_is_read_off_its_card(text: str, expected: str |
 
 
 def scored(checkpoint_hash: str, **scores: float | None) -> dict[str, Any]:
-    return {"kind": "scores", "task": "mnli", "data": "dev.jsonl", "split": "dev", "n": 40, "model": {"hash": checkpoint_hash},
+    return {"kind": "scores", "key": checkpoint_hash, "task": "mnli", "data": "dev.jsonl", "split": "dev", "n": 40,
+            "model": {"name": "m", "hash": checkpoint_hash},
             "scores": scores}  # fmt: skip
 
 
@@ -102,21 +103,26 @@ def test_results_of_the_merge_and_its_models_enter_the_card(
     """Scores of the merge also as the Hub's model-index; those of strangers stay out; figures that are not finite are '-'."""
     folder, (own, a, b) = merged
     curve = {"name": "naive", "lam": [0, 1], "barrier": None, "epsilon": 0.25, "convexity_gap": 0.5}
+    curve |= {"loss": [0.5, 0.5], "accuracy": [0.5, 0.5], "barrier_lam": None, "standard_error": None}
     curve["calibrated_barrier"] = 0.125
     barrier = {
         "kind": "barrier",
+        "key": "barrier",
         "task": "mnli",
+        "split": "dev",
         "data": "dev.jsonl",
         "n": 40,
-        "a": {"hash": a},
-        "b": {"hash": b},
+        "a": {"name": "a", "hash": a},
+        "b": {"name": "b", "hash": b},
         "curves": [curve],
     }
     barrier["curves"] = [curve]
-    stranger = {**barrier, "b": {"hash": "c" * 64}}
+    stranger = {**barrier, "b": {"name": "c", "hash": "c" * 64}}
     records = [scored(own, accuracy=0.75, loss=0.5), scored(a, accuracy=0.5), scored("d" * 64, accuracy=0.1, loss=1.0)]
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"results": [*records, barrier, stranger, {"kind": "new"}]}), encoding="utf-8")
+    results.write_text(
+        json.dumps({"results": [*records, barrier, stranger, {"kind": "new", "key": "n"}]}), encoding="utf-8"
+    )
     assert add_results(folder, results) == 3
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "| **this merge** | mnli (dev.jsonl) | 40 | accuracy 0.7500 | 0.5000 |" in text
@@ -157,11 +163,11 @@ def test_a_task_is_told_by_its_own_scores(
     ("text", "expected"),
     [
         (None, "No such file"),
-        ("{", "is not JSON"),
-        ("[]", "was not written by evaluate-models"),
-        ('{"results": 5}', "was not written by evaluate-models"),
-        ('{"results": [{}]}', "was not written by evaluate-models"),
-        ('{"results": [{"kind": "scores"}]}', "was not written by evaluate-models"),
+        ("{", "cannot be read: it is malformed"),
+        ("[]", "is not a results store"),
+        ('{"results": 5}', "is not a results store"),
+        ('{"results": [{}]}', "results.0. has no kind"),
+        ('{"results": [{"kind": "scores"}]}', "results.0. has no key"),
         ('{"results": []}', "holds no score of"),
     ],
 )

@@ -217,7 +217,7 @@ def test_a_json_list_is_a_table(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("[{]", "expected JSON, found"),
+        ("[{]", "cannot be read: it is malformed"),
         ('{"third": []}', "expected a list named 'second', found third"),
         ('{"second": 5}', "expected a JSON list of objects, found 5"),
         ('[{"x": 1}, 2]', "row 2: expected a JSON object"),

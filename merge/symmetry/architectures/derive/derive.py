@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from merge.checkpoints.structure import Structure, structure_of
-from merge.errors import one_line
+from merge.disk.documents import parse_json
+from merge.errors import SpecError, one_line
 from merge.symmetry.architectures.derive.factors import Factor, fix, flat
 from merge.symmetry.architectures.derive.lines import Inexpressible, Table, item_of, write_table
 from merge.symmetry.architectures.derive.specimen import Specimen, refusal, specimen_of
@@ -86,7 +87,7 @@ def derive(config: Mapping[str, Any]) -> Derived:
 
 @cache
 def _derive(config: str) -> Derived:
-    structure = structure_of(json.loads(config))
+    structure = structure_of(parse_json(config, "config.json", SpecError))
     specimen = specimen_of(structure)
     try:
         reference = specimen.outputs(specimen.tensors)

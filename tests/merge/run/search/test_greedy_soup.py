@@ -271,7 +271,8 @@ def results(path: Path, *scores: tuple[Path, float], **more: Any) -> Path:
          "model": {"name": "x", "hash": open_checkpoint(str(folder)).content_hash}, "scores": {"accuracy": score}}
         for k, (folder, score) in enumerate(scores)
     ]  # fmt: skip
-    other = {"kind": "scores", "key": "o", "task": "hans", "model": {"hash": "0"}, "scores": {"accuracy": 9.0}}
+    other = {"kind": "scores", "key": "o", "task": "hans", "split": "dev", "data": "dev.tsv", "n": 7,
+             "model": {"name": "o", "hash": "0"}, "scores": {"accuracy": 9.0}}  # fmt: skip
     path.write_text(json.dumps({"format": 1, "results": [other, *records]}), encoding="utf-8")
     return path
 
@@ -303,7 +304,7 @@ def test_results_that_do_not_compare_are_refused(place: Path) -> None:
         stored_scores(file, "mnli/accuracy", models)
     for content in ("[]", "{}", '{"results": [{"kind": "scores"}]}', "no json"):
         file.write_text(content, encoding="utf-8")
-        with pytest.raises(ScoreError, match="is not a results.json of evaluate-models"):
+        with pytest.raises(ScoreError, match="is not a results store|malformed records|it is malformed"):
             stored_scores(file, "mnli/accuracy", models)
     with pytest.raises(ScoreError, match="cannot be read: No such file"):
         stored_scores(place / "none.json", "mnli/accuracy", models)

@@ -1,0 +1,113 @@
+"""config.json: read with its types checked, and its sizes compared with what the weights hold before a model is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from merge.checkpoints.weights.read import StoredTensor
+from merge.disk.documents import check_kinds, read_object
+from merge.errors import CheckpointError
+
+KINDS = {
+    "model_type": "text",
+    "architectures": "a list",
+    "id2label": "keys and values",
+    "label2id": "keys and values",
+    "num_labels": "a whole number",
+    "problem_type": "text",
+    "dtype": "text or keys and values",
+    "torch_dtype": "text or keys and values",
+    "auto_map": "keys and values",
+    "quantization_config": "keys and values",
+    "sentence_transformers": "keys and values",
+    "sentence_transformers.activation_fn": "text",
+    "sbert_ce_default_activation_function": "text",
+    "text_config": "keys and values",
+    "vision_config": "keys and values",
+    "rope_scaling": "keys and values",
+    "rope_parameters": "keys and values",
+    "task_specific_params": "keys and values",
+    "tie_word_embeddings": "true or false",
+    "vocab_size": "a whole number",
+    "hidden_size": "a whole number",
+    "num_hidden_layers": "a whole number",
+    "num_attention_heads": "a whole number or a list",
+    "intermediate_size": "a whole number or a list",
+    "max_position_embeddings": "a whole number",
+    "type_vocab_size": "a whole number",
+    "pad_token_id": "a whole number",
+}
+LAYERS = re.compile(r"(^|_)(n_layers?|layers|\w*_layers|num_\w*(groups|blocks))$")
+POSITIONS = re.compile(r"(^|_)(n_positions|max_position_embeddings|max_positions?)$")
+SIZES = re.compile(r"(_size|_dim|_heads?|_embeddings|_positions?|_buckets|_labels|_channels|_head|d_model|n_embd)$")
+# Layers that share their weights may be more than the tensors; no family has as many as this.
+MAX_SHARED_LAYERS = 64
+MAX_UNNAMED_LABELS = 1024
+MAX_SIZE = 1 << 31  # of an axis
+MAX_POSITIONS = 1 << 24
+
+
+def read_config(folder: Path, source: str) -> dict[str, Any]:
+    """Return config.json of a folder.
+
+    Raises:
+        CheckpointError: there is none, it is no JSON object, names no model_type, or an entry is of the wrong type.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{source} is not a checkpoint: it has no config.json. Expected a folder as save_pretrained writes."
+        )
+    config = read_object(path, CheckpointError, name=f"{source}: config.json")
+    if config.get("model_type") is None:
+        raise CheckpointError(f"{source}: config.json names no model_type; this is not a transformers checkpoint.")
+    check_kinds(config, f"{source}: config.json", CheckpointError, KINDS)
+    return config
+
+
+def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], source: str) -> None:
+    """Stop where config.json states more layers, labels or positions than the weights can hold.
+
+    transformers would build them all, one by one, before anything could be compared.
+
+    Raises:
+        CheckpointError: it does; names the entry and what the weights hold.
+    """
+    layers = max(len(stored), MAX_SHARED_LAYERS)
+    labels = max([MAX_UNNAMED_LABELS, *(size for tensor in stored.values() for size in tensor.shape)])
+    tables = [
+        t.shape[0]
+        for name, t in stored.items()
+        if name.endswith(("position_embeddings.weight", "wpe.weight")) and t.shape
+    ]
+    for key, value in _whole_numbers(config):
+        name = key.rpartition(".")[2]
+        if LAYERS.search(name) and value > layers:
+            limit = f"the weights hold {len(stored)} tensors"
+        elif name == "num_labels" and value > labels:
+            limit = f"no tensor of the weights has more than {labels} rows"
+        elif POSITIONS.search(name) and value > max([MAX_POSITIONS if not tables else 1 << 16, *tables]):
+            limit = f"the table of positions has {max(tables)} rows" if tables else "no model reads texts as long"
+        elif SIZES.search(name) and value > MAX_SIZE:
+            limit = "no tensor has an axis as long"
+        else:
+            continue
+        raise CheckpointError(
+            f"{source}: config.json: {key}: found {_short(value)}, but {limit}. Correct config.json, or copy it again."
+        )
+
+
+def _short(value: int) -> str:
+    return str(value) if value < 10**15 else f"{value:.3g}" if value < 10**300 else "a number of over 300 digits"
+
+
+def _whole_numbers(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Yield dotted key -> value of every whole number of a config and the configs inside it."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _whole_numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield f"{prefix}{key}", value

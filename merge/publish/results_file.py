@@ -1,0 +1,192 @@
+"""results.json as evaluate-models writes it: its records, checked against a schema wherever the file is read.
+
+The file is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores" and "barrier" have the
+fields below, and other kinds are kept as they are. A number that is not finite is stored as null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from merge.disk.documents import read_json, shown
+from merge.errors import MergeError, brief
+
+FORMAT = 1
+SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
+FIELDS: dict[str, dict[str, type]] = {
+    "scores": {**SETTING, "model": dict, "scores": dict},
+    "barrier": {**SETTING, "a": dict, "b": dict, "curves": list},
+}
+CURVE_LISTS = ("lam", "loss", "accuracy")
+CALIBRATED_LISTS = ("temperature", "calibrated")  # where temperatures were fitted
+CURVE_NUMBERS = ("barrier", "barrier_lam", "epsilon", "convexity_gap", "standard_error")
+MAX_FAULTS = 5  # that a message lists
+
+
+class _Part(BaseModel):
+    """A part of a record: its fields have these types, and further ones are kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _Model(_Part):
+    name: str
+    hash: str | None = None
+
+
+class _Interval(_Part):
+    low: float | None
+    high: float | None
+    standard_error: float | None
+    level: float
+    method: str
+
+
+class _Hans(_Part):
+    accuracy: float | None
+    heuristics: dict[str, dict[str, float | None]]
+    subcases: dict[str, float | None]
+    templates: dict[str, float | None] = Field(default_factory=dict)
+    counts: dict[str, Any] | None = None
+
+
+class _Curve(_Part):
+    name: str
+    lam: list[float]
+    loss: list[float | None]
+    accuracy: list[float | None]
+    barrier: float | None
+    barrier_lam: float | None
+    epsilon: float | None
+    convexity_gap: float | None
+    convexity_interval: list[float] | None = Field(default=None, min_length=3, max_length=3)
+    standard_error: float | None
+    temperature: list[float | None] | None = None
+    calibrated: list[float | None] | None = None
+    calibrated_barrier: float | None = None
+
+
+class _Alignment(_Part):
+    moved: dict[str, Any] = Field(default_factory=dict)
+    quality: dict[str, Any] | None = None
+
+
+class _Common(_Part):
+    kind: str
+    key: str = Field(min_length=1)
+    task: str
+    split: str
+    data: str
+    n: int = Field(ge=0)
+    rows: str | None = None
+    labels: list[str] | None = None
+    notes: list[str] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
+    seconds: float | None = None
+
+
+class _Scores(_Common):
+    model: _Model
+    scores: dict[str, float | None]
+    intervals: dict[str, _Interval | None] = Field(default_factory=dict)
+    hans: _Hans | None = None
+    predictions: str | None = None
+
+    @field_validator("predictions")
+    @classmethod
+    def _inside(cls, name: str | None) -> str | None:
+        if name is not None and (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
+            raise ValueError("expected the path of a file in the folder of results.json")
+        return name
+
+
+class _Barrier(_Common):
+    a: _Model
+    b: _Model
+    curves: list[_Curve] = Field(min_length=1)
+    alignment: _Alignment | None = None
+
+
+SCHEMAS: dict[str, type[_Common]] = {"scores": _Scores, "barrier": _Barrier}
+
+
+def read_results(path: Path, error: type[MergeError]) -> list[dict[str, Any]]:
+    """Return the records of a results.json, oldest first.
+
+    Raises:
+        MergeError: of the class `error`: the file cannot be read, or is not what evaluate-models writes.
+    """
+    store = read_json(path, error)
+    if not isinstance(store, dict) or not isinstance(store.get("results"), list):
+        raise error(
+            f'{path} is not a results store of evaluate-models: expected {{"format": {FORMAT}, "results": [...]}}, found '
+            f"{shown(store)}."
+        )
+    if store.get("format", FORMAT) != FORMAT:
+        raise error(f"{path} has format {shown(store['format'])}; this version reads format {FORMAT}.")
+    results: list[dict[str, Any]] = store["results"]
+    faults = [fault for at, record in enumerate(results) for fault in record_faults(record, f"results[{at}]")]
+    if faults:
+        more = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
+        raise error(
+            f"{path} holds malformed records, which evaluate-models did not write: {'; '.join(faults[:MAX_FAULTS])}{more}"
+        )
+    return results
+
+
+def record_faults(record: object, where: str) -> list[str]:
+    """Return every fault of a record, each with its position."""
+    if not isinstance(record, Mapping):
+        return [f"{where} is not an object"]
+    faults = [f"{where} has no {name}" for name in ("kind", "key") if not isinstance(record.get(name), str)]
+    if faults:
+        return faults
+    where = f"{where} ({brief(record['key'])})"
+    for name, kind in FIELDS.get(record["kind"], {}).items():
+        if not isinstance(record.get(name), kind):
+            faults.append(f"{where}: {name} should be {kind.__name__}, found {type(record.get(name)).__name__}")
+        elif name in ("model", "a", "b") and not isinstance(record[name].get("name"), str):
+            faults.append(f"{where}: {name} has no name")
+        elif name == "curves":
+            faults += [
+                fault for at, curve in enumerate(record[name]) for fault in _curve_faults(curve, f"{where} [{at}]")
+            ]
+    hans = record.get("hans")
+    if record["kind"] == "scores" and isinstance(hans, Mapping):
+        missing = [name for name in ("accuracy", "heuristics", "subcases") if name not in hans]
+        faults += [f"{where}: hans has no {name}" for name in missing]
+    return faults or _schema_faults(record, where)
+
+
+def _curve_faults(curve: object, where: str) -> list[str]:
+    if not isinstance(curve, Mapping) or not isinstance(curve.get("name"), str):
+        return [f"{where}: a curve has no name"]
+    lists = (*CURVE_LISTS, *(name for name in CALIBRATED_LISTS if curve.get(name)))
+    lengths = [len(curve[name]) if isinstance(curve.get(name), list | tuple) else 0 for name in lists]
+    faults = [f"{where}: curve has no {name}" for name in CURVE_NUMBERS if name not in curve]
+    if min(lengths) < 2 or len(set(lengths)) > 1:
+        faults.append(f"{where}: {', '.join(lists)} should have one length, two or more; found {lengths}")
+    return faults
+
+
+def _schema_faults(record: Mapping[str, Any], where: str) -> list[str]:
+    schema = SCHEMAS.get(record["kind"])
+    if schema is None:
+        return []
+    try:
+        schema.model_validate(dict(record))
+    except ValidationError as error:
+        return [_sentence(each, where) for each in error.errors()]
+    return []
+
+
+def _sentence(error: Any, where: str) -> str:
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{where}: {name} is missing"
+    words = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {name}: {words[:1].lower()}{words[1:]}, found {shown(error['input'])}"

@@ -1,0 +1,107 @@
+"""Cases of the fuzzer: which file is changed, how, and which command then reads it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mutations as m
+
+Mutate = Callable[[bytes, random.Random], bytes]
+DRY = ("merge-models", "-q", "--dry-run", "-o", "out")
+WHOLE = ("merge-models", "-q", "-o", "out")
+SCORE = ("evaluate-models", "score", "-q", "--no-cache")
+DROP = ("edit-layers", "stack", "-q", "--layers", "0,0", "-o", "out")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of input.
+
+    Attributes:
+        share: of the cases, out of 1,000.
+        files: patterns of the files of the world that are changed, one a case.
+        mutate: how.
+        commands: of which one reads the file; {} stands for its path.
+    """
+
+    share: int
+    files: tuple[str, ...]
+    mutate: Mutate
+    commands: tuple[tuple[str, ...], ...]
+
+
+MERGES = ((*DRY, "a", "b"), (*DRY, "b", "a"), (*WHOLE, "a", "b"), (*DROP, "a"))
+UNITED = ((*DRY, "a", "b", "--tokenizer", "union"), (*DRY, "a", "b"), (*SCORE, "task.yaml", "a"))
+CONFIGS = ((*DRY, "a", "b"), (*DRY, "b", "a"), (*DRY, "a", "b", "--heads", "average"), (*DROP, "a"))
+PIPELINES = ((*DRY, "sentence", "sentence2"), (*DRY, "sentence2", "sentence"), (*DROP, "sentence"))
+REPORTS = (
+    ("evaluate-models", "compare", "report", "mine", "-q"),
+    ("evaluate-models", "compare", "report", "mine", "-q", "--json"),
+    ("merge-models", "card", "merged", "--results", "report/results.json"),
+)
+
+KINDS: Mapping[str, Kind] = {
+    "weights": Kind(195, ("a/model.safetensors", "sharded/model-00001-of-00002.safetensors"), m.mutated_safetensors,
+                    (*MERGES, (*DRY, "sharded", "a"), (*WHOLE, "sharded", "b"))),
+    "pickles": Kind(52, ("bin/pytorch_model.bin",), m.mutated_pickle,
+                    ((*DRY, "bin", "a"), (*WHOLE, "a", "bin"), (*DROP, "bin"))),
+    "index": Kind(45, ("sharded/model.safetensors.index.json",), m.mutated_json,
+                  ((*DRY, "sharded", "a"), (*WHOLE, "a", "sharded"))),
+    "config": Kind(135, ("a/config.json",), m.mutated_json, CONFIGS),
+    "modules": Kind(68, ("sentence/modules.json", "sentence/1_Pooling/config.json", "sentence/2_Dense/config.json",
+                         "sentence/config_sentence_transformers.json", "sentence/sentence_bert_config.json"),
+                    m.mutated_json, PIPELINES),
+    "tokenizer": Kind(90, ("a/tokenizer.json", "a/tokenizer_config.json"), m.mutated_json, UNITED),
+    "side files": Kind(38, ("a/README.md", "a/generation_config.json", "a/vocab.txt"), m.mutated_bytes,
+                       ((*WHOLE, "a", "b"), (*DROP, "a"))),
+    "results": Kind(36, ("report/results.json",), m.mutated_json, REPORTS),
+    "recipes": Kind(165, ("recipe.yaml", "mergekit.yaml"), m.mutated_yaml,
+                    (("merge-models", "-q", "--dry-run", "--recipe", "{}"),
+                     ("merge-models", "--print-recipe", "--recipe", "{}"))),
+    "transforms": Kind(38, ("transform.safetensors",), m.mutated_safetensors, ((*DRY, "a", "b", "--apply", "{}"),)),
+    "predictions": Kind(33, ("report/predictions/*.parquet",), m.mutated_parquet, REPORTS[:2]),
+    "hans predictions": Kind(5, ("hans.txt",), m.mutated_bytes,
+                             (("evaluate-models", "hans", "-q", "--predictions", "{}", "--data", "hans.tsv"),)),
+    "task files": Kind(33, ("task.yaml",), m.mutated_yaml, ((*SCORE, "task.yaml", "a"),)),
+    "text files": Kind(33, ("rows.jsonl", "rows.csv", "rows.tsv", "text.txt"), m.mutated_bytes,
+                       (("evaluate-models", "score", "-q", "task.yaml", "a", "--data", "{}"),)),
+    "manifests": Kind(34, ("merged/merge.json",), m.mutated_json,
+                      (("merge-models", "verify", "merged"), REPORTS[2])),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: a file of the world, its new content (None: no file any more) and the command."""
+
+    kind: str
+    file: str
+    content: bytes | None
+    command: tuple[str, ...]
+    seed: str
+
+
+def make_case(number: int, world: Path, seed: int = 0) -> Case:
+    """Return case `number`: the same for the same seed and world."""
+    chance = random.Random(f"{seed} {number}")
+    name = chance.choices(list(KINDS), [kind.share for kind in KINDS.values()])[0]
+    kind = KINDS[name]
+    files = sorted(path for pattern in kind.files for path in world.glob(pattern))
+    path = chance.choice(files)
+    command = chance.choice(kind.commands)
+    file = path.relative_to(world).as_posix()
+    words = tuple(word.replace("{}", file) for word in command)
+    content = None if chance.random() < 0.03 else kind.mutate(path.read_bytes(), chance)
+    return Case(name, file, content, words, f"{seed} {number}")
+
+
+def place(case: Case, world: Path) -> None:
+    """Put the changed file in its place."""
+    path = world / case.file
+    if case.content is None:
+        m.no_file(path, random.Random(case.seed))
+    else:
+        path.write_bytes(case.content)
