@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import hashlib
 import os
 import shutil
@@ -58,6 +59,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--methods-table", type=Path, help="Write the outcome of the batteries for each method here.")
     parser.addoption("--architectures-table", type=Path, help="Write the outcome for each family and head here.")
     parser.addoption("--symmetries-table", type=Path, help="Write the outcome for the groups of each family here.")
+
+
+def pytest_configure() -> None:
+    """Look for no garbage while torch and the tests are imported: none of it is."""
+    gc.disable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Look for garbage again, but not in what was imported, which a full search would take half a second to go through."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

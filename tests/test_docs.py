@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import quick_on
 from tiny import NLI, save_checkpoint
 
 import evals
@@ -19,6 +20,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PAGES = {"python-api.md": 12, "how-it-works.md": 15}
 FUNCTIONS = [getattr(package, name) for package in (merge, evals) for name in package.__all__]
 DOCUMENTED = [each for each in FUNCTIONS if callable(each) and not isinstance(each, type)]
+QUICK = (merge.merge, merge.load, evals.score)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def failures(tests: list[doctest.DocTest]) -> tuple[int, str]:
     return runner.tries, "".join(report)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", quick_on(("how-it-works.md",), PAGES))
 def test_the_examples_of_a_page_run(page: str, workshop: dict[str, Any]) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     tried, report = failures([doctest.DocTestParser().get_doctest(text, workshop, page, page, 0)])
@@ -54,7 +56,9 @@ def test_the_examples_of_a_page_run(page: str, workshop: dict[str, Any]) -> None
     assert not report, report
 
 
-@pytest.mark.parametrize("function", DOCUMENTED, ids=lambda function: f"{function.__module__}.{function.__name__}")
+@pytest.mark.parametrize(
+    "function", quick_on(QUICK, DOCUMENTED), ids=lambda function: f"{function.__module__}.{function.__name__}"
+)
 def test_the_example_of_a_public_function_runs(function: Callable[..., Any], workshop: dict[str, Any]) -> None:
     """Every public function has one."""
     tests = doctest.DocTestFinder(recurse=False).find(function, function.__name__, globs=workshop)

@@ -86,6 +86,14 @@ def save_checkpoint(
     return folder
 
 
+def empty_cache(folder: Path) -> Path:
+    """Make a cache folder, empty but for what transformers makes of configs, which no test changes; and return it."""
+    folder.mkdir()
+    with contextlib.suppress(OSError):  # without links (Windows)
+        (folder / "structures").symlink_to(RUN_CACHE / "structures", target_is_directory=True)
+    return folder
+
+
 @cache
 def _random_checkpoint(config: str, seed: int) -> Path:
     """Return the folder, which all workers share, of the checkpoint with random tensors."""

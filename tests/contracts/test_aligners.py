@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from itertools import pairwise, product
 from typing import Any
 
 import pytest
 import torch
-from families import CASES, FAMILIES, canonical_tensors, inputs, written_name
+from families import CASES, FAMILIES, canonical_tensors, inputs, joined, written_name
 from families_more import CASES as UNUSUAL_CASES
 from tiny import bert_config, random_tensors
 
 from merge.alignment.evidence.proof import prove
 from merge.alignment.matchers import ALIGNERS, OPTIONS, PAIRWISE, aligner
-from merge.alignment.pair import Pair, Settings
+from merge.alignment.pair import Alignment, Matcher, Pair, Settings
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, UsageError
@@ -60,13 +62,32 @@ def make_pair(architecture: str, planted_seed: int | None, noise: float = 0.0, o
     return pair, inverse(planted)
 
 
-# What these find costs seconds: one head, and families of three kinds, and in `make check` all.
-COSTLY = ("annealing", "activations+weights")
+@cache
+def matcher(
+    by: str, architecture: str, planted_seed: int | None, noise: float, other_seed: int
+) -> tuple[Pair, Matcher]:
+    """Return a pair and the aligner on it, which measures activations once for all that is asked of it."""
+    pair, _ = make_pair(architecture, planted_seed, noise, other_seed)
+    pair = replace(pair, batches=joined(pair.batches))
+    return pair, aligner(by)(pair)
 
 
-def quick(cases: Sequence[tuple[str, ...]], few: Container[str]) -> list[Any]:
+@cache
+def aligned(
+    by: str, planted_seed: int | None, other_seed: int = 0, architecture: str = HEADS[0], noise: float = 0.0
+) -> tuple[Pair, Alignment]:
+    """Return a pair and what an aligner finds over all its axes, once for all tests that look at it."""
+    pair, match = matcher(by, architecture, planted_seed, noise, other_seed)
+    return pair, match(frozenset(pair.kinds()))
+
+
+# What these find costs half a second and more: one head, and in `make check` all.
+COSTLY = ("annealing", "activations", "activations+weights")
+
+
+def quick(cases: Sequence[tuple[str, ...]], costly: Container[str], few: Container[str]) -> list[Any]:
     """Return (aligner, case, ...) as parameters: a costly aligner is quick on few of the cases alone."""
-    return [pytest.param(*c, marks=pytest.mark.slow if c[0] in COSTLY and c[1] not in few else ()) for c in cases]
+    return [pytest.param(*c, marks=pytest.mark.slow if c[0] in costly and c[1] not in few else ()) for c in cases]
 
 
 # `learned` puts maps behind what another one found and moves no unit itself: tests/merge/alignment/matchers/test_learned.py.
@@ -83,12 +104,12 @@ def same(left: Any, right: Any) -> bool:
 
 
 @pytest.mark.parametrize("jittered", [False, True])
-@pytest.mark.parametrize(("by", "architecture"), quick(list(product(MATCHERS, HEADS)), HEADS[:1]))
+@pytest.mark.parametrize(("by", "architecture"), quick(list(product(MATCHERS, HEADS)), COSTLY, HEADS[:1]))
 def test_a_planted_element_is_recovered_heads_included(by: str, architecture: str, jittered: bool) -> None:
     """The answer is known: the inverse of what was planted, on every axis, also when b was jittered."""
     noise = NOISE.get(by, 0.1) if jittered else 0.0
-    pair, wanted = make_pair(architecture, planted_seed=1, noise=noise)
-    found = aligner(by)(pair)(frozenset(pair.kinds()))
+    _, wanted = make_pair(architecture, planted_seed=1, noise=noise)
+    _, found = aligned(by, 1, architecture=architecture, noise=noise)
     assert same(found.permutation, wanted)
     assert not wanted.is_identity
 
@@ -113,14 +134,19 @@ def test_weights_find_a_planted_element_of_every_family_in_noise(model_type: str
     assert found.objective[0] < 0.5 < found.objective[-1] < 0.95
 
 
-@pytest.mark.parametrize(("by", "model_type"), quick(list(product(MATCHERS, FAMILIES)), ("bert", "albert", "mpnet")))
+# Matching by weights is quick on every family; all others in `make check`, and on families of three kinds.
+OTHERS = tuple(name for name in MATCHERS if name != "weights")
+UNLIKE = ("bert", "albert", "mpnet")
+
+
+@pytest.mark.parametrize(("by", "model_type"), quick(list(product(MATCHERS, FAMILIES)), OTHERS, UNLIKE))
 def test_a_planted_element_is_recovered_in_every_family(by: str, model_type: str) -> None:
     """Every axis of every family is seen by every aligner; what it finds is proved on the model itself."""
     config = next(config for config in CASES.values() if config["model_type"] == model_type)
     structure, spec, a = structure_of(config), spec_for(config), canonical_tensors(config, 0, torch.float32)
     drawn = random(spec, {name: tuple(t.shape) for name, t in a.items()}, torch.Generator().manual_seed(1))
     planted = restrict(drawn, set(drawn.indices) - spec.named)
-    batches = tuple(batch for seed in range(10) for batch in inputs(config, seed))
+    batches = joined([batch for seed in range(10) for batch in inputs(config, seed)])
     pair = Pair(spec, a, apply(spec, planted, a), config, lambda name: written_name(structure, name), batches)
     found = aligner(by)(pair)(frozenset(pair.kinds()))
     assert found.objective[-1] == pytest.approx(1.0, abs=1e-4)
@@ -131,14 +157,12 @@ def test_a_planted_element_is_recovered_in_every_family(by: str, model_type: str
 
 
 def test_a_model_aligned_to_itself_does_not_move(by: str) -> None:
-    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
-    assert aligner(by)(pair)(frozenset(pair.kinds())).permutation.is_identity
+    assert aligned(by, None)[1].permutation.is_identity
 
 
 def test_the_objective_never_decreases_and_is_one_on_a_planted_copy(by: str) -> None:
     """It is normalised: 1 says that every unit found its own twin."""
-    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
-    objective = aligner(by)(pair)(frozenset(pair.kinds())).objective
+    objective = aligned(by, 1)[1].objective
     assert all(later >= earlier for earlier, later in pairwise(objective))
     assert all(later > earlier for earlier, later in pairwise(objective[1:]))
     assert objective[-1] == pytest.approx(1.0, abs=1e-5)
@@ -146,15 +170,14 @@ def test_the_objective_never_decreases_and_is_one_on_a_planted_copy(by: str) -> 
 
 def test_two_unrelated_models_match_better_than_chance_and_b_stays_itself(by: str) -> None:
     """Independent weights correlate with nothing until they are matched; whatever is found keeps b's function."""
-    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
-    found = aligner(by)(pair)(frozenset(pair.kinds()))
+    pair, found = aligned(by, None, other_seed=5)
     assert found.objective[-1] > 0.08
     assert prove(pair, apply(pair.spec, found.permutation, pair.b), found.permutation, pair.batches).error < 1e-9
 
 
 def test_only_the_kinds_asked_for_move(by: str) -> None:
-    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
-    found = aligner(by)(pair)(frozenset({"ffn"}))
+    pair, match = matcher(by, HEADS[0], None, 0.0, 5)
+    found = match(frozenset({"ffn"}))
     moved = {pair.spec.kind(axis) for axis, (count, _) in found.permutation.moved().items() if count}
     assert moved == {"ffn"}
     assert found.kinds == ("ffn",)
@@ -162,21 +185,20 @@ def test_only_the_kinds_asked_for_move(by: str) -> None:
 
 def test_labels_never_move_by_matching(by: str) -> None:
     """Their order is given by names."""
-    pair, _ = make_pair("BertForSequenceClassification", planted_seed=3)
-    found = aligner(by)(pair)(frozenset(pair.kinds())).permutation
-    assert found.indices["labels"].tolist() == [0, 1, 2]
+    pair, found = aligned(by, 1)
+    assert found.permutation.indices["labels"].tolist() == [0, 1, 2]
     assert "labels" not in pair.kinds()
 
 
 def test_an_unknown_kind_is_an_error_that_lists_those_there_are(by: str) -> None:
-    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
+    _, match = matcher(by, HEADS[0], 1, 0.0, 0)
     with pytest.raises(UsageError, match="no axes 'ffnn'. Did you mean 'ffn'.* Known: ffn, heads, pooler, residual"):
-        aligner(by)(pair)(frozenset({"ffnn"}))
+        match(frozenset({"ffnn"}))
 
 
 def test_the_same_pair_gives_the_same_permutation(by: str) -> None:
-    pair, _ = make_pair("BertForSequenceClassification", planted_seed=4, other_seed=6)
-    first, second = (aligner(by)(pair)(frozenset(pair.kinds())) for _ in range(2))
+    pair, first = aligned(by, None, other_seed=5)
+    second = aligner(by)(pair)(frozenset(pair.kinds()))
     assert same(first.permutation, second.permutation)
     assert first.objective == second.objective
 

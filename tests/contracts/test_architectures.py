@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from architecture_case import ALL_CASES, CASES, TABLES, Case, first_of, make, outputs_of
-from families import CLASSIFIERS, FAMILIES, canonical_tensors, family_case, written_name
+from architecture_case import ALL_CASES, CASES, FIRST, TABLES, Case, first_of, make, outputs_of
+from families import CLASSIFIERS, FAMILIES, UNLIKE, canonical_tensors, family_case, written_name
+from quick import quick_on
 
 from merge.alignment.settings import AlignEntry
 from merge.checkpoints.hooks import watching
@@ -61,6 +62,11 @@ def test_every_head_that_transformers_has_for_the_family_is_in_this_battery(mode
     assert len(heads) >= 5
 
 
+# What runs a model hundreds of times is quick on one case of each family.
+ONE_OF_EACH = pytest.mark.parametrize("case", quick_on(FIRST.values(), CASES), indirect=True)
+
+
+@ONE_OF_EACH
 def test_a_random_element_of_each_axis_alone_keeps_the_outputs(case: Case) -> None:
     """All of them at once do too: test_symmetries.py, and the last line of the next test."""
     p = case.random(9)
@@ -70,6 +76,7 @@ def test_a_random_element_of_each_axis_alone_keeps_the_outputs(case: Case) -> No
         assert case.difference(alone) < case.spec.bound
 
 
+@ONE_OF_EACH
 def test_fixing_any_one_axis_in_one_line_breaks_the_outputs(case: Case) -> None:
     """The negative control of the whole table: no line and no axis of it is idle, but for those declared with a reason.
 
@@ -212,7 +219,7 @@ def test_every_classification_head_names_the_axis_of_its_labels(case: Case) -> N
 
 
 @pytest.mark.parametrize("end", CLASSIFIERS)
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", quick_on(UNLIKE, FAMILIES))
 def test_labels_in_another_order_are_matched_by_name_in_every_family(model_type: str, end: str, tmp_path: Path) -> None:
     """The other model is the first with its classes turned, in its weights as in id2label: matched, it is the first."""
     config, turn = family_case(model_type, end), torch.tensor([2, 0, 1])

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 from architecture_case import CASES
+from families import UNLIKE
+from quick import quick_on
 from safetensors.torch import load_file, save_file
 from tiny import save_checkpoint
 from torch import Tensor
@@ -381,6 +383,12 @@ def by_rota(forms: Sequence[str]) -> list[Any]:
     ]
 
 
+def quick_groups() -> list[Any]:
+    """Return GROUPS as parameters: quick are families that differ in kind and those with a form that no other has."""
+    quick = {"bert", "nomic_bert", "deit", "beit", *UNLIKE}
+    return [pytest.param(*group, marks=() if group[0] in quick else pytest.mark.slow) for group in GROUPS]
+
+
 def test_the_quick_pairs_have_every_form_and_every_family() -> None:
     quick = [pair.values for pair in by_rota(list(FORMS)) if not pair.marks]
     assert {form for _, form in quick} == FORMS.keys()
@@ -409,7 +417,7 @@ def test_an_old_form_opens_as_the_modern_one(
         assert opened.notes == ()
 
 
-@pytest.mark.parametrize(("family", "kind"), GROUPS)
+@pytest.mark.parametrize(("family", "kind"), quick_groups())
 def test_old_forms_merge_as_modern_ones(
     family: str, kind: str, modern: Callable[[str, str], Modern], tmp_path: Path
 ) -> None:
@@ -563,7 +571,7 @@ def test_the_families_with_a_pooler_are_those_listed() -> None:
     assert found - {"beit"} == set(POOLERS)
 
 
-@pytest.mark.parametrize("family", POOLERS)
+@pytest.mark.parametrize("family", quick_on(("bert", "albert", "mpnet", "vit"), POOLERS))
 def test_a_missing_pooler_is_said_or_refused(family: str, modern: Callable[[str, str], Modern], tmp_path: Path) -> None:
     """Of both models: merged without, and said. Of one: a line that says what to do; done, all else is as before."""
     pair = modern(family, "base")

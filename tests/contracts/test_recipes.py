@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import NLI, WORDS, bert_config, save_checkpoint, save_tokenizer, write_text
+from tiny import NLI, WORDS, bert_config, empty_cache, save_checkpoint, save_tokenizer, write_text
 from torch import Tensor
 
 from merge.methods import WEIGHED
@@ -73,7 +73,7 @@ def write_labelled(folder: Path) -> None:
 def ran(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recipe, dict[str, Tensor]]:
     """Run a recipe in a folder on tiny models; return it and what it wrote."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("MERGE_MODELS_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("MERGE_MODELS_CACHE", str(empty_cache(folder / "cache")))
     recipe, _ = read_any(BY_NAME[name])
     if recipe.align.by == "learned":  # steps that tiny models need
         recipe = recipe.model_copy(update={"align": recipe.align.model_copy(update={"steps": 40})})

@@ -15,7 +15,8 @@ import pytest
 import torch
 from architecture_case import CASES, FIRST, STANDING, Case, Outputs, first_of, make, outputs_of
 from false_symmetries import BERT, DEBERTA_V2, WRONG, Wrong
-from families import canonical_tensors
+from families import UNLIKE, canonical_tensors
+from quick import quick_on
 from random_transforms import random_transform
 from torch import Tensor
 
@@ -90,7 +91,11 @@ def test_every_family_and_every_group_is_in_this_battery() -> None:
     assert len(STANDING) == len(set(STANDING)) >= 45
 
 
-@pytest.mark.parametrize("name", CASES)
+# Every head of families that differ in kind, and of every family its first case.
+HEADS = {name for name, (config, _) in CASES.items() if config["model_type"] in UNLIKE}
+
+
+@pytest.mark.parametrize("name", quick_on({*HEADS, *STANDING}, CASES))
 def test_a_random_element_of_all_groups_keeps_the_outputs(name: str) -> None:
     case = make(*CASES[name]) if name not in STANDING else case_of(name)
     t = drawn(case, 1)

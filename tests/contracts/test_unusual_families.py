@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from architecture_case import Case, make, outputs_of
-from families import canonical_tensors, written_name
+from families import canonical_tensors, joined, written_name
 from families_more import CASES, inputs
 
 from merge.alignment.choice.candidates import choose
@@ -47,7 +47,7 @@ def make_pair(name: str, noise: float = 0.0, other_seed: int = 0, batches: int =
     }
     drawn = random(spec, shapes, torch.Generator().manual_seed(1))
     planted = restrict(drawn, set(drawn.indices) - spec.named)
-    text = tuple(batch for seed in range(batches) for batch in inputs(config, seed))
+    text = joined([batch for seed in range(batches) for batch in inputs(config, seed)])
     return Pair(spec, a, apply(spec, planted, b), config, lambda n: written_name(structure, n), text), inverse(planted)
 
 

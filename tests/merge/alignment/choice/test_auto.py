@@ -82,12 +82,18 @@ def test_a_pair_in_canonical_form_carries_the_weights_that_are_merged() -> None:
     assert any(not torch.equal(compared.a[n], pair.a[n]) for n in pair.a)
 
 
-def test_a_permuted_copy_is_no_common_start_and_is_brought_back() -> None:
+@pytest.fixture(scope="module")
+def copies() -> Choice:
+    """Return what is chosen for a model and its permuted copy."""
+    return chosen(made(2)[0], ORDERS)
+
+
+def test_a_permuted_copy_is_no_common_start_and_is_brought_back(copies: Choice) -> None:
     """The planted answer: its midpoint is the model itself, so nothing scores better than all axes at their places."""
     pair, back = made(2)
     with pytest.raises(AssertionError, match="text was asked for"):
         Auto()(replace(pair, batches=()), unread)
-    choice = chosen(pair, ORDERS)
+    choice = copies
     assert choice.kept.name == EVERYTHING
     assert choice.kept.score == pytest.approx(0, abs=1e-6)
     assert all(torch.equal(choice.kept.alignment.permutation.indices[a], back.indices[a]) for a in back.indices)
@@ -128,10 +134,9 @@ def test_the_same_pair_gets_the_same_choice(strangers: Choice) -> None:
     assert [c.score for c in again.candidates] == [c.score for c in strangers.candidates]
 
 
-def test_no_alignment_is_scored_twice() -> None:
+def test_no_alignment_is_scored_twice(copies: Choice) -> None:
     """Matchers that agree are one candidate: the first, which is the simplest."""
-    pair, _ = made(2)
-    found = [c.alignment for c in chosen(pair, ORDERS).candidates]
+    found = [c.alignment for c in copies.candidates]
     keys = {tuple(index.numpy().tobytes() for index in alignment.permutation.indices.values()) for alignment in found}
     assert len(keys) == len(found)
 

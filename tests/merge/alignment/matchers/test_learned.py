@@ -99,10 +99,10 @@ GPT2 = next(c for c in MORE.values() if c["architectures"] == ["GPT2ForSequenceC
 @pytest.mark.parametrize(
     ("config", "folded", "groups"),
     [
-        (family_case("bert", "ForSequenceClassification"), False, {"linear"}),
+        pytest.param(family_case("bert", "ForSequenceClassification"), False, {"linear"}, marks=pytest.mark.slow),
         (family_case("bert", "ForSequenceClassification", hidden_act="relu"), False, {"linear", "positive"}),
-        (GPT2, True, {"linear", "orthogonal_one"}),
-        (LLAMA, True, {"linear", "orthogonal", "real", "rotary"}),
+        pytest.param(GPT2, True, {"linear", "orthogonal_one"}, marks=pytest.mark.slow),
+        pytest.param(LLAMA, True, {"linear", "orthogonal", "real", "rotary"}, marks=pytest.mark.slow),
     ],
     ids=["bert", "bert with relu", "folded gpt2", "folded llama"],
 )

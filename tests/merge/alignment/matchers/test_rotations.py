@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from contracts.test_aligners import make_pair
-from families import canonical_tensors, written_name
+from families import canonical_tensors, joined, written_name
 from families_more import CASES
 from random_transforms import random_transform
 from safetensors.torch import load_file
@@ -206,7 +206,7 @@ def test_turned_values_and_turned_queries_are_told_apart_by_activations(name: st
     drawn = random_transform(spec, shapes, torch.Generator().manual_seed(1))
     axes = [x for x in {**drawn.maps, **drawn.permutation.indices} if spec.kind(x) in ("heads", "ffn")]
     b = apply_transform(spec, restrict_transform(drawn, axes), a)
-    batches = tuple(batch for seed in range(6) for batch in random_inputs(config, seed))
+    batches = joined([batch for seed in range(6) for batch in random_inputs(config, seed)])
     settings = Settings(basis="orthogonal")
     pair = Pair(spec, a, b, config, lambda n: written_name(structure, n), batches, settings=settings)
     found = aligner("activations")(pair)(frozenset(pair.kinds()))

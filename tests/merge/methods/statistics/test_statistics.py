@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import bert_config, random_tensors, save_checkpoint, write_text
+from tiny import bert_config, empty_cache, random_tensors, save_checkpoint, write_text
 
 import merge
 from merge.checkpoints.checkpoint import Checkpoint
@@ -189,7 +189,7 @@ class Counting:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache; the folder that statistics are kept in."""
-    monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MERGE_MODELS_CACHE", str(empty_cache(tmp_path / "cache")))
     return tmp_path / "cache" / "statistics"
 
 
