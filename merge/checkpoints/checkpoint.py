@@ -40,8 +40,8 @@ class Checkpoint:
         structure: what transformers makes of the config.
         tensors: canonical name -> where it is stored.
         writes_prefix: whether transformers writes these names with the prefix (it does not for the base model alone).
-        side_files: relative paths of tokenizer and other files, which are copied with the weights.
-        left_behind: relative paths of files that are not copied (weights of other formats, training state).
+        side_files: relative paths of the files that are copied with the weights (tokenizer, modules, licence).
+        left_behind: relative paths of all other files (weights of other formats, scores, logs), which are not copied.
         notes: changes of names and left-out tensors, for the user.
     """
 

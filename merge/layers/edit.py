@@ -17,7 +17,7 @@ from merge.checkpoints.sentence_transformers import check_edited
 from merge.checkpoints.weights.write import write_weights
 from merge.disk.hashes import file_hash
 from merge.disk.staging import check_output, copy_side_files, staged, write_json
-from merge.errors import OutputError, UsageError
+from merge.errors import OutputError, UsageError, some
 from merge.layers.importance import DEFAULT_TEXT, LayerImportance, measure_importance
 from merge.layers.plan import (
     LayerPlan,
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "edit.json"
-# Files that describe how the input was made, which are not copied.
-INPUT_RECORDS = (MANIFEST, "merge.json", "recipe.yaml")
+FILES_SHOWN = 6  # in a note
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,8 @@ def edit_layers(
     config = planned_config(checkpoint.config, plan)
     tensors = _planned(checkpoint, plan)
     notes = (*checkpoint.notes, *plan_notes(checkpoint.config, plan), *(importance.notes if importance else ()))
-    stale = [name for name in checkpoint.side_files if name in INPUT_RECORDS]
-    if not_copied := [*checkpoint.left_behind, *stale]:
-        notes = (*notes, f"not copied from {checkpoint.source}: {', '.join(not_copied)}")
+    if not_copied := checkpoint.left_behind:
+        notes = (*notes, f"not copied from {checkpoint.source}: {some(not_copied, FILES_SHOWN)}")
     report = EditReport(checkpoint, plan, output, config, tensors, notes, importance, 0, 0.0)
     _check_space(report)
     if not dry_run:
@@ -155,8 +153,7 @@ def _write(folder: Path, report: EditReport) -> EditReport:
     checkpoint = report.checkpoint
     total = _copy_tensors(folder, report)
     write_json(folder / "config.json", report.config)
-    kept = tuple(name for name in checkpoint.side_files if name not in INPUT_RECORDS)
-    copy_side_files(checkpoint.folder, kept, folder)
+    copy_side_files(checkpoint.folder, checkpoint.side_files, folder)
     notes = reload_check(folder, report.config, checkpoint.folder)
     report = replace(report, bytes=total, notes=(*report.notes, *notes))
     (folder / "README.md").write_text(card(report), encoding="utf-8", newline="\n")

@@ -17,6 +17,7 @@ from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.weights.arrays import check_device, import_torch
 from merge.disk.staging import check_output, staged
+from merge.errors import some
 from merge.recipe.recipe import Recipe
 from merge.run.evaluation import check_evaluation, evaluate
 from merge.run.options import DEFAULTS, RunOptions
@@ -34,6 +35,8 @@ from merge.text.calibrated import calibrate
 
 if TYPE_CHECKING:
     from merge.methods.statistics.record import Statistics
+
+FILES_SHOWN = 6  # in a note
 
 
 def run(
@@ -113,7 +116,11 @@ def _choose(recipe: Recipe, heads: HeadPlan, options: RunOptions, output: Path) 
 
 def _left_behind(heads: HeadPlan) -> list[str]:
     owners = [output.owner for output in heads.outputs]
-    return [f"not copied from {owner.source}: {', '.join(owner.left_behind)}" for owner in owners if owner.left_behind]
+    return [
+        f"not copied from {owner.source}: {some(owner.left_behind, FILES_SHOWN)}"
+        for owner in owners
+        if owner.left_behind
+    ]
 
 
 def _with_statistics(report: Report) -> Report:
