@@ -17,7 +17,7 @@ from evals.predict.workers import WorkerGroup
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
 from merge.checkpoints.inputs import Encoded
-from merge.checkpoints.structure import HARMLESS
+from merge.checkpoints.settings import setting_differences
 from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import TaskError, some
 
@@ -174,12 +174,8 @@ def _written(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def _differences(like: Checkpoint, other: Checkpoint) -> list[str]:
     """Return every difference between checkpoints, besides the weights, that changes their outputs; labels may differ."""
-    left, right = like.structure.settings, other.structure.settings
-    faults = [
-        f"{k} is {right.get(k)!r}, not {left.get(k)!r}"
-        for k in like.structure.known
-        if k not in HARMLESS and left.get(k) != right.get(k)
-    ]
+    differences = setting_differences(like.structure, other.structure)
+    faults = [f"{key} is {right!r}, not {left!r}" for key, left, right in differences]
     if like.architecture != other.architecture:
         faults = [f"it is a {other.architecture}, not a {like.architecture}"]
     shapes, others = like.shapes, other.shapes

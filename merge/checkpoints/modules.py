@@ -26,10 +26,12 @@ POOLING_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+RENAMED = {"word_embedding_dimension": "embedding_dimension", "in_word_embedding_dimension": "in_embedding_dimension"}
+# Modules whose size is that of what they read, whether it is stated or not.
+SIZED_BY_INPUT = ("SpladePooling",)
 # Settings that mean the same whether they are written out or left out.
 DEFAULTS = {
     "module_input_name": "sentence_embedding",
-    "module_output_name": "sentence_embedding",
     "include_prompt": True,
     "bias": True,
     "use_residual": False,
@@ -46,7 +48,7 @@ class Module:
     Attributes:
         kind: its class, without the package, whose name changes from version to version.
         path: its folder; "" for the encoder's, which is the checkpoint's.
-        settings: its config.json.
+        settings: its config.json, under today's names and without defaults; then its further files.
     """
 
     kind: str
@@ -78,7 +80,14 @@ def read_modules(folder: Path) -> tuple[Module, ...] | None:
     for kind, path in modules:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise CheckpointError(f"{folder / LISTING}: module {kind} lies outside the folder, in {path}.")
-    return tuple(Module(kind, path, _settings(kind, path, folder / path / "config.json")) for kind, path in modules)
+    return tuple(
+        Module(
+            kind,
+            path,
+            _settings(kind, path, folder / path / "config.json") | (_more_settings(folder / path) if path else {}),
+        )
+        for kind, path in modules
+    )
 
 
 def _settings(kind: str, folder: str, config: Path) -> dict[str, Any]:
@@ -86,17 +95,36 @@ def _settings(kind: str, folder: str, config: Path) -> dict[str, Any]:
     if not folder or not config.is_file():
         return {}
     settings = read_object(config, CheckpointError, SETTING_KINDS)
+    for old, today in RENAMED.items():
+        if old in settings:
+            settings.setdefault(today, settings.pop(old))
     if kind == "Pooling":
         modes = settings.get("pooling_mode") or [m for key, m in POOLING_MODES.items() if settings.get(key)] or ["mean"]
-        size = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
-        others = {k: v for k, v in settings.items() if k == "include_prompt"}
-        settings = {
-            "pooling_mode": "+".join([modes] if isinstance(modes, str) else sorted(modes)),
-            "embedding_dimension": size,
-        } | others
+        settings = {key: value for key, value in settings.items() if key not in POOLING_MODES}
+        settings["pooling_mode"] = "+".join([modes] if isinstance(modes, str) else sorted(modes))
+    if kind in SIZED_BY_INPUT:
+        settings.pop("embedding_dimension", None)
     if "activation_function" in settings:
-        settings["activation_function"] = str(settings["activation_function"]).rsplit(".", 1)[-1]
-    return {key: value for key, value in settings.items() if key not in DEFAULTS or DEFAULTS[key] != value}
+        settings["activation_function"] = activation_name(settings["activation_function"])
+    if settings.get("module_output_name") == settings.get("module_input_name", "sentence_embedding"):
+        settings.pop("module_output_name", None)  # it writes what it reads
+    return {key: value for key, value in settings.items() if value is not None and DEFAULTS.get(key, ...) != value}
+
+
+def _more_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings in a module's further files, named by their files: those of its tokenizer, its word weights."""
+    files = [*folder.glob("*_config.json"), *folder.glob("idf.json")] if folder.is_dir() else []
+    return {
+        f"{path.stem} {key}": value
+        for path in sorted(files)
+        for key, value in read_object(path, CheckpointError).items()
+    }
+
+
+def activation_name(stated: Any) -> str:
+    """Return the name of an activation: torch's without its module, which changed from version to version."""
+    name = str(stated)
+    return name.rsplit(".", 1)[-1] if name.startswith("torch.") else name
 
 
 def module_tensors(

@@ -6,12 +6,14 @@ that the config names. Everything else is left behind: weights of other formats,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from merge.disk.documents import read_json
+from merge.errors import CheckpointError
 
 WEIGHT_ENDINGS = (
     ".safetensors",
@@ -130,6 +132,6 @@ def _auto_map(config: Any) -> Iterator[str]:
 def _read(path: Path) -> Any:
     """Return the content of a JSON file; None where it cannot be read, which whoever needs it says."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (ValueError, OSError, RecursionError):
+        return read_json(path, CheckpointError) if path.is_file() else None
+    except CheckpointError:
         return None

@@ -119,12 +119,3 @@ def _vocabulary(skeleton: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[s
     wanted = {id(p) for module in modules if module is not None for p in module.parameters()}
     names = [name for name, p in skeleton.named_parameters(remove_duplicate=False) if id(p) in wanted]
     return tuple(name for name in names if name in shapes)
-
-
-# Config entries that neither shape the model nor change what it computes at inference.
-HARMLESS = {
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type",
-    "finetuning_task", "use_cache", "gradient_checkpointing", "return_dict", "output_attentions",
-    "output_hidden_states", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
-    "initializer_range", "task_specific_params", "_commit_hash", "_attn_implementation", "chunk_size_feed_forward",
-}  # fmt: skip

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # fmt: off
 RECIPE_FLAGS = (
-    "base", "base_lacks", "heads", "method", "settings", "weights", *FLAGS, "statistics_text",
+    "base", "base_lacks", "heads", "config", "method", "settings", "weights", *FLAGS, "statistics_text",
     "statistics_column", "label_column", "statistics_samples", "tokenizer", "seed", "dtype", "out_dtype", "revision",
 )
 # fmt: on
@@ -59,6 +59,7 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
         "base": options["base"],
         "base_lacks": options["base_lacks"],
         "heads": options["heads"],
+        "config": options["config"],
         # A single model with --apply is only transformed.
         "method": "passthrough"
         if options["method"] is None and len(models) == 1 and "apply" in align

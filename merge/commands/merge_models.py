@@ -53,6 +53,11 @@ More commands:
     help="Rule for task heads: average, reference, drop or keep-all.  [default: labels must be equal]",
 )
 @click.option(
+    "--config",
+    metavar="RULE",
+    help="Rule for settings that decide outputs and differ (pooling, prompts, ...): reference.  [default: must be equal]",
+)
+@click.option(
     "--weights", type=NUMBERS, metavar="W,W,...", help="One weight per model; the same as --set weights=W,W,..."
 )
 @align_options

@@ -27,6 +27,8 @@ class Recipe(Record):
         overrides: settings by tensor name; a later override wins.
         heads: rule for task heads: average (each class by name), reference, drop, or keep-all, which writes one folder
             per model; labels must be equal when None.
+        config: rule for settings that decide outputs and differ (activations, pooling, prompts): reference keeps those of
+            the first model; all models must agree when None.
         slices: the layers of the output in order; all layers of the models when None.
         tokenizer: source of the vocabulary: reference, base, union, or a model; all models must agree when None.
         dtype: dtype of the arithmetic; when None float32, or float64 if a model is in float64.
@@ -38,6 +40,7 @@ class Recipe(Record):
     base: BaseEntry | None = None
     base_lacks: Literal["average", "reference"] | None = None
     heads: Literal["average", "reference", "drop", "keep-all"] | None = None
+    config: Literal["reference"] | None = None
     method: str = "linear"
     slices: tuple[Slice, ...] | None = Field(default=None, min_length=1)
     settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)

@@ -67,6 +67,7 @@ def merge(
     align: str | Mapping[str, Any] = "none",
     text: TextLike | None = None,
     heads: str | None = None,
+    config: str | None = None,
     tokenizer: str | None = None,
     base_lacks: str | None = None,
     statistics: Mapping[str, Any] | None = None,
@@ -91,11 +92,11 @@ def merge(
         align: none, auto, weights, activations, ...; or the recipe's `align` entry, as {"by": "weights", "restarts": 3}.
         text: calibration text of the alignment: a file, a Hub data set id, sentences or pairs of sentences.
         heads: average, reference, drop or keep-all; labels must be equal when None.
+        config: reference keeps the first model's settings (pooling, prompts, ...); all must agree when None.
         tokenizer: whose vocabulary the result has: reference, base, union or a model; all must agree when None.
         base_lacks: average or reference, for tensors that the base lacks.
         statistics: text of fisher, regmean and cocktail: {"text": ..., "samples": 512}.
-        dtype, out_dtype: of the arithmetic and of what is written.
-        seed: of everything random.
+        dtype, out_dtype, seed: of the arithmetic, of what is written, of everything random.
         revision: of Hub ids, one for all or one each.
         recipe: a recipe or its file, in place of all of the above.
         output: a folder to write, as `-o` does; else a workspace.
@@ -140,6 +141,7 @@ def merge(
             settings=settings if weights is None else {**settings, "weights": list(weights)},
             statistics=None if statistics is None else statistics_entry(statistics, folder / "statistics"),
             heads=heads,
+            config=config,
             tokenizer=tokenizer,
             base_lacks=base_lacks,
             dtype=dtype,

@@ -11,7 +11,7 @@ from typing import Any
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, label_order
 from merge.checkpoints.sentence_transformers import check_edited, compare_pipelines
-from merge.checkpoints.structure import HARMLESS
+from merge.checkpoints.settings import setting_differences
 from merge.checkpoints.tokenizers.tokenizer import read_vocabulary
 from merge.checkpoints.weights.arrays import DTYPES, ITEM_SIZES
 from merge.checkpoints.weights.read import nbytes
@@ -36,16 +36,18 @@ class Allowed:
         dtype: the dtype that is written; the models' dtypes must agree when None.
         depth: whether the number of layers may differ, as layers are taken in slices.
         vocabulary: whether the tokens may differ, as one vocabulary is chosen.
+        config: whether settings may differ that decide outputs, as the reference's are kept.
     """
 
     dtype: str | None = None
     depth: bool = False
     vocabulary: bool = False
+    config: bool = False
 
     @classmethod
     def by(cls, recipe: Recipe) -> Allowed:
         """Return what a recipe allows to differ."""
-        return cls(recipe.out_dtype, recipe.slices is not None, recipe.tokenizer is not None)
+        return cls(recipe.out_dtype, recipe.slices is not None, recipe.tokenizer is not None, recipe.config is not None)
 
 
 def preflight(heads: HeadPlan, allowed: Allowed = Allowed(), output: Path | None = None) -> tuple[str, ...]:
@@ -68,14 +70,15 @@ def preflight(heads: HeadPlan, allowed: Allowed = Allowed(), output: Path | None
         faults += _compare(first, other, allowed, heads.whole, vocabularies)
     if heads.given.base is not None:
         faults += _compare_base(models[0], heads.given.base, allowed, heads.whole, vocabularies)
-    notes, pipeline_faults = compare_pipelines(models, heads.policy)
+    notes, pipeline_faults = compare_pipelines(models, heads.policy, allowed.config)
     faults += [*pipeline_faults, *heads.faults, *unreadable]
     faults += [fault for checkpoint in heads.given.all for fault in _unmergeable(checkpoint)]
     if output is not None:
         faults += _space_faults(heads, allowed.dtype, output)
     if faults:
         raise MismatchError("\n".join(faults))
-    return (*_notes(heads.given.all, vocabularies), *heads.notes, *notes)
+    kept = _config_notes(first, [*others, *([] if heads.given.base is None else [heads.given.base])], allowed)
+    return (*_notes(heads.given.all, vocabularies), *heads.notes, *kept, *notes)
 
 
 def _read_vocabularies(checkpoints: Sequence[Checkpoint]) -> tuple[Vocabularies, list[str]]:
@@ -97,7 +100,7 @@ def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool, vocabu
             f"{b.source} is {b.architecture} ({b.model_type}). Merge models of one architecture."
         ]
     may_differ = _may_differ(a, b, allowed) | (set() if whole else HEAD_KEYS - {"is_decoder"})
-    faults = _config_faults(a, b, may_differ) + _label_faults(a, b)
+    faults = _config_faults(a, b, may_differ, allowed) + _label_faults(a, b)
     missing = sorted(set(a.tensors) - set(b.tensors))
     extra = sorted(set(b.tensors) - set(a.tensors))
     if missing and not allowed.depth:  # a plan of layers says itself what it takes from whom
@@ -132,7 +135,7 @@ def _compare_base(
             f"base {base.source} is a {base.model_type} model, {a.source} a {a.model_type} model. "
             "Task vectors need the model that the others were fine-tuned from."
         ]
-    faults = _config_faults(a, base, _may_differ(a, base, replace(allowed, depth=False)) | HEAD_KEYS)
+    faults = _config_faults(a, base, _may_differ(a, base, replace(allowed, depth=False)) | HEAD_KEYS, allowed)
     if a.architecture == base.architecture and whole:
         faults += _label_faults(a, base)
     faults += _shape_faults(*(a, base) if whole else (base_model(a), base_model(base)), allowed)
@@ -160,12 +163,28 @@ def _shape_faults(a: Checkpoint, b: Checkpoint, allowed: Allowed) -> list[str]:
     ]
 
 
-def _config_faults(a: Checkpoint, b: Checkpoint, may_differ: set[str]) -> list[str]:
-    """Compare what transformers reads of the two configs, defaults filled in; keys it does not know change nothing."""
-    left, right = a.structure.settings, b.structure.settings
-    keys = [k for k in a.structure.known if k not in HARMLESS | may_differ and left.get(k) != right.get(k)]
-    differences = [f"{k} is {left.get(k)!r} in {a.source}, {right.get(k)!r} in {b.source}" for k in keys]
-    return [f"configs differ: {some(differences, separator='; ')}."] if differences else []
+def _config_faults(a: Checkpoint, b: Checkpoint, may_differ: set[str], allowed: Allowed) -> list[str]:
+    """Return a fault where settings differ that decide outputs, with the option that chooses between them."""
+    if allowed.config or not (listed := _config_differences(a, b, may_differ)):
+        return []
+    alike = all(b.tensors[name].shape == tensor.shape for name, tensor in a.tensors.items() if name in b.tensors)
+    advice = f" To keep those of {a.source}: --config reference." if alike else ""
+    return [f"configs differ: {some(listed, separator='; ')}.{advice}"]
+
+
+def _config_differences(a: Checkpoint, b: Checkpoint, may_differ: set[str]) -> list[str]:
+    differences = setting_differences(a.structure, b.structure, may_differ)
+    return [f"{key} is {left!r} in {a.source}, {right!r} in {b.source}" for key, left, right in differences]
+
+
+def _config_notes(a: Checkpoint, others: Sequence[Checkpoint], allowed: Allowed) -> list[str]:
+    """Return a note for each model whose settings differ where the reference's are kept."""
+    notes = []
+    for other in others if allowed.config else ():
+        head = set() if a.architecture == other.architecture else HEAD_KEYS
+        if listed := _config_differences(a, other, _may_differ(a, other, allowed) | head):
+            notes.append(f"configs differ, and that of {a.source} is kept: {some(listed, separator='; ')}")
+    return notes
 
 
 def _label_faults(a: Checkpoint, b: Checkpoint) -> list[str]:
