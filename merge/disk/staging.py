@@ -74,7 +74,7 @@ def staged(output: Path) -> Iterator[Path]:
             raise OutputError(f"no space left on the disk of {parent}; nothing was written.") from error
         raise OutputError(f"{output} cannot be written: {first_line(error)}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         for folder in created:
             with contextlib.suppress(OSError):  # not empty: it holds the output
                 folder.rmdir()
@@ -132,7 +132,15 @@ def _replace(temporary: Path, output: Path) -> None:
         if not output.exists():
             aside.rename(output)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, in a second try where the first one fails; a third is the next run's."""
+    for _ in range(2):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -34,6 +34,7 @@ class Kind:
 
 
 MERGES = ((*DRY, "a", "b"), (*DRY, "b", "a"), (*WHOLE, "a", "b"), (*DROP, "a"))
+CALIBRATED = (*DRY, "a", "b", "--align", "activations", "--text", "{}")
 UNITED = ((*DRY, "a", "b", "--tokenizer", "union"), (*DRY, "a", "b"), (*SCORE, "task.yaml", "a"))
 CONFIGS = ((*DRY, "a", "b"), (*DRY, "b", "a"), (*DRY, "a", "b", "--heads", "average"), (*DROP, "a"))
 PIPELINES = ((*DRY, "sentence", "sentence2"), (*DRY, "sentence2", "sentence"), (*DROP, "sentence"))
@@ -55,6 +56,24 @@ KINDS: Mapping[str, Kind] = {
                          "sentence/config_sentence_transformers.json", "sentence/sentence_bert_config.json"),
                     m.mutated_json, PIPELINES),
     "tokenizer": Kind(90, ("a/tokenizer.json", "a/tokenizer_config.json"), m.mutated_json, UNITED),
+    "older tokenizers": Kind(20, ("old/vocab.json", "old/added_tokens.json", "old/special_tokens_map.json"), m.mutated_json,
+                             ((*DRY, "old", "old2"), (*DRY, "old2", "old", "--tokenizer", "union"))),
+    "merges": Kind(5, ("old/merges.txt",), m.mutated_bytes,
+                   ((*DRY, "old", "old2"), (*DRY, "old", "old2", "--tokenizer", "union"))),
+    "module weights": Kind(15, ("sentence/2_Dense/model.safetensors",), m.mutated_safetensors,
+                           (*PIPELINES, (*WHOLE, "sentence2", "sentence"))),
+    "scored models": Kind(20, ("a/config.json", "a/tokenizer_config.json"), m.mutated_json, ((*SCORE, "task.yaml", "a"),)),
+    "merged folders": Kind(12, ("merged/README.md", "merged/recipe.yaml"), m.mutated_yaml_text,
+                           (("merge-models", "push", "merged", "me/x", "--dry-run"), REPORTS[2])),
+    "calibration text": Kind(10, ("text.txt", "rows.jsonl"), m.mutated_bytes, 
+                             ((*CALIBRATED, "--text-column", "premise"), CALIBRATED)),
+    "parquet": Kind(15, ("rows.parquet",), m.mutated_parquet, ((*SCORE, "task.yaml", "a", "--data", "{}"),)),
+    "json rows": Kind(15, ("rows.json",), m.mutated_json, ((*SCORE, "task.yaml", "a", "--data", "{}"),)),
+    "json lines": Kind(15, ("rows.jsonl",), m.mutated_lines, ((*SCORE, "task.yaml", "a", "--data", "{}"),)),
+    "hans": Kind(6, ("hans.tsv",), m.mutated_bytes, 
+                 (("evaluate-models", "hans", "-q", "--predictions", "hans.txt", "--data", "{}"),)),
+    "rescored": Kind(10, ("report/results.json",), m.mutated_json,
+                     (("evaluate-models", "score", "-q", "task.yaml", "a", "-o", "report"),)),
     "side files": Kind(38, ("a/README.md", "a/generation_config.json", "a/vocab.txt"), m.mutated_bytes,
                        ((*WHOLE, "a", "b"), (*DROP, "a"))),
     "results": Kind(36, ("report/results.json",), m.mutated_json, REPORTS),

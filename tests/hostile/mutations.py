@@ -7,6 +7,7 @@ import json
 import os
 import random
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,15 @@ def mutated_yaml(data: bytes, chance: random.Random) -> bytes:
     return json_text(value).encode("utf-8", "surrogatepass")  # JSON is YAML
 
 
+def mutated_yaml_text(data: bytes, chance: random.Random) -> bytes:
+    """Return a file with a YAML header, or all of YAML, with lines added or its bytes changed."""
+    if chance.random() < 0.4:
+        return mutated_bytes(data, chance)
+    lines = data.decode().split("\n")
+    lines.insert(chance.randrange(min(len(lines), 8) + 1), chance.choice(SNIPPETS))
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
 def mutated_safetensors(data: bytes, chance: random.Random) -> bytes:
     """Return a safetensors file with its header's values, its length or its bytes changed."""
     (length,) = struct.unpack("<Q", data[:8])
@@ -219,15 +229,15 @@ def mutated_pickle(data: bytes, chance: random.Random) -> bytes:
         lambda: tensor.half() * float("nan"),
         lambda: tensor.t() if tensor.ndim == 2 else tensor[None],
     )
-    state[name] = changes[kind]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state[name] = changes[kind]()
     if chance.random() < 0.1:
         state[chance.choice(("", "a\0b", "x" * 1000, "../x"))] = state.pop(name)
     whole: Any = (
         state if chance.random() < 0.9 else chance.choice(([state], {"state_dict": state}, tensor, {1: tensor}))
     )
     buffer = io.BytesIO()
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save(whole, buffer, _use_new_zipfile_serialization=chance.random() < 0.7)

@@ -72,6 +72,8 @@ def make_world(folder: Path) -> Path:
     _pickled(folder / "bin")
     _sharded(folder / "sharded")
     _sentence(folder / "sentence")
+    for seed, name in enumerate(("old", "old2")):
+        _roberta(folder / name, seed)
     (folder / "a" / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n# a\n", encoding="utf-8")
     (folder / "a" / "vocab.txt").write_text("\n".join(_words(folder / "a")) + "\n", encoding="utf-8")
     (folder / "a" / "generation_config.json").write_text('{"max_length": 20}', encoding="utf-8")
@@ -129,6 +131,26 @@ def _sentence(folder: Path) -> None:
     tensors = {"linear.weight": torch.ones(4, 8), "linear.bias": torch.zeros(4)}
     save_file(tensors, folder / "2_Dense" / "model.safetensors", {"format": "pt"})
     shutil.copytree(folder, folder.with_name("sentence2"))
+
+
+def _roberta(folder: Path, seed: int) -> None:
+    """Write a RoBERTa with the files of an older tokenizer: vocab.json, merges.txt and their kin."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"abcdefgh", "ab", "cd", "abcd"]
+    config = bert_config("RobertaForSequenceClassification", **SMALL) | {
+        "model_type": "roberta", "vocab_size": len(tokens), "pad_token_id": 1, "max_position_embeddings": 34,
+    }  # fmt: skip
+    save_checkpoint(folder, config, seed=seed, tokenizer=False)
+    for name, value in (
+        ("vocab.json", {token: k for k, token in enumerate(tokens)}),
+        ("added_tokens.json", {"<mask>": 4}),
+        (
+            "special_tokens_map.json",
+            {"bos_token": "<s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"},
+        ),
+        ("tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer", "model_max_length": 32}),
+    ):
+        (folder / name).write_text(json.dumps(value), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\na b\nc d\nab cd\n", encoding="utf-8")
 
 
 def _rows(folder: Path) -> None:

@@ -51,12 +51,17 @@ class WeightFile:
         self._thread = threading.local()
         self._handles = [path.open("xb", buffering=0)]
         self._thread.handle = self._handles[0]
-        self._read = path.open("rb", buffering=0)
+        try:
+            self._read = path.open("rb", buffering=0)
+        except OSError:
+            self._handles[0].close()
+            raise
         self._written: dict[int, int] = {}  # start of a run of written bytes -> its end
         self._end = 0  # of the bytes that are there without a gap
         self._change = threading.Condition()
         self._closing = False
         self._hash = hashlib.sha256()
+        self._unread: OSError | None = None  # what the disk said to the thread that reads the file for its hash
         self._hashing = threading.Thread(target=self._follow, name="hashing", daemon=True)
         self._hashing.start()
 
@@ -86,6 +91,8 @@ class WeightFile:
             self._change.notify()
         os.fsync(self._handles[0].fileno())  # meanwhile the rest is hashed
         self._hashing.join()
+        if self._unread is not None:
+            raise self._unread
         return self._hash.hexdigest()
 
     def close(self) -> None:
@@ -106,6 +113,12 @@ class WeightFile:
         return handle
 
     def _follow(self) -> None:
+        try:
+            self._hash_written()
+        except OSError as error:
+            self._unread = error
+
+    def _hash_written(self) -> None:
         hashed = 0
         while True:
             with self._change:
@@ -116,6 +129,8 @@ class WeightFile:
                 return
             while hashed < end:
                 block = self._read.read(min(end - hashed, BLOCK_BYTES))
+                if not block:
+                    raise OSError(f"{self._path} is shorter than what was written to it")
                 self._hash.update(block)
                 hashed += len(block)
 

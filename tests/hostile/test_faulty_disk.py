@@ -1,0 +1,126 @@
+"""Fault injection: whichever operation on a file fails, a command ends with one line, leaves nothing, and works again."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import world as worlds
+from faulty_disk import ERRORS, FaultyDisk, failing
+from test_fuzz import Outcome, contents, run_command
+
+from merge.run.verify import verify
+
+SAMPLED = 12  # operations of each command in the quick test
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command, the folder that it writes, and what is in its place before."""
+
+    words: tuple[str, ...]
+    output: str
+    older: str | None = None
+
+
+SCENARIOS = {
+    "merge": Scenario(("merge-models", "-q", "a", "b", "-o", "out"), "out"),
+    "replaced": Scenario(("merge-models", "-q", "a", "b", "-o", "out", "--force"), "out", "merged"),
+    "edit": Scenario(("edit-layers", "stack", "a", "-q", "--layers", "0,0", "-o", "out"), "out"),
+    "evaluation": Scenario(("evaluate-models", "score", "-q", "task.yaml", "a", "-o", "out"), "out"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the folder that the commands run in, with a cache that has seen them once."""
+    folder = worlds.make_world(tmp_path_factory.mktemp("disk"))
+    before = Path.cwd()
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MERGE_MODELS_CACHE", str(folder / "cache"))
+        for words in (*worlds.PREPARED[:1], *(scenario.words for scenario in SCENARIOS.values())):
+            outcome = run_command(words, wait=600)
+            assert outcome.code == 0, outcome.err
+            shutil.rmtree("out", ignore_errors=True)
+        yield folder
+    os.chdir(before)
+
+
+def attempt(
+    scenario: Scenario, world: Path, fails_at: int, number: int, again: bool = True
+) -> tuple[FaultyDisk, Outcome]:
+    """Run a command on a disk that fails once, and `again` on one that does not; check what both leave."""
+    shutil.rmtree(world / "out", ignore_errors=True)
+    if scenario.older:
+        shutil.copytree(world / scenario.older, world / "out")
+    before = {name: stamp for name, stamp in contents(world).items() if not name.startswith("cache/")}
+    with failing(FaultyDisk(world, fails_at, number)) as disk:
+        outcome = run_command(scenario.words)
+    what = f"n = {fails_at} ({disk.failed}), {errno.errorcode[number]}: exit {outcome.code}: {outcome.err}"
+    after = {name: stamp for name, stamp in contents(world).items() if not name.startswith("cache/")}
+    assert outcome.code in (0, 1, 2), what
+    assert len(outcome.err.splitlines()) == (1 if outcome.code else 0), what
+    assert [name for name in after if any(part.startswith(".") for part in Path(name).parts)] == [], what
+    inputs = {name: stamp for name, stamp in before.items() if not name.startswith("out/")}
+    assert {name: stamp for name, stamp in after.items() if not name.startswith("out/")} == inputs, what
+    if scenario.words[0] == "evaluate-models":
+        if (world / "out" / "results.json").exists():
+            json.loads((world / "out" / "results.json").read_text(encoding="utf-8"))
+    elif outcome.code:
+        assert after == before, what
+    if fails_at and again:
+        shutil.rmtree(world / "out", ignore_errors=True)
+        second = run_command(scenario.words)
+        assert second.code == 0, f"{what}; then: {second.err}"
+    if scenario.words[0] != "evaluate-models" and (again or not outcome.code):
+        assert verify(world / "out").holds, what
+    return disk, outcome
+
+
+def all_operations(scenario: Scenario, world: Path) -> int:
+    """Return how many operations on files a command makes."""
+    disk, outcome = attempt(scenario, world, 0, errno.EIO)
+    assert outcome.code == 0
+    assert min(disk.counts[kind] for kind in ("open", "read", "write", "fsync", "rename")) > 0
+    return sum(disk.counts.values())
+
+
+@pytest.mark.parametrize("name", ["merge", "edit"])
+def test_a_disk_that_fails_once_is_one_line_and_leaves_nothing(name: str, world: Path) -> None:
+    """A sample; the slow test tries every operation."""
+    total = all_operations(SCENARIOS[name], world)
+    assert total > 30
+    step = total / SAMPLED
+    outcomes = [
+        attempt(SCENARIOS[name], world, 1 + int(k * step), ERRORS[k % len(ERRORS)])[1].code for k in range(SAMPLED)
+    ]
+    assert 1 in outcomes
+
+
+@pytest.mark.slow
+@pytest.mark.fuzz
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_operation_may_fail(name: str, world: Path) -> None:
+    """The n-th open, read, write, fsync and rename, for every n, with each error in turn."""
+    total = all_operations(SCENARIOS[name], world)
+    wrong, failures = [], 0
+    # What is replaced is written as any merge is, up to the last renames. A failed run leaves the folder as it was: it need
+    # not be repeated after each n to show that it then succeeds.
+    first = total - 20 if SCENARIOS[name].older else 1
+    for n in range(first, total + 1):
+        try:
+            outcome = attempt(SCENARIOS[name], world, n, ERRORS[n % len(ERRORS)], again=n % 5 == 0)[1]
+            failures += outcome.code > 0
+        except AssertionError as error:
+            wrong.append(str(error).splitlines()[0])
+    print(f"{name}: {total} operations, {failures} failures")  # noqa: T201
+    assert wrong == []
+    assert failures > (total - first) // 4
