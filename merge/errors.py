@@ -55,8 +55,10 @@ class TaskError(MergeError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ' Did you mean X? Known: X, Y.', to end an error about an unknown name."""
+    """Return ' Did you mean X? Known: X, Y.', to end an error about an unknown name; nothing where no name is known."""
     known = sorted(names)
+    if not known:
+        return ""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Known: {', '.join(known)}."

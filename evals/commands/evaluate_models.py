@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from evals.commands.advice import with_fitting_advice
 from evals.commands.barrier import barrier
 from evals.commands.compare import compare
 from evals.commands.options import SETTINGS
@@ -38,7 +39,7 @@ def evaluate() -> None:
 
 
 for _command in (score, glue, hans, compare, barrier, tasks):
-    evaluate.add_command(_command)
+    evaluate.add_command(with_fitting_advice(_command))
 
 
 def main() -> None:

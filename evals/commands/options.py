@@ -23,7 +23,7 @@ def eval_options(options: Mapping[str, Any]) -> EvalOptions:
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --data, --labels, --limit, --seed, -o and --force."""
+    """Add --data, --labels, --limit, --max-length, --seed, -o and --force."""
     for option in (
         click.option(
             "--data",
@@ -32,6 +32,12 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--labels", type=NAMES, metavar="NAME,...", help="Class names in the order of the logits."),
         click.option("--limit", type=click.IntRange(min=1), help="Evaluate on this many rows drawn at random."),
+        click.option(
+            "--max-length",
+            type=click.IntRange(min=1),
+            metavar="TOKENS",
+            help="Cut longer rows to this many tokens.  [default: what each model takes]",
+        ),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw and of generated rows."),
         click.option(
             "-o", "--output", type=click.Path(path_type=Path), help="Folder for results.json, figures and the page."

@@ -87,6 +87,7 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: 
       evaluate-models hans a/ --data heuristics_evaluation_set.txt
       evaluate-models hans a/ --write-predictions preds.txt
       evaluate-models hans --predictions preds.txt
+      evaluate-models hans --predictions numbers.txt --labels entailment,neutral,contradiction
     """
     from evals.tasks import find_task
 
@@ -221,8 +222,8 @@ def _check_scores_a_file(models: Sequence[str], options: EvalOptions, written: P
     """Stop where --predictions meets models, or options of running one."""
     ignored = {
         "models": models,
-        "--labels": options.labels,
         "--limit": options.limit,
+        "--max-length": options.max_length,
         "--output": options.output,
         "--force": options.force,
         "--write-predictions": written,
@@ -234,12 +235,12 @@ def _check_scores_a_file(models: Sequence[str], options: EvalOptions, written: P
 def _score_predictions(path: Path, options: EvalOptions, official: bool) -> None:
     """Score a prediction file and print its table; nothing is stored."""
     from evals.heuristics.files import read_pairs, read_predictions
-    from evals.heuristics.scores import gold_by_position, official_text
+    from evals.heuristics.scores import gold_by_position, name_predictions, official_text
     from evals.heuristics.scores import score as score_pairs
     from evals.report.tables import hans_rows, part_rows
 
     pairs = gold_by_position() if options.data is None else read_pairs(options.data)
-    table = score_pairs(pairs, read_predictions(path))
+    table = score_pairs(pairs, name_predictions(read_predictions(path), options.labels, str(path)))
     if options.data is None and not options.quiet:
         click.echo(
             "note: gold labels are those of the published file, by pairID (1,000 pairs a subcase); --data reads another file",

@@ -11,31 +11,38 @@ from evals.heuristics.scores import PREDICTION_HEADER
 from merge.errors import TaskError, listed
 from merge.text.table import Source, Table, file_table
 
-# The columns that make a pair, in the order of its fields; parse columns are not read.
+# The columns that make a pair, in the order of its fields, in the authors' table and as the Hub has them; parse columns are
+# not read. The Hub's files have no ids, and integers for labels.
 TABLE_COLUMNS = ("pairID", "sentence1", "sentence2", "gold_label", "heuristic", "subcase", "template")
 JSON_COLUMNS = ("pairID", "premise", "hypothesis", "label", "heuristic", "subcase", "template")
+ENDINGS = (".txt", ".tsv", ".jsonl", ".json", ".csv", ".parquet")
+INTEGER_LABELS = {str(k): label for k, label in enumerate(LABELS)}
 
 
 def read_pairs(path: Path) -> list[HansPair]:
-    """Return the pairs of a HANS file: the published table (.txt, .tsv) or JSON lines (.jsonl), each also with .gz.
+    """Return the pairs of a HANS file: the published table (.txt, .tsv), or rows as the Hub has them, each also with .gz.
 
-    Columns of the published table are found by the names in its header; quotes are plain characters.
+    Columns are found by their names, the authors' or the Hub's; quotes in a table are plain characters. Rows without pairID are
+    numbered as the published set is, ex0 on.
 
     Raises:
         TaskError: the file is missing, empty or of another kind, or a row is malformed.
     """
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if kind not in (".txt", ".tsv", ".jsonl"):
+    if kind not in ENDINGS:
         raise TaskError(
-            f"{path}: expected a HANS file in .txt, .tsv or .jsonl (or one of these in .gz), found {path.name!r}."
+            f"{path}: expected a HANS file in {', '.join(ENDINGS)} (or one of these in .gz), found {path.name!r}."
         )
-    table = _table(path, ".jsonl" if kind == ".jsonl" else ".tsv")
-    columns = JSON_COLUMNS if kind == ".jsonl" else TABLE_COLUMNS
+    table = _table(path, ".tsv" if kind == ".txt" else kind)
+    columns = TABLE_COLUMNS if kind in (".txt", ".tsv") else JSON_COLUMNS
     pairs: dict[str, HansPair] = {}
+    numbered: bool | None = None
     for number, row in table.rows:
         if row is None:
             raise table.fault(number, "expected a HANS pair, found a blank line.")
-        pair = _pair(table, number, columns, row)
+        if numbered is None:
+            numbered = columns[0] not in row
+        pair = _pair(table, number, columns, {**row, columns[0]: f"ex{len(pairs)}"} if numbered else row)
         if pair.pair_id in pairs:
             raise table.fault(number, f"column {columns[0]}: expected a new id, found {pair.pair_id!r} again.")
         pairs[pair.pair_id] = pair
@@ -75,17 +82,24 @@ def _table(path: Path, kind: str) -> Table:
 
 
 def _pair(table: Table, number: int, columns: tuple[str, ...], row: Mapping[str, object]) -> HansPair:
-    """Return a row as a pair; every column must hold text, the label one of the two."""
+    """Return a row as a pair; every column must hold text, the label one of the two or its number."""
+    # Where one of the names is missing, its other one may be there.
+    others = dict(zip((*TABLE_COLUMNS, *JSON_COLUMNS), (*JSON_COLUMNS, *TABLE_COLUMNS), strict=True))
+    columns = tuple(column if column in row or others[column] not in row else others[column] for column in columns)
     if missing := [column for column in columns if column not in row]:
         raise table.fault(number, f"expected columns {', '.join(columns)}, found {listed(row)}: no {listed(missing)}.")
     values = {}
     for field, column in zip(fields(HansPair), columns, strict=True):
         value = row[column]
+        if field.name == "label":
+            value = value if isinstance(value, bool) else INTEGER_LABELS.get(str(value), value)
+            if value not in LABELS:
+                raise table.fault(
+                    number, f"column {column}: expected {' or '.join(LABELS)} (or 0 or 1), found {value!r}."
+                )
         if not isinstance(value, str) or not value.strip():
             raise table.fault(number, f"column {column}: expected text, found {value!r}.")
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise table.fault(number, f"column {column}: expected Unicode text, found half of a surrogate pair.")
-        if field.name == "label" and value not in LABELS:
-            raise table.fault(number, f"column {column}: expected {' or '.join(LABELS)}, found {value!r}.")
         values[field.name] = value
     return HansPair(**values)

@@ -8,6 +8,7 @@ Source: github.com/tommccoy1/hans, evaluate_heur_output.py.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from evals.heuristics.grammar import LABELS, SUBCASES, HansPair
 from merge.disk.atomic import write_atomic
-from merge.errors import TaskError
+from merge.errors import TaskError, UsageError
 
 K = TypeVar("K", bound=Hashable)
 
@@ -89,16 +90,78 @@ class HansTable:
         )
 
 
+# Names of the classes in prediction files, as `_normal` gives them; the authors know the first four.
+NAMES = {
+    "entailment": "entailment",
+    **dict.fromkeys(("nonentailment", "neutral", "contradiction"), "non-entailment"),
+    **dict.fromkeys(("entail", "entails", "entailed"), "entailment"),
+    **dict.fromkeys(("notentailment", "contradict", "contradicts", "contradictory"), "non-entailment"),
+}
+_NUMBERED = re.compile(r"(?:LABEL_)?(\d+)", re.IGNORECASE)
+
+
 def fold(label: str) -> str:
-    """Return "entailment" for exactly that, "non-entailment" for any other label: the authors' two-way rule."""
-    return label if label == "entailment" else "non-entailment"
+    """Return "entailment" for its names, "non-entailment" for those of the two other classes: the authors' two-way rule.
+
+    The authors count whatever is not "entailment" as the other; here a label that names no class is an error.
+
+    Raises:
+        TaskError: it names no class.
+    """
+    if _normal(label) not in NAMES:
+        raise TaskError(_unknown_labels([label]))
+    return NAMES[_normal(label)]
+
+
+def _normal(label: str) -> str:
+    """Return a label without case, spaces around it, and what joins its words."""
+    return re.sub(r"[-_ ]+", "", label.strip().casefold())
+
+
+def _unknown_labels(labels: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, labels[:6])) + f" and {len(labels) - 6} more" * (len(labels) > 6)
+    numbered = all(_NUMBERED.fullmatch(label) for label in labels)
+    advice = (
+        "Say what the numbers mean, from 0 on, such as --labels entailment,neutral,contradiction"
+        if numbered
+        else "Write these names into the file"
+    )
+    return f"labels {shown} name no class of HANS: entailment, non-entailment, neutral, contradiction. {advice}."
+
+
+def name_predictions(predictions: Mapping[str, str], stated: Sequence[str] | None, source: str) -> dict[str, str]:
+    """Return predictions with a class name for every label.
+
+    Args:
+        stated: names of the classes that the file numbers (0 or LABEL_0 on); None where it names them.
+        source: of the predictions, for errors.
+    Raises:
+        TaskError: a label names no class, or has no name among the stated ones.
+        UsageError: names are stated though the labels are names.
+    """
+    labels = sorted(set(predictions.values()))
+    if stated is None:
+        if unknown := [label for label in labels if _normal(label) not in NAMES]:
+            raise TaskError(f"{source}: {_unknown_labels(unknown)}")
+        return dict(predictions)
+    if unknown := [name for name in stated if _normal(name) not in NAMES]:
+        raise TaskError(f"--labels: {_unknown_labels(unknown)}")
+    numbers = {label: _NUMBERED.fullmatch(label) for label in labels}
+    if named := [label for label, number in numbers.items() if number is None]:
+        raise UsageError(
+            f"{source}: --labels names the classes of labels that are numbers, and this file has {named[0]!r}. Leave it out."
+        )
+    indices = {label: int(number[1]) for label, number in numbers.items() if number is not None}
+    if beyond := [label for label, index in indices.items() if index >= len(stated)]:
+        raise TaskError(f"{source}: label {beyond[0]!r} has no name in --labels, which gives {len(stated)} from 0 on.")
+    return {pair_id: stated[indices[label]] for pair_id, label in predictions.items()}
 
 
 def score(pairs: Sequence[HansPair], predictions: Mapping[str, str]) -> HansTable:
     """Return the accuracies of predictions (label by pair id), each folded to two labels.
 
     Raises:
-        TaskError: pairs and predictions have different ids, an id occurs twice, or a gold label is unknown.
+        TaskError: pairs and predictions have different ids, an id occurs twice, or a label is unknown.
     """
     _check(pairs, predictions)
     correct = [fold(predictions[pair.pair_id]) == pair.label for pair in pairs]
@@ -184,6 +247,8 @@ def _check(pairs: Sequence[HansPair], predictions: Mapping[str, str]) -> None:
             f"{len(unknown)} pairs have a gold label that is neither {' nor '.join(LABELS)}, the first is "
             f"{unknown[0].pair_id!r} with {unknown[0].label!r}"
         )
+    if unnamed := sorted({label for label in predictions.values() if _normal(label) not in NAMES}):
+        faults.append(_unknown_labels(unnamed).rstrip("."))
     faults += _first(counts, predictions, f"of {len(counts)} pairs have no prediction")
     faults += _first(predictions, counts, f"of {len(predictions)} predictions are for ids not among the pairs")
     if faults:

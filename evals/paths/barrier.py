@@ -26,7 +26,9 @@ from merge.symmetry.transform import Transform, apply_transform
 Pair = tuple[Checkpoint, Checkpoint]
 
 
-def barrier_key(pair: Pair, matched: MatchedTask, settings: AlignEntry, seed: int, points: int) -> str:
+def barrier_key(
+    pair: Pair, matched: MatchedTask, settings: AlignEntry, seed: int, points: int, max_length: int | None = None
+) -> str:
     """Return the key under which a pair's barrier is stored; text and transforms count by content, not by name."""
     alignment: dict[str, Any] | None = None
     if settings.moves:
@@ -37,7 +39,8 @@ def barrier_key(pair: Pair, matched: MatchedTask, settings: AlignEntry, seed: in
             alignment["apply"] = [file_hash(Path(path).expanduser()) for path in settings.apply or ()]
     hashes = [checkpoint.content_hash for checkpoint in pair]
     task, rows = matched.task.name, matched.rows.hash
-    return record_key("barrier", task, rows, hashes, points, matched.columns, alignment)
+    cut = () if max_length is None else (max_length,)
+    return record_key("barrier", task, rows, hashes, points, matched.columns, alignment, *cut)
 
 
 def measure_pair(
@@ -70,13 +73,18 @@ def measure_pair(
         name = f"aligned ({aligned.by}; {aligned.choice.kept.name})"
         weights_at = partial(interpolate, *_endpoints(rewritten or pair, rebased, rebased.transforms))
         if rewritten is not None and not predictor.fits(rewritten[0]):
-            like_before = {"device": predictor.model.device, "cache": predictor.cache, "workers": predictor.workers}
+            like_before = {
+                "device": predictor.model.device,
+                "cache": predictor.cache,
+                "workers": predictor.workers,
+                "max_length": predictor.max_length,
+            }
             predictor = make_predictor(rewritten[0], **like_before)
         # Both lines start at a, unless alignment moved or rewrote a too.
         measured = naive[:1] if rewritten is None and rebased.transforms[0] is None else []
         rest = walk(lams[len(measured) :], weights_at, predictor, matched, encoded, f"{name} path")
         curves.append(_curve(name, [*measured, *rest]))
-    return curves, reading_notes(matched.task, matched.columns, encoded)
+    return curves, reading_notes(matched.task, matched.columns, encoded, predictor.max_length)
 
 
 def _endpoints(

@@ -6,18 +6,25 @@ With L(lam) the loss at (1 - lam) a + lam b on a fixed set of rows and an even g
     epsilon        max_lam L(lam) - max(L(0), L(1)), at least 0        eps-connectedness
     convexity gap  max over sub-segments [i, j] of their barrier       Juneja et al. 2023, arXiv:2205.12411, section 3
 
+The barrier is a maximum, so its interval is that of the whole curve: rows are drawn again, the same ones at every lam, and the
+maximum is taken anew in every draw. Where the curve is highest at an end the barrier is 0, and its upper bound is the answer.
+
 The calibrated barrier is the barrier of the losses of every model, endpoints included, at its best temperature.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+from evals.scores.intervals import LEVEL, Interval, row_weights
+
+SEED = 0  # of the draws of the interval
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,12 @@ class Curve:
     Attributes:
         barrier_lam: the lam of the barrier.
         convexity_interval: (lam_i, lam_k, lam_j): the segment from lam_i to lam_j whose barrier, at lam_k, is the convexity gap.
-        standard_error: of the barrier, from the rows' own losses (paired: the same rows at every lam); None for one row.
+        standard_error: of the height at barrier_lam, from the rows' own losses (paired: the same rows at every lam); 0 where that
+            is an end, None for one row.
         temperature: the best one at every lam, fitted on the same rows; empty where it was not fitted.
         calibrated: losses at those temperatures.
         calibrated_barrier: the barrier of those losses; None where there are none.
+        barrier_interval: of the barrier, as results.json holds intervals; None for one row.
     """
 
     name: str
@@ -46,6 +55,7 @@ class Curve:
     temperature: tuple[float, ...] = ()
     calibrated: tuple[float, ...] = ()
     calibrated_barrier: float | None = None
+    barrier_interval: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record of results.json."""
@@ -91,12 +101,37 @@ def make_curve(
         temperature=tuple(map(float, temperature)),
         calibrated=tuple(map(float, calibrated)),
         calibrated_barrier=float(_above(grid, np.asarray(calibrated)).max()) if len(calibrated) else None,
+        barrier_interval=barrier_interval(grid, losses, np.random.default_rng(SEED)).to_json()
+        if len(rows) > 1
+        else None,
     )
 
 
 def _above(grid: Any, mean: Any) -> Any:
-    """Return by how much each loss exceeds the straight line between those of the endpoints."""
-    return mean - ((1 - grid) * mean[0] + grid * mean[-1])
+    """Return by how much each loss exceeds the straight line between those of the endpoints; points are the last axis."""
+    return mean - ((1 - grid) * mean[..., :1] + grid * mean[..., -1:])
+
+
+def barrier_interval(grid: Any, losses: Any, generator: np.random.Generator) -> Interval:
+    """Return the bootstrap interval of the barrier: every draw of rows has a maximum over the curve of its own.
+
+    A maximum of noisy heights is too high on average, so the lower end is the smaller one of the percentile and of the basic
+    bootstrap, 2 barrier - q; the upper end is the percentile.
+
+    Args:
+        losses: of each row at every lam, shape (points, rows).
+    """
+    if not np.isfinite(losses).all():
+        return Interval(math.nan, math.nan, math.nan, LEVEL, "bootstrap, 0 draws")
+    heights = _above(grid, losses.T)
+    count = len(heights)
+    maxima = np.concatenate([(weights @ heights / count).max(1) for weights in row_weights(generator, count)])
+    low, high = np.quantile(maxima, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    basic = 2 * float(heights.mean(0).max()) - float(high)
+    error = float(maxima.std(ddof=1))
+    # The ends have the height 0, so no draw is below it but by rounding.
+    ends = max(0.0, min(float(low), basic)), max(0.0, float(high))
+    return Interval(*ends, error, LEVEL, f"bootstrap of the whole curve, {len(maxima):,} draws")
 
 
 def convexity_gap(lam: Any, loss: Any) -> tuple[float, tuple[int, int, int]]:

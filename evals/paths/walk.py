@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from evals.paths.temperature import best_temperature
-from evals.predict.logits import task_logits
+from evals.predict.logits import check_finite, task_logits
 from evals.predict.predictor import Predictor
 from evals.tasks.label_names import MatchedTask
 from merge.checkpoints.inputs import Encoded
@@ -66,7 +66,8 @@ def walk(
     for coordinates in path:
         predictor.set(weights_at(coordinates))
         with shown_by(ticking):
-            logits = predictor.logits(encoded)
+            logits = predictor.logits(encoded, f"{label}, at {coordinates}")
+        check_finite(logits, f"{label}, at {coordinates}")
         points.append(_point(logits, matched))
     next(ticks, None)  # lets the display finish
     return points

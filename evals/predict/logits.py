@@ -9,20 +9,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evals.predict.batching import MIN_BATCH_SHARE
 from evals.predict.first_token import first_token_only
+from evals.predict.forward import forward_logits
 from evals.predict.tokens import tokenise_rows
-from evals.tasks.label_names import column_of
+from evals.tasks.label_names import column_of, plain
 from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, Encoded, batch_tokens
+from merge.checkpoints.labels import is_generic
 from merge.errors import TaskError
 from merge.progress import track
 
 # Tokens in a batch. Small batches stay in the cache of a CPU core: measured best between 1,024 and 2,048. A GPU needs many;
 # a batch that does not fit into its memory is halved.
 CPU_TOKENS, GPU_TOKENS = 1024, 65536
-# A batch that has this share of its budget ends where texts get longer: measured faster than full batches with more padding.
-MIN_BATCH_SHARE = 0.5
 
 
 def token_budget(device: torch.device | str) -> int:
@@ -31,7 +32,9 @@ def token_budget(device: torch.device | str) -> int:
 
 
 def encode_rows(checkpoint: Checkpoint, rows: Rows, budget: int = CPU_TOKENS, cache: bool = True) -> Encoded:
-    """Tokenize rows with a checkpoint's tokenizer and batch them by length.
+    """Tokenize rows with a checkpoint's tokenizer and batch them by length, padded as the tokenizer says.
+
+    `Predictor.encode` also measures whether the model takes such batches.
 
     Args:
         budget: tokens in a batch, padding included.
@@ -50,7 +53,7 @@ def predict(model: Any, encoded: Encoded, label: str = "predicting") -> Float[Te
     """
     if not encoded.batches:
         raise TaskError("there are no rows to predict.")
-    return in_order(batch_logits(model, encoded.batches, probe_batch(encoded), label), encoded)
+    return in_order(batch_logits(model, encoded.batches, encoded.rows, probe_batch(encoded), label), encoded)
 
 
 def probe_batch(encoded: Encoded) -> Batch:
@@ -59,15 +62,24 @@ def probe_batch(encoded: Encoded) -> Batch:
 
 
 def batch_logits(
-    model: Any, batches: Sequence[Batch], probe: Batch, label: str = "predicting"
+    model: Any, batches: Sequence[Batch], rows: Sequence[Sequence[int]], probe: Batch, label: str = "predicting"
 ) -> list[Float[Tensor, "rows classes"]]:
-    """Return the logits of each batch; float32, on the CPU."""
+    """Return the logits of each batch; float32, on the CPU.
+
+    Args:
+        rows: for each batch, the indices of its rows, for errors.
+    Raises:
+        TaskError: the model's code failed on a row; begins with the label.
+    """
     most = max((batch["input_ids"].numel() for batch in batches), default=0)
     logits = []
     small = {name: tensor.to(model.device) for name, tensor in probe.items()}
     with torch.inference_mode(), first_token_only(model, small):
-        for batch in track(batches, label):
-            parts, most = _batch_logits(model, batch, most)
+        for batch, indices in zip(track(batches, label), rows, strict=True):
+            try:
+                parts, most = _batch_logits(model, batch, indices, most)
+            except TaskError as error:
+                raise TaskError(f"{label}: {error}") from error
             logits.append(torch.cat(parts))
     return [of_batch.float().cpu() for of_batch in logits]
 
@@ -80,32 +92,57 @@ def in_order(parts: Sequence[Float[Tensor, "rows classes"]], encoded: Encoded) -
     return logits
 
 
-def _batch_logits(model: Any, batch: Batch, most: int) -> tuple[list[Tensor], int]:
+def _batch_logits(model: Any, batch: Batch, indices: Sequence[int], most: int) -> tuple[list[Tensor], int]:
     """Return the logits of a batch in parts, and the largest number of tokens that may fit into the device's memory.
 
+    A batch that the model does not take as a whole is halved, down to the row that it does not take.
+
     Args:
+        indices: of the batch's rows among those of the task.
         most: parts with more tokens are halved, and halved again if even they do not fit.
     """
-    parts, waiting = [], [batch]
+    parts, waiting = [], [(batch, indices)]
     while waiting:
-        part = waiting.pop()
+        part, of_part = waiting.pop()
         rows, width = part["input_ids"].shape
+        halves = [({name: tensor[at] for name, tensor in part.items()}, of_part[at]) for at in _halves(rows)]
         if rows > 1 and rows * width > most:
-            waiting += [{name: tensor[at] for name, tensor in part.items()} for at in _halves(rows)]
+            waiting += halves
             continue
         try:
-            parts.append(model(**{name: tensor.to(model.device) for name, tensor in part.items()}).logits)
+            parts.append(forward_logits(model, part, of_part))
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
             most = rows * width // 2
-            waiting.append(part)
+            waiting.append((part, of_part))
+        except TaskError:
+            if rows == 1:
+                raise
+            waiting += halves
     return parts, most
 
 
 def _halves(rows: int) -> tuple[slice, slice]:
     """Return the second half of a batch, then the first, so that the first is popped next."""
     return slice(rows // 2, None), slice(rows // 2)
+
+
+def check_finite(logits: Float[Tensor, "rows classes"], what: str, advice: str = "") -> None:
+    """Stop where a logit is NaN or infinite: no class is predicted there, and no loss is defined.
+
+    Args:
+        what: the model, for the error.
+        advice: what the user can do about it.
+    Raises:
+        TaskError: gives the number of rows.
+    """
+    broken = int((~torch.isfinite(logits)).any(1).sum())
+    if broken:
+        raise TaskError(
+            f"{what}: the logits of {broken:,} of {len(logits):,} rows are NaN or infinite, so nothing is predicted there. "
+            f"The model's numbers overflow when it runs. {advice or 'Leave it out, or use another checkpoint.'}"
+        )
 
 
 def model_labels(checkpoint: Checkpoint, stated: Sequence[str] | None) -> tuple[str, ...]:
@@ -122,6 +159,19 @@ def model_labels(checkpoint: Checkpoint, stated: Sequence[str] | None) -> tuple[
             f"{checkpoint.source} has {len(names)} classes, but --labels names {len(stated)}: {', '.join(stated)}."
         )
     return tuple(stated) if stated is not None else names
+
+
+def label_notes(checkpoint: Checkpoint, stated: Sequence[str] | None) -> list[str]:
+    """Return a note where stated class names contradict those of a model's config; placeholders (LABEL_0) state none."""
+    if stated is None or not checkpoint.architecture.endswith("ForSequenceClassification"):
+        return []
+    names = checkpoint.structure.label_names
+    if is_generic(names) or [plain(name) for name in names] == [plain(name) for name in stated]:
+        return []
+    return [
+        f"{checkpoint.source}: its classes are read as {', '.join(stated)} by --labels, though its config names them "
+        f"{', '.join(names)}"
+    ]
 
 
 def task_logits(

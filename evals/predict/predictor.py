@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evals.predict.logits import encode_rows, predict, token_budget
+from evals.predict.batching import plan_batches
+from evals.predict.logits import predict, token_budget
+from evals.predict.tokens import tokenise_rows
 from evals.predict.workers import WorkerGroup
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
@@ -31,12 +33,14 @@ class Predictor:
         model: on its device and in its dtype, in evaluation mode.
         cache: whether tokens are read from the cache and written to it.
         workers: the processes that share the work; None for this one alone.
+        max_length: tokens of a row that are read at most; None for the model's own limit.
     """
 
     like: Checkpoint
     model: Any = field(repr=False)
     cache: bool = True
     workers: WorkerGroup | None = None
+    max_length: int | None = None
 
     def fits(self, checkpoint: Checkpoint) -> bool:
         """Return whether `load` accepts a checkpoint: same architecture, settings and shapes."""
@@ -67,8 +71,19 @@ class Predictor:
         set_weights(self.model, tensors)
 
     def encode(self, rows: Rows, of: Checkpoint | None = None) -> Encoded:
-        """Return rows as batches for this model's device, by the tokenizer of a checkpoint (default: `like`)."""
-        return encode_rows(of or self.like, rows, token_budget(self.model.device), self.cache)
+        """Return rows as batches for this model, by the tokenizer of a checkpoint (default: `like`).
+
+        A row has the logits in its batch that it has alone: padding and the rows beside change nothing (`batching`).
+
+        Raises:
+            TaskError: there is no tokenizer, there are no rows, or the model cannot predict one.
+        """
+        checkpoint = of or self.like
+        tokens = tokenise_rows(checkpoint, rows, self.cache, self.max_length)
+        try:
+            return plan_batches(self.model, tokens, token_budget(self.model.device), checkpoint.source)
+        except TaskError as error:
+            raise TaskError(f"{checkpoint.source}: {error}") from error
 
     def steps(self, encoded: Encoded) -> int:
         """Return the number of batches that this process predicts."""
@@ -88,12 +103,13 @@ def make_predictor(
     device: torch.device | str = "cpu",
     cache: bool = True,
     workers: WorkerGroup | None = None,
+    max_length: int | None = None,
 ) -> Predictor:
     """Return a predictor that has this checkpoint's weights.
 
     Args:
         dtype: of weights and computation; `precision_change` measures the effect of less than float32.
-        cache, workers: as in Predictor.
+        cache, workers, max_length: as in Predictor.
     """
     if emulated(dtype, device):
         logging.getLogger(__name__).warning(
@@ -101,7 +117,7 @@ def make_predictor(
             str(dtype).removeprefix("torch."),
             torch.device(device).type,
         )
-    return Predictor(checkpoint, build_written(checkpoint, dtype).to(device), cache, workers)
+    return Predictor(checkpoint, build_written(checkpoint, dtype).to(device), cache, workers, max_length)
 
 
 def build_written(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
@@ -156,14 +172,18 @@ def precision_change(
     seed: int = 0,
     device: torch.device | str = "cpu",
     cache: bool = True,
+    max_length: int | None = None,
 ) -> Change:
     """Return the change of the logits from float32 to `dtype`, measured on rows drawn at random.
 
     Args:
         count: how many rows are drawn; all when None.
+        max_length: tokens of a row that are read at most; None for the model's own limit.
     """
     sample = rows.sample(count, seed)
-    exact, other = (make_predictor(checkpoint, kind, device, cache) for kind in (torch.float32, dtype))
+    exact, other = (
+        make_predictor(checkpoint, kind, device, cache, max_length=max_length) for kind in (torch.float32, dtype)
+    )
     encoded = exact.encode(sample)
     return change(exact.logits(encoded), other.logits(encoded))
 

@@ -35,6 +35,7 @@ class Job:
 
     Attributes:
         tensors: name, dtype and shape of each weight.
+        rows: for each batch, the indices of its rows, for errors.
         probe: the small batch on which the short cut is tested: every process must take it, or none.
     """
 
@@ -43,6 +44,7 @@ class Job:
     device: str
     tensors: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
     batches: tuple[Batch, ...]
+    rows: tuple[tuple[int, ...], ...]
     probe: Batch
 
 
@@ -87,13 +89,14 @@ class WorkerGroup:
         tensors = {name: state[name] for name in names}
         facts = tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
         probe = probe_batch(encoded)
-        _send(Job(dict(config), model.dtype, model.device.type, facts, encoded.batches, probe))
+        _send(Job(dict(config), model.dtype, model.device.type, facts, encoded.batches, encoded.rows, probe))
         for tensor in tensors.values():
             _broadcast(tensor.detach().cpu())
         failure: Exception | None = None
         share = Share(0, error="failed")
         try:
-            share = _share(0, batch_logits(model, encoded.batches[:: self.size], probe, label))
+            mine = slice(None, None, self.size)
+            share = _share(0, batch_logits(model, encoded.batches[mine], encoded.rows[mine], probe, label))
         except Exception as error:  # noqa: BLE001 (raised below, after the workers, which wait, have been answered)
             failure = error
         shares = _gather(share)
@@ -172,7 +175,8 @@ class _Worker:
                 set_weights(model, tensors)
             else:
                 model = build(job.config, tensors, job.dtype).to(local_device(job.device))
-            share = _share(self.rank, batch_logits(model, job.batches[self.rank :: self.size], job.probe))
+            mine = slice(self.rank, None, self.size)
+            share = _share(self.rank, batch_logits(model, job.batches[mine], job.rows[mine], job.probe))
         except Exception as error:  # noqa: BLE001 (rank 0 raises it)
             return Share(self.rank, error=f"{type(error).__name__}: {one_line(error)}"), _Worker(self.rank, self.size)
         return share, _Worker(self.rank, self.size, model, needed)

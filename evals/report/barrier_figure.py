@@ -59,8 +59,12 @@ def barrier_figure(record: Record) -> Figure:
 
 
 def _legend_name(curve: Record) -> str:
-    error, calibrated = curve.get("standard_error"), curve.get("calibrated_barrier")
-    name = f"{curve['name']}: barrier {show(curve['barrier'])}" + (f" ± {show(error)}" if error is not None else "")
+    interval, error, calibrated = (curve.get(k) for k in ("barrier_interval", "standard_error", "calibrated_barrier"))
+    name = f"{curve['name']}: barrier {show(curve['barrier'])}"
+    if interval is not None:
+        name += f" [{show(interval['low'])}, {show(interval['high'])}]"
+    elif error is not None and curve.get("barrier_lam") not in (0, 1):  # a record of before the interval
+        name += f" ± {show(error)}"
     return name + (f" (calibrated {show(calibrated)})" if calibrated is not None else "")
 
 

@@ -32,7 +32,18 @@ HEURISTICS = {"l": "lexical_overlap", "s": "subsequence", "c": "constituent"}
 GOLDS = {"e": "entailment", "n": "non-entailment"}
 
 SETTING = ["task", "split", "n"]
-CURVE = ["curve", "barrier", "± s.e.", "at λ", "calibrated", "ε", "convexity gap", "gap between λ", "midpoint accuracy"]
+CURVE = [
+    "curve",
+    "barrier",
+    "95% interval",
+    "± s.e.",
+    "at λ",
+    "calibrated",
+    "ε",
+    "convexity gap",
+    "gap between λ",
+    "midpoint accuracy",
+]
 # Optional values at every point of a curve -> their column titles.
 CALIBRATED = {"calibrated": "calibrated loss", "temperature": "temperature"}
 
@@ -123,7 +134,9 @@ def _curve_row(curve: Record) -> Row:
     return [
         curve["name"],
         curve["barrier"],
-        curve.get("standard_error"),
+        _span(curve.get("barrier_interval")),
+        # At an end the barrier is 0 whatever the rows: its upper bound is in the interval.
+        None if curve.get("barrier_lam") in (0, 1) else curve.get("standard_error"),
         lam_text(curve.get("barrier_lam")),
         curve.get("calibrated_barrier"),
         curve.get("epsilon"),

@@ -65,6 +65,10 @@ def compare_models(folder: Path | str, task: str, against: str | None = None) ->
 
     records = [record for record in load_results(folder) if record["kind"] == "scores"]
     of_task = [record for record in records if record["task"] == task]
+    if not records:
+        raise UsageError(
+            f"{folder} holds no scores. Score models with -o {folder} first; the folder is that of results.json."
+        )
     if not of_task:
         raise UsageError(f"{folder} has no scores on {task!r}.{nearest(task, {record['task'] for record in records})}")
     if lacking := [record for record in of_task if not has_predictions(folder, record)]:

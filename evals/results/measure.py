@@ -14,7 +14,7 @@ from torch import Tensor
 import merge
 from evals.heuristics.scores import HANS_LO
 from evals.heuristics.scores import score as hans_table
-from evals.predict.logits import match_labels, model_labels, task_logits
+from evals.predict.logits import check_finite, label_notes, match_labels, model_labels, task_logits
 from evals.predict.predictor import Predictor, make_predictor, precision_change
 from evals.results.predictions import PredictionTable, predictions_file, write_predictions_table
 from evals.scores.intervals import proportion_interval, score_intervals
@@ -31,11 +31,15 @@ ROUNDED = (
 )
 PRECISION_ROWS = 500  # on which half precision is compared with float32
 CUT = "only the start was read of rows longer than the model takes: {} of {}"
+CUT_TO = "only {} tokens were read (--max-length) of rows that are longer: {} of {}"
+FULL_PRECISION = "Compute in more precision: --dtype float32."
+# Counts the changes of how rows are read and scored: results of before have another key, and are computed anew.
+READING = 2
 
 
 def record_key(kind: str, *parts: Any) -> str:
     """Return the key of a result: a hash of everything that determines it."""
-    return f"{kind}-{cache_key(*parts)[:24]}"
+    return f"{kind}-{cache_key(READING, *parts)[:24]}"
 
 
 def score_model(
@@ -61,9 +65,11 @@ def score_model(
     predictor = predictor or make_predictor(checkpoint)
     encoded = predictor.encode(rows, checkpoint)
     raw = predictor.logits(encoded, f"predicting {task.name} with {checkpoint.source}")
-    loss, predicted = judge(raw, columns, task, rows)
     dtype = predictor.model.dtype
-    record = setting("scores", score_key(checkpoint, task, rows, stated, dtype), task, rows) | {
+    check_finite(raw, checkpoint.source, "" if dtype == torch.float32 else FULL_PRECISION)
+    loss, predicted = judge(raw, columns, task, rows)
+    key = score_key(checkpoint, task, rows, stated, dtype, predictor.max_length)
+    record = setting("scores", key, task, rows) | {
         "model": named(checkpoint),
         "seed": seed,
         "scores": task_scores(task.metric, predicted.tolist(), rows.gold),
@@ -73,8 +79,13 @@ def score_model(
         record |= _hans(record, [task.labels[k] for k in predicted.tolist()], rows)
     record["scores"] = {**record["scores"], "loss": float(loss.mean())}
     names = model_labels(checkpoint, stated)
-    notes = order_notes(task, names, columns, raw.argmax(1).tolist(), [int(k) for k in rows.gold])
-    record["notes"] = [*reading_notes(task, columns, encoded), *_constant_note(predicted, task), *notes]
+    notes = [
+        *label_notes(checkpoint, stated),
+        *reading_notes(task, columns, encoded, predictor.max_length),
+        *_constant_note(predicted, task),
+    ]
+    orders = order_notes(task, names, columns, raw.argmax(1).tolist(), [int(k) for k in rows.gold])
+    record["notes"] = [*notes, *orders]
     if dtype != torch.float32:
         record |= {"dtype": _dtype_name(dtype)}
         record["notes"] = [*record["notes"], _precision_note(checkpoint, rows, predictor, seed)]
@@ -99,7 +110,8 @@ def score_model(
 def _precision_note(checkpoint: Checkpoint, rows: Rows, predictor: Predictor, seed: int) -> str:
     """Return a note of how half precision changes predictions, measured on rows drawn at random."""
     model = predictor.model
-    change = precision_change(checkpoint, rows, model.dtype, PRECISION_ROWS, seed, model.device, predictor.cache)
+    setting = (PRECISION_ROWS, seed, model.device, predictor.cache, predictor.max_length)
+    change = precision_change(checkpoint, rows, model.dtype, *setting)
     return ROUNDED.format(_dtype_name(model.dtype), f"{change.changed:,}", f"{change.rows:,}", f"{change.largest:.2g}")
 
 
@@ -147,11 +159,14 @@ def score_key(
     rows: Rows,
     stated: Sequence[str] | None,
     dtype: torch.dtype = torch.float32,
+    max_length: int | None = None,
 ) -> str:
-    """Return the key of scores, which depend on weights, rows, the matching of classes, and the dtype."""
+    """Return the key of scores, which depend on weights, rows, the matching of classes, the dtype and the longest row read."""
     columns = match_labels(task, checkpoint, stated)
     rounded = () if dtype == torch.float32 else (_dtype_name(dtype),)
-    return record_key("scores", task.name, task.metric, rows.hash, checkpoint.content_hash, columns, *rounded)
+    cut = () if max_length is None else (max_length,)
+    parts = (task.name, task.metric, rows.hash, checkpoint.content_hash, columns)
+    return record_key("scores", *parts, *rounded, *cut)
 
 
 def named(checkpoint: Checkpoint) -> dict[str, str]:
@@ -177,12 +192,13 @@ def setting(kind: str, key: str, task: EvalTask, rows: Rows) -> dict[str, Any]:
     }
 
 
-def reading_notes(task: EvalTask, columns: Sequence[int], encoded: Encoded) -> list[str]:
-    """Return notes on how classes were pooled and rows cut."""
-    notes = []
+def reading_notes(task: EvalTask, columns: Sequence[int], encoded: Encoded, max_length: int | None = None) -> list[str]:
+    """Return notes on how classes were pooled, and on how rows were cut and batched."""
+    notes = list(encoded.notes)
     if len(columns) > len(task.labels) > 0:
         targets = list(task.coarse.values())
         notes.append(POOLED.format(", ".join(fine for fine, to in task.coarse.items() if targets.count(to) > 1)))
     if encoded.cut:
-        notes.append(CUT.format(f"{encoded.cut:,}", f"{sum(map(len, encoded.rows)):,}"))
+        counts = f"{encoded.cut:,}", f"{sum(map(len, encoded.rows)):,}"
+        notes.append(CUT.format(*counts) if max_length is None else CUT_TO.format(f"{max_length:,}", *counts))
     return notes

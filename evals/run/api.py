@@ -30,6 +30,7 @@ def score(
     data: RowsLike | None = None,
     labels: Sequence[str] | None = None,
     limit: int | None = None,
+    max_length: int | None = None,
     seed: int = 0,
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
@@ -45,6 +46,7 @@ def score(
         data: the rows: a file, a folder, a list of dicts or a `datasets.Dataset`; the task's own source when None.
         labels: class names in the order of the logits, where the models' configs do not name them.
         limit: evaluate on this many rows, drawn at random with `seed`.
+        max_length: cut longer rows to this many tokens; to what each model takes when None.
         output: a folder for results.json and predictions, which later calls reuse unless `force`.
         device, dtype: where and in what precision models compute.
         cache: whether tokens may be kept in the cache.
@@ -73,6 +75,7 @@ def score(
         labels,
         output,
         limit=limit,
+        max_length=max_length,
         seed=seed,
         force=force,
         device=device,
@@ -120,6 +123,7 @@ def barrier(
     points: int = 11,
     labels: Sequence[str] | None = None,
     limit: int | None = None,
+    max_length: int | None = None,
     seed: int = 0,
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
@@ -130,7 +134,7 @@ def barrier(
 
     Args:
         a, b: the endpoints; lam = 0 is a.
-        task, data, labels, limit, seed, output, force, device, cache: as in `score`.
+        task, data, labels, limit, max_length, seed, output, force, device, cache: as in `score`.
         align: an alignment that is measured beside the naive line; as in `merge.merge`.
         points: of the even grid of lam, the endpoints included; at least 3.
     Returns:
@@ -154,7 +158,16 @@ def barrier(
         raise UsageError(f"points must be at least 3, found {points}.")
     workspace = Workspace()
     options = _options(
-        workspace, data, labels, output, limit=limit, seed=seed, force=force, device=device, no_cache=not cache
+        workspace,
+        data,
+        labels,
+        output,
+        limit=limit,
+        max_length=max_length,
+        seed=seed,
+        force=force,
+        device=device,
+        no_cache=not cache,
     )
     settings = make_align_entry({"by": align} if isinstance(align, str) else dict(align))
     first, second = _open_all([a, b], workspace.folder)

@@ -32,7 +32,7 @@ def measure_barrier(
         MismatchError: the two models do not fit one another.
     """
     from evals.paths.barrier import barrier_key, barrier_record, measure_pair
-    from evals.predict.logits import match_labels
+    from evals.predict.logits import label_notes, match_labels
     from evals.predict.predictor import make_predictor
     from evals.results.measure import named
     from evals.results.store import add_result
@@ -50,7 +50,7 @@ def measure_barrier(
     notes = preflight(heads, Allowed(dtype="float32"))
     columns, stored = match_labels(task, pair[0], options.labels), stored_results(options)
     matched = MatchedTask(task, read_rows(task, options), columns)
-    key = barrier_key(pair, matched, settings, options.seed, points)
+    key = barrier_key(pair, matched, settings, options.seed, points, options.max_length)
     names = {"a": named(pair[0]), "b": named(pair[1]), "data": matched.rows.data, "split": matched.rows.split}
     record = reuse_result(stored, key, names, options.output)
     if record is not None:
@@ -58,11 +58,15 @@ def measure_barrier(
     with rewritten(settings, heads.given, Path(tempfile.gettempdir()) / "barrier") as ready:
         rebased = rebase(settings, plan_heads(None, ready.models), options.seed)
         predictor = make_predictor(
-            pair[0], device=local_device(options.device), cache=not options.no_cache, workers=worker_group()
+            pair[0],
+            device=local_device(options.device),
+            cache=not options.no_cache,
+            workers=worker_group(),
+            max_length=options.max_length,
         )
         curves, more = measure_pair(pair, ready.models, rebased, matched, points, predictor)
     alignment = rebased.aligned[0].to_json() if rebased.aligned else None
-    notes = (*notes, *ready.notes, *rebased.notes, *more)
+    notes = (*notes, *label_notes(pair[0], options.labels), *ready.notes, *rebased.notes, *more)
     record = barrier_record(key, matched, pair, curves, alignment, notes, time.monotonic() - begun)
     if options.output:
         add_result(options.output, record)

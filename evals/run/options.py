@@ -23,6 +23,7 @@ class EvalOptions:
         output: the results folder; None to store nothing.
         force: compute what the results folder already holds.
         dtype: what models compute in, by its name in torch.
+        max_length: tokens of a row that are read at most; None for each model's own limit.
         table: one of TABLES.
         detail: print HANS by subcase and template too.
     """
@@ -36,6 +37,7 @@ class EvalOptions:
     device: str = "cpu"
     no_cache: bool = False
     dtype: str = "float32"
+    max_length: int | None = None
     table: str = "plain"
     as_json: bool = False
     detail: bool = False

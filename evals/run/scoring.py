@@ -66,7 +66,7 @@ def score_all(
             rows = chosen_task.rows
             names = {"model": named(checkpoint), "data": rows.data, "split": rows.split}
             records = [*stored, *(earlier.record for earlier in scored.values())]
-            key = score_key(checkpoint, chosen_task.task, rows, options.labels, dtype)
+            key = score_key(checkpoint, chosen_task.task, rows, options.labels, dtype, options.max_length)
             record = reuse_result(records, key, names, options.output)
             if record is not None and (not options.output or has_predictions(options.output, record)):
                 tables = (earlier.table for earlier in scored.values() if earlier.record["key"] == key)
@@ -87,7 +87,8 @@ def _load(predictor: Predictor | None, checkpoint: Checkpoint, dtype: torch.dtyp
     if predictor is not None and predictor.fits(checkpoint):
         predictor.load(checkpoint)
         return predictor
-    return make_predictor(checkpoint, dtype, local_device(options.device), not options.no_cache, worker_group())
+    device, cache = local_device(options.device), not options.no_cache
+    return make_predictor(checkpoint, dtype, device, cache, worker_group(), options.max_length)
 
 
 def _score(predictor: Predictor, checkpoint: Checkpoint, chosen: ChosenTask, options: EvalOptions) -> Scored:

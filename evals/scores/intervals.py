@@ -8,7 +8,7 @@ draws by distinct rows: nine columns for three classes, however many rows there 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +165,15 @@ def _weights(generator: np.random.Generator, index: Array, counts: Array, draws:
     # Where few rows are equal, counting the drawn rows is faster.
     drawn = index.ravel()[generator.integers(0, rows, (draws, rows))] + cells * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * cells).reshape(draws, cells)
+
+
+def row_weights(generator: np.random.Generator, rows: int, draws: int = DRAWS) -> Iterator[Array]:
+    """Yield how often each row is drawn in each resample, MAX_WEIGHTS at a time: arrays of shape (some draws, rows)."""
+    import numpy as np
+
+    step = max(1, MAX_WEIGHTS // rows)
+    for done in range(0, draws, step):
+        yield _weights(generator, np.arange(rows), np.ones(rows), min(step, draws - done))
 
 
 def paired_difference(score: Weighted, gold: Any, a: Any, b: Any, generator: np.random.Generator) -> Interval:

@@ -66,6 +66,7 @@ QQP_TABLE = TaskTable(
     source=f"{HUB}:qqp/validation",
     folders=("QQP",),
     aliases=paraphrase_aliases("duplicate"),
+    keeps_quotes=True,
 )
 MNLI_TABLE = TaskTable(
     name="mnli",
@@ -77,6 +78,7 @@ MNLI_TABLE = TaskTable(
     source=f"{HUB}:mnli/validation_matched",
     folders=("MNLI",),
     aliases=NLI_ALIASES,
+    unlabelled=("-",),  # MultiNLI's own files mark a row without an agreed label so; GLUE leaves such rows out
 )
 MNLI_MISMATCHED_TABLE = TaskTable(
     name="mnli_mismatched",
@@ -88,6 +90,7 @@ MNLI_MISMATCHED_TABLE = TaskTable(
     source=f"{HUB}:mnli/validation_mismatched",
     folders=("MNLI",),
     aliases=NLI_ALIASES,
+    unlabelled=("-",),
 )
 # Does a sentence answer a question? The classes have the names of NLI, but NLI models are not trained on questions, so
 # three-way labels are not folded.
@@ -113,6 +116,7 @@ RTE_TABLE = TaskTable(
     folders=("RTE",),
     coarse=COARSE_NLI,
     aliases=NLI_ALIASES,
+    keeps_quotes=True,
 )
 WNLI_TABLE = TaskTable(
     name="wnli",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from evals.tasks.label_names import class_names, plain
 from evals.tasks.task import EvalTask, Rows
 from merge.errors import TaskError
+from merge.text.columns import UNLABELLED
 from merge.text.table import Row, Table, open_table
 
 # Columns of row ids in the published files.
@@ -45,6 +47,8 @@ class TaskTable:
         part_files: names of files with the part alone.
         member: the key of the task's list in a .json file with several.
         scale: the smallest and largest number of a regression label.
+        keeps_quotes: whether the published .tsv quotes fields and these quotes are part of the texts, as GLUE reads them;
+            another .tsv that a csv writer quoted is read without its quotes.
     """
 
     name: str
@@ -64,6 +68,7 @@ class TaskTable:
     part_files: tuple[str, ...] = ()
     member: str | None = None
     scale: tuple[float, float] = (-math.inf, math.inf)
+    keeps_quotes: bool = False
 
     def __call__(self, path: Path | None, seed: int) -> Rows:
         """Return the rows of a file, a folder, or the task's own source; `seed` is not used, because no row is drawn.
@@ -135,7 +140,9 @@ class TaskTable:
             labels = f"gold label{'s' * (counts['folded'] != 1)}"
             omitted += f"; {counts['folded']:,} {labels} folded into {', '.join(sorted(set(self.coarse.values())))}"
         if len(set(ids)) != len(ids):  # prediction files need distinct ids
+            twice = next(name for name, count in Counter(ids).items() if count > 1)
             ids = [str(k) for k in range(len(ids))]
+            omitted += f"; ids occur twice ({twice}), so rows are numbered from 0"
         data = f"{table.title}, {_counted(len(texts))}{omitted}"
         return Rows(tuple(texts), tuple(gold), self.labels, data, self._split(file), tuple(ids))
 
@@ -151,7 +158,7 @@ class TaskTable:
         name = _plain_name(file)
         kind = ".tsv" if name in (*self.files, *self.part_files) and name.endswith(".txt") else None
         header = self.header if name.endswith(".tsv") else ()
-        return open_table(str(file), what, TaskError, kind, header, self.member)
+        return open_table(str(file), what, TaskError, kind, header, self.member, not self.keeps_quotes)
 
     def _split(self, file: Path | None) -> str:
         """Return the split of a file: the task's where the file has a name of `files`, else the name of the file."""
@@ -204,8 +211,7 @@ class TaskTable:
             return index
         names = f"{', '.join(self.labels)}{f' or 0 to {len(self.labels) - 1}' if self._digits() else ''}"
         raise TaskError(
-            f"{_position(table, number, column)}: expected {names}, found {value!r}. "
-            "Test splits have no labels; use validation."
+            f"{_position(table, number, column)}: expected {names}, found {value!r}. {_label_advice(value)}"
         )
 
     def _number(self, value: object, column: str, table: Table, number: int) -> float:
@@ -238,6 +244,18 @@ def _position(table: Table, number: int, column: str) -> str:
     return f"{table.source.name}, {table.place} {number}, column {column}"
 
 
+def _label_advice(value: object) -> str:
+    """Return what to do about a value that is no class of the task."""
+    text = str(value).strip()
+    if isinstance(value, bool | float):
+        return f"A {type(value).__name__} is no class: write its name, or a whole number."
+    if text == "-1":
+        return "Test splits have no labels; use validation."
+    if text in UNLABELLED:
+        return "Such a row has no label: leave it out, or name the split that has labels."
+    return "If these are other names of the classes, give them in a task file of your own (aliases, coarse)."
+
+
 def _text(row: Row, names: tuple[str, ...], table: Table, number: int) -> str:
     name = next((n for n in names if n in row), None)
     if name is None:
@@ -254,4 +272,4 @@ def _text(row: Row, names: tuple[str, ...], table: Table, number: int) -> str:
             f"{_position(table, number, name)}: expected text, found bytes as Python prints them: {value[:40]!r}. "
             "Write the decoded text (bytes.decode) where the file is made."
         )
-    return value.strip()
+    return value

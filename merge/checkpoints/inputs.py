@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ from torch import Tensor
 
 from merge.errors import CalibrationError, first_line
 
+# Families that count positions from after the padding token's id.
 AFTER_PADDING = {
-    "camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
+# Config keys of the number of positions, as families name it.
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings", "max_seq_len")
 MAX_LENGTH = 128
 # Config keys of a decoder's first token, and classes of encoder-decoders whose decoder reads a text.
 BEGINNINGS, DECODING = ("decoder_start_token_id", "pad_token_id"), ("ForConditionalGeneration", "Model")
@@ -48,12 +52,14 @@ class Tokens:
         lengths: tokens of each text.
         pad: the token that fills shorter texts up.
         cut: how many texts are longer than the model takes, and truncated.
+        pad_left: whether the padding is before a text and not after it.
     """
 
     fields: Mapping[str, Tensor]
     lengths: tuple[int, ...]
     pad: int
     cut: int
+    pad_left: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,16 +70,18 @@ class Encoded:
         batches: input tensors; texts of similar length together, a bounded number of tokens a batch.
         rows: for each batch, the indices of its texts.
         cut: how many texts are longer than the model takes, and truncated.
+        notes: for the user, on how texts share batches.
     """
 
     batches: tuple[Batch, ...]
     rows: tuple[tuple[int, ...], ...]
     cut: int
+    notes: tuple[str, ...] = ()
 
 
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Encoded:
-    """Tokenise texts or pairs once, sort them by length and batch them; pairs get their own token types."""
-    return batch_tokens(read_tokens(tokenizer, texts, longest), BATCH_TOKENS)
+    """Tokenise texts or pairs once, sort them by length and batch them, padded on the right; pairs get their own token types."""
+    return batch_tokens(replace(read_tokens(tokenizer, texts, longest), pad_left=False), BATCH_TOKENS)
 
 
 def read_tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Tokens:
@@ -93,6 +101,7 @@ def read_tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) 
         lengths=tuple(len(ids) for ids in full["input_ids"]),
         pad=tokenizer.pad_token_id or 0,
         cut=len(long),
+        pad_left=tokenizer.padding_side == "left",
     )
 
 
@@ -100,7 +109,9 @@ def batch_tokens(tokens: Tokens, budget: int, even: float = 1.0) -> Encoded:
     """Sort texts by length and batch them: at most `budget` tokens a batch, padding included, or a single text.
 
     Args:
-        even: a batch that is full to this share of the budget ends where the next text is longer, and so needs less padding.
+        budget: 0 for a batch of its own for every text.
+        even: a batch that is full to this share of the budget ends where the next text is longer, and so needs less padding;
+            0 for batches of one length, without padding.
     """
     lengths = tokens.lengths
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
@@ -114,16 +125,17 @@ def batch_tokens(tokens: Tokens, budget: int, even: float = 1.0) -> Encoded:
                 break
             end += 1
         chosen = tuple(order[start:end])
-        batches.append({name: _padded(name, [all_[i] for i in chosen], tokens.pad) for name, all_ in texts.items()})
+        batches.append({name: _padded(name, [all_[i] for i in chosen], tokens) for name, all_ in texts.items()})
         rows.append(chosen)
         start = end
     return Encoded(tuple(batches), tuple(rows), tokens.cut)
 
 
-def _padded(name: str, texts: list[Tensor], pad: int) -> Tensor:
-    """Return one input of a batch, padded on the right: ids with the pad token, masks and token types with 0."""
-    filling = pad if name == "input_ids" else 0
-    return torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=filling)
+def _padded(name: str, texts: list[Tensor], tokens: Tokens) -> Tensor:
+    """Return one input of a batch, padded on the tokens' side: ids with the pad token, masks and token types with 0."""
+    filling = tokens.pad if name == "input_ids" else 0
+    side = "left" if tokens.pad_left else "right"
+    return torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=filling, padding_side=side)
 
 
 def tokenise(
@@ -161,7 +173,15 @@ def check_ids(batches: Sequence[Batch], config: Mapping[str, Any]) -> None:
 
 def positions(config: Mapping[str, Any]) -> int:
     """Return how many positions a model has; MAX_LENGTH where it sets no limit."""
-    count = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), MAX_LENGTH)
+    limit = position_limit(config)
+    return MAX_LENGTH if limit is None else limit
+
+
+def position_limit(config: Mapping[str, Any]) -> int | None:
+    """Return how many positions a model has; None where its config sets no limit."""
+    count = next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int) and config[key] > 0), None)
+    if count is None:
+        return None
     # RoBERTa and its relatives count positions from after the padding token's id, which is always 1 in MPNet's code.
     pad = 1 if config.get("model_type") == "mpnet" else int(config.get("pad_token_id") or 0)
     unused = pad + 1 if config.get("model_type") in AFTER_PADDING else 0

@@ -118,7 +118,7 @@ def _draw(table: Table, columns: tuple[str, ...] | None, samples: int, seed: int
             chosen = choose_columns(table, tuple(row), columns)
             labels = {name: set() for name in LABEL_COLUMNS if name in row and name not in chosen}
         texts = _texts(table, number, row, chosen)
-        if not all(texts):  # half a pair is no pair
+        if not all(map(str.strip, texts)):  # half a pair is no pair
             blank += 1
             continue
         values = tuple(str(row.get(name, "")).strip() for name in labels)
@@ -130,7 +130,7 @@ def _draw(table: Table, columns: tuple[str, ...] | None, samples: int, seed: int
 
 
 def _texts(table: Table, number: int, row: Row, columns: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the row's text or pair, trimmed; a null is an empty text."""
+    """Return the row's text or pair as it stands, spaces at its ends included; a null is an empty text."""
     texts = []
     for column in columns:
         if column not in row:
@@ -143,7 +143,7 @@ def _texts(table: Table, number: int, row: Row, columns: tuple[str, ...]) -> tup
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             message = f'expected Unicode text in column "{brief(column)}", found half of a surrogate pair;'
             raise table.fault(number, f"{message} write the character whole.")
-        texts.append(value.strip())
+        texts.append(value)
     return tuple(texts)
 
 

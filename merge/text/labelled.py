@@ -65,8 +65,8 @@ def draw_examples(text_source: TextSource, label_column: str) -> Examples:
             continue
         columns = columns or choose_columns(table, tuple(row), text_source.columns)
         _check_columns(table, number, row, (*columns, label_column))
-        texts, label = tuple(_text(row[column]) for column in columns), _text(row[label_column])
-        if all(texts) and label not in UNLABELLED:
+        texts, label = tuple(_text(row[column]) for column in columns), _text(row[label_column]).strip()
+        if all(map(str.strip, texts)) and label not in UNLABELLED:
             rows.append((texts, label))
         else:
             left_out += 1
@@ -82,7 +82,7 @@ def draw_examples(text_source: TextSource, label_column: str) -> Examples:
 
 
 def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if value is None else str(value)
 
 
 def _check_columns(table: Table, number: int, row: Row, columns: Iterable[str]) -> None:

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from merge.disk.documents import check_regular, checked_object, parse_json
 from merge.errors import MergeError, brief, listed
+from merge.text.quoting import is_quoted
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^/:]*)(/(?P<split>\w[\w.-]*))?)?")
+MAX_FIELD = 2**24  # characters in a field of a .csv or .tsv; an unclosed quote makes one field of the rest of a file
 _NEVER_HUB = (".txt", ".jsonl", ".csv", ".tsv", ".json", ".gz", ".parquet")  # data/train.json is a mistyped path
 
 Row = Mapping[str, object]
@@ -73,6 +75,7 @@ def open_table(
     kind: str | None = None,
     names: Sequence[str] = (),
     member: str | None = None,
+    unquote: bool = False,
 ) -> Table:
     """Return the rows of the file of that name, or of the Hub dataset: org/name, org/name:config or .../split.
 
@@ -82,6 +85,7 @@ def open_table(
         kind: the file's format (".tsv"), where its ending does not say it.
         names: columns of a .tsv or .csv without a header; a first line with one of these in it is a header after all.
         member: the list to read of a .json file that holds several by name.
+        unquote: whether a .tsv that a csv writer quoted is read without its quotes.
     """
     if not source.strip():
         raise error(f"{what} {source!r}: the name is empty; give a file or a Hub dataset.")
@@ -93,7 +97,7 @@ def open_table(
     if is_folder:
         raise error(f"{what} {source}: expected a file or a Hub dataset, found a folder; name one file in it.")
     if exists:
-        return file_table(at, path, kind, names, member)
+        return file_table(at, path, kind, names, member, unquote)
     hub_id = _HUB_ID.fullmatch(source)
     if hub_id is None or source.lower().endswith(_NEVER_HUB):
         advice = "check the path; a Hub dataset is written org/name, org/name:config or org/name:config/split."
@@ -108,7 +112,12 @@ def text_table(source: Source, title: str, open_bytes: Callable[[], AbstractCont
 
 
 def file_table(
-    at: Source, path: Path, kind: str | None = None, names: Sequence[str] = (), member: str | None = None
+    at: Source,
+    path: Path,
+    kind: str | None = None,
+    names: Sequence[str] = (),
+    member: str | None = None,
+    unquote: bool = False,
 ) -> Table:
     """Return the rows of a file; `at` is how errors name it, the rest as in `open_table`."""
     readers: dict[str, Callable[[Source, Iterator[str]], Rows]] = {
@@ -129,7 +138,10 @@ def file_table(
     if suffix not in readers:
         known = f"expected a file ending in {', '.join(readers)}, one of these and .gz, or .parquet"
         raise at.error(f'{at.name}: {known}, found "{path.name}"; convert or rename it.')
-    lines = _lines(at, lambda: gzip.GzipFile(path) if name.endswith(".gz") else path.open("rb"))
+    open_bytes = partial(gzip.GzipFile if name.endswith(".gz") else open, path, "rb")
+    if unquote and suffix == ".tsv" and is_quoted(_lines(at, open_bytes)):
+        readers[".tsv"] = partial(_delimited_rows, tabs=True, names=names, quoted=True)
+    lines = _lines(at, open_bytes)
     place = "row" if suffix == ".json" else "line"
     return Table(at, path.name, readers[suffix](at, lines), place, has_columns=suffix != ".txt")
 
@@ -152,7 +164,7 @@ def _lines(at: Source, open_bytes: Callable[[], AbstractContextManager[Iterable[
 
 def _text_rows(at: Source, lines: Iterator[str]) -> Rows:
     for number, line in enumerate(lines, start=1):
-        yield number, {"text": line} if line.strip() else None
+        yield number, {"text": line.removesuffix("\n").removesuffix("\r")} if line.strip() else None
 
 
 def _json_rows(at: Source, lines: Iterator[str]) -> Rows:
@@ -229,25 +241,33 @@ def _named(row: Row, classes: Mapping[str, Sequence[str]]) -> Row:
     named = dict(row)
     for column, names in classes.items():
         value = row.get(column)
-        if isinstance(value, int) and 0 <= value < len(names):
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
             named[column] = names[value]
     return named
 
 
-def _delimited_rows(at: Source, lines: Iterator[str], *, tabs: bool, names: Sequence[str]) -> Rows:
+def _delimited_rows(
+    at: Source, lines: Iterator[str], *, tabs: bool, names: Sequence[str], quoted: bool = False
+) -> Rows:
     """Yield the rows under the header, or all where `names` stand in for one; each counted by the line it starts on."""
-    if tabs:
+    if tabs and not quoted:
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         advice = "a .tsv file is read without quoting, one row a line"
     else:  # strict: an unclosed quote would otherwise swallow the rest of the file without a word
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
         advice = "quote a field that holds a comma or a line end, and double a quote within it"
     header: list[str] | None = None
     start = 1
+    csv.field_size_limit(MAX_FIELD)
     while True:
         try:
             cells = next(reader, None)
         except csv.Error as error:
+            if "field larger than field limit" in str(error):
+                raise at.fault(
+                    start,
+                    f"expected fields of up to {MAX_FIELD:,} characters, found a longer one; cut it, or {advice}.",
+                ) from error
             raise at.fault(start, f"expected a row of fields, found: {error}; {advice}.") from error
         if cells is None:
             return

@@ -291,7 +291,9 @@ def test_predictions_have_the_official_form_too(run: Run, zoo: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "more", [("a",), ("--limit", "5"), ("--labels", "x,y"), ("-o", "report"), ("--force",)], ids=lambda words: words[0]
+    "more",
+    [("a",), ("--limit", "5"), ("--max-length", "9"), ("-o", "report"), ("--force",)],
+    ids=lambda words: words[0],
 )
 def test_predictions_take_no_models_and_nothing_that_would_be_ignored(
     run: Run, tmp_path: Path, more: tuple[str, ...]
@@ -346,16 +348,21 @@ def test_json_is_all_there_is_on_stdout(run: Run, zoo: Path) -> None:
     assert quiet.err == ""
 
 
-def test_json_has_null_for_a_loss_that_is_not_finite(run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN is no JSON: a strict reader would refuse all of the output."""
-    monkeypatch.setattr(predictor, "predict", lambda *_, **__: torch.full((60, 3), float("nan")))
-
-    def refuse(name: str) -> None:
-        raise AssertionError(name)
-
-    result = run("glue", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl", "--json")
-    (record,) = json.loads(result.out, parse_constant=refuse)
-    assert record["scores"]["loss"] is None
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_predicts_no_number_is_refused(
+    run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """An accuracy of what is no prediction would be that of the first class; two of 60 rows are enough."""
+    logits = torch.zeros(60, 3)
+    logits[[3, 50], 1] = value
+    monkeypatch.setattr(predictor, "predict", lambda *_, **__: logits)
+    words = ("glue", "mnli", zoo / "a", "--data", zoo / "mnli.jsonl")
+    said = f"{zoo / 'a'}: the logits of 2 of 60 rows are NaN or infinite"
+    assert_refused(run(*words, "-o", "report"), said)
+    assert not Path("report").exists()
+    assert_refused(
+        run("barrier", zoo / "a", zoo / "b", "--task", "mnli", *words[3:]), "naive path, at 0.0: the logits of 2 of 60"
+    )
 
 
 # ---- any task ----

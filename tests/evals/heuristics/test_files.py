@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evals.heuristics.files import read_pairs, read_predictions
+from evals.heuristics.files import ENDINGS, read_pairs, read_predictions
 from evals.heuristics.grammar import HansPair, generate
 from evals.tasks.hans import fold
 from merge.errors import TaskError
@@ -30,7 +30,7 @@ FIELDS = f"expected 11 fields ({', '.join(COLUMNS)}), found "
 ADVICE = "a .tsv file is read without quoting, one row a line."
 LINE = "expected an id, a comma and a label, such as 'ex0,neutral', found "
 AGAIN = "expected a new id, found 'ex0' again."
-LABEL = "expected entailment or non-entailment, found "
+LABEL = "expected entailment or non-entailment (or 0 or 1), found "
 ROW = {
     "pairID": "ex0",
     "premise": "The judge saw the actor .",
@@ -118,8 +118,8 @@ def test_quotes_are_plain_characters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "", ": expected a HANS file in .txt, .tsv or .jsonl (or one of these in .gz), found 'a.csv'."),
-        ("a.csv.gz", "", ": expected a HANS file in .txt, .tsv or .jsonl (or one of these in .gz), found 'a.csv.gz'."),
+        ("a.xml", "", f": expected a HANS file in {', '.join(ENDINGS)} (or one of these in .gz), found 'a.xml'."),
+        ("a.xml.gz", "", f": expected a HANS file in {', '.join(ENDINGS)} (or one of these in .gz), found 'a.xml.gz'."),
         ("a.jsonl", "", ": expected HANS pairs, found no row."),
         ("a.txt", "\t".join(COLUMNS), ": expected HANS pairs, found no row."),
         ("a.txt", table(gold_label="neutral"), ", line 3: column gold_label: " + LABEL + "'neutral'."),
@@ -129,8 +129,9 @@ def test_quotes_are_plain_characters(tmp_path: Path) -> None:
         ("a.txt", table(template="temp1\tx"), f", line 3: {FIELDS}12; {ADVICE}"),
         ("a.txt", table() + "entailment\t\n", f", line 4: {FIELDS}2; {ADVICE}"),
         ("a.txt", table() + "\n", ", line 4: expected a HANS pair, found a blank line."),
-        ("a.jsonl", json.dumps(ROW | {"label": 1}), ", line 1: column label: expected text, found 1."),
-        ("a.jsonl", json.dumps(ROW | {"label": "1"}), ", line 1: column label: " + LABEL + "'1'."),
+        ("a.jsonl", json.dumps(ROW | {"label": 2}), ", line 1: column label: " + LABEL + "2."),
+        ("a.jsonl", json.dumps(ROW | {"label": True}), ", line 1: column label: " + LABEL + "True."),
+        ("a.jsonl", json.dumps(ROW | {"label": "-1"}), ", line 1: column label: " + LABEL + "'-1'."),
         ("a.jsonl", json.dumps(ROW | {"heuristic": None}), ", line 1: column heuristic: expected text, found None."),
         ("a.jsonl", f"{json.dumps(ROW)}\n{json.dumps(ROW)}", ", line 2: column pairID: " + AGAIN),
         ("a.jsonl", f"{json.dumps(ROW)}\n\n", ", line 2: expected a HANS pair, found a blank line."),
@@ -219,11 +220,18 @@ def test_a_missing_prediction_file_is_refused(tmp_path: Path) -> None:
     assert refused(read_predictions, tmp_path / "none.txt.gz") == ": expected a file, found none."
 
 
-@pytest.mark.parametrize("label", ["non-entailment", "contradiction", "neutral", "Entailment", "entailment ", "0", ""])
-def test_every_label_but_entailment_folds_to_non_entailment(label: str) -> None:
-    """The authors compare with the one string "entailment" and nothing like it."""
-    assert fold("entailment") == "entailment"
+@pytest.mark.parametrize("label", ["non-entailment", "contradiction", "neutral", "Not_Entailment", "Contradictory"])
+def test_the_names_of_the_other_classes_fold_to_non_entailment(label: str) -> None:
+    """As the authors fold them; entailment itself may be written with a capital."""
+    assert fold("entailment") == fold("Entailment ") == "entailment"
     assert fold(label) == "non-entailment"
+
+
+@pytest.mark.parametrize("label", ["0", "LABEL_1", "yes", "x-entailment", ""])
+def test_a_label_that_names_no_class_is_not_folded(label: str) -> None:
+    """The authors' script counts it as non-entailment, and gives a constant where a model is right."""
+    with pytest.raises(TaskError, match="name no class of HANS"):
+        fold(label)
 
 
 @pytest.mark.slow

@@ -146,10 +146,10 @@ def test_the_record_holds_lists_and_numbers_only() -> None:
     assert record["loss"] == [1.5, 3.0, 1.5]
     assert record["convexity_interval"] == [0.0, 0.5, 1.0]
     assert (record["temperature"], record["calibrated"], record["calibrated_barrier"]) == ([], [], None)
-    assert {type(value) for value in record.values()} <= {str, float, list, type(None)}
+    assert {type(value) for value in record.values()} <= {str, float, list, dict, type(None)}
     assert set(record) == {
         "name", "lam", "loss", "accuracy", "barrier", "barrier_lam", "epsilon", "convexity_gap", "convexity_interval",
-        "standard_error", "temperature", "calibrated", "calibrated_barrier",
+        "standard_error", "temperature", "calibrated", "calibrated_barrier", "barrier_interval",
     }  # fmt: skip
 
 

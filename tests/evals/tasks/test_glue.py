@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from evals.tasks.glue import MNLI, SST2
 from evals.tasks.task import Rows
 from merge.errors import TaskError
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
+DATA = Path(os.environ.get("MERGE_MODELS_DATA") or Path(__file__).parents[4] / "shared" / "data")
 PAIRS = [
     ("The new rights are nice", "Everyone likes them", "neutral"),
     ('He said "no', "She said nothing", "contradiction"),
@@ -111,7 +112,7 @@ def test_glues_mnli_layout_is_read_by_its_header(tmp_path: Path) -> None:
 def test_glues_sst2_layout_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "dev.tsv", ["sentence\tlabel", "it 's a \" charming journey \t1", "bleak\t0"])
     rows = SST2.read(path, 0)
-    assert rows.texts == (("it 's a \" charming journey",), ("bleak",))
+    assert rows.texts == (("it 's a \" charming journey ",), ("bleak",))
     assert rows.gold == (1, 0)
     assert (rows.split, rows.labels) == ("validation", ("negative", "positive"))
 
@@ -189,9 +190,10 @@ def test_the_hub_is_asked_for_the_tasks_own_split(monkeypatch: pytest.MonkeyPatc
         ('{"premise": " ", "hypothesis": "b", "label": 0}', ("line 2, column premise", "expected text", "found ' '")),
         (r'{"premise": "\ud800", "hypothesis": "b", "label": 0}', ("line 2, column premise", "half of a surrogate pair")),
         ('{"premise": "a", "hypothesis": "b", "label": 3}', ("line 2, column label", "or 0 to 2", "found 3")),
-        ('{"premise": "a", "hypothesis": "b", "label": 1.0}', ("line 2, column label", "found 1.0")),
-        ('{"premise": "a", "hypothesis": "b", "label": true}', ("line 2, column label", "found True")),
-        ('{"premise": "a", "hypothesis": "b", "label": "-"}', ("line 2, column label", "found '-'")),
+        ('{"premise": "a", "hypothesis": "b", "label": 1.0}', ("line 2, column label", "found 1.0", "A float is no class")),
+        ('{"premise": "a", "hypothesis": "b", "label": true}', ("line 2, column label", "found True", "A bool is no class")),
+        ('{"premise": "a", "hypothesis": "b", "label": "None"}', ("line 2, column label", "found 'None'", "has no label")),
+        ('{"premise": "a", "hypothesis": "b", "label": "maybe"}', ("line 2, column label", "found 'maybe'", "aliases")),
         ('{"premise": "a", "hypothesis": "b", "label": -1}', ("line 2, column label", "found -1", "Test splits have no labels")),
     ],
 )  # fmt: skip

@@ -38,7 +38,7 @@ def fails(source: str, error: type[MergeError] = TaskError, what: str = "sample 
         (".tsv", 'a\tb\n"x\ty\n', {"a": '"x', "b": "y"}),
         (".csv", 'a,b\n"x, y",z\n', {"a": "x, y", "b": "z"}),
         (".jsonl", '{"a": 1}\n', {"a": 1}),
-        (".txt", "a\tb\n", {"text": "a\tb\n"}),
+        (".txt", "a\tb\n", {"text": "a\tb"}),
     ],
 )
 @pytest.mark.parametrize("name", ["data", "data.txt", "data.tsv", "data.jsonl"])
@@ -54,7 +54,7 @@ def test_the_kind_leaves_compression_to_the_ending(tmp_path: Path) -> None:
     """A .gz is unpacked whatever it holds."""
     (tmp_path / "data.txt.gz").write_bytes(gzip.compress(b"a\tb\n1\t2\n"))
     assert rows_of(tmp_path / "data.txt.gz", ".tsv") == [(2, {"a": "1", "b": "2"})]
-    assert [row for _, row in rows_of(tmp_path / "data.txt.gz")] == [{"text": "a\tb\n"}, {"text": "1\t2\n"}]
+    assert [row for _, row in rows_of(tmp_path / "data.txt.gz")] == [{"text": "a\tb"}, {"text": "1\t2"}]
 
 
 def test_an_unknown_kind_lists_the_known_ones(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_text_that_is_no_file_is_read_alike(tmp_path: Path) -> None:
     path.write_bytes(b"one\n\nt\xffwo\n")
     table = text_table(Source("the package's own text", TaskError), "own text", lambda: path.open("rb"))
     assert (table.title, table.unit) == ("own text", "line")
-    assert next(table.rows) == (1, {"text": "one\n"})
+    assert next(table.rows) == (1, {"text": "one"})
     assert next(table.rows) == (2, None)
     with pytest.raises(TaskError, match="the package's own text, line 3: expected UTF-8 text, found byte 0xff"):
         next(table.rows)
