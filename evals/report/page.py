@@ -68,7 +68,7 @@ def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
         "figure": Markup(inline_svg(barrier_figure(record), f"barrier{at}", label)),
         "points": tables.point_rows(record),
         "alignment": [["setting", "value"], *rest] if rest else [],
-        "moved": tables.flatten(alignment.get("moved", {})),
+        "moved": [(kind, f"{moved} of {total}") for kind, (moved, total) in alignment.get("moved", {}).items()],
         "notes": record.get("notes", []),
     }
 

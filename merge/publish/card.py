@@ -22,6 +22,9 @@ PIPELINES = {
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "GPT2LMHeadModel": "text-generation",
+    "ForImageClassification": "image-classification",
 }
 MANIFEST_KINDS = {"name": "text", "architecture": "text", "method": "text", "models": "a list", "licences": "a list"}
 MANIFEST_KINDS |= {"alignment": "a list", "notes": "a list", "files": "keys and values", "repair": "keys and values"}
@@ -107,29 +110,49 @@ def licence_of(card: Path) -> str | None:
 
 
 def _body(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        f"# {facts['name']}",
-        "",
-        f"{len(facts['models'])} models merged with merge-models by `{facts['method']}`.",
-        "",
-    ]
+    base = facts.get("base")
+    inputs = [("", m) for m in facts["models"]] + ([(" (base)", base)] if base else [])
+    lines = [f"# {facts['name']}", "", _summary(facts), ""]
     lines += ["| model | commit | SHA-256 of its content |", "| --- | --- | --- |"]
-    lines += [f"| {m['source']} | {m['commit'] or 'local'} | `{m['content_hash'][:16]}` |" for m in facts["models"]]
-    lines += ["", "## Alignment", "", *(_alignment(facts) or ["None: the models were merged as they are."])]
+    lines += [f"| {m['source']}{role} | {m['commit'] or 'local'} | `{m['content_hash'][:16]}` |" for role, m in inputs]
+    lines += ["", "## Alignment", "", *(_alignment(facts) or ["No model was aligned before the merge."])]
     if results:
         lines += ["", "## Scores", "", *_scores(results, facts)]
     if facts["notes"]:
         lines += ["", "## Notes", "", *(f"- {note}" for note in facts["notes"])]
     lines += ["", "## Recipe", "", "```yaml", facts["recipe_yaml"].strip(), "```", ""]
     lines += ["Files, versions and hashes: `merge.json`. Load it with:", "", "```python"]
-    auto = next((a for ending, a in AUTO.items() if facts["architecture"].endswith(ending)), "AutoModel")
+    auto = loading_class(facts["architecture"])
     return [*lines, f"from transformers import {auto}", f"model = {auto}.from_pretrained({facts['name']!r})", "```"]
 
 
-AUTO = {
-    ending: f"AutoModel{ending}"
-    for ending in (*PIPELINES, "ForMultipleChoice", "ForNextSentencePrediction", "ForPreTraining")
-}
+# Endings of class names for which transformers has an AutoModel class of the same ending.
+# fmt: off
+AUTO_ENDINGS = (
+    "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForCausalLM",
+    "ForMultipleChoice", "ForNextSentencePrediction", "ForPreTraining", "ForImageClassification",
+)
+# fmt: on
+
+
+def loading_class(architecture: str) -> str:
+    """Return the class of transformers that loads a model with its head: an AutoModel class, or the model's class."""
+    if architecture == "GPT2LMHeadModel":
+        return "AutoModelForCausalLM"
+    ending = next((ending for ending in AUTO_ENDINGS if architecture.endswith(ending)), None)
+    if ending:
+        return f"AutoModel{ending}"
+    headless = architecture.endswith("Model") and not architecture.endswith(("HeadModel", "DoubleHeadsModel"))
+    return "AutoModel" if headless else architecture
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    """Return the sentence that says what was done with how many models."""
+    count, method, base = len(facts["models"]), facts["method"], facts.get("base")
+    if method == "passthrough":
+        return f"Made with merge-models from {count} model{'s' * (count > 1)} without averaging (`passthrough`)."
+    from_base = f", from their base {base['source']}" if base else ""
+    return f"{count} model{'s' * (count > 1)} merged with merge-models by `{method}`{from_base}."
 
 
 def _alignment(facts: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +14,7 @@ from merge.checkpoints.hub.errors import hub_errors
 from merge.disk.documents import check_header, read_text
 from merge.disk.yaml_text import YamlFault
 from merge.errors import HubError, UsageError, one_line
+from merge.publish.private_paths import public_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -26,14 +30,16 @@ class PushPlan:
 
     Attributes:
         private: None leaves the visibility to the account's default, or to the repository if it exists.
-        files: (path, bytes) of every file.
-        card: the text of README.md.
+        files: (path, bytes) of every file, as pushed.
+        rewritten: the files that are pushed in another form than they have in the folder, see `public_files`.
+        card: the text of README.md, as pushed.
     """
 
     folder: Path
     repo_id: str
     private: bool | None
     files: tuple[tuple[str, int], ...]
+    rewritten: Mapping[str, bytes]
     card: str
 
     @property
@@ -53,7 +59,8 @@ def plan_push(folder: Path, repo_id: str, private: bool | None) -> PushPlan:
         private: True, False, or None for the account's default.
     Raises:
         UsageError: there is no such folder.
-        HubError: bad id, or the folder is not a model that can be pushed; every fault is listed.
+        HubError: bad id, the folder is not a model that can be pushed (every fault is listed), or a file holds a path of
+            this machine.
     """
     check_id(repo_id)
     if not folder.is_dir():
@@ -67,7 +74,9 @@ def plan_push(folder: Path, repo_id: str, private: bool | None) -> PushPlan:
         faults.append(f"it holds {len(files)} files, more than the {FILES_IN_ONE_COMMIT} of one commit")
     if faults:
         raise HubError(f"cannot push {folder}: {'; '.join(faults)}. Is this the folder of a merged model?")
-    return PushPlan(folder, repo_id, private, files, card=_read_card(folder / "README.md"))
+    rewritten = public_files(folder, repo_id)
+    sizes = tuple((name, len(rewritten[name]) if name in rewritten else size) for name, size in files)
+    return PushPlan(folder, repo_id, private, sizes, rewritten, card=_read_card(folder, rewritten.get("README.md")))
 
 
 def push(plan: PushPlan, *, message: str, revision: str | None = None) -> str:
@@ -86,16 +95,17 @@ def push(plan: PushPlan, *, message: str, revision: str | None = None) -> str:
     if not message.strip():
         raise UsageError("a commit needs a message")
     action = f"push {plan.folder} to {plan.repo_id}"
-    if _files(plan.folder) != plan.files:
+    if plan_push(plan.folder, plan.repo_id, plan.private) != plan:
         raise HubError(f"cannot {action}: the folder has changed since the push was planned; plan it again")
-    with hub_errors(action, writing=True):
+    with hub_errors(action, writing=True), tempfile.TemporaryDirectory(prefix="merge-models-push-") as staged:
         from huggingface_hub import HfApi
 
         api = HfApi()
         _prepare_repository(api, plan, action, revision)
+        _stage(plan, Path(staged))
         commit = api.upload_folder(
             repo_id=plan.repo_id,
-            folder_path=plan.folder,
+            folder_path=staged,
             commit_message=message,
             revision=revision,
         )
@@ -120,6 +130,20 @@ def _prepare_repository(api: HfApi, plan: PushPlan, action: str, revision: str |
         api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
 
 
+def _stage(plan: PushPlan, target: Path) -> None:
+    """Make a folder of the files as pushed: the rewritten ones, and links to the others (copies where links are not allowed)."""
+    for name, _ in plan.files:
+        path, source = target / name, (plan.folder / name).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in plan.rewritten:
+            path.write_bytes(plan.rewritten[name])
+            continue
+        try:
+            path.symlink_to(source)
+        except OSError:
+            shutil.copyfile(source, path)
+
+
 def _files(folder: Path) -> tuple[tuple[str, int], ...]:
     """Return (path, bytes) of every file that upload_folder uploads: all except git's and the Hub client's own."""
     files = []
@@ -130,17 +154,16 @@ def _files(folder: Path) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(files))
 
 
-def _read_card(path: Path) -> str:
-    """Return the card's text, after parsing its header as the Hub does."""
+def _read_card(folder: Path, rewritten: bytes | None) -> str:
+    """Return the card's text as pushed, after parsing its header as the Hub does."""
     import yaml
     from huggingface_hub import ModelCard
 
-    card = read_text(path, HubError).replace("\r\n", "\n")
+    path = folder / "README.md"
+    card = (read_text(path, HubError) if rewritten is None else rewritten.decode()).replace("\r\n", "\n")
     try:
         check_header(card)
         ModelCard(card)
     except (ValueError, yaml.YAMLError, YamlFault) as error:
-        raise HubError(
-            f"cannot push {path.parent}: the YAML header of README.md is invalid: {one_line(error)}"
-        ) from error
+        raise HubError(f"cannot push {folder}: the YAML header of README.md is invalid: {one_line(error)}") from error
     return card

@@ -13,7 +13,7 @@ from tiny import save_checkpoint
 
 from merge.checkpoints.open import open_checkpoint
 from merge.errors import CheckpointError
-from merge.publish.card import add_results, licence_of, metadata, write_card
+from merge.publish.card import add_results, licence_of, loading_class, metadata, write_card
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
 
@@ -187,3 +187,48 @@ def test_results_that_say_nothing_of_the_merge_are_one_line(
 def test_a_folder_that_was_not_merged_is_one_line(merged: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="merge-models card needs a merged folder"):
         add_results(merged[0].parent / "a", tmp_path / "results.json")
+
+
+def test_the_class_that_the_card_loads_is_that_of_the_model() -> None:
+    """Every model that transformers lists under a task: the AutoModel class of the card must give back its class.
+
+    transformers' own tables are read. A family whose class is listed under two model types is loaded by its config's type.
+    """
+    from transformers.models.auto import modeling_auto
+
+    tables = {
+        "AutoModel": "MODEL_MAPPING_NAMES",
+        "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+        "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+        "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+        "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+        "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+        "AutoModelForMultipleChoice": "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES",
+        "AutoModelForNextSentencePrediction": "MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES",
+        "AutoModelForPreTraining": "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
+        "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    }
+    families = "albert bert camembert convbert deberta deberta-v2 distilbert electra ernie esm gpt2 llama modernbert mpnet".split()
+    families += "nomic_bert rembert roberta roformer vit xlm-roberta".split()
+    checked = 0
+    for table in tables.values():
+        for family, name in getattr(modeling_auto, table).items():
+            names = (name,) if isinstance(name, str) else name
+            for architecture in names if family in families else ():
+                loaded = loading_class(architecture)
+                listed = getattr(modeling_auto, tables[loaded]).get(family) if loaded in tables else architecture
+                assert architecture in ((listed,) if isinstance(listed, str) else listed), (architecture, loaded)
+                checked += 1
+    assert checked > 80
+
+
+def test_the_card_says_what_was_done_and_names_the_base(tmp_path: Path) -> None:
+    """ties and slerp are no averages, one model is not "1 models", and the base is an input."""
+    base = {"source": "org/base", "commit": "beef", "content_hash": "c" * 64}
+    write_card(tmp_path, FACTS | {"method": "ties", "base": base})
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "2 models merged with merge-models by `ties`, from their base org/base." in text
+    assert "| org/base (base) | beef | `cccccccccccccccc` |" in text
+    assert "averaged" not in text
+    write_card(tmp_path, FACTS | {"method": "passthrough", "models": FACTS["models"][:1]})
+    assert "from 1 model without averaging" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,86 @@
+"""No local path leaves the machine with a push, and the pushed folder still agrees with its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import save_checkpoint
+
+from merge.errors import HubError
+from merge.publish.private_paths import public_files
+from merge.publish.push import plan_push
+from merge.recipe.recipe import make_recipe
+from merge.run.run import run
+from merge.run.verify import verify
+
+
+def merged(tmp_path: Path, first: str, second: str, **record: Any) -> Path:
+    save_checkpoint(tmp_path / first, seed=0)
+    save_checkpoint(tmp_path / second, seed=1)
+    output = tmp_path / "secret" / "out"
+    models = [str(tmp_path / first), str(tmp_path / second)]
+    run(make_recipe({"models": models, "output": str(output), **record}))
+    return output
+
+
+@pytest.mark.parametrize("record", [{}, {"align": {"by": "weights"}}], ids=["linear", "aligned"])
+def test_a_pushed_folder_names_its_inputs_without_their_folders(record: dict[str, Any], tmp_path: Path) -> None:
+    """Every file as pushed is searched for the folder; the files in place keep their paths, and verify holds for both."""
+    folder = merged(tmp_path, "zoo/a", "zoo/b", **record)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert any(str(tmp_path).encode() in data for data in before.values())  # the control: there is something to remove
+    plan = plan_push(folder, "me/merged", None)
+    copy = tmp_path / "copy"
+    for path, data in before.items():
+        target = copy / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(plan.rewritten.get(path.relative_to(folder).as_posix(), data))
+    assert not [path for path in copy.rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
+    assert {name: (copy / name).stat().st_size for name, _ in plan.files} == dict(plan.files)
+    assert verify(copy).holds
+    assert verify(folder).holds
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    card = (copy / "README.md").read_text(encoding="utf-8")
+    assert "from_pretrained('me/merged')" in card
+    assert "| a | local |" in card
+    assert "from_pretrained('out')" in before[folder / "README.md"].decode()
+
+
+def test_two_models_of_one_name_keep_the_folder_that_tells_them_apart(tmp_path: Path) -> None:
+    rewritten = public_files(merged(tmp_path, "run1/best", "run2/best"), "me/merged")
+    sources = [model["source"] for model in json.loads(rewritten["merge.json"])["models"]]
+    assert sources == ["run1/best", "run2/best"]
+
+
+def test_a_path_of_the_home_folder_that_the_manifest_does_not_know_stops_the_push(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = merged(tmp_path, "a", "b")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    plan_push(folder, "me/merged", None)
+    (folder / "notes.txt").write_text(f"trained in {tmp_path}/home/project/run", encoding="utf-8")
+    with pytest.raises(HubError, match=r"notes\.txt holds a path of this machine, '.*/home/project/run'"):
+        plan_push(folder, "me/merged", None)
+
+
+def test_a_folder_without_a_manifest_is_pushed_as_it_is(tmp_path: Path) -> None:
+    """A model that other tools wrote: nothing is known of its paths, nothing is rewritten."""
+    save_checkpoint(tmp_path / "a", seed=0)
+    (tmp_path / "a" / "README.md").write_text("# mine", encoding="utf-8")
+    assert public_files(tmp_path / "a", "me/mine") == {}
+
+
+def test_a_path_is_replaced_as_a_whole_only(tmp_path: Path) -> None:
+    """zoo/a must not be replaced inside zoo/abc or my/zoo/a."""
+    text = "zoo/a zoo/abc my/zoo/a zoo/a/config.json"
+    manifest = {"name": "out", "files": {"README.md": ""}, "models": [{"source": "zoo/a", "commit": None}]}
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    (tmp_path / "merge.json").write_text(json.dumps(manifest), encoding="utf-8")
+    rewritten = public_files(tmp_path, "me/x")
+    assert rewritten["README.md"].decode() == "a zoo/abc my/zoo/a a/config.json"
+    digest = hashlib.sha256(rewritten["README.md"]).hexdigest()
+    assert json.loads(rewritten["merge.json"])["files"] == {"README.md": digest}
