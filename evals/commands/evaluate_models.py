@@ -13,6 +13,7 @@ from evals.commands.options import SETTINGS
 from evals.commands.score import glue, hans, score, tasks
 from evals.predict.process_group import end_with_launcher, exit_process, has_joined, join_group, rank_and_size
 from evals.predict.workers import release_workers, run_worker
+from merge.commands.align_options import with_align_value
 from merge.commands.terminal import start
 
 INTERRUPTED = 130
@@ -47,7 +48,7 @@ def main() -> None:
     rank, size = rank_and_size()
     end_with_launcher()
     if size == 1:
-        start(evaluate, "evaluate-models", sys.argv[1:])
+        start(evaluate, "evaluate-models", with_align_value(sys.argv[1:]))
     else:
         exit_process(run_worker() if rank else _run_rank_0())
 
@@ -56,7 +57,7 @@ def _run_rank_0() -> int:
     """Run the command with the other processes as workers; return the exit code."""
     code: int | str | None = 0
     try:
-        start(evaluate, "evaluate-models", sys.argv[1:])
+        start(evaluate, "evaluate-models", with_align_value(sys.argv[1:]))
     except SystemExit as stop:
         code = stop.code
     # After an interruption the workers may be in the middle of a job; torchrun ends them.

@@ -36,6 +36,13 @@ _MORE = (
 GLUE: dict[str, EvalTask] = {task.name: task for task in _GLUE}
 TASKS: dict[str, EvalTask] = {task.name: task for task in (*_GLUE, *_MORE, *ADVGLUE)}
 
+# Names of the same data set on the Hub, in GLUE's own files and in transformers -> our name.
+ALIASES = {
+    "mnli_matched": "mnli", "mnli-m": "mnli", "mnli-matched": "mnli", "mnli_mismatched_validation": "mnli_mismatched",
+    "mnli-mm": "mnli_mismatched", "mnli-mismatched": "mnli_mismatched", "multi_nli": "mnli", "multinli": "mnli",
+    "sst-2": "sst2", "sts-b": "stsb", "sts_b": "stsb", "paws": "paws_wiki", "paws-qqp": "paws_qqp",
+}  # fmt: skip
+
 TASK_FILE = (".yaml", ".yml")
 
 
@@ -49,6 +56,7 @@ def find_task(name: str) -> EvalTask:
         from evals.tasks.task_file import read_task
 
         return read_task(Path(name), reserved=TASKS)
+    name = ALIASES.get(name.lower(), name)
     if name not in TASKS:
         raise UsageError(f"unknown task {name!r}.{nearest(name, TASKS)} A task of your own is a file: TASK.yaml.")
     return TASKS[name]

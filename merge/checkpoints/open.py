@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.config_file import check_sizes, read_config
+from merge.checkpoints.hub.canonical_ids import CANONICAL_IDS
 from merge.checkpoints.hub.download import download, looks_like_hub_id
 from merge.checkpoints.modules import module_tensors
 from merge.checkpoints.names.buffers import buffer_of
@@ -83,8 +84,9 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
         return folder, None
     if exists:
         raise CheckpointError(f"{source} is a file; expected a checkpoint folder (config.json and model.safetensors).")
-    if looks_like_hub_id(source):
-        snapshot = download(source, revision)
+    repo_id = CANONICAL_IDS.get(source, source)
+    if looks_like_hub_id(repo_id):
+        snapshot = download(repo_id, revision)
         return snapshot.folder, snapshot.commit
     raise CheckpointError(f"{source}: no such folder, and not a Hub id of the form org/name.")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -98,6 +101,21 @@ def align_options(command: F) -> F:
     for option in reversed(OPTIONS):
         decorated = option(decorated)
     return cast(F, decorated)
+
+
+def with_align_value(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--align a/ b/` written as `--align=auto a/ b/`: a model is no way to align.
+
+    A word after --align is its value if it is, or resembles, a way to align; one that only resembles it is an error that
+    names the nearest, unless there is such a folder.
+    """
+    ways, out = (*BY, "none"), list(arguments)
+    for at, (word, following) in enumerate(pairwise(arguments)):
+        if word == "--align" and following not in ways:
+            resembles = difflib.get_close_matches(following, ways, n=1, cutoff=0.5)
+            if "/" in following or Path(following).is_dir() or not (resembles or following.startswith("-")):
+                out[at] = "--align=auto"
+    return out
 
 
 def align_entry(options: Mapping[str, Any]) -> dict[str, Any]:

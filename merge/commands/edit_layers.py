@@ -51,7 +51,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group(epilog=EPILOG, context_settings=HELP)
+@click.group(epilog=EPILOG, context_settings=HELP, no_args_is_help=False)
 @click.version_option(package_name="merge-models", prog_name="edit-layers")
 def edit_command() -> None:
     """Drop, reorder or repeat layers of one transformer model.
@@ -181,13 +181,13 @@ def _edit(
 ) -> None:
     """Open the model, write the edited checkpoint and print the report."""
     from merge.checkpoints.open import open_checkpoint
-    from merge.disk.staging import check_output
+    from merge.disk.staging import output_notes
     from merge.layers.edit import edit_facts, edit_layers
 
     set_verbosity(options["verbose"], options["quiet"])
     output = Path(options["output"]).expanduser()
     checkpoint = open_checkpoint(model, options["revision"])
-    check_output(output, options["force"], [checkpoint.folder])
+    output_notes(output, options["force"], [checkpoint.folder], options["dry_run"])
     plan, importance = make_plan(checkpoint)
     report = edit_layers(checkpoint, plan, output, options["force"], options["dry_run"], importance)
     if not options["quiet"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,6 +33,7 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
     """
     from merge.recipe.recipe import make_recipe
 
+    models, options = _recipe_as_argument(models, options)
     given = [name for name in RECIPE_FLAGS if options[name] not in (None, ())]
     if options["recipe_file"] is not None:
         return _recipe_of_file(["models", *given] if models else given, options)
@@ -88,6 +90,19 @@ def _recipe_of_file(given: list[str], options: dict[str, Any]) -> Recipe:
     if options["output"] is None:
         return recipe
     return make_recipe({**recipe.model_dump(exclude_unset=True), "output": options["output"]})
+
+
+def _recipe_as_argument(models: tuple[str, ...], options: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Read `RECIPE.yaml [OUTPUT]`, the arguments of mergekit-yaml, as --recipe RECIPE.yaml -o OUTPUT."""
+    first = Path(models[0]).expanduser() if models else None
+    if first is None or first.suffix not in (".yaml", ".yml") or first.is_dir() or options["recipe_file"] is not None:
+        return models, options
+    if len(models) > 2 or (len(models) == 2 and options["output"] is not None):
+        raise UsageError(
+            f"{models[0]} is a recipe, which states its models; after it comes at most the output, found {' '.join(models[1:])}."
+        )
+    output = models[1] if len(models) == 2 else options["output"]
+    return (), {**options, "recipe_file": first, "output": output}
 
 
 def _revisions(models: tuple[str, ...], revisions: tuple[str, ...]) -> tuple[str | None, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import click
 
-from merge.commands.align_options import align_options
+from merge.commands.align_options import FLAGS, align_options, with_align_value
 from merge.commands.flags import recipe_of_flags
 from merge.commands.publish import card_command, push_command, push_folder, verify_command
+from merge.commands.recipes import recipes_command
+from merge.commands.sections import SectionedCommand
 from merge.commands.statistics import statistics_command
 from merge.commands.terminal import NAMES, NUMBERS, common_options, set_verbosity, start
 from merge.errors import UsageError
@@ -26,17 +29,27 @@ Examples:
   merge-models --recipe recipes/align.yaml
   merge-models org/a org/b --align weights --push-to-hub me/merged --private
 
-\b
-More commands:
-  merge-models push FOLDER ORG/NAME     upload a merged folder to the Hub
-  merge-models card FOLDER --results F  write evaluation results into its model card
-  merge-models verify FOLDER            check a merged folder against its manifest
-  merge-models statistics MODEL         measure statistics for fisher and regmean, into a file
-  merge-models ./push b/                merge a model folder with the name of a command
+  merge-models ./push b/          merges a model folder with the name of a command
 """
 
 
-@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+SECTIONS = {
+    "What to merge": ("recipe_file", "method", "settings", "weights", "base", "base_lacks", "heads", "tokenizer", "revision"),
+    "Alignment": tuple(FLAGS),
+    "Statistics": ("statistics_text", "statistics_column", "label_column", "statistics_samples"),
+    "Output": (
+        "output", "force", "out_dtype", "dry_run", "print_recipe", "as_json", "push_to_hub", "private", "recheck",
+    ),
+    "Run": ("seed", "dtype", "threads", "device", "quiet", "verbose"),
+}  # fmt: skip
+
+
+@click.command(
+    cls=SectionedCommand,
+    sections=SECTIONS,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("models", nargs=-1)
 @click.option(
     "--recipe", "recipe_file", type=click.Path(path_type=Path), help="Read all settings from a YAML recipe instead."
@@ -111,7 +124,15 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     """Align and merge transformer models of one architecture.
 
     MODELS are checkpoint folders or Hub ids (org/name); the others are aligned to the first, the reference. The result
-    is a standard checkpoint for from_pretrained.
+    is a standard checkpoint for from_pretrained. RECIPE.yaml in place of MODELS is a recipe.
+
+    \b
+    More commands:
+      merge-models recipes [NAME]           list the recipes that come with the package, or print one
+      merge-models push FOLDER ORG/NAME     upload a merged folder to the Hub
+      merge-models card FOLDER --results F  write evaluation results into its model card
+      merge-models verify FOLDER            check a merged folder against its manifest
+      merge-models statistics MODEL         measure statistics for fisher and regmean, into a file
     """
     set_verbosity(options["verbose"], options["quiet"])
     if options["private"] and not options["push_to_hub"]:
@@ -155,10 +176,18 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
         )
 
 
+def setting_hint(option: str) -> str | None:
+    """Return advice for an unknown option that is a setting of a method, such as --density."""
+    key = option.removeprefix("--").replace("-", "_")
+    methods = [name for name, method in METHODS.items() if key in {field.name for field in dataclasses.fields(method)}]
+    return f"{key} is a setting of {', '.join(methods)}: write --set {key}=VALUE." if methods else None
+
+
 COMMANDS = {
     "push": push_command,
     "card": card_command,
     "verify": verify_command,
+    "recipes": recipes_command,
     "statistics": statistics_command,
 }
 
@@ -169,4 +198,4 @@ def main() -> None:
     if arguments and arguments[0] in COMMANDS:
         start(COMMANDS[arguments[0]], f"merge-models {arguments[0]}", arguments[1:])
     else:
-        start(merge_command, "merge-models", arguments)
+        start(merge_command, "merge-models", with_align_value(arguments), hint=setting_hint)

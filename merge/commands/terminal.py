@@ -23,10 +23,15 @@ OUT_OF_MEMORY = re.compile("not enough memory|out of memory|can't allocate memor
 VERBOSE = "verbose"  # entry of a command's state: whether the whole of an error is printed
 
 
-def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
+def start(
+    command: click.Command, name: str, arguments: Sequence[str], hint: Callable[[str], str | None] | None = None
+) -> None:
     """Run a command and exit: 0 on success, 1 or 2 with a one-line error, 130 on Ctrl-C; 70 for what nobody foresaw.
 
     With -v the whole of an error is printed, else one line.
+
+    Args:
+        hint: returns advice for an unknown option, or None where click's own fits.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -38,7 +43,7 @@ def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
         _check_arguments(arguments)
         command.main(list(arguments), prog_name=name, standalone_mode=False, obj=state)
     except click.ClickException as error:
-        click.echo(f"{name}: {on_one_line(error.format_message())} See {name} --help.", err=True)
+        click.echo(f"{name}: {_usage_message(error, name, hint)}", err=True)
         sys.exit(2)
     except MergeError as error:
         click.echo(f"{name}: {on_one_line(error, state[VERBOSE])}", err=True)
@@ -60,6 +65,17 @@ def start(command: click.Command, name: str, arguments: Sequence[str]) -> None:
             sys.exit(1)
         click.echo(f"{name}: {unforeseen(error, state[VERBOSE])}", err=True)
         sys.exit(UNFORESEEN)
+
+
+def _usage_message(error: click.ClickException, name: str, hint: Callable[[str], str | None] | None) -> str:
+    """Return a fault of the arguments in one line, which ends with the command whose --help answers."""
+    advice = hint(error.option_name) if hint and isinstance(error, click.NoSuchOption) else None
+    if advice and isinstance(error, click.NoSuchOption):
+        message = f"No such option: {error.option_name}; {advice}"
+    else:
+        message = error.format_message()
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{on_one_line(message)} See {context.command_path if context else name} --help."
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:

@@ -41,6 +41,21 @@ def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
         raise OutputError(f"output {output} holds no checkpoint (no config.json); --force replaces only checkpoints.")
 
 
+def output_notes(output: Path, force: bool, inputs: list[Path], dry_run: bool) -> tuple[str, ...]:
+    """Check the output folder; in a dry run, which writes nothing, a fault is returned as a note.
+
+    Raises:
+        OutputError: as `check_output`, unless it is a dry run.
+    """
+    try:
+        check_output(output, force, inputs)
+    except OutputError as error:
+        if not dry_run:
+            raise
+        return (f"without --dry-run this command stops: {error}",)
+    return ()
+
+
 def _holds_checkpoints(output: Path) -> bool:
     """Return whether a folder is a checkpoint, or holds nothing but merged ones, as --heads keep-all writes them."""
     merged = ("config.json", "merge.json")

@@ -16,7 +16,7 @@ from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import check_edited
 from merge.checkpoints.weights.write import write_weights
 from merge.disk.hashes import file_hash
-from merge.disk.staging import check_output, copy_side_files, staged, write_json
+from merge.disk.staging import copy_side_files, output_notes, staged, write_json
 from merge.errors import OutputError, UsageError, some
 from merge.layers.importance import DEFAULT_TEXT, LayerImportance, measure_importance
 from merge.layers.plan import (
@@ -126,11 +126,16 @@ def edit_layers(
         raise UsageError(
             f"layer {merged[0]} of the plan merges several layers, but edit-layers only copies. Use merge-models."
         )
-    check_output(output, force, [checkpoint.folder])
+    output_faults = output_notes(output, force, [checkpoint.folder], dry_run)
     check_edited(checkpoint)
     config = planned_config(checkpoint.config, plan)
     tensors = _planned(checkpoint, plan)
-    notes = (*checkpoint.notes, *plan_notes(checkpoint.config, plan), *(importance.notes if importance else ()))
+    notes = (
+        *output_faults,
+        *checkpoint.notes,
+        *plan_notes(checkpoint.config, plan),
+        *(importance.notes if importance else ()),
+    )
     if not_copied := checkpoint.left_behind:
         notes = (*notes, f"not copied from {checkpoint.source}: {some(not_copied, FILES_SHOWN)}")
     report = EditReport(checkpoint, plan, output, config, tensors, notes, importance, 0, 0.0)

@@ -21,10 +21,9 @@ def report_text(report: Report, dry_run: bool) -> str:
         if dry_run
         else f"wrote {report.recipe.output} ({report.bytes:,} bytes), which reloads"
     )
-    names = ", ".join(c.source for c in report.models)
-    lines.append(
-        f"merged {names} by {report.recipe.method}: {len(report.plan.schedule.jobs)} tensors, {outcome}; {report.seconds:.1f} s"
-    )
+    names, done = ", ".join(c.source for c in report.models), "would merge" if dry_run else "merged"
+    count = len(report.plan.schedule.jobs)
+    lines.append(f"{done} {names} by {report.recipe.method}: {count} tensors, {outcome}; {report.seconds:.1f} s")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.weights.arrays import check_device, import_torch
-from merge.disk.staging import check_output, staged
+from merge.disk.staging import output_notes, staged
 from merge.errors import some
 from merge.recipe.recipe import Recipe
 from merge.run.evaluation import check_evaluation, evaluate
@@ -58,14 +58,14 @@ def run(
     """
     begun = time.monotonic()
     inputs, output = models or _open(recipe), Path(recipe.output).expanduser()
-    check_output(output, force, [checkpoint.folder for checkpoint in inputs.all])
+    output_faults = output_notes(output, force, [checkpoint.folder for checkpoint in inputs.all], dry_run)
     check_evaluation(recipe)
     with ExitStack() as stack:
         hashes = stack.enter_context(_hashing(inputs))
         check_repair(recipe, inputs.models)
         fitted = stack.enter_context(resized(recipe.align, inputs, recipe.seed, output))
         heads = plan_heads(recipe.heads, fitted.models)
-        notes = (*preflight(heads, Allowed.by(recipe), output), *fitted.notes)
+        notes = (*output_faults, *preflight(heads, Allowed.by(recipe), output), *fitted.notes)
         check_device(options.device)
         choices = _choose(recipe, heads, options, output)
         ready = stack.enter_context(rewritten(recipe.align, heads.given, output, choices))
