@@ -61,9 +61,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--symmetries-table", type=Path, help="Write the outcome for the groups of each family here.")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Look for no garbage while torch and the tests are imported: none of it is."""
-    gc.disable()
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # a process that runs tests
+        gc.disable()
 
 
 @pytest.hookimpl(trylast=True)
