@@ -37,8 +37,8 @@ from merge.symmetry.transform_files import load_transform, read_header, save_tra
 
 BERT = bert_config(num_hidden_layers=1)
 GPT2 = {**CASES["GPT2LMHeadModel"], "n_layer": 1}
-ROTATION = {"by": "weights", "residual": "rotation"}
-INSIDE_HEADS = {"by": "weights", "residual": "permutation", "basis": "orthogonal"}
+ROTATION = {"by": "weights", "residual": "rotation", "samples": 32}
+INSIDE_HEADS = {"by": "weights", "residual": "permutation", "basis": "orthogonal", "samples": 32}
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def logits(folder: Path) -> Tensor:
     ("align", "folds"), [(ROTATION, True), (INSIDE_HEADS, False)], ids=["residual stream", "inside heads"]
 )
 def test_half_precision_models_are_rotated_in_single_precision(
-    align: dict[str, str], folds: bool, halves: tuple[Path, ...], tmp_path: Path
+    align: dict[str, Any], folds: bool, halves: tuple[Path, ...], tmp_path: Path
 ) -> None:
     """A merge is written as its models were. Moved alone and written wider, b says what it said; rounded it does not."""
     merged(halves, tmp_path / "out", align)

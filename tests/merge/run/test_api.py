@@ -56,7 +56,9 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("options", [{}, {"align": "weights"}, {"method": "slerp", "lam": 0.3}, {"weights": [3, 1]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"align": {"by": "weights", "samples": 32}}, {"method": "slerp", "lam": 0.3}, {"weights": [3, 1]}]
+)
 def test_live_models_merge_as_their_folders_do(folders: tuple[Path, Path], options: dict[str, Any]) -> None:
     """Bit for bit, and mixed as well; another setting gives other weights (negative control)."""
     a, b = folders
