@@ -15,6 +15,7 @@ from typing import Any
 from merge.errors import OutputError, first_line
 
 MARKER = "merging"
+_BEING_WRITTEN: set[Path] = set()  # temporary folders of this process, whose id an earlier process may have had
 
 
 def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
@@ -77,19 +78,26 @@ def staged(output: Path) -> Iterator[Path]:
     target = output.resolve()
     parent, created = target.parent, [folder for folder in target.parents if not folder.exists()]
     temporary = parent / f".{target.name}.{MARKER}-{os.getpid()}"
+    existed, made = target.exists(), False
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
         temporary.mkdir()
+        made = True
+        _BEING_WRITTEN.add(temporary)
         yield temporary
         _sync(temporary)
+        if target.exists() and not existed:
+            raise OutputError(f"output {output} was written by another process meanwhile; nothing was written.")
         _replace(temporary, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"no space left on the disk of {parent}; nothing was written.") from error
         raise OutputError(f"{output} cannot be written: {first_line(error)}") from error
     finally:
-        _remove(temporary)
+        if made:  # else it is another thread's
+            _remove(temporary)
+            _BEING_WRITTEN.discard(temporary)
         for folder in created:
             with contextlib.suppress(OSError):  # not empty: it holds the output
                 folder.rmdir()
@@ -102,6 +110,8 @@ def _remove_leftovers(target: Path) -> None:
     """
     for left in target.parent.glob(f".{glob.escape(target.name)}.{MARKER}-*"):
         pid, old = left.name.removesuffix("-old").rsplit("-", 1)[1], left.name.endswith("-old")
+        if left in _BEING_WRITTEN:
+            continue
         if pid.isdigit() and not _alive(int(pid)) and (target.exists() or not old):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -144,7 +154,9 @@ def _replace(temporary: Path, output: Path) -> None:
         output.rename(aside)
         temporary.rename(output)
     except BaseException:
-        if not output.exists():
+        if output.exists():  # another process has replaced it
+            _remove(aside)
+        elif aside.exists():
             aside.rename(output)
         raise
     _remove(aside)

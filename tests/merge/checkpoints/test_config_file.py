@@ -1,0 +1,86 @@
+"""config.json: its numbers are compared with what the weights hold before a model is built, so nothing is built in vain."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import bert_config, save_checkpoint
+
+from merge.checkpoints.config_file import check_sizes
+from merge.checkpoints.open import open_checkpoint
+from merge.checkpoints.transformers_model import meta_model
+from merge.checkpoints.weights.read import StoredTensor
+from merge.errors import CheckpointError
+
+HUGE = (10**4, 10**6, 2**31 + 1, 2**63, 2**64, 10**30)
+ENTRIES = (
+    "num_hidden_layers", "num_labels", "max_position_embeddings", "hidden_size", "intermediate_size", "vocab_size",
+    "num_attention_heads", "type_vocab_size",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("sizes") / "a", bert_config(), tokenizer=False)
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_size_that_the_weights_do_not_have_is_one_line_at_once(entry: str, value: int, model: Path) -> None:
+    """A model of ten thousand layers takes a minute to build, and one of 2**64 labels all memory there is."""
+    sound = (model / "config.json").read_text(encoding="utf-8")
+    changed = json.loads(sound) | {entry: value}
+    if entry == "num_labels":
+        changed = {key: entry for key, entry in changed.items() if key not in ("id2label", "label2id")}
+    begun = time.process_time()
+    try:
+        (model / "config.json").write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(str(model))
+    finally:
+        (model / "config.json").write_text(sound, encoding="utf-8")
+    assert "\n" not in str(caught.value)
+    assert "config.json" in str(caught.value)
+    assert time.process_time() - begun < 5
+    open_checkpoint(str(model))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_hidden_layers": 10**4}, r"num_hidden_layers: found 10000, but the weights hold 3 tensors"),
+        ({"text_config": {"num_hidden_layers": 10**4}}, r"text_config\.num_hidden_layers: found 10000"),
+        ({"n_layer": 500}, "n_layer: found 500"),
+        ({"encoder_layers": 500}, "encoder_layers: found 500"),
+        ({"num_labels": 2**64}, r"num_labels: found 1\.84e\+19, but no tensor of the weights has more than 1024 rows"),
+        ({"n_positions": 10**6}, "n_positions: found 1000000, but the table of positions has 40 rows"),
+        ({"d_model": 10**400}, "a number of over 300 digits"),
+    ],
+)
+def test_the_message_names_entry_and_weights(config: dict[str, Any], words: str) -> None:
+    shapes = {"wpe.weight": (40, 8), "a": (8, 8), "b": (8,)}
+    stored = {name: StoredTensor("model.safetensors", name, shape, "F32", 0) for name, shape in shapes.items()}
+    with pytest.raises(CheckpointError, match=words):
+        check_sizes(config, stored, "a")
+
+
+def test_sizes_of_real_models_pass() -> None:
+    """The control: shared layers, rotary positions beyond every table, no limit on what is no size."""
+    stored = {f"t{k}": StoredTensor("model.safetensors", f"t{k}", (30000, 128), "F32", 0) for k in range(25)}
+    check_sizes({"num_hidden_layers": 24, "num_hidden_groups": 1, "vocab_size": 30000}, stored, "albert")
+    check_sizes({"max_position_embeddings": 10485760, "rope_theta": 500000, "num_labels": 1000}, stored, "rotary")
+    check_sizes({"total_flos": 10**25, "seed": 2**63, "transformers_weights": True}, stored, "trained")
+
+
+def test_a_count_under_any_name_is_bounded_while_the_model_is_built() -> None:
+    """Whatever an entry is called, the modules that it makes are counted."""
+    config = bert_config(num_hidden_layers=200)
+    with pytest.raises(
+        CheckpointError, match="describes a model of over 2820 modules, but the weights hold 41 tensors"
+    ):
+        meta_model(config, 41)
+    assert meta_model(bert_config(), 41).config.num_hidden_layers == 2
