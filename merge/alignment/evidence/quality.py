@@ -19,21 +19,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from merge.alignment.evidence.chance import DRAWS, random_scores, shuffled_score
 from merge.alignment.evidence.distance import distance
 from merge.alignment.pair import Alignment, Pair, spread
-from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.moments import unit_correlations
 from merge.alignment.solvers.objective import Objective, weights_of
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import identity, view_index
 from merge.symmetry.transform import Transform, apply_transform
 
-# Random elements that the matched score is compared with.
-DRAWS = 200
 # Above this p-value nothing is claimed.
 MAX_P = 0.05
-# Of a larger axis, so many units are sampled to match shuffled scores; and tokens on which units are compared.
-MAX_SHUFFLED_UNITS, MAX_TOKENS = 1024, 8192
+# Tokens on which units are compared.
+MAX_TOKENS = 8192
 MEASURES = {True: "activation correlation", False: "cosine of weights"}
 
 
@@ -48,7 +46,8 @@ class AxisQuality:
         units: number of units.
         score: mean similarity of the matched units.
         random: mean score of random elements.
-        p: share of random elements with at least this score; never below 1 / (DRAWS + 1).
+        p: share of random elements with at least this score; exact where there are few elements.
+        smallest_p: the p of the best element: one of all elements, or 1 / (DRAWS + 1) where they are drawn.
         shuffled: mean score of the best matching of the same scores in random order.
         in_place: share of the units that kept their position.
     """
@@ -62,6 +61,12 @@ class AxisQuality:
     p: float
     shuffled: float
     in_place: float
+    smallest_p: float = 1 / (DRAWS + 1)
+
+    @property
+    def too_few(self) -> bool:
+        """Whether so few orders exist that the best of them is no evidence: three heads have six."""
+        return self.smallest_p > MAX_P
 
     @property
     def claims(self) -> bool:
@@ -95,19 +100,27 @@ class Quality:
                 field: math.fsum(getattr(axis, field) * axis.units for axis in axes) / units
                 for field in ("score", "random", "shuffled", "in_place")
             }
-            summaries.append(AxisQuality(kind, kind, None, units, p=max(axis.p for axis in axes), **means))
+            extremes = {field: max(getattr(axis, field) for axis in axes) for field in ("p", "smallest_p")}
+            summaries.append(AxisQuality(kind, kind, None, units, **extremes, **means))
         return tuple(summaries)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what must not be claimed of the alignment."""
         kinds = self.kinds()
-        random = [k.kind for k in kinds if k.p > MAX_P]
+        random = [k.kind for k in kinds if k.p > MAX_P and not k.too_few]
+        few = [k for k in kinds if k.p > MAX_P and k.too_few]
         chance = [k.kind for k in kinds if k.p <= MAX_P and not k.claims and k.in_place < 1]
         notes = []
         if random:
             notes.append(
                 f"{', '.join(random)}: matched units are no more alike than random ones; nothing is claimed for them"
+            )
+        if few:
+            least = ", ".join(f"{k.kind} (p is at least {k.smallest_p:.2g})" for k in few)
+            notes.append(
+                f"{least}: too few units to tell a match from chance, as even the best of all orders is found by chance that "
+                "often; nothing is claimed for them"
             )
         if chance:
             notes.append(
@@ -162,7 +175,11 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
         has_map = any(
             name in alignment.maps or name in alignment.reference_maps for name in (*view.names, view.map_axis)
         )
-        score, drawn = float(scores.diagonal().mean()), _random(view, scores, generator)
+        score, (drawn, exact) = (
+            float(scores.diagonal().mean(dtype=torch.float64)),
+            random_scores(view, scores, generator),
+        )
+        above = int((drawn >= score).sum())
         axes.append(
             AxisQuality(
                 axis=" ".join(view.movable),
@@ -171,9 +188,10 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
                 units=len(scores),
                 score=score,
                 random=float(drawn.mean()),
-                p=(1 + int((drawn >= score).sum())) / (1 + DRAWS),
-                shuffled=_shuffled(view, scores, has_map, generator),
+                p=above / len(drawn) if exact else (1 + above) / (1 + DRAWS),
+                shuffled=shuffled_score(view, scores, has_map, generator),
                 in_place=float((index == torch.arange(len(index))).double().mean()),
+                smallest_p=1 / (len(drawn) if exact else 1 + DRAWS),
             )
         )
     order = pair.kinds()
@@ -215,44 +233,6 @@ def _squares(objective: Objective, move: str, names: tuple[str, ...], side: str)
     return torch.stack(
         [(objective.rows(t, side, None).double() * scale[t.tensor]).square().sum(1) for t in occurrences]
     ).sum(0)
-
-
-def _random(view: View, scores: Float[Tensor, "n n"], generator: torch.Generator) -> Float[Tensor, " draws"]:
-    """Return the mean scores of random elements: blocks, and what may move inside each of them."""
-    alone, last = contiguous(view.names, view.shape), len(view.shape) - 1
-    shapes, source = alone.index_shapes(), torch.zeros(DRAWS, *view.shape, dtype=torch.long)
-    for level, (name, size) in enumerate(zip(view.names, view.shape, strict=True)):
-        index = torch.arange(size)
-        if name != "-":
-            drawn = torch.rand(DRAWS, *shapes[name], generator=generator).argsort(-1)
-            index = drawn.reshape(*drawn.shape[:-1], *(1,) * (level - drawn.ndim + 2), size)
-        source += alone.strides[level] * index.reshape(*index.shape, *(1,) * (last - level))
-    return scores[torch.arange(len(scores)), source.reshape(DRAWS, -1)].mean(1, dtype=torch.float64)
-
-
-def _shuffled(view: View, scores: Float[Tensor, "n n"], has_map: bool, generator: torch.Generator) -> float:
-    """Return the mean score of the best matching of the scores in random order; of the best rotation if maps act.
-
-    On a split axis, of the units inside each block; of the blocks where nothing moves inside them.
-    """
-    if len(view.shape) == 1:
-        blocks = scores[None]
-    elif view.names[-1] == "-" and not has_map:
-        whole, inside = view.shape[0], math.prod(view.shape[1:])
-        blocks = scores.reshape(whole, inside, whole, inside).diagonal(0, 1, 3).mean(-1)[None]
-    else:
-        count, inside = math.prod(view.shape[:-1]), view.shape[-1]
-        blocks = scores.reshape(count, inside, count, inside).diagonal(0, 0, 2).movedim(-1, 0)
-    means = []
-    for block in blocks:
-        size = min(len(block), MAX_SHUFFLED_UNITS)
-        entries = block.reshape(-1)[torch.randperm(block.numel(), generator=generator)[: size * size]]
-        square = entries.reshape(size, size).double()
-        if has_map:
-            means.append(float(torch.linalg.svdvals(square).mean()))  # the largest trace under rotations
-        else:
-            means.append(float(square.gather(1, match_axis(square)[:, None]).mean()))
-    return math.fsum(means) / len(means)
 
 
 def _groups(pair: Pair, alignment: Alignment) -> dict[str, str]:

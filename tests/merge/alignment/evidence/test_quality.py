@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from families_more import CASES as UNUSUAL
 from quick import quick_on
 from random_transforms import random_transform
 
+from merge.alignment.evidence.chance import DRAWS, MAX_EXACT, random_scores, shuffled_score
 from merge.alignment.evidence.distance import distance
-from merge.alignment.evidence.quality import DRAWS, _shuffled, match_quality
+from merge.alignment.evidence.quality import AxisQuality, Quality, match_quality
 from merge.alignment.matchers import aligner
 from merge.alignment.pair import Alignment, Pair
 from merge.alignment.solvers.moments import unit_correlations
@@ -76,6 +79,73 @@ def test_the_p_of_random_alignments_is_that_of_chance(text: bool) -> None:
         values += [one.p for one in found.axes if one.axis in ("residual", "ffn0")]
     assert 0.3 < np.mean(values) < 0.7
     assert np.mean(np.array(values) <= 0.05) < 0.3
+
+
+def every_order(names: tuple[str, ...], shape: tuple[int, ...]) -> list[list[int]]:
+    """Return the place that every unit takes, in every element: blocks move whole, units inside their block."""
+    blocks = list(itertools.permutations(range(shape[0])))
+    if len(shape) == 1:
+        return [list(order) for order in blocks]
+    inner = list(itertools.permutations(range(shape[1]))) if names[1] != "-" else [tuple(range(shape[1]))]
+    return [
+        [shape[1] * block + place for block, inside in zip(order, insides, strict=True) for place in inside]
+        for order in blocks
+        for insides in itertools.product(inner, repeat=shape[0])
+    ]
+
+
+SMALL_GROUPS = [
+    (("heads0",), (1,)),
+    (("heads0",), (2,)),
+    (("heads0",), (3,)),
+    (("heads0",), (4,)),
+    (("ffn0",), (6,)),
+    (("heads0", "-"), (3, 4)),
+    (("heads0", "-"), (4, 2)),
+    (("heads0", "qk0"), (2, 2)),
+    (("heads0", "qk0"), (3, 2)),
+    (("heads0", "qk0"), (2, 3)),
+]
+
+
+@pytest.mark.parametrize(("names", "shape"), SMALL_GROUPS)
+def test_of_few_orders_all_are_counted(names: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    """Written out by itertools: the p of an order is then its exact share, not that of so many draws."""
+    units = int(np.prod(shape))
+    scores = torch.rand(units, units, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, exact = random_scores(contiguous(names, shape), scores, torch.Generator())
+    table = scores.numpy()
+    expected = [np.mean([table[i, j] for i, j in enumerate(order)]) for order in every_order(names, shape)]
+    assert exact
+    assert len(found) == len(expected) <= MAX_EXACT
+    assert np.allclose(np.sort(found.numpy()), np.sort(expected), rtol=0, atol=1e-12)
+
+
+def test_of_many_orders_some_are_drawn() -> None:
+    for names, shape in ((("ffn0",), (7,)), (("heads0", "qk0"), (3, 4)), (("heads0", "-"), (7, 2))):
+        scores = torch.rand(int(np.prod(shape)), int(np.prod(shape)))
+        drawn, exact = random_scores(contiguous(names, shape), scores, torch.Generator().manual_seed(0))
+        assert (len(drawn), exact) == (DRAWS, False)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 4, 5, 6])
+def test_exactly_found_units_are_never_called_random(heads: int) -> None:
+    """Three units or fewer cannot show it: the best of six orders comes up by chance once in six."""
+    scores = torch.eye(heads, dtype=torch.float64)
+    drawn, exact = random_scores(contiguous(("heads0",), (heads,)), scores, torch.Generator())
+    assert exact
+    p = float((drawn >= 1).double().mean())
+    assert p == pytest.approx(1 / math.factorial(heads), abs=1e-12)
+    axis = AxisQuality("heads0", "heads", 0, heads, 1.0, 1 / heads, p, 0.5, 0.0, smallest_p=1 / len(drawn))
+    (note,) = Quality("cosine of weights", (axis,), {"heads": "permutation"}, (1.0, 0.0)).notes or ("",)
+    assert "no more alike than random" not in note
+    assert ("too few units to tell" in note) == (heads <= 3)
+    assert axis.claims == (heads > 3)
+    if heads == 3:
+        assert "heads (p is at least 0.17)" in note
+    wrong = replace(axis, p=0.5, score=0.1, smallest_p=1 / 720)
+    (note,) = Quality("cosine of weights", (wrong,), {"heads": "permutation"}, (1.0, 0.0)).notes
+    assert "no more alike than random" in note
 
 
 def test_matching_alone_is_no_correspondence() -> None:
@@ -212,7 +282,7 @@ def test_where_maps_act_chance_may_turn_too() -> None:
     expected = np.mean([np.linalg.svd(one, compute_uv=False).mean() for one in shuffles])
     found = {}
     for turned in (True, False):
-        draws = [_shuffled(view, scores, turned, torch.Generator().manual_seed(seed)) for seed in range(100)]
+        draws = [shuffled_score(view, scores, turned, torch.Generator().manual_seed(seed)) for seed in range(100)]
         found[turned] = np.mean(draws)
     assert found[True] == pytest.approx(expected, rel=0.01)
     assert found[True] > 1.5 * found[False]
