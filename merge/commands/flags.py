@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 # fmt: off
 RECIPE_FLAGS = (
-    "base", "base_lacks", "heads", "config", "method", "settings", "weights", *FLAGS, "statistics_text",
+    "base", "base_lacks", "heads", "config", "method", "settings", "weights", *FLAGS, "statistics", "statistics_text",
     "statistics_column", "label_column", "statistics_samples", "tokenizer", "seed", "dtype", "out_dtype", "revision",
 )
 # fmt: on
@@ -48,15 +50,18 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
     align, label_column = align_entry(options), options["label_column"]
     if align.get("by") == "learned" and label_column is not None:
         align, label_column = {**align, "label_column": label_column}, None
+    own, files = _statistics(models, options["statistics"])
     statistics = {
         "text": options["statistics_text"],
+        "files": files or None,
         "text_column": options["statistics_column"],
         "label_column": label_column,
         "samples": options["statistics_samples"],
     }
     record = {
         "models": [
-            {"model": m, "revision": r} for m, r in zip(models, _revisions(models, options["revision"]), strict=True)
+            {"model": m, "revision": r} | ({"statistics": own[m]} if m in own else {})
+            for m, r in zip(models, _revisions(models, options["revision"]), strict=True)
         ],
         "base": options["base"],
         "base_lacks": options["base_lacks"],
@@ -111,6 +116,45 @@ def _revisions(models: tuple[str, ...], revisions: tuple[str, ...]) -> tuple[str
     if len(revisions) != len(models):
         raise UsageError(f"{len(revisions)} revisions for {len(models)} models. Give one for all, or one for each.")
     return revisions
+
+
+def _statistics(models: Sequence[str], given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return model -> its text or statistics file, and the statistics files that name no model.
+
+    A model is named as it was typed, by its path in another spelling, or by the name of its folder.
+
+    Raises:
+        UsageError: a model is not one of those given, or named twice, or a text names no model.
+    """
+    own: dict[str, str] = {}
+    files: list[str] = []
+    for value in given:
+        splits = [(value[:i], value[i + 1 :]) for i, letter in enumerate(value) if letter == "="]
+        named = [(model, text) for name, text in splits for model in _named(name, models)]
+        if not named and value.endswith(".safetensors") and (Path(value).exists() or not splits):
+            files.append(value)
+            continue
+        if not named:
+            what = f"{splits[0][0]!r} is not one of the models" if splits else f"{value!r} names no model"
+            raise UsageError(
+                f"--statistics: {what}. Write MODEL=FILE with one of {', '.join(models)}, or --statistics-text FILE for one text "
+                "for all."
+            )
+        for model, text in named[:1]:
+            if not text:
+                raise UsageError(f"--statistics {value}: expected a file after {model}=.")
+            if model in own:
+                raise UsageError(f"--statistics is given twice for {model}. Give it once.")
+            own[model] = text
+    return own, files
+
+
+def _named(name: str, models: Sequence[str]) -> list[str]:
+    """Return the model that a name means, as a list of one; empty if none or several."""
+    matches = [model for model in dict.fromkeys(models) if name == model]
+    matches = matches or [m for m in dict.fromkeys(models) if os.path.normpath(name) == os.path.normpath(m)]
+    matches = matches or [m for m in dict.fromkeys(models) if name == Path(os.path.normpath(m)).name]
+    return matches if len(matches) == 1 else []
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -75,7 +75,16 @@ SECTIONS = {
 )
 @align_options
 @click.option(
-    "--statistics-text", metavar="TEXT", help="Text for fisher, regmean or cocktail.  [default: a built-in text]"
+    "--statistics",
+    metavar="[MODEL=]FILE",
+    multiple=True,
+    help="For fisher and regmean: MODEL=FILE is text of that model's task, or its file of merge-models statistics, which needs "
+    "no MODEL=. May be repeated.",
+)
+@click.option(
+    "--statistics-text",
+    metavar="TEXT",
+    help="One text for all models, for fisher, regmean or cocktail; built-in is the package's own.",
 )
 @click.option(
     "--statistics-column", type=NAMES, metavar="COL[,COL]", help="Column of --statistics-text; two for text pairs."

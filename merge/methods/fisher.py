@@ -24,6 +24,8 @@ class Fisher(Method):
     weighted average. F_m is divided by its mean over the whole model, because a model that is certain of its predictions
     has small F_m everywhere; the authors' code divides by the norm. Weights proportional to these means (in the statistics
     files) undo the division.
+    F_m is measured on text of model m's own task: --statistics a=A.jsonl --statistics b=B.jsonl, or the files that merge-models
+    statistics wrote of these models.
 
     Attributes:
         weights: one per model, not negative; equal when None.

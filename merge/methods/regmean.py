@@ -27,6 +27,8 @@ class RegMean(Method):
     are averaged. Solved in float64 for the difference from the plain average, inputs scaled to unit second moment, by
     Cholesky. Where the inputs of all models do not span all directions (possible with alpha = 1), by the pseudo-inverse:
     in directions without any input the result is the plain average.
+    X_m are inputs from text of model m's own task: --statistics a=A.jsonl --statistics b=B.jsonl, or the files that merge-models
+    statistics wrote of these models. One text for all models (--statistics-text) is another merge, nearer to plain averaging.
 
     Attributes:
         alpha: factor of the off-diagonal of G; 1 is the exact regression, 0 treats every input separately. The best value
@@ -47,19 +49,17 @@ class RegMean(Method):
         average = Linear()(tensors)
         if not context.statistics:
             return average
-        # A Gram matrix with a first axis of size 1 belongs to a weight stored as (in, out).
-        stored_in_out = context.statistics[0].ndim == 3
-        grams = [self._reduced(gram[0] if stored_in_out else gram) for gram in context.statistics]
-        inputs = [tensor if stored_in_out else tensor.T for tensor in tensors if tensor.ndim == 2]
+        grams = [self._reduced(gram) for gram in context.statistics]
+        inputs = [tensor.T for tensor in tensors if tensor.ndim == 2]
         if [len(g) for g in grams] != [len(w) for w in inputs] or len(inputs) != len(tensors):
             raise MismatchError(
                 f"regmean: {context.name} has Gram matrices of sizes {[len(g) for g in grams]} for weights of shapes "
                 f"{[tuple(t.shape) for t in tensors]}. Measure them again."
             )
-        start = (average if stored_in_out else average.T).double()
+        start = average.T.double()
         target = sum((g @ (w.double() - start) for g, w in zip(grams, inputs, strict=True)), start * 0)
         merged = start + _solve(sum(grams[1:], grams[0]), target)
-        return (merged if stored_in_out else merged.T).contiguous().to(average.dtype)
+        return merged.T.contiguous().to(average.dtype)
 
     def _reduced(self, gram: Tensor) -> Tensor:
         """Return the Gram matrix in float64 with its off-diagonal multiplied by alpha."""

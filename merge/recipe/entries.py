@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from merge.errors import UsageError, nearest
 from merge.methods import METHODS
 from merge.recipe.gradient import is_gradient
-from merge.text.source import Record, as_list
+from merge.text.source import ModelStatistics, Record, as_list, model_statistics
 
 # A number, or a gradient from the first layer to the last.
 Weight = Annotated[
@@ -18,7 +18,13 @@ Weight = Annotated[
         {
             "anyOf": [
                 {"type": "number"},
-                {"type": "object", "properties": {"gradient": {"type": "array", "items": {"type": "number"}}}},
+                {
+                    "type": "object",
+                    "properties": {
+                        "gradient": {"type": "array", "items": {"type": "number"}},
+                        "outside": {"type": "number"},
+                    },
+                },
                 {"type": "null"},
             ]
         }
@@ -27,11 +33,21 @@ Weight = Annotated[
 
 
 class ModelEntry(Record):
-    """A model to merge: a folder or Hub id, and optionally a weight and a Hub revision."""
+    """A model to merge: a folder or Hub id, and optionally a weight, a Hub revision and its statistics.
+
+    Attributes:
+        statistics: for fisher and regmean: a text of the model's own task, or a file of merge-models statistics.
+    """
 
     model: str = Field(min_length=1)
     weight: Weight = None
     revision: str | None = None
+    statistics: ModelStatistics | None = None
+
+    @field_validator("statistics", mode="before")
+    @classmethod
+    def _plain_name(cls, statistics: Any) -> Any:
+        return model_statistics(statistics)
 
     @field_validator("weight")
     @classmethod
@@ -94,12 +110,14 @@ class Slice(Record):
         layers: the layers to merge, the same of every model.
         sources: instead of layers: models and their layers, equally many each.
         method, settings: for these layers; the recipe's when None.
+        overrides: settings by tensor name for these layers; a later one wins, and the recipe's own win over them.
     """
 
     layers: str | None = None
     sources: tuple[SliceSource, ...] | None = Field(default=None, min_length=1)
     method: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -103,6 +103,12 @@ class Recipe(Record):
                     )
             chosen = self.models if part.sources is None else [entries[source.model] for source in part.sources]
             _check_method(*merged_settings(self, part), model_weights(chosen, part), self.base is not None)
+            for override in part.overrides:
+                within = self.model_copy(
+                    update=dict(zip(("method", "settings"), merged_settings(self, part), strict=True))
+                )
+                weights = model_weights(chosen, part if "weights" in part.settings else override)
+                _check_method(*merged_settings(within, override), weights, self.base is not None)
         for override in self.overrides if self.slices is None else ():
             weights = model_weights(self.models, override)
             _check_method(*merged_settings(self, override), weights, self.base is not None)
@@ -113,12 +119,14 @@ class Recipe(Record):
             raise ValueError(
                 "align: both moves the reference towards one other model; with several models leave it out."
             )
-        parts: tuple[Override | Slice, ...] = (*self.overrides, *(self.slices or ()))
+        inner = [override for part in self.slices or () for override in part.overrides]
+        parts: tuple[Override | Slice, ...] = (*self.overrides, *(self.slices or ()), *inner)
         for changed in parts:
             _check_weighed(self, changed)
         if self.statistics.label_column is not None and self.method != "cocktail":
             raise ValueError("only method cocktail and align by: learned read label_column. Leave it out.")
         used = {self.method, *(merged_settings(self, part)[0] for part in parts)}
+        _check_statistics(self, used)
         if self.base is not None and all(METHODS[name].base == "none" for name in used):
             raise ValueError(
                 f"method {self.method} uses no base. Leave base out, or choose a method of task vectors (ties, ...)."
@@ -146,6 +154,22 @@ def _check_heads(recipe: Recipe) -> None:
         raise ValueError(
             f"heads: {recipe.heads} cannot be combined with evaluation, which scores one model with its head. Run "
             "evaluate-models on the output instead."
+        )
+
+
+def _check_statistics(recipe: Recipe, methods: set[str]) -> None:
+    """Stop where models would be measured on a text that nobody chose, or statistics would be read by no method."""
+    readers = sorted(name for name in methods if METHODS[name].statistics is not None)
+    lacking = [entry.model for entry in recipe.models if entry.statistics is None]
+    given = recipe.statistics.files or len(lacking) < len(recipe.models)
+    if given and not readers:
+        raise ValueError(f"statistics of models are read by fisher and regmean alone, not by {recipe.method}.")
+    if readers and lacking and recipe.statistics.text is None and not recipe.statistics.files:
+        raise ValueError(
+            f"{readers[0]} weighs every model by what it does on text of its own task, and {' and '.join(lacking)} "
+            f"{'has' if len(lacking) == 1 else 'have'} none. Give each model its text or statistics file (statistics: beside "
+            f"the model, --statistics {lacking[0]}=FILE), or one text for all (statistics: {{text: FILE}}, --statistics-text "
+            "FILE; built-in is the package's own)."
         )
 
 

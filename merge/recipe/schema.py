@@ -24,7 +24,7 @@ from merge.alignment.settings import AlignEntry
 from merge.methods import METHODS
 from merge.recipe.entries import BaseEntry, EvaluationEntry, ModelEntry, Override, Slice, SliceSource
 from merge.recipe.recipe import Recipe
-from merge.text.source import StatisticsEntry
+from merge.text.source import ModelStatistics, StatisticsEntry
 
 RECORDS: dict[str, type[BaseModel]] = {
     record.__name__: record
@@ -34,6 +34,7 @@ RECORDS: dict[str, type[BaseModel]] = {
         BaseEntry,
         EvaluationEntry,
         ModelEntry,
+        ModelStatistics,
         Override,
         Slice,
         SliceSource,
@@ -84,7 +85,10 @@ def _gradient() -> dict[str, Any]:
     return {
         "type": "object",
         "description": "A number that changes from the first layer to the last: equally spaced points with linear interpolation.",
-        "properties": {"gradient": {"type": "array", "items": {"type": "number"}, "minItems": 1}},
+        "properties": {
+            "gradient": {"type": "array", "items": {"type": "number"}, "minItems": 1},
+            "outside": {"type": "number", "description": "Value before the first layer and after the last."},
+        },
         "required": ["gradient"],
         "additionalProperties": False,
     }
@@ -183,13 +187,22 @@ def _short_forms(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> N
     properties["models"] |= {"items": {"anyOf": [name, {"$ref": "#/$defs/ModelEntry"}]}, "minItems": 1}
     properties["base"]["anyOf"].insert(0, name)
     definitions["ModelEntry"]["properties"]["weight"] |= {"anyOf": [*NUMBER["anyOf"], {"type": "null"}]}
+    definitions["ModelEntry"]["properties"]["statistics"]["anyOf"].insert(0, name)
+    definitions["StatisticsEntry"]["properties"]["files"] = {
+        "anyOf": [name, definitions["StatisticsEntry"]["properties"]["files"]]
+    }
     definitions["SliceSource"]["properties"]["layers"] |= LAYERS
     definitions["Slice"]["properties"]["layers"] |= {"anyOf": [LAYERS, {"type": "null"}]}
     definitions["Slice"]["oneOf"] = [{"required": ["layers"]}, {"required": ["sources"]}]
     tensors = definitions["Override"]["properties"]["tensors"]
     listed = {key: tensors.pop(key) for key in ("type", "items", "minItems")}
     tensors["anyOf"] = [name, listed]
-    for entry, key in (("AlignEntry", "text_column"), ("AlignEntry", "axes"), ("StatisticsEntry", "text_column")):
+    for entry, key in (
+        ("AlignEntry", "text_column"),
+        ("AlignEntry", "axes"),
+        ("StatisticsEntry", "text_column"),
+        ("ModelStatistics", "text_column"),
+    ):
         definitions[entry]["properties"][key]["anyOf"].insert(0, name)
     definitions["AlignEntry"]["properties"]["by"]["enum"] = ["none", *BY]
 

@@ -19,6 +19,7 @@ from merge.errors import UsageError
 from merge.run.api_inputs import (
     layer_plan,
     open_models,
+    own_statistics,
     recipe_like,
     recipe_of,
     revisions_of,
@@ -70,7 +71,7 @@ def merge(
     config: str | None = None,
     tokenizer: str | None = None,
     base_lacks: str | None = None,
-    statistics: Mapping[str, Any] | None = None,
+    statistics: Mapping[str, Any] | Sequence[Any] | None = None,
     dtype: str | None = None,
     out_dtype: str | None = None,
     seed: int = 0,
@@ -95,7 +96,7 @@ def merge(
         config: reference keeps the first model's settings (pooling, prompts, ...); all must agree when None.
         tokenizer: whose vocabulary the result has: reference, base, union or a model; all must agree when None.
         base_lacks: average or reference, for tensors that the base lacks.
-        statistics: text of fisher, regmean and cocktail: {"text": ..., "samples": 512}.
+        statistics: a list with each model's text or statistics file, or for all {"text": ..., "samples": 512}.
         dtype, out_dtype, seed: of the arithmetic, of what is written, of everything random.
         revision: of Hub ids, one for all or one each.
         recipe: a recipe or its file, in place of all of the above.
@@ -139,7 +140,8 @@ def merge(
             method=method,
             align=entry if text is None else {**entry, "text": text_path(text, folder / "align")},
             settings=settings if weights is None else {**settings, "weights": list(weights)},
-            statistics=None if statistics is None else statistics_entry(statistics, folder / "statistics"),
+            statistics=statistics_entry(statistics, folder / "statistics"),
+            own_statistics=own_statistics(statistics, len(inputs.models), folder / "statistics"),
             heads=heads,
             config=config,
             tokenizer=tokenizer,

@@ -41,13 +41,19 @@ def revisions_of(models: Sequence[ModelLike], revision: str | Sequence[str] | No
     return list(revision)
 
 
-def recipe_of(inputs: ModelSet, revisions: Sequence[str | None] = (), **values: Any) -> Recipe:
+def recipe_of(
+    inputs: ModelSet, revisions: Sequence[str | None] = (), own_statistics: Sequence[Any] = (), **values: Any
+) -> Recipe:
     """Return the record of a run over open models, which the recipe names by their sources."""
     from merge.recipe.recipe import make_recipe
 
     stated = zip(inputs.models, revisions or [None] * len(inputs.models), strict=True)
+    own = [{"statistics": each} for each in own_statistics] or [{}] * len(inputs.models)
     record = {
-        "models": [{"model": model.source, "revision": revision} for model, revision in stated],
+        "models": [
+            {"model": model.source, "revision": revision, **each}
+            for (model, revision), each in zip(stated, own, strict=True)
+        ],
         "base": None if inputs.base is None else {"model": inputs.base.source},
         **values,
     }
@@ -73,10 +79,34 @@ def text_path(text: TextLike, workspace: Path) -> str:
     return text_file(text, workspace)
 
 
-def statistics_entry(statistics: Mapping[str, Any], workspace: Path) -> dict[str, Any]:
-    """Return the recipe's `statistics` entry; text in memory is written to the workspace."""
+def statistics_entry(statistics: Mapping[str, Any] | Sequence[Any] | None, workspace: Path) -> dict[str, Any] | None:
+    """Return the recipe's `statistics` entry, for all models; text in memory is written to the workspace."""
+    if not isinstance(statistics, Mapping):
+        return None
     text = statistics.get("text")
     return {**statistics, **({} if text is None else {"text": text_path(text, workspace)})}
+
+
+def own_statistics(statistics: Mapping[str, Any] | Sequence[Any] | None, models: int, workspace: Path) -> list[Any]:
+    """Return the `statistics` entry of each model, if they are given one by one; text in memory is written to the workspace.
+
+    Raises:
+        UsageError: they are not one for each model.
+    """
+    if statistics is None or isinstance(statistics, Mapping):
+        return []
+    if isinstance(statistics, str) or len(statistics) != models:
+        count = "one text" if isinstance(statistics, str) else f"{len(statistics)} statistics"
+        raise UsageError(
+            f"{count} for {models} models. Give a list with one for each, or {{'text': ...}} for one text for all."
+        )
+    entries: list[Any] = []
+    for number, each in enumerate(statistics):
+        if isinstance(each, Mapping):
+            entries.append(statistics_entry(each, workspace / str(number)))
+        else:
+            entries.append(None if each is None else text_path(each, workspace / str(number)))
+    return entries
 
 
 def layer_plan(

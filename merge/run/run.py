@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from merge.alignment.choice.requested import Choices
 from merge.alignment.rewrite import resized, rewritten
@@ -20,6 +20,7 @@ from merge.disk.staging import output_notes, staged
 from merge.errors import some
 from merge.recipe.recipe import Recipe
 from merge.run.evaluation import check_evaluation, evaluate
+from merge.run.model_statistics import with_statistics
 from merge.run.options import DEFAULTS, RunOptions
 from merge.run.outputs import numpy_suffices, write_outputs
 from merge.run.plan.heads import HeadPlan, plan_heads
@@ -31,10 +32,6 @@ from merge.run.repair.step import check_repair
 from merge.run.report import Report
 from merge.run.search.cocktail import cocktail_weights
 from merge.run.search.greedy_soup import greedy_soup
-from merge.text.calibrated import calibrate
-
-if TYPE_CHECKING:
-    from merge.methods.statistics.record import Statistics
 
 FILES_SHOWN = 6  # in a note
 
@@ -78,7 +75,7 @@ def run(
         notes = (*notes, *_left_behind(heads), *ready.notes, *plan.notes, *rebased.notes)
         report = Report(recipe, inputs, plan, rebased, notes)
         if not dry_run:
-            report = _with_weights(_with_statistics(report), options, hashes)
+            report = _with_weights(with_statistics(report), options, hashes)
             with staged(output) as folder:
                 report = write_outputs(folder, report, options, hashes)
     if not dry_run:
@@ -121,26 +118,6 @@ def _left_behind(heads: HeadPlan) -> list[str]:
         for owner in owners
         if owner.left_behind
     ]
-
-
-def _with_statistics(report: Report) -> Report:
-    """Return the report with the statistics that the methods need, measured or from the cache, in the reference's basis."""
-    kinds = sorted({job.method.statistics for job in report.plan.schedule.jobs if job.method.statistics is not None})
-    if not kinds:
-        return report
-    from merge.methods.statistics.measure import statistics_for
-    from merge.methods.statistics.permute import move_statistics
-
-    recipe, rebased, reference = report.recipe, report.rebased, report.models[0]
-    batches, text, notes = calibrate(recipe.statistics.text_source(recipe.seed), reference, needed=True)
-    statistics: dict[str, list[Statistics]] = {kind: [] for kind in kinds}
-    for kind in kinds:
-        for k, (checkpoint, transform) in enumerate(zip(report.models, rebased.transforms, strict=True)):
-            measured = statistics_for(checkpoint.encoder, kind, batches, text=str(text), seed=recipe.seed)
-            if transform is not None and (spec := rebased.spec_of(k)) is not None:
-                measured = move_statistics(spec, transform, measured)
-            statistics[kind].append(measured)
-    return replace(report, statistics=statistics, notes=(*report.notes, *notes))
 
 
 def _with_weights(report: Report, options: RunOptions, hashes: Sequence[Future[Any]]) -> Report:

@@ -54,7 +54,8 @@ def make_inputs(recipe: Recipe, folder: Path) -> None:
             save_tokenizer(folder / entry.model, words)
     if recipe.base is not None:
         save_checkpoint(folder / recipe.base.model, bert_config("BertModel", num_hidden_layers=layers), seed=99)
-    for text in {recipe.align.text, recipe.statistics.text} - {None}:
+    own = {entry.statistics.text for entry in recipe.models if entry.statistics is not None}
+    for text in {recipe.align.text, recipe.statistics.text, *own} - {None}:
         write_text(folder / str(text))
     if recipe.method in WEIGHED:
         write_labelled(folder)
