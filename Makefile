@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 # Python keeps the test files as compiled: to rewrite their assertions takes every worker 10 CPU seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench methods-table architectures-table symmetries-table clean
+.PHONY: demo test check bench methods-table mergekit-table architectures-table symmetries-table clean
 
 demo: $(READY)
 	$(BIN)/python recipes/demo.py
@@ -29,6 +29,10 @@ check: $(READY) $(PARITY)
 methods-table: $(READY) $(PARITY)
 	$(PYTEST) tests/contracts/test_methods.py tests/contracts/test_engine.py tests/parity \
 	  tests/merge/run/test_silent_failures.py --methods-table docs/methods.md
+
+# Every kind of published mergekit file, run by both tools: writes docs/mergekit.md.
+mergekit-table: $(READY) $(PARITY)
+	$(BIN)/python -m pytest -q -n 0 tests/parity/test_kinds.py --mergekit-table docs/mergekit.md
 
 # Every family with every head, the whole way: writes docs/architectures.md.
 architectures-table: $(READY)

@@ -52,12 +52,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 NODES: list[tuple[str, str]] = []
 ROWS: list[dict[str, str]] = []
 SYMMETRIES: list[dict[str, str]] = []
+MERGEKIT: list[dict[str, str]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that write pages."""
     parser.addoption("--methods-table", type=Path, help="Write the outcome of the batteries for each method here.")
     parser.addoption("--architectures-table", type=Path, help="Write the outcome for each family and head here.")
+    parser.addoption("--mergekit-table", type=Path, help="Write the outcome for each kind of mergekit file here.")
     parser.addoption("--symmetries-table", type=Path, help="Write the outcome for the groups of each family here.")
 
 
@@ -80,6 +82,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         NODES.append((report.nodeid, report.outcome))
         ROWS.extend(row for name, row in report.user_properties if name == "family table")  # type: ignore[misc]
         SYMMETRIES.extend(row for name, row in report.user_properties if name == "symmetry table")  # type: ignore[misc]
+        MERGEKIT.extend(row for name, row in report.user_properties if name == "mergekit table")  # type: ignore[misc]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -99,3 +102,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         import symmetry_table
 
         symmetry_table.write(path, SYMMETRIES)
+    if path := session.config.getoption("--mergekit-table"):
+        import mergekit_table
+
+        mergekit_table.write(path, MERGEKIT)

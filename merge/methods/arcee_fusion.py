@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merge.errors import UsageError
+from merge.methods.checks import check_choice, check_flag
 from merge.methods.context import EMPTY, TensorContext
 from merge.methods.method import Method
 from merge.methods.sphere import PIECE, as_rows
@@ -27,11 +28,22 @@ class ArceeFusion(Method):
     quartile the entry at floor(q (n-1)) in sorted order. A row with one entry has no divergence.
     The quartiles are exact; mergekit estimates them from a million random entries, so that its result depends on the seed.
 
+    Attributes:
+        arithmetic: of the importances: "float64", or "tensor", in the dtype of the arithmetic (mergekit). In float32 the
+            divergence of a row that a fine-tune hardly changed is rounding.
+        as_stored: rows are those of the file, not the outputs of a layer: the two differ for GPT-2's Conv1D (mergekit).
     Source: mergekit 0.1.5, arcee_fusion.
     """
 
+    arithmetic: str = "float64"
+    as_stored: bool = False
+
     name = "arcee_fusion"
     base = "required"
+
+    def __post_init__(self) -> None:
+        check_choice(self.name, "arithmetic", self.arithmetic, ("float64", "tensor"))
+        check_flag(self.name, "as_stored", self.as_stored)
 
     def check_models(self, models: int) -> None:
         """Stop unless there is one model besides the base."""
@@ -47,7 +59,12 @@ class ArceeFusion(Method):
         if not base.numel():
             return base.clone()
         model, origin = as_rows(tensors[0], whole=False), as_rows(base, whole=False)
-        scores = importance(model, origin)
+        if self.arithmetic == "tensor":
+            p, q = model.softmax(-1) + PROBABILITY_FLOOR, origin.softmax(-1) + PROBABILITY_FLOOR
+            measured = (model - origin).abs() * (p * (p / q).log()).sum(-1, keepdim=True)
+            scores = measured.cpu().numpy()
+        else:
+            scores = importance(model, origin)
         keep = torch.from_numpy(scores >= threshold(scores.ravel())).to(base.device)
         return torch.where(keep, model, origin).reshape(base.shape)
 
@@ -72,4 +89,4 @@ def threshold(values: Any) -> float:
 
     ranks = [(len(values) - 1) * k // 4 for k in (1, 2, 3)]
     first, median, third = np.partition(values, ranks)[ranks]
-    return float(median + 1.5 * (third - first))
+    return float(median + values.dtype.type(1.5) * (third - first))

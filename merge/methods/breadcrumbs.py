@@ -15,6 +15,7 @@ from merge.methods.task_vectors import (
     check_sum,
     deltas,
     fuse,
+    keep_first,
     kept_band,
     trim,
 )
@@ -30,6 +31,8 @@ class Breadcrumbs(Method):
     Per tensor of n entries, the int(gamma * n) of largest magnitude are set to 0 (outliers), then the smallest until
     max(int(density * n), 1) are left; entries equal to a kept one are kept. Fewer outliers are dropped where too few entries
     would be left; at density 1 none are.
+    The authors' code ranks each row by itself (entries along the last axis), keeps int(density * row) of a row and zeroes
+    exactly that many; mergekit ranks the tensor, as this does.
 
     Attributes:
         density: fraction kept, for all models or one per model. The defaults of density and gamma are near the start of
@@ -39,6 +42,8 @@ class Breadcrumbs(Method):
         normalize: divide by the sum of the weights; with `elect`, average the agreeing models.
         scale: alpha of the paper, which tunes it.
         elect: vote on signs, as TIES does (mergekit's breadcrumbs_ties).
+        exact_count: keep exactly int(density * n) entries: of those that tie, the ones that torch's sort puts on that side,
+            as in mergekit; none in a tensor of fewer than 1 / density entries.
     Source: Davari and Belilovsky 2024, "Model Breadcrumbs", arXiv:2312.06795, section 3.
     """
 
@@ -48,27 +53,36 @@ class Breadcrumbs(Method):
     normalize: bool = False
     scale: float = 1.0
     elect: bool = False
+    exact_count: bool = False
 
     name = "breadcrumbs"
     base = "required"
 
     def __post_init__(self) -> None:
         check_flag(self.name, "elect", self.elect)
+        check_flag(self.name, "exact_count", self.exact_count)
         check_densities(self.name, self.density)
         check_each(self.name, "gamma", self.gamma, 0, 1)
         check_sum(self.name, self.weights, self.normalize, self.scale, self.elect)
 
+    @property
+    def as_stored(self) -> bool:
+        """Whether matrices are taken as stored: which entries of a tie come first depends on it."""
+        return self.exact_count
+
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         origin, models = base_of(self.name, base), len(tensors)
         settings = zip(deltas(tensors, origin), each(self.density, models), each(self.gamma, models), strict=True)
-        masked = (mask_band(delta, density, gamma) for delta, density, gamma in settings)
+        masked = (mask_band(delta, density, gamma, self.exact_count) for delta, density, gamma in settings)
         weights = self.weights or (1.0,) * models
         return fuse(origin, masked, weights, self.normalize, self.scale, self.elect)
 
 
-def mask_band(delta: Tensor, density: float, gamma: float) -> Tensor:
+def mask_band(delta: Tensor, density: float, gamma: float, exact_count: bool = False) -> Tensor:
     """Return `delta` with its largest and smallest entries set to 0, or `delta` itself at density 1."""
-    if density == 1:
-        return delta
+    if density in (0, 1):
+        return delta if density == 1 else delta * 0
+    if exact_count:
+        return keep_first(delta, int(density * delta.numel()), int(gamma * delta.numel()), upwards=True)
     smallest, largest = kept_band(delta, density, gamma)
     return trim(delta, smallest).masked_fill_(delta.abs() > largest, 0)

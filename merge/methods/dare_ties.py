@@ -14,6 +14,8 @@ class DareTies(Dare):
     t_m = d_m * mask / density, mask ~ Bernoulli(density), d_m = theta_m - theta_0.
 
     Random drops replace the trimming of TIES; sign election and mean are those of TIES.
+    The authors' code (MergeLM, mask_merging) runs all of TIES on the dropped and rescaled models: it also trims them, to the 20%
+    of largest magnitude over the whole model by default. mergekit does not trim, as this does not.
 
     Attributes:
         density: probability that an entry is kept (1 - p of the paper), for all models or one per model. The paper tunes p

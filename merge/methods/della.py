@@ -45,6 +45,7 @@ class Della(Method):
         rescale: kept entries are divided by their "probability" of being kept (the paper: the expected task vector is
             unchanged), scaled to keep the "l1" norm of the tensor's task vector (mergekit), or left unscaled ("none").
         elect: vote on signs, as TIES does; without it the task vectors are added up (mergekit's della_linear).
+        as_stored: rows are those of the file, not the outputs of a layer: the two differ for GPT-2's Conv1D (mergekit).
     Source: Deep et al. 2024, "DELLA-Merging", arXiv:2406.11617; the authors' code for the range of p.
     """
 
@@ -55,6 +56,7 @@ class Della(Method):
     scale: float = 1.0
     rescale: str = "probability"
     elect: bool = True
+    as_stored: bool = False
 
     name = "della"
     base = "required"
@@ -62,6 +64,7 @@ class Della(Method):
 
     def __post_init__(self) -> None:
         check_flag(self.name, "elect", self.elect)
+        check_flag(self.name, "as_stored", self.as_stored)
         check_densities(self.name, self.density)
         check_each(self.name, "epsilon", self.epsilon, 0, 0.5)
         check_sum(self.name, self.weights, self.normalize, self.scale, self.elect)
@@ -70,7 +73,7 @@ class Della(Method):
     def check_models(self, models: int) -> None:
         """Stop when a probability would leave the range above 0 to 1."""
         for density, epsilon in zip(each(self.density, models), each(self.epsilon, models), strict=True):
-            if density < 1 and not epsilon < density <= 1 - epsilon:
+            if 0 < density < 1 and not epsilon < density <= 1 - epsilon:
                 raise UsageError(
                     f"della: probabilities run from density - epsilon to density + epsilon and must stay above 0 and up "
                     f"to 1, found density {density:g} and epsilon {epsilon:g}. Choose a smaller epsilon."
@@ -86,7 +89,12 @@ class Della(Method):
             strict=True,
         )
         kept = (
-            drop(delta, keep_probabilities(delta, density, epsilon) if density < 1 else 1, self.rescale, generator)
+            drop(
+                delta,
+                keep_probabilities(delta, density, epsilon) if 0 < density < 1 else density,
+                self.rescale,
+                generator,
+            )
             for delta, density, epsilon, generator in parts
         )
         weights = self.weights or (1.0,) * models

@@ -47,6 +47,14 @@ class Method(ABC):
         """
         return False
 
+    @property
+    def as_stored(self) -> bool:
+        """Whether the method takes every matrix as its file has it.
+
+        Otherwise it takes matrices as (outputs, inputs), whichever way round the architecture stores them.
+        """
+        return False
+
     def kept_fractions(self, models: int) -> tuple[float, ...] | None:
         """Return the fraction of entries kept of each task vector, ranked over the whole model; None for no such ranking."""
         return None
@@ -70,6 +78,7 @@ class Method(ABC):
         """Return the merged tensor.
 
         Args:
-            tensors: the same tensor of every model, the reference first; float32 or float64, equal shapes.
+            tensors: the same tensor of every model, the reference first; float32 or float64, equal shapes. The rows of a
+                matrix are a layer's outputs, unless `as_stored`.
             base: that tensor of the base, if there is one.
         """

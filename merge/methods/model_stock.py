@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
-from merge.methods.checks import check_flag
+from merge.methods.checks import check_flag, check_number
 from merge.methods.context import EMPTY, TensorContext
 from merge.methods.method import Method
 from merge.methods.sphere import NO_DIRECTION, as_rows, combine, cosines, gram
@@ -27,16 +27,23 @@ class ModelStock(Method):
 
     Attributes:
         filter_wise: use one t per row of a tensor (last axis) instead of one for the whole tensor.
+        floor: smallest product of the lengths of two task vectors; a smaller one counts as it, so that their cosine is
+            nearer to 0. mergekit has 1e-6, which matters for small tensors of a fine-tune.
+        as_stored: rows are those of the file, not the outputs of a layer: the two differ for GPT-2's Conv1D (mergekit).
     Source: Jang et al. 2024, arXiv:2403.19522, section 4, equations 2 and 4.
     """
 
     filter_wise: bool = False
+    floor: float = 0.0
+    as_stored: bool = False
 
     name = "model_stock"
     base = "required"
 
     def __post_init__(self) -> None:
         check_flag(self.name, "filter_wise", self.filter_wise)
+        check_number(self.name, "floor", self.floor, low=0.0)
+        check_flag(self.name, "as_stored", self.as_stored)
 
     def check_models(self, models: int) -> None:
         """Stop unless there are two models or more."""
@@ -52,7 +59,7 @@ class ModelStock(Method):
             [as_rows(tensor, not self.filter_wise) for tensor in tensors],
             as_rows(base, not self.filter_wise),
         )
-        cosine = cosines(gram(rows, origin))
+        cosine = cosines(gram(rows, origin), self.floor)
         above, across = torch.triu_indices(count, count, 1)
         c = cosine[above, across].mean(0)  # one for every row
         below = 1 + (count - 1) * c

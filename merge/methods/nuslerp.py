@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
-from merge.methods.checks import check_choice, check_weights
+from merge.methods.checks import check_choice, check_flag, check_weights
 from merge.methods.context import EMPTY, TensorContext
 from merge.methods.method import Method
 from merge.methods.sphere import arc, as_rows, combine, cosines, gram
@@ -26,11 +26,14 @@ class Nuslerp(Method):
         weights: one per model; equal when None.
         vectors: what is interpolated as one vector: the whole "tensor", each of its "rows" (last axis), or each of its
             "columns" (first axis). In mergekit, rows are nuslerp_flatten=false, and columns nuslerp_row_wise=true too.
+        as_stored: rows and columns are those of the file, not outputs and inputs of a layer: they differ for GPT-2's Conv1D
+            (mergekit).
     Source: mergekit 0.1.5, nuslerp; slerp is Shoemake 1985, section 3.3.
     """
 
     weights: tuple[float, ...] | None = None
     vectors: str = "tensor"
+    as_stored: bool = False
 
     name = "nuslerp"
     base = "optional"
@@ -38,6 +41,7 @@ class Nuslerp(Method):
     def __post_init__(self) -> None:
         check_weights(self.name, self.weights, normalize=True)
         check_choice(self.name, "vectors", self.vectors, ("tensor", "rows", "columns"))
+        check_flag(self.name, "as_stored", self.as_stored)
 
     def check_models(self, models: int) -> None:
         """Stop unless there are two models."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
-from merge.methods.checks import check_number
+from merge.methods.checks import check_choice, check_number
 from merge.methods.context import EMPTY, TensorContext
 from merge.methods.method import Method
 from merge.methods.sphere import arc, as_rows, combine, cosines, gram
@@ -24,16 +24,23 @@ class Slerp(Method):
 
     Attributes:
         lam: 0 is the reference, 1 the other model.
+        line_above: cosines above it, in absolute value, count as (anti)parallel. mergekit has 0.9995, which most tensors of
+            two fine-tunes of one model exceed; the line is shorter than the arc by up to 0.013% there.
+        zeros: a tensor of zeros counts as "parallel" to any other, or as "orthogonal" (mergekit).
     Source: Shoemake 1985, "Animating rotation with quaternion curves", section 3.3.
     """
 
     lam: float = 0.5
+    line_above: float = 1.0
+    zeros: str = "parallel"
 
     name = "slerp"
     order_matters = True
 
     def __post_init__(self) -> None:
         check_number(self.name, "lam", self.lam, 0, 1)
+        check_number(self.name, "line_above", self.line_above, 0, 1)
+        check_choice(self.name, "zeros", self.zeros, ("parallel", "orthogonal"))
 
     def check_models(self, models: int) -> None:
         """Stop unless there are two models."""
@@ -46,7 +53,9 @@ class Slerp(Method):
         vectors = [as_rows(tensor, whole=True) for tensor in tensors]
         products = gram(vectors)
         cosine = cosines(products)[0, 1]
-        # A zero tensor counts as parallel: it has no angle.
-        cosine = torch.where(products.diagonal().T.prod(0) > 0, cosine, 1)
+        # A zero tensor has no angle.
+        known = products.diagonal().T.prod(0) > 0
+        cosine = torch.where(known, cosine, 1 if self.zeros == "parallel" else 0)
+        cosine = torch.where(cosine.abs() > self.line_above, cosine.sign(), cosine)
         shares = arc(cosine, float(self.lam))
         return combine(vectors, shares).reshape(tensors[0].shape)

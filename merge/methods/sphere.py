@@ -53,13 +53,16 @@ def gram(matrices: Sequence[Tensor], origin: Tensor | None = None) -> Tensor:
     return out
 
 
-def cosines(products: Tensor) -> Tensor:
-    """Return the cosines of a matrix of inner products, with its shape; a vector of length 0 has cosine 0 with all."""
+def cosines(products: Tensor, floor: float = 0.0) -> Tensor:
+    """Return the cosines of a matrix of inner products, with its shape; a vector of length 0 has cosine 0 with all.
+
+    A product of two lengths below the floor counts as the floor.
+    """
     import torch
 
     lengths = products.diagonal().T.sqrt()  # (models, rows)
     scale = lengths[:, None] * lengths[None]
-    return torch.where(scale > 0, products / scale.where(scale > 0, 1), 0).clamp_(-1, 1)
+    return torch.where(scale > 0, products / scale.where(scale > 0, 1).clamp(min=floor), 0).clamp_(-1, 1)
 
 
 def arc(cosine: Tensor, t: float) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,8 @@ def check_sum(
 
 
 def check_densities(method: str, density: float | tuple[float, ...]) -> None:
-    """Stop unless `density` is a fraction above 0 and up to 1, for all models or one per model."""
-    check_each(method, "density", density, 0, 1, above=True)
+    """Stop unless `density` is a fraction from 0 to 1, for all models or one per model; 0 leaves a model's changes out."""
+    check_each(method, "density", density, 0, 1)
 
 
 def base_of(method: str, base: Tensor | None) -> Tensor:
@@ -73,8 +73,8 @@ def generators_of(method: str, context: TensorContext, models: int) -> tuple[tor
 
 
 def kept_count(density: float, entries: int) -> int:
-    """Return the number of entries that a density keeps: int(density * entries), at least one."""
-    return min(max(int(density * entries), 1), entries)
+    """Return the number of entries that a density keeps: int(density * entries), at least one unless the density is 0."""
+    return min(max(int(density * entries), 1), entries) if density > 0 else 0
 
 
 def smallest_kept(delta: Tensor, density: float) -> float:
@@ -88,6 +88,34 @@ def smallest_kept(delta: Tensor, density: float) -> float:
     rank = magnitudes.size - kept_count(density, magnitudes.size)
     magnitudes.partition(rank)
     return float(magnitudes[rank])
+
+
+def keep_first(delta: Tensor, count: int, dropped: int = 0, upwards: bool = False) -> Tensor:
+    """Return `delta` with all but `count` entries set to 0: the largest in magnitude after the `dropped` largest.
+
+    Exactly `count` are kept, or all that are left if those are fewer. Of entries that tie, those are kept that torch's sort
+    puts on that side, as in mergekit, which ranks in float32; the sort runs only where a tie has to be broken.
+
+    Args:
+        upwards: sort from the smallest to the largest (mergekit's breadcrumbs), not downwards (its TIES).
+    """
+    import torch
+
+    magnitudes = delta.abs().reshape(-1).float()
+    size = magnitudes.numel()
+    first = max(0, size - count - dropped)
+    if count <= 0 or size == 0:
+        return torch.zeros_like(delta)
+    ordered = magnitudes.cpu().numpy().copy()
+    ordered.partition(sorted({first, min(first + count, size) - 1}))
+    smallest, largest = float(ordered[first]), float(ordered[min(first + count, size) - 1])
+    mask = (magnitudes >= smallest) & (magnitudes <= largest)
+    if int(mask.sum()) != count:
+        last = min(first + count, size)
+        order = torch.argsort(magnitudes, descending=not upwards)
+        chosen = order[first:last] if upwards else order[size - last : size - first]
+        mask = torch.zeros(size, dtype=torch.bool, device=delta.device).index_fill_(0, chosen, True)
+    return delta * mask.reshape(delta.shape)
 
 
 def kept_band(delta: Tensor, density: float, gamma: float) -> tuple[float, float]:
@@ -125,7 +153,9 @@ def trim(delta: Tensor, threshold: float) -> Tensor:
 
 
 def drop(delta: Tensor, keep: float | Tensor, rescale: str, generator: torch.Generator) -> Tensor:
-    """Return `delta` with each entry kept with probability `keep`, else 0, then rescaled; `delta` itself if `keep` is 1.
+    """Return `delta` with each entry kept with probability `keep`, else 0, then rescaled.
+
+    It is `delta` itself if `keep` is 1, and zero if it is 0.
 
     One float32 draw per entry in flat order; an entry is kept where draw < keep.
 
@@ -137,6 +167,8 @@ def drop(delta: Tensor, keep: float | Tensor, rescale: str, generator: torch.Gen
 
     if isinstance(keep, int | float) and keep == 1:
         return delta
+    if isinstance(keep, int | float) and keep == 0:
+        return torch.zeros_like(delta)
     kept = delta * torch.rand(delta.shape, generator=generator).to(delta.device).lt_(keep)
     if rescale == "probability":
         return kept.div_(keep)
@@ -163,10 +195,12 @@ def elected_sign(task_vectors: Sequence[Tensor], weights: Sequence[float]) -> Te
     return torch.copysign(total.new_ones(()), total)
 
 
-def sum_agreeing(task_vectors: Sequence[Tensor], weights: Sequence[float], sign: Tensor, normalize: bool) -> Tensor:
+def sum_agreeing(
+    task_vectors: Sequence[Tensor], weights: Sequence[float], sign: Tensor, normalize: bool, floor: float = 0.0
+) -> Tensor:
     """Return the magnitude of the sum of the w_m d_m with the elected sign, or of the weighted mean if normalised.
 
-    Zeros (trimmed or dropped entries) have no sign and do not count in the mean.
+    Zeros (trimmed or dropped entries) have no sign and do not count in the mean; a smaller sum of weights counts as the floor.
     """
     import torch
 
@@ -180,7 +214,7 @@ def sum_agreeing(task_vectors: Sequence[Tensor], weights: Sequence[float], sign:
         if weight_sum is not None:
             weight_sum.add_(part.sign_(), alpha=weight)
     if weight_sum is not None:
-        total.div_(weight_sum.clamp_(min=torch.finfo(sign.dtype).tiny))
+        total.div_(weight_sum.clamp_(min=max(floor, torch.finfo(sign.dtype).tiny)))
     return total
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merge.methods.checks import check_choice, each
+from merge.errors import UsageError
+from merge.methods.checks import check_choice, check_flag, each
 from merge.methods.context import EMPTY, TensorContext
 from merge.methods.method import Method
 from merge.methods.task_vectors import (
@@ -15,6 +16,8 @@ from merge.methods.task_vectors import (
     check_sum,
     deltas,
     fuse,
+    keep_first,
+    kept_count,
     smallest_kept,
     trim,
 )
@@ -38,6 +41,8 @@ class Ties(Method):
         normalize: average the agreeing models (the paper's disjoint mean) instead of summing them.
         scale: lambda of the paper.
         trim: rank entries over the whole "model", as in the paper, or within each "tensor", as in mergekit.
+        exact_count: with trim "tensor", keep exactly max(int(density * n), 1) entries: of those that tie, the ones that
+            torch's sort puts first, as in mergekit.
     Source: Yadav et al. 2023, "TIES-Merging", arXiv:2306.01708, algorithm 1.
     """
 
@@ -46,6 +51,7 @@ class Ties(Method):
     normalize: bool = True
     scale: float = 1.0
     trim: str = "model"
+    exact_count: bool = False
 
     name = "ties"
     base = "required"
@@ -59,6 +65,14 @@ class Ties(Method):
         check_densities(self.name, self.density)
         check_sum(self.name, self.weights, self.normalize, self.scale, elect=True)
         check_choice(self.name, "trim", self.trim, ("model", "tensor"))
+        check_flag(self.name, "exact_count", self.exact_count)
+        if self.exact_count and self.trim != "tensor":
+            raise UsageError("ties: exact_count counts the entries of a tensor. Set trim=tensor too.")
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether matrices are taken as stored: which entries of a tie come first depends on it."""
+        return self.exact_count
 
     def kept_fractions(self, models: int) -> tuple[float, ...] | None:
         """Return the densities if entries are ranked over the whole model and some are dropped, else None."""
@@ -73,7 +87,9 @@ class Ties(Method):
         return fuse(origin, trimmed, weights, self.normalize, self.scale, elect=True)
 
     def _trimmed(self, k: int, delta: Tensor, density: float, context: TensorContext) -> Tensor:
-        if density == 1:
-            return delta
+        if density in (0, 1):
+            return delta if density == 1 else delta * 0
+        if self.exact_count:
+            return keep_first(delta, kept_count(density, delta.numel()))
         ranked = self.trim == "model" and context.thresholds
         return trim(delta, context.thresholds[k] if ranked else smallest_kept(delta, density))

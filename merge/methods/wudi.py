@@ -23,7 +23,9 @@ class Wudi(Method):
     minimum is solved for: tau G = sum_m tau_m G_m, with G_m = tau_m^T tau_m / |tau_m|^2 and G = sum_m G_m. If several tau
     are minimal, the shortest is taken, which is 0 outside the span of the tau_m; gradient descent from the sum tends to it.
     The paper's few steps stop short of the minimum; `ridge` keeps the result similarly close to the sum.
-    Only for matrices, read as (out, in); tensors of any other rank give base + mean_m tau_m, as in the authors' code.
+    Only for matrices, read as (out, in) whichever way round they are stored; tensors of any other rank give base + mean_m tau_m.
+    The authors' repository (WUDI-Merging) takes 300 steps at rate 2e-5 for RoBERTa, and divides by |tau_m|^2 as here; a script
+    of it for images divides by |tau_m|, takes only attention and feed-forward weights, and leaves all others at the base.
 
     Attributes:
         ridge: adds ridge g |tau - sum_m tau_m|^2 to the objective, g the mean eigenvalue of G: 0 gives the paper's minimum,

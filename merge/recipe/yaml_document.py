@@ -11,6 +11,9 @@ from merge.disk.documents import read_text
 from merge.disk.yaml_text import Dumper, YamlFault, parse_yaml
 from merge.errors import RecipeError
 
+# PyYAML's words for a second document.
+SECOND_DOCUMENT = "but found another document"
+
 
 def read_document(path: Path, what: str = "recipe", keys: str = "models, method, ...") -> tuple[dict[str, Any], Any]:
     """Return a YAML file's mapping, and its node tree, in which `position_of` finds lines and columns.
@@ -25,6 +28,11 @@ def read_document(path: Path, what: str = "recipe", keys: str = "models, method,
         values, root = parse_yaml(text)
     except YamlFault as fault:
         position = str(path) if fault.line is None else f"{path}:{fault.line}:{fault.column}"
+        if str(fault) == SECOND_DOCUMENT:
+            raise RecipeError(
+                f"{position}: a second document begins here; a file holds one {what}. Put each into a file of its own (the "
+                "parts of a mergekit-multi file too) and run them in their order."
+            ) from fault
         raise RecipeError(f"{position}: {fault}") from fault
     if not isinstance(values, dict):
         kind = "an empty file" if values is None else f"a {type(values).__name__}"

@@ -49,12 +49,20 @@ def merged(
     seed: int = 0,
     order: Sequence[int] | None = None,
     arrays: Arrays = TORCH,
+    turned: bool = False,
 ) -> dict[str, Tensor]:
-    """Return what the engine writes, put together from its pieces."""
+    """Return what the engine writes, put together from its pieces.
+
+    Args:
+        turned: the tensors are stored as (inputs, outputs), and the jobs are those that the schedule makes of them then.
+    """
     order = range(len(models)) if order is None else order
     found = {
-        name: statistics(case.kind.statistics, tuple(tensor.shape), len(models)) for name, tensor in models[0].items()
+        name: statistics(case.kind.statistics, tuple(tensor.T.shape if turned else tensor.shape), len(models))
+        for name, tensor in models[0].items()
     }
+    if turned and case.kind.statistics == "fisher":  # it is stored as the weight is
+        found = {name: tuple(one.T.contiguous() for one in each) for name, each in found.items()}
 
     def stored(model: Mapping[str, Tensor]) -> Callable[[str], Array]:
         if arrays is TORCH:
@@ -73,7 +81,11 @@ def merged(
     settings = {key: [v[k] for k in order] if isinstance(v, list) else v for key, v in case.settings.items()}
     method = make_method(case.method, settings, [None] * len(models))
     own = None if base is None else Input("base", stored(base))
-    jobs = [Job(n, method, tuple((k, n) for k in range(len(models))), None if base is None else n) for n in models[0]]
+    transposed = turned and (method.random or not method.elementwise)
+    jobs = [
+        Job(n, method, tuple((k, n) for k in range(len(models))), None if base is None else n, transposed)
+        for n in models[0]
+    ]
     dtypes = {n: out if out is not None and t.is_floating_point() else t.dtype for n, t in models[0].items()}
     written = {n: torch.full(t.shape, 77, dtype=dtypes[n]) for n, t in models[0].items()}
 
@@ -267,3 +279,27 @@ def test_an_error_in_one_thread_stops_the_rest() -> None:
     with pytest.raises(MismatchError, match="here"):
         in_threads([fail, *[work] * 500], 1, "x")
     assert len(done) < 500
+
+
+# Methods whose formula treats the rows of a matrix otherwise than its columns.
+READ_ROWS = {"nuslerp", "model_stock", "arcee_fusion", "della", "wudi", "regmean"}
+
+
+def test_a_weight_stored_the_other_way_round_merges_to_the_same(case: Case) -> None:
+    """GPT-2's Conv1D stores (inputs, outputs): the merge is the transpose of that of Linear weights, bit for bit.
+
+    The control: without the turn, a method that tells rows from columns gives other numbers, and the others the same.
+    """
+    models, base = given(case)
+    models, base = [{"matrix": m["matrix"]} for m in models], None if base is None else {"matrix": base["matrix"]}
+    turned = [{"matrix": m["matrix"].T.contiguous()} for m in models]
+    turned_base = None if base is None else {"matrix": base["matrix"].T.contiguous()}
+    linear = merged(case, models, base)["matrix"]
+    conv1d = merged(case, turned, turned_base, turned=True)["matrix"]
+    assert torch.equal(conv1d.T, linear)
+    if case.kind.random or case.kind.statistics:  # masks go by position, statistics have one orientation
+        return
+    as_it_is = merged(case, turned, turned_base)["matrix"]
+    by_rows = case.method in READ_ROWS and not (case.method == "nuslerp" and case.settings.get("vectors") is None)
+    by_rows = by_rows and not (case.method == "model_stock" and not case.settings.get("filter_wise"))
+    assert torch.allclose(as_it_is.T, linear, rtol=0, atol=1e-6) != by_rows

@@ -17,11 +17,15 @@ def linear(arrays: Arrays, weights: Sequence[float] | None = None, normalize: bo
     return np.average(arrays, axis=0, weights=chosen) if normalize else np.tensordot(chosen, np.stack(arrays), 1)
 
 
-def slerp(arrays: Arrays, lam: float = 0.5) -> Any:
+def slerp(arrays: Arrays, lam: float = 0.5, line_above: float = 1.0, zeros: str = "parallel") -> Any:
     """The rotation of a towards b in the plane of the two: a by Gram-Schmidt, then cos and sin along that plane.
 
-    A rotation of the unit vectors by lam times their angle; lengths are mixed as slerp's own formula mixes them.
+    A rotation of the unit vectors by lam times their angle; lengths are mixed as slerp's own formula mixes them. Above a
+    cosine it is the straight line. No array is all zeros.
     """
+    assert zeros in ("parallel", "orthogonal")
+    if abs(np.vdot(arrays[0], arrays[1]) / np.linalg.norm(arrays[0]) / np.linalg.norm(arrays[1])) > line_above:
+        return (1 - lam) * arrays[0] + lam * arrays[1]
     a, b = (x.astype(float).ravel() for x in arrays)
     unit_a, unit_b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     angle = 2 * np.arctan2(np.linalg.norm(unit_a - unit_b), np.linalg.norm(unit_a + unit_b))
@@ -55,5 +59,6 @@ CASES = {
     ),
     "slerp half way": Case("slerp", {}, 2, slerp, peer=Peer("slerp", {"t": 0.5})),
     "slerp near a": Case("slerp", {"lam": 0.1}, 2, slerp, peer=Peer("slerp", {"t": 0.1})),
+    "slerp on the line": Case("slerp", {"lam": 0.3, "line_above": 0.0, "zeros": "orthogonal"}, 2, slerp),
     "slerp near b": Case("slerp", {"lam": 0.9}, 2, slerp),
 }

@@ -14,7 +14,11 @@ Arrays = Sequence[Array]
 
 
 def nuslerp(
-    arrays: Arrays, base: Array | None = None, weights: Sequence[float] = (1, 1), vectors: str = "tensor"
+    arrays: Arrays,
+    base: Array | None = None,
+    weights: Sequence[float] = (1, 1),
+    vectors: str = "tensor",
+    as_stored: bool = False,
 ) -> Any:
     """The rotation that slerp's own case is checked by, vector by vector."""
     origin = np.zeros_like(arrays[0]) if base is None else base
@@ -48,7 +52,13 @@ def multislerp(
     return origin + (chosen @ lengths) * on_sphere.reshape(origin.shape)
 
 
-def karcher(arrays: Arrays, weights: Sequence[float] | None = None, tol: float = 0, max_iter: int = 0) -> Any:
+def karcher(
+    arrays: Arrays,
+    weights: Sequence[float] | None = None,
+    tol: float = 0,
+    max_iter: int = 0,
+    arithmetic: str = "float64",
+) -> Any:
     """The mean on the sphere by many half steps on the vectors themselves, angles by arctan2, from the first model.
 
     How it is searched for is no part of the answer: `tol` and `max_iter` are not read.
@@ -71,15 +81,23 @@ def karcher(arrays: Arrays, weights: Sequence[float] | None = None, tol: float =
     return float(chosen @ lengths) * mean.reshape(arrays[0].shape)
 
 
-def model_stock(arrays: Arrays, base: Array, filter_wise: bool = False) -> Any:
-    """The ratio from the length of s, the sum of the unit task vectors: |s|^2 = N + N (N-1) c."""
+def model_stock(
+    arrays: Arrays, base: Array, filter_wise: bool = False, floor: float = 0.0, as_stored: bool = False
+) -> Any:
+    """The ratio from the length of s, the sum of the unit task vectors: |s|^2 = N + N (N-1) c.
+
+    Two models whose lengths multiply to less than the floor are taken to be less alike by their share of it.
+    """
     if filter_wise and base.ndim > 1:
-        return np.stack(
-            [model_stock([array[i] for array in arrays], base[i], filter_wise=True) for i in range(len(base))]
-        )
+        return np.stack([model_stock([array[i] for array in arrays], base[i], True, floor) for i in range(len(base))])
     n = len(arrays)
     vectors = [array - base for array in arrays]
     squared = np.square(sum(vector / np.linalg.norm(vector) for vector in vectors)).sum()
+    if floor:
+        lengths = [np.linalg.norm(vector) for vector in vectors]
+        pairs = [(i, j) for i in range(n) for j in range(i)]
+        c = [np.vdot(vectors[i], vectors[j]) / max(lengths[i] * lengths[j], floor) for i, j in pairs]
+        squared = n + n * (n - 1) * np.mean(c)
     return base + n * (squared - n) / ((n - 1) * squared) * sum(vectors) / n
 
 
@@ -93,7 +111,7 @@ def nearswap(arrays: Arrays, t: float = 1e-4) -> Any:
     return out
 
 
-def arcee_fusion(arrays: Arrays, base: Array) -> Any:
+def arcee_fusion(arrays: Arrays, base: Array, arithmetic: str = "float64", as_stored: bool = False) -> Any:
     """Importances row by row, quartiles from a full sort."""
     model = arrays[0]
     scores = np.empty_like(model)
@@ -207,11 +225,25 @@ CASES = {
     ),
     "karcher of two": Case("karcher", {}, 2, karcher, peer=Peer("karcher", PATIENT)),
     "karcher of five": Case("karcher", {"tol": 1e-13, "max_iter": 500}, 5, karcher, peer=Peer("karcher", PATIENT)),
+    "karcher on the tensors": Case(
+        "karcher", {"arithmetic": "tensor", "tol": 1e-9}, 3, karcher, peer=Peer("karcher", PATIENT)
+    ),
     "karcher weighted": Case("karcher", {"weights": [3, 1, 0, 2, 0.5]}, 5, karcher),
     "model stock of two": Case("model_stock", {}, 2, model_stock, peer=Peer("model_stock")),
     "model stock of five": Case("model_stock", {}, 5, model_stock, peer=Peer("model_stock")),
     "model stock by rows": Case(
         "model_stock", {"filter_wise": True}, 5, model_stock, peer=Peer("model_stock", {"filter_wise": True})
+    ),
+    "model stock of short vectors": Case(
+        "model_stock",
+        {"filter_wise": True, "floor": 1e4, "as_stored": True},
+        3,
+        model_stock,
+        not_itself="below the floor equal task vectors do not count as alike",
+    ),
+    "nuslerp of stored rows": Case("nuslerp", {"vectors": "rows", "as_stored": True}, 2, nuslerp),
+    "arcee fusion of stored rows": Case(
+        "arcee_fusion", {"arithmetic": "tensor", "as_stored": True}, 1, arcee_fusion, not_itself=MOSTLY_BASE
     ),
     "nearswap": Case("nearswap", {"t": 0.5}, 2, nearswap, peer=Peer("nearswap", {"t": 0.5})),
     "nearswap by a little": Case("nearswap", {}, 2, nearswap, peer=Peer("nearswap", {"t": 1e-4})),

@@ -58,13 +58,17 @@ def ties(
     normalize: bool = True,
     scale: float = 1.0,
     trim: str = "model",
+    exact_count: bool = False,
 ) -> Any:
-    """Sort by magnitude, zero all but the last ones, vote. One tensor is the whole model here, so both trims agree."""
+    """Sort by magnitude, zero all but the last ones, vote. One tensor is the whole model here, so both trims agree.
+
+    No two entries are equal, so that nothing depends on how ties are broken.
+    """
     assert trim in ("model", "tensor")
     trimmed = []
     for array, fraction in zip(arrays, spread(density, len(arrays)), strict=True):
         vector = (array - base).ravel()
-        keep = max(int(fraction * vector.size), 1)
+        keep = max(int(fraction * vector.size), 1) if fraction else 0
         for entry in sorted(range(vector.size), key=lambda i, v=vector: abs(v[i]))[: vector.size - keep]:
             vector[entry] = 0
         trimmed.append(vector.reshape(base.shape))
@@ -116,6 +120,7 @@ def della(
     scale: float = 1.0,
     rescale: str = "probability",
     elect: bool = True,
+    as_stored: bool = False,
 ) -> Any:
     """The rank of an entry is how many of its row are smaller; its probability lies that far along the range."""
     count = len(arrays)
@@ -126,8 +131,8 @@ def della(
         rank = (rows[:, None, :] < rows[:, :, None]).sum(axis=2)
         low, high = keep - half, keep + half
         probability = (low + (high - low) * rank / (rows.shape[1] - 1)).reshape(vector.shape)
-        if keep == 1:
-            left.append(vector)
+        if keep in (0, 1):
+            left.append(vector * keep)
         else:
             left.append(rescaled(vector, np.where(draw < probability, vector, 0), probability, rescale))
     return base + scale * (voted if elect else added)(left, weights, normalize)
@@ -142,6 +147,7 @@ def breadcrumbs(
     normalize: bool = False,
     scale: float = 1.0,
     elect: bool = False,
+    exact_count: bool = False,
 ) -> Any:
     """Line the entries up by magnitude, take the outliers off one end, and keep the last of what is left."""
     count = len(arrays)
@@ -149,26 +155,36 @@ def breadcrumbs(
     for array, fraction, outliers in zip(arrays, spread(density, count), spread(gamma, count), strict=True):
         vector = (array - base).ravel()
         line = list(np.argsort(np.abs(vector)))
-        keep = max(int(fraction * vector.size), 1)
+        keep = int(fraction * vector.size) if exact_count or not fraction else max(int(fraction * vector.size), 1)
         for _ in range(int(outliers * vector.size)):
             if len(line) > keep:
                 line.pop()
         kept = np.zeros_like(vector)
-        kept[line[-keep:]] = vector[line[-keep:]]
+        chosen = line[len(line) - keep :]
+        kept[chosen] = vector[chosen]
         masked.append(kept.reshape(base.shape))
     return base + scale * (voted if elect else added)(masked, weights, normalize)
 
 
-def sce(arrays: Arrays, base: Array, select: float = 1.0, normalize: bool = True) -> Any:
+def sce(
+    arrays: Arrays,
+    base: Array,
+    select: float = 1.0,
+    normalize: bool = True,
+    exact_count: bool = False,
+    floor: float = 0.0,
+) -> Any:
     """Select, calculate, erase; the winning side is summed by the energy weights of its models."""
     variance = np.var(np.stack(arrays), axis=0).ravel()
-    selected = np.argsort(variance)[variance.size - max(int(select * variance.size), 1) :]
+    selected = np.argsort(variance)[variance.size - max(int(select * variance.size), 0 if exact_count else 1) :]
     vectors = []
     for array in arrays:
         vector = np.zeros(base.size)
         vector[selected] = (array - base).ravel()[selected]
         vectors.append(vector)
     energy = np.array([vector @ vector for vector in vectors])
+    if energy.sum() / base.size < floor:
+        energy = np.ones(len(vectors))
     merged = np.zeros(base.size)
     for entry in range(base.size):
         values = np.array([vector[entry] for vector in vectors])
@@ -255,6 +271,14 @@ CASES = {
         TRIMS,
         peer=Peer("ties", {"normalize": False}, models(weight=[1.0, -0.5, 2.0], density=0.6)),
     ),
+    "ties of exactly as many": Case(
+        "ties",
+        {"trim": "tensor", "density": [0.5, 0.2, 0.0], "exact_count": True},
+        3,
+        ties,
+        TRIMS,
+        peer=Peer("ties", {}, models(weight=[1.0, 1.0, 1.0], density=[0.5, 0.2, 0.0])),
+    ),
     "dare_linear of two": Case("dare_linear", {}, 2, dare_linear, DROPS),
     "dare_linear of five": Case(
         "dare_linear",
@@ -296,6 +320,7 @@ CASES = {
     ),
     "della linear": Case("della", {"elect": False, "rescale": "none", "normalize": False}, 2, della, DROPS),
     "della keeping the norm": Case("della", {"rescale": "l1", "epsilon": 0.3}, 2, della, DROPS),
+    "della by stored rows": Case("della", {"as_stored": True, "density": [0.5, 0.0]}, 2, della, DROPS),
     "della keeping all": Case(
         "della",
         {"density": 1.0, "weights": [1, 0.3]},
@@ -339,6 +364,24 @@ CASES = {
             models(weight=FIVE, density=[0.3, 0.5, 0.7, 0.9, 1.0], gamma=[0.1, 0.2, 0.5, 0.0, 0.3]),
         ),
     ),
+    "breadcrumbs of exactly as many": Case(
+        "breadcrumbs",
+        {"density": [0.5, 0.3, 0.0], "gamma": 0.2, "exact_count": True},
+        3,
+        breadcrumbs,
+        TRIMS,
+        peer=Peer("breadcrumbs", {}, models(weight=[1.0, 1.0, 1.0], density=[0.5, 0.3, 0.0], gamma=0.2)),
+    ),
+    "sce of exactly as many": Case(
+        "sce",
+        {"select": 0.4, "exact_count": True, "floor": 1e-6},
+        3,
+        sce,
+        "entries that all models agree on are not selected",
+        peer=Peer("sce", {"select_topk": 0.4}),
+    ),
+    # The floor is above all energy, so that models weigh alike.
+    "sce of equals": Case("sce", {"floor": 1e9, "normalize": False}, 3, sce),
     "sce of two": Case("sce", {}, 2, sce, peer=Peer("sce", {})),
     "sce of five": Case(
         "sce",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
-from merge.checkpoints.transformers_model import meta_model
 from merge.errors import CheckpointError
 from merge.methods.statistics.fisher import load_model
 from merge.methods.statistics.record import StatisticsError
@@ -66,16 +65,6 @@ def linear_layers(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         for path, module in model.named_modules()
         if _is_linear(module) and f"{path}.weight" in canonical and owners[id(module.weight)] == 1
     }
-
-
-def transposed_weights(checkpoint: Checkpoint) -> set[str]:
-    """Return the canonical names of weights stored as (in, out), as transformers' Conv1D does."""
-    from transformers.pytorch_utils import Conv1D
-
-    canonical = {checkpoint.written_name(name): name for name in checkpoint.tensors}
-    modules = meta_model(checkpoint.config).named_modules()
-    names = {f"{path}.weight" for path, module in modules if isinstance(module, Conv1D)}
-    return {canonical[name] for name in names if name in canonical}
 
 
 def _is_linear(module: Any) -> bool:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import merge
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.orientation import transposed_weights
 from merge.disk.cache import cache_folder, cache_key
 from merge.errors import CalibrationError, UsageError, nearest
 from merge.methods.statistics.fisher import measure_fisher
-from merge.methods.statistics.gram import measure_gram, transposed_weights
+from merge.methods.statistics.gram import measure_gram
 from merge.methods.statistics.record import FORMAT, Statistics, StatisticsError, read_statistics, write_statistics
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ def statistics_at(statistics: Sequence[Statistics], name: str) -> tuple[Tensor, 
     """Return one tensor per model for `TensorContext.statistics`; empty where nothing was measured for this tensor.
 
     Fisher information is divided by its mean over the whole model: a model that is certain of its predictions has little
-    of it everywhere, and would otherwise count for nothing. The Gram matrix of a weight stored as (in, out) gets a first
-    axis of size 1, which marks it for the method.
+    of it everywhere, and would otherwise count for nothing.
 
     Raises:
         StatisticsError: the tensor was measured for some models and not for others, or a Fisher information is 0 everywhere.
@@ -135,7 +135,7 @@ def statistics_at(statistics: Sequence[Statistics], name: str) -> tuple[Tensor, 
 def _scaled(statistics: Statistics, name: str) -> Tensor:
     tensor = statistics.tensors[name]
     if statistics.kind == "gram":
-        return tensor[None] if name in statistics.transposed else tensor
+        return tensor
     if not statistics.mean > 0:
         raise StatisticsError(
             f"the Fisher information of model {statistics.model[:12]} is 0 everywhere: its predictions do not vary with "

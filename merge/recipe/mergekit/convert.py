@@ -14,31 +14,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from merge.errors import RecipeError, nearest
-from merge.recipe.mergekit.counterparts import FLOAT32_METHODS, Counterpart
+from merge.errors import RecipeError
+from merge.recipe.mergekit.counterparts import PAST_KEYS, Counterpart
 from merge.recipe.mergekit.document import Document, Merges, check_document, read_merges, read_reference
-from merge.recipe.mergekit.parameters import Fault, Scope, Settled, Where, has_gradient, read_scope, settle, stretched
+from merge.recipe.mergekit.output import dtypes_of, tokenizer_of
+from merge.recipe.mergekit.parameters import Fault, Scope, Settled, Where, read_scope, settle, stretched
 from merge.recipe.recipe import Recipe, read_recipe
 from merge.recipe.validation import located_faults, plain_message
 from merge.recipe.yaml_document import position_of, read_document
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
-
 ALWAYS_DIFFERENT = (
     "labels are matched by name, integer tensors must be equal and NaN is an error; mergekit checks none of this"
 )
-GRADIENT_AFTER_LAYERS = (
-    "for tensors after the layers (pooler, classifier) a gradient has its last value; in mergekit its first"
-)
-WORDPIECE_UNION = (
-    "a union of WordPiece vocabularies stays WordPiece; mergekit adds the other models' pieces as whole words"
-)
-MISSING_TOKENS = (
-    "a token that a model lacks gets the mean of the models that have it; mergekit prefers the base_model's row"
-)
-
 # Keys that our recipes do not have: a file with one of them and without `method` is a mergekit configuration.
-ONLY_MERGEKIT = frozenset(Document.model_fields) - frozenset(Recipe.model_fields)
+ONLY_MERGEKIT = frozenset(Document.model_fields) - frozenset(Recipe.model_fields) - PAST_KEYS
 
 
 @dataclass(frozen=True)
@@ -109,15 +98,20 @@ def _converted(document: Document) -> Conversion:
     if merges.base is not None:
         name, revision = merges.base
         values["base"] = {"model": name, "revision": revision} if revision else name
-    values |= _dtypes(document, warnings)
-    values |= _tokenizer(document, merges, warnings)
-    if document.chat_template == "auto":
-        warnings.append("chat_template auto is left out: the first model's template is kept, if it has one")
-    elif document.chat_template:
-        raise Fault(("chat_template",), "merge-models does not write chat templates; delete this key")
+    values |= dtypes_of(document, warnings)
+    values |= tokenizer_of(document, merges, warnings)
+    if document.chat_template:
+        shown = document.chat_template if len(document.chat_template) < 20 else "text"
+        warnings.append(
+            f"chat_template {shown} is left out: the tokenizer keeps its own template, if it has one; the weights are the same"
+        )
+    warnings += [
+        f"{key} is left out: mergekit 0.1.5 does not read it" for key in PAST_KEYS if getattr(document, key) is not None
+    ]
     warnings += _differences(document, counterpart, merges, settled)
     origin: dict[str, Where] = {key: (key,) for key in ("dtype", "out_dtype", "tokenizer")}
-    origin |= dict.fromkeys(("models", "slices"), ("slices",) if document.slices else ("models",))
+    inside = (*document.inside, "slices" if document.part.slices else "models")
+    origin |= dict.fromkeys(("models", "slices"), inside)
     origin |= {"base": ("base_model",), "method": ("merge_method",)}
     origin |= dict.fromkeys(("settings", "overrides"), ("parameters",) if document.parameters else origin["models"])
     return Conversion(values, tuple(dict.fromkeys(warnings)), origin)
@@ -129,11 +123,14 @@ def _settle(document: Document, merges: Merges, counterpart: Counterpart, warnin
     def scope(parameters: Mapping[str, Any] | None, where: Where) -> Scope:
         return read_scope(parameters, (*where, "parameters"), document.merge_method, counterpart, warnings.append)
 
-    whole = scope(document.parameters, ())
+    wholes = [scope(document.parameters, ())]
+    if document.modules:
+        wholes.insert(0, scope(document.part.parameters, document.inside))
     each = {parameter.name for parameter in counterpart.parameters if parameter.each}
     settled = []
     for index, entries in enumerate(merges.slices):
-        chain = [scope(document.slices[index].parameters, ("slices", index)), whole] if document.slices else [whole]
+        slices = document.part.slices
+        chain = [scope(slices[index].parameters, (*document.inside, "slices", index)), *wholes] if slices else wholes
         by_model = [(entry.name, scope(entry.parameters, entry.where)) for entry in entries]
         for name, model_scope in by_model:
             if unread := sorted(model_scope.rules.keys() - each):
@@ -141,7 +138,8 @@ def _settle(document: Document, merges: Merges, counterpart: Counterpart, warnin
                     f"{', '.join(unread)} of {name} is left out: mergekit reads it only for the whole merge"
                 )
         settled.append(settle(counterpart, chain, by_model))
-    items = [item for part in document.slices for item in part.sources] if document.slices else document.models or ()
+    parts, models = document.part.slices, document.part.models
+    items = [item for part in parts for item in part.sources] if parts else models or ()
     for item in items:
         if merges.base is not None and item.parameters and read_reference(item.model, ()) == merges.base:
             names = ", ".join(sorted(item.parameters))
@@ -153,10 +151,6 @@ def _parts(merges: Merges, settled: Sequence[Settled], counterpart: Counterpart)
     """Return models, method, settings, overrides and slices of the recipe."""
     lengths = [entries[0].count for entries in merges.slices]
     several = len(lengths) > 1
-    if several and any(part.overrides != settled[0].overrides for part in settled):
-        raise Fault(("slices",), "filters with different values in different slices have no counterpart here")
-    if several and any(has_gradient(list(chosen.values())) for _, chosen in settled[0].overrides):
-        raise Fault(("slices",), "gradients with a filter over several slices have no counterpart here")
     defaults = counterpart.defaults()
 
     def spread(settings: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -166,8 +160,13 @@ def _parts(merges: Merges, settled: Sequence[Settled], counterpart: Counterpart)
         {k: v for k, v in spread(part.settings, i).items() if k not in defaults or v != defaults[k]}
         for i, part in enumerate(settled)
     ]
+    overrides = [
+        [{"tensors": f"*{name}*", "settings": spread(chosen, i)} for name, chosen in part.overrides]
+        for i, part in enumerate(settled)
+    ]
     models = {entry.name: _model(entry.name, entry.revision) for entries in merges.slices for entry in entries}
-    shared = all(settings == per_slice[0] for settings in per_slice) and not (several and "weights" in per_slice[0])
+    alike = all(settings == per_slice[0] for settings in per_slice) and all(each == overrides[0] for each in overrides)
+    shared = alike and not (several and "weights" in per_slice[0])
     if not several:
         for entry, weight in zip(merges.slices[0], per_slice[0].pop("weights", ()), strict=False):
             models[entry.name]["weight"] = weight
@@ -175,24 +174,36 @@ def _parts(merges: Merges, settled: Sequence[Settled], counterpart: Counterpart)
         "models": [model["model"] if len(model) == 1 else model for model in models.values()],
         "method": counterpart.method,
         "settings": per_slice[0] if shared else {},
-        "overrides": [{"tensors": f"*{name}*", "settings": spread(chosen, 0)} for name, chosen in settled[0].overrides],
+        "overrides": overrides[0] if shared else [],
     }
+    if not several and counterpart.method == "linear" and len(models) == 1:
+        values |= _copied(values["models"][0], per_slice[0], overrides[0])
     if lengths[0]:
         values["slices"] = [
             {"sources": [{"model": entry.name, "layers": entry.layers} for entry in entries]}
-            | ({} if shared else _slice_settings(counterpart, settings, len(entries), values["overrides"]))
-            for entries, settings in zip(merges.slices, per_slice, strict=True)
+            | ({} if shared else _slice_settings(counterpart, settings, len(entries), inner))
+            for entries, settings, inner in zip(merges.slices, per_slice, overrides, strict=True)
         ]
     return {key: value for key, value in values.items() if value}
+
+
+def _copied(model: Any, settings: Mapping[str, Any], overrides: Sequence[Any]) -> dict[str, Any]:
+    """Return models, method and settings of a linear merge of one model: a copy, scaled where weights are not normalised."""
+    if overrides:
+        raise Fault(("parameters",), "filters over a single model have no counterpart here")
+    weight = model["weight"] if isinstance(model, Mapping) else 1.0
+    plain = {key: value for key, value in model.items() if key != "weight"} if isinstance(model, Mapping) else model
+    scale = 1.0 if settings.get("normalize", True) else weight
+    return {"models": [plain], "method": "passthrough", "settings": {"scale": scale} if scale != 1.0 else {}}
 
 
 def _slice_settings(
     counterpart: Counterpart, settings: Mapping[str, Any], models: int, overrides: Sequence[Any]
 ) -> dict[str, Any]:
-    """Return method and settings of one slice of several; a linear merge of one model becomes a passthrough."""
+    """Return method, settings and overrides of one slice of several; a linear merge of one model becomes a passthrough."""
     if models > 1 or counterpart.method != "linear":
-        return {"settings": dict(settings)}
-    if overrides:
+        return {"settings": dict(settings)} | ({"overrides": list(overrides)} if overrides else {})
+    if not settings.get("normalize", True) and overrides:
         raise Fault(("slices",), "filters over slices with a single source have no counterpart here")
     scale = 1.0 if settings.get("normalize", True) else settings["weights"][0]
     return {"method": "passthrough", "settings": {"scale": scale} if scale != 1.0 else {}}
@@ -202,60 +213,10 @@ def _model(name: str, revision: str | None) -> dict[str, Any]:
     return {"model": name} if revision is None else {"model": name, "revision": revision}
 
 
-def _dtypes(document: Document, warnings: list[str]) -> dict[str, Any]:
-    """Return dtype and out_dtype; mergekit's dtype applies to the inputs, the arithmetic and the output."""
-    names = {}
-    for key, text in (("dtype", document.dtype), ("out_dtype", document.out_dtype)):
-        name = (text or "").removeprefix("torch.")
-        if name and name not in DTYPES:
-            raise Fault((key,), f"unknown dtype {text!r}.{nearest(name, DTYPES)}")
-        names[key] = name
-    values = {"out_dtype": names["out_dtype"] or names["dtype"]}
-    if names["dtype"] in ("float32", "float64"):
-        values["dtype"] = names["dtype"]
-    elif names["dtype"]:
-        warnings.append(f"dtype {names['dtype']}: only the result is rounded to it; mergekit rounds the models first")
-    elif document.merge_method not in FLOAT32_METHODS:
-        warnings.append("models in half precision are merged in float32; mergekit by default computes in their dtype")
-    return {key: value for key, value in values.items() if value}
-
-
-def _tokenizer(document: Document, merges: Merges, warnings: list[str]) -> dict[str, Any]:
-    if document.tokenizer_source is not None and document.tokenizer is not None:
-        raise Fault(("tokenizer",), "tokenizer and tokenizer_source mean the same; give only one of them")
-    where: Where = ("tokenizer_source",)
-    source = document.tokenizer_source
-    if document.tokenizer is not None:
-        where, source = ("tokenizer", "source"), document.tokenizer.source
-        for key in ("tokens", "pad_to_multiple_of"):
-            if getattr(document.tokenizer, key) is not None:
-                raise Fault(("tokenizer", key), f"tokenizer.{key} has no counterpart here; delete it")
-    if source is None:
-        return {}
-    warnings.append(MISSING_TOKENS)
-    if source == "union":
-        warnings.append(WORDPIECE_UNION)
-        return {"tokenizer": "union"}
-    if source == "base" and document.base_model is None:
-        raise Fault(where, "tokenizer base needs a base_model")
-    chosen = read_reference(str(document.base_model) if source == "base" else source, where)
-    if chosen == merges.base:
-        return {"tokenizer": "base"}
-    names = {entry.name: entry.revision for entries in merges.slices for entry in entries}
-    if chosen[0] not in names or chosen[1] not in (None, names[chosen[0]]):
-        raise Fault(
-            where,
-            f"tokenizer {source!r} is not one of the models.{nearest(source, {*names, 'union', 'base'})}",
-        )
-    return {"tokenizer": chosen[0]}
-
-
 def _differences(document: Document, counterpart: Counterpart, merges: Merges, settled: Sequence[Settled]) -> list[str]:
     """Return the differences of this merge from mergekit's, one line each."""
     chosen = [part.settings for part in settled] + [dict(c) for part in settled for _, c in part.overrides]
     notes = [text for text, key in counterpart.notes if not key or any(c.get(key, 1.0) != 1.0 for c in chosen)]
-    if has_gradient([list(settings.values()) for settings in chosen]):
-        notes.append(GRADIENT_AFTER_LAYERS)
     for part in settled:
         notes += [
             f"a tensor name that contains {other!r} and {name!r} follows only {name!r}; mergekit looks up each parameter "

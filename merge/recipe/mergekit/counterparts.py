@@ -11,6 +11,7 @@ from typing import Any
 from merge.methods import METHODS
 
 REQUIRED = object()
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Parameter:
         setting: our name; None if it only saves memory in mergekit or the method does not use it.
         each: mergekit reads one value per model.
         default: mergekit's default, or REQUIRED.
-        kind: "number", or "flag" (true or false).
+        kind: "number", or "flag" (true or false). As in mergekit, numbers may be written as text and flags as 0, 1, yes, no.
         words: our values for true and false of a flag.
         refused: a value that has an effect in mergekit but no counterpart here.
     """
@@ -42,18 +43,25 @@ class Parameter:
             ValueError: the value has the wrong type.
         """
         if self.kind == "flag":
-            if not isinstance(value, bool | int) or value not in (0, 1):
+            flag = _flag_of(value)
+            if flag is None:
                 raise ValueError(f"{self.name} must be true or false, the same for all layers; found {value!r}")
-            if value == self.refused:
-                raise ValueError(f"{self.name}: {str(bool(value)).lower()} has no counterpart here. Leave it out.")
-            return self.words[0] if value else self.words[1]
+            if flag == self.refused:
+                raise ValueError(f"{self.name}: {str(flag).lower()} has no counterpart here. Leave it out.")
+            return self.words[0] if flag else self.words[1]
         if isinstance(value, list):
-            if not value or not all(map(_is_number, value)):
+            numbers = [_number_of(item) for item in value]
+            points = [number for number in numbers if number is not None]
+            if not points or len(points) < len(value):
                 raise ValueError(f"{self.name}: a gradient is a list of finite numbers, found {value!r}")
-            return value[0] if len(value) == 1 else {"gradient": list(value)}
-        if not _is_number(value):
+            if len(points) == 1:
+                return points[0]
+            # Outside the layers mergekit takes the first value, also after the last layer.
+            return {"gradient": points} | ({"outside": points[0]} if points[0] != points[-1] else {})
+        number = _number_of(value)
+        if number is None:
             raise ValueError(f"{self.name} must be a finite number, found {value!r}")
-        return value
+        return number
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,25 @@ class Counterpart:
         }
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number_of(value: Any) -> float | None:
+    """Return a finite number, or the one that a text is; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
+
+
+def _flag_of(value: Any) -> bool | None:
+    """Return true or false, however YAML has it: 1.0 and "yes" too; a list of equal flags is one; None for anything else."""
+    if isinstance(value, list):
+        flags = {_flag_of(item) for item in value}
+        return flags.pop() if len(flags) == 1 else None
+    if isinstance(value, str):
+        return WORDS.get(value.lower())
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
 def _flag(name: str, setting: str | None, default: bool, words: tuple[Any, Any] = (True, False)) -> Parameter:
@@ -97,7 +122,12 @@ def _flag(name: str, setting: str | None, default: bool, words: tuple[Any, Any] 
 def _nuslerp_vectors(settings: dict[str, Any]) -> dict[str, Any]:
     """Convert mergekit's two flags to `vectors`: the tensor, its rows or its columns."""
     vectors = "tensor" if settings["flatten"] else "columns" if settings["columns"] else "rows"
-    return {"weights": settings["weights"], "vectors": vectors}
+    return {"weights": settings["weights"], "vectors": vectors, "as_stored": vectors != "tensor"}
+
+
+def _stock_rows(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take rows as the file has them, as mergekit does."""
+    return settings | {"as_stored": settings["filter_wise"]}
 
 
 def _della_epsilon(settings: dict[str, Any]) -> dict[str, Any]:
@@ -113,16 +143,18 @@ WEIGHT = Parameter("weight", "weights", each=True, default=REQUIRED)
 DENSITY = Parameter("density", "density", each=True, default=1.0)
 MEMORY = _flag("int8_mask", None, False)
 
-TIED = (
-    "all entries equal to the smallest kept entry are kept, and at least one; mergekit keeps a fixed number, in its "
-    "sorting order"
-)
 MASKS = (
     "the random masks differ from mergekit's: they depend on seed, model and tensor, not on the order of computation"
 )
-NEAR = (
-    "tensors with a cosine above 0.9995 are interpolated along the arc; mergekit takes the straight line, which is "
-    "shorter by up to 0.013%"
+ALIKE = (
+    "sce: models weigh alike in tensors whose task vectors' mean squares add up to less than 1e-6, as in mergekit; a "
+    "fine-tune's often all do. settings: {floor: 0} weighs them by energy, as in the paper"
+)
+
+
+DRIFT = (
+    "karcher: angles are computed in the dtype of the arithmetic, as in mergekit; in float32 the mean of fine-tunes of one model "
+    "drifts towards one of them. settings: {arithmetic: float64} computes it exactly"
 )
 
 
@@ -142,7 +174,7 @@ def _vectors(
         scaling,
     )
     unused = () if "density" in named else (Parameter("density", None, each=True, default=1.0),)
-    notes = ((MASKS if rescale is not None else TIED, "density"),) if "density" in named else ()
+    notes = ((MASKS, "density"),) if rescale is not None else ()
     finish = _della_epsilon if method == "della" else dict
     return Counterpart(method, "vectors", (*shared, *more, *unused), settings, notes, finish)
 
@@ -153,7 +185,12 @@ CHANGE = Parameter("epsilon", "epsilon", default=1e-5)
 
 COUNTERPARTS: dict[str, Counterpart] = {
     "linear": Counterpart("linear", "input", (WEIGHT, _flag("normalize", "normalize", True))),
-    "slerp": Counterpart("slerp", "first", (Parameter("t", "lam", default=REQUIRED),), notes=((NEAR, ""),)),
+    "slerp": Counterpart(
+        "slerp",
+        "first",
+        (Parameter("t", "lam", default=REQUIRED),),
+        settings={"line_above": 0.9995, "zeros": "orthogonal"},
+    ),
     "nuslerp": Counterpart(
         "nuslerp",
         "optional",
@@ -168,24 +205,24 @@ COUNTERPARTS: dict[str, Counterpart] = {
     "karcher": Counterpart(
         "karcher",
         "input",
-        (Parameter("max_iter", None, default=10), Parameter("tol", None, default=1e-5)),
-        notes=(
-            (
-                "the mean is iterated until it converges; mergekit stops at its tol or max_iter, whichever comes first",
-                "",
-            ),
-        ),
+        (Parameter("max_iter", "max_iter", default=10), Parameter("tol", "tol", default=1e-5)),
+        settings={"arithmetic": "tensor"},
+        notes=((DRIFT, ""),),
     ),
     "task_arithmetic": _vectors("task_arithmetic", False),
-    "ties": _vectors("ties", True, DENSITY, trim="tensor"),
+    "ties": _vectors("ties", True, DENSITY, trim="tensor", exact_count=True),
     "dare_linear": _vectors("dare_linear", False, DENSITY, rescale=True),
     "dare_ties": _vectors("dare_ties", False, DENSITY, rescale=True),
-    "breadcrumbs": _vectors("breadcrumbs", False, DENSITY, GAMMA),
-    "breadcrumbs_ties": _vectors("breadcrumbs", False, DENSITY, GAMMA, elect=True),
-    "della": _vectors("della", True, DENSITY, EPSILON, rescale=True),
-    "della_linear": _vectors("della", False, DENSITY, EPSILON, rescale=True, elect=False),
+    "breadcrumbs": _vectors("breadcrumbs", False, DENSITY, GAMMA, exact_count=True),
+    "breadcrumbs_ties": _vectors("breadcrumbs", False, DENSITY, GAMMA, elect=True, exact_count=True),
+    "della": _vectors("della", True, DENSITY, EPSILON, rescale=True, as_stored=True),
+    "della_linear": _vectors("della", False, DENSITY, EPSILON, rescale=True, elect=False, as_stored=True),
     "sce": Counterpart(
-        "sce", "vectors", (Parameter("select_topk", "select", default=1.0), MEMORY), notes=((TIED, "select"),)
+        "sce",
+        "vectors",
+        (Parameter("select_topk", "select", default=1.0), MEMORY),
+        settings={"exact_count": True, "floor": 1e-6},
+        notes=((ALIKE, ""),),
     ),
     "ram": Counterpart("ram", "vectors", (CHANGE,)),
     "ramplus_tl": Counterpart(
@@ -193,11 +230,18 @@ COUNTERPARTS: dict[str, Counterpart] = {
         "vectors",
         (Parameter("r", "r", default=0.1), Parameter("alpha", "alpha", default=0.2), CHANGE),
     ),
-    "model_stock": Counterpart("model_stock", "vectors", (_flag("filter_wise", "filter_wise", False),)),
+    "model_stock": Counterpart(
+        "model_stock",
+        "vectors",
+        (_flag("filter_wise", "filter_wise", False),),
+        settings={"floor": 1e-6},
+        finish=_stock_rows,
+    ),
     "nearswap": Counterpart("nearswap", "first", (Parameter("t", "t", default=REQUIRED),)),
     "arcee_fusion": Counterpart(
         "arcee_fusion",
         "vectors",
+        settings={"arithmetic": "tensor", "as_stored": True},
         notes=(
             (
                 "quartiles are exact; mergekit samples a million entries of larger tensors, so its result depends on the seed",
@@ -210,6 +254,10 @@ COUNTERPARTS: dict[str, Counterpart] = {
 
 # Parameters that any mergekit method reads; in the file of another method mergekit ignores them.
 ALL_PARAMETERS = frozenset(p.name for c in COUNTERPARTS.values() for p in c.parameters)
+
+# Parameters and keys that other versions of mergekit and its tools had; mergekit 0.1.5 reads none of them.
+PAST_PARAMETERS = frozenset({"smooth", "allow_negative_weights", "filter_wise", "naive_count", "consensus_method"})
+PAST_KEYS = frozenset({"name", "allow_negative_weights"})
 
 # Methods that mergekit computes in float32 for any dtype of the models, or that compute nothing.
 FLOAT32_METHODS = frozenset({"linear", "slerp", "passthrough"})

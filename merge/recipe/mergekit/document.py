@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
 from merge.errors import nearest
 from merge.recipe.mergekit.counterparts import COUNTERPARTS, Counterpart
 from merge.recipe.mergekit.parameters import Fault, Where
+
+
+def _as_text(value: Any) -> Any:
+    """Return a reference that mergekit wrote as a mapping, {model: {path, revision}, lora}, as path@revision+lora."""
+    if not isinstance(value, Mapping):
+        return value
+    if not ({"model"} <= set(value) <= {"model", "lora", "override_architecture"}):
+        raise ValueError("expected a model: text, or the mapping that mergekit writes, {model: {path: ...}}")
+    if value.get("override_architecture") is not None:
+        raise ValueError("override_architecture has no counterpart here; name the class in the model's config.json")
+    paths = [_path_text(value[key]) for key in ("model", "lora") if value.get(key) is not None]
+    return "+".join(paths)
+
+
+def _path_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str) and set(value) <= {"path", "revision"}:
+        revision = value.get("revision")
+        return str(value["path"]) if revision is None else f"{value['path']}@{revision}"
+    raise ValueError("expected a path: text, or {path: ..., revision: ...}")
+
+
+Reference = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 
 
 class _Part(BaseModel):
@@ -20,14 +44,14 @@ class _Part(BaseModel):
 class ModelItem(_Part):
     """An item of `models`."""
 
-    model: str = Field(min_length=1)
+    model: Reference
     parameters: dict[str, Any] | None = None
 
 
 class Source(_Part):
     """An item of a slice's `sources`; `layer_range` is [first, end), without the end."""
 
-    model: str = Field(min_length=1)
+    model: Reference
     layer_range: tuple[StrictInt, StrictInt]
     parameters: dict[str, Any] | None = None
 
@@ -36,33 +60,54 @@ class OutputSlice(_Part):
     """An item of `slices`."""
 
     sources: tuple[Source, ...]
-    base_model: str | None = None
+    base_model: Reference | None = None
     residual_weight: float | None = None
+    merge_method: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Module(_Part):
+    """An item of `modules`: the models or slices of one part of a model."""
+
+    models: tuple[ModelItem, ...] | None = None
+    slices: tuple[OutputSlice, ...] | None = None
     parameters: dict[str, Any] | None = None
 
 
 class TokenizerItem(_Part):
     """The long form of `tokenizer_source`."""
 
-    source: str = "union"
+    source: Reference = "union"
     tokens: Any = None
     pad_to_multiple_of: Any = None
 
 
 class Document(_Part):
-    """A mergekit configuration, key for key."""
+    """A mergekit configuration, key for key; `name` and `allow_negative_weights` have no effect in mergekit 0.1.5."""
 
     merge_method: str
     models: tuple[ModelItem, ...] | None = None
     slices: tuple[OutputSlice, ...] | None = None
-    modules: Any = None
-    base_model: str | None = Field(default=None, min_length=1)
+    modules: dict[str, Module] | None = None
+    base_model: Reference | None = None
     dtype: str | None = None
     out_dtype: str | None = None
-    tokenizer_source: str | None = None
+    tokenizer_source: Reference | None = None
     tokenizer: TokenizerItem | None = None
     chat_template: str | None = None
     parameters: dict[str, Any] | None = None
+    name: str | None = None
+    allow_negative_weights: Any = None
+
+    @property
+    def inside(self) -> Where:
+        """Where models and slices stand: in the file, or in its only module."""
+        return () if not self.modules else ("modules", next(iter(self.modules)))
+
+    @property
+    def part(self) -> Document | Module:
+        """What holds models and slices: the file, or its only module."""
+        return self if not self.modules else next(iter(self.modules.values()))
 
 
 @dataclass(frozen=True)
@@ -111,13 +156,17 @@ def check_document(document: Document) -> Counterpart:
             ("merge_method",),
             f"unknown mergekit method {document.merge_method!r}.{nearest(document.merge_method, COUNTERPARTS)}",
         )
-    if document.modules is not None:
+    if document.modules is not None and set(document.modules) != {"default"}:
         raise Fault(
             ("modules",),
-            "modules (parts of a model merged separately) have no counterpart here; give models or slices",
+            f"modules {', '.join(document.modules) or 'without a name'}: parts of a model merged separately have no "
+            "counterpart here. A model of one part has the module default; give models or slices",
         )
-    if bool(document.models) == bool(document.slices):
-        raise Fault(("slices",) if document.slices else ("models",), "give either models or slices")
+    if document.modules and (document.models or document.slices):
+        raise Fault(("modules",), "give either models, slices or modules")
+    part = document.part
+    if bool(part.models) == bool(part.slices):
+        raise Fault((*document.inside, "slices" if part.slices else "models"), "give either models or slices")
     return COUNTERPARTS[document.merge_method]
 
 
@@ -147,15 +196,16 @@ def read_merges(document: Document, counterpart: Counterpart) -> Merges:
     if base is None and counterpart.base in ("vectors", "first"):
         raise Fault(("merge_method",), f"{document.merge_method} needs a base_model")
     slices = []
-    if document.models:
+    if document.part.models:
+        at: Where = (*document.inside, "models")
         entries = [
-            Entry(*read_reference(item.model, ("models", i, "model")), ("models", i), item.parameters)
-            for i, item in enumerate(document.models)
+            Entry(*read_reference(item.model, (*at, i, "model")), (*at, i), item.parameters)
+            for i, item in enumerate(document.part.models)
         ]
         if base is not None and base not in [(entry.name, entry.revision) for entry in entries]:
             entries.append(Entry(*base, ("base_model",), None))
         slices.append(entries)
-    slices += [_sources(document, index, part) for index, part in enumerate(document.slices or ())]
+    slices += [_sources(document, index, part) for index, part in enumerate(document.part.slices or ())]
     apart = base is not None and counterpart.base in ("vectors", "optional")
     ordered = tuple(_in_order(entries, base, counterpart) for entries in slices)
     _check_revisions(ordered)
@@ -163,7 +213,13 @@ def read_merges(document: Document, counterpart: Counterpart) -> Merges:
 
 
 def _sources(document: Document, index: int, part: OutputSlice) -> list[Entry]:
-    at: Where = ("slices", index)
+    at: Where = (*document.inside, "slices", index)
+    if part.merge_method not in (None, document.merge_method):
+        raise Fault(
+            (*at, "merge_method"),
+            f"mergekit takes no method of a slice and would merge it by {document.merge_method}; delete this key, or write a "
+            "recipe, whose slices have a method",
+        )
     if part.residual_weight is not None:
         raise Fault(
             (*at, "residual_weight"),

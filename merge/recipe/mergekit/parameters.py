@@ -13,7 +13,7 @@ from typing import Any
 
 from merge.errors import nearest
 from merge.recipe.gradient import is_gradient, value_at
-from merge.recipe.mergekit.counterparts import ALL_PARAMETERS, REQUIRED, Counterpart, Parameter
+from merge.recipe.mergekit.counterparts import ALL_PARAMETERS, PAST_PARAMETERS, REQUIRED, Counterpart, Parameter
 
 Where = tuple[int | str, ...]
 
@@ -63,6 +63,9 @@ def read_scope(
     by_name = {parameter.name: parameter for parameter in counterpart.parameters}
     rules: dict[str, tuple[Rule, ...]] = {}
     for name, value in (parameters or {}).items():
+        if name not in by_name and name in PAST_PARAMETERS:
+            warn(f"{name} is left out: mergekit 0.1.5 has no such parameter of {method}")
+            continue
         if name not in ALL_PARAMETERS:
             raise Fault(
                 (*where, name), f"mergekit has no parameter {name!r}.{nearest(str(name), by_name or ALL_PARAMETERS)}"
@@ -235,22 +238,19 @@ def _one_for_all(value: Any) -> Any:
     return value[0] if isinstance(value, list) and all(item == value[0] for item in value) else value
 
 
-def has_gradient(value: Any) -> bool:
-    """Return whether a setting, or an item of a list of settings, is a gradient."""
-    return any(map(has_gradient, value)) if isinstance(value, list) else is_gradient(value)
-
-
 def stretched(value: Any, offset: int, length: int, total: int) -> Any:
     """Return a gradient over `length` of `total` layers, from `offset`, as a gradient over all layers.
 
     mergekit's gradients run over each slice, ours over the whole model. Outside the slice the value is constant; for a
-    slice of one layer it is the last value, as in mergekit. A total of 0 means that there are no slices.
+    slice of one layer it is the last value, as in mergekit, which has the first for tensors outside the layers. A total of 0
+    means that there are no slices.
     """
     if isinstance(value, list):
         return [stretched(item, offset, length, total) for item in value]
     if not is_gradient(value) or total == 0 or length == total > 1:
         return value
+    outside = {"outside": value["outside"]} if "outside" in value else {}
     if length == 1:
-        return value["gradient"][-1]
+        return {"gradient": [value["gradient"][-1]], **outside} if outside else value["gradient"][-1]
     steps = (min(max(layer - offset, 0), length - 1) for layer in range(total))
-    return {"gradient": [value_at(value, step / (length - 1)) for step in steps]}
+    return {"gradient": [value_at(value, step / (length - 1)) for step in steps], **outside}

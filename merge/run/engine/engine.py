@@ -38,12 +38,14 @@ class Job:
         method: with the settings of this tensor.
         sources: (number of the model, canonical name in it) for each model that is merged into it.
         base: canonical name in the base; None without a base, or where the method takes none.
+        transposed: the tensor is stored as (inputs, outputs), and the method is to have it as (outputs, inputs).
     """
 
     name: str
     method: Method
     sources: tuple[tuple[int, str], ...]
     base: str | None = None
+    transposed: bool = False
 
 
 def _no_statistics(kind: str, name: str) -> Tensor | None:
@@ -135,10 +137,12 @@ class Engine:
         job, tensors, thresholds = self._in_canonical_order(job, tensors, thresholds)
         context = TensorContext(job.name, self._generators(job), thresholds, self._statistics(job))
         dtype = self._dtype([*tensors, *([] if base is None else [base])])
-        if not job.method.elementwise:
-            parts = self._prepare(job, tensors, dtype)
-            merged = job.method(parts, self._prepare_base(job, base, dtype), context)
-            yield 0, self._finite_result(job.name, merged.reshape(-1))
+        if job.transposed or not job.method.elementwise:
+            parts, origin = self._prepare(job, tensors, dtype), self._prepare_base(job, base, dtype)
+            if job.transposed:
+                parts, origin = [part.T for part in parts], None if origin is None else origin.T
+            merged = job.method(parts, origin, context)
+            yield 0, self._finite_result(job.name, (merged.T if job.transposed else merged).reshape(-1))
             return
         flat = [tensor.reshape(-1) for tensor in tensors]
         flat_base = None if base is None else base.reshape(-1)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.orientation import transposed_weights
 from merge.errors import MismatchError, RecipeError, some
 from merge.layers.plan import LayerPlan, PlannedTensors, parse_layers, plan_notes, planned_tensors
 from merge.layers.stacks import before_layers, layer_count, layer_of
@@ -16,7 +17,7 @@ from merge.methods import Method, make_method
 from merge.methods.label_average import LabelAverage
 from merge.methods.linear import Linear
 from merge.recipe.entries import Override, Slice
-from merge.recipe.gradient import positions, value_at
+from merge.recipe.gradient import AFTER, BEFORE, positions, value_at
 from merge.recipe.recipe import Recipe, merged_settings, model_weights
 from merge.run.engine.engine import Job
 from merge.run.plan.heads import HeadPlan, Output
@@ -105,7 +106,8 @@ def _layer_plan(recipe: Recipe, models: Sequence[Checkpoint]) -> LayerPlan | Non
 
 
 def _check_overrides(recipe: Recipe, names: Sequence[str]) -> None:
-    for override in recipe.overrides:
+    inner = [override for part in recipe.slices or () for override in part.overrides]
+    for override in (*recipe.overrides, *inner):
         for pattern in override.tensors:
             if not any(fnmatchcase(name, pattern) for name in names):
                 close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
@@ -126,6 +128,7 @@ class _Maker:
     output: Output
     lacking: list[str] = field(default_factory=list)
     _made: dict[str, Method] = field(default_factory=dict)
+    _transposed: dict[int, frozenset[str]] = field(default_factory=dict)
 
     def job(self, name: str, sources: tuple[tuple[int, str], ...]) -> Job:
         if name in self.output.copied:
@@ -139,7 +142,17 @@ class _Maker:
             if base not in self.base.tensors:
                 self.lacking.append(name)
                 base, method = None, self._instead(len(sources))
-        return Job(name, method, sources, base)
+        return Job(name, method, sources, base, self._is_turned(method, *sources[0]))
+
+    def _is_turned(self, method: Method, model: int, name: str) -> bool:
+        """Return whether a method that tells rows from columns is to have this tensor turned; masks follow the rows too."""
+        checkpoint = self.models[model]
+        rank = len(checkpoint.tensors[name].shape)
+        if rank != 2 or method.as_stored or (method.elementwise and not method.random):
+            return False
+        if model not in self._transposed:
+            self._transposed[model] = transposed_weights(checkpoint)
+        return name in self._transposed[model]
 
     def _by_label(self, name: str, sources: tuple[tuple[int, str], ...]) -> Method:
         """Return the average by class, with the weights of linear; other methods have no weights of an average."""
@@ -163,9 +176,10 @@ class _Maker:
     def _method(self, name: str, models: Sequence[int]) -> Method:
         """Return the method for one tensor: the recipe's, changed by its slice and by the overrides that match it."""
         recipe, entries = self.recipe, [self.recipe.models[model] for model in models]
-        parts: list[Slice | Override] = [*self._slice_of(name)]
-        written = self.models[0].written_name(name)
-        parts += [o for o in recipe.overrides if any(fnmatchcase(written, pattern) for pattern in o.tensors)]
+        slices, written = self._slice_of(name), self.models[0].written_name(name)
+        overrides = [*(o for part in slices for o in part.overrides), *recipe.overrides]
+        parts: list[Slice | Override] = [*slices]
+        parts += [o for o in overrides if any(fnmatchcase(written, pattern) for pattern in o.tensors)]
         chosen, settings = recipe.method, dict(recipe.settings)
         weights = model_weights(entries)
         for part in parts:
@@ -202,10 +216,10 @@ class _Maker:
         return None if stack_and_layer is None else stack_and_layer[1]
 
     def _position(self, name: str) -> float:
-        """Return the position of a tensor between the first layer (0) and the last (1)."""
+        """Return the position of a tensor between the first layer (0) and the last (1), or BEFORE or AFTER them."""
         layer = self._layer(name)
         if layer is None:
-            return 0.0 if before_layers(name, self.models[0].model_type) else 1.0
+            return BEFORE if before_layers(name, self.models[0].model_type) else AFTER
         count = (
             len(self.plan.layers)
             if self.plan is not None

@@ -14,12 +14,13 @@ from torch import Tensor
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, random_inputs
 from merge.checkpoints.open import open_checkpoint
+from merge.checkpoints.orientation import transposed_weights
 from merge.errors import MismatchError, UsageError
 from merge.methods.context import TensorContext
 from merge.methods.linear import Linear
 from merge.methods.regmean import RegMean
 from merge.methods.statistics.fisher import load_model, one_text
-from merge.methods.statistics.gram import linear_layers, measure_gram, transposed_weights
+from merge.methods.statistics.gram import linear_layers, measure_gram
 from merge.methods.statistics.record import StatisticsError
 from merge.progress import shown_by
 
@@ -257,16 +258,6 @@ def test_equal_grams_give_the_plain_average_and_so_does_none() -> None:
     assert torch.allclose(RegMean()(weights, None, context), Linear()(weights), rtol=0, atol=1e-12)
     assert torch.equal(RegMean()(weights), Linear()(weights))
     assert torch.equal(RegMean()([w[0] for w in weights]), Linear()([w[0] for w in weights]))
-
-
-@pytest.mark.parametrize("out", [4, 6])
-def test_a_weight_stored_as_in_out_is_the_same_problem_transposed(out: int) -> None:
-    """Square ones too, where the shape does not tell: the first axis of size 1 does."""
-    inputs, weights = problem(out=out)
-    grams = grams_of(inputs)
-    expected = RegMean()(weights, None, TensorContext(statistics=grams))
-    merged = RegMean()([w.T for w in weights], None, TensorContext(statistics=tuple(g[None] for g in grams)))
-    assert torch.allclose(merged, expected.T, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.9, 1.0])

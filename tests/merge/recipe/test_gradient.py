@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from merge.errors import UsageError
-from merge.recipe.gradient import is_gradient, positions, value_at
+from merge.recipe.gradient import AFTER, BEFORE, is_gradient, positions, value_at
 
 
 @pytest.mark.parametrize("points", [[0.3], [0, 1], [0.1, 0.9, 0.2], [1, 0, 1, 0, 2.5]])
@@ -28,6 +28,14 @@ def test_lists_are_read_item_by_item_and_others_stand_for_themselves() -> None:
     assert value_at(None, 0.7) is None
 
 
+def test_tensors_outside_the_layers_have_the_nearest_value_or_one_of_their_own() -> None:
+    plain, own = {"gradient": [0.1, 0.9]}, {"gradient": [0.1, 0.9], "outside": 0.5}
+    assert (value_at(plain, BEFORE), value_at(plain, AFTER)) == (0.1, 0.9)
+    assert (value_at(own, BEFORE), value_at(own, AFTER)) == (0.5, 0.5)
+    assert (value_at(own, 0.0), value_at(own, 1.0)) == (0.1, 0.9)
+    assert positions([own]) == {BEFORE, 0.0, 1.0}
+
+
 def test_the_positions_are_those_of_every_point() -> None:
     """What holds at each of them holds between them: a range has no holes."""
     assert positions([0.5, [1, 2], None]) == {0.0}
@@ -40,6 +48,7 @@ def test_the_positions_are_those_of_every_point() -> None:
     [
         {}, {"gradient": []}, {"gradient": 3}, {"gradient": [1, "x"]}, {"gradient": [1, True]},
         {"gradient": [1, float("nan")]}, {"gradient": [0, 1], "more": 1}, {"gradeint": [0, 1]},
+        {"gradient": [0, 1], "outside": "x"}, {"outside": 1},
     ],
 )  # fmt: skip
 def test_what_is_nearly_a_gradient_is_an_error(wrong: dict[str, Any]) -> None:

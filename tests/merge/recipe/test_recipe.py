@@ -148,7 +148,7 @@ FAULTS = {
     "a list": ("- a\n- b", "1:1: a recipe is a mapping of keys (models, method, ...), found a list"),
     "an open bracket": ("models: [a, b\n", "2:1: expected ',' or ']'"),
     "a tab": ("models:\n\t- a", "2:1: found character '\\t'"),
-    "two documents": ("models: [a, b]\n---\nseed: 1", "2:1: but found another document"),
+    "two documents": ("models: [a, b]\n---\nseed: 1", "2:1: a second document begins here"),
     "a code tag": ("models: !!python/object/apply:os.system [a]", "1:9: could not determine a constructor"),
     "a tag that does not fit": ("models: [a, b]\nseed: !!int x", "1:1: a YAML tag (!!int, !!float, ...) does not fit"),
     "an unknown anchor": ("models: *x", "1:9: found undefined alias"),

@@ -272,11 +272,11 @@ def test_fisher_information_is_handed_over_by_its_mean(checkpoint: Checkpoint) -
 
 
 def test_a_gram_matrix_is_handed_over_as_it_is(checkpoint: Checkpoint) -> None:
-    """With a first axis of size 1 for a weight stored as (in, out), and nothing for what has none."""
+    """For a weight stored as (in, out) too, which the method gets turned; and nothing for what has none."""
     found = measured(checkpoint)
     assert torch.equal(statistics_at([found, found], NAME)[1], found.tensors[NAME])
     turned = dataclasses.replace(found, transposed=(NAME,))
-    assert torch.equal(statistics_at([turned], NAME)[0], found.tensors[NAME][None])
+    assert torch.equal(statistics_at([turned], NAME)[0], found.tensors[NAME])
     assert statistics_at([found, found], "bert.embeddings.LayerNorm.weight") == ()
     assert statistics_at([], NAME) == ()
     with pytest.raises(StatisticsError, match="measured for 1 of 2 models"):
