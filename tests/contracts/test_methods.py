@@ -220,6 +220,15 @@ def test_slerp_without_an_angle_is_the_straight_line(factor: float, lam: float) 
         assert torch.allclose(merged, (1 - lam) * pair[0] + lam * pair[1], atol=1e-12)
 
 
+@pytest.mark.parametrize("lam", [0.25, 0.5])
+def test_slerp_may_take_zeros_for_orthogonal(lam: float) -> None:
+    """As mergekit does: a quarter of the way the other tensor counts by the sine of a quarter of a right angle."""
+    a = drawn((6, 5), 1)[0]
+    method = make_method("slerp", {"lam": lam, "zeros": "orthogonal"}, [None, None])
+    assert torch.allclose(method([torch.zeros_like(a), a]), np.sin(lam * np.pi / 2) * a, atol=1e-12)
+    assert torch.allclose(method([a, torch.zeros_like(a)]), np.sin((1 - lam) * np.pi / 2) * a, atol=1e-12)
+
+
 @pytest.mark.parametrize("angle", [2e-4, 0.9e-4, 1.1e-4])
 def test_slerp_is_continuous_where_the_fallback_begins(angle: float) -> None:
     """Below the small angle the line is the arc up to angle squared."""

@@ -19,7 +19,7 @@ class Kind:
         text: the file.
         outcome: SAME (every tensor is mergekit's up to rounding), OTHERWISE or REFUSED.
         words: of the note that names the difference, or of the refusal.
-        models: of decoders, or of encoders with a classification head.
+        models: of decoders, of encoders with a classification head, or of GPT-2, which stores weights as (inputs, outputs).
     """
 
     name: str
@@ -266,6 +266,17 @@ KINDS: tuple[Kind, ...] = (
             "karcher", ("", "", ""), "parameters: {max_iter: 100, tol: 1e-9}\ndtype: float64\nout_dtype: float32"
         ),
     ),
+    Kind(
+        "GPT-2: model_stock by rows, which are inputs there",
+        _of_models("model_stock", ("", ""), f"{BASE}\nparameters: {{filter_wise: true}}"),
+        models="gpt2",
+    ),
+    Kind(
+        "GPT-2: nuslerp by rows, which are inputs there",
+        _of_models("nuslerp", WEIGHTS, f"{FLOAT32}\nparameters: {{nuslerp_flatten: false}}"),
+        models="gpt2",
+    ),
+    Kind("GPT-2: ties", _of_models("ties", ("density: 0.5, weight: 0.5",) * 2, BASE), models="gpt2"),
     Kind("nearswap", _of_models("nearswap", ("", ""), "base_model: ./a\nparameters: {t: 0.01}\ndtype: float32")),
     Kind("arcee_fusion", _of_models("arcee_fusion", ("",), BASE)),
     Kind("ram", _of_models("ram", ("", ""), BASE)),

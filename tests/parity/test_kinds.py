@@ -33,13 +33,14 @@ LAYERS = {"num_hidden_layers": 4}
 CONFIGS = {
     "decoders": {**FAMILIES["LlamaForCausalLM"], **LAYERS, "attention_bias": False, "mlp_bias": False},
     "encoders": bert_config(**LAYERS),
+    "gpt2": FAMILIES["GPT2LMHeadModel"],
 }
 BOUND = 1e-6  # float32: the same sums, rounded in another order
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return a folder of a, b, c and their base for decoders and for encoders."""
+    """Return a folder of a, b, c and their base for each kind of model."""
     folders = {}
     for name, config in CONFIGS.items():
         folders[name] = tmp_path_factory.mktemp(name)

@@ -123,7 +123,7 @@ def check(name: str, folder: Path, tensors: Mapping[str, tuple[list[Tensor], Ten
     method = converted(merge, folder)
     for tensor, (models, base) in tensors.items():
         found, expected = ours(method, merge, models[: merge.models], base), theirs(merge, models[: merge.models], base)
-        bound = 2**-21 * max(float(one.abs().max()) for one in (base, *models))
+        bound = 2**-19 * max(float(one.abs().max()) for one in (base, *models))
         assert float((found - expected).abs().max()) <= bound, (tensor, bound)
 
 
@@ -180,7 +180,8 @@ def test_our_own_default_differs_there(name: str, tmp_path: Path) -> None:
     plain = dataclasses.replace(method, **{BY_DESIGN[name]: default})
     off = 0.0
     for models, base in structured().values():
-        difference = ours(plain, merge, models, base) - theirs(merge, models, base)
+        given = models[: merge.models]
+        difference = ours(plain, merge, given, base) - theirs(merge, given, base)
         off = max(off, float(difference.abs().max()))
     assert off > RATE / (1e5 if name == "slerp" else 10)
 

@@ -14,6 +14,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 WORDPIECE_UNION = (
     "a union of WordPiece vocabularies stays WordPiece; mergekit adds the other models' pieces as whole words"
 )
+PADDING_ROWS = "rows of the embedding table that no token names are kept; mergekit leaves them out"
 MISSING_TOKENS = (
     "a token that a model lacks gets the mean of the models that have it; mergekit prefers the base_model's row"
 )
@@ -50,7 +51,7 @@ def tokenizer_of(document: Document, merges: Merges, warnings: list[str]) -> dic
                 raise Fault(("tokenizer", key), f"tokenizer.{key} has no counterpart here; delete it")
     if source is None:
         return {}
-    warnings.append(MISSING_TOKENS)
+    warnings += [MISSING_TOKENS, PADDING_ROWS]
     if source == "union":
         warnings.append(WORDPIECE_UNION)
         return {"tokenizer": "union"}

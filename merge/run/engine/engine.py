@@ -139,8 +139,9 @@ class Engine:
         dtype = self._dtype([*tensors, *([] if base is None else [base])])
         if job.transposed or not job.method.elementwise:
             parts, origin = self._prepare(job, tensors, dtype), self._prepare_base(job, base, dtype)
-            if job.transposed:
-                parts, origin = [part.T for part in parts], None if origin is None else origin.T
+            if job.transposed:  # in the order of memory of a matrix stored so, in which sums round
+                parts = [part.T.contiguous() for part in parts]
+                origin = None if origin is None else origin.T.contiguous()
             merged = job.method(parts, origin, context)
             yield 0, self._finite_result(job.name, (merged.T if job.transposed else merged).reshape(-1))
             return

@@ -692,6 +692,7 @@ WARNED: list[tuple[str, str, str]] = [
     ("allow_negative_weights is left out", slerp("0.5", "allow_negative_weights: true"), PLAIN),
     ("smooth is left out: mergekit 0.1.5 has no such", of_models("sce", "{smooth: false}", a="{}", b="{}"), PLAIN),
     ("a union of WordPiece", slerp("0.5", "tokenizer_source: union"), slerp("0.5", "tokenizer_source: b")),
+    ("rows of the embedding table that no token names", slerp("0.5", "tokenizer_source: b"), PLAIN),
     ("a token that a model lacks", slerp("0.5", "tokenizer_source: b"), PLAIN),
     (
         "filters 'layer.3.' use layer numbers of the result",
