@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merge.methods.checks import check_each, check_flag, each
+from merge.methods.checks import check_choice, check_each, check_flag, each
 from merge.methods.context import EMPTY, TensorContext
 from merge.methods.method import Method
 from merge.methods.task_vectors import (
@@ -17,6 +17,7 @@ from merge.methods.task_vectors import (
     fuse,
     keep_first,
     kept_band,
+    norm_ratio,
     trim,
 )
 
@@ -44,6 +45,7 @@ class Breadcrumbs(Method):
         elect: vote on signs, as TIES does (mergekit's breadcrumbs_ties).
         exact_count: keep exactly int(density * n) entries: of those that tie, the ones that torch's sort puts on that side,
             as in mergekit; none in a tensor of fewer than 1 / density entries.
+        rescale: "l1" scales t_m to the L1 norm of the tensor's task vector (mergekit's rescale); "none" as in the paper.
     Source: Davari and Belilovsky 2024, "Model Breadcrumbs", arXiv:2312.06795, section 3.
     """
 
@@ -54,6 +56,7 @@ class Breadcrumbs(Method):
     scale: float = 1.0
     elect: bool = False
     exact_count: bool = False
+    rescale: str = "none"
 
     name = "breadcrumbs"
     base = "required"
@@ -61,6 +64,7 @@ class Breadcrumbs(Method):
     def __post_init__(self) -> None:
         check_flag(self.name, "elect", self.elect)
         check_flag(self.name, "exact_count", self.exact_count)
+        check_choice(self.name, "rescale", self.rescale, ("none", "l1"))
         check_densities(self.name, self.density)
         check_each(self.name, "gamma", self.gamma, 0, 1)
         check_sum(self.name, self.weights, self.normalize, self.scale, self.elect)
@@ -73,9 +77,13 @@ class Breadcrumbs(Method):
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         origin, models = base_of(self.name, base), len(tensors)
         settings = zip(deltas(tensors, origin), each(self.density, models), each(self.gamma, models), strict=True)
-        masked = (mask_band(delta, density, gamma, self.exact_count) for delta, density, gamma in settings)
+        masked = (self._masked(delta, density, gamma) for delta, density, gamma in settings)
         weights = self.weights or (1.0,) * models
         return fuse(origin, masked, weights, self.normalize, self.scale, self.elect)
+
+    def _masked(self, delta: Tensor, density: float, gamma: float) -> Tensor:
+        kept = mask_band(delta, density, gamma, self.exact_count)
+        return kept * norm_ratio(delta, kept) if self.rescale == "l1" else kept
 
 
 def mask_band(delta: Tensor, density: float, gamma: float, exact_count: bool = False) -> Tensor:

@@ -18,6 +18,7 @@ from merge.methods.task_vectors import (
     fuse,
     keep_first,
     kept_count,
+    norm_ratio,
     smallest_kept,
     trim,
 )
@@ -43,6 +44,8 @@ class Ties(Method):
         trim: rank entries over the whole "model", as in the paper, or within each "tensor", as in mergekit.
         exact_count: with trim "tensor", keep exactly max(int(density * n), 1) entries: of those that tie, the ones that
             torch's sort puts first, as in mergekit.
+        rescale: with trim "tensor", "l1" scales t_m to the L1 norm of the tensor's task vector (mergekit's rescale); "none" as in
+            the paper.
     Source: Yadav et al. 2023, "TIES-Merging", arXiv:2306.01708, algorithm 1.
     """
 
@@ -52,6 +55,7 @@ class Ties(Method):
     scale: float = 1.0
     trim: str = "model"
     exact_count: bool = False
+    rescale: str = "none"
 
     name = "ties"
     base = "required"
@@ -66,8 +70,9 @@ class Ties(Method):
         check_sum(self.name, self.weights, self.normalize, self.scale, elect=True)
         check_choice(self.name, "trim", self.trim, ("model", "tensor"))
         check_flag(self.name, "exact_count", self.exact_count)
-        if self.exact_count and self.trim != "tensor":
-            raise UsageError("ties: exact_count counts the entries of a tensor. Set trim=tensor too.")
+        check_choice(self.name, "rescale", self.rescale, ("none", "l1"))
+        if (self.exact_count or self.rescale != "none") and self.trim != "tensor":
+            raise UsageError("ties: exact_count and rescale concern the entries of a tensor. Set trim=tensor too.")
 
     @property
     def as_stored(self) -> bool:
@@ -82,7 +87,10 @@ class Ties(Method):
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         origin = base_of(self.name, base)
         densities = each(self.density, len(tensors))
-        trimmed = [self._trimmed(k, delta, densities[k], context) for k, delta in enumerate(deltas(tensors, origin))]
+        trimmed = []
+        for k, delta in enumerate(deltas(tensors, origin)):
+            kept = self._trimmed(k, delta, densities[k], context)
+            trimmed.append(kept * norm_ratio(delta, kept) if self.rescale == "l1" else kept)
         weights = self.weights or (1.0,) * len(tensors)
         return fuse(origin, trimmed, weights, self.normalize, self.scale, elect=True)
 

@@ -59,6 +59,7 @@ def ties(
     scale: float = 1.0,
     trim: str = "model",
     exact_count: bool = False,
+    rescale: str = "none",
 ) -> Any:
     """Sort by magnitude, zero all but the last ones, vote. One tensor is the whole model here, so both trims agree.
 
@@ -71,7 +72,7 @@ def ties(
         keep = max(int(fraction * vector.size), 1) if fraction else 0
         for entry in sorted(range(vector.size), key=lambda i, v=vector: abs(v[i]))[: vector.size - keep]:
             vector[entry] = 0
-        trimmed.append(vector.reshape(base.shape))
+        trimmed.append(rescaled(array - base, vector.reshape(base.shape), 1, rescale))
     return base + scale * voted(trimmed, weights, normalize)
 
 
@@ -148,6 +149,7 @@ def breadcrumbs(
     scale: float = 1.0,
     elect: bool = False,
     exact_count: bool = False,
+    rescale: str = "none",
 ) -> Any:
     """Line the entries up by magnitude, take the outliers off one end, and keep the last of what is left."""
     count = len(arrays)
@@ -162,7 +164,7 @@ def breadcrumbs(
         kept = np.zeros_like(vector)
         chosen = line[len(line) - keep :]
         kept[chosen] = vector[chosen]
-        masked.append(kept.reshape(base.shape))
+        masked.append(rescaled(array - base, kept.reshape(base.shape), 1, rescale))
     return base + scale * (voted if elect else added)(masked, weights, normalize)
 
 
@@ -320,6 +322,14 @@ CASES = {
     ),
     "della linear": Case("della", {"elect": False, "rescale": "none", "normalize": False}, 2, della, DROPS),
     "della keeping the norm": Case("della", {"rescale": "l1", "epsilon": 0.3}, 2, della, DROPS),
+    "ties rescaled": Case(
+        "ties",
+        {"trim": "tensor", "density": 0.3, "rescale": "l1"},
+        2,
+        ties,
+        TRIMS,
+        peer=Peer("ties", {"rescale": True}, models(weight=[1.0, 1.0], density=0.3)),
+    ),
     "della by stored rows": Case("della", {"as_stored": True, "density": [0.5, 0.0]}, 2, della, DROPS),
     "della keeping all": Case(
         "della",
@@ -363,6 +373,14 @@ CASES = {
             {"normalize": True, "lambda": 0.8},
             models(weight=FIVE, density=[0.3, 0.5, 0.7, 0.9, 1.0], gamma=[0.1, 0.2, 0.5, 0.0, 0.3]),
         ),
+    ),
+    "breadcrumbs rescaled": Case(
+        "breadcrumbs",
+        {"density": 0.5, "gamma": 0.2, "rescale": "l1", "exact_count": True},
+        2,
+        breadcrumbs,
+        TRIMS,
+        peer=Peer("breadcrumbs", {"rescale": True}, models(weight=[1.0, 1.0], density=0.5, gamma=0.2)),
     ),
     "breadcrumbs of exactly as many": Case(
         "breadcrumbs",

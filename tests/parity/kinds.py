@@ -165,6 +165,15 @@ KINDS: tuple[Kind, ...] = (
         "ties: a density from 0",
         _of_models("ties", ("density: [0, 0.25, 0.5, 1], weight: 1.0", "density: 0.5, weight: 0.5"), BASE),
     ),
+    Kind(
+        "ties: rescaled",
+        _of_models("ties", ("density: 0.5, weight: 0.5",) * 2, f"{BASE}\nparameters: {{rescale: true}}"),
+    ),
+    Kind(
+        "slerp with embed_slerp, which older versions had",
+        _of_models("slerp", ("", ""), "base_model: ./a\nparameters: {t: 0.5, embed_slerp: true}\ndtype: float32"),
+        words="embed_slerp is left out",
+    ),
     Kind("ties: without a density", _of_models("ties", WEIGHTS, BASE)),
     Kind(
         "ties in bfloat16",

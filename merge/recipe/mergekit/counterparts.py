@@ -25,7 +25,6 @@ class Parameter:
         default: mergekit's default, or REQUIRED.
         kind: "number", or "flag" (true or false). As in mergekit, numbers may be written as text and flags as 0, 1, yes, no.
         words: our values for true and false of a flag.
-        refused: a value that has an effect in mergekit but no counterpart here.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Parameter:
     default: Any = None
     kind: str = "number"
     words: tuple[Any, Any] = (True, False)
-    refused: Any = None
 
     def read(self, value: Any) -> Any:
         """Return the setting's value for a value in the file; a list of numbers becomes a gradient.
@@ -46,8 +44,6 @@ class Parameter:
             flag = _flag_of(value)
             if flag is None:
                 raise ValueError(f"{self.name} must be true or false, the same for all layers; found {value!r}")
-            if flag == self.refused:
-                raise ValueError(f"{self.name}: {str(flag).lower()} has no counterpart here. Leave it out.")
             return self.words[0] if flag else self.words[1]
         if isinstance(value, list):
             numbers = [_number_of(item) for item in value]
@@ -163,7 +159,8 @@ def _vectors(
 ) -> Counterpart:
     """Return the counterpart of a task-vector method: all have weight, normalize and lambda."""
     named = {parameter.name for parameter in more}
-    scaling = Parameter("rescale", None, default=False, kind="flag", refused=True if "density" in named else None)
+    kept = "rescale" if "density" in named else None
+    scaling = _flag("rescale", kept, False, words=("l1", "none"))
     if rescale is not None:
         scaling = _flag("rescale", "rescale", rescale, words=("l1", "none"))
     shared = (
@@ -256,7 +253,9 @@ COUNTERPARTS: dict[str, Counterpart] = {
 ALL_PARAMETERS = frozenset(p.name for c in COUNTERPARTS.values() for p in c.parameters)
 
 # Parameters and keys that other versions of mergekit and its tools had; mergekit 0.1.5 reads none of them.
-PAST_PARAMETERS = frozenset({"smooth", "allow_negative_weights", "filter_wise", "naive_count", "consensus_method"})
+PAST_PARAMETERS = frozenset(
+    {"smooth", "embed_slerp", "allow_negative_weights", "filter_wise", "naive_count", "consensus_method"}
+)
 PAST_KEYS = frozenset({"name", "allow_negative_weights"})
 
 # Methods that mergekit computes in float32 for any dtype of the models, or that compute nothing.

@@ -319,6 +319,15 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
             ],
         },
     ),
+    "ties, rescaled": (
+        of_models("ties", "{density: 0.4, rescale: true}"),
+        {
+            "models": [{"model": "a", "weight": 1}, {"model": "b", "weight": 1}],
+            "method": "ties",
+            "settings": {"density": 0.4, "trim": "tensor", "exact_count": True, "rescale": "l1"},
+            "base": "base",
+        },
+    ),
     "the filter * is every tensor": (
         slerp('[{filter: "*", value: 0.4}]'),
         {"models": ["a", "b"], "method": "slerp", "settings": {"lam": 0.4, **LINE}},
@@ -760,7 +769,6 @@ REFUSED: list[tuple[str, str, str]] = [
         "normalize must be true or false, the same for all",
     ),
     (of_models("linear", "{normalize: 2}", None), "5:14", "normalize must be true or false"),
-    (of_models("ties", "{rescale: true}"), "6:14", "rescale: true has no counterpart here"),
     (of_models("linear", base=None, b="{}"), "3:16", "weight of b is required"),
     (
         "modules: {text: {models: [{model: a}]}, vision: {models: [{model: b}]}}\nmerge_method: linear",
