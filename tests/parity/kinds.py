@@ -19,7 +19,8 @@ class Kind:
         text: the file.
         outcome: SAME (every tensor is mergekit's up to rounding), OTHERWISE or REFUSED.
         words: of the note that names the difference, or of the refusal.
-        models: of decoders, of encoders with a classification head, or of GPT-2, which stores weights as (inputs, outputs).
+        models: of decoders, of encoders with a classification head, of GPT-2, which stores weights as (inputs, outputs),
+            or decoders stored in bfloat16.
     """
 
     name: str
@@ -66,7 +67,15 @@ KINDS: tuple[Kind, ...] = (
         _of_models("linear", ("weight: 1.0",), "dtype: float32\nout_dtype: bfloat16"),
     ),
     Kind(
-        "linear in bfloat16, as most cards have it",
+        "linear in bfloat16, of models stored so", _of_models("linear", WEIGHTS, "dtype: bfloat16"), models="bfloat16"
+    ),
+    Kind(
+        "slerp in bfloat16, of models stored so",
+        _of_models("slerp", ("", ""), "base_model: ./a\nparameters: {t: [0.3, 0.7]}\ndtype: bfloat16"),
+        models="bfloat16",
+    ),
+    Kind(
+        "linear in bfloat16, of models stored in float32",
         _of_models("linear", WEIGHTS, "dtype: bfloat16"),
         OTHERWISE,
         "mergekit rounds the models first",

@@ -31,8 +31,10 @@ with warnings.catch_warnings():
     from mergekit.options import MergeOptions
 
 LAYERS = {"num_hidden_layers": 4}
+LLAMA = {**FAMILIES["LlamaForCausalLM"], **LAYERS, "attention_bias": False, "mlp_bias": False}
 CONFIGS = {
-    "decoders": {**FAMILIES["LlamaForCausalLM"], **LAYERS, "attention_bias": False, "mlp_bias": False},
+    "decoders": LLAMA,
+    "bfloat16": LLAMA,
     "encoders": bert_config(**LAYERS),
     "gpt2": FAMILIES["GPT2LMHeadModel"],
 }
@@ -49,7 +51,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for seed, model in enumerate("abc", start=1):
             generator = torch.Generator().manual_seed(seed)
             moved = {n: t + 0.02 * torch.randn(t.shape, generator=generator) for n, t in start.items()}
-            save_checkpoint(folders[name] / model, config, tensors=moved)
+            stored = {n: t.bfloat16() if name == "bfloat16" else t for n, t in moved.items()}
+            save_checkpoint(folders[name] / model, config, tensors=stored)
     return folders
 
 
