@@ -97,11 +97,9 @@ def merge(
         tokenizer: whose vocabulary the result has: reference, base, union or a model; all must agree when None.
         base_lacks: average or reference, for tensors that the base lacks.
         statistics: a list with each model's text or statistics file, or for all {"text": ..., "samples": 512}.
-        dtype, out_dtype, seed: of the arithmetic, of what is written, of everything random.
-        revision: of Hub ids, one for all or one each.
+        dtype, out_dtype, seed, revision: of the arithmetic, what is written, everything random, Hub ids (one or one each).
         recipe: a recipe or its file, in place of all of the above.
-        output: a folder to write, as `-o` does; else a workspace.
-        force: replace the output folder if it is a checkpoint.
+        output, force: a folder to write, as `-o` does, and whether to replace it if it is a checkpoint; else a workspace.
         threads, device: how it is carried out; neither changes the method.
         settings: of the method, such as density=0.2.
     Returns:
