@@ -36,7 +36,7 @@ Examples:
 SECTIONS = {
     "What to merge": ("recipe_file", "method", "settings", "weights", "base", "base_lacks", "heads", "tokenizer", "revision"),
     "Alignment": tuple(FLAGS),
-    "Statistics": ("statistics_text", "statistics_column", "label_column", "statistics_samples"),
+    "Statistics": ("statistics", "statistics_text", "statistics_column", "label_column", "statistics_samples"),
     "Output": (
         "output", "force", "out_dtype", "dry_run", "print_recipe", "as_json", "push_to_hub", "private", "recheck",
     ),
