@@ -58,14 +58,32 @@ def read_config(folder: Path, source: str) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise CheckpointError(
-            f"{source} is not a checkpoint: it has no config.json. Expected a folder as save_pretrained writes."
-        )
+        raise CheckpointError(f"{source} is not a checkpoint: it has no config.json. {_inside(folder, source)}")
     config = read_object(path, CheckpointError, name=f"{source}: config.json")
     if config.get("model_type") is None:
         raise CheckpointError(f"{source}: config.json names no model_type; this is not a transformers checkpoint.")
     check_kinds(config, f"{source}: config.json", CheckpointError, KINDS)
     return config
+
+
+def _inside(folder: Path, source: str) -> str:
+    """Say where the checkpoint is, if it is in a folder inside: a sentence-transformers encoder, or a trainer's checkpoint."""
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    encoders = [name for name in inside if re.fullmatch(r"\d+_[A-Za-z]*(Transformer|BERT|RoBERTa|XLNet)\w*", name)]
+    if (folder / "modules.json").is_file() and encoders:
+        return (
+            f"Its encoder is in {encoders[0]}, as old versions of sentence-transformers saved it. Save it again with "
+            f"SentenceTransformer({source!r}).save_pretrained(FOLDER), or merge the encoders alone: "
+            f"{source.rstrip('/')}/{encoders[0]}."
+        )
+    steps = sorted(
+        (name for name in inside if re.fullmatch(r"checkpoint-\d+", name)), key=lambda n: int(n.split("-")[1])
+    )
+    if steps:
+        return f"Its checkpoints are inside; the last of them is {source.rstrip('/')}/{steps[-1]}."
+    if inside:
+        return f"Did you mean {source.rstrip('/')}/{inside[0]}?"
+    return "Expected a folder as save_pretrained writes."
 
 
 def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], source: str) -> None:

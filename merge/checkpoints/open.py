@@ -17,6 +17,8 @@ from merge.checkpoints.names.buffers import buffer_of
 from merge.checkpoints.names.canonical import canonicalise
 from merge.checkpoints.side_files import side_files
 from merge.checkpoints.structure import structure_of
+from merge.checkpoints.transformers_model import base_architecture
+from merge.checkpoints.weights.other_kinds import check_adapter, check_no_adapter_tensors, without_quantization
 from merge.checkpoints.weights.read import StoredTensor, read_headers
 from merge.errors import CheckpointError, first_line, some
 
@@ -43,21 +45,44 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     return replace(encoder, tensors={**encoder.tensors, **tensors}, left_behind=left)
 
 
-def open_encoder(source: str, revision: str | None = None) -> Checkpoint:
-    """Open what transformers loads of a folder or Hub id; weights of sentence-transformers modules are not looked at.
+def open_base(source: str, revision: str | None = None) -> Checkpoint:
+    """Open the base of a merge, whose head is not asked for: without `architectures` it is its family's base model.
 
     Raises:
         CheckpointError, HubError: as `open_checkpoint`.
     """
+    folder, _ = _locate(source, revision)
+    config = read_config(folder, source)
+    if config.get("architectures"):
+        return open_checkpoint(source, revision)
+    opened = open_encoder(source, revision, base_only=True)
+    note = f"{source}: config.json names no class; as the base it is read as {opened.architecture}"
+    return replace(opened, notes=(note, *opened.notes))
+
+
+def open_encoder(source: str, revision: str | None = None, base_only: bool = False) -> Checkpoint:
+    """Open what transformers loads of a folder or Hub id; weights of sentence-transformers modules are not looked at.
+
+    Args:
+        base_only: whether a config that names no class is read as its family's base model.
+    Raises:
+        CheckpointError, HubError: as `open_checkpoint`.
+    """
     folder, commit = _locate(source, revision)
+    check_adapter(folder, source)
     config = read_config(folder, source)
     stored = read_headers(folder, source)
+    check_no_adapter_tensors(stored, source)
+    config, quantization_notes = without_quantization(config, stored, source)
     check_sizes(config, stored, source)
+    if base_only and not config.get("architectures"):
+        config = {**config, "architectures": [base_architecture(config)]}
     try:
         structure = structure_of(config, len(stored))
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     tensors, notes = canonicalise(stored, structure, source)
+    notes = [*quantization_notes, *notes]
     side, left = side_files(folder, {t.file for t in stored.values()})
     opened = Checkpoint(source, folder, commit, structure, tensors, structure.writes_prefix, side, left, tuple(notes))
     _check_shapes(opened)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.structure import transformers_build
-from merge.checkpoints.transformers_model import loading_faults, model_class, quiet
+from merge.checkpoints.transformers_model import loading_faults, model_class, model_config, quiet
 from merge.checkpoints.weights.read import read_headers
 from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.errors import CheckpointError, OutputError, first_line, one_line
@@ -52,7 +52,7 @@ def _load_and_run(folder: Path, config: Mapping[str, Any], tolerated: Path) -> t
 
     model, faults = _load(folder, config)
     if faults:
-        tolerable = _load(tolerated, config)[1]
+        tolerable = _load(tolerated, config, own_config=False)[1]
         fresh = [fault for fault in faults if fault not in tolerable]
         if fresh:
             raise OutputError(f"the merged checkpoint does not reload: {'; '.join(fresh)}. Nothing was written.")
@@ -61,7 +61,7 @@ def _load_and_run(folder: Path, config: Mapping[str, Any], tolerated: Path) -> t
     if model.main_input_name not in batch:
         return (*notes, f"{name} was loaded but not run: it reads {model.main_input_name}, which cannot be made up")
     outputs, failure = _run(model, batch)
-    if failure and not _run(_load(tolerated, config)[0], batch)[1]:
+    if failure and not _run(_load(tolerated, config, own_config=False)[0], batch)[1]:
         raise OutputError(f"the merged {name} does not run on random inputs: {failure}. Nothing was written.")
     if failure:
         return (*notes, f"{name} was loaded but not run: on random inputs it, and the reference too, says: {failure}")
@@ -142,15 +142,17 @@ def _first(config: Mapping[str, Any], keys: Sequence[str], default: Any = None) 
     return next((config[key] for key in keys if config.get(key) is not None), default)
 
 
-def _load(folder: Path, config: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _load(folder: Path, config: Mapping[str, Any], own_config: bool = True) -> tuple[Any, list[str]]:
+    """Return the model of a folder and the faults of loading it; by the folder's config.json, or by the one that is given."""
     from safetensors import SafetensorError
 
+    more = {} if own_config else {"config": model_config(config)}
     with quiet():
         try:
             model, info = model_class(config).from_pretrained(
-                str(folder), output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True
+                str(folder), output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True, **more
             )
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
             raise OutputError(
                 f"the merged checkpoint does not reload: {first_line(error)}. Nothing was written."
             ) from error

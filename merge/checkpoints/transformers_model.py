@@ -32,6 +32,22 @@ def model_class(config: Mapping[str, Any]) -> Any:
     return cls
 
 
+def base_architecture(config: Mapping[str, Any]) -> str:
+    """Return the class of a family's model without a head.
+
+    Raises:
+        CheckpointError: transformers has none for this model_type.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    name = MODEL_MAPPING_NAMES.get(str(config.get("model_type")))
+    if name is None:
+        raise CheckpointError(
+            f"config.json names no architecture, and model_type {config.get('model_type')!r} has no base model."
+        )
+    return str(name[0] if isinstance(name, tuple) else name)
+
+
 def model_config(config: Mapping[str, Any]) -> Any:
     """Return the transformers config object of a config.json."""
     import transformers

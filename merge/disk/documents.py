@@ -32,6 +32,11 @@ KINDS: dict[str, tuple[type, ...]] = {
     "a list or keys and values": (list, dict),
     "a whole number or a list": (int, list),
 }
+# What git leaves in the place of a large file until git-lfs fetches it.
+LFS_POINTER = "version https://git-lfs.github.com/spec/"
+NOT_FETCHED = (
+    "is a Git LFS pointer, and not the file itself. Fetch it: git lfs pull, or download the model with hf download."
+)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HEADER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
 _FILE_KINDS = {
@@ -73,7 +78,10 @@ def read_text(path: Path, error: type[MergeError], name: str | None = None) -> s
         size = check_regular(path).st_size
         if size > MAX_BYTES:
             raise error(f"{name} cannot be read: it has {size:,} bytes, more than the {MAX_BYTES:,} of any such file.")
-        return path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8")
+        if text.startswith(LFS_POINTER):
+            raise error(f"{name} {NOT_FETCHED}")
+        return text
     except (OSError, ValueError) as fault:
         reason = (fault.strerror if isinstance(fault, OSError) else None) or first_line(fault)
         raise error(f"{name} cannot be read: {reason}") from fault

@@ -41,8 +41,12 @@ def check_choice(method: str, key: str, value: Any, choices: tuple[str, ...]) ->
         raise UsageError(f"{method}: {key} must be {' or '.join(choices)}, found {value!r}.")
 
 
-def check_weights(method: str, weights: Any, normalize: bool) -> None:
-    """Stop unless `weights` is None or a tuple of finite numbers, with a sum other than 0 if they are normalised."""
+def check_weights(method: str, weights: Any, normalize: bool, can_turn_off: bool = False) -> None:
+    """Stop unless `weights` is None or a tuple of finite numbers, with a sum other than 0 if they are normalised.
+
+    Args:
+        can_turn_off: whether the method has a setting `normalize`.
+    """
     if weights is None:
         return
     if not isinstance(weights, tuple):
@@ -51,7 +55,8 @@ def check_weights(method: str, weights: Any, normalize: bool) -> None:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise UsageError(f"{method}: weights must be finite numbers, found {weight!r}.")
     if normalize and abs(math.fsum(weights)) < 1e-12:
-        raise UsageError(f"{method}: weights {list(weights)} sum to 0 and cannot be normalised. Set normalize=false.")
+        advice = "Set normalize=false." if can_turn_off else "Give weights whose sum is not 0."
+        raise UsageError(f"{method}: weights {list(weights)} sum to 0 and cannot be normalised. {advice}")
 
 
 def check_each(method: str, key: str, value: Any, low: float, high: float, above: bool = False) -> None:

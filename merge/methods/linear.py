@@ -34,7 +34,7 @@ class Linear(Method):
 
     def __post_init__(self) -> None:
         check_flag(self.name, "normalize", self.normalize)
-        check_weights(self.name, self.weights, self.normalize)
+        check_weights(self.name, self.weights, self.normalize, can_turn_off=True)
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         weights = self.weights or (1.0,) * len(tensors)

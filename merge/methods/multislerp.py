@@ -39,7 +39,7 @@ class Multislerp(Method):
 
     def __post_init__(self) -> None:
         check_flag(self.name, "normalize", self.normalize)
-        check_weights(self.name, self.weights, self.normalize)
+        check_weights(self.name, self.weights, self.normalize, can_turn_off=True)
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         import torch

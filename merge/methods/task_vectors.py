@@ -29,7 +29,7 @@ def check_sum(
     """
     check_flag(method, "normalize", normalize)
     check_number(method, "scale", scale)
-    check_weights(method, weights, normalize)
+    check_weights(method, weights, normalize, can_turn_off=True)
     if elect and normalize and weights is not None and min(weights) < 0:
         raise UsageError(
             f"{method}: weights must not be negative when agreeing models are averaged, found {min(weights)!r}. "

@@ -13,8 +13,8 @@ from typing import Any
 from merge.alignment.choice.requested import Choices
 from merge.alignment.rewrite import resized, rewritten
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.model_set import ModelSet
-from merge.checkpoints.open import open_checkpoint
+from merge.checkpoints.model_set import ModelSet, same_weights
+from merge.checkpoints.open import open_base, open_checkpoint
 from merge.checkpoints.weights.arrays import check_device, import_torch
 from merge.disk.staging import output_notes, staged
 from merge.errors import some
@@ -62,7 +62,12 @@ def run(
         check_repair(recipe, inputs.models)
         fitted = stack.enter_context(resized(recipe.align, inputs, recipe.seed, output))
         heads = plan_heads(recipe.heads, fitted.models)
-        notes = (*output_faults, *preflight(heads, Allowed.by(recipe), output), *fitted.notes)
+        notes = (
+            *output_faults,
+            *preflight(heads, Allowed.by(recipe), output),
+            *same_weights(inputs),
+            *fitted.notes,
+        )
         check_device(options.device)
         choices = _choose(recipe, heads, options, output)
         ready = stack.enter_context(rewritten(recipe.align, heads.given, output, choices))
@@ -85,7 +90,7 @@ def run(
 
 def _open(recipe: Recipe) -> ModelSet:
     models = tuple(open_checkpoint(entry.model, entry.revision) for entry in recipe.models)
-    return ModelSet(models, None if recipe.base is None else open_checkpoint(recipe.base.model, recipe.base.revision))
+    return ModelSet(models, None if recipe.base is None else open_base(recipe.base.model, recipe.base.revision))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import re
@@ -11,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.disk.documents import check_regular, parse_json, read_object
+from merge.disk.documents import LFS_POINTER, NOT_FETCHED, check_regular, parse_json, read_object
 from merge.errors import CheckpointError, brief, first_line
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def read_headers(folder: Path, source: str) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file, promised in _weight_files(folder, source).items():
         path = folder / file
+        _check_fetched(path, f"{source}: {file}")
         headers = _safetensors_headers(path) if file.endswith(".safetensors") else _pickle_headers(path)
         for name, shape, dtype, offset in headers:
             if name in tensors:
@@ -117,6 +119,16 @@ def read_headers(folder: Path, source: str) -> dict[str, StoredTensor]:
     if not tensors:
         raise CheckpointError(f"{source} holds no tensor.")
     return tensors
+
+
+def _check_fetched(path: Path, name: str) -> None:
+    """Stop where a file is the pointer that git leaves in its place."""
+    with contextlib.suppress(OSError):  # its reader says what is wrong
+        check_regular(path)
+        with path.open("rb") as file:
+            begin = file.read(len(LFS_POINTER))
+        if begin == LFS_POINTER.encode():
+            raise CheckpointError(f"{name} {NOT_FETCHED}")
 
 
 def _weight_files(folder: Path, source: str) -> dict[str, list[str]]:

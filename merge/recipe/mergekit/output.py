@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from merge.errors import nearest
+from merge.disk.documents import read_object
+from merge.errors import CheckpointError, nearest
 from merge.recipe.mergekit.counterparts import FLOAT32_METHODS
 from merge.recipe.mergekit.document import Document, Merges, read_reference
 from merge.recipe.mergekit.parameters import Fault, Where
@@ -53,7 +55,8 @@ def tokenizer_of(document: Document, merges: Merges, warnings: list[str]) -> dic
         return {}
     warnings += [MISSING_TOKENS, PADDING_ROWS]
     if source == "union":
-        warnings.append(WORDPIECE_UNION)
+        if not _known_without_pieces({entry.name for entries in merges.slices for entry in entries}):
+            warnings.append(WORDPIECE_UNION)
         return {"tokenizer": "union"}
     if source == "base" and document.base_model is None:
         raise Fault(where, "tokenizer base needs a base_model")
@@ -67,3 +70,15 @@ def tokenizer_of(document: Document, merges: Merges, warnings: list[str]) -> dic
             f"tokenizer {source!r} is not one of the models.{nearest(source, {*names, 'union', 'base'})}",
         )
     return {"tokenizer": chosen[0]}
+
+
+def _known_without_pieces(names: set[str]) -> bool:
+    """Return whether every model is a folder whose tokenizer.json can be read and is of another kind than WordPiece."""
+    kinds = []
+    for path in (Path(name).expanduser() / "tokenizer.json" for name in names):
+        try:
+            model = read_object(path, CheckpointError).get("model") if path.is_file() else None
+        except CheckpointError:  # which the merge itself says
+            model = None
+        kinds.append(model.get("type") if isinstance(model, dict) else None)
+    return all(kind not in (None, "WordPiece") for kind in kinds)

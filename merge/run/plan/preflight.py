@@ -158,9 +158,15 @@ def _shape_faults(a: Checkpoint, b: Checkpoint, allowed: Allowed) -> list[str]:
     if not shapes:
         return []
     differences = [f"{n} is {a.tensors[n].shape} in {a.source}, {b.tensors[n].shape} in {b.source}" for n in shapes]
-    return [
-        f"shapes differ: {some(differences, separator='; ')}. Are these two models of the same size and vocabulary?"
-    ]
+    tables = {a.canonical_name(name) for name in a.structure.vocabulary}
+    padded = set(shapes) <= tables and all(a.tensors[n].shape[1:] == b.tensors[n].shape[1:] for n in shapes)
+    advice = (
+        f"Their tables have rows for more tokens, or padding: --tokenizer reference keeps the rows of {a.source}, "
+        "--tokenizer union all tokens."
+        if padded
+        else "Are these two models of the same size and vocabulary?"
+    )
+    return [f"shapes differ: {some(differences, separator='; ')}. {advice}"]
 
 
 def _config_faults(a: Checkpoint, b: Checkpoint, may_differ: set[str], allowed: Allowed) -> list[str]:
