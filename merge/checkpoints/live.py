@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.open import open_checkpoint
+from merge.checkpoints.open import open_base, open_checkpoint
 from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
 from merge.errors import CheckpointError, UsageError
 
@@ -27,18 +27,21 @@ ModelLike: TypeAlias = Union[
 ]
 
 
-def open_model(model: ModelLike, workspace: Path, number: int = 1, revision: str | None = None) -> Checkpoint:
+def open_model(
+    model: ModelLike, workspace: Path, number: int = 1, revision: str | None = None, is_base: bool = False
+) -> Checkpoint:
     """Return a model as a checkpoint; one that lives in memory is first written to `workspace`.
 
     Args:
         number: of the model among those of one call; a model in memory is named by its class and this number.
         revision: of a Hub id.
+        is_base: whether it is the base of a merge, which need not name its class.
     Raises:
         UsageError: it is none of `ModelLike`, or a revision is given for what is not a Hub id.
         CheckpointError: the model cannot be written, or is no checkpoint that can be read.
     """
     if isinstance(model, str | os.PathLike):
-        return open_checkpoint(os.fspath(model), revision)
+        return (open_base if is_base else open_checkpoint)(os.fspath(model), revision)
     if revision is not None:
         raise UsageError(f"revision {revision!r} belongs to a Hub id; model {number} is a {type(model).__name__}.")
     if isinstance(model, Checkpoint):

@@ -114,6 +114,7 @@ def merge(
         >>> merged.save("merged/").name
         'merged'
     """
+    from merge.checkpoints.live import open_model
     from merge.checkpoints.model_set import ModelSet
     from merge.run.options import RunOptions
     from merge.run.results import MergedModel
@@ -129,7 +130,7 @@ def merge(
         if not models:
             raise UsageError("no models given. Example: merge.merge(['a/', 'b/'], align='activations')")
         revisions = revisions_of(models, revision)
-        opened_base = None if base is None else open_models([base], folder / "base")[0]
+        opened_base = None if base is None else open_model(base, folder / "base", is_base=True)
         inputs = ModelSet(open_models(models, folder, revisions), opened_base)
         entry = {"by": align} if isinstance(align, str) else dict(align)
         record = recipe_of(

@@ -92,6 +92,7 @@ def test_weights_saved_with_an_adapter_inside_are_refused(name: str, tmp_path: P
 
 
 @needs_peft
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, which reads a name that transformers renamed
 @pytest.mark.slow
 def test_the_advice_folds_an_adapter_of_peft_and_the_result_merges(tmp_path: Path) -> None:
     """Word for word: the folded model is that of peft, and its merge loads where peft is installed and where it is not."""
