@@ -115,8 +115,8 @@ def _above(grid: Any, mean: Any) -> Any:
 def barrier_interval(grid: Any, losses: Any, generator: np.random.Generator) -> Interval:
     """Return the bootstrap interval of the barrier: every draw of rows has a maximum over the curve of its own.
 
-    A maximum of noisy heights is too high on average, so the lower end is the smaller one of the percentile and of the basic
-    bootstrap, 2 barrier - q; the upper end is the percentile.
+    The upper end is a percentile of these maxima. A maximum of noisy heights is too high on average, so the lower end is the
+    highest lower bound of any point, each at a level that makes all of them hold together (Bonferroni).
 
     Args:
         losses: of each row at every lam, shape (points, rows).
@@ -125,12 +125,12 @@ def barrier_interval(grid: Any, losses: Any, generator: np.random.Generator) -> 
         return Interval(math.nan, math.nan, math.nan, LEVEL, "bootstrap, 0 draws")
     heights = _above(grid, losses.T)
     count = len(heights)
-    maxima = np.concatenate([(weights @ heights / count).max(1) for weights in row_weights(generator, count)])
-    low, high = np.quantile(maxima, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    basic = 2 * float(heights.mean(0).max()) - float(high)
-    error = float(maxima.std(ddof=1))
+    drawn = np.concatenate([weights @ heights / count for weights in row_weights(generator, count)])
+    maxima, tail = drawn.max(1), (1 - LEVEL) / 2
+    low = np.quantile(drawn[:, 1:-1], tail / (len(grid) - 2), axis=0).max() if len(grid) > 2 else 0
     # The ends have the height 0, so no draw is below it but by rounding.
-    ends = max(0.0, min(float(low), basic)), max(0.0, float(high))
+    ends = max(0.0, float(low)), max(0.0, float(np.quantile(maxima, 1 - tail)))
+    error = float(maxima.std(ddof=1))
     return Interval(*ends, error, LEVEL, f"bootstrap of the whole curve, {len(maxima):,} draws")
 
 

@@ -166,3 +166,59 @@ def test_a_broken_calibrated_loss_is_never_a_flat_path() -> None:
     curve = make_curve("naive", [0, 0.5, 1], np.ones((3, 1)), np.zeros((3, 1), bool), [1, 1, 1], [0.5, math.nan, 0.3])
     assert curve.calibrated_barrier is not None
     assert math.isnan(curve.calibrated_barrier)
+
+
+# ---- the interval ----
+
+
+def bounds(losses: np.ndarray) -> tuple[float, float, float]:
+    interval = curve_of(losses).barrier_interval
+    assert interval is not None
+    return interval["low"], interval["high"], interval["standard_error"]
+
+
+def test_a_barrier_of_0_has_an_upper_bound() -> None:
+    """A level curve is highest at an end by chance: the heights between are noise, and the bound says how much."""
+    generator = np.random.default_rng(2)
+    losses = np.concatenate([np.ones((1, 400)), 0.985 + 0.2 * generator.normal(size=(3, 400)), np.ones((1, 400))])
+    curve = curve_of(losses)
+    assert (curve.barrier, curve.standard_error) == (0, 0)
+    low, high, _ = bounds(losses)
+    assert low == 0
+    assert 0 < high < 0.02
+
+
+def test_the_interval_of_a_single_hill_is_that_of_its_mean() -> None:
+    """Far above the ends and the other points the maximum is always the same point's: a mean, with a mean's interval."""
+    generator = np.random.default_rng(3)
+    losses = np.stack([np.zeros(900), 3 + generator.normal(size=900), np.full(900, -1.0)])
+    low, high, error = bounds(losses)
+    rows = losses[1] - (losses[0] + losses[2]) / 2
+    assert error == pytest.approx(rows.std() / 30, rel=0.05)
+    assert (low, high) == pytest.approx((rows.mean() - 1.96 / 30, rows.mean() + 1.96 / 30), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("heights", "name"),
+    [((0, 0, 0, 0, 0), "level"), ((0, 0.1, 0.1, 0.1, 0), "flat"), ((0, 0.02, 0.3, 0.05, 0), "hill")],
+)
+def test_the_interval_holds_the_true_barrier_as_often_as_it_says(heights: tuple[float, ...], name: str) -> None:
+    """150 samples of 60 rows: at 95% fewer than 140 of 150 would be a chance of 1 in 100. The bound without resampling of the
+    curve, barrier + 1.96 standard errors of the peak, is 0 wherever the peak is an end."""
+    generator = np.random.default_rng(7)
+    held = fooled = 0
+    for _ in range(150):
+        losses = np.array(heights)[:, None] + 0.5 * generator.normal(size=(5, 60))
+        curve = curve_of(losses)
+        assert curve.barrier_interval is not None
+        held += curve.barrier_interval["low"] <= max(heights) <= curve.barrier_interval["high"]
+        fooled += curve.barrier_lam in (0, 1)
+    assert held >= 140, name
+    assert fooled > 0 or name != "level"
+
+
+def test_one_row_has_no_interval_and_a_broken_curve_no_bounds() -> None:
+    assert curve_of(np.array([[1.0], [3.0], [2.0]])).barrier_interval is None
+    broken = curve_of(np.array([[1.0, 1.0], [math.nan, 2.0], [1.0, 1.0]])).barrier_interval
+    assert broken is not None
+    assert math.isnan(broken["high"])

@@ -156,3 +156,52 @@ def test_a_cached_reading_is_still_checked_against_the_vocabulary(folder: Path) 
     small = save_checkpoint(folder.parent / "b", bert_config(vocab_size=12), seed=1)
     with pytest.raises(TaskError, match="gives token 15, but the model has embeddings of 12 tokens"):
         tokens_of(small)
+
+
+# ---- how long a row may be ----
+
+
+def limits(folder: Path, positions: int, of_tokenizer: int) -> Path:
+    """Write a model with so many positions and a tokenizer that states a limit."""
+    made = save_checkpoint(folder, bert_config(max_position_embeddings=positions), seed=1)
+    path = made / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": of_tokenizer}), encoding="utf-8")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("positions", "of_tokenizer", "asked", "read"),
+    [
+        (700, 10**30, None, 603),
+        (700, 600, None, 600),
+        (560, 10**30, None, 560),
+        (700, 10**30, 90, 90),
+        (64, 64, 64, 64),
+    ],
+)
+def test_a_row_is_read_to_the_model_s_own_limit(
+    tmp_path: Path, positions: int, of_tokenizer: int, asked: int | None, read: int
+) -> None:
+    """600 words and three special tokens: the smallest of positions, tokenizer and --max-length counts, and 512 says nothing."""
+    checkpoint = open_checkpoint(str(limits(tmp_path / "a", positions, of_tokenizer)))
+    tokens = tokenise_rows(checkpoint, rows_of((("the " * 599, "who"),)), False, asked)
+    assert tokens.lengths == (read,)
+    assert tokens.cut == (read < 603)
+
+
+def test_more_than_the_model_takes_cannot_be_asked_for(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(limits(tmp_path / "a", 64, 10**30)))
+    with pytest.raises(TaskError, match="--max-length is 65, but the model takes 64 positions. Give 64 or less"):
+        tokenise_rows(checkpoint, rows_of(TEXTS), False, 65)
+    other = open_checkpoint(str(limits(tmp_path / "b", 64, 32)))
+    with pytest.raises(TaskError, match="--max-length is 33, but the model takes 32 tokens by its tokenizer's limit"):
+        tokenise_rows(other, rows_of(TEXTS), False, 33)
+
+
+def test_rows_are_padded_with_the_token_that_the_model_knows(folder: Path) -> None:
+    """The tokenizer's pad token is 0, the config's another: heads and positions look for the config's."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": 7}), encoding="utf-8")
+    assert tokens_of(folder).pad == 7
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": None}), encoding="utf-8")
+    assert tokens_of(folder).pad == 0

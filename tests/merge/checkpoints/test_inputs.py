@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 import torch
 from architecture_case import CASES
+from classifier_families import CLASSIFIERS, classifier_config
 from layered import family_config
 from tiny import SPECIAL, WORDS, random_tensors, save_tokenizer
 
 from merge.checkpoints.inputs import (
+    AFTER_PADDING,
     MAX_LENGTH,
     Tokens,
     batch_tokens,
     check_ids,
     encode,
     load_tokenizer,
+    position_limit,
     positions,
     random_inputs,
     tokenise,
@@ -63,6 +66,29 @@ def test_a_text_of_that_length_runs_and_a_longer_one_does_not(name: str, changes
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=ids)
     assert all(batch["input_ids"].shape[1] <= most for batch in random_inputs(config))
+
+
+LIMITED = {*(AFTER_PADDING & CLASSIFIERS.keys()), "bert", "gpt2", "bart"}
+
+
+@pytest.mark.parametrize("name", sorted(LIMITED))
+def test_the_limit_of_every_family_that_counts_from_its_padding_is_exact(name: str) -> None:
+    """One token more is out of the range of the family's own table, or read as padding; the limit itself is not."""
+    config = classifier_config(name)
+    model = build(config, random_tensors(config, 0, torch.float32))
+    most = position_limit(config)
+    assert most is not None
+    ids = torch.full((1, most + 1), 3)
+    with torch.inference_mode():
+        model(input_ids=ids[:, :most])
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids)
+
+
+def test_families_without_positions_have_no_limit() -> None:
+    assert position_limit(classifier_config("xlnet")) is None
+    assert position_limit(classifier_config("t5")) is None
+    assert position_limit({"model_type": "led", "max_encoder_position_embeddings": 64}) == 64
 
 
 # ---- tokens and batches ----
