@@ -104,7 +104,7 @@ def test_a_random_element_of_all_groups_keeps_the_outputs(name: str) -> None:
     assert difference(case, t) < case.spec.bound < BROKEN
 
 
-@pytest.mark.parametrize("name", STANDING)
+@pytest.mark.parametrize("name", quick_on(FIRST.values(), STANDING))
 def test_a_random_element_of_each_group_alone_keeps_the_outputs(name: str, request: pytest.FixtureRequest) -> None:
     """Nothing hides behind another axis; and each of them does change the weights."""
     case = case_of(name)
@@ -120,7 +120,7 @@ def test_a_random_element_of_each_group_alone_keeps_the_outputs(name: str, reque
         request.node.user_properties.append(("symmetry table", row))
 
 
-@pytest.mark.parametrize("name", FIRST.values())
+@pytest.mark.parametrize("name", quick_on([FIRST[family] for family in UNLIKE], FIRST.values()))
 def test_the_elements_are_a_group(name: str) -> None:
     """One after the other is their composition; there and back again is where one was; on tensors, not on index arrays."""
     case = case_of(name)
@@ -143,7 +143,7 @@ def farthest(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
     )
 
 
-@pytest.mark.parametrize("name", FIRST.values())
+@pytest.mark.parametrize("name", quick_on([FIRST[family] for family in UNLIKE], FIRST.values()))
 def test_a_saved_element_is_the_one_that_is_loaded(name: str, tmp_path: Path) -> None:
     case = case_of(name)
     t = drawn(case, 5)

@@ -57,7 +57,13 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"align": {"by": "weights", "samples": 32}}, {"method": "slerp", "lam": 0.3}, {"weights": [3, 1]}]
+    "options",
+    [
+        {},
+        pytest.param({"align": {"by": "weights", "samples": 32}}, marks=pytest.mark.slow),
+        {"method": "slerp", "lam": 0.3},
+        {"weights": [3, 1]},
+    ],
 )
 def test_live_models_merge_as_their_folders_do(folders: tuple[Path, Path], options: dict[str, Any]) -> None:
     """Bit for bit, and mixed as well; another setting gives other weights (negative control)."""
