@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 # Python keeps the test files as compiled: to rewrite their assertions takes every worker 10 CPU seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench methods-table mergekit-table architectures-table symmetries-table clean
+.PHONY: demo test check bench methods-table mergekit-table architectures-table symmetries-table layouts-table clean
 
 demo: $(READY)
 	$(BIN)/python recipes/demo.py
@@ -41,6 +41,10 @@ architectures-table: $(READY)
 # Every group on every family, and what is no symmetry: writes docs/symmetries.md.
 symmetries-table: $(READY)
 	$(PYTEST) tests/contracts/test_symmetries.py --symmetries-table docs/symmetries.md
+
+# Every command on every layout of a repository: writes docs/layouts.md.
+layouts-table: $(READY) $(PARITY)
+	$(PYTEST) tests/layouts --layouts-table docs/layouts.md
 
 bench: $(READY)
 	$(BIN)/python benchmarks/planted_minilm.py

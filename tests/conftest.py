@@ -53,6 +53,7 @@ NODES: list[tuple[str, str]] = []
 ROWS: list[dict[str, str]] = []
 SYMMETRIES: list[dict[str, str]] = []
 MERGEKIT: list[dict[str, str]] = []
+LAYOUTS: list[dict[str, str]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,6 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--methods-table", type=Path, help="Write the outcome of the batteries for each method here.")
     parser.addoption("--architectures-table", type=Path, help="Write the outcome for each family and head here.")
     parser.addoption("--mergekit-table", type=Path, help="Write the outcome for each kind of mergekit file here.")
+    parser.addoption("--layouts-table", type=Path, help="Write the outcome of each command on each layout here.")
     parser.addoption("--symmetries-table", type=Path, help="Write the outcome for the groups of each family here.")
 
 
@@ -83,6 +85,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         ROWS.extend(row for name, row in report.user_properties if name == "family table")  # type: ignore[misc]
         SYMMETRIES.extend(row for name, row in report.user_properties if name == "symmetry table")  # type: ignore[misc]
         MERGEKIT.extend(row for name, row in report.user_properties if name == "mergekit table")  # type: ignore[misc]
+        LAYOUTS.extend(row for name, row in report.user_properties if name == "layouts table")  # type: ignore[misc]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -106,3 +109,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         import mergekit_table
 
         mergekit_table.write(path, MERGEKIT)
+    if path := session.config.getoption("--layouts-table"):
+        import layouts_table
+
+        layouts_table.write(path, LAYOUTS)

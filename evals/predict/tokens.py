@@ -12,7 +12,7 @@ import torch
 
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.inputs import Tokens, load_tokenizer, position_limit, read_tokens
+from merge.checkpoints.inputs import Tokens, load_tokenizer, position_limit, read_tokens, segment_fault
 from merge.disk.cache import cache_key, read_cached_tensors, write_cached_tensors
 from merge.disk.hashes import file_hash
 from merge.errors import TaskError
@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 NO_LIMIT = 10**9
 KIND, FORMAT = "tokens", 2
 # Names of the files of any tokenizer of transformers; a file too many only makes another cache key.
-TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.model", "*.codes", "*.txt", "*.py")
+TOKENIZER_FILES = (
+    "*token*",
+    "*vocab*",
+    "*merges*",
+    "*.model",
+    "*.spm",
+    "*.codes",
+    "*.bpe",
+    "*.txt",
+    "*_maps.json",
+    "*.py",
+)
 
 
 def tokenise_rows(checkpoint: Checkpoint, rows: Rows, cache: bool = True, max_length: int | None = None) -> Tokens:
@@ -112,3 +123,7 @@ def _check_vocabulary(checkpoint: Checkpoint, tokens: Tokens) -> None:
             f"{checkpoint.source}: its tokenizer gives token {largest}, but the model has embeddings of {size:,} tokens. "
             "Tokenizer and model do not belong together; copy the tokenizer that the model was trained with."
         )
+    segments = tokens.fields.get("token_type_ids")
+    fault = None if segments is None else segment_fault(checkpoint.config, int(segments.max()))
+    if fault:
+        raise TaskError(f"{checkpoint.source}: {fault}")

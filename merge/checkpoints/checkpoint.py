@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from merge.checkpoints.modules import Module, is_module_tensor, read_modules
 from merge.checkpoints.names.canonical import canonical_name
 from merge.checkpoints.structure import Structure
+from merge.checkpoints.tokenizers.files import has_tokenizer, tokenizer_names
 from merge.checkpoints.weights.read import StoredTensor, as_array, open_arrays, open_weights
 from merge.disk.hashes import file_hash, remembered_hash
 from merge.errors import CheckpointError
@@ -43,6 +44,7 @@ class Checkpoint:
         side_files: relative paths of the files that are copied with the weights (tokenizer, modules, licence).
         left_behind: relative paths of all other files (weights of other formats, scores, logs), which are not copied.
         notes: changes of names and left-out tensors, for the user.
+        extra: tensors of the file that the class does not have; `with_extra` makes them tensors of the checkpoint.
     """
 
     source: str
@@ -54,6 +56,7 @@ class Checkpoint:
     side_files: tuple[str, ...]
     left_behind: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    extra: Mapping[str, StoredTensor] = field(default_factory=dict)
     _files: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -90,12 +93,20 @@ class Checkpoint:
 
     @property
     def has_tokenizer(self) -> bool:
-        return any(Path(f).name in ("tokenizer.json", "vocab.txt") and "/" not in f for f in self.side_files)
+        return has_tokenizer(self.folder, self.side_files, self.config)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical name -> shape."""
         return {name: stored.shape for name, stored in self.tensors.items()}
+
+    def with_extra(self, names: Collection[str] | None = None) -> Checkpoint:
+        """Return the checkpoint with tensors that its class does not have: those named, or all of them."""
+        chosen = {n: t for n, t in self.extra.items() if names is None or n in names}
+        if not chosen:
+            return self
+        others = {n: t for n, t in self.extra.items() if n not in chosen}
+        return replace(self, tensors=dict(sorted({**self.tensors, **chosen}.items())), extra=others)
 
     def tensor(self, name: str) -> Tensor:
         """Return one tensor by its canonical name: a view of the memory-mapped file, not to be written to.
@@ -103,7 +114,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the bytes cannot be read.
         """
-        stored = self.tensors[name]
+        stored = self._stored(name)
         whole: Tensor = self._opened(stored.file, open_weights)(stored.stored_name)
         return whole if stored.rows is None else whole[slice(*stored.rows)]
 
@@ -115,10 +126,13 @@ class Checkpoint:
         Raises:
             CheckpointError: the bytes cannot be read.
         """
-        stored = self.tensors[name]
+        stored = self._stored(name)
         if stored.offset is None:
             return as_array(self.tensor(name), stored.dtype)
         return self._opened(stored.file, open_arrays)(stored)
+
+    def _stored(self, name: str) -> StoredTensor:
+        return self.tensors[name] if name in self.tensors else self.extra[name]
 
     def _opened(self, file: str, open_file: Callable[[Path], Opened]) -> Opened:
         if (file, open_file) not in self._files:
@@ -157,9 +171,8 @@ class Checkpoint:
     def content_hash(self) -> str:
         """SHA-256 over weights, config and tokenizer, which determine the model's outputs."""
         parts = dict(self.weight_hashes)
-        for name in ("config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"):
-            if (self.folder / name).is_file():
-                parts[name] = file_hash(self.folder / name)
+        for name in ("config.json", *tokenizer_names(self.folder)):
+            parts[name] = file_hash(self.folder / name)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

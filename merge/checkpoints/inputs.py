@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge.checkpoints.tokenizers.files import listed_words
 from merge.errors import CalibrationError, first_line
 
 # Families that count positions from after the padding token's id.
@@ -32,15 +33,22 @@ def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a checkpoint folder.
 
     Raises:
-        CalibrationError: transformers cannot load it.
+        CalibrationError: transformers cannot load it, or loads a class that ignores the file with the words.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
     # The tokenizers library raises plain Exceptions for files it cannot read.
     except Exception as error:
         raise CalibrationError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
+    words = listed_words(folder)
+    if len(tokenizer) < words / 2:
+        raise CalibrationError(
+            f"{folder}: transformers ({type(tokenizer).__name__}) reads {len(tokenizer)} tokens, and not the {words} of its "
+            "vocabulary file. Is the tokenizer_class the one this file is for?"
+        )
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -157,10 +165,10 @@ def tokenise(
 
 
 def check_ids(batches: Sequence[Batch], config: Mapping[str, Any]) -> None:
-    """Stop at a token that the model has no embedding for.
+    """Stop at a token or a segment that the model has no embedding for.
 
     Raises:
-        CalibrationError: the tokenizer has more tokens than the embedding table has rows.
+        CalibrationError: the tokenizer has more tokens or segments than the embedding tables have rows.
     """
     size = (config.get("text_config") or config).get("vocab_size")
     most = max((int(batch["input_ids"].max()) for batch in batches), default=0)
@@ -169,6 +177,25 @@ def check_ids(batches: Sequence[Batch], config: Mapping[str, Any]) -> None:
             f"the tokenizer gives a token the id {most}, and the model has {size} embeddings (vocab_size). Put the tokenizer "
             "that it was trained with into its folder."
         )
+    segments = max((int(batch["token_type_ids"].max()) for batch in batches if "token_type_ids" in batch), default=0)
+    if fault := segment_fault(config, segments):
+        raise CalibrationError(fault)
+
+
+def segment_fault(config: Mapping[str, Any], largest: int) -> str | None:
+    """Return what is wrong with a segment id; None where the model has an embedding for it, or reads no segments.
+
+    Args:
+        largest: the largest id of a segment (token_type_ids) that the tokenizer gives.
+    """
+    size = (config.get("text_config") or config).get("type_vocab_size")
+    if not isinstance(size, int) or not 0 < size <= largest:
+        return None
+    return (
+        f"the tokenizer gives the second text of a pair the segment {largest}, and the model has {size} segment "
+        f"{'embeddings' if size > 1 else 'embedding'} (type_vocab_size). Put the tokenizer that it was trained with into its "
+        "folder, or give single texts."
+    )
 
 
 def positions(config: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.open import open_base, open_checkpoint
-from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
+from merge.checkpoints.tokenizers.files import tokenizer_names
 from merge.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:

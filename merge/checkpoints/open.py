@@ -14,9 +14,8 @@ from merge.checkpoints.hub.canonical_ids import CANONICAL_IDS
 from merge.checkpoints.hub.download import download, looks_like_hub_id
 from merge.checkpoints.modules import module_tensors
 from merge.checkpoints.names.buffers import buffer_of
-from merge.checkpoints.names.canonical import canonicalise
+from merge.checkpoints.names.stored_class import read_names
 from merge.checkpoints.side_files import side_files
-from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import base_architecture
 from merge.checkpoints.weights.other_kinds import check_adapter, check_no_adapter_tensors, without_quantization
 from merge.checkpoints.weights.read import StoredTensor, read_headers
@@ -77,14 +76,13 @@ def open_encoder(source: str, revision: str | None = None, base_only: bool = Fal
     check_sizes(config, stored, source)
     if base_only and not config.get("architectures"):
         config = {**config, "architectures": [base_architecture(config)]}
-    try:
-        structure = structure_of(config, len(stored))
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from error
-    tensors, notes = canonicalise(stored, structure, source)
-    notes = [*quantization_notes, *notes]
+    named = read_names(config, stored, source)
+    notes = (*quantization_notes, *named.notes)
     side, left = side_files(folder, {t.file for t in stored.values()})
-    opened = Checkpoint(source, folder, commit, structure, tensors, structure.writes_prefix, side, left, tuple(notes))
+    prefixed = named.structure.writes_prefix
+    opened = Checkpoint(
+        source, folder, commit, named.structure, named.tensors, prefixed, side, left, notes, named.extra
+    )
     _check_shapes(opened)
     kept, copy_notes = _drop_copies(opened)
     kept = dict(sorted(kept.items()))  # the same order whatever that of files and shards

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,28 @@ from merge.errors import CheckpointError, OutputError, first_line, one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
+# The note on a base model whose file has no pooler, from which its last hidden state does not depend.
+WITHOUT_POOLER = "reloading says, of the reference too"
 DEFAULT_IMAGE_SIZE = 64  # for convolutions, whose configs state none
 # CANINE hashes its characters; FSMT reads and writes different languages.
 VOCABULARIES = ("vocab_size", "src_vocab_size", "num_hash_buckets")
 TEXT_FACTS = ("model_type", "type_vocab_size", "max_position_embeddings", "n_positions", "pad_token_id")
 
 
-def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path, always: bool = True) -> tuple[str, ...]:
+def reload_check(
+    folder: Path,
+    config: Mapping[str, Any],
+    tolerated: Path,
+    always: bool = True,
+    extra: Collection[str] = (),
+) -> tuple[str, ...]:
     """Load the written folder with from_pretrained, run it once, and return notes.
 
     The result of loading follows from the config, the names, shapes and dtypes of the tensors, and transformers: it is cached,
-    and a combination that was loaded before is loaded again only if `always`. Faults that the reference has too when it is
-    loaded (a head that its class does not have) or run (inputs that cannot be made up) are notes, not errors.
+    and a combination that was loaded before is loaded again only if `always`. A base model may lack its pooler, if the
+    reference does, and hold the tensors of `extra`, which its class does not have; a model that does not run on made-up
+    inputs, as the reference does not, is a note. All other faults are errors, whatever the reference has.
 
     Raises:
         OutputError: a key is missing, unexpected or of another shape, or an output is not finite.
@@ -38,25 +47,28 @@ def reload_check(folder: Path, config: Mapping[str, Any], tolerated: Path, alway
     except CheckpointError as error:
         raise OutputError(f"the merged checkpoint does not reload: {error} Nothing was written.") from error
     layout = sorted((t.stored_name, t.shape, t.dtype) for t in headers.values())
-    key = cache_key(FORMAT, transformers_build(), config, layout)
+    key = cache_key(FORMAT, transformers_build(), config, layout, sorted(extra))
     cached = None if always else read_cached("reloads", key)
     if cached is not None:
         return tuple(cached)
-    notes = _load_and_run(folder, config, tolerated)
+    notes = _load_and_run(folder, config, tolerated, frozenset(extra))
     write_cached("reloads", key, notes)
     return notes
 
 
-def _load_and_run(folder: Path, config: Mapping[str, Any], tolerated: Path) -> tuple[str, ...]:
+def _load_and_run(folder: Path, config: Mapping[str, Any], tolerated: Path, extra: frozenset[str]) -> tuple[str, ...]:
     import torch
 
-    model, faults = _load(folder, config)
-    if faults:
-        tolerable = _load(tolerated, config, own_config=False)[1]
-        fresh = [fault for fault in faults if fault not in tolerable]
-        if fresh:
-            raise OutputError(f"the merged checkpoint does not reload: {'; '.join(fresh)}. Nothing was written.")
-    notes = tuple(f"reloading says, of the reference too: {fault}" for fault in faults)
+    model, info = _load(folder, config)
+    info = {**info, "unexpected_keys": set(info["unexpected_keys"]) - extra}
+    poolers = _absent_pooler(model, info["missing_keys"])
+    if poolers and poolers <= set(_load(tolerated, config, own_config=False)[1]["missing_keys"]):
+        info["missing_keys"] = set(info["missing_keys"]) - poolers
+    else:
+        poolers = set()
+    if faults := loading_faults(info):
+        raise OutputError(f"the merged checkpoint does not reload: {'; '.join(faults)}. Nothing was written.")
+    notes = (f"{WITHOUT_POOLER}: missing {', '.join(sorted(poolers))}",) if poolers else ()
     name, batch = type(model).__name__, trial_batch(model)
     if model.main_input_name not in batch:
         return (*notes, f"{name} was loaded but not run: it reads {model.main_input_name}, which cannot be made up")
@@ -71,6 +83,11 @@ def _load_and_run(folder: Path, config: Mapping[str, Any], tolerated: Path) -> t
                 f"the merged model's {output} holds NaN or infinity on random inputs. Nothing was written."
             )
     return notes
+
+
+def _absent_pooler(model: Any, missing: Collection[str]) -> set[str]:
+    """Return the missing weights of a base model's pooler, without which its last hidden state is what it is."""
+    return {name for name in missing if "pooler." in name} if model.base_model is model else set()
 
 
 def _run(model: Any, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], str]:
@@ -142,8 +159,8 @@ def _first(config: Mapping[str, Any], keys: Sequence[str], default: Any = None) 
     return next((config[key] for key in keys if config.get(key) is not None), default)
 
 
-def _load(folder: Path, config: Mapping[str, Any], own_config: bool = True) -> tuple[Any, list[str]]:
-    """Return the model of a folder and the faults of loading it; by the folder's config.json, or by the one that is given."""
+def _load(folder: Path, config: Mapping[str, Any], own_config: bool = True) -> tuple[Any, Mapping[str, Any]]:
+    """Return the model of a folder and what loading it told; by the folder's config.json, or by the one that is given."""
     from safetensors import SafetensorError
 
     more = {} if own_config else {"config": model_config(config)}
@@ -156,4 +173,4 @@ def _load(folder: Path, config: Mapping[str, Any], own_config: bool = True) -> t
             raise OutputError(
                 f"the merged checkpoint does not reload: {first_line(error)}. Nothing was written."
             ) from error
-    return model, loading_faults(info)
+    return model, info

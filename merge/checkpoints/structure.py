@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -17,7 +18,7 @@ from typing import Any
 from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.disk.documents import as_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Structure:
         known: the config entries that transformers knows for this family.
         vocabulary: tensors that hold one row per token.
         runs_on_text: whether it runs on input_ids alone.
+        base_architecture: the class of the base model inside it; its own class where it is one.
+        required: the tensors that a file must hold, as from_pretrained draws random numbers in their place.
     """
 
     key: str
@@ -45,6 +48,8 @@ class Structure:
     known: tuple[str, ...]
     vocabulary: tuple[str, ...]
     runs_on_text: bool
+    base_architecture: str
+    required: tuple[str, ...]
 
     @property
     def architecture(self) -> str:
@@ -77,9 +82,8 @@ def structure_of(config: Mapping[str, Any], tensors: int | None = None) -> Struc
         fields = as_json(asdict(_ask_transformers(key, config, tensors)))
         write_cached("structures", key, fields)
     shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
-    return Structure(
-        **{**fields, "shapes": shapes, "known": tuple(fields["known"]), "vocabulary": tuple(fields["vocabulary"])}
-    )
+    listed = {key: tuple(fields[key]) for key in ("known", "vocabulary", "required")}
+    return Structure(**{**fields, "shapes": shapes, **listed})
 
 
 @cache
@@ -107,6 +111,21 @@ def _ask_transformers(key: str, config: Mapping[str, Any], tensors: int | None) 
         known=tuple(sorted(type(settings)().to_dict())),
         vocabulary=_vocabulary(skeleton, shapes),
         runs_on_text=not settings.is_encoder_decoder and skeleton.main_input_name == "input_ids",
+        base_architecture=type(skeleton.base_model).__name__,
+        required=_required(skeleton, shapes),
+    )
+
+
+def _required(skeleton: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Return the parameters that are neither tied nor declared as absent from files by the class."""
+    absent = tuple(skeleton._keys_to_ignore_on_load_missing or ())
+    parameters = dict.fromkeys(name for name, _ in skeleton.named_parameters(remove_duplicate=False))
+    return tuple(
+        name
+        for name in parameters
+        if name in shapes
+        and name not in skeleton.all_tied_weights_keys
+        and not any(re.search(pattern, name) for pattern in absent)
     )
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # fmt: off
 RECIPE_FLAGS = (
-    "base", "base_lacks", "heads", "config", "method", "settings", "weights", *FLAGS, "statistics", "statistics_text",
+    "base", "base_lacks", "extra_tensors", "heads", "config", "method", "settings", "weights", *FLAGS, "statistics",
+    "statistics_text",
     "statistics_column", "label_column", "statistics_samples", "tokenizer", "seed", "dtype", "out_dtype", "revision",
 )
 # fmt: on
@@ -65,6 +66,7 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
         ],
         "base": options["base"],
         "base_lacks": options["base_lacks"],
+        "extra_tensors": options["extra_tensors"],
         "heads": options["heads"],
         "config": options["config"],
         # A single model with --apply is only transformed.

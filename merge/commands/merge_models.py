@@ -61,6 +61,11 @@ SECTIONS = {
 )
 @click.option("--base-lacks", metavar="RULE", help="Rule for tensors missing from the base: average or reference.")
 @click.option(
+    "--extra-tensors",
+    metavar="RULE",
+    help="Rule for tensors that the models' class does not have: keep or drop.  [default: merge those that all have]",
+)
+@click.option(
     "--heads",
     metavar="RULE",
     help="Rule for task heads: average, reference, drop or keep-all.  [default: labels must be equal]",

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.modules import is_module_tensor
+from merge.checkpoints.names.canonical import expected_names, lacking_weights
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import check_edited
 from merge.checkpoints.weights.write import write_weights
 from merge.disk.hashes import file_hash
 from merge.disk.staging import copy_side_files, output_notes, staged, write_json
-from merge.errors import OutputError, UsageError, some
+from merge.errors import CheckpointError, OutputError, UsageError, some
 from merge.layers.importance import DEFAULT_TEXT, LayerImportance, measure_importance
 from merge.layers.plan import (
     LayerPlan,
@@ -121,6 +122,7 @@ def edit_layers(
         MergeError: a subclass for every error in plan, input or output; no incomplete output is left.
     """
     begun = time.monotonic()
+    checkpoint, extra = checkpoint.with_extra(), list(checkpoint.extra)
     merged = [index for index, sources in enumerate(plan.layers) if len(sources) > 1]
     if merged:
         raise UsageError(
@@ -130,12 +132,20 @@ def edit_layers(
     check_edited(checkpoint)
     config = planned_config(checkpoint.config, plan)
     tensors = _planned(checkpoint, plan)
+    lacking = lacking_weights(checkpoint.structure, checkpoint.tensors)
+    if lacking and not any(stored.converted for stored in checkpoint.tensors.values()):
+        raise CheckpointError(
+            f"{checkpoint.source} lacks {len(lacking)} weights of its class {checkpoint.architecture}: {some(lacking)}. "
+            "Save the whole model again with save_pretrained."
+        )
     notes = (
         *output_faults,
         *checkpoint.notes,
         *plan_notes(checkpoint.config, plan),
         *(importance.notes if importance else ()),
     )
+    if extra:
+        notes = (*notes, f"copied, though {checkpoint.architecture} does not have them: {some(extra)}")
     if not_copied := checkpoint.left_behind:
         notes = (*notes, f"not copied from {checkpoint.source}: {some(not_copied, FILES_SHOWN)}")
     report = EditReport(checkpoint, plan, output, config, tensors, notes, importance, 0, 0.0)
@@ -159,7 +169,13 @@ def _write(folder: Path, report: EditReport) -> EditReport:
     total = _copy_tensors(folder, report)
     write_json(folder / "config.json", report.config)
     copy_side_files(checkpoint.folder, checkpoint.side_files, folder)
-    notes = reload_check(folder, report.config, checkpoint.folder)
+    known = expected_names(checkpoint.structure)
+    extra = [
+        checkpoint.written_name(name)
+        for name, ((_, source),) in report.tensors.sources.items()
+        if source not in known and not is_module_tensor(name)
+    ]
+    notes = reload_check(folder, report.config, checkpoint.folder, extra=extra)
     report = replace(report, bytes=total, notes=(*report.notes, *notes))
     (folder / "README.md").write_text(card(report), encoding="utf-8", newline="\n")
     write_json(folder / MANIFEST, manifest(report, folder))

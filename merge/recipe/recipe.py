@@ -25,6 +25,8 @@ class Recipe(Record):
         base: the model that the others were fine-tuned from; task vectors start from it.
         base_lacks: for tensors that the base does not have (such as a head): average them, or copy the reference's.
         overrides: settings by tensor name; a later override wins.
+        extra_tensors: rule for tensors of a file that its class does not have: keep or drop; when None those that all models
+            have are merged, unless models are aligned or measured.
         heads: rule for task heads: average (each class by name), reference, drop, or keep-all, which writes one folder
             per model; labels must be equal when None.
         config: rule for settings that decide outputs and differ (activations, pooling, prompts): reference keeps those of
@@ -39,6 +41,7 @@ class Recipe(Record):
     models: tuple[ModelEntry, ...]
     base: BaseEntry | None = None
     base_lacks: Literal["average", "reference"] | None = None
+    extra_tensors: Literal["keep", "drop"] | None = None
     heads: Literal["average", "reference", "drop", "keep-all"] | None = None
     config: Literal["reference"] | None = None
     method: str = "linear"

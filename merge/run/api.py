@@ -71,6 +71,7 @@ def merge(
     config: str | None = None,
     tokenizer: str | None = None,
     base_lacks: str | None = None,
+    extra_tensors: str | None = None,
     statistics: Mapping[str, Any] | Sequence[Any] | None = None,
     dtype: str | None = None,
     out_dtype: str | None = None,
@@ -95,7 +96,7 @@ def merge(
         heads: average, reference, drop or keep-all; labels must be equal when None.
         config: reference keeps the first model's settings (pooling, prompts, ...); all must agree when None.
         tokenizer: whose vocabulary the result has: reference, base, union or a model; all must agree when None.
-        base_lacks: average or reference, for tensors that the base lacks.
+        base_lacks, extra_tensors: average or reference, for tensors that the base lacks; keep or drop, for a file's others.
         statistics: a list with each model's text or statistics file, or for all {"text": ..., "samples": 512}.
         dtype, out_dtype, seed, revision: of the arithmetic, what is written, everything random, Hub ids (one or one each).
         recipe: a recipe or its file, in place of all of the above.
@@ -145,6 +146,7 @@ def merge(
             config=config,
             tokenizer=tokenizer,
             base_lacks=base_lacks,
+            extra_tensors=extra_tensors,
             dtype=dtype,
             out_dtype=out_dtype,
             seed=seed,

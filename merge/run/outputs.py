@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from merge.alignment.applied import keeps_canonical
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.modules import is_module_tensor
+from merge.checkpoints.names.canonical import expected_names
 from merge.checkpoints.reload_check import reload_check
-from merge.checkpoints.tokenizers.tokenizer import tokenizer_names
+from merge.checkpoints.tokenizers.files import tokenizer_names
 from merge.checkpoints.tokenizers.vocabulary import config_changes, write_tokenizer
 from merge.checkpoints.weights.arrays import (
     DTYPES,
@@ -109,7 +110,9 @@ def _write_output(
         report, repaired = repair_written(folder, report, _engine(report, _arrays(report, options)))
         hashes |= repaired
     # The layout of an aligned model does not show that its tensors were moved.
-    notes = reload_check(folder, config, owner.folder, options.recheck or recipe.align.moves)
+    known = expected_names(owner.structure)
+    extra = [owner.written_name(name) for name in owner.encoder.tensors if name not in known]
+    notes = reload_check(folder, config, owner.folder, options.recheck or recipe.align.moves, extra)
     for hashed in inputs_hashed:
         hashed.result()
     size = sum(nbytes(dtype, shape) for dtype, shape in layout.values())

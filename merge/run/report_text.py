@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from merge.checkpoints.reload_check import WITHOUT_POOLER
+
 if TYPE_CHECKING:
     from merge.alignment.align import Aligned
     from merge.run.report import Report
@@ -19,12 +21,17 @@ def report_text(report: Report, dry_run: bool) -> str:
     outcome = (
         "nothing written (dry run)"
         if dry_run
-        else f"wrote {report.recipe.output} ({report.bytes:,} bytes), which reloads"
+        else f"wrote {report.recipe.output} ({report.bytes:,} bytes), which reloads{_without_pooler(report)}"
     )
     names, done = ", ".join(c.source for c in report.models), "would merge" if dry_run else "merged"
     count = len(report.plan.schedule.jobs)
     lines.append(f"{done} {names} by {report.recipe.method}: {count} tensors, {outcome}; {report.seconds:.1f} s")
     return "\n".join(lines)
+
+
+def _without_pooler(report: Report) -> str:
+    lacks = any(note.startswith(WITHOUT_POOLER) for note in report.notes)
+    return " but for its pooler, which the models lack" if lacks else ""
 
 
 def aligned_text(aligned: Aligned) -> list[str]:

@@ -23,6 +23,7 @@ from merge.run.evaluation import check_evaluation, evaluate
 from merge.run.model_statistics import with_statistics
 from merge.run.options import DEFAULTS, RunOptions
 from merge.run.outputs import numpy_suffices, write_outputs
+from merge.run.plan.extra_tensors import settle_extra_tensors
 from merge.run.plan.heads import HeadPlan, plan_heads
 from merge.run.plan.merge_plan import plan_merge
 from merge.run.plan.preflight import Allowed, preflight
@@ -54,7 +55,8 @@ def run(
         MergeError: a child of it for every fault of input or output; nothing is left half written.
     """
     begun = time.monotonic()
-    inputs, output = models or _open(recipe), Path(recipe.output).expanduser()
+    inputs, extra_notes = settle_extra_tensors(recipe, models or _open(recipe))
+    output = Path(recipe.output).expanduser()
     output_faults = output_notes(output, force, [checkpoint.folder for checkpoint in inputs.all], dry_run)
     check_evaluation(recipe)
     with ExitStack() as stack:
@@ -66,6 +68,7 @@ def run(
             *output_faults,
             *preflight(heads, Allowed.by(recipe), output),
             *same_weights(inputs),
+            *extra_notes,
             *fitted.notes,
         )
         check_device(options.device)

@@ -34,6 +34,35 @@ def names_today(structure: Structure, names: Iterable[str]) -> dict[str, tuple[s
     return {name: tuple(parts) for name, parts in renamed.items()}
 
 
+def converted_names(structure: Structure, names: Iterable[str]) -> frozenset[str]:
+    """Return those names whose tensors transformers makes others of when it loads this model, such as stacks of experts."""
+    stored = sorted(names)
+    if not stored:
+        return frozenset()
+    key = cache_key(FORMAT, structure.key, stored)
+    converted = read_cached("converted", key)
+    if not isinstance(converted, list):
+        converted = _ask_converted(structure, stored)
+        write_cached("converted", key, converted)
+    return frozenset(converted)
+
+
+def _ask_converted(structure: Structure, names: Iterable[str]) -> list[str]:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    from merge.checkpoints.transformers_model import meta_model
+
+    skeleton = meta_model(structure.config)
+    expected, rules = skeleton.state_dict(), get_model_conversion_mapping(skeleton)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    if not converters:
+        return []
+    renamed = {name: rename_source_key(name, renamings, converters, structure.prefix, expected) for name in names}
+    return [name for name, (target, pattern) in renamed.items() if pattern is not None and target in expected]
+
+
 def _ask_transformers(structure: Structure, names: Iterable[str]) -> dict[str, list[str]]:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming, rename_source_key

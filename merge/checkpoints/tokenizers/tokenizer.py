@@ -13,16 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from merge.checkpoints.tokenizers.files import lines, model_vocab, read_object, tokenizer_names
 from merge.checkpoints.transformers_model import quiet
 from merge.disk.documents import parse_json, read_text
-from merge.disk.documents import read_object as _read_object
-from merge.errors import CheckpointError, MismatchError, first_line
+from merge.errors import CheckpointError, first_line
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json",
-)  # fmt: skip
 EXTRA_SPECIAL = ("extra_special_tokens", "additional_special_tokens")
 
 
@@ -79,12 +75,6 @@ class Tokenizer:
         return unbounded(_backend(json.dumps(self.stored)))
 
 
-def model_vocab(model: Mapping[str, Any]) -> dict[str, int]:
-    """Return token -> id of the model in a tokenizer.json; a Unigram lists (piece, score) in the order of the ids."""
-    vocab = model["vocab"]
-    return {entry[0]: i for i, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
-
-
 def product(model: Mapping[str, Any], pair: Sequence[str]) -> str:
     """Return the token that a BPE merge makes."""
     return pair[0] + pair[1].removeprefix(model.get("continuing_subword_prefix") or "")
@@ -102,6 +92,8 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         return _converted(folder, "vocab.txt", lines(_read(folder / "vocab.txt")))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return _converted(folder, "vocab.json", read_object(folder / "vocab.json"))
+    if any(name.endswith((".model", ".spm")) for name in tokenizer_names(folder)):
+        return loaded_tokenizer(load(folder), folder)
     return None
 
 
@@ -142,18 +134,27 @@ def load(folder: Path) -> Any:
     Raises:
         CheckpointError: transformers does not load it, or only as one that does not run on the tokenizers library.
     """
+    loaded = load_any(folder)
+    if not loaded.is_fast:
+        raise CheckpointError(f"{folder}: {type(loaded).__name__} does not run on the tokenizers library.")
+    return loaded
+
+
+def load_any(folder: Path) -> Any:
+    """Return the tokenizer as transformers loads it, be it written in Python or run by the tokenizers library.
+
+    Raises:
+        CheckpointError: transformers does not load it.
+    """
     import transformers
 
     try:
         with quiet():
-            loaded = transformers.AutoTokenizer.from_pretrained(
+            return transformers.AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # the tokenizers library raises no narrower one
         raise CheckpointError(f"{folder}: transformers does not load its tokenizer ({first_line(error)}).") from error
-    if not loaded.is_fast:
-        raise CheckpointError(f"{folder}: {type(loaded).__name__} does not run on the tokenizers library.")
-    return loaded
 
 
 def loaded_tokenizer(loaded: Any, folder: Path) -> Tokenizer:
@@ -166,17 +167,6 @@ def unbounded(backend: Any) -> Any:
     backend.no_truncation()
     backend.no_padding()
     return backend
-
-
-def tokenizer_names(folder: Path) -> list[str]:
-    """Return the names of a folder's tokenizer files, which a merge writes instead of copying them."""
-    return [*(name for name in FILES if (folder / name).is_file()), *sorted(p.name for p in folder.glob("*.model"))]
-
-
-def lines(text: str) -> dict[str, int]:
-    """Return token -> id of a vocab.txt; not by splitlines, as a vocabulary may hold U+2028 and similar as words."""
-    tokens = text.split("\n")
-    return {token: i for i, token in enumerate(tokens) if token or i < len(tokens) - 1}
 
 
 def _converted(folder: Path, name: str, stated: Mapping[str, int]) -> Tokenizer:
@@ -205,11 +195,6 @@ def _read(path: Path) -> str:
     return read_text(path, CheckpointError, f"{path.parent}: {path.name}").replace("\r\n", "\n")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a tokenizer file."""
-    return _read_object(path, CheckpointError, name=f"{path.parent}: {path.name}", nul=True)
-
-
 def _without_ids(part: Any) -> Any:
     """Return a post-processor without the ids of its special tokens."""
     if isinstance(part, Mapping):
@@ -225,27 +210,3 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     else:
         yield name, None if value == "" else value
-
-
-def read_vocabulary(folder: Path) -> dict[str, Any] | None:
-    """Return token -> id and the normalizer of a checkpoint's tokenizer; None when it has none that can be read here.
-
-    With a vocab.txt alone there is no normalizer, and that key is absent.
-
-    Raises:
-        MismatchError: the file is no tokenizer.
-    """
-    if (folder / "tokenizer.json").is_file():
-        stored = _read_object(folder / "tokenizer.json", MismatchError, name=f"{folder}: tokenizer.json", nul=True)
-        try:
-            vocab = stored["model"].get("vocab")
-            entries = {w: i for i, (w, *_) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab or {})
-            added = {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MismatchError(f"{folder}: tokenizer.json is malformed ({first_line(error)}).") from error
-        return {"vocab": entries | added, "normalizer": stored.get("normalizer")}
-    if (folder / "vocab.txt").is_file():
-        lines = read_text(folder / "vocab.txt", MismatchError, f"{folder}: vocab.txt").replace("\r\n", "\n").split("\n")
-        # Not splitlines: a vocabulary may hold U+2028 and similar as words.
-        return {"vocab": {word: i for i, word in enumerate(lines) if word or i < len(lines) - 1}}
-    return None

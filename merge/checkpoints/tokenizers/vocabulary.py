@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from merge.checkpoints.tokenizers.tokenizer import FILES, Tokenizer, tokenizer_names
+from merge.checkpoints.tokenizers.files import FILES, tokenizer_names
+from merge.checkpoints.tokenizers.tokenizer import Tokenizer
 from merge.checkpoints.tokenizers.union import check_written, setting_differences, unite
 from merge.checkpoints.tokenizers.write import file_texts
 from merge.errors import MismatchError

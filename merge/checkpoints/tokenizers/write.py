@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoints.tokenizers.tokenizer import EXTRA_SPECIAL, FILES, FLAGS, Tokenizer, read_object
+from merge.checkpoints.tokenizers.files import FILES, read_object
+from merge.checkpoints.tokenizers.tokenizer import EXTRA_SPECIAL, FLAGS, Tokenizer
 from merge.errors import OutputError
 
 

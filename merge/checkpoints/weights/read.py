@@ -37,6 +37,7 @@ class StoredTensor:
         offset: of its first byte in the file; None in a pickle, which torch alone can read.
         rows: the rows (first, end) of what the file holds under that name; None for all of them.
         original_dtype: of the user's model, where the tensor was rewritten in a wider dtype.
+        converted: whether transformers makes tensors of other names and shapes of it when it loads the model.
     """
 
     file: str
@@ -46,6 +47,7 @@ class StoredTensor:
     offset: int | None = None
     rows: tuple[int, int] | None = None
     original_dtype: str | None = None
+    converted: bool = False
 
     @property
     def result_dtype(self) -> str:

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import pipeline_files
-from merge.checkpoints.structure import structure_of, transformers_build
-from merge.disk.cache import cache_key, read_cached, write_cached
+from merge.checkpoints.structure import structure_of
 from merge.errors import MismatchError
 
 # The config entries that describe a head; a base model has no use for them.
@@ -17,14 +16,7 @@ CROSS_ENCODER_KEYS = {"sentence_transformers", "sbert_ce_default_activation_func
 
 def base_class(checkpoint: Checkpoint) -> str:
     """Return the class of the base model inside a checkpoint's class: BertModel for BertForSequenceClassification."""
-    key = cache_key(transformers_build(), checkpoint.config)
-    name = read_cached("base-classes", key)
-    if not isinstance(name, str):
-        from merge.checkpoints.transformers_model import meta_model
-
-        name = type(meta_model(checkpoint.config).base_model).__name__
-        write_cached("base-classes", key, name)
-    return name
+    return checkpoint.structure.base_architecture
 
 
 def base_model(checkpoint: Checkpoint) -> Checkpoint:
@@ -45,4 +37,11 @@ def base_model(checkpoint: Checkpoint) -> Checkpoint:
     writes_prefix = any(name.startswith(f"{prefix}.") for name in structure.shapes)
     pipeline = set(pipeline_files(checkpoint))
     side_files = tuple(name for name in checkpoint.side_files if name not in pipeline)
-    return replace(checkpoint, structure=structure, tensors=tensors, writes_prefix=writes_prefix, side_files=side_files)
+    return replace(
+        checkpoint,
+        structure=structure,
+        tensors=tensors,
+        writes_prefix=writes_prefix,
+        side_files=side_files,
+        extra={},
+    )

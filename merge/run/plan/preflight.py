@@ -6,13 +6,19 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, label_order
+from merge.checkpoints.names.canonical import expected_names, lacking_weights
 from merge.checkpoints.sentence_transformers import check_edited, compare_pipelines
 from merge.checkpoints.settings import setting_differences
-from merge.checkpoints.tokenizers.tokenizer import read_vocabulary
+from merge.checkpoints.tokenizers.comparison import (
+    TokenizerOf,
+    beyond_table,
+    compare_tokenizers,
+    double_ids,
+    read_tokenizers,
+)
 from merge.checkpoints.weights.arrays import DTYPES, ITEM_SIZES
 from merge.checkpoints.weights.read import nbytes
 from merge.errors import MismatchError, some
@@ -20,8 +26,8 @@ from merge.recipe.recipe import Recipe
 from merge.run.plan.base_model import base_model
 from merge.run.plan.heads import HeadPlan
 
-# Folder -> tokens and normalizer of its tokenizer; None without one.
-Vocabularies = Mapping[Path, Mapping[str, Any] | None]
+# Folder -> its tokenizer; None without one.
+Tokenizers = Mapping[Path, TokenizerOf | None]
 
 LAYER_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_hidden_groups"}
 # The config entries that a head decides, and not the encoder.
@@ -63,37 +69,30 @@ def preflight(heads: HeadPlan, allowed: Allowed = Allowed(), output: Path | None
     models = heads.given.models
     for checkpoint in models if allowed.depth else ():
         check_edited(checkpoint)
-    vocabularies, unreadable = _read_vocabularies(heads.given.all)
+    tokenizers, unreadable = read_tokenizers(heads.given.all)
     faults: list[str] = []
+    said: list[str] = []
     first, *others = models if heads.whole else heads.merged.models
     for other in others:
-        faults += _compare(first, other, allowed, heads.whole, vocabularies)
+        faults += _compare(first, other, allowed, heads.whole)
+        if not allowed.vocabulary and first.architecture == other.architecture:
+            faults += _vocabulary_faults(first, other, tokenizers, said)
     if heads.given.base is not None:
-        faults += _compare_base(models[0], heads.given.base, allowed, heads.whole, vocabularies)
+        faults += _compare_base(models[0], heads.given.base, allowed, heads.whole)
+        if not allowed.vocabulary and models[0].model_type == heads.given.base.model_type:
+            faults += _vocabulary_faults(models[0], heads.given.base, tokenizers, said)
     notes, pipeline_faults = compare_pipelines(models, heads.policy, allowed.config)
-    faults += [*pipeline_faults, *heads.faults, *unreadable]
+    faults += [*pipeline_faults, *heads.faults, *unreadable, *([] if allowed.depth else _lacking(heads))]
     faults += [fault for checkpoint in heads.given.all for fault in _unmergeable(checkpoint)]
     if output is not None:
         faults += _space_faults(heads, allowed.dtype, output)
     if faults:
         raise MismatchError("\n".join(faults))
     kept = _config_notes(first, [*others, *([] if heads.given.base is None else [heads.given.base])], allowed)
-    return (*_notes(heads.given.all, vocabularies), *heads.notes, *kept, *notes)
+    return (*_notes(heads.given.all, tokenizers), *dict.fromkeys(said), *heads.notes, *kept, *notes)
 
 
-def _read_vocabularies(checkpoints: Sequence[Checkpoint]) -> tuple[Vocabularies, list[str]]:
-    """Return folder -> vocabulary, each file read once, and a fault for each checkpoint whose tokenizer is malformed."""
-    vocabularies: dict[Path, dict[str, Any] | None] = {}
-    faults: dict[Path, str] = {}
-    for folder in dict.fromkeys(checkpoint.folder for checkpoint in checkpoints):
-        try:
-            vocabularies[folder] = read_vocabulary(folder)
-        except MismatchError as error:
-            vocabularies[folder], faults[folder] = None, str(error)
-    return vocabularies, [faults[c.folder] for c in checkpoints if c.folder in faults]
-
-
-def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool, vocabularies: Vocabularies) -> list[str]:
+def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool) -> list[str]:
     if (a.model_type, a.architecture) != (b.model_type, b.architecture):
         return [
             f"architectures differ: {a.source} is {a.architecture} ({a.model_type}), "
@@ -117,7 +116,7 @@ def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool, vocabu
             f"dtypes differ in {len(mixed)} tensors: {n} is {a.tensors[n].result_dtype} in {a.source}, "
             f"{b.tensors[n].result_dtype} in {b.source}. Say what to write: --out-dtype float32."
         )
-    return faults + ([] if allowed.vocabulary else _vocabulary_faults(a, b, vocabularies))
+    return faults
 
 
 def _pooler_advice(a: Checkpoint, names: Sequence[str]) -> str:
@@ -126,9 +125,7 @@ def _pooler_advice(a: Checkpoint, names: Sequence[str]) -> str:
     return " To merge all else: --heads drop takes the pooler of the first model that has one." if alone else ""
 
 
-def _compare_base(
-    a: Checkpoint, base: Checkpoint, allowed: Allowed, whole: bool, vocabularies: Vocabularies
-) -> list[str]:
+def _compare_base(a: Checkpoint, base: Checkpoint, allowed: Allowed, whole: bool) -> list[str]:
     """Compare the base: of the models' family and sizes; its head may be another."""
     if a.model_type != base.model_type:
         return [
@@ -138,8 +135,7 @@ def _compare_base(
     faults = _config_faults(a, base, _may_differ(a, base, replace(allowed, depth=False)) | HEAD_KEYS, allowed)
     if a.architecture == base.architecture and whole:
         faults += _label_faults(a, base)
-    faults += _shape_faults(*(a, base) if whole else (base_model(a), base_model(base)), allowed)
-    return faults + ([] if allowed.vocabulary else _vocabulary_faults(a, base, vocabularies))
+    return faults + _shape_faults(*(a, base) if whole else (base_model(a), base_model(base)), allowed)
 
 
 def _may_differ(a: Checkpoint, b: Checkpoint, allowed: Allowed) -> set[str]:
@@ -204,28 +200,45 @@ def _label_faults(a: Checkpoint, b: Checkpoint) -> list[str]:
     return []
 
 
-def _vocabulary_faults(a: Checkpoint, b: Checkpoint, vocabularies: Vocabularies) -> list[str]:
-    left, right = vocabularies[a.folder], vocabularies[b.folder]
+def _vocabulary_faults(a: Checkpoint, b: Checkpoint, tokenizers: Tokenizers, notes: list[str]) -> list[str]:
+    left, right = tokenizers[a.folder], tokenizers[b.folder]
     if left is None or right is None:  # none, or malformed, which is a fault of the checkpoint and not of the pair
         return []
-    words = [vocabulary["vocab"] for vocabulary in (left, right)]
-    if words[0] == words[1]:
-        normalizers = [vocabulary.get("normalizer", "unknown") for vocabulary in (left, right)]
-        if normalizers[0] == normalizers[1] or "unknown" in normalizers:
-            return []
-        return [f"tokenizers differ in their normalizer (lower-casing?): {a.source} and {b.source}."]
-    moved = sum(words[0].get(w) != words[1].get(w) for w in words[0].keys() | words[1].keys())
-    return [
-        f"vocabularies differ: {moved} entries of {a.source} and {b.source} are in one alone, or elsewhere in the other. "
-        "Rows of the embedding tables would mean different words. Choose one: --tokenizer union, reference or a model."
-    ]
+    faults, said = compare_tokenizers(left, right)
+    notes += said
+    return faults
+
+
+def _lacking(heads: HeadPlan) -> list[str]:
+    """Return a fault for each folder that would lack weights of its class: from_pretrained makes random numbers of them."""
+    faults = []
+    for output in heads.outputs:
+        owner = output.owner
+        lacking = lacking_weights(owner.structure, output.sources.keys())
+        if lacking and not any(stored.converted for stored in owner.tensors.values()):
+            faults.append(
+                f"{owner.source} lacks {len(lacking)} weights of its class {owner.architecture}, which from_pretrained would "
+                f"fill with random numbers: {some([owner.written_name(n) for n in lacking])}.{_holds(owner)}"
+            )
+    return faults
+
+
+def _holds(owner: Checkpoint) -> str:
+    known = expected_names(owner.structure)
+    held = {**owner.encoder.tensors, **owner.extra}
+    foreign = [stored.stored_name for name, stored in held.items() if name not in known]
+    if not foreign:
+        return ""
+    first = some(foreign, 2)
+    return f" It holds other tensors, such as {first}: was it saved from another class, or through a wrapper?"
 
 
 def _unmergeable(checkpoint: Checkpoint) -> list[str]:
-    bad = [n for n, t in checkpoint.tensors.items() if not t.is_integer and t.dtype not in DTYPES]
+    held = {**checkpoint.tensors, **checkpoint.extra}  # extra ones are the scales of quantised weights
+    bad = [n for n, t in held.items() if not t.is_integer and t.dtype not in DTYPES]
     if not bad:
         return []
-    dtype = checkpoint.tensors[bad[0]].dtype
+    dtype = held[bad[0]].dtype
     return [f"{checkpoint.source}: {some(bad, separator='; ')} stored as {dtype}, which cannot be merged."]
 
 
@@ -244,9 +257,13 @@ def _space_faults(heads: HeadPlan, dtype: str | None, output: Path) -> list[str]
     return []
 
 
-def _notes(checkpoints: Sequence[Checkpoint], vocabularies: Vocabularies) -> list[str]:
+def _notes(checkpoints: Sequence[Checkpoint], tokenizers: Tokenizers) -> list[str]:
     notes = [note for c in checkpoints for note in c.notes]
-    without = [c.source for c in checkpoints if vocabularies[c.folder] is None]
+    without = [c.source for c in checkpoints if tokenizers[c.folder] is None]
     if without and len(without) < len(checkpoints):
         notes.append(f"no tokenizer in {', '.join(without)}: their vocabulary could not be compared")
+    for checkpoint in {c.folder: c for c in checkpoints}.values():
+        tokenizer, rows = tokenizers[checkpoint.folder], checkpoint.structure.settings.get("vocab_size")
+        if tokenizer is not None:
+            notes += [*double_ids(tokenizer), *(beyond_table(tokenizer, rows) if isinstance(rows, int) else ())]
     return notes

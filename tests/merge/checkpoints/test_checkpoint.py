@@ -231,6 +231,9 @@ def test_tensors_without_axes_empty_ones_and_integers_are_read(tmp_path: Path) -
         "mask": torch.tensor([True]),
     }
     opened = open_checkpoint(str(write_folder(tmp_path / "m", CONFIG, TENSORS | odd)))
+    assert opened.extra.keys() == odd.keys()
+    opened = opened.with_extra()
+    assert opened.extra == {}
     assert same({name: opened.tensor(name) for name in odd}, odd)
     assert {name: opened.tensors[name].is_integer for name in odd} == {
         "scale": False, "none": False, "count": True, "mask": True,

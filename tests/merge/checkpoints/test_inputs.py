@@ -22,6 +22,7 @@ from merge.checkpoints.inputs import (
     position_limit,
     positions,
     random_inputs,
+    segment_fault,
     tokenise,
 )
 from merge.checkpoints.transformers_model import build
@@ -208,3 +209,28 @@ def test_without_a_decoder_that_reads_a_text_there_is_nothing_for_one(config: di
     """Encoders have none, and models with another head move the text on themselves."""
     assert not any("decoder_input_ids" in batch for batch in random_inputs(config))
     assert all("decoder_input_ids" in batch for batch in random_inputs(CONDITIONAL["t5"]))
+
+
+@pytest.mark.parametrize(
+    ("config", "largest", "fault"),
+    [
+        ({"type_vocab_size": 1}, 1, True),
+        ({"type_vocab_size": 2}, 1, False),
+        ({"type_vocab_size": 2}, 2, True),
+        ({"type_vocab_size": 1}, 0, False),
+        ({"type_vocab_size": 0}, 1, False),  # DeBERTa reads none
+        ({}, 1, False),
+        ({"text_config": {"type_vocab_size": 1}}, 1, True),
+    ],
+)
+def test_a_segment_without_an_embedding_is_one_line(config: dict[str, Any], largest: int, fault: bool) -> None:
+    """A pair read by BERT's tokenizer for a model of one segment: the embedding would raise an IndexError."""
+    line = segment_fault(config, largest)
+    assert (line is not None) is fault
+    batch = {"input_ids": torch.zeros(1, 2, dtype=torch.int64), "token_type_ids": torch.tensor([[0, largest]])}
+    if fault:
+        assert f"the segment {largest}" in str(line)
+        with pytest.raises(CalibrationError, match="type_vocab_size"):
+            check_ids([batch], config)
+    else:
+        check_ids([batch], config)

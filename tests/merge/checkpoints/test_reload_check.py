@@ -30,11 +30,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("reference") / "m", CONFIG, tensors=TENSORS, tokenizer=False)
 
 
-def written(folder: Path, tensors: dict[str, Tensor]) -> tuple[Path, dict[str, Any]]:
+def written(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any] = CONFIG) -> tuple[Path, dict[str, Any]]:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    return folder, CONFIG
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder, config
 
 
 def test_a_sound_checkpoint_reloads_without_a_note(reference: Path, tmp_path: Path) -> None:
@@ -68,13 +68,30 @@ def test_a_file_that_cannot_be_read_back_is_an_error(reference: Path, tmp_path: 
         reload_check(folder, config, reference)
 
 
-def test_what_the_reference_lacks_too_is_a_note(tmp_path: Path) -> None:
-    """A model that never had its pooler is merged as it is, and that is said."""
-    tensors = {name: tensor for name, tensor in TENSORS.items() if "pooler" not in name}
-    folder, config = written(tmp_path / "m", tensors)
-    notes = reload_check(folder, config, written(tmp_path / "reference", tensors)[0])
+def test_a_pooler_that_no_base_model_had_is_a_note(tmp_path: Path) -> None:
+    """A model of sentences that never had its pooler is merged as it is, and that is said."""
+    config = bert_config("BertModel")
+    tensors = {n: t for n, t in random_tensors(config, 0, torch.float32).items() if "pooler" not in n}
+    folders = [written(tmp_path / name, tensors, config)[0] for name in ("m", "reference")]
+    notes = reload_check(folders[0], config, folders[1])
     assert len(notes) == 1
-    assert "of the reference too: missing bert.pooler.dense.bias, bert.pooler.dense.weight" in notes[0]
+    assert "of the reference too: missing pooler.dense.bias, pooler.dense.weight" in notes[0]
+
+
+@pytest.mark.parametrize("part", ["pooler", "classifier.weight", "layer.1"])
+def test_what_the_reference_lacks_too_is_no_excuse_for_a_weight_of_the_class(part: str, tmp_path: Path) -> None:
+    """A classifier reads its pooler: from_pretrained would fill it with random numbers."""
+    tensors = {name: tensor for name, tensor in TENSORS.items() if part not in name}
+    folder, config = written(tmp_path / "m", tensors)
+    with pytest.raises(OutputError, match=f"does not reload: missing .*{part}"):
+        reload_check(folder, config, written(tmp_path / "reference", tensors)[0])
+
+
+def test_a_tensor_that_was_carried_along_is_no_fault(reference: Path, tmp_path: Path) -> None:
+    folder, config = written(tmp_path / "m", TENSORS | {"extra": torch.ones(1)})
+    assert reload_check(folder, config, reference, extra=["extra"]) == ()
+    with pytest.raises(OutputError, match="unexpected extra"):
+        reload_check(folder, config, reference, extra=["other"])
 
 
 BART: dict[str, Any] = {

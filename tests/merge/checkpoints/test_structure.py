@@ -19,9 +19,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
     ask, seen = merge.checkpoints.structure._ask_transformers, []
 
-    def counted(key: str, config: dict[str, object]) -> Structure:
+    def counted(key: str, config: dict[str, object], tensors: int | None) -> Structure:
         seen.append(key)
-        return ask(key, config)
+        return ask(key, config, tensors)
 
     monkeypatch.setattr(merge.checkpoints.structure, "_ask_transformers", counted)
     return seen

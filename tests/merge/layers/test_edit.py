@@ -408,13 +408,13 @@ def test_a_full_disk_is_known_before(place: Path, monkeypatch: pytest.MonkeyPatc
         edit_layers(checkpoint, LayerPlan.keep([0, 1, 2, 3, 4, 5, 5]), place / "out", dry_run=True)
 
 
-def test_a_model_that_does_not_reload_is_not_written(place: Path) -> None:
-    """The control of the reload check: a tensor of the kept layers is not in the file."""
+def test_a_model_that_lacks_a_weight_is_refused_before_anything_is_written(place: Path) -> None:
+    """A tensor of the kept layers is not in the file: from_pretrained would fill it with random numbers."""
     tensors = load_file(place / "m/model.safetensors")
     name = "bert.encoder.layer.{}.output.dense.bias"
     lacking = {key: tensor for key, tensor in tensors.items() if key != name.format(1)}
     save_file(lacking, place / "m/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(OutputError, match="does not reload: missing bert.encoder.layer.0.output.dense.bias"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights of its class .*: bert.encoder.layer.1.output.dense.bias"):
         edit_layers(open_checkpoint("m"), LayerPlan.keep([1, 2]), place / "out")
     assert not (place / "out").exists()
 

@@ -1,0 +1,86 @@
+"""Extra tensors: those of a file that its class does not have, such as the pooler beside a masked language model.
+
+transformers ignores them when it loads the class, but another class may read them (BertModel the pooler of bert-base-uncased).
+"""
+
+from __future__ import annotations
+
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.model_set import ModelSet
+from merge.checkpoints.names.canonical import expected_names
+from merge.checkpoints.structure import structure_of
+from merge.errors import UsageError, some
+from merge.methods import METHODS, WEIGHED
+from merge.recipe.entries import Override, Slice
+from merge.recipe.recipe import Recipe, merged_settings
+
+
+def settle_extra_tensors(recipe: Recipe, given: ModelSet) -> tuple[ModelSet, tuple[str, ...]]:
+    """Return the models with the extra tensors that are merged, and notes on these and on those that are left out.
+
+    By default those that all models have are merged where nothing else has to know them: no alignment, no statistics.
+    The base keeps those that a model has, of which task vectors may be taken.
+
+    Raises:
+        UsageError: the recipe keeps extra tensors, and an alignment would move units that they may read.
+    """
+    models = given.models
+    rule, extra = recipe.extra_tensors, [model.extra for model in models]
+    if rule == "keep" and recipe.align.moves and any(extra):
+        first = next(model for model in models if model.extra)
+        raise UsageError(
+            f"extra_tensors: keep cannot be combined with an alignment: {some(list(first.extra))} of {first.source} are not "
+            f"tensors of {first.architecture}, so which of their axes move with it is not known. Use --extra-tensors drop."
+        )
+    if rule == "keep":
+        kept = tuple(model.with_extra() for model in models)
+    else:
+        shared = _shared(models) if rule is None and not _is_measured(recipe) else frozenset()
+        kept = tuple(model.with_extra(shared | _of_base_class(model, recipe.heads)) for model in models)
+    notes = [*_notes(models, kept, carried=True), *_notes(models, kept, carried=False)]
+    base = None if given.base is None else given.base.with_extra(frozenset().union(*(m.tensors for m in kept)))
+    return ModelSet(kept, base), tuple(notes)
+
+
+def _is_measured(recipe: Recipe) -> bool:
+    """Return whether models are run, with the tensors of their class alone."""
+    parts: tuple[Override | Slice, ...] = (*recipe.overrides, *(recipe.slices or ()))
+    used = {recipe.method, *(merged_settings(recipe, part)[0] for part in parts)}
+    return recipe.align.moves or any(METHODS[name].statistics is not None or name in WEIGHED for name in used)
+
+
+def _of_base_class(model: Checkpoint, heads: str | None) -> frozenset[str]:
+    """Return the extra tensors that the base model has, to which the result of `heads: drop` is cut: its pooler."""
+    if heads != "drop" or not model.extra:
+        return frozenset()
+    structure = structure_of({**model.config, "architectures": [model.structure.base_architecture]})
+    return frozenset(expected_names(structure) & model.extra.keys())
+
+
+def _shared(models: tuple[Checkpoint, ...]) -> frozenset[str]:
+    first = models[0].extra
+    return frozenset(
+        name
+        for name, tensor in first.items()
+        if all(name in m.extra and m.extra[name].shape == tensor.shape for m in models)
+    )
+
+
+def _notes(models: tuple[Checkpoint, ...], kept: tuple[Checkpoint, ...], carried: bool) -> list[str]:
+    """Return a note for each set of tensors that are carried, or left out, and the models that hold it."""
+    holders: dict[tuple[str, ...], list[str]] = {}
+    for model, settled in zip(models, kept, strict=True):
+        names = tuple(n for n in model.extra if (n in settled.tensors) is carried)
+        if names:
+            holders.setdefault(names, []).append(model.source)
+    of = models[0].architecture
+    outcome = (
+        "merged along with the rest (--extra-tensors drop leaves them out)"
+        if carried
+        else "left out, as transformers does"
+    )
+    return [
+        f"{', '.join(dict.fromkeys(sources))}: {some(list(names))} {'is no tensor' if len(names) == 1 else 'are no tensors'} "
+        f"of {of}: {outcome}"
+        for names, sources in holders.items()
+    ]

@@ -1,0 +1,52 @@
+"""Write docs/layouts.md: every layout of a repository with every command.
+
+make layouts-table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from layouts.shelf import ENCODERS, FILES, SENTENCES
+
+COLUMNS = {
+    "merge": "merge",
+    "weights": "align by weights: proof",
+    "activations": "align by activations: proof",
+    "drop": "drop a layer",
+    "score": "score",
+    "push": "push, card",
+}
+PARTS = {"Encoders": ENCODERS, "Embedding models and cross-encoders": SENTENCES, "Files": FILES}
+INTRODUCTION = """\
+Checkpoints as real repositories have them: names of tensors, missing and extra tensors, files, tokenizers, configs of every
+version. For each layout two tiny models are written that way (`tests/layouts/shelf.py`), and every command reads them:
+`merge-models a b`, with `--align weights`, with `--align activations --text`, `edit-layers drop`, `evaluate-models score`, and
+`merge-models push --dry-run` of the merge. ✓ means that the result equals what was worked out from the weights that the layout
+was made of, and that transformers loads all of it; for an alignment the figure is the error of its proof in standard deviations
+of the outputs. Otherwise the cell is the line that the command ends with.
+
+A tensor that the class does not have (a pooler beside a masked language model) is merged where all models have it and nothing is
+aligned, else left out, and that is said: `--extra-tensors keep` or `drop` decides."""
+
+
+def write(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write the page from the rows of a test run."""
+    cells = {(row["layout"], row["command"]): row["outcome"] for row in rows}
+    right = sum(outcome.startswith("✓") for outcome in cells.values())
+    lines = ["# Layouts", "", INTRODUCTION, ""]
+    lines += [f"{len(cells)} cells, {right} right, {len(cells) - right} refused. Written by `make layouts-table`.", ""]
+    for title, layouts in PARTS.items():
+        lines += [
+            f"## {title}",
+            "",
+            f"| layout | like | {' | '.join(COLUMNS.values())} |",
+            "| --- " * (2 + len(COLUMNS)) + "|",
+        ]
+        for name, layout in layouts.items():
+            outcomes = [cells.get((name, command), "not run").replace("|", "\\|") for command in COLUMNS]
+            lines.append(f"| {name} | {layout.like} | {' | '.join(outcomes)} |")
+        lines.append("")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")

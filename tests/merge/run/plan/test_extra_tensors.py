@@ -1,0 +1,92 @@
+"""Extra tensors: what a class does not have is merged where all models have it, else left out, and said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layouts.parts import no_tokenizer, with_tensors
+from layouts.shelf import BERT_CLASSES, BERT_MLM, NSP, POOLER, SIZES, TWO, Layout, of
+from safetensors.torch import load_file
+from torch import Tensor
+
+from merge.errors import MismatchError, UsageError
+from merge.recipe.recipe import make_recipe
+from merge.run.report import Report
+from merge.run.run import run
+
+PRETRAINED = {f"bert__{name}": shape for name, shape in POOLER.items()} | NSP
+EXTRA = [name.replace("__", ".") for name in PRETRAINED]
+TAGS = of("bert", "BertForTokenClassification", SIZES, **TWO)
+
+
+def save(folder: Path, seed: int, config: dict[str, Any] = BERT_MLM, **extra: tuple[int, ...]) -> Path:
+    return Layout("", config, (with_tensors(**extra),) if extra else (), tokenizer=no_tokenizer).write(folder, seed)
+
+
+def merged(place: Path, *models: Path, **values: Any) -> tuple[dict[str, Tensor], Report]:
+    recipe = make_recipe({"models": [str(model) for model in models], "output": str(place / "out"), **values})
+    report = run(recipe, force=True)
+    return load_file(place / "out" / "model.safetensors"), report
+
+
+def said(report: Report, words: str) -> int:
+    return sum(words in note for note in report.notes)
+
+
+def test_what_all_models_have_is_merged_and_said(tmp_path: Path) -> None:
+    a, b = (save(tmp_path / f, k, **PRETRAINED) for k, f in enumerate("ab"))
+    out, report = merged(tmp_path, a, b)
+    left, right = (load_file(folder / "model.safetensors") for folder in (a, b))
+    assert all(torch.allclose(out[name], (left[name] + right[name]) / 2) for name in EXTRA)
+    assert said(report, "are no tensors of BertForMaskedLM: merged along with the rest") == 1
+    out, report = merged(tmp_path, a, b, extra_tensors="drop")
+    assert not set(EXTRA) & out.keys()
+    assert said(report, "left out, as transformers does") == 1
+
+
+def test_what_one_model_has_is_left_out_or_kept_by_word(tmp_path: Path) -> None:
+    a, b = save(tmp_path / "a", 0, **PRETRAINED), save(tmp_path / "b", 1)
+    for models in ((a, b), (b, a)):
+        out, report = merged(tmp_path, *models)
+        assert not set(EXTRA) & out.keys()
+        assert said(report, f"{a}: bert.pooler.dense") + said(report, f"{a}: cls.seq_relationship") == 1
+    with pytest.raises(MismatchError, match="lacks .* that .* has"):
+        merged(tmp_path, a, b, extra_tensors="keep")
+
+
+def test_an_alignment_leaves_them_out_and_cannot_keep_them(tmp_path: Path) -> None:
+    """Which of their axes move with it is not known."""
+    a, b = (save(tmp_path / f, k, TAGS, crf__transitions=(2, 2), loss_fct__weight=(2,)) for k, f in enumerate("ab"))
+    out, report = merged(tmp_path, a, b, align={"by": "weights"})
+    assert "crf.transitions" not in out
+    assert said(report, "crf.transitions, loss_fct.weight are no tensors of BertForTokenClassification: left out") == 1
+    with pytest.raises(UsageError, match="extra_tensors: keep cannot be combined with an alignment"):
+        merged(tmp_path, a, b, align={"by": "weights"}, extra_tensors="keep")
+
+
+def test_task_vectors_find_the_pooler_of_a_masked_language_model(tmp_path: Path) -> None:
+    """bert-base-uncased is the base of most classifiers: its pooler is extra to its own class, and theirs has one."""
+    base = save(tmp_path / "base", 9, BERT_MLM, **PRETRAINED)
+    a, b = (save(tmp_path / f, k, BERT_CLASSES) for k, f in enumerate("ab"))
+    out, _ = merged(
+        tmp_path,
+        a,
+        b,
+        method="task_arithmetic",
+        base=str(base),
+        base_lacks="reference",
+        settings={"weights": [0.5, 0.25]},
+    )
+    x, y, z = (load_file(folder / "model.safetensors") for folder in (a, b, base))
+    name = "bert.pooler.dense.weight"
+    assert torch.allclose(out[name], z[name] + 0.5 * (x[name] - z[name]) + 0.25 * (y[name] - z[name]), atol=1e-6)
+
+
+def test_a_pooler_beside_a_language_model_belongs_to_its_base_model(tmp_path: Path) -> None:
+    a, b = (save(tmp_path / f, k, **PRETRAINED) for k, f in enumerate("ab"))
+    out, _ = merged(tmp_path, a, b, heads="drop", extra_tensors="drop")
+    assert "pooler.dense.weight" in out
+    assert not [name for name in out if "seq_relationship" in name]
