@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.structure import transformers_build
 from merge.checkpoints.tokenizers.files import (
     has_tokenizer,
@@ -27,7 +26,7 @@ from merge.checkpoints.tokenizers.tokenizer import Tokenizer, load_any
 from merge.checkpoints.tokenizers.union import setting_differences
 from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.disk.hashes import file_hash
-from merge.errors import CheckpointError, MismatchError, brief, some
+from merge.errors import CheckpointError, brief, some
 
 CHOOSE = "Choose one: --tokenizer reference or a model."
 # Keys of tokenizer_config.json that decide no id: paths, lengths, sides, and what is done after the model.
@@ -124,15 +123,18 @@ class TokenizerOf:
         ]
 
 
-def tokenizer_of(checkpoint: Checkpoint) -> TokenizerOf | None:
-    """Return the tokenizer of a checkpoint; None where it has none.
+def tokenizer_of(source: str, folder: Path, config: Mapping[str, Any]) -> TokenizerOf | None:
+    """Return the tokenizer of a checkpoint's folder; None where it has none.
 
+    Args:
+        source: the checkpoint as the user named it.
+        config: its config.json.
     Raises:
-        MismatchError: a file of it is malformed.
+        MismatchError, CheckpointError: a file of it is malformed.
     """
-    if not has_tokenizer(checkpoint.folder, tokenizer_names(checkpoint.folder), checkpoint.config):
+    if not has_tokenizer(folder, tokenizer_names(folder), config):
         return None
-    return TokenizerOf(checkpoint.source, checkpoint.folder, stated_ids(checkpoint.folder))
+    return TokenizerOf(source, folder, stated_ids(folder))
 
 
 def double_ids(tokenizer: TokenizerOf) -> list[str]:
@@ -268,17 +270,3 @@ def beyond_table(tokenizer: TokenizerOf, rows: int) -> list[str]:
         f"{tokenizer.source}: its tokenizer has tokens beyond the {rows} rows of its embeddings: {shown}; a text with them "
         "cannot be read"
     ]
-
-
-def read_tokenizers(checkpoints: Sequence[Checkpoint]) -> tuple[dict[Path, TokenizerOf | None], list[str]]:
-    """Return folder -> tokenizer, and a fault for each checkpoint whose tokenizer is malformed."""
-    tokenizers: dict[Path, TokenizerOf | None] = {}
-    faults: dict[Path, str] = {}
-    for checkpoint in checkpoints:
-        if checkpoint.folder in tokenizers:
-            continue
-        try:
-            tokenizers[checkpoint.folder] = tokenizer_of(checkpoint)
-        except (MismatchError, CheckpointError) as error:
-            tokenizers[checkpoint.folder], faults[checkpoint.folder] = None, str(error)
-    return tokenizers, [faults[c.folder] for c in checkpoints if c.folder in faults]

@@ -17,11 +17,11 @@ from merge.checkpoints.tokenizers.comparison import (
     beyond_table,
     compare_tokenizers,
     double_ids,
-    read_tokenizers,
+    tokenizer_of,
 )
 from merge.checkpoints.weights.arrays import DTYPES, ITEM_SIZES
 from merge.checkpoints.weights.read import nbytes
-from merge.errors import MismatchError, some
+from merge.errors import CheckpointError, MismatchError, some
 from merge.recipe.recipe import Recipe
 from merge.run.plan.base_model import base_model
 from merge.run.plan.heads import HeadPlan
@@ -69,7 +69,7 @@ def preflight(heads: HeadPlan, allowed: Allowed = Allowed(), output: Path | None
     models = heads.given.models
     for checkpoint in models if allowed.depth else ():
         check_edited(checkpoint)
-    tokenizers, unreadable = read_tokenizers(heads.given.all)
+    tokenizers, unreadable = _read_tokenizers(heads.given.all)
     faults: list[str] = []
     said: list[str] = []
     first, *others = models if heads.whole else heads.merged.models
@@ -90,6 +90,18 @@ def preflight(heads: HeadPlan, allowed: Allowed = Allowed(), output: Path | None
         raise MismatchError("\n".join(faults))
     kept = _config_notes(first, [*others, *([] if heads.given.base is None else [heads.given.base])], allowed)
     return (*_notes(heads.given.all, tokenizers), *dict.fromkeys(said), *heads.notes, *kept, *notes)
+
+
+def _read_tokenizers(checkpoints: Sequence[Checkpoint]) -> tuple[Tokenizers, list[str]]:
+    """Return folder -> tokenizer, and a fault for each checkpoint whose tokenizer is malformed."""
+    tokenizers: dict[Path, TokenizerOf | None] = {}
+    faults: dict[Path, str] = {}
+    for checkpoint in {checkpoint.folder: checkpoint for checkpoint in checkpoints}.values():
+        try:
+            tokenizers[checkpoint.folder] = tokenizer_of(checkpoint.source, checkpoint.folder, checkpoint.config)
+        except (MismatchError, CheckpointError) as error:
+            tokenizers[checkpoint.folder], faults[checkpoint.folder] = None, str(error)
+    return tokenizers, [faults[c.folder] for c in checkpoints if c.folder in faults]
 
 
 def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool) -> list[str]:

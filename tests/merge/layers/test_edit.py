@@ -414,7 +414,9 @@ def test_a_model_that_lacks_a_weight_is_refused_before_anything_is_written(place
     name = "bert.encoder.layer.{}.output.dense.bias"
     lacking = {key: tensor for key, tensor in tensors.items() if key != name.format(1)}
     save_file(lacking, place / "m/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights of its class .*: bert.encoder.layer.1.output.dense.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks 1 weights of its class .*: bert.encoder.layer.1.output.dense.bias"
+    ):
         edit_layers(open_checkpoint("m"), LayerPlan.keep([1, 2]), place / "out")
     assert not (place / "out").exists()
 
