@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from quick import quick_on
 from tiny import NLI, save_checkpoint
 
@@ -78,3 +80,22 @@ def test_every_public_name_stands_on_the_page_of_the_api() -> None:
     names = [f"{each.__module__.split('.')[0]}.{each.__name__}" for each in DOCUMENTED]
     assert len(names) >= 9
     assert [name for name in names if f"{name}(" not in text] == []
+
+
+def test_the_page_on_recipes_holds_every_key_and_its_example_is_a_recipe() -> None:
+    """The control: a key that no record has is not on the page."""
+    from merge.alignment.settings import AlignEntry
+    from merge.recipe.entries import EvaluationEntry, ModelEntry, Override, Slice, SliceSource
+    from merge.recipe.recipe import Recipe, make_recipe
+    from merge.text.source import ModelStatistics, StatisticsEntry
+
+    text = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", text))))
+    records = (Recipe, ModelEntry, Override, Slice, SliceSource, EvaluationEntry, AlignEntry, StatisticsEntry)
+    keys = {key for record in (*records, ModelStatistics) for key in record.model_fields}
+    assert keys - named == set()
+    assert "colour" not in named
+    rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert rows <= keys
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    assert len(make_recipe(yaml.safe_load(example)).models) == 2
