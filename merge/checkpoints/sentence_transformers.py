@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
@@ -204,9 +205,11 @@ def lacking_notes(models: Sequence[Checkpoint]) -> list[str]:
     return [f"no modules.json in {without}: the result has none either, though {owners} has one"]
 
 
-def module_lines(checkpoint: Checkpoint) -> dict[str, str]:
+def module_lines(checkpoint: Checkpoint, outputs: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Return a line of named axes for every tensor of the modules; the first module reads the encoder's residual axis.
 
+    Args:
+        outputs: folder of a dense layer -> the axis of its outputs, where they may move.
     Raises:
         SpecError: a module has weights whose axes are not known.
     """
@@ -225,9 +228,9 @@ def module_lines(checkpoint: Checkpoint) -> dict[str, str]:
                 f"{checkpoint.source}: the axes of {module.path} ({module.kind}) are not known well enough to align it. "
                 "Merge without alignment: --align none."
             )
+        written = axis if module.kind == "LayerNorm" else outputs.get(module.path, "-")
         for name in names:
-            bias_or_norm = module.kind == "LayerNorm" or name.endswith("bias")
-            read = f"{axis}'" if axis != "-" else axis
-            lines[name] = (axis if module.kind == "LayerNorm" else "-") if bias_or_norm else f"- {read}"
-        axis = axis if module.kind == "LayerNorm" else "-"
+            vector = module.kind == "LayerNorm" or name.endswith("bias")
+            lines[name] = written if vector else f"{written} {axis}" + ("'" if axis != "-" else "")
+        axis = written
     return lines

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from merge.alignment.align import Aligned, Alignments, align_all
 from merge.alignment.choice.requested import Choices, choose_automatically
+from merge.alignment.dense import dense_notes, dense_outputs, match_dense
 from merge.alignment.rewrite import rewritten
 from merge.alignment.settings import AlignEntry
-from merge.alignment.task import AlignmentTask
+from merge.alignment.task import AlignmentTask, reference_of
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import module_lines
-from merge.errors import MismatchError
+from merge.errors import MismatchError, SpecError
 from merge.run.plan.classes import MatchedClasses, match_classes
 from merge.run.plan.heads import HeadPlan, plan_heads
 from merge.symmetry.architectures import spec_for, spec_note
@@ -90,7 +93,8 @@ def rebase(
     count, classes = len(heads.merged.models), match_classes(checkpoints)
     spec = spec_for(checkpoints[0].config) if settings.moves else classes.spec
     if spec is None:
-        return Rebased(None, classes.labels[:count], (None,) * count, notes=classes.notes)
+        notes = (*classes.notes, *(dense_notes(heads.given.models) if heads.whole else ()))
+        return Rebased(None, classes.labels[:count], (None,) * count, notes=notes)
     rebased = _reordered(spec, classes, checkpoints[0])
     if settings.moves:
         rotated = choices is not None and choices.rotated
@@ -99,10 +103,33 @@ def rebase(
         rebased = _with_alignments(rebased, align_all(task, choices, _carried(heads)))
     if any(transform is not None for transform in rebased.transforms):
         rebased = replace(rebased, specs=tuple(map(_whole_spec, heads.carried)))
+    if heads.whole and dense_outputs(heads.given.reference):
+        rebased = _with_dense(rebased, heads, reference_of(settings, checkpoints) if settings.moves else None)
     if len(checkpoints) == count:
         return rebased
     *transforms, last = rebased.transforms
     return replace(rebased, labels=classes.labels[:count], transforms=tuple(transforms), base_transform=last)
+
+
+def _with_dense(rebased: Rebased, heads: HeadPlan, reference: int | None) -> Rebased:
+    """Return the transforms with the outputs of dense layers in the reference's order.
+
+    Args:
+        reference: number of the reference; None where nothing is aligned, and notes say what is merged in place.
+    """
+    moved = any(transform is not None for transform in rebased.transforms)
+    outputs = {each.path: each.axis for each in dense_outputs(heads.given.reference) if not each.fixed}
+    if reference is None:
+        return replace(rebased, notes=(*rebased.notes, *dense_notes(heads.given.models)))
+    models = heads.given.all[: len(rebased.transforms)]
+    try:
+        specs = tuple(_whole_spec(model, outputs) for model in models)
+    except SpecError:  # modules that nobody can align, of models that stay where they are
+        if moved:
+            raise
+        return replace(rebased, notes=(*rebased.notes, *dense_notes(heads.given.models)))
+    transforms, notes = match_dense(models, specs, rebased.transforms, reference)
+    return replace(rebased, transforms=transforms, specs=specs, notes=(*rebased.notes, *notes))
 
 
 def _checkpoints(heads: HeadPlan, settings: AlignEntry) -> tuple[Checkpoint, ...]:
@@ -151,7 +178,11 @@ def _carried(heads: HeadPlan) -> dict[int, Checkpoint]:
     return {k: carried for k, (carried, merged) in enumerate(pairs) if carried is not merged}
 
 
-def _whole_spec(carried: Checkpoint) -> PermutationSpec:
-    """Return the spec of all that is read of a model, with a line for every tensor of its modules."""
+def _whole_spec(carried: Checkpoint, outputs: Mapping[str, str] = MappingProxyType({})) -> PermutationSpec:
+    """Return the spec of all that is read of a model, with a line for every tensor of its modules.
+
+    Args:
+        outputs: of its dense layers that may move, as `module_lines` takes them.
+    """
     spec = spec_for(carried.config)
-    return replace(spec, lines={**spec.lines, **module_lines(carried)})
+    return replace(spec, lines={**spec.lines, **module_lines(carried, outputs)})
