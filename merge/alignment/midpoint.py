@@ -129,8 +129,8 @@ def _between(pair: Pair, t: Transform, reference_maps: Mapping[str, Tensor], lam
 
 
 def outputs_of(pair: Pair, output: Any) -> dict[str, Tensor]:
-    """Return the outputs of a model that the spec names, in float32."""
-    return {name: output[name].float() for name in pair.spec.outputs}
+    """Return the outputs of a model that the spec names, in float32; some are given only where their inputs are."""
+    return {name: output[name].float() for name in pair.spec.outputs if name in output}
 
 
 def divergence(

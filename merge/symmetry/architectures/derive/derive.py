@@ -23,8 +23,8 @@ from torch import Tensor
 
 from merge.checkpoints.structure import Structure, structure_of
 from merge.disk.documents import parse_json
-from merge.errors import SpecError, one_line
-from merge.symmetry.architectures.derive.factors import Factor, fix, flat
+from merge.errors import MergeError, SpecError, brief, one_line
+from merge.symmetry.architectures.derive.factors import Factor, fix, flat, size
 from merge.symmetry.architectures.derive.lines import Inexpressible, Table, item_of, write_table
 from merge.symmetry.architectures.derive.specimen import Specimen, refusal, specimen_of
 from merge.symmetry.architectures.derive.taps import taps_of
@@ -36,11 +36,14 @@ from merge.symmetry.spec import PermutationSpec, parse
 # where the model's own code may go through float32.
 BOUND = 1e-9
 CAST_BOUND = 1e-4
+# What a change of the function comes to at least.
+BROKEN = 1e-6
 # Endings of outputs whose units may be permuted; those of all others (classes, tokens, scores) have a meaning by
 # position.
 HIDDEN_OUTPUTS = ("hidden_state", "hidden_states", "pooler_output", "embeds")
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")
-UNREAD = "no output reads it"
+MAX_REASON = 120  # characters of a reason in a message
+UNREAD = "no run reads it"
 # Reasons that hold in every model, which a note leaves out.
 EXPECTED_REASONS = (UNREAD, "rows are looked up by number", "the order of this output has a meaning")
 
@@ -53,7 +56,7 @@ class Derived:
         spec: proved on random parameters.
         error: the largest difference of any output in the proof, in standard deviations.
         fixed: reason -> `tensor[dimension]` of everything whose order is fixed for this reason.
-        unread: tensors that no output depends on in the run; all their axes are fixed.
+        unread: tensors that no output depends on in any run; all axes that they could have are fixed.
     """
 
     spec: PermutationSpec
@@ -88,17 +91,27 @@ def derive(config: Mapping[str, Any]) -> Derived:
 @cache
 def _derive(config: str) -> Derived:
     structure = structure_of(parse_json(config, "config.json", SpecError))
-    specimen = specimen_of(structure)
+    specimen = specimen_of(structure).with_all_inputs()
+    _check_inputs(specimen)
     try:
-        reference = specimen.outputs(specimen.tensors)
-    # Model code raises errors of any type on inputs that it does not take.
+        # The second of the usual batches is for the proof alone.
+        trace = follow(specimen.model, specimen.model_tensors(), specimen.batches[0], *specimen.others.runs)
+        return prove_trace(specimen, trace, specimen.outputs(specimen.tensors))
+    except MergeError:
+        raise
+    # Operations of a kind that no rule was written for.
     except Exception as error:
-        raise refusal(structure, f"it does not run on random inputs: {one_line(error)}") from error
-    infinite = [name for name, out in reference[0].items() if not bool(torch.isfinite(out).all())]
-    if infinite:
-        raise refusal(structure, f"its output {infinite[0]} is not finite on random inputs")
-    trace = follow(specimen.model, specimen.model_tensors(), specimen.batches[0])
-    return prove_trace(specimen, trace, reference)
+        raise refusal(structure, f"its run cannot be followed: {one_line(error)}") from error
+
+
+def _check_inputs(specimen: Specimen) -> None:
+    """Raise SpecError if forward takes an input that no run could give: nothing shows what it does to the axes."""
+    refused = specimen.others.refused
+    if refused:
+        reasons = "; ".join(f"{name} ({brief(why, MAX_REASON)})" for name, why in refused.items())
+        raise refusal(
+            specimen.structure, f"its forward method takes inputs that no run of it could be given: {reasons}"
+        )
 
 
 def prove_trace(specimen: Specimen, trace: Trace, reference: list[dict[str, Tensor]]) -> Derived:
@@ -112,16 +125,39 @@ def prove_trace(specimen: Specimen, trace: Trace, reference: list[dict[str, Tens
     labels = _fix_outputs(trace, structure)
     while True:
         table = write_table(trace, labels)
+        if _fix_unread(trace, table, int(structure.settings.get("vocab_size") or 0)):
+            continue
         spec = _spec(specimen, trace, table)
         if not set(table.names.values()) - spec.named:
             raise refusal(structure, f"nothing in it can be moved. {_reasons(_unmoved(trace)[0])}")
         error, failing = _prove(spec, specimen, reference)
         if error <= BOUND:
+            _check_power(spec, specimen, reference)
             return Derived(spec, error, *_unmoved(trace))
         if not failing:
             break
         fix((f for f, name in table.names.items() if name in failing), "moving it changes the outputs")
     raise refusal(structure, f"a random permutation changes its outputs by {error:.2g} standard deviations")
+
+
+def _fix_unread(trace: Trace, table: Table, vocab_size: int) -> bool:
+    """Fix every axis that a tensor which no run reads could have, and return whether there was one.
+
+    Nothing shows which units such a tensor reads when it is read; it can be those of an axis whose size fits into one
+    of its dimensions. A dimension as long as the vocabulary is of tokens.
+    """
+    for name in trace.unread:
+        why = f"no run reads {name}, which may read them"
+        lengths = [size(its) for its in trace.tensors[name] if size(its) > 1]
+        for dims in trace.tensors.values():
+            for dim in dims:
+                movable = [factor for factor in flat(dim) if factor in table.names]
+                sizes = {size(dim), *(factor.size for factor in movable)}
+                if movable and any(
+                    n == length or (length != vocab_size and length % n == 0) for length in lengths for n in sizes
+                ):
+                    fix(movable, why)
+    return any(factor.root.fixed for factor in table.names)
 
 
 def _fix_outputs(trace: Trace, structure: Structure) -> Factor | None:
@@ -165,8 +201,7 @@ def _prove(
     spec: PermutationSpec, specimen: Specimen, reference: list[dict[str, Tensor]]
 ) -> tuple[float, frozenset[str]]:
     """Return the largest difference that a random permutation of all axes makes, and the axes that alone make one."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in specimen.tensors.items()}
-    p = random(spec, shapes, torch.Generator().manual_seed(0))
+    p = _moving(spec, specimen)
     error = _difference(spec, specimen, reference, p)
     if error <= BOUND:
         return error, frozenset()
@@ -174,14 +209,39 @@ def _prove(
     return error, frozenset(axis for axis, value in alone.items() if not value <= BOUND)
 
 
+def _check_power(spec: PermutationSpec, specimen: Specimen, reference: list[dict[str, Tensor]]) -> None:
+    """Raise SpecError if the outputs show no change where half of the tensors are left behind: such a proof is empty."""
+    p = _moving(spec, specimen)
+    moved = apply(spec, p, specimen.tensors)
+    changed = [name for name, tensor in moved.items() if not torch.equal(tensor, specimen.tensors[name])]
+    behind = moved | {name: specimen.tensors[name] for name in changed[::2]}
+    if not _distance(spec, specimen.outputs(behind), reference, p) > BROKEN:
+        raise refusal(
+            specimen.structure, "its outputs on random inputs do not show whether its units are in their places"
+        )
+
+
+def _moving(spec: PermutationSpec, specimen: Specimen) -> Permutation:
+    """Return a random element of the group of every axis."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in specimen.tensors.items()}
+    return random(spec, shapes, torch.Generator().manual_seed(0))
+
+
 def _difference(spec: PermutationSpec, specimen: Specimen, reference: list[dict[str, Tensor]], p: Permutation) -> float:
     """Return the largest difference of any output of the permuted model, in standard deviations of that output."""
+    return _distance(spec, specimen.outputs(apply(spec, p, specimen.tensors)), reference, p)
+
+
+def _distance(
+    spec: PermutationSpec, outputs: list[dict[str, Tensor]], reference: list[dict[str, Tensor]], p: Permutation
+) -> float:
+    """Return the largest difference of any output from that of the model itself, permuted likewise."""
     worst = 0.0
-    for old, new in zip(reference, specimen.outputs(apply(spec, p, specimen.tensors)), strict=True):
-        for name, line in spec.outputs.items():
-            expected = apply_axes(parse(line), p, old[name])
+    for old, new in zip(reference, outputs, strict=True):
+        for name, value in old.items():
+            expected = apply_axes(parse(spec.outputs[name]), p, value).double()
             spread = expected.std().clamp_min(torch.finfo(torch.float64).tiny)
-            difference = float((new[name] - expected).abs().max() / spread)
+            difference = float((new[name].double() - expected).abs().max() / spread)
             worst = max(worst, torch.inf if math.isnan(difference) else difference)
     return worst
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,12 @@ from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import Structure
 from merge.checkpoints.transformers_model import meta_model, model_class, model_config, quiet
 from merge.errors import SpecError, one_line
-from merge.symmetry.architectures.derive.trace import InFloat64, run
+from merge.symmetry.architectures.derive.trace import InFloat64
+from merge.symmetry.forward.call import Run, call, fault_of
+from merge.symmetry.forward.runs import NO_RUNS, Runs, completed, find_runs
 
 MAX_PARAMETERS = 1_000_000_000  # 8 GB in float64
+TEXTS = 2  # in a run that gives unusual inputs
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,20 @@ class Specimen:
         structure: of the config.
         model: in evaluation mode; `outputs` changes its weights.
         tensors: a copy of its floating-point tensors by canonical name, tied ones once.
-        batches: random values for every input that it parameters.
+        batches: random values of its usual inputs: texts, images.
+        others: runs that give the inputs of its forward method beside these, and the inputs that none could give.
     """
 
     structure: Structure
     model: Any
     tensors: Mapping[str, Tensor]
     batches: Sequence[Mapping[str, Any]]
+    others: Runs = NO_RUNS
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every call that its outputs are compared on; the first is one of the usual inputs."""
+        return [*map(Run, self.batches), *self.others.runs]
 
     def model_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the model itself, not copies, by canonical name, tied ones once; integer ones too."""
@@ -44,13 +54,35 @@ class Specimen:
         return {checkpoint_name(self.structure, n): t for n, t in stored.items() if n not in self.structure.ties}
 
     def outputs(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return the outputs on each batch with these weights, computed in float64 throughout."""
+        """Return the outputs of each run with these weights, computed in float64 throughout."""
         targets = self.model_tensors()
         with torch.no_grad():
             for name, tensor in tensors.items():
                 targets[name].copy_(tensor)
             with InFloat64():
-                return [run(self.model, batch) for batch in self.batches]
+                return [call(self.model, run) for run in self.runs]
+
+    def with_all_inputs(self) -> Specimen:
+        """Return the specimen with runs that give every input of its forward method which a run could be made up for.
+
+        Raises:
+            SpecError: it runs on no inputs that are made up for it.
+        """
+
+        def attempt(run: Run) -> str | None:
+            with InFloat64():
+                return fault_of(self.model, run)
+
+        batches = list(self.batches)
+        for number, batch in enumerate(self.batches):
+            fault = attempt(Run(batch))
+            if fault is not None:
+                whole = completed(self.model, batch, attempt) if batch else None
+                if whole is None:
+                    raise refusal(self.structure, f"it does not run on random inputs: {fault}")
+                batches[number] = whole
+        usual = {n: v[:TEXTS] if isinstance(v, Tensor) and v.ndim else v for n, v in batches[0].items()}
+        return replace(self, batches=batches, others=find_runs(self.model, usual, attempt))
 
 
 def checkpoint_name(structure: Structure, name: str) -> str:
@@ -119,13 +151,13 @@ def _batches(model: Any, structure: Structure) -> list[dict[str, Tensor]]:
     vision = {**config, **dict(config.get("vision_config") or {})}
     text["architectures"] = [structure.architecture]
     batches: list[dict[str, Tensor]] = [{}, {}]
-    if "vocab_size" in text and "input_ids" in parameters:
+    if "input_ids" in parameters:
+        # Without a table of tokens there is none that could be exceeded.
+        text = {"vocab_size": 256, **{key: v for key, v in text.items() if key not in ("image_size", "vision_config")}}
         text["max_position_embeddings"] = text.get("max_position_embeddings") or text.get("n_positions") or 24
         batches = [dict(batch) for batch in random_inputs(text)[:2]]
     if "pixel_values" in parameters:
-        side, channels = vision.get("image_size"), vision.get("num_channels", 3)
-        if side is None:
-            raise refusal(structure, "its config states no image_size to make up inputs from")
+        side, channels = vision.get("image_size") or vision.get("input_size") or 32, vision.get("num_channels", 3)
         height, width = side if isinstance(side, list | tuple) else (side, side)
         generator = torch.Generator().manual_seed(1)
         for batch in batches:
@@ -133,7 +165,9 @@ def _batches(model: Any, structure: Structure) -> list[dict[str, Tensor]]:
     for batch in batches:
         if "decoder_input_ids" in parameters and "input_ids" in batch:
             batch["decoder_input_ids"] = batch["input_ids"].flip(0)[:, :-3]
-        if "token_type_ids" in parameters and "type_vocab_size" not in config and "input_ids" in batch:
+        if "type_vocab_sizes" in config:  # a number of several columns for each token
+            batch.pop("token_type_ids", None)
+        elif "token_type_ids" in parameters and "type_vocab_size" not in config and "input_ids" in batch:
             batch["token_type_ids"] = batch["input_ids"] % 2
         if "use_cache" in parameters:
             batch["use_cache"] = False  # type: ignore[assignment]

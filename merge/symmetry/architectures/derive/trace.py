@@ -1,6 +1,6 @@
-"""Trace: the factors of every dimension of every tensor of a model, read off one run.
+"""Trace: the factors of every dimension of every tensor of a model, read off runs that give it every input.
 
-A dispatch mode records each operation of the run. Then, for the operations that an output depends on, the factors of
+A dispatch mode records each operation of a run. Then, for the operations that an output depends on, the factors of
 the inputs are carried over to the outputs (`derive.operations` has the rules); factors that no rule covers are fixed,
 with the operation's name as the reason. The mode also runs the model in float64 throughout, where its own code would go
 through float32: a proof to 1e-9 needs that.
@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from merge.checkpoints.hooks import watching
-from merge.symmetry.architectures.derive.factors import Factor, fix, fixed, size
+from merge.symmetry.architectures.derive.factors import Factor, fix, fixed, size, unite
 from merge.symmetry.architectures.derive.operations import RULES, pointwise
 from merge.symmetry.architectures.derive.views import Labels
+from merge.symmetry.forward.call import Run, call
 
 SHORT = (torch.float32, torch.float16, torch.bfloat16)
 # Operations that take only the shape of their input and make a tensor of constants.
@@ -107,12 +108,16 @@ class FactorTracker:
                 dim.contexts = [tuple(other for other in dims if other is not dim)]
             self.labels[id(tensor)] = [[dim] for dim in dims]
 
+    def forget(self, tensors: Mapping[str, Tensor]) -> None:
+        """Forget the activations of a run: the identity of a tensor that is gone could be given to another."""
+        self.labels = {id(tensor): self.labels[id(tensor)] for tensor in tensors.values()}
+
     def factors_of(self, tensor: Tensor) -> Labels:
         """Return the factors of each dimension; those of a constant are free where its values do not change along them."""
         if id(tensor) not in self.labels:
             out: Labels = []
             for dim, count in enumerate(tensor.shape):
-                constant = count == 1 or bool((tensor == tensor.narrow(dim, 0, 1)).all())
+                constant = count == 1 or not tensor.numel() or bool((tensor == tensor.narrow(dim, 0, 1)).all())
                 out.append([Factor(count, free=True) if constant else fixed(count, "constants of the model's code")])
             self.labels[id(tensor)] = out
         return self.labels[id(tensor)]
@@ -164,13 +169,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Trace:
-    """The factors read off one run.
+    """The factors read off some runs.
 
     Attributes:
         tensors: name -> the factors of each dimension.
         outputs: output -> the same.
-        sites: activations that outputs depend on, at modules without submodules, in the order of the run.
-        unread: tensors that no output depends on.
+        sites: activations of the first run that outputs depend on, at modules without submodules, in its order.
+        unread: tensors that no output of any run depends on.
         unknown: operations without a rule.
         casts: number of activations that the model's own code would have cast to a shorter float.
     """
@@ -183,13 +188,45 @@ class Trace:
     casts: int = 0
 
 
-def follow(model: Any, tensors: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Trace:
-    """Return the factors of these tensors of the model, from one run on one batch."""
+def follow(model: Any, tensors: Mapping[str, Tensor], *runs: Run | Mapping[str, Any]) -> Trace:
+    """Return the factors of these tensors of the model, from these runs together."""
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    tape = Tape(tensors)
-    mode = InFloat64(tape)
-    activations: list[tuple[str, str, str, Tensor]] = []
+    tracker, read, casts = FactorTracker(tensors), set[str](), 0
+    outputs: dict[str, Labels] = {}
+    sites: list[Site] = []
+    for number, run in enumerate(runs):
+        tape = Tape(tensors)
+        mode = InFloat64(tape)
+        seen, activations = _watched_run(model, run, mode)
+        steps, live = tape.needed(seen)
+        for step in steps:
+            tracker.follow(step)
+        for name, value in seen.items():
+            _same_output(outputs, name, tracker.factors_of(value))
+        if number == 0:
+            sites = [
+                Site(module, side, kind, tuple(value.shape), tracker.factors_of(value)[-1])
+                for module, side, kind, value in activations
+                if id(value) in live & tape.dependent
+            ]
+        read |= {name for name, tensor in tensors.items() if id(tensor) in live}
+        casts += mode.casts
+        tracker.forget(tensors)
+    return Trace(
+        tensors={name: tracker.factors_of(tensor) for name, tensor in tensors.items()},
+        outputs=outputs,
+        sites=sites,
+        unread=tuple(name for name in tensors if name not in read),
+        unknown=tuple(sorted(tracker.unknown)),
+        casts=casts,
+    )
 
+
+def _watched_run(
+    model: Any, run: Run | Mapping[str, Any], mode: InFloat64
+) -> tuple[dict[str, Tensor], list[tuple[str, str, str, Tensor]]]:
+    """Return the outputs of a run, and (module, side, class, value) of what its modules read and give."""
+    activations: list[tuple[str, str, str, Tensor]] = []
     # Only modules without submodules: the others hand through what these compute.
     leaves = {n: m for n, m in model.named_modules() if n and not any(True for _ in m.children())}
     watched = [f"{name}:out" for name in leaves]
@@ -201,26 +238,21 @@ def follow(model: Any, tensors: Mapping[str, Tensor], batch: Mapping[str, Tensor
             activations.append((name, side, type(leaves[name]).__name__, value))
 
     with watching(model, watched, keep), torch.no_grad(), mode:
-        outputs = run(model, batch)
-    steps, live = tape.needed(outputs)
-    tracker = FactorTracker(tensors)
-    for step in steps:
-        tracker.follow(step)
-    sites = [
-        Site(module, side, kind, tuple(value.shape), tracker.factors_of(value)[-1])
-        for module, side, kind, value in activations
-        if id(value) in live & tape.dependent
-    ]
-    return Trace(
-        tensors={name: tracker.factors_of(tensor) for name, tensor in tensors.items()},
-        outputs={name: tracker.factors_of(value) for name, value in outputs.items()},
-        sites=sites,
-        unread=tuple(name for name, tensor in tensors.items() if id(tensor) not in live),
-        unknown=tuple(sorted(tracker.unknown)),
-        casts=mode.casts,
-    )
+        outputs = call(model, run)
+    return outputs, activations
 
 
-def run(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the outputs of a model on a batch that are tensors, by name."""
-    return {name: value for name, value in model(**batch).items() if isinstance(value, Tensor)}
+def _same_output(outputs: dict[str, Labels], name: str, dims: Labels) -> None:
+    """Note the factors of an output; an output that several runs give moves alike in all of them."""
+    known = outputs.setdefault(name, dims)
+    if known is dims:
+        return
+    why = f"output {name} has another shape in another run"
+    if len(known) != len(dims):
+        fix((f for dim in (*known, *dims) for f in dim), why)
+        return
+    for mine, its in zip(known, dims, strict=True):
+        if size(mine) == size(its):
+            unite(mine, its, f"output {name} in several runs")
+        else:
+            fix([*mine, *its], why)
