@@ -13,7 +13,8 @@ Mutate = Callable[[bytes, random.Random], bytes]
 DRY = ("merge-models", "-q", "--dry-run", "-o", "out")
 WHOLE = ("merge-models", "-q", "-o", "out")
 SCORE = ("evaluate-models", "score", "-q", "--no-cache")
-DROP = ("edit-layers", "stack", "-q", "--layers", "0,0", "-o", "out")
+DROP = ("edit-layers", "stack", "-q", "--layers", "0,0", "-o", "out", "--dry-run")
+EDIT = DROP[:-1]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ KINDS: Mapping[str, Kind] = {
     "rescored": Kind(10, ("report/results.json",), m.mutated_json,
                      (("evaluate-models", "score", "-q", "task.yaml", "a", "-o", "report"),)),
     "side files": Kind(38, ("a/README.md", "a/generation_config.json", "a/vocab.txt"), m.mutated_bytes,
-                       ((*WHOLE, "a", "b"), (*DROP, "a"))),
+                       ((*WHOLE, "a", "b"), (*EDIT, "a"))),
     "results": Kind(36, ("report/results.json",), m.mutated_json, REPORTS),
     "recipes": Kind(165, ("recipe.yaml", "mergekit.yaml"), m.mutated_yaml,
                     (("merge-models", "-q", "--dry-run", "--recipe", "{}"),

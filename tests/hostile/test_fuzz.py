@@ -90,12 +90,17 @@ def _hang(_signal: int, _frame: Any) -> None:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return path -> size and time of every entry of a folder, links not followed."""
-    return {
-        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
-        for path in folder.rglob("*")
-        if not path.is_dir() or path.is_symlink()
-    }
+    """Return path -> size and time of every entry of a folder that is no folder itself, links not followed."""
+    found, pending = dict[str, tuple[int, int]](), [str(folder)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                else:
+                    status = entry.stat(follow_symlinks=False)
+                    found[entry.path[len(str(folder)) + 1 :]] = (status.st_size, status.st_mtime_ns)
+    return found
 
 
 def faults_of(outcome: Outcome, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -185,9 +190,10 @@ def test_no_file_brings_a_command_down(part: int, world: Path, monkeypatch: pyte
             seen[f"{case.kind} {'refused' if outcome.code else 'accepted'}"] += 1
             slowest = max(slowest, (outcome.seconds, f"case {number}: {case.command}"))
             if faults:
-                wrong.append(
-                    f"case {number} ({case.kind}, {case.file}): {' '.join(case.command)}: {faults}: {outcome.err[-600:]}"
-                )
+                words = " ".join(case.command)
+                wrong.append(f"case {number} ({case.kind}, {case.file}): {words}: {faults}: {outcome.err[-600:]}")
+                sys.stdout.write(wrong[-1] + "\n")
+                sys.stdout.flush()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     sys.stdout.write(f"{sum(seen.values())} cases, slowest {slowest}, peak memory {peak // 1024} MB\n{dict(seen)}\n")
     assert not wrong, f"{len(wrong)} of {sum(seen.values())} cases:\n" + "\n".join(wrong[:50])
