@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from merge.commands.terminal import verbose_option
 from merge.errors import OutputError
 
 
@@ -18,6 +19,7 @@ from merge.errors import OutputError
 )
 @click.option("--revision", help="Branch to commit to; created if it does not exist.")
 @click.option("--dry-run", is_flag=True, help="Show files, sizes, target and card; upload nothing.")
+@verbose_option
 def push_command(folder: Path, repo_id: str, private: bool | None, revision: str | None, dry_run: bool) -> None:
     """Upload a merged FOLDER to the Hub as ORG/NAME, in one commit.
 
@@ -36,6 +38,7 @@ def push_command(folder: Path, repo_id: str, private: bool | None, revision: str
 @click.option(
     "--results", type=click.Path(path_type=Path), required=True, help="A results.json written by evaluate-models."
 )
+@verbose_option
 def card_command(folder: Path, results: Path) -> None:
     """Write evaluation results into the model card (README.md) of a merged FOLDER.
 
@@ -52,6 +55,7 @@ def card_command(folder: Path, results: Path) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@verbose_option
 def verify_command(folder: Path, as_json: bool) -> None:
     """Compare the files of a merged FOLDER, and its inputs, with the hashes in merge.json.
 

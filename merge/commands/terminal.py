@@ -152,8 +152,22 @@ def set_verbosity(verbose: bool, quiet: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
 
 
+def _note_verbose(context: click.Context, _parameter: click.Parameter, verbose: bool) -> None:
+    if isinstance(context.obj, dict):
+        context.obj[VERBOSE] = verbose
+
+
+def verbose_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add -v to a command that logs nothing: it prints the whole of an error."""
+    text = "Print the whole of an error, not its first line."
+    add = click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_note_verbose, help=text)
+    return add(command)
+
+
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --json, -q and -v."""
     command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
     command = click.option("-q", "--quiet", is_flag=True, help="Show no progress and no notes.")(command)
-    return click.option("-v", "--verbose", is_flag=True, help="Show the log messages of libraries.")(command)
+    return click.option(
+        "-v", "--verbose", is_flag=True, help="Show the log messages of libraries, and the whole of an error."
+    )(command)

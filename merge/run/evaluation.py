@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.errors import MergeError, TaskError
+from merge.errors import MergeError, TaskError, first_line
 from merge.progress import track
 from merge.publish.card import add_results
 from merge.recipe.entries import EvaluationEntry
@@ -50,9 +50,14 @@ def evaluate(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[str, ...]:
     inputs = dict.fromkeys(m.source if m.commit is None else str(m.folder) for m in models)
     for entry in track(recipe.evaluation, "evaluating"):
         command = _command(entry, recipe.seed, report, [str(output), *inputs])
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
-        )
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
+        except (OSError, ValueError) as error:
+            raise EvaluationError(
+                f"{output} is written, but its evaluation on {entry.task} cannot be started: {first_line(error)}"
+            ) from error
         if done.returncode != 0:
             message = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "(nothing)")
             raise EvaluationError(

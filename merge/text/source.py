@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator, model_validator
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,19 @@ class Record(BaseModel):
     """A part of a recipe: its keys are its fields, unknown ones are errors, and it cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_can_be_written(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        for key, value in values.items():
+            for text in (key, *(value if isinstance(value, list | tuple) else [value])):
+                if isinstance(text, str) and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
+                    raise ValueError(
+                        f"{key!r} holds the character NUL or half of a surrogate pair, which no file can hold"
+                    )
+        return values
 
 
 # Asks for the package's own text by name.
