@@ -57,7 +57,7 @@ def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
     a, b = model_labels([record["a"], record["b"]])
     alignment = record.get("alignment") or {}
     # Match quality is shown by kind of axis; results.json has it for every axis.
-    quality = {name: value for name, value in alignment.get("quality", {}).items() if name != "axes"}
+    quality = {name: value for name, value in (alignment.get("quality") or {}).items() if name != "axes"}
     rest = tables.flatten({**{k: v for k, v in alignment.items() if k not in ("moved", "quality")}, **quality})
     label = f"Loss and accuracy on the straight line from {a} to {b}; the numbers are in the tables beside it."
     return {

@@ -40,6 +40,14 @@ KINDS = {
     "type_vocab_size": "a whole number",
     "pad_token_id": "a whole number",
 }
+TOKENIZER_KINDS = {
+    "model_max_length": "a number",
+    "tokenizer_class": "text",
+    "padding_side": "text",
+    "truncation_side": "text",
+    "do_lower_case": "true or false",
+    "added_tokens_decoder": "keys and values",
+}
 LAYERS = re.compile(r"(^|_)(n_layers?|layers|\w*_layers|num_\w*(groups|blocks))$")
 POSITIONS = re.compile(r"(^|_)(n_positions|max_position_embeddings|max_positions?)$")
 SIZES = re.compile(r"(_size|_dim|_heads?|_embeddings|_positions?|_buckets|_labels|_channels|_head|d_model|n_embd)$")
@@ -84,6 +92,17 @@ def _inside(folder: Path, source: str) -> str:
     if inside:
         return f"Did you mean {source.rstrip('/')}/{inside[0]}?"
     return "Expected a folder as save_pretrained writes."
+
+
+def check_tokenizer_config(folder: Path, source: str) -> None:
+    """Stop where an entry of tokenizer_config.json that decides how texts are read is of the wrong type.
+
+    Raises:
+        CheckpointError: it is, or the file is no JSON object.
+    """
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        read_object(path, CheckpointError, TOKENIZER_KINDS, f"{source}: tokenizer_config.json", nul=True)
 
 
 def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], source: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.config_file import check_sizes, read_config
+from merge.checkpoints.config_file import check_sizes, check_tokenizer_config, read_config
 from merge.checkpoints.hub.canonical_ids import CANONICAL_IDS
 from merge.checkpoints.hub.download import download, looks_like_hub_id
 from merge.checkpoints.modules import module_tensors
@@ -70,6 +70,7 @@ def open_encoder(source: str, revision: str | None = None, base_only: bool = Fal
     folder, commit = _locate(source, revision)
     check_adapter(folder, source)
     config = read_config(folder, source)
+    check_tokenizer_config(folder, source)
     stored = read_headers(folder, source)
     check_no_adapter_tensors(stored, source)
     config, quantization_notes = without_quantization(config, stored, source)

@@ -8,6 +8,7 @@ names file and key.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -149,7 +150,8 @@ def check_kinds(entries: Mapping[str, Any], name: str, error: type[MergeError], 
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         allowed = KINDS[kind]
-        if value is not None and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
+        unfit = not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
+        if value is not None and (unfit or (isinstance(value, float) and not math.isfinite(value))):
             raise error(f"{name}: {key}: expected {kind}, found {shown(value)}.")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -71,7 +71,7 @@ class _Curve(_Part):
 
 
 class _Alignment(_Part):
-    moved: dict[str, Any] = Field(default_factory=dict)
+    moved: dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)
     quality: dict[str, Any] | None = None
 
 

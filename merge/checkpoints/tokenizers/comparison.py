@@ -6,7 +6,6 @@ words: case, accents, spaces, joined and long words, special tokens, pairs.
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from merge.checkpoints.tokenizers.files import (
 from merge.checkpoints.tokenizers.tokenizer import Tokenizer, load_any
 from merge.checkpoints.tokenizers.union import setting_differences
 from merge.disk.cache import cache_key, read_cached, write_cached
+from merge.disk.documents import parse_json
 from merge.disk.hashes import file_hash
 from merge.errors import CheckpointError, brief, some
 
@@ -108,7 +108,9 @@ class TokenizerOf:
     def settings(self) -> dict[str, Any]:
         """What decides how a text becomes tokens, by name; of a tokenizer in Python its class and arguments."""
         if getattr(self.loaded, "is_fast", False):
-            stored = json.loads(self.loaded.backend_tokenizer.to_str())
+            stored = parse_json(
+                self.loaded.backend_tokenizer.to_str(), f"{self.source}: its tokenizer", CheckpointError, nul=True
+            )
             return Tokenizer(self.folder, stored).settings
         stated = {k: v for k, v in self.loaded.init_kwargs.items() if k not in HARMLESS and not k.endswith("_file")}
         return {"class": type(self.loaded).__name__} | {k: str(v) for k, v in stated.items()}

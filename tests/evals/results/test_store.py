@@ -98,7 +98,7 @@ def barrier(a: str = "a/", b: str = "b/", **changes: Any) -> dict[str, Any]:
         "a": {"name": a, "hash": "3f" * 32},
         "b": {"name": b, "hash": "4e" * 32},
         "curves": [curve("naive", 1.1), curve("aligned (activations; heads, ffn)", 0.21)],
-        "alignment": {"by": "activations", "axes": ["heads", "ffn"], "moved": {"ffn": "1530 of 1536"}},
+        "alignment": {"by": "activations", "axes": ["heads", "ffn"]},
         "notes": ["b was aligned to a"],
         "seconds": 120.5,
         "versions": {"torch": "2.13.0"},
@@ -491,7 +491,7 @@ def test_a_note_that_all_models_share_is_said_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_page_says_how_many_units_alignment_moved(tmp_path: Path) -> None:
     """An alignment that moved nothing is the usual, honest result, so the count stands in the open, not folded."""
-    moved = {"ffn": "0 of 1536", "heads": "44 of 48"}
+    moved = {"ffn": [0, 1536], "heads": [44, 48]}
     text = page_of(tmp_path, barrier(alignment={"by": "weights", "moved": moved}), barrier("c/", alignment=None))
     assert text.count("Units that alignment moved: ffn 0 of 1536, heads 44 of 48.") == 1
     assert text.count("Units that alignment moved") == 1

@@ -128,7 +128,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "folder").mkdir()
-    begun = time.monotonic()
+    begun = time.process_time()
     for name, words in (("pipe", "found a pipe"), ("zero", "found a device"), ("folder", "found a folder"),
                         ("loop", "Too many levels"), ("none", "No such file")):  # fmt: skip
         with pytest.raises(TaskError, match=words):
@@ -136,7 +136,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         with pytest.raises(TaskError, match=words):
             read_json(tmp_path / name, TaskError)
         assert front_matter(tmp_path / name) == {}
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
     (tmp_path / "text").write_text("x", encoding="utf-8")
     assert check_regular(tmp_path / "text").st_size == 1
 
@@ -170,10 +170,10 @@ MERGED = "a: &a {k: 1}\n" + "".join(
     ],
 )
 def test_yaml_is_bounded_before_values_are_built(text: str, words: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(YamlFault, match=words):
         parse_yaml(text)
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_aliases_within_the_bound_are_read() -> None:
