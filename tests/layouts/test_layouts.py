@@ -168,7 +168,8 @@ def _has_classes(layout: Layout) -> bool:
     return named and len(layout.true["id2label"]) == 2
 
 
-# One layout of each kind with each command is quick; the others are for `make check` and the page.
+# Quick: every layout is merged, and each other command meets layouts of each kind. Slow: every layout meets one more
+# command, in turn. The whole grid is for the page.
 QUICK = {
     "merge": tuple(LAYOUTS),
     "weights": ("bert-base-uncased", "all-mpnet-base-v2", "DDP of torch.compile"),
@@ -177,14 +178,28 @@ QUICK = {
     "score": ("DistributedDataParallel", "shards of .bin", "all-MiniLM-L6-v2", "tokenizer of DistilBERT says BERT"),
     "push": ("Trainer checkpoint", "SetFit"),
 }
-CASES = [
-    pytest.param(name, command, id=f"{command}-{name}", marks=() if name in QUICK[command] else pytest.mark.slow)
-    for command in COMMANDS
-    for name in LAYOUTS
-]
 
 
-@pytest.mark.parametrize(("name", "command"), CASES)
+def cells(whole: bool) -> list[Any]:
+    """Return (layout, command) as parameters; the whole grid, or what is run at every change and in the full check."""
+    others = ALL[1:]
+    turns = {name: others[k % len(others)] for k, name in enumerate(LAYOUTS)}
+    quick = [(name, command) for command in COMMANDS for name in QUICK[command]]
+    slow = [(name, command) for name, command in turns.items() if name not in QUICK[command]]
+    if whole:
+        slow = [(name, c) for c in COMMANDS for name in LAYOUTS if name not in QUICK[c]]
+    return [
+        pytest.param(name, command, id=f"{command}-{name}", marks=marks)
+        for chosen, marks in ((quick, ()), (slow, pytest.mark.slow))
+        for name, command in chosen
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "command" in metafunc.fixturenames:
+        metafunc.parametrize(("name", "command"), cells(metafunc.config.getoption("--layouts-table") is not None))
+
+
 def test_a_command_on_a_layout_is_right_or_says_why_not(
     name: str, command: str, pair: Callable[[str], tuple[Path, Path]], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
