@@ -107,8 +107,12 @@ def keep_first(delta: Tensor, count: int, dropped: int = 0, upwards: bool = Fals
     if count <= 0 or size == 0:
         return torch.zeros_like(delta)
     ordered = magnitudes.cpu().numpy().copy()
-    ordered.partition(sorted({first, min(first + count, size) - 1}))
-    smallest, largest = float(ordered[first]), float(ordered[min(first + count, size) - 1])
+    ordered.partition(first)
+    smallest, largest = float(ordered[first]), math.inf
+    if first + count < size:  # a second partition of the rest, as in kept_band
+        rest = ordered[first:]
+        rest.partition(count - 1)
+        largest = float(rest[count - 1])
     mask = (magnitudes >= smallest) & (magnitudes <= largest)
     if int(mask.sum()) != count:
         last = min(first + count, size)

@@ -35,6 +35,7 @@ class Ties(Method):
     them. Each entry elects the sign of sum_m w_m t_m, + where that is 0. (The authors' code gives such entries the sign
     that most other entries of the model elected; an exact 0 hardly occurs unless two models mirror each other.)
     The mean is over the models whose entry was kept and has the elected sign.
+    The authors' code also keeps one entry more of each model: every entry at least as large as the one below the threshold.
 
     Attributes:
         density: fraction of each task vector that is kept, for all models or one per model; the paper keeps 20%.
