@@ -34,7 +34,10 @@ Examples:
 
 
 SECTIONS = {
-    "What to merge": ("recipe_file", "method", "settings", "weights", "base", "base_lacks", "heads", "tokenizer", "revision"),
+    "What to merge": (
+        "recipe_file", "method", "settings", "weights", "base", "base_lacks", "heads", "config",
+        "tokenizer", "revision",
+    ),
     "Alignment": tuple(FLAGS),
     "Statistics": ("statistics", "statistics_text", "statistics_column", "label_column", "statistics_samples"),
     "Output": (

@@ -25,7 +25,7 @@ class Wudi(Method):
     The paper's few steps stop short of the minimum; `ridge` keeps the result similarly close to the sum.
     Only for matrices, read as (out, in) whichever way round they are stored; tensors of any other rank give base + mean_m tau_m.
     The authors' repository (WUDI-Merging) takes 300 steps at rate 2e-5 for RoBERTa, and divides by |tau_m|^2 as here; a script
-    of it for images divides by |tau_m|, takes only attention and feed-forward weights, and leaves all others at the base.
+    of it for images (coef.py) divides by |tau_m|, merges attention and feed-forward weights, and leaves all else at the base.
 
     Attributes:
         ridge: adds ridge g |tau - sum_m tau_m|^2 to the objective, g the mean eigenvalue of G: 0 gives the paper's minimum,

@@ -70,7 +70,8 @@ def alike(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     if a.dtype == torch.bfloat16:
-        return float((a != b).float().mean()) < 1e-3 and torch.allclose(a.float(), b.float(), rtol=2**-7, atol=0)
+        few = int((a != b).sum()) <= max(2, a.numel() // 50)
+        return few and torch.allclose(a.float(), b.float(), rtol=2**-7, atol=0)
     return torch.allclose(a, b, rtol=0, atol=BOUND)
 
 
