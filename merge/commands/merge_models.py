@@ -35,7 +35,7 @@ Examples:
 
 SECTIONS = {
     "What to merge": (
-        "recipe_file", "method", "settings", "weights", "base", "base_lacks", "heads", "config",
+        "recipe_file", "method", "settings", "weights", "base", "base_lacks", "heads", "config", "extra_tensors",
         "tokenizer", "revision",
     ),
     "Alignment": tuple(FLAGS),
