@@ -8,7 +8,7 @@ import click
 
 from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
 from evals.commands.show import show
-from evals.run.barrier import check_classes, measure_barrier
+from evals.run.barrier import measure_barrier
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options
 from merge.commands.terminal import common_options, set_verbosity
@@ -17,7 +17,7 @@ from merge.commands.terminal import common_options, set_verbosity
 @click.command(context_settings=SETTINGS, short_help="Measure the loss along the line from A to B.")
 @click.argument("a")
 @click.argument("b")
-@click.option("--task", required=True, help="A task of classes: evaluate-models tasks, or a TASK.yaml.")
+@click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")
 @align_options
 @click.option(
     "--points",
@@ -32,6 +32,9 @@ from merge.commands.terminal import common_options, set_verbosity
 @common_options
 def barrier(a: str, b: str, **options: Any) -> None:
     """Measure the loss along the straight line from A to B: barrier, epsilon, convexity gap.
+
+    The loss is the cross-entropy, or the squared error where the task asks for a number (stsb). The interval of the barrier comes
+    from drawing rows again, for the whole curve.
 
     The calibrated barrier is the barrier of the losses after temperature scaling; every temperature is fitted on these rows.
 
@@ -48,6 +51,5 @@ def barrier(a: str, b: str, **options: Any) -> None:
     check_formats(shared)
     check_device(shared.device)
     task, settings = find_task(options["task"]), make_align_entry(align_entry(options))
-    check_classes(task)
     pair = open_encoder(a), open_encoder(b)
     show([measure_barrier(pair, task, settings, options["points"], shared)], shared, "barrier")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evals.paths.line import Curve, make_curve
 from evals.paths.walk import Point, interpolate, walk
+from evals.predict.embeddings import embedding_facts
 from evals.predict.predictor import Predictor, make_predictor
 from evals.results.measure import named, reading_notes, record_key, setting
 from evals.tasks.label_names import MatchedTask
@@ -39,8 +40,9 @@ def barrier_key(
             alignment["apply"] = [file_hash(Path(path).expanduser()) for path in settings.apply or ()]
     hashes = [checkpoint.content_hash for checkpoint in pair]
     task, rows = matched.task.name, matched.rows.hash
+    embedded = tuple(embedding_facts(checkpoint) for checkpoint in pair) if matched.task.regression else ()
     cut = () if max_length is None else (max_length,)
-    return record_key("barrier", task, rows, hashes, points, matched.columns, alignment, *cut)
+    return record_key("barrier", task, rows, hashes, points, matched.columns, alignment, *embedded, *cut)
 
 
 def measure_pair(
@@ -107,13 +109,14 @@ def _even_grid(points: int) -> list[float]:
 
 
 def _curve(name: str, points: Sequence[Point]) -> Curve:
+    correct = [point.correct for point in points if point.correct is not None]
     return make_curve(
         name,
         _even_grid(len(points)),
         torch.stack([point.losses for point in points]).numpy(),
-        torch.stack([point.correct for point in points]).numpy(),
-        [point.temperature for point in points],
-        [point.calibrated for point in points],
+        torch.stack(correct).numpy() if correct else None,
+        [point.temperature for point in points if point.temperature is not None],
+        [point.calibrated for point in points if point.calibrated is not None],
     )
 
 

@@ -45,7 +45,7 @@ class Curve:
     name: str
     lam: tuple[float, ...]
     loss: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    accuracy: tuple[float | None, ...]
     barrier: float
     barrier_lam: float
     epsilon: float
@@ -76,7 +76,7 @@ def make_curve(
     Args:
         lam: even grid from 0 to 1, shape (points,).
         losses: float array (points, rows).
-        correct: bool array (points, rows).
+        correct: bool array (points, rows); None where the loss is that of a number, which is neither right nor wrong.
         temperature: the best one at every lam, if it was fitted.
         calibrated: mean loss of the rows at that temperature.
     """
@@ -91,7 +91,9 @@ def make_curve(
         name=name,
         lam=tuple(grid.tolist()),
         loss=tuple(mean.tolist()),
-        accuracy=tuple(np.asarray(correct, dtype=np.float64).mean(1).tolist()),
+        accuracy=(None,) * len(grid)
+        if correct is None
+        else tuple(np.asarray(correct, dtype=np.float64).mean(1).tolist()),
         barrier=float(above[peak]),
         barrier_lam=float(grid[peak]),
         epsilon=float(mean.max() - np.maximum(mean[0], mean[-1])),

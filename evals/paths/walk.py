@@ -16,6 +16,7 @@ from torch import Tensor
 from evals.paths.temperature import best_temperature
 from evals.predict.logits import check_finite, task_logits
 from evals.predict.predictor import Predictor
+from evals.predict.regression import regression_losses
 from evals.tasks.label_names import MatchedTask
 from merge.checkpoints.inputs import Encoded
 from merge.progress import shown_by, track
@@ -29,16 +30,16 @@ class Point:
     """The losses of one model on the path.
 
     Attributes:
-        losses: cross-entropy of each row.
-        correct: whether each row is predicted right.
+        losses: cross-entropy of each row, or its squared error.
+        correct: whether each row is predicted right; None where a number is predicted, as are the next two.
         temperature: the one with the least mean loss on these rows.
         calibrated: mean loss at that temperature.
     """
 
     losses: Float[Tensor, rows]  # noqa: F821
-    correct: Bool[Tensor, rows]  # noqa: F821
-    temperature: float
-    calibrated: float
+    correct: Bool[Tensor, rows] | None = None  # noqa: F821
+    temperature: float | None = None
+    calibrated: float | None = None
 
 
 def walk(
@@ -74,6 +75,8 @@ def walk(
 
 
 def _point(logits: Float[Tensor, "rows classes"], matched: MatchedTask) -> Point:
+    if matched.task.regression:
+        return Point(regression_losses(logits, matched.task, matched.rows, matched.model)[0])
     gold = torch.tensor(matched.rows.gold)
     pooled, predicted = task_logits(logits, matched.columns, matched.task)
     exact = pooled.double()

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evals.predict.batching import MIN_BATCH_SHARE
+from evals.predict.embeddings import embeds
 from evals.predict.first_token import first_token_only
 from evals.predict.forward import forward_logits
 from evals.predict.tokens import tokenise_rows
@@ -148,9 +149,13 @@ def check_finite(logits: Float[Tensor, "rows classes"], what: str, advice: str =
 def model_labels(checkpoint: Checkpoint, stated: Sequence[str] | None) -> tuple[str, ...]:
     """Return a classifier's class names in the order of its logits: the stated ones, else those of its config.
 
+    A model of embeddings has one number for a pair of texts, their cosine.
+
     Raises:
         TaskError: it is not a sequence classifier, or the number of stated names is not that of its classes.
     """
+    if stated is None and embeds(checkpoint):
+        return ("cosine",)
     if not checkpoint.architecture.endswith("ForSequenceClassification"):
         raise TaskError(f"{checkpoint.source} is a {checkpoint.architecture}; this task needs a sequence classifier.")
     names = checkpoint.structure.label_names
@@ -188,5 +193,12 @@ def task_logits(
 
 
 def match_labels(task: EvalTask, checkpoint: Checkpoint, stated: Sequence[str] | None) -> tuple[int, ...]:
-    """Return, for each class of the checkpoint, the index of the task's class."""
+    """Return, for each class of the checkpoint, the index of the task's class; (0,) for the one number of a regression."""
+    if task.regression and embeds(checkpoint):
+        return (0,)
+    if embeds(checkpoint):
+        raise TaskError(
+            f"{checkpoint.source} embeds texts; {task.name} asks for a class, which takes a sequence classifier. Score it on a "
+            "task of similarity, such as stsb."
+        )
     return column_of(task, model_labels(checkpoint, stated), checkpoint.source)

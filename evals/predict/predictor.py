@@ -13,6 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evals.predict.batching import plan_batches
+from evals.predict.embeddings import (
+    SentenceEncoder,
+    build_embedder,
+    cosines,
+    embedding_facts,
+    embeds,
+    longest_text,
+    set_embedder,
+    single_texts,
+)
 from evals.predict.logits import predict, token_budget
 from evals.predict.tokens import tokenise_rows
 from evals.predict.workers import WorkerGroup
@@ -42,9 +52,14 @@ class Predictor:
     workers: WorkerGroup | None = None
     max_length: int | None = None
 
+    @property
+    def embeds(self) -> bool:
+        """Whether the model embeds texts, and a row's prediction is the cosine of two; this process then works alone."""
+        return isinstance(self.model, SentenceEncoder)
+
     def fits(self, checkpoint: Checkpoint) -> bool:
         """Return whether `load` accepts a checkpoint: same architecture, settings and shapes."""
-        return not _differences(self.like, checkpoint)
+        return embedding_facts(self.like) == embedding_facts(checkpoint) and not _differences(self.like, checkpoint)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Replace the weights by a checkpoint's.
@@ -68,7 +83,7 @@ class Predictor:
             raise TaskError(
                 f"{self.like.source}: {len(odd)} weights do not fit its model; {odd[0]} is {what}. Give every weight by name."
             )
-        set_weights(self.model, tensors)
+        (set_embedder if self.embeds else set_weights)(self.model, tensors)
 
     def encode(self, rows: Rows, of: Checkpoint | None = None) -> Encoded:
         """Return rows as batches for this model, by the tokenizer of a checkpoint (default: `like`).
@@ -78,8 +93,10 @@ class Predictor:
         Raises:
             TaskError: there is no tokenizer, there are no rows, or the model cannot predict one.
         """
-        checkpoint = of or self.like
-        tokens = tokenise_rows(checkpoint, rows, self.cache, self.max_length)
+        checkpoint, limit = of or self.like, None
+        if self.embeds:
+            rows, limit = single_texts(checkpoint, rows), longest_text(checkpoint)
+        tokens = tokenise_rows(checkpoint, rows, self.cache, self.max_length, limit)
         try:
             return plan_batches(self.model, tokens, token_budget(self.model.device), checkpoint.source)
         except TaskError as error:
@@ -90,7 +107,9 @@ class Predictor:
         return len(encoded.batches[:: self.workers.size if self.workers else 1])
 
     def logits(self, encoded: Encoded, label: str = "predicting") -> Float[Tensor, "rows classes"]:
-        """Return the logits of every row under the current weights; float32, on the CPU."""
+        """Return the logits of every row under the current weights, or the cosine of its embeddings; float32, on the CPU."""
+        if self.embeds:
+            return cosines(predict(self.model, encoded, label))
         if self.workers is None:
             return predict(self.model, encoded, label)
         names = tuple(sorted(self.like.written_name(name) for name in self.like.tensors))
@@ -117,7 +136,8 @@ def make_predictor(
             str(dtype).removeprefix("torch."),
             torch.device(device).type,
         )
-    return Predictor(checkpoint, build_written(checkpoint, dtype).to(device), cache, workers, max_length)
+    model = build_embedder(checkpoint, dtype) if embeds(checkpoint) else build_written(checkpoint, dtype)
+    return Predictor(checkpoint, model.to(device), cache, workers, max_length)
 
 
 def build_written(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:

@@ -38,7 +38,9 @@ TOKENIZER_FILES = (
 )
 
 
-def tokenise_rows(checkpoint: Checkpoint, rows: Rows, cache: bool = True, max_length: int | None = None) -> Tokens:
+def tokenise_rows(
+    checkpoint: Checkpoint, rows: Rows, cache: bool = True, max_length: int | None = None, limit: int | None = None
+) -> Tokens:
     """Return the rows as tokens of a checkpoint's tokenizer, from the cache where it has them.
 
     Longer rows are cut to what the model takes: the limit of its positions and of its tokenizer, or `max_length`.
@@ -46,6 +48,7 @@ def tokenise_rows(checkpoint: Checkpoint, rows: Rows, cache: bool = True, max_le
     Args:
         cache: whether tokens are read from the cache and written to it.
         max_length: tokens that are read of a row; None for as many as the model takes.
+        limit: that of the pipeline, in place of the tokenizer's own.
     Raises:
         TaskError: there are no rows; the checkpoint has no tokenizer, or one with tokens for which the model has no embedding;
             the model takes fewer tokens than `max_length`.
@@ -54,11 +57,13 @@ def tokenise_rows(checkpoint: Checkpoint, rows: Rows, cache: bool = True, max_le
         raise TaskError(f"{checkpoint.source} has no tokenizer; evaluation needs one. Copy tokenizer.json into it.")
     if not len(rows):
         raise TaskError("there are no rows to predict.")
-    key = tokens_key(checkpoint, rows, max_length)
+    key = tokens_key(checkpoint, rows, max_length, limit)
     kept = read_cached_tensors(KIND, key) if cache else None
     if kept is None:
         tokenizer = load_tokenizer(checkpoint.folder)
-        tokens = read_tokens(tokenizer, rows.texts, _longest(checkpoint, tokenizer.model_max_length, max_length))
+        tokens = read_tokens(
+            tokenizer, rows.texts, _longest(checkpoint, limit or tokenizer.model_max_length, max_length)
+        )
         stated = checkpoint.config.get("pad_token_id")
         # The model's code knows the config's pad token alone: heads look for it, and positions are counted by it.
         tokens = replace(tokens, pad=stated if isinstance(stated, int) and stated >= 0 else tokens.pad)
@@ -82,7 +87,7 @@ def _longest(checkpoint: Checkpoint, of_tokenizer: int, max_length: int | None) 
     return min(limit, NO_LIMIT if max_length is None else max_length)
 
 
-def tokens_key(checkpoint: Checkpoint, rows: Rows, max_length: int | None = None) -> str:
+def tokens_key(checkpoint: Checkpoint, rows: Rows, max_length: int | None = None, limit: int | None = None) -> str:
     """Return the hash of everything that determines the tokens: texts, tokenizer files, longest input, library versions."""
     names = [name for name in checkpoint.side_files if any(fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)]
     return cache_key(
@@ -90,7 +95,7 @@ def tokens_key(checkpoint: Checkpoint, rows: Rows, max_length: int | None = None
         hashlib.sha256(repr(rows.texts).encode()).hexdigest(),
         {name: file_hash(checkpoint.folder / name) for name in sorted(names)},
         [checkpoint.model_type, *(checkpoint.config.get(key) for key in ("tokenizer_class", "pad_token_id"))],
-        [position_limit(checkpoint.config), max_length],
+        [position_limit(checkpoint.config), max_length, limit],
         [importlib.metadata.version(library) for library in ("transformers", "tokenizers")],
     )
 

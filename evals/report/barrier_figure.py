@@ -28,23 +28,27 @@ def barrier_figure(record: Record) -> Figure:
     curves = record["curves"]
     with figure_settings():
         figure = Figure(figsize=(9.6, 3.9 + 0.2 * len(curves)), layout="constrained")
-        loss, accuracy = figure.subplots(1, 2)
-        handles = []
+        # A number is neither right nor wrong: a regression task has no second panel.
+        classes = any(value is not None for curve in curves for value in curve["accuracy"])
+        names = ("loss", "accuracy") if classes else ("squared error",)
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        loss, handles = panels[0], []
         for at, curve in enumerate(curves):
-            _draw_curve(accuracy, curve["lam"], numbers(curve["accuracy"]), at)
+            if classes:
+                _draw_curve(panels[1], curve["lam"], numbers(curve["accuracy"]), at)
             handles.append(_draw_curve(loss, curve["lam"], numbers(curve["loss"]), at))
-        for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        for axes, name in zip(panels, names, strict=True):
             axes.margins(y=0.12)
             axes.set(xlabel="λ (0 = a, 1 = b)", ylabel=name, xlim=(-0.04, 1.04))
         calibrated = [_draw_calibrated(loss, curve, at) for at, curve in enumerate(curves) if curve.get("calibrated")]
         for at, curve in enumerate(curves):
             _draw_gap(loss, curve, at, shift=0.012 * (at - (len(curves) - 1) / 2))
         line, ends = handles[0][1:]
-        names = [_legend_name(curve) for curve in curves]
+        legend = [_legend_name(curve) for curve in curves]
         figure.legend(
             [*(handle[0] for handle in handles), line, ends, *calibrated[:1]],
             [
-                *names,
+                *legend,
                 "straight line between the endpoints",
                 "the models a and b",
                 *["at the best temperature"][: len(calibrated)],

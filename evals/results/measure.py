@@ -14,8 +14,10 @@ from torch import Tensor
 import merge
 from evals.heuristics.scores import HANS_LO
 from evals.heuristics.scores import score as hans_table
+from evals.predict.embeddings import embedding_facts
 from evals.predict.logits import check_finite, label_notes, match_labels, model_labels, task_logits
 from evals.predict.predictor import Predictor, make_predictor, precision_change
+from evals.predict.regression import regression_losses, scale_notes
 from evals.results.predictions import PredictionTable, predictions_file, write_predictions_table
 from evals.scores.intervals import proportion_interval, score_intervals
 from evals.scores.label_orders import order_notes
@@ -67,7 +69,7 @@ def score_model(
     raw = predictor.logits(encoded, f"predicting {task.name} with {checkpoint.source}")
     dtype = predictor.model.dtype
     check_finite(raw, checkpoint.source, "" if dtype == torch.float32 else FULL_PRECISION)
-    loss, predicted = judge(raw, columns, task, rows)
+    loss, predicted = judge(raw, columns, task, rows, checkpoint)
     key = score_key(checkpoint, task, rows, stated, dtype, predictor.max_length)
     record = setting("scores", key, task, rows) | {
         "model": named(checkpoint),
@@ -81,6 +83,7 @@ def score_model(
     names = model_labels(checkpoint, stated)
     notes = [
         *label_notes(checkpoint, stated),
+        *scale_notes(task, checkpoint),
         *reading_notes(task, columns, encoded, predictor.max_length),
         *_constant_note(predicted, task),
     ]
@@ -119,16 +122,18 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def judge(raw: Tensor, columns: Sequence[int], task: EvalTask, rows: Rows) -> tuple[Tensor, Tensor]:
+def judge(
+    raw: Tensor, columns: Sequence[int], task: EvalTask, rows: Rows, checkpoint: Checkpoint | None = None
+) -> tuple[Tensor, Tensor]:
     """Return (loss, prediction) of every row: cross-entropy and class, or squared error and number for regression.
 
     Args:
         raw: logits of the model's classes, shape (rows, classes).
         columns: for each class of the model, the index of the task's class.
+        checkpoint: the model; its folder states what its output means on a regression task.
     """
     if task.regression:
-        predicted = raw[:, 0].double()
-        return (predicted - torch.tensor(rows.gold, dtype=torch.float64)) ** 2, predicted
+        return regression_losses(raw, task, rows, checkpoint)
     logits, predicted = task_logits(raw, columns, task)
     gold = torch.tensor(rows.gold, dtype=torch.int64)
     return torch.nn.functional.cross_entropy(logits.double(), gold, reduction="none"), predicted
@@ -165,7 +170,9 @@ def score_key(
     columns = match_labels(task, checkpoint, stated)
     rounded = () if dtype == torch.float32 else (_dtype_name(dtype),)
     cut = () if max_length is None else (max_length,)
-    parts = (task.name, task.metric, rows.hash, checkpoint.content_hash, columns)
+    parts: tuple[Any, ...] = (task.name, task.metric, rows.hash, checkpoint.content_hash, columns)
+    if task.regression:
+        parts = (*parts, embedding_facts(checkpoint))
     return record_key("scores", *parts, *rounded, *cut)
 
 

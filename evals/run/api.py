@@ -138,10 +138,10 @@ def barrier(
         align: an alignment that is measured beside the naive line; as in `merge.merge`.
         points: of the even grid of lam, the endpoints included; at least 3.
     Returns:
-        `.barrier` in nats, `.curves` by name, `.plot()`.
+        `.barrier` in nats (in squared units of the gold number for a regression task), `.curves` by name, `.plot()`.
     Raises:
         MismatchError: the two models do not fit one another.
-        UsageError: the task has no classes, or there are fewer than 3 points.
+        UsageError: there are fewer than 3 points.
     Source: Frankle et al. 2020, arXiv:1912.05671; Entezari et al. 2022, arXiv:2110.06296.
 
     Example:
@@ -230,11 +230,11 @@ def _data(data: RowsLike | None, workspace: Path) -> Path | None:
 
 
 def _open_all(models: ModelLike | Sequence[ModelLike], workspace: Path) -> list[Checkpoint]:
-    """Open one model or several as encoders; those in memory are written to the workspace."""
+    """Open one model or several; those in memory are written to the workspace."""
     from merge.checkpoints.checkpoint import Checkpoint
 
     single = isinstance(models, str | os.PathLike | Checkpoint) or is_in_memory(models)
     listed: Sequence[Any] = [models] if single else list(models)  # type: ignore[arg-type]
     if not listed:
         raise UsageError("no models given. Example: evals.score(['a/', 'b/'], 'mnli', data=rows)")
-    return [open_model(model, workspace, number).encoder for number, model in enumerate(listed, 1)]
+    return [open_model(model, workspace, number) for number, model in enumerate(listed, 1)]

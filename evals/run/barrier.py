@@ -11,7 +11,6 @@ from evals.predict.process_group import local_device
 from evals.predict.workers import worker_group
 from evals.run.options import EvalOptions, read_rows, reuse_result, stored_results
 from merge.checkpoints.weights.arrays import check_device
-from merge.errors import UsageError
 
 if TYPE_CHECKING:
     from evals.tasks.task import EvalTask
@@ -28,12 +27,13 @@ def measure_barrier(
         pair: the endpoints, lam = 0 first, as encoders (without sentence-transformers modules).
         points: of the even grid of lam, the endpoints included.
     Raises:
-        UsageError: the task has no classes.
         MismatchError: the two models do not fit one another.
     """
     from evals.paths.barrier import barrier_key, barrier_record, measure_pair
+    from evals.predict.embeddings import with_modules
     from evals.predict.logits import label_notes, match_labels
     from evals.predict.predictor import make_predictor
+    from evals.predict.regression import scale_notes
     from evals.results.measure import named
     from evals.results.store import add_result
     from evals.tasks.label_names import MatchedTask
@@ -44,12 +44,12 @@ def measure_barrier(
     from merge.run.rebase import rebase
 
     begun = time.monotonic()
-    check_classes(task)
+    pair = with_modules(pair[0]), with_modules(pair[1])
     check_device(options.device)
     heads = plan_heads(None, ModelSet(pair))
     notes = preflight(heads, Allowed(dtype="float32"))
     columns, stored = match_labels(task, pair[0], options.labels), stored_results(options)
-    matched = MatchedTask(task, read_rows(task, options), columns)
+    matched = MatchedTask(task, read_rows(task, options), columns, pair[0])
     key = barrier_key(pair, matched, settings, options.seed, points, options.max_length)
     names = {"a": named(pair[0]), "b": named(pair[1]), "data": matched.rows.data, "split": matched.rows.split}
     record = reuse_result(stored, key, names, options.output)
@@ -66,18 +66,15 @@ def measure_barrier(
         )
         curves, more = measure_pair(pair, ready.models, rebased, matched, points, predictor)
     alignment = rebased.aligned[0].to_json() if rebased.aligned else None
-    notes = (*notes, *label_notes(pair[0], options.labels), *ready.notes, *rebased.notes, *more)
+    notes = (
+        *notes,
+        *label_notes(pair[0], options.labels),
+        *scale_notes(task, pair[0]),
+        *ready.notes,
+        *rebased.notes,
+        *more,
+    )
     record = barrier_record(key, matched, pair, curves, alignment, notes, time.monotonic() - begun)
     if options.output:
         add_result(options.output, record)
     return record
-
-
-def check_classes(task: EvalTask) -> None:
-    """Stop where a task has no classes, and so no cross-entropy.
-
-    Raises:
-        UsageError: it is a regression task.
-    """
-    if task.regression:
-        raise UsageError(f"--task {task.name}: the barrier is that of cross-entropy, and this task has no classes.")

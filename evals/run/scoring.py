@@ -50,10 +50,11 @@ def score_all(
 
     import torch
 
+    from evals.predict.embeddings import with_modules
     from evals.results.measure import named, score_key
     from evals.results.predictions import has_predictions
 
-    stored = stored_results(options)
+    stored, checkpoints = stored_results(options), [with_modules(checkpoint) for checkpoint in checkpoints]
     chosen, left_out = choose_tasks(tasks, checkpoints, options, all_tasks)
     dtype = getattr(torch, options.dtype)
     scored: dict[tuple[int, int], Scored] = {}

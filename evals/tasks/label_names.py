@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from evals.tasks.task import EvalTask, Rows
 from merge.errors import TaskError
+
+if TYPE_CHECKING:
+    from merge.checkpoints.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -16,11 +20,13 @@ class MatchedTask:
 
     Attributes:
         columns: for each class of the model, the index of the task's class, as `column_of` returns it.
+        model: whose settings decide what its output means on a regression task.
     """
 
     task: EvalTask
     rows: Rows
     columns: tuple[int, ...]
+    model: Checkpoint | None = None
 
 
 def class_names(

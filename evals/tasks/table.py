@@ -229,7 +229,7 @@ class TaskTable:
 def make_task(table: TaskTable, metric: str) -> EvalTask:
     """Return the task of a table, with a metric of METRICS."""
     source = f"--data {table.files[0]}" if table.source is None else table.source
-    return EvalTask(table.name, table.labels, table, metric, table.coarse, table.aliases, source)
+    return EvalTask(table.name, table.labels, table, metric, table.coarse, table.aliases, source, table.scale)
 
 
 def _plain_name(file: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,6 +80,7 @@ class EvalTask:
         coarse: fine label -> task label, for models with more classes (three-way NLI on two-way HANS).
         aliases: another name -> a task label or a fine label.
         source: where rows are read from without a path, for people to read.
+        scale: the smallest and largest gold number of a regression task.
     """
 
     name: str
@@ -88,6 +90,7 @@ class EvalTask:
     coarse: dict[str, str] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     source: str = ""
+    scale: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def regression(self) -> bool:

@@ -543,7 +543,6 @@ BAD: list[tuple[str, list[str], tuple[str, ...], int]] = [
     ("no source", ["score", "sick", "ZOO/a"], ("the Hub has no edition", "give a file such as SICK_test_annotated.txt"), 1),
     ("labels of a number", ["glue", "stsb", "ZOO/one", "--labels", "x"], ("--labels names classes; stsb asks for a number",), 2),
     ("a classifier for a number", ["glue", "stsb", "ZOO/a"], ("stsb asks for a number",), 1),
-    ("barrier of a number", ["barrier", "ZOO/one", "ZOO/one", "--task", "stsb"], ("this task has no classes",), 2),
     ("two classes for three", ["score", "snli", "ZOO/a", "ZOO/sentiment"], ("gold labels are not folded",), 1),
     ("unknown task of a barrier", ["barrier", "ZOO/a", "ZOO/b", "--task", "han"], ("Did you mean 'hans'?",), 2),
     ("no models", ["hans"], ("no models given. Example: evaluate-models hans",), 2),

@@ -138,7 +138,7 @@ def test_bad_input_is_one_clear_line(zoo: Path) -> None:
         evals.score("a", "mnli", data=[{**ROWS[0], "label": "perhaps"}])
     with pytest.raises(UsageError, match="points must be at least 3"):
         evals.barrier("a", "b", task="mnli", data=ROWS, points=2)
-    with pytest.raises(UsageError, match="has no classes"):
+    with pytest.raises(TaskError, match="asks for a number"):
         evals.barrier("a", "b", task="stsb", data=ROWS)
     with pytest.raises(MismatchError):
         evals.barrier("a", "small", task="mnli", data=ROWS)
