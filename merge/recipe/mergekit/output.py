@@ -16,6 +16,10 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 WORDPIECE_UNION = (
     "a union of WordPiece vocabularies stays WordPiece; mergekit adds the other models' pieces as whole words"
 )
+INSTEAD = {
+    "tokens": "a token that a model lacks gets the mean of the models that have it, and no other token is changed",
+    "pad_to_multiple_of": "the embedding table gets no rows beyond those of the vocabulary",
+}
 PADDING_ROWS = "rows of the embedding table that no token names are kept; mergekit leaves them out"
 MISSING_TOKENS = (
     "a token that a model lacks gets the mean of the models that have it; mergekit prefers the base_model's row"
@@ -48,9 +52,11 @@ def tokenizer_of(document: Document, merges: Merges, warnings: list[str]) -> dic
     source = document.tokenizer_source
     if document.tokenizer is not None:
         where, source = ("tokenizer", "source"), document.tokenizer.source
-        for key in ("tokens", "pad_to_multiple_of"):
+        for key, instead in INSTEAD.items():
             if getattr(document.tokenizer, key) is not None:
-                raise Fault(("tokenizer", key), f"tokenizer.{key} has no counterpart here; delete it")
+                raise Fault(
+                    ("tokenizer", key), f"tokenizer.{key} has no counterpart here: {instead}. Delete it to merge so"
+                )
     if source is None:
         return {}
     warnings += [MISSING_TOKENS, PADDING_ROWS]
