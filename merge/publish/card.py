@@ -14,6 +14,7 @@ import yaml
 
 from merge.disk.documents import front_matter, read_object
 from merge.errors import CheckpointError
+from merge.publish.library import Library, library_of
 from merge.publish.model_index import model_index
 from merge.publish.results_file import read_results
 
@@ -33,8 +34,9 @@ TAGS = ["merge", "merge-models"]
 
 def write_card(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write README.md from the facts of a run (merge.json) and evaluation results (records of results.json)."""
-    front = yaml.safe_dump(metadata(facts, results), sort_keys=False, allow_unicode=True)
-    body = "\n".join([f"---\n{front}---", "", *_body(facts, results), ""])
+    library = library_of(folder)
+    front = yaml.safe_dump(metadata(facts, results, library), sort_keys=False, allow_unicode=True)
+    body = "\n".join([f"---\n{front}---", "", *_body(facts, results, library), ""])
     (folder / "README.md").write_text(body, encoding="utf-8", newline="\n")
 
 
@@ -44,11 +46,11 @@ def add_results(folder: Path, results_file: Path) -> int:
     Raises:
         CheckpointError: the folder was not written by merge-models, or results.json holds no score of its model.
     """
-    from merge.checkpoints.open import open_encoder
+    from merge.checkpoints.open import open_checkpoint
     from merge.disk.hashes import file_hash
 
     facts, results = _read_manifest(folder / "merge.json"), read_results(results_file, CheckpointError)
-    merged_hash = open_encoder(str(folder)).content_hash
+    merged_hash = open_checkpoint(str(folder)).content_hash
     try:
         input_hashes = {m["content_hash"] for m in facts["models"]}
         records = [r for r in results if _concerns(r, merged_hash, input_hashes)]
@@ -84,18 +86,26 @@ def _concerns(record: Mapping[str, Any], merged_hash: str, input_hashes: set[str
     return record["kind"] == "barrier" and {record["a"].get("hash"), record["b"].get("hash")} <= input_hashes
 
 
-def metadata(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Return the card's YAML header: base models that are Hub ids, and the licence if every input states the same one."""
+def metadata(
+    facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = (), library: Library | None = None
+) -> dict[str, Any]:
+    """Return the card's YAML header: base models that are Hub ids, and the licence if every input states the same one.
+
+    Args:
+        library: of the folder, where transformers alone does not load it.
+    """
     ids = list(dict.fromkeys(m["source"] for m in facts["models"] if m["commit"]))
     licences = set(facts["licences"])
     out: dict[str, Any] = {"library_name": "transformers", "tags": TAGS}
+    if library is not None:
+        out = {"library_name": library.name, "tags": [*library.tags, *TAGS]}
     if len(licences) == 1 and None not in licences:
         out["license"] = licences.pop()
     if ids:
         out |= {"base_model": ids, "base_model_relation": "merge"}
     pipeline = next((p for ending, p in PIPELINES.items() if facts["architecture"].endswith(ending)), None)
-    if pipeline:
-        out["pipeline_tag"] = pipeline
+    if library is not None or pipeline:
+        out["pipeline_tag"] = pipeline if library is None else library.pipeline
     inputs = {m["content_hash"] for m in facts["models"]}
     merged_scores = [r for r in results if r["kind"] == "scores" and r["model"]["hash"] not in inputs]
     if index := model_index(facts["name"], merged_scores):
@@ -109,7 +119,7 @@ def licence_of(card: Path) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _body(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
+def _body(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]], library: Library | None = None) -> list[str]:
     base = facts.get("base")
     inputs = [("", m) for m in facts["models"]] + ([(" (base)", base)] if base else [])
     lines = [f"# {facts['name']}", "", _summary(facts), ""]
@@ -122,6 +132,8 @@ def _body(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> lis
         lines += ["", "## Notes", "", *(f"- {note}" for note in facts["notes"])]
     lines += ["", "## Recipe", "", "```yaml", facts["recipe_yaml"].strip(), "```", ""]
     lines += ["Files, versions and hashes: `merge.json`. Load it with:", "", "```python"]
+    if library is not None:
+        return [*lines, *(line.replace("{name}", repr(facts["name"])) for line in library.code), "```"]
     auto = loading_class(facts["architecture"])
     return [*lines, f"from transformers import {auto}", f"model = {auto}.from_pretrained({facts['name']!r})", "```"]
 

@@ -234,3 +234,37 @@ def test_the_card_says_what_was_done_and_names_the_base(tmp_path: Path) -> None:
     assert "averaged" not in text
     write_card(tmp_path, FACTS | {"method": "passthrough", "models": FACTS["models"][:1]})
     assert "from 1 model without averaging" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+PACKAGE = "sentence_transformers.models"
+KINDS = [
+    ({"modules.json": [{"type": f"{PACKAGE}.Transformer"}, {"type": f"{PACKAGE}.Pooling"}]},
+     ("sentence-transformers", "sentence-similarity", "SentenceTransformer('merged')")),
+    ({"modules.json": [{"type": f"{PACKAGE}.Transformer"}, {"type": "sentence_transformers.sparse_encoder.SpladePooling"}]},
+     ("sentence-transformers", "feature-extraction", "SparseEncoder('merged')")),
+    ({"modules.json": [{"type": f"{PACKAGE}.Transformer"}, {"type": "pylate.models.Dense.Dense"}]},
+     ("PyLate", "sentence-similarity", "models.ColBERT('merged')")),
+    ({"config.json": {"sentence_transformers": {"version": "5.0.0"}, "id2label": {"0": "LABEL_0"}}},
+     ("sentence-transformers", "text-ranking", "CrossEncoder('merged')")),
+    ({"config.json": {"sbert_ce_default_activation_function": "x.Identity", "id2label": {"0": "a", "1": "b"}}},
+     ("sentence-transformers", "text-classification", "CrossEncoder('merged')")),
+    ({"config_sentence_transformers.json": {"model_type": "MultiVectorEncoder"}, "modules.json": [{"type": "x.Transformer"}]},
+     ("sentence-transformers", "sentence-similarity", "MultiVectorEncoder('merged')")),
+    ({"config.json": {"id2label": {"0": "a"}}}, ("transformers", "text-classification", "AutoModelForSequenceClassification")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "expected"), KINDS)
+def test_a_card_names_the_library_that_loads_the_folder(
+    tmp_path: Path, files: dict[str, Any], expected: tuple[str, str, str]
+) -> None:
+    """The Hub lists a model by its library and pipeline; the code on the card is of the same library."""
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value), encoding="utf-8")
+    write_card(tmp_path, FACTS | {"name": "merged"})
+    header, text = front(tmp_path), (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert (header["library_name"], header["pipeline_tag"]) == expected[:2]
+    assert expected[2] in text
+    assert ("from transformers" in text) == (expected[0] == "transformers")
+    assert ("sentence-similarity" in header["tags"]) == (expected[2].startswith(("SentenceTransformer", "models.")))
+    assert header["tags"][-2:] == ["merge", "merge-models"]
