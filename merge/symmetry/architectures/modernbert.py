@@ -73,7 +73,7 @@ MODERNBERT = Family(
     layer_path="layers.{i}",
     taps={},
     layer_taps={
-        "[(heads{i} -) | (heads{i} -) | (heads{i} v{i})]": ("attn.Wqkv:out",),
+        "[(heads{i} -turn{i}) | (heads{i} -turn{i}) | (heads{i} v{i})]": ("attn.Wqkv:out",),
         "v{i}": ("attn.Wo:in",),
         "ffn{i}": ("mlp.Wo:in",),
     },
