@@ -146,6 +146,8 @@ def collect(pair: Pair) -> dict[str, list[CrossMoments]]:
 
     def compare(batch: Batch, site: str, activation: Tensor) -> None:
         a, b = _rows(kept[site].pop(0), batch, site), _rows(activation, batch, site)
+        if a is None or b is None:
+            return
         if site not in moments_at:
             views = [view for view in sites[site].views((a.shape[1],), counts) if view.movable]
             moments_at[site] = [(unit_positions(view).reshape(-1), CrossMoments()) for view in views]
@@ -176,14 +178,17 @@ def _parts(batch: Batch) -> Iterator[Batch]:
         yield {name: tensor[start : start + each] for name, tensor in batch.items()}
 
 
-def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows units"]:
-    """Return activations as rows, without those of padding tokens; activations of two dimensions as they are."""
+def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows units"] | None:
+    """Return activations as rows, without those of padding tokens; activations of two dimensions as they are.
+
+    None where rows are not told apart from padding, as in models that pool tokens or fill texts up to a window.
+    """
     if activation.ndim < 3:
         return activation
     try:
         return token_rows(activation, token_mask(batch), "".join(site.split(":")[2:]))
-    except PaddingError as error:
-        raise AlignmentError(f"activations at {site}: {error}. Use --align weights without --text.") from error
+    except PaddingError:
+        return None
 
 
 def check_seen(movable: Sequence[str], moves: Mapping[str, Collection[tuple[str, ...]]]) -> None:
@@ -192,6 +197,6 @@ def check_seen(movable: Sequence[str], moves: Mapping[str, Collection[tuple[str,
     for axis in movable:
         if axis not in seen:
             raise AlignmentError(
-                f'the spec names no activation for axis "{axis}"; it cannot be matched by activations. Leave its kind out '
-                "(--axes), or use --align weights."
+                f'the spec names no activation for axis "{axis}" whose rows can be told apart from padding; it cannot be matched '
+                "by activations. Leave its kind out (--axes), or use --align weights."
             )
