@@ -21,8 +21,26 @@ HUB_ID = re.compile(r"\b[\w\-.]{1,96}\b/\b[\w\-.]{1,96}\b", re.ASCII)
 # Weights, by the names that transformers gives them; permutation.safetensors, optimizer.bin and training_args.bin do not match.
 SAFETENSORS = "model*.safetensors"
 PICKLES = "pytorch_model*.bin"
-TEXT_FILES = ("*.json", "*.txt", "*.md", "*.yaml", "*.yml", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
-VOCABULARIES = ("*.model", "*.bpe", "bpe.codes", "*.tiktoken")  # of SentencePiece, BPE and tiktoken tokenizers
+TEXT_FILES = (
+    "*.json",
+    "*.txt",
+    "*.md",
+    "*.yaml",
+    "*.yml",
+    "*.jinja",
+    "*.py",
+    "[Ll][Ii][Cc][Ee][Nn][SsCc][Ee]*",
+    "NOTICE*",
+    "COPYING*",
+)
+VOCABULARIES = (
+    "*.model",
+    "*.bpe",
+    "bpe.codes",
+    "*.tiktoken",
+    "*.spm",
+    "*.tokenizer",
+)  # of SentencePiece, BPE and tiktoken tokenizers
 SIDE_FILES = (*TEXT_FILES, *VOCABULARIES, "permutation*.safetensors")
 # Folders that hold the model once more, in another runtime's format or from an earlier step of its training.
 OTHER_COPIES = ("onnx", "openvino", "coreml", "*.mlpackage", "checkpoint-*", "runs")
@@ -112,6 +130,11 @@ def check_id(repo_id: str) -> None:
 
 def _require_weights(names: Iterable[str], asked: str, *, found: list[str]) -> None:
     if not any(matches_any(PurePosixPath(name).name, (SAFETENSORS, PICKLES)) for name in names):
+        if "adapter_config.json" in found:
+            raise HubError(
+                f"cannot {asked}: it is an adapter alone (adapter_config.json), not a whole model. Fold it into its model first, "
+                "with peft: PeftModel.from_pretrained(model, ID).merge_and_unload().save_pretrained(FOLDER)."
+            )
         shown = ", ".join(sorted(found)[:8]) + (", ..." if len(found) > 8 else "")
         raise HubError(f"cannot {asked}: it holds no {SAFETENSORS} and no {PICKLES}, but: {shown or 'nothing'}")
 

@@ -249,19 +249,24 @@ def test_padded_tables_of_one_tokenizer_name_the_option(tmp_path: Path) -> None:
     assert load_file(tmp_path / "out/model.safetensors")["bert.embeddings.word_embeddings.weight"].shape == (18, 24)
 
 
-def test_a_base_that_names_no_class_is_read_as_its_familys(tmp_path: Path) -> None:
-    """Its head is not asked for; the models have to name theirs."""
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForSequenceClassification"])
+def test_a_base_that_names_no_class_is_read_as_its_familys(architecture: str, tmp_path: Path) -> None:
+    """Its head is not asked for, and may be there or not; a model with a head has to name its class."""
     a, b = (save_checkpoint(tmp_path / name, seed=k) for k, name in enumerate("ab"))
-    base = save_checkpoint(tmp_path / "base", bert_config("BertModel"), seed=2)
+    base = save_checkpoint(tmp_path / "base", bert_config(architecture), seed=2)
     more = {"method": "task_arithmetic", "base_lacks": "average"}
-    merged(tmp_path / "named", a, b, base=str(base), **more)
     config_of(base, architectures=None)
     report = merged(tmp_path / "out", a, b, base=str(base), **more)
-    assert any("names no class; as the base it is read as BertModel" in note for note in report.notes)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("named", "out"))
-    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert any("as the base it is read as BertModel" in note for note in report.notes)
+    one, two, start, out = (load_file(f / "model.safetensors") for f in (a, b, base, tmp_path / "out"))
+    encoder = {name: name if name in start else name.removeprefix("bert.") for name in out if name.startswith("bert.")}
+    assert all(torch.allclose(out[n], one[n] + two[n] - start[stored], atol=1e-5) for n, stored in encoder.items())
+    heads = one["classifier.weight"], two["classifier.weight"]
+    expected = sum(heads) - start["classifier.weight"] if "classifier.weight" in start else sum(heads) / 2
+    assert torch.allclose(out["classifier.weight"], expected, atol=1e-5)
     assert open_base(str(base)).architecture == "BertModel"
-    assert "must name one architecture" in refusal(base)
+    if architecture != "BertModel":
+        assert "must name one architecture" in refusal(base)
 
 
 def test_the_same_model_in_two_folders_is_said_by_content(tmp_path: Path) -> None:
