@@ -1,4 +1,7 @@
-"""Progress of long loops, shown by whoever sets a display (a command); nothing is shown by default. Tasks in threads."""
+"""Progress of long work, shown by whoever sets a display (a command); nothing is shown by default. Tasks in threads.
+
+Work is a sequence of phases, each with a name; inside a phase loops say how far they are.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,27 @@ def track(items: Sequence[T], label: str) -> Iterable[T]:
     return _DISPLAY.get()(items, label)
 
 
+def begin_phase(name: str) -> None:
+    """Say that a phase of the work begins, and with it that the one before has ended; phases of one name are one."""
+    _BEGIN.get()(name)
+
+
+def _not_shown(name: str) -> None:
+    return
+
+
+_BEGIN: ContextVar[Callable[[str], None]] = ContextVar("begin of a phase", default=_not_shown)
+
+
 @contextmanager
-def shown_by(display: Display) -> Iterator[None]:
-    """Set the display of all loops inside, in the threads of `in_threads` too."""
-    token = _DISPLAY.set(display)
+def shown_by(display: Display, begin: Callable[[str], None] = _not_shown) -> Iterator[None]:
+    """Set the display of all loops inside, in the threads of `in_threads` too, and what is called as a phase begins."""
+    tokens = _DISPLAY.set(display), _BEGIN.set(begin)
     try:
         yield
     finally:
-        _DISPLAY.reset(token)
+        _DISPLAY.reset(tokens[0])
+        _BEGIN.reset(tokens[1])
 
 
 def in_threads(tasks: Iterable[Callable[[], None]], threads: int, label: str) -> None:

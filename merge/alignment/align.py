@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,12 @@ from merge.alignment.choice.requested import Choices, picked
 from merge.alignment.reading import absent_pooler
 from merge.alignment.task import AlignmentTask
 from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
-from merge.errors import AlignmentError
+from merge.errors import AlignmentError, CheckpointError
+from merge.progress import begin_phase
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from merge.alignment.choice.candidates import Choice
     from merge.alignment.evidence.proof import Proof
     from merge.alignment.evidence.quality import Quality
@@ -105,6 +109,11 @@ def align_all(
     Raises:
         AlignmentError, CalibrationError, SpecError: from the alignment.
     """
+    begin_phase("importing torch and transformers")
+    with suppress(CheckpointError):  # a class that transformers does not have is named where it is needed
+        from merge.checkpoints.transformers_model import model_class
+
+        model_class(task.reference.config)
     transforms: list[Transform | None] = [None] * len(task.checkpoints)
     records: list[Aligned] = []
     for k, choice, pair in picked(task, choices):
@@ -126,7 +135,10 @@ def _aligned(task: AlignmentTask, k: int, choice: Choice, pair: Pair, carried: C
     from merge.alignment.evidence.quality import match_quality
     from merge.checkpoints.inputs import random_inputs
 
+    begin_phase("measuring match quality")
     settings, kept = task.settings, choice.kept.alignment
+    quality = match_quality(pair, kept)
+    begin_phase("proving the alignment")
     inputs = task.text.batches or random_inputs(task.reference.config, task.seed)
     transform, spec, proof = kept.transform, task.spec, _proof(pair, kept.transform, inputs)
     if carried is not None:
@@ -145,7 +157,7 @@ def _aligned(task: AlignmentTask, k: int, choice: Choice, pair: Pair, carried: C
         transform=transform,
         spec=spec,
         moved=_moved_by_kind(task.spec, transform),
-        quality=match_quality(pair, kept),
+        quality=quality,
         reference_transform=reference_transform,
     )
 
@@ -174,13 +186,17 @@ def _proof(pair: Pair, transform: Transform, inputs: tuple[Batch, ...]) -> Proof
         AlignmentError: it does not.
     """
     from merge.alignment.evidence.proof import prove
-    from merge.symmetry.transform import apply_transform
+    from merge.symmetry.transform import TensorsWhenRead, moved_when_read
 
     if not inputs:
         return _nothing_to_prove(pair.spec)
     # Maps are proved in float64: in the dtype of the checkpoint they round what they act on.
-    b = {n: t.double() if transform.maps and t.is_floating_point() else t for n, t in pair.b.items()}
-    return prove(replace(pair, b=b), apply_transform(pair.spec, transform, b), transform, inputs)
+    b = TensorsWhenRead(pair.b, lambda name: _wide(pair.b[name])) if transform.maps else pair.b
+    return prove(pair, moved_when_read(pair.spec, transform, b), transform, inputs)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _nothing_to_prove(spec: PermutationSpec) -> Proof:

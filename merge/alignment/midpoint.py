@@ -17,7 +17,7 @@ from torch import Tensor
 from merge.alignment.pair import Alignment, Pair, as_transform, in_dtype
 from merge.checkpoints.hooks import token_mask, token_rows
 from merge.checkpoints.transformers_model import set_weights
-from merge.progress import track
+from merge.progress import begin_phase, track
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.spec import parse
 from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes
@@ -98,6 +98,7 @@ def score(
     """
     ends = ends or EndpointOutputs(pair)
     lines = {name: parse(line) for name, line in pair.spec.outputs.items()}
+    begin_phase("choosing which axes move")
     model, scores, kind = pair.model(pair.a), [], "kl"
     with torch.inference_mode():
         for move in track(moves, "choosing which axes move"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import build, on_device
 from merge.errors import AlignmentError, UsageError, nearest
 from merge.symmetry.canonical import canonical_weights
+from merge.symmetry.notation import View
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform
@@ -86,6 +88,12 @@ class Pair:
         """The pair with the weights that are merged."""
         return self if self.merged is None else replace(self, a=self.merged[0], b=self.merged[1], merged=None)
 
+    @cached_property
+    def canonical(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The tensors of both models without weights that have no effect on the outputs, computed once."""
+        a, b = (canonical_weights(self.spec, self.config, tensors) for tensors in (self.a, self.b))
+        return a, b
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.a.items()}
@@ -133,6 +141,7 @@ class Alignment:
         kinds: the kinds of axes that were allowed to move.
         objective: the value maximised, in [-1, 1]: at the identity, then after each sweep; never decreasing. Of `learned`,
             minus the loss on held-out texts: at its start, then after each better step.
+        correlations: of a's units with those of b as it was, by view, where the matcher measured them on the pair's text.
     """
 
     permutation: Permutation
@@ -140,6 +149,7 @@ class Alignment:
     objective: tuple[float, ...]
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     reference_maps: Mapping[str, Tensor] = field(default_factory=dict)
+    correlations: Mapping[View, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def transform(self) -> Transform:
@@ -191,5 +201,5 @@ def _word(kind: str) -> str:
 
 def in_canonical_form(pair: Pair) -> Pair:
     """Return the pair with both models in canonical form: without weights that have no effect on the outputs."""
-    a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
+    a, b = pair.canonical
     return replace(pair, a=a, b=b, merged=(pair.a, pair.b))

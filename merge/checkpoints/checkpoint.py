@@ -196,6 +196,6 @@ def finite(checkpoint: Checkpoint, name: str) -> Tensor:
     tensor = checkpoint.tensor(name)
     if not tensor.is_floating_point():
         return tensor
-    if not torch.isfinite(tensor).all():
+    if tensor.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):
         raise CheckpointError(f"{checkpoint.source}: {name} holds NaN or infinity. This model is broken; leave it out.")
     return tensor if tensor.dtype == torch.float64 else tensor.float()

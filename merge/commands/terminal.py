@@ -7,17 +7,16 @@ import os
 import re
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
 from merge.commands.failures import UNFORESEEN, on_one_line, unforeseen
+from merge.commands.phases import Phases
 from merge.errors import MergeError, UsageError
 from merge.progress import shown_by, silent
 
-T = TypeVar("T")
 RUST_PANIC = "PanicException"  # of libraries in Rust; it is no Exception
 OUT_OF_MEMORY = re.compile("not enough memory|out of memory|can't allocate memory")
 VERBOSE = "verbose"  # entry of a command's state: whether the whole of an error is printed
@@ -93,24 +92,6 @@ def _interrupt(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def counted(items: Sequence[T], label: str) -> Iterator[T]:
-    """Iterate over items and show progress on stderr: a line rewritten in place on a terminal, else one line per loop."""
-    terminal = sys.stderr.isatty()
-    begun = shown = time.monotonic()
-    started, total = 0, len(items)
-    try:
-        for started, item in enumerate(items, start=1):
-            if terminal and (started == 1 or time.monotonic() - shown > 0.1):
-                shown = time.monotonic()
-                sys.stderr.write(f"\r\033[K{label}: {started}/{total}")
-                sys.stderr.flush()
-            yield item
-    finally:  # also when the loop ends early, so that later output starts on a new line
-        end = "\r\033[K" if terminal else ""
-        count = f"{total} done" if started == total else f"stopped at {started} of {total}"
-        sys.stderr.write(f"{end}{label}: {count} in {time.monotonic() - begun:.1f} s\n")
-
-
 class CommaList(click.ParamType):
     """A list typed as names, or numbers, separated by commas."""
 
@@ -144,11 +125,13 @@ NAMES, NUMBERS = CommaList(), CommaList(numbers=True)
 
 
 def set_verbosity(verbose: bool, quiet: bool) -> None:
-    """Show library logs on stderr with -v, and the progress of long loops without -q until the command ends."""
+    """Show library logs and what each phase took on stderr with -v, and progress without -q until the command ends."""
     context = click.get_current_context()
     if isinstance(context.obj, dict):
         context.obj[VERBOSE] = verbose
-    context.with_resource(shown_by(silent if quiet else counted))
+    phases = Phases(not quiet, verbose and not quiet)
+    context.call_on_close(phases.end)
+    context.with_resource(shown_by(silent if quiet else phases.counted, phases.begin))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
 
 
@@ -169,5 +152,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
     command = click.option("-q", "--quiet", is_flag=True, help="Show no progress and no notes.")(command)
     return click.option(
-        "-v", "--verbose", is_flag=True, help="Show the log messages of libraries, and the whole of an error."
+        "-v",
+        "--verbose",
+        is_flag=True,
+        help="Show log messages, the whole of an error, and what each phase took.",
     )(command)

@@ -29,6 +29,7 @@ from merge.checkpoints.weights.arrays import (
 from merge.checkpoints.weights.read import StoredTensor, nbytes
 from merge.checkpoints.weights.write import open_writer
 from merge.disk.staging import copy_side_files, write_json
+from merge.progress import begin_phase
 from merge.publish.card import write_card
 from merge.recipe.recipe import Recipe
 from merge.run.engine.engine import CommonRows, Engine, Input, Job
@@ -105,14 +106,17 @@ def _write_output(
     (folder / "recipe.yaml").write_text(
         f"# merge-models --recipe recipe.yaml\n{recipe.to_yaml()}", encoding="utf-8", newline="\n"
     )
+    begin_phase("writing transforms and the plot")
     save_alignment(folder, report)
     if recipe.align.repair:
         report, repaired = repair_written(folder, report, _engine(report, _arrays(report, options)))
         hashes |= repaired
+    begin_phase("checking that the result loads")
     # The layout of an aligned model does not show that its tensors were moved.
     known = expected_names(owner.structure)
     extra = [owner.written_name(name) for name in owner.encoder.tensors if name not in known]
     notes = reload_check(folder, config, owner.folder, options.recheck or recipe.align.moves, extra)
+    begin_phase("waiting for the hashes of the inputs")
     for hashed in inputs_hashed:
         hashed.result()
     size = sum(nbytes(dtype, shape) for dtype, shape in layout.values())

@@ -18,6 +18,7 @@ from merge.checkpoints.open import open_base, open_checkpoint
 from merge.checkpoints.weights.arrays import check_device, import_torch
 from merge.disk.staging import output_notes, staged
 from merge.errors import some
+from merge.progress import begin_phase
 from merge.recipe.recipe import Recipe
 from merge.run.evaluation import check_evaluation, evaluate
 from merge.run.model_statistics import with_statistics
@@ -55,6 +56,7 @@ def run(
         MergeError: a child of it for every fault of input or output; nothing is left half written.
     """
     begun = time.monotonic()
+    begin_phase("checking the models")
     inputs, extra_notes = settle_extra_tensors(recipe, models or _open(recipe))
     output = Path(recipe.output).expanduser()
     output_faults = output_notes(output, force, [checkpoint.folder for checkpoint in inputs.all], dry_run)

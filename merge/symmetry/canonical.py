@@ -29,6 +29,9 @@ from merge.symmetry.spec import PermutationSpec, parse
 
 Tensors = dict[str, Tensor]
 
+# Entries that are held in float64 at a time.
+PIECE = 1 << 17
+
 UNTIED_NOTE = (
     "the output head is a tensor of its own now: the last norm's gain was folded into it (tie_word_embeddings: false)"
 )
@@ -172,8 +175,14 @@ def _stream_dim(spec: PermutationSpec, name: str) -> int:
 
 
 def _centred(tensor: Tensor, dim: int) -> Tensor:
-    exact = tensor.double()
-    return (exact - exact.mean(dim, keepdim=True)).to(tensor.dtype)
+    # A few rows at a time: what is in float64 then fits into a cache.
+    out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    across = tensor.double().mean(0, keepdim=True) if dim == 0 and tensor.ndim > 1 else None
+    rows = max(1, PIECE * len(tensor) // max(tensor.numel(), 1)) if tensor.ndim > 1 else len(tensor)
+    for piece, filled in zip(tensor.split(rows), out.split(rows), strict=True):
+        exact = piece.double()
+        filled.copy_(exact.sub_(exact.mean(dim, keepdim=True) if across is None else across))
+    return out
 
 
 def _stream_read_dims(spec: PermutationSpec, name: str) -> list[int]:

@@ -15,7 +15,7 @@ head. `PermutationSpec.groups` states which maps an axis admits, and `check_tran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -115,13 +115,39 @@ def apply_transform(spec: PermutationSpec, transform: Transform, tensors: Mappin
     Raises:
         SpecError: a map does not fit a tensor, or a rotation meets gains that differ.
     """
-    out = {}
-    for name, tensor in tensors.items():
-        try:
-            out[name] = apply_transform_axes(spec.axes(name), transform, tensor)
-        except SpecError as error:
-            raise SpecError(f"{name}: {error}") from error
-    return out
+    return {name: _moved(spec, transform, name, tensor) for name, tensor in tensors.items()}
+
+
+class TensorsWhenRead(Mapping[str, Tensor]):
+    """The tensors of a model, each computed anew whenever it is read: never are all of them in memory."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def moved_when_read(spec: PermutationSpec, transform: Transform, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors that `apply_transform` returns, each computed when it is read."""
+    if transform.is_identity:
+        return tensors
+    return TensorsWhenRead(tensors, lambda name: _moved(spec, transform, name, tensors[name]))
+
+
+def _moved(spec: PermutationSpec, transform: Transform, name: str, tensor: Tensor) -> Tensor:
+    try:
+        return apply_transform_axes(spec.axes(name), transform, tensor)
+    except SpecError as error:
+        raise SpecError(f"{name}: {error}") from error
 
 
 def apply_transform_axes(axes: Iterable[TensorAxis], transform: Transform, tensor: Tensor) -> Tensor:
@@ -132,7 +158,7 @@ def apply_transform_axes(axes: Iterable[TensorAxis], transform: Transform, tenso
         return permuted
     counts, out, dim = sizes_of(transform.permutation), permuted, 0
     for axis in items:
-        if not transform.maps.keys().isdisjoint(_map_axes(axis)):
+        if not transform.maps.keys().isdisjoint(map_axes(axis)):
             for view in axis.views(tuple(permuted.shape[dim : dim + axis.span]), counts):
                 if blocks := transform.maps.keys() & set(view.names[:-1]):
                     raise SpecError(f"axis {min(blocks)!r} counts blocks, which can be permuted, but take no map.")
@@ -147,7 +173,7 @@ def apply_transform_axes(axes: Iterable[TensorAxis], transform: Transform, tenso
 def check_transform(spec: PermutationSpec, transform: Transform) -> None:
     """Raise SpecError unless every map is an element of the group that the spec gives to its axis."""
     p = transform.permutation
-    axes = {name for line in spec.lines for axis in spec.axes(line) for name in _map_axes(axis)}
+    axes = {name for line in spec.lines for axis in spec.axes(line) for name in map_axes(axis)}
     if unknown := sorted(p.outer.keys() - axes):
         raise SpecError(
             f"the transform has blocks of axis {unknown[0]!r}; {spec.family} has none.{nearest(unknown[0], axes)}"
@@ -176,7 +202,7 @@ def _dtype_and_shape(mapped: Tensor) -> str:
     return f"{str(mapped.dtype).removeprefix('torch.')} {tuple(mapped.shape)}"
 
 
-def _map_axes(axis: TensorAxis) -> list[str]:
+def map_axes(axis: TensorAxis) -> list[str]:
     """Return every name of an item under which maps may act."""
     return [*axis.axis_names(), *(name for name in (axis.map_only, *(part.map_only for part in axis.parts)) if name)]
 

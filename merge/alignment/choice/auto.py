@@ -20,6 +20,7 @@ from merge.alignment.midpoint import SCORES, EndpointOutputs
 from merge.alignment.pair import Alignment, Pair, check_kinds, head_kinds, in_canonical_form, streams
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, SpecError
+from merge.progress import begin_phase
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.transform import axis_sizes, folded_spec, restrict_transform
@@ -62,6 +63,7 @@ class Auto:
             matched = _alignments(in_canonical_form(pair), "weights", self.basis or BASES[0], sets[-1:])
             only = Candidate(next(matched), None, "weights", self.basis)
             return Choice((only,), only, None, (), start)
+        begin_phase("matching units by every matcher")
         tried, left_out = self._candidates(pair, sets)
         ends = EndpointOutputs(pair)
         scored, kind = scores([unmoved(pair), *tried], pair, ends)

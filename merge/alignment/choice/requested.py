@@ -11,6 +11,7 @@ from merge.alignment.applied import applied_alignment
 from merge.alignment.matchers import ALIGNERS, aligner
 from merge.alignment.settings import AlignEntry
 from merge.errors import UsageError
+from merge.progress import begin_phase
 
 if TYPE_CHECKING:
     from merge.alignment.choice.candidates import Choice
@@ -47,6 +48,7 @@ def choose_automatically(task: AlignmentTask, rotations: bool = False) -> Choice
 
     choices = []
     for k in task.moving:
+        begin_phase("looking for a common start")
         pair = task.pair(k, text=False)
         auto = Auto(_stated_kinds(task.settings, pair), task.settings.basis, rotations)
         choices.append(auto(pair, partial(task.pair, k)))
@@ -72,14 +74,22 @@ def picked(task: AlignmentTask, choices: Choices | None = None) -> Iterator[tupl
     elif settings.apply is not None:
         yield from _applied(task, settings.apply)
     else:
-        from merge.alignment.choice.candidates import choose
         from merge.alignment.pair import in_canonical_form
 
         match = aligner(settings.by)
         for k in task.moving:
+            begin_phase("reading weights")
             pair = task.pair(k)
-            matcher: Matcher = match(pair if match.compares_merged else in_canonical_form(pair))
-            yield k, choose(pair, {settings.by: matcher}, _stated_kinds(settings, pair)), pair
+            begin_phase(f"matching units by {settings.by}")
+            choice = _chosen(match(pair if match.compares_merged else in_canonical_form(pair)), settings, pair)
+            yield k, choice, pair
+
+
+def _chosen(matcher: Matcher, settings: AlignEntry, pair: Pair) -> Choice:
+    """Return the choice by one matcher, whose own tensors are let go with it."""
+    from merge.alignment.choice.candidates import choose
+
+    return choose(pair, {settings.by: matcher}, _stated_kinds(settings, pair))
 
 
 def _matched_together(task: AlignmentTask) -> Iterator[tuple[int, Choice, Pair]]:

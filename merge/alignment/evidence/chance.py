@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from merge.alignment.solvers.assignment import match_axis
@@ -16,13 +16,16 @@ from merge.symmetry.notation import View, contiguous
 # Random elements that a matched score is compared with: all of them where there are few, else so many drawn ones.
 DRAWS, MAX_EXACT = 200, 720
 # Of a larger axis, so many units are sampled to match shuffled scores.
-MAX_SHUFFLED_UNITS = 1024
+MAX_SHUFFLED_UNITS = 512
 
 
 def random_scores(
-    view: View, scores: Float[Tensor, "n n"], generator: torch.Generator
+    view: View, scores: Float[Tensor, "m n"], generator: torch.Generator, units: Int[Tensor, " m"] | None = None
 ) -> tuple[Float[Tensor, " draws"], bool]:
     """Return the mean scores of random elements: blocks, and what may move inside each of them; of all, where they are few.
+
+    Args:
+        units: the units of a whose scores are given, one a row; all if None.
 
     Returns:
         The scores, and whether they are those of all elements.
@@ -46,7 +49,10 @@ def random_scores(
             drawn = orders[name]
             index = drawn.reshape(*drawn.shape[:-1], *(1,) * (level - drawn.ndim + 2), size)
         source += alone.strides[level] * index.reshape(*index.shape, *(1,) * (last - level))
-    return scores[torch.arange(len(scores)), source.reshape(count, -1)].mean(1, dtype=torch.float64), exact
+    drawn = source.reshape(count, -1)
+    return scores[torch.arange(len(scores)), drawn if units is None else drawn[:, units]].mean(
+        1, dtype=torch.float64
+    ), exact
 
 
 def _all_orders(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -63,7 +69,7 @@ def _all_orders(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return {name: torch.stack(rows[name], 1).reshape(len(elements), *shape) for name, shape in shapes.items()}
 
 
-def shuffled_score(view: View, scores: Float[Tensor, "n n"], has_map: bool, generator: torch.Generator) -> float:
+def shuffled_score(view: View, scores: Float[Tensor, "m n"], has_map: bool, generator: torch.Generator) -> float:
     """Return the mean score of the best matching of the scores in random order; of the best rotation if maps act.
 
     On a split axis, of the units inside each block; of the blocks where nothing moves inside them.
@@ -78,8 +84,12 @@ def shuffled_score(view: View, scores: Float[Tensor, "n n"], has_map: bool, gene
         blocks = scores.reshape(count, inside, count, inside).diagonal(0, 0, 2).movedim(-1, 0)
     means = []
     for block in blocks:
-        size = min(len(block), MAX_SHUFFLED_UNITS)
-        entries = block.reshape(-1)[torch.randperm(block.numel(), generator=generator)[: size * size]]
+        size = min(block.shape[-1], MAX_SHUFFLED_UNITS)
+        if block.numel() == size * size:
+            drawn = torch.randperm(size * size, generator=generator)
+        else:  # a sample of a large matrix, or of the units that were compared
+            drawn = torch.randint(block.numel(), (size * size,), generator=generator)
+        entries = block.reshape(-1)[drawn]
         square = entries.reshape(size, size).double()
         if has_map:
             means.append(float(torch.linalg.svdvals(square).mean()))  # the largest trace under rotations

@@ -9,13 +9,15 @@ the bound of the spec.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from merge.alignment.evidence.streamed_model import streamed_model
 from merge.alignment.pair import Pair, as_transform, in_dtype
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import quiet
@@ -24,7 +26,7 @@ from merge.symmetry.forward.call import Run, call, fault_of
 from merge.symmetry.forward.runs import find_runs
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec, parse
-from merge.symmetry.transform import Transform, apply_transform_axes
+from merge.symmetry.transform import TensorsWhenRead, Transform, apply_transform_axes
 
 MAX_BATCHES, MAX_TEXTS_PER_BATCH = 4, 4
 MAX_TEXTS_UNUSUAL = 2  # in runs that give unusual inputs
@@ -68,7 +70,7 @@ def prove(
         AlignmentError: an output differs by more than the spec's bound, relative to its standard deviation.
     """
     dtype, transform = getattr(torch, pair.spec.dtype), as_transform(moved)
-    before, after = pair.model(pair.b, dtype), pair.model(aligned, dtype)
+    before, after = (_model(pair, side, dtype) for side in (pair.b, aligned))
     proof = compare(pair.spec, before, after, transform, batches)
     inputs = f"{proof.texts} texts"
     if proof.holds and batches:
@@ -112,6 +114,16 @@ def _in_dtype(run: Run, dtype: torch.dtype) -> Run:
     return replace(run, values=values)
 
 
+def _model(pair: Pair, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """Return a model of the pair; on the CPU its layers are in that dtype only while they run."""
+    if pair.device != "cpu":
+        return pair.model(weights, dtype)
+    written = {pair.written_name(name): name for name in weights}
+    stored = {name: pair.b[canonical] for name, canonical in written.items()}
+    read = TensorsWhenRead(written, lambda name: weights[written[name]])
+    return streamed_model(pair.config, stored, read, dtype)
+
+
 def compare(spec: PermutationSpec, before: Any, after: Any, transform: Transform, batches: Sequence[Batch]) -> Proof:
     """Return the proof that two models have the same outputs, those of the first after the transform.
 
@@ -122,8 +134,8 @@ def compare(spec: PermutationSpec, before: Any, after: Any, transform: Transform
     dtype, texts = getattr(torch, spec.dtype), 0
     differences = {name: _Difference() for name in spec.outputs}
     with torch.inference_mode():
-        for batch in _spread(batches):
-            part = in_dtype({name: tensor[:MAX_TEXTS_PER_BATCH] for name, tensor in batch.items()}, dtype)
+        for batch in _joined(_spread(batches)):
+            part = in_dtype(batch, dtype)
             _add(spec, transform, before(**part), after(**part), differences)
             texts += len(next(iter(part.values())))
     outputs = tuple(name for name, difference in differences.items() if difference.seen)
@@ -184,6 +196,14 @@ class _Difference:
         square = (self.shift + mean) ** 2 if self.count else 0.0
         size = math.sqrt(variance if variance > CONSTANT_VARIANCE * square else square)
         return float(self.largest) / max(size, torch.finfo(torch.float64).tiny)
+
+
+def _joined(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Yield a few texts of each batch; of neighbours that differ in the number of texts alone together."""
+    parts: list[Batch] = [{name: x[:MAX_TEXTS_PER_BATCH] for name, x in batch.items()} for batch in batches]
+    for _, alike in groupby(parts, key=lambda part: [(name, x.shape[1:]) for name, x in part.items()]):
+        some = list(alike)
+        yield {name: torch.cat([part[name] for part in some]) for name in some[0]}
 
 
 def _spread(batches: Sequence[Batch]) -> list[Batch]:

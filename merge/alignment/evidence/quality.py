@@ -11,27 +11,23 @@ basis may still be a better one to average in.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.evidence.chance import DRAWS, random_scores, shuffled_score
-from merge.alignment.evidence.distance import distance
-from merge.alignment.pair import Alignment, Pair, spread
-from merge.alignment.solvers.moments import unit_correlations
-from merge.alignment.solvers.objective import Objective, weights_of
-from merge.symmetry.notation import View, contiguous
+from merge.alignment.evidence.distance import canonical_distance
+from merge.alignment.evidence.similarity import has_activations, similarities
+from merge.alignment.pair import Alignment, Pair
+from merge.symmetry.notation import contiguous
 from merge.symmetry.permutation import identity, view_index
-from merge.symmetry.transform import Transform, apply_transform
+from merge.symmetry.transform import Transform, moved_when_read
 
 # Above this p-value nothing is claimed.
 MAX_P = 0.05
-# Tokens on which units are compared.
-MAX_TOKENS = 8192
 MEASURES = {True: "activation correlation", False: "cosine of weights"}
 
 
@@ -161,31 +157,24 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
 
     Deterministic: random elements are drawn from the pair's seed.
     """
-    unmoved = identity(pair.spec, pair.shapes)
-    a = apply_transform(pair.spec, Transform(unmoved, alignment.reference_maps), pair.a)
-    aligned = replace(
-        pair, a=a, b=apply_transform(pair.spec, alignment.transform, pair.b), batches=spread(pair.batches, MAX_TOKENS)
-    )
     generator = torch.Generator().manual_seed(pair.settings.seed)
     axes = []
-    for view, scores in _scores(aligned):
+    for similarity in similarities(pair, alignment):
+        view, scores = similarity.view, similarity.scores
         if not set(view.movable) <= set(pair.movable):
             continue
         index = view_index(contiguous(view.names, view.shape), alignment.permutation).reshape(-1)
         has_map = any(
             name in alignment.maps or name in alignment.reference_maps for name in (*view.names, view.map_axis)
         )
-        score, (drawn, exact) = (
-            float(scores.diagonal().mean(dtype=torch.float64)),
-            random_scores(view, scores, generator),
-        )
+        score, (drawn, exact) = similarity.matched, random_scores(view, scores, generator, similarity.units)
         above = int((drawn >= score).sum())
         axes.append(
             AxisQuality(
                 axis=" ".join(view.movable),
                 kind=pair.spec.kind(view.names[0]),
                 layer=_layer(view.names[0]),
-                units=len(scores),
+                units=len(index),
                 score=score,
                 random=float(drawn.mean()),
                 p=above / len(drawn) if exact else (1 + above) / (1 + DRAWS),
@@ -196,43 +185,20 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
         )
     order = pair.kinds()
     axes.sort(key=lambda axis: (order.index(axis.kind), -1 if axis.layer is None else axis.layer))
-    distances = distance(pair, pair.a, pair.b), distance(pair, aligned.a, aligned.b)
-    return Quality(MEASURES[_has_activations(pair)], tuple(axes), _groups(pair, alignment), distances)
+    return Quality(MEASURES[has_activations(pair)], tuple(axes), _groups(pair, alignment), _distances(pair, alignment))
+
+
+def _distances(pair: Pair, alignment: Alignment) -> tuple[float, float]:
+    """Return the distance of gauge-fixed weights before and after: a transform of canonical weights is canonical."""
+    a, b = pair.canonical
+    reference = Transform(identity(pair.spec, pair.shapes), alignment.reference_maps)
+    moved = moved_when_read(pair.spec, reference, a), moved_when_read(pair.spec, alignment.transform, b)
+    return canonical_distance(pair.spec, a, b), canonical_distance(pair.spec, *moved)
 
 
 def _layer(axis: str) -> int | None:
     number = axis[len(axis.rstrip("0123456789")) :]
     return int(number) if number else None
-
-
-def _has_activations(pair: Pair) -> bool:
-    """Return whether units can be compared by their activations."""
-    return bool(pair.batches and pair.spec.taps)
-
-
-def _scores(pair: Pair) -> Iterator[tuple[View, Float[Tensor, "n n"]]]:
-    """Yield, for every view of an axis, the similarity of its units in a and in b."""
-    if _has_activations(pair):
-        yield from unit_correlations(pair).items()
-        return
-    objective = Objective(pair, weights_of(pair), pair.movable)
-    unmoved = identity(pair.spec, pair.shapes)
-    for move in objective.occurrences:
-        for names, gain in objective.gains(move, unmoved).items():
-            shape = tuple(gain.shape[: gain.ndim // 2])
-            squares = [_squares(objective, move, names, side) for side in "ab"]
-            inverse_norm = [torch.where(x > 0, x, torch.inf).rsqrt() for x in squares]  # a unit of zeros has cosine 0
-            flat = gain.reshape(math.prod(shape), -1)
-            yield contiguous(names, shape), flat * inverse_norm[0][:, None] * inverse_norm[1]
-
-
-def _squares(objective: Objective, move: str, names: tuple[str, ...], side: str) -> Float[Tensor, " n"]:
-    """Return the squared norm of all weights of each unit, scaled as the gains are."""
-    scale = objective.weights.scale_a if side == "a" else objective.weights.scale_b
-    occurrences = [occurrence for occurrence in objective.occurrences[move] if occurrence.view.names == names]
-    return torch.stack(
-        [(objective.rows(t, side, None).double() * scale[t.tensor]).square().sum(1) for t in occurrences]
-    ).sum(0)
 
 
 def _groups(pair: Pair, alignment: Alignment) -> dict[str, str]:

@@ -53,7 +53,9 @@ def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Ali
         indices |= {coordinate: match_axis(gains[coordinate,])} if alone else match_blocks(gains)
     permutation = Permutation(indices, unmoved.outer)
     values = [_mean_correlation(correlations, movable, p) for p in (unmoved, permutation)]
-    return Alignment(permutation, tuple(k for k in pair.kinds() if k in kinds), tuple(values))
+    return Alignment(
+        permutation, tuple(k for k in pair.kinds() if k in kinds), tuple(values), correlations=correlations
+    )
 
 
 def _mean_correlation(correlations: Correlations, movable: Sequence[str], p: Permutation) -> float:

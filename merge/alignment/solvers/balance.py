@@ -23,7 +23,7 @@ from merge.alignment.solvers.unit_rows import unit_rows
 from merge.symmetry.groups import Shape, complex_map, rotary_pairs
 from merge.symmetry.permutation import Permutation, unit_positions
 from merge.symmetry.spec import PermutationSpec
-from merge.symmetry.transform import Transform, axis_sizes
+from merge.symmetry.transform import Transform, axis_sizes, map_axes
 
 # A head with a singular value below this share of its largest is left as it is, and so is a unit whose factors differ by
 # more: a map that balanced them would cost digits.
@@ -58,9 +58,12 @@ def factor_rows(
 ) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     """Return axis -> (arrays of role out, of role in), float64, each (levels..., columns)."""
     factors: dict[str, tuple[list[Tensor], list[Tensor]]] = {axis: ([], []) for axis in axes}
-    for name, tensor in tensors.items():
-        dim = 0
-        for axis, along in zip(spec.axes(name), spec.views(name, tuple(tensor.shape)), strict=True):
+    for name in tensors:
+        items = spec.axes(name)
+        if factors.keys().isdisjoint(word for axis in items for word in map_axes(axis)):
+            continue
+        tensor, dim = tensors[name], 0
+        for axis, along in zip(items, spec.views(name, tuple(tensor.shape)), strict=True):
             for view in along:
                 if view.map_axis in factors and view.role != "=":
                     units = unit_rows(tensor, dim, axis.span, unit_positions(view)).double().unflatten(0, view.shape)

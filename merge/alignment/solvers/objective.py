@@ -55,18 +55,26 @@ class Weights:
 
 def weights_of(pair: Pair) -> Weights:
     """Return a pair's weights as they are compared; matrices are shared with the pair, not copied."""
-    a, b = ({name: _centred(tensor) for name, tensor in side.items()} for side in (pair.a, pair.b))
-    scales = ({name: _scale(tensor) for name, tensor in side.items()} for side in (a, b))
+    a, b = ({name: centred(tensor) for name, tensor in side.items()} for side in (pair.a, pair.b))
+    scales = ({name: inverse_rms(tensor) for name, tensor in side.items()} for side in (a, b))
     return Weights(a, b, *scales)
 
 
-def _centred(tensor: Tensor) -> Tensor:
+def centred(tensor: Tensor) -> Tensor:
+    """Return a vector about its mean; other tensors as they are."""
     return tensor - tensor.mean() if tensor.ndim == 1 and tensor.is_floating_point() else tensor
 
 
-def _scale(tensor: Tensor) -> float:
-    total = sum(float(piece.double().square().sum()) for piece in tensor.reshape(-1).split(CHUNK))
+def inverse_rms(tensor: Tensor) -> float:
+    """Return one over the root mean square of a tensor; 0 where that is 0."""
+    total = square_sum(tensor)
     return math.sqrt(tensor.numel() / total) if total > 0 else 0.0
+
+
+def square_sum(tensor: Tensor) -> float:
+    """Return the sum of the squares of all entries, in float64 over pieces that fit into a cache."""
+    pieces = (piece.double() for piece in tensor.reshape(-1).split(CHUNK))
+    return math.fsum(float(torch.dot(piece, piece)) for piece in pieces)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from merge.checkpoints.weights.read import INTEGER_DTYPES
 from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method
 from merge.methods.context import TensorContext, mask_generators
-from merge.progress import in_threads
+from merge.progress import begin_phase, in_threads
 from merge.run.engine.magnitude_ranking import Visit, magnitude_thresholds
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ class Engine:
             OutputError: a result is not finite in the dtype it is written in.
         """
         with self.arrays.working():
+            begin_phase("merging tensors")
             thresholds = self._thresholds(jobs, threads)
 
             def merge(job: Job) -> None:

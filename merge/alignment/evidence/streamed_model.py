@@ -1,0 +1,118 @@
+"""A transformers model whose layers are in a wide dtype only while they run: its memory is that of one layer.
+
+What repeats in a model, the entries of its module lists, and its embeddings hold nearly all of its weights. Before such a
+layer runs, its weights are read from a mapping and cast; after it, they are let go. All else is cast once. A weight that a
+layer shares with another is not the layer's own, and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merge.checkpoints.transformers_model import build
+
+
+def streamed_model(
+    config: Mapping[str, Any],
+    stored: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> Any:
+    """Return the model with these weights in a dtype, in evaluation mode.
+
+    Args:
+        stored: tensors of the same names and shapes that the model is built on: shared, not copied, so memory-mapped ones
+            cost nothing.
+        weights: those that it runs with, by the names that transformers writes; each is read whenever its layer runs.
+    """
+    narrow = next((tensor.dtype for tensor in stored.values() if tensor.is_floating_point()), dtype)
+    model = build(config, stored, narrow, copied=False)
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    source = {key: next((name for name in shared if name in weights), None) for key, shared in names.items()}
+    if None in source.values():  # stored under another name than that of the module
+        return build(config, dict(weights), dtype)
+    layers, own = _layers_of_weights(model), dict[nn.Module, list[tuple[str, nn.Parameter]]]()
+    for parameter in model.parameters():
+        name, holders = source[id(parameter)], layers[id(parameter)]
+        assert name is not None
+        if len(holders) == 1 and holders[0] is not None:
+            own.setdefault(holders[0], []).append((name, parameter))
+        else:
+            parameter.data = _wide(weights[name], dtype)
+    for name, buffer in model.named_buffers():
+        buffer.data = _wide(weights.get(name, buffer.data), dtype)
+    wide = _WideTensors(dtype)
+    for layer, parameters in own.items():
+        layer.register_forward_pre_hook(_reader(parameters, weights, wide))
+        layer.register_forward_hook(_releaser(parameters, wide), always_call=True)
+    return model
+
+
+def _wide(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _layers_of_weights(model: nn.Module) -> dict[int, list[nn.Module | None]]:
+    """Return the identity of a parameter -> the outermost layers that hold it, None for none."""
+    layers: dict[int, list[nn.Module | None]] = {}
+
+    def visit(module: nn.Module, layer: nn.Module | None) -> None:
+        for parameter in module.parameters(recurse=False):
+            holders = layers.setdefault(id(parameter), [])
+            if not any(holder is layer for holder in holders):
+                holders.append(layer)
+        for child in module.children():
+            repeated = isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList)
+            visit(child, child if layer is None and (repeated or isinstance(child, nn.Embedding)) else layer)
+
+    visit(model, None)
+    return layers
+
+
+class _WideTensors:
+    """Memory for the weights of one layer: layers of one kind use the same, as fresh memory costs more than the cast."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._free: dict[torch.Size, list[Tensor]] = {}
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in the wide dtype."""
+        if not tensor.is_floating_point():
+            return tensor
+        free = self._free.get(tensor.shape)
+        return (free.pop() if free else torch.empty(tensor.shape, dtype=self.dtype)).copy_(tensor)
+
+    def give_back(self, wide: Tensor) -> None:
+        """Let the memory of a tensor be used again."""
+        if wide.dtype == self.dtype:
+            self._free.setdefault(wide.shape, []).append(wide)
+
+
+def _reader(
+    parameters: Sequence[tuple[str, nn.Parameter]], weights: Mapping[str, Tensor], wide: _WideTensors
+) -> Callable[[nn.Module, Any], None]:
+    def read(_layer: nn.Module, _inputs: Any) -> None:
+        for name, parameter in parameters:
+            parameter.data = wide.take(weights[name])
+
+    return read
+
+
+def _releaser(
+    parameters: Sequence[tuple[str, nn.Parameter]], wide: _WideTensors
+) -> Callable[[nn.Module, Any, Any], None]:
+    narrow = [parameter.data for _, parameter in parameters]
+
+    def release(_layer: nn.Module, _inputs: Any, _output: Any) -> None:
+        for (_, parameter), data in zip(parameters, narrow, strict=True):
+            wide.give_back(parameter.data)
+            parameter.data = data
+
+    return release
