@@ -9,9 +9,8 @@ the bound of the spec.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -134,8 +133,8 @@ def compare(spec: PermutationSpec, before: Any, after: Any, transform: Transform
     dtype, texts = getattr(torch, spec.dtype), 0
     differences = {name: _Difference() for name in spec.outputs}
     with torch.inference_mode():
-        for batch in _joined(_spread(batches)):
-            part = in_dtype(batch, dtype)
+        for batch in _spread(batches):
+            part = in_dtype({name: tensor[:MAX_TEXTS_PER_BATCH] for name, tensor in batch.items()}, dtype)
             _add(spec, transform, before(**part), after(**part), differences)
             texts += len(next(iter(part.values())))
     outputs = tuple(name for name, difference in differences.items() if difference.seen)
@@ -196,14 +195,6 @@ class _Difference:
         square = (self.shift + mean) ** 2 if self.count else 0.0
         size = math.sqrt(variance if variance > CONSTANT_VARIANCE * square else square)
         return float(self.largest) / max(size, torch.finfo(torch.float64).tiny)
-
-
-def _joined(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Yield a few texts of each batch; of neighbours that differ in the number of texts alone together."""
-    parts: list[Batch] = [{name: x[:MAX_TEXTS_PER_BATCH] for name, x in batch.items()} for batch in batches]
-    for _, alike in groupby(parts, key=lambda part: [(name, x.shape[1:]) for name, x in part.items()]):
-        some = list(alike)
-        yield {name: torch.cat([part[name] for part in some]) for name in some[0]}
 
 
 def _spread(batches: Sequence[Batch]) -> list[Batch]:

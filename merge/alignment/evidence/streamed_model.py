@@ -87,7 +87,8 @@ class _WideTensors:
         if not tensor.is_floating_point():
             return tensor
         free = self._free.get(tensor.shape)
-        return (free.pop() if free else torch.empty(tensor.shape, dtype=self.dtype)).copy_(tensor)
+        with torch.inference_mode(False), torch.no_grad():  # memory of inference mode cannot be written outside it
+            return (free.pop() if free else torch.empty(tensor.shape, dtype=self.dtype)).copy_(tensor)
 
     def give_back(self, wide: Tensor) -> None:
         """Let the memory of a tensor be used again."""
