@@ -134,7 +134,7 @@ def match_dense(
         if k == reference or not outputs:
             continue
         start = extended[k] or Transform(identity(spec, model.shapes), {})
-        indices, outer, maps, moved = start.permutation.indices, start.permutation.outer, dict(start.maps), False
+        indices, outer, maps, moved = dict(start.permutation.indices), start.permutation.outer, dict(start.maps), False
         for each in outputs:
             so_far = Transform(Permutation(indices, outer), maps)
             target = _rows(models[reference], each.path, specs[reference], extended[reference])

@@ -118,7 +118,9 @@ SECTIONS = {
 @click.option("--revision", multiple=True, help="Hub revision: one for all models, or one per model.")
 @click.option("-o", "--output", help="Folder to write.  [default: merged]")
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Number of threads that merge tensors.  [default: one per core]"
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Number of threads.  [default: one per core to merge, one per idle core to align]",
 )
 @click.option(
     "--device",

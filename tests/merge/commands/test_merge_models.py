@@ -467,9 +467,10 @@ def test_progress_on_a_terminal_leaves_the_cursor_on_a_fresh_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the loop ends or is left early, what comes next, an error perhaps, has a line to itself."""
-    from merge.commands.terminal import counted
+    from merge.commands.phases import Phases
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    counted = Phases(True, False).counted
     assert list(counted([1, 2], "going")) == [1, 2]
     for _ in counted([1, 2, 3], "going"):
         break

@@ -1,0 +1,65 @@
+"""Phases on a terminal: one line that never wraps, from the first moment on, and the seconds of each phase."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from merge.commands.phases import Phases, shortened
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_no_line_in_place_is_as_long_as_the_window(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line that wraps is not erased by the next, and they pile up. What is cut keeps its end, which counts."""
+    phases = Phases(True, False)
+    assert "starting" in capsys.readouterr().err
+    for _ in phases.counted(range(3), "comparing the activations of two very large models"):
+        lines = re.split(r"\r\x1b\[K", capsys.readouterr().err)
+        assert all(len(line) < 30 for line in lines)
+    phases.begin("proving that the aligned model is the model that it was before")
+    shown = capsys.readouterr().err.rsplit("\x1b[K", 1)[1]
+    assert len(shown) < 30
+    assert "…" in shown
+
+
+@pytest.mark.parametrize("width", range(40))
+def test_a_shortened_text_fits_and_keeps_its_end(width: int) -> None:
+    text = "measuring: 12/340, about 5 s left"
+    short = shortened(text, width)
+    assert len(short) == min(width, len(text))
+    assert width < 30 or short.endswith("s left")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_the_time_left_follows_from_the_items_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten items of two seconds: after four, twelve seconds are left."""
+    clock = iter(2.0 * k for k in range(20))
+    phases = Phases(True, False)
+    monkeypatch.setattr("merge.commands.phases.time.monotonic", lambda: next(clock))
+    for k in phases.counted(range(10), "going"):
+        if k == 4:
+            break
+    drawn = capsys.readouterr().err
+    assert re.search(r"going: 5/10, about 1[0-9] s left", drawn)
+
+
+def test_phases_of_one_name_are_one_and_shares_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    phases = Phases(False, True)
+    for name in ("matching", "merging", "matching"):
+        phases.begin(name)
+        sum(range(200_000))
+    phases.end()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("phase")]
+    assert [line.split("  ")[-1] for line in lines] == ["starting", "matching", "merging"]
+    shares = [float(re.search(r"([\d.]+)%", line)[1]) for line in lines]  # type: ignore[index]
+    assert sum(shares) == pytest.approx(100, abs=0.3)
