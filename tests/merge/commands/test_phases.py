@@ -10,16 +10,17 @@ import pytest
 from merge.commands.phases import Phases, shortened
 
 
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Phases:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "30")
+    return Phases(True, False)
 
 
-@pytest.mark.usefixtures("terminal")
-def test_no_line_in_place_is_as_long_as_the_window(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_line_in_place_is_as_long_as_the_window(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A line that wraps is not erased by the next, and they pile up. What is cut keeps its end, which counts."""
-    phases = Phases(True, False)
+    phases = on_terminal(monkeypatch)
     assert "starting" in capsys.readouterr().err
     for _ in phases.counted(range(3), "comparing the activations of two very large models"):
         lines = re.split(r"\r\x1b\[K", capsys.readouterr().err)
@@ -38,13 +39,12 @@ def test_a_shortened_text_fits_and_keeps_its_end(width: int) -> None:
     assert width < 30 or short.endswith("s left")
 
 
-@pytest.mark.usefixtures("terminal")
 def test_the_time_left_follows_from_the_items_done(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten items of two seconds: after four, twelve seconds are left."""
     clock = iter(2.0 * k for k in range(20))
-    phases = Phases(True, False)
+    phases = on_terminal(monkeypatch)
     monkeypatch.setattr("merge.commands.phases.time.monotonic", lambda: next(clock))
     for k in phases.counted(range(10), "going"):
         if k == 4:
