@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.checkpoints.tokenizers.files import listed_words
+from merge.checkpoints.tokenizers.files import check_listed_ids, listed_words
 from merge.errors import CalibrationError, first_line
 
 # Families that count positions from after the padding token's id.
@@ -37,6 +37,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    check_listed_ids(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     # The tokenizers library raises plain Exceptions for files it cannot read.

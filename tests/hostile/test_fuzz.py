@@ -31,6 +31,7 @@ SEED = int(os.environ.get("MERGE_MODELS_FUZZ_SEED", "0"))
 PARTS = 4
 MAX_SECONDS = 10  # of the processor, for one command
 MAX_WAIT = 60  # by the clock: a busy machine runs a command many times slower
+MAX_GROWTH_MB = 256  # of the peak, in one case
 MAX_BYTES = 1 << 31  # of memory beyond what the process has before the cases
 
 
@@ -120,7 +121,11 @@ def faults_of(outcome: Outcome, before: dict[str, Any], after: dict[str, Any]) -
     if outcome.code:
         faults += [f"left behind: {name}" for name in sorted(new)]
         faults += [f"changed: {name}" for name in sorted(changed)]
-    faults += [f"left behind: {name}" for name in new if Path(name).name.startswith(".")] if not outcome.code else []
+    else:
+        hidden = sorted(
+            name for name in after.keys() - before.keys() if any(p.startswith(".") for p in Path(name).parts)
+        )
+        faults += [f"left behind: {name}" for name in hidden]
     return faults
 
 
@@ -157,9 +162,11 @@ def try_case(case: cases.Case, world: Path) -> tuple[Outcome, list[str]]:
     path, sound = world / case.file, (world / case.file).read_bytes()
     kept = {name: (world / name).read_bytes() for name in worlds.WRITTEN}
     cases.place(case, world)
-    before = contents(world)
+    before, peak = contents(world), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcome = run_command(case.command)
     faults = faults_of(outcome, before, contents(world))
+    if (grown := (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) >> 10) > MAX_GROWTH_MB:
+        faults.append(f"took {grown} MB more than any case before")
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

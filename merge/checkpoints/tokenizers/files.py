@@ -11,7 +11,7 @@ from typing import Any
 
 from merge.disk.documents import read_object as _read_object
 from merge.disk.documents import read_text
-from merge.errors import CheckpointError, MergeError, MismatchError, first_line
+from merge.errors import CheckpointError, MergeError, MismatchError, brief, first_line
 
 FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
@@ -29,6 +29,7 @@ OTHERS = (
 # Classes that read characters or bytes, and model types that have such a class: they need no file with a vocabulary.
 WITHOUT_VOCABULARY = frozenset({"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"})
 CHARACTER_MODELS = frozenset({"canine", "perceiver"})
+MAX_UNUSED_IDS = 1 << 20  # beyond the tokens of a file: those of added_tokens.json follow a whole vocabulary
 
 
 def tokenizer_names(folder: Path) -> list[str]:
@@ -87,6 +88,35 @@ def stated_ids(folder: Path) -> dict[str, dict[str, int]]:
             if isinstance(entry, Mapping) and isinstance(entry.get("content"), str) and i.isdecimal()
         }
     return out
+
+
+def check_listed_ids(folder: Path) -> None:
+    """Stop where a file gives a token an id far beyond their number, as `check_numbers` does.
+
+    Raises:
+        CheckpointError: it does, or a file is malformed.
+    """
+    try:
+        stated = stated_ids(folder)
+    except MismatchError as error:
+        raise CheckpointError(str(error)) from error
+    for file, tokens in stated.items():
+        check_numbers(tokens, f"{folder}: {file}")
+
+
+def check_numbers(tokens: Mapping[str, Any], name: str) -> None:
+    """Stop where a token has an id far beyond their number: the tokenizers library makes room for every id up to it.
+
+    Raises:
+        CheckpointError: one has; `name` is how it names the file.
+    """
+    most = MAX_UNUSED_IDS + 16 * len(tokens)
+    for token, number in tokens.items():
+        if isinstance(number, int) and number > most:
+            raise CheckpointError(
+                f"{name} gives {brief(token)!r} the id {brief(str(number))}, though it lists {len(tokens):,} tokens; expected "
+                f"at most {most:,}. Correct the file, or copy it again."
+            )
 
 
 def listed_words(folder: Path) -> int:

@@ -13,7 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoints.tokenizers.files import lines, model_vocab, read_object, tokenizer_names
+from merge.checkpoints.tokenizers.files import (
+    check_listed_ids,
+    check_numbers,
+    lines,
+    model_vocab,
+    read_object,
+    tokenizer_names,
+)
 from merge.checkpoints.transformers_model import quiet
 from merge.disk.documents import parse_json, read_text
 from merge.errors import CheckpointError, first_line
@@ -112,6 +119,7 @@ def parse(text: str, folder: Path) -> Tokenizer:
         stated = vocab | {token["content"]: token["id"] for token in added}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{folder}: tokenizer.json is malformed ({first_line(error)}).") from error
+    check_numbers(stated, f"{folder}: tokenizer.json")
     if loose:  # the library panics on some of these
         raise CheckpointError(
             f"{folder}: tokenizer.json merges {loose[0]!r}, but its vocabulary lacks a part or the whole."
@@ -148,6 +156,7 @@ def load_any(folder: Path) -> Any:
     """
     import transformers
 
+    check_listed_ids(folder)
     try:
         with quiet():
             return transformers.AutoTokenizer.from_pretrained(
