@@ -5,6 +5,8 @@ transformers ignores them when it loads the class, but another class may read th
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.names.canonical import expected_names
@@ -26,6 +28,7 @@ def settle_extra_tensors(recipe: Recipe, given: ModelSet) -> tuple[ModelSet, tup
     """
     models = given.models
     rule, extra = recipe.extra_tensors, [model.extra for model in models]
+    of_base = [_of_base_class(model, recipe.heads) for model in models]
     if rule == "keep" and recipe.align.moves and any(extra):
         first = next(model for model in models if model.extra)
         raise UsageError(
@@ -36,8 +39,12 @@ def settle_extra_tensors(recipe: Recipe, given: ModelSet) -> tuple[ModelSet, tup
         kept = tuple(model.with_extra() for model in models)
     else:
         shared = _shared(models) if rule is None and not _is_measured(recipe) else frozenset()
-        kept = tuple(model.with_extra(shared | _of_base_class(model, recipe.heads)) for model in models)
-    notes = [*_notes(models, kept, carried=True), *_notes(models, kept, carried=False)]
+        kept = tuple(model.with_extra(shared | names) for model, names in zip(models, of_base, strict=True))
+    settled = [
+        (model, frozenset(model.extra) - names, whole.tensors.keys())
+        for model, whole, names in zip(models, kept, of_base, strict=True)
+    ]
+    notes = [*_notes(settled, carried=True), *_notes(settled, carried=False)]
     base = None if given.base is None else given.base.with_extra(frozenset().union(*(m.tensors for m in kept)))
     return ModelSet(kept, base), tuple(notes)
 
@@ -50,8 +57,8 @@ def _is_measured(recipe: Recipe) -> bool:
 
 
 def _of_base_class(model: Checkpoint, heads: str | None) -> frozenset[str]:
-    """Return the extra tensors that the base model has, to which the result of `heads: drop` is cut: its pooler."""
-    if heads != "drop" or not model.extra:
+    """Return the extra tensors that the base model has, where base models are merged alone: its pooler."""
+    if heads not in ("drop", "reference") or not model.extra:
         return frozenset()
     structure = structure_of({**model.config, "architectures": [model.structure.base_architecture]})
     return frozenset(expected_names(structure) & model.extra.keys())
@@ -66,14 +73,17 @@ def _shared(models: tuple[Checkpoint, ...]) -> frozenset[str]:
     )
 
 
-def _notes(models: tuple[Checkpoint, ...], kept: tuple[Checkpoint, ...], carried: bool) -> list[str]:
-    """Return a note for each set of tensors that are carried, or left out, and the models that hold it."""
-    holders: dict[tuple[str, ...], list[str]] = {}
-    for model, settled in zip(models, kept, strict=True):
-        names = tuple(n for n in model.extra if (n in settled.tensors) is carried)
+def _notes(settled: Sequence[tuple[Checkpoint, Set[str], Set[str]]], carried: bool) -> list[str]:
+    """Return a note for each set of tensors that are carried, or left out, and the models that hold it.
+
+    Args:
+        settled: for each model its extra tensors, and the names of all tensors that are merged.
+    """
+    holders: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for model, extra, merged in settled:
+        names = tuple(name for name in model.extra if name in extra and (name in merged) is carried)
         if names:
-            holders.setdefault(names, []).append(model.source)
-    of = models[0].architecture
+            holders.setdefault((model.architecture, names), []).append(model.source)
     outcome = (
         "merged along with the rest (--extra-tensors drop leaves them out)"
         if carried
@@ -81,6 +91,6 @@ def _notes(models: tuple[Checkpoint, ...], kept: tuple[Checkpoint, ...], carried
     )
     return [
         f"{', '.join(dict.fromkeys(sources))}: {some(list(names))} {'is no tensor' if len(names) == 1 else 'are no tensors'} "
-        f"of {of}: {outcome}"
-        for names, sources in holders.items()
+        f"of {architecture}: {outcome}"
+        for (architecture, names), sources in holders.items()
     ]

@@ -57,7 +57,9 @@ def test_a_bare_encoder_is_its_base_model_whatever_config_says(case: str, tmp_pa
     assert max(float((state[n] - (left[n] + right[n]) / 2).abs().max()) for n in left) < 1e-6
 
 
-@pytest.mark.parametrize("case", ["MPNet", "RoBERTa", "DistilBERT"])
+@pytest.mark.parametrize(
+    "case", ["MPNet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("RoBERTa", "DistilBERT"))]
+)
 def test_a_bare_encoder_aligns(case: str, tmp_path: Path) -> None:
     config, stated = STATED[case]
     a, b = (str(save(tmp_path / f, config, stated, k)) for k, f in enumerate("ab"))

@@ -90,3 +90,15 @@ def test_a_pooler_beside_a_language_model_belongs_to_its_base_model(tmp_path: Pa
     out, _ = merged(tmp_path, a, b, heads="drop", extra_tensors="drop")
     assert "pooler.dense.weight" in out
     assert not [name for name in out if "seq_relationship" in name]
+
+
+def test_a_classifier_and_the_language_model_that_it_came_from_merge_their_poolers(tmp_path: Path) -> None:
+    """`heads: reference` merges base models, and the pooler is the base model's, whatever the language model's class has."""
+    a, b = save(tmp_path / "a", 0, BERT_CLASSES), save(tmp_path / "b", 1, **PRETRAINED)
+    out, report = merged(tmp_path, a, b, heads="reference")
+    left, right = (load_file(folder / "model.safetensors") for folder in (a, b))
+    name = "bert.pooler.dense.weight"
+    assert torch.allclose(out[name], (left[name] + right[name]) / 2)
+    assert torch.equal(out["classifier.weight"], left["classifier.weight"])
+    assert said(report, "are no tensors of BertForMaskedLM: left out") == 1
+    assert said(report, "BertForSequenceClassification") == 0
