@@ -175,7 +175,8 @@ def _kept(task: AlignmentTask, k: int, choice: Choice, carried: Checkpoint | Non
 def _notes(aligned: Sequence[Aligned]) -> Iterator[str]:
     """Yield the notes on choices and on the quality of the matches."""
     for record in aligned:
-        for note in (*record.choice.notes, *(record.quality.notes if record.quality else ())):
+        kept = record.choice.kept.alignment
+        for note in (*record.choice.notes, *kept.notes, *(record.quality.notes if record.quality else ())):
             yield f"{record.source}: {note}"
 
 

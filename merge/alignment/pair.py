@@ -142,6 +142,7 @@ class Alignment:
         objective: the value maximised, in [-1, 1]: at the identity, then after each sweep; never decreasing. Of `learned`,
             minus the loss on held-out texts: at its start, then after each better step.
         correlations: of a's units with those of b as it was, by view, where the matcher measured them on the pair's text.
+        notes: for the user.
     """
 
     permutation: Permutation
@@ -150,6 +151,7 @@ class Alignment:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     reference_maps: Mapping[str, Tensor] = field(default_factory=dict)
     correlations: Mapping[View, Tensor] | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def transform(self) -> Transform:

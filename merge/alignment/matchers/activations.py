@@ -18,6 +18,7 @@ from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_te
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks
 from merge.alignment.solvers.moments import Correlations, check_seen, unit_correlations
+from merge.alignment.solvers.silent import settle_silent
 from merge.symmetry.permutation import Permutation, identity, view_index
 
 
@@ -51,11 +52,11 @@ def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Ali
         gains = {names: gain.double() for names, gain in single.items()}
         alone = set(gains) == {(coordinate,)}
         indices |= {coordinate: match_axis(gains[coordinate,])} if alone else match_blocks(gains)
-    permutation = Permutation(indices, unmoved.outer)
+    plain = {c: single[c,] for c, single in by_coordinate.items() if set(single) == {(c,)}}
+    permutation, notes = settle_silent(pair, Permutation(indices, unmoved.outer), plain)
     values = [_mean_correlation(correlations, movable, p) for p in (unmoved, permutation)]
-    return Alignment(
-        permutation, tuple(k for k in pair.kinds() if k in kinds), tuple(values), correlations=correlations
-    )
+    kept = tuple(k for k in pair.kinds() if k in kinds)
+    return Alignment(permutation, kept, tuple(values), correlations=correlations, notes=notes)
 
 
 def _mean_correlation(correlations: Correlations, movable: Sequence[str], p: Permutation) -> float:

@@ -31,6 +31,7 @@ from merge.alignment.solvers.blocks_with_maps import Slot, match_coordinate
 from merge.alignment.solvers.descent import best_of_restarts, coordinate_descent
 from merge.alignment.solvers.descent_with_maps import MappedDescent, acting_groups
 from merge.alignment.solvers.moments import CrossMoments, check_seen, collect, level_names, level_sizes
+from merge.alignment.solvers.silent import settle_silent
 from merge.progress import shown_by, silent, track
 from merge.symmetry.maps import is_matrix
 from merge.symmetry.permutation import Permutation, identity
@@ -79,10 +80,16 @@ def rotate_by_both(pair: Pair) -> Matcher:
     return match
 
 
-def _alignment(pair: Pair, kinds: frozenset[str], transform: Transform, values: tuple[float, ...]) -> Alignment:
+def _alignment(
+    pair: Pair,
+    kinds: frozenset[str],
+    transform: Transform,
+    values: tuple[float, ...],
+    notes: tuple[str, ...] = (),
+) -> Alignment:
     p = transform.permutation
     maps = {axis: mapped for axis, mapped in transform.maps.items() if not _is_identity(axis, mapped, p)}
-    return Alignment(p, tuple(k for k in pair.kinds() if k in kinds), values, maps)
+    return Alignment(p, tuple(k for k in pair.kinds() if k in kinds), values, maps, notes=notes)
 
 
 def _is_identity(axis: str, mapped: Tensor, p: Permutation) -> bool:
@@ -173,8 +180,9 @@ def _first_pass(descent: MappedDescent) -> MappedDescent:
     return descent
 
 
-def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[float, float]]:
-    """Return the transform that aligns b to a by activations on the same text, and the mean similarity before and after it.
+def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[float, float], tuple[str, ...]]:
+    """Return the transform that aligns b to a by activations on the same text, the mean similarity before and after it,
+    and notes.
 
     Both models are balanced first. Units that are only permuted are compared by correlation; those that may be rotated by
     covariance, relative to the mean variance of their block.
@@ -186,18 +194,22 @@ def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[
     balance_a, balance_b = (balance(pair.spec, side, groups, unmoved) for side in (pair.a, pair.b))
     a, b = (apply_transform(pair.spec, t, side) for t, side in ((balance_a, pair.a), (balance_b, pair.b)))
     indices, maps, units = dict(unmoved.indices), dict[str, Tensor](), 0
+    balanced, plain = replace(pair, a=a, b=b), dict[str, Tensor]()
     before = after = 0.0
-    for coordinate, gains in _gains(replace(pair, a=a, b=b), kinds, groups):
+    for coordinate, gains in _gains(balanced, kinds, groups):
         matching = match_coordinate(coordinate, gains, groups)
         indices |= {axis: index for axis, index in matching.indices.items() if axis in unmoved.indices}
         maps |= matching.maps
+        if len(gains) == 1 and next(iter(gains))[0] == (coordinate,) and groups.get(coordinate) not in MIXING_GROUPS:
+            plain[coordinate] = next(iter(gains.values()))
         squares = [gain.flatten(gain.ndim // 2).flatten(0, -2) for gain in gains.values()]
         before += sum(float(square.trace()) for square in squares)
         after += matching.score
         units += sum(len(square) for square in squares)
-    rotation = Transform(Permutation(indices, unmoved.outer), maps)
+    permutation, notes = settle_silent(balanced, Permutation(indices, unmoved.outer), plain)
+    rotation = Transform(permutation, maps)
     transform = compose(inverse(balance_a), compose(rotation, balance_b))
-    return transform, (before / max(units, 1), after / max(units, 1))
+    return transform, (before / max(units, 1), after / max(units, 1)), notes
 
 
 def _gains(

@@ -13,16 +13,18 @@ from contracts.test_aligners import make_pair
 from families import CASES, canonical_tensors, written_name
 from families_more import CASES as UNUSUAL
 
-from merge.alignment.matchers import activations
+from merge.alignment.matchers import activations, aligner
 from merge.alignment.matchers.activations import match_activations
-from merge.alignment.pair import Pair
+from merge.alignment.pair import Pair, Settings
 from merge.alignment.solvers import moments as moments_module
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.moments import CrossMoments, collect
+from merge.alignment.solvers.silent import _silent
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError
 from merge.symmetry.architectures import spec_for
+from merge.symmetry.permutation import apply, inverse, random, restrict
 
 
 def test_streamed_moments_give_pearson_correlations() -> None:
@@ -154,3 +156,41 @@ def moments(config: Mapping[str, Any]) -> tuple[dict[str, list[CrossMoments]], i
     batch = random_inputs(config)[0]
     pair = Pair(spec_for(config), a, a, config, lambda name: written_name(structure, name), (batch,))
     return collect(pair), int(batch["attention_mask"].sum())
+
+
+@pytest.mark.parametrize("basis", ["permutation", "orthogonal"])
+@pytest.mark.parametrize("silent", ["never fire", "are constant", "both"])
+def test_units_that_never_vary_are_told_apart_by_their_weights(silent: str, basis: str) -> None:
+    """Under ReLU: units that never fire, and constant ones; all correlate with nothing, and were matched at random."""
+    config = {**CASES["BertForSequenceClassification"], "hidden_act": "relu"}
+    structure, spec, a = structure_of(config), spec_for(config), canonical_tensors(config, 0, torch.float32)
+    bias, weight = (a[f"bert.encoder.layer.0.intermediate.dense.{end}"] for end in ("bias", "weight"))
+    if silent != "are constant":
+        bias[:7] = -100.0 - torch.arange(7)
+    if silent != "never fire":
+        weight[9:15], bias[9:15] = 0.0, 1.0 + torch.arange(6)
+    wanted = restrict(
+        random(spec, {n: tuple(t.shape) for n, t in a.items()}, torch.Generator().manual_seed(1)), ["ffn0"]
+    )
+    text = tuple(batch for seed in range(6) for batch in random_inputs(config, seed))
+    settings = Settings(basis=basis)
+    b = apply(spec, inverse(wanted), a)
+    pair = Pair(spec, a, b, config, lambda name: written_name(structure, name), text, settings)
+    found = aligner("activations")(pair)(frozenset({"ffn"}))
+    assert torch.equal(found.permutation.indices["ffn0"], wanted.indices["ffn0"])
+    count = {"never fire": 7, "are constant": 6, "both": 13}[silent]
+    assert int(found.notes[0].split()[0]) >= count  # some others happen to be off on all of the text
+    assert "units (ffn) never vary on the text in either model" in found.notes[0]
+    moved = apply(spec, found.permutation, pair.b)
+    assert all(torch.equal(moved[name], tensor) for name, tensor in a.items())
+
+
+def test_units_that_vary_are_left_to_their_activations() -> None:
+    """The negative control: no note where every unit fires; and without their weights silent units are mixed up."""
+    silent = torch.zeros(4, 4)
+    index = torch.tensor([2, 0, 3, 1])
+    assert _silent(silent, index).tolist() == [0, 1, 2, 3]
+    assert _silent(torch.eye(4), index).tolist() == []
+    assert match_axis(silent.double()).tolist() != index.tolist()
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
+    assert match_activations(pair)(frozenset({"ffn"})).notes == ()
