@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ def show(records: Sequence[dict[str, Any]], options: EvalOptions, kind: str) -> 
         kind: scores, hans, barrier, or official (the text of the HANS authors' scorer).
     """
     from evals.heuristics.scores import HansTable, official_text
+    from evals.report.tables import SHORT_NAMES
 
     if not options.quiet:
         for note in dict.fromkeys(note for record in records for note in record["notes"]):
@@ -37,6 +39,8 @@ def show(records: Sequence[dict[str, Any]], options: EvalOptions, kind: str) -> 
             if plain or not options.quiet:
                 click.echo(line, err=not plain)  # Markdown and CSV hold the table alone
         show_tables(_tables(records, kind, options), options.table)
+        if plain and not options.quiet and any(record.get("hans") for record in records):
+            click.echo(f"note: {SHORT_NAMES}", err=True)
     if options.output:
         _illustrate(options.output, records, kind, options.quiet)
 
@@ -44,9 +48,13 @@ def show(records: Sequence[dict[str, Any]], options: EvalOptions, kind: str) -> 
 def _tables(records: Sequence[dict[str, Any]], kind: str, options: EvalOptions) -> list[list[Row]]:
     from evals.report.tables import barrier_rows, hans_rows, part_rows, score_rows
 
-    tables = [{"hans": hans_rows, "scores": score_rows, "barrier": barrier_rows}[kind](records)]
+    tables = [
+        {"hans": partial(hans_rows, short=options.table == "plain"), "scores": score_rows, "barrier": barrier_rows}[
+            kind
+        ](records)
+    ]
     if kind == "scores" and any(record.get("hans") for record in records):
-        tables.append(hans_rows(records))
+        tables.append(hans_rows(records, short=options.table == "plain"))
     if kind == "hans" and options.detail:
         tables += [part_rows(records, part) for part in ("subcases", "templates")]
     return tables

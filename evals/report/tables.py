@@ -31,6 +31,8 @@ Row = list[Cell]
 HEURISTICS = {"l": "lexical_overlap", "s": "subsequence", "c": "constituent"}
 GOLDS = {"e": "entailment", "n": "non-entailment"}
 
+SHORT_NAMES = "lex, sub, con: lexical overlap, subsequence, constituent; ent, non: entailment, non-entailment"
+
 SETTING = ["task", "split", "n"]
 CURVE = [
     "curve",
@@ -167,14 +169,22 @@ def point_rows(record: Record) -> list[Row]:
     return rows
 
 
-def hans_rows(results: Sequence[Record]) -> list[Row]:
-    """Return a row for each model: overall accuracy, then the six cells, entailment first as in McCoy et al. 2019."""
+def hans_rows(results: Sequence[Record], short: bool = False) -> list[Row]:
+    """Return a row for each model: overall accuracy, then the six cells, entailment first as in McCoy et al. 2019.
+
+    Args:
+        short: name cells by three letters of heuristic and label, as SHORT_NAMES says: six long names are 186 columns.
+    """
     records = [record for record in results if record.get("hans")]
     heuristics = dict.fromkeys(heuristic for record in records for heuristic in record["hans"]["heuristics"])
     cells = [
         (heuristic, gold) for gold in GOLDS.values() for heuristic in dict.fromkeys([*HEURISTICS.values(), *heuristics])
     ]
-    rows: list[Row] = [["model", "overall", *(f"{heuristic.replace('_', ' ')}, {gold}" for heuristic, gold in cells)]]
+    names = [
+        f"{heuristic[:3]} {gold[:3]}" if short else f"{heuristic.replace('_', ' ')}, {gold}"
+        for heuristic, gold in cells
+    ]
+    rows: list[Row] = [["model", "overall", *names]]
     for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
         table = record["hans"]["heuristics"]
         values = [table.get(heuristic, {}).get(gold) for heuristic, gold in cells]
