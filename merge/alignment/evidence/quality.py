@@ -28,6 +28,8 @@ from merge.symmetry.transform import Transform, moved_when_read
 
 # Above this p-value nothing is claimed.
 MAX_P = 0.05
+# Scores nearer to one another are taken for equal.
+ROUNDING = 1e-6
 MEASURES = {True: "activation correlation", False: "cosine of weights"}
 
 
@@ -168,7 +170,8 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
             name in alignment.maps or name in alignment.reference_maps for name in (*view.names, view.map_axis)
         )
         score, (drawn, exact) = similarity.matched, random_scores(view, scores, generator, similarity.units)
-        above = int((drawn >= score).sum())
+        # The element itself is among all of them: it counts, however its mean was rounded.
+        above = int((drawn >= score - ROUNDING).sum())
         axes.append(
             AxisQuality(
                 axis=" ".join(view.movable),
