@@ -72,7 +72,9 @@ def stated_ids(folder: Path) -> dict[str, dict[str, int]]:
     """
     out: dict[str, dict[str, int]] = {}
     if (folder / "tokenizer.json").is_file():
-        out["tokenizer.json"] = _of_tokenizer_json(folder)
+        words, added = _of_tokenizer_json(folder)
+        out["tokenizer.json"] = words | added
+        out["the vocabulary in tokenizer.json"] = {t: words[t] for t, i in added.items() if words.get(t, i) != i}
     if (folder / "vocab.txt").is_file():
         text = read_lines(folder / "vocab.txt", MismatchError)
         out["vocab.txt"] = lines(text)
@@ -174,11 +176,12 @@ def read_lines(path: Path, error: type[MergeError] = CheckpointError) -> str:
     return read_text(path, error, f"{path.parent}: {path.name}").replace("\r\n", "\n")
 
 
-def _of_tokenizer_json(folder: Path) -> dict[str, int]:
+def _of_tokenizer_json(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Return token -> id of the model in a tokenizer.json, and of its added tokens."""
     stored = read_object(folder / "tokenizer.json", MismatchError)
     try:
         tokens = model_vocab({"vocab": stored["model"].get("vocab") or {}})
-        return tokens | {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
+        return tokens, {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise MismatchError(f"{folder}: tokenizer.json is malformed ({first_line(error)}).") from error
 

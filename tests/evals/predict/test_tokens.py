@@ -205,3 +205,13 @@ def test_rows_are_padded_with_the_token_that_the_model_knows(folder: Path) -> No
     assert tokens_of(folder).pad == 7
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": None}), encoding="utf-8")
     assert tokens_of(folder).pad == 0
+
+
+def test_a_pair_for_a_model_of_one_segment_is_one_line(tmp_path: Path) -> None:
+    """BERT's tokenizer gives the second text the segment 1; the embedding would raise an IndexError."""
+    model = save_checkpoint(tmp_path / "m", bert_config(type_vocab_size=1))
+    assert tokens_of(model, (("the doctor",), ("a river",))).lengths
+    with pytest.raises(TaskError, match="the segment 1, and the model has 1 segment embedding") as caught:
+        tokens_of(model, (("the doctor", "a river"),))
+    assert str(model) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -162,6 +162,17 @@ def test_models_that_read_texts_differently_are_told_apart(case: str, tmp_path: 
         assert "--tokenizer" in faults[0]
 
 
+def added_in_tokenizer_json(token: str, number: int) -> Write:
+    def write(folder: Path) -> None:
+        stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        stored["added_tokens"] = [
+            entry | {"id": number} if entry["content"] == token else entry for entry in stored["added_tokens"]
+        ]
+        write_json(folder / "tokenizer.json", stored)
+
+    return write
+
+
 DOUBLE: dict[str, tuple[tuple[Write, ...], str]] = {
     "added_tokens.json and vocab.txt": (
         (vocab_txt, file("added_tokens.json", {"[MASK]": 18})),
@@ -172,6 +183,10 @@ DOUBLE: dict[str, tuple[tuple[Write, ...], str]] = {
         "'the' is 5 in vocab.txt and 18",
     ),
     "tokenizer.json and vocab.txt": ((wordpiece, lines(*SWAPPED)), "'the' is 5 in tokenizer.json and 6 in vocab.txt"),
+    "tokenizer.json alone": (
+        (wordpiece, added_in_tokenizer_json("[PAD]", 17)),
+        "'[PAD]' is 17 in tokenizer.json and 0 in the vocabulary in tokenizer.json",
+    ),
     "tokenizer_config.json": (
         (wordpiece, file("tokenizer_config.json", {"added_tokens_decoder": {"17": {"content": "[PAD]"}}})),
         "'[PAD]' is 0 in tokenizer.json and 17 in tokenizer_config.json",
