@@ -1,6 +1,7 @@
 """Two fine-tunes of one start are in one basis already: an alignment has to find that out, and leave them there.
 
     python benchmarks/same_start.py --folder zoo
+    python benchmarks/same_start.py --control
     python benchmarks/same_start.py --models A B --rows validation.jsonl.gz --text train.jsonl.gz
 
 Without --models, a classifier is trained on the HANS grammar for a while and goes on from there twice, in another order
@@ -9,6 +10,11 @@ are labelled by the names of their classes, --text is what they are aligned on; 
 aligner over all axes and as `choose` restricts it: the share of units that stay where they are, by kind of axis (heads:
 whole heads; inside heads: units in their head), and the loss barrier; then how the matched units correlate on text that
 no aligner has seen, which tells moves that the models call for from those of one sample.
+
+With --control, what learned maps win on the two fine-tunes stands beside what they win on strangers: the first and a
+classifier of its own start. Beside the barrier are the lowest accuracy on the line, and the KL half way on the text that
+was learned on and on text of another domain. A gain that strangers have too, or that other text does not show, is no
+evidence that a symmetry separates the fine-tunes.
 """
 
 from __future__ import annotations
@@ -27,13 +33,14 @@ from classification_pairs import BATCH, TRAIN_PER_SUBCASE, classifier_config, ha
 from torch import Tensor
 from zoo.board import header
 from zoo.line import Contest, Measured, measure
-from zoo.methods import Method, chosen, matched, naive
+from zoo.methods import Aligned, Method, aligned_by, chosen, matched, naive
 from zoo.pairs import open_pair
 from zoo.sentences import Examples, labelled_rows, training_batches, word_tokenizer
 from zoo.training import Training, trained
 
-from merge.alignment.matchers import PAIRWISE
-from merge.alignment.pair import Pair
+from merge.alignment.matchers import PAIRWISE, aligner
+from merge.alignment.midpoint import score
+from merge.alignment.pair import Pair, Settings
 from merge.alignment.solvers.moments import unit_correlations
 from merge.checkpoints.inputs import Batch, load_tokenizer, tokenise
 from merge.symmetry.transform import Transform
@@ -73,6 +80,42 @@ def stay(pair: Pair, transform: Transform) -> dict[str, float]:
             old = totals.get(kind, (0, 0))
             totals[kind] = (old[0] + gone, old[1] + units)
     return {kind: 1 - gone / units for kind, (gone, units) in totals.items()}
+
+
+def print_control(folder: Path, count: int, samples: int, points: int, steps: int) -> None:
+    """Print what learned maps win on two forks of one start, and on strangers."""
+    a, b = make_forks(folder)
+    examples = hans_examples(TRAIN_PER_SUBCASE, "train")
+    tokenizer = word_tokenizer(examples.texts)
+    batches, config = training_batches(tokenizer, examples, BATCH), classifier_config(len(tokenizer))
+    stranger = trained(folder / "stranger", config, COMMON, 9, batches, tokenizer=tokenizer).folder
+    rows = labelled_rows(tokenizer, hans_examples(count // 30, "evaluation"))
+    own = tokenise(tokenizer, examples.texts[:samples], config)[0]
+    # Words of the same vocabulary in random order, by no grammar.
+    words = random.Random(0)
+    shuffled = [tuple(" ".join(words.sample(t.split(), len(t.split()))) for t in text) for text in examples.texts]
+    other = tokenise(tokenizer, shuffled[samples : 2 * samples], config)[0]
+    print(f"{'pair':<12}{'maps':<10}{'barrier':>9}{'least accuracy':>16}{'KL, own text':>14}{'KL, other text':>16}")
+    for name, second in (("one start", b), ("strangers", stranger)):
+        pair = open_pair(a, second, own)
+        contest = Contest(pair, rows)
+        for maps, method in (("none", naive), ("learned", learned_maps(steps))):
+            measured = measure(maps, method, contest, points)
+            transform = measured.aligned.transform
+            assert transform is not None
+            values = [score([transform], replace(measured.aligned.pair, batches=text))[0][0] for text in (own, other)]
+            line = f"{name:<12}{maps:<10}{measured.raw.barrier:9.4f}{min(measured.raw.accuracy):16.3f}"
+            print(f"{line}{values[0]:14.4f}{values[1]:16.4f}", flush=True)
+
+
+def learned_maps(steps: int) -> Method:
+    """Return the method that learns exact maps from the identity, without labels."""
+
+    def method(pair: Pair) -> Aligned:
+        pair = replace(pair, settings=Settings(steps=steps))
+        return aligned_by(pair, aligner("learned")(pair)(frozenset(pair.kinds())))
+
+    return method
 
 
 def print_rows(pair: Pair, results: Mapping[str, Measured]) -> None:
@@ -138,12 +181,19 @@ def main() -> None:
         help="default: weights activations+weights activations",
     )
     parser.add_argument("--points", type=int, default=5, help="models on the line, ends included (default: 5)")
+    parser.add_argument(
+        "--control", action="store_true", help="learned maps on fine-tunes of one start, and on strangers"
+    )
+    parser.add_argument("--steps", type=int, default=100, help="with --control: of learning (default: 100)")
     args = parser.parse_args()
     if args.models and not (args.rows and args.text):
         parser.error("--models needs --rows and --text")
 
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
+    if args.control:
+        print_control(args.folder, args.count, args.samples, args.points, args.steps)
+        return
     contest, other = open_contest(args)
     methods: dict[str, Method] = {"naive": naive}
     for by in args.aligners:
