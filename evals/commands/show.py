@@ -48,13 +48,11 @@ def show(records: Sequence[dict[str, Any]], options: EvalOptions, kind: str) -> 
 def _tables(records: Sequence[dict[str, Any]], kind: str, options: EvalOptions) -> list[list[Row]]:
     from evals.report.tables import barrier_rows, hans_rows, part_rows, score_rows
 
-    tables = [
-        {"hans": partial(hans_rows, short=options.table == "plain"), "scores": score_rows, "barrier": barrier_rows}[
-            kind
-        ](records)
-    ]
+    hans = partial(hans_rows, short=options.table == "plain")
+    rows_of: dict[str, Callable[..., list[Row]]] = {"hans": hans, "scores": score_rows, "barrier": barrier_rows}
+    tables = [rows_of[kind](records)]
     if kind == "scores" and any(record.get("hans") for record in records):
-        tables.append(hans_rows(records, short=options.table == "plain"))
+        tables.append(hans(records))
     if kind == "hans" and options.detail:
         tables += [part_rows(records, part) for part in ("subcases", "templates")]
     return tables
