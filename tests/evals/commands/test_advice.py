@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import click
 import pytest
+from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer
 
 from evals.commands.advice import OPTION, fitting_advice, option_names
 from evals.commands.evaluate_models import evaluate
+from merge.errors import MismatchError
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = dict(evaluate.commands)
@@ -64,3 +67,18 @@ def test_every_command_is_wrapped() -> None:
         assert isinstance(command, click.Command)
         assert command.callback is not None
         assert command.callback.__wrapped__ is not None  # type: ignore[attr-defined]
+
+
+def test_a_barrier_between_models_of_other_labels_or_tokens_names_its_own_options(tmp_path: Path) -> None:
+    """The pre-flight of a merge advises --heads and --tokenizer, which barrier has not."""
+    rows = [{"premise": "the", "hypothesis": "a", "label": "neutral"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    a = save_checkpoint(tmp_path / "a", seed=1)
+    labels = save_checkpoint(tmp_path / "labels", bert_config(labels=("entailment", "neutral", "no")), seed=2)
+    tokens = save_checkpoint(tmp_path / "tokens", seed=2)
+    save_tokenizer(tokens, words=[*reversed(WORDS)])
+    for other, found in ((labels, "Classes are matched by name: set id2label"), (tokens, "vocabularies differ")):
+        words = ["barrier", str(a), str(other), "--task", "mnli", "--data", str(tmp_path / "rows.jsonl")]
+        with pytest.raises(MismatchError, match=found) as caught:
+            evaluate.main(words, standalone_mode=False)
+        assert set(OPTION.findall(str(caught.value))) <= option_names(COMMANDS["barrier"])

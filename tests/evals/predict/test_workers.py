@@ -250,7 +250,7 @@ def test_batches_put_together_in_another_order_are_seen(predictor: Predictor, en
     """The control: the plan of batches decides which row a logit belongs to."""
     from evals.predict.logits import batch_logits, probe_batch
 
-    parts = batch_logits(predictor.model, encoded.batches, probe_batch(encoded))
+    parts = batch_logits(predictor.model, encoded.batches, encoded.rows, probe_batch(encoded))
     assert torch.equal(in_order(parts, encoded), predictor.logits(encoded))
     assert not torch.equal(in_order(parts[::-1], encoded), predictor.logits(encoded))
 

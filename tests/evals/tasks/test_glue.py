@@ -188,7 +188,7 @@ def test_the_hub_is_asked_for_the_tasks_own_split(monkeypatch: pytest.MonkeyPatc
         ('{"premise": "a", "hypothesis": null, "label": 0}', ("line 2, column hypothesis", "expected text", "found None")),
         ('{"premise": 5, "hypothesis": "b", "label": 0}', ("line 2, column premise", "expected text", "found 5")),
         ('{"premise": " ", "hypothesis": "b", "label": 0}', ("line 2, column premise", "expected text", "found ' '")),
-        (r'{"premise": "\ud800", "hypothesis": "b", "label": 0}', ("line 2, column premise", "half of a surrogate pair")),
+        (r'{"premise": "\ud800", "hypothesis": "b", "label": 0}', ("line 2", "half of a surrogate pair")),
         ('{"premise": "a", "hypothesis": "b", "label": 3}', ("line 2, column label", "or 0 to 2", "found 3")),
         ('{"premise": "a", "hypothesis": "b", "label": 1.0}', ("line 2, column label", "found 1.0", "A float is no class")),
         ('{"premise": "a", "hypothesis": "b", "label": true}', ("line 2, column label", "found True", "A bool is no class")),
