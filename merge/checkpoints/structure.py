@@ -6,7 +6,6 @@ merging a BERT, so the structure of a config is cached.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -89,10 +88,12 @@ def structure_of(config: Mapping[str, Any], tensors: int | None = None) -> Struc
 @cache
 def transformers_build() -> str:
     """Return the version of transformers and the time its files were installed, on which cached structures depend."""
+    from importlib.metadata import version  # a third of the start of a command that reads no checkpoint
+
     spec = importlib.util.find_spec("transformers")
     origin = Path(spec.origin) if spec is not None and spec.origin else None
     stamp = origin.stat().st_mtime_ns if origin is not None and origin.is_file() else 0
-    return f"{importlib.metadata.version('transformers')} {stamp}"
+    return f"{version('transformers')} {stamp}"
 
 
 def _ask_transformers(key: str, config: Mapping[str, Any], tensors: int | None) -> Structure:

@@ -86,7 +86,7 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
 
 
 def _recipe_of_file(given: list[str], options: dict[str, Any]) -> Recipe:
-    from merge.recipe.mergekit.convert import read_any
+    from merge.recipe.read import read_any
     from merge.recipe.recipe import make_recipe
 
     if given:

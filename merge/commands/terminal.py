@@ -38,6 +38,8 @@ def start(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     set_threads(arguments)
+    # We have no plugins of pydantic; to look for them it reads the metadata of every installed package.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGTERM, _interrupt)
     state = {VERBOSE: False}
     try:

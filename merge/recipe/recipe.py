@@ -248,6 +248,18 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: each fault as file:line:column: key: message.
     """
     values, root = read_document(path)
+    return validated(values, path, root)
+
+
+def validated(values: Mapping[str, Any], path: Path, root: Any) -> Recipe:
+    """Return the recipe of a YAML document.
+
+    Args:
+        path: the file, for messages.
+        root: the node tree of the file, as `read_document` returns it.
+    Raises:
+        RecipeError: each fault as file:line:column: key: message.
+    """
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -61,7 +61,7 @@ def recipe_of(
 
 
 def recipe_like(recipe: Recipe | str | os.PathLike[str]) -> Recipe:
-    from merge.recipe.mergekit.convert import read_any
+    from merge.recipe.read import read_any
     from merge.recipe.recipe import Recipe
 
     return recipe if isinstance(recipe, Recipe) else read_any(Path(recipe))[0]

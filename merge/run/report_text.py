@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merge.checkpoints.reload_check import WITHOUT_POOLER
-
 if TYPE_CHECKING:
     from merge.alignment.align import Aligned
     from merge.run.report import Report
@@ -13,6 +11,7 @@ if TYPE_CHECKING:
 
 def report_text(report: Report, dry_run: bool) -> str:
     """Return the report of a run as text for the terminal."""
+
     lines = []
     for aligned in report.rebased.aligned:
         lines += aligned_text(aligned)
@@ -30,6 +29,8 @@ def report_text(report: Report, dry_run: bool) -> str:
 
 
 def _without_pooler(report: Report) -> str:
+    from merge.checkpoints.reload_check import WITHOUT_POOLER
+
     lacks = any(note.startswith(WITHOUT_POOLER) for note in report.notes)
     return " but for its pooler, which the models lack" if lacks else ""
 

@@ -15,7 +15,7 @@ from tiny import NLI, WORDS, bert_config, empty_cache, save_checkpoint, save_tok
 from torch import Tensor
 
 from merge.methods import WEIGHED
-from merge.recipe.mergekit.convert import read_any
+from merge.recipe.read import read_any
 from merge.recipe.recipe import Recipe, make_recipe, read_recipe
 from merge.run.run import run
 

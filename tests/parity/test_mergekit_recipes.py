@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import bert_config, save_checkpoint
 from torch import Tensor
 
-from merge.recipe.mergekit.convert import read_any
+from merge.recipe.read import read_any
 from merge.run.run import run
 
 with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from merge.methods import make_method
 from merge.methods.context import TensorContext
-from merge.recipe.mergekit.convert import read_any
+from merge.recipe.read import read_any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of mergekit's own imports

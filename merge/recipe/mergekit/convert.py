@@ -19,15 +19,13 @@ from merge.recipe.mergekit.counterparts import PAST_KEYS, Counterpart
 from merge.recipe.mergekit.document import Document, Merges, check_document, read_merges, read_reference
 from merge.recipe.mergekit.output import dtypes_of, tokenizer_of
 from merge.recipe.mergekit.parameters import Fault, Scope, Settled, Where, read_scope, settle, stretched
-from merge.recipe.recipe import Recipe, read_recipe
+from merge.recipe.recipe import Recipe
 from merge.recipe.validation import located_faults, plain_message
-from merge.recipe.yaml_document import position_of, read_document
+from merge.recipe.yaml_document import position_of
 
 ALWAYS_DIFFERENT = (
     "labels are matched by name, integer tensors must be equal and NaN is an error; mergekit checks none of this"
 )
-# Keys that our recipes do not have: a file with one of them and without `method` is a mergekit configuration.
-ONLY_MERGEKIT = frozenset(Document.model_fields) - frozenset(Recipe.model_fields) - PAST_KEYS
 
 
 @dataclass(frozen=True)
@@ -45,20 +43,15 @@ class Conversion:
     origin: Mapping[str, Where]
 
 
-def is_mergekit(values: Mapping[str, Any]) -> bool:
-    """Return whether a YAML mapping is a mergekit configuration instead of our recipe."""
-    return "merge_method" in values or ("method" not in values and not ONLY_MERGEKIT.isdisjoint(values))
+def recipe_of_mergekit(values: Mapping[str, Any], path: Path, root: Any) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe of a mergekit configuration, with a warning for every difference from mergekit.
 
-
-def read_any(path: Path) -> tuple[Recipe, tuple[str, ...]]:
-    """Read a recipe or mergekit configuration, and return it with a warning for every difference from mergekit.
-
+    Args:
+        path: the file, for messages.
+        root: the node tree of the file, for lines and columns.
     Raises:
         RecipeError: each fault as file:line:column: message.
     """
-    values, root = read_document(path)
-    if not is_mergekit(values):
-        return read_recipe(path), ()
     conversion = convert(values, path, root)
     try:
         return Recipe.model_validate(conversion.values), conversion.warnings

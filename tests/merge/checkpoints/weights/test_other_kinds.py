@@ -308,7 +308,7 @@ def test_advice_names_the_setting_of_methods_that_have_it(method: str) -> None:
 @pytest.mark.parametrize(("kind", "count"), [("WordPiece", 1), ("BPE", 0), (None, 1)])
 def test_the_note_on_word_pieces_is_for_word_pieces(kind: str | None, count: int, tmp_path: Path) -> None:
     """For folders whose tokenizers are known; where they are not, the note stays."""
-    from merge.recipe.mergekit.convert import read_any
+    from merge.recipe.read import read_any
 
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -15,10 +15,10 @@ import yaml
 from merge.errors import RecipeError
 from merge.methods import METHODS
 from merge.recipe.gradient import value_at
-from merge.recipe.mergekit.convert import is_mergekit, read_any
-from merge.recipe.mergekit.counterparts import ALL_PARAMETERS, COUNTERPARTS
+from merge.recipe.mergekit.counterparts import ALL_PARAMETERS, COUNTERPARTS, PAST_KEYS
 from merge.recipe.mergekit.document import Document
 from merge.recipe.mergekit.parameters import stretched
+from merge.recipe.read import ONLY_MERGEKIT, is_mergekit, read_any
 from merge.recipe.recipe import Recipe, make_recipe, read_recipe
 
 
@@ -899,7 +899,7 @@ def test_reading_a_mergekit_file_loads_nothing_heavy(tmp_path: Path) -> None:
     """A fault in a recipe is told at once, before torch and transformers are imported."""
     path = written(tmp_path, PLAIN)
     code = (
-        "import sys; from pathlib import Path; from merge.recipe.mergekit.convert import read_any; read_any(Path(sys.argv[1])); "
+        "import sys; from pathlib import Path; from merge.recipe.read import read_any; read_any(Path(sys.argv[1])); "
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -907,6 +907,8 @@ def test_reading_a_mergekit_file_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_a_file_is_mergekits_by_its_keys() -> None:
+    """The list of its keys is what its record has, and neither ours nor our older files."""
+    assert frozenset(Document.model_fields) - frozenset(Recipe.model_fields) - PAST_KEYS == ONLY_MERGEKIT
     assert is_mergekit({"merge_method": "linear", "models": []})
     assert is_mergekit({"models": [], "base_model": "a"})
     assert not is_mergekit({"models": ["a"], "method": "linear", "base_model": "a"})
