@@ -66,19 +66,21 @@ def _holds_checkpoints(output: Path) -> bool:
 
 
 @contextlib.contextmanager
-def staged(output: Path) -> Iterator[Path]:
+def staged(output: Path, force: bool = True) -> Iterator[Path]:
     """Yield a temporary folder beside the output that becomes the output if the block succeeds.
 
     On any error, Ctrl-C included, the temporary folder and parents created for it are removed, and an older output stays.
     Folders that killed runs left behind are removed first.
 
+    Args:
+        force: whether an output that exists now may be replaced; one that appears later never is.
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
     target = output.resolve()
     parent, created = target.parent, [folder for folder in target.parents if not folder.exists()]
     temporary = parent / f".{target.name}.{MARKER}-{os.getpid()}"
-    existed, made = target.exists(), False
+    existed, made = force and target.exists(), False
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)

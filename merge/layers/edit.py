@@ -151,7 +151,7 @@ def edit_layers(
     report = EditReport(checkpoint, plan, output, config, tensors, notes, importance, 0, 0.0)
     _check_space(report)
     if not dry_run:
-        with staged(output) as folder:
+        with staged(output, force) as folder:
             report = _write(folder, report)
     return replace(report, seconds=time.monotonic() - begun)
 

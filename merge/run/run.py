@@ -86,7 +86,7 @@ def run(
         report = Report(recipe, inputs, plan, rebased, notes)
         if not dry_run:
             report = _with_weights(with_statistics(report), options, hashes)
-            with staged(output) as folder:
+            with staged(output, force) as folder:
                 report = write_outputs(folder, report, options, hashes)
     if not dry_run:
         report = replace(report, notes=(*report.notes, *evaluate(recipe, inputs.models)))

@@ -101,6 +101,22 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_output_that_was_written_after_the_check_is_kept(tmp_path: Path) -> None:
+    """The other process may be done before this one begins to write."""
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "x").write_text("first", encoding="utf-8")
+
+    def write_second() -> None:
+        with staged(output, force=False) as folder:
+            (folder / "x").write_text("second", encoding="utf-8")
+
+    with pytest.raises(OutputError, match="was written by another process meanwhile"):
+        write_second()
+    assert (output / "x").read_text(encoding="utf-8") == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_thread_that_finds_the_folder_of_another_leaves_it(tmp_path: Path) -> None:
     """Two merges of one process have one temporary name; the second must not remove the first one's."""
     with staged(tmp_path / "out") as folder:
