@@ -24,8 +24,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from align_speed import CONFIG, make_models
-
 TOKENS = 8192
 # Case -> (folder suffix, arguments).
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -40,8 +38,9 @@ PHASE = re.compile(r"phase +([\d.]+) CPU s +([\d.]+)% +([\d.]+) s  (.*)")
 
 def make(scratch: Path) -> None:
     """Make the models of `benchmarks/align_speed.py`, give them a tokenizer, and write a text of its words."""
-    if (scratch / "text.txt").is_file():
-        return
+    from align_speed import CONFIG, make_models
+
+    (scratch / "align").mkdir(parents=True, exist_ok=True)
     make_models(scratch / "align")
     generator = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
@@ -88,14 +87,18 @@ def main() -> None:
     """Make the models, run each command once, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--make", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help="leave the last output")
     parser.add_argument(
         "--scratch", type=Path, default=Path(tempfile.gettempdir()) / "merge-models-benchmark" / "commands"
     )
     args = parser.parse_args()
-    args.scratch.mkdir(parents=True, exist_ok=True)
-    (args.scratch / "align").mkdir(exist_ok=True)
-    make(args.scratch)
+    if args.make:
+        make(args.scratch)
+        return
+    # In a process of its own: the peak memory of a command counts that of the process which starts it.
+    if not (args.scratch / "text.txt").is_file():
+        subprocess.run([sys.executable, __file__, "--make", "--scratch", str(args.scratch)], check=True)
     load = os.getloadavg()[0]
     print(f"BERT-base, float32, {os.cpu_count()} cores, load {load:.1f}; text of about {TOKENS} tokens", flush=True)
     for case in args.cases:
