@@ -103,7 +103,8 @@ def test_every_parameter_of_forward_is_given_by_a_run_of_the_proof(case: str) ->
     assert max(errors(specimen, spec, moved(specimen, spec), specimen.outputs(specimen.tensors))) < BOUND
 
 
-@pytest.mark.parametrize("case", [*QUICK[1:], pytest.param("shapes and sounds", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", [*QUICK[1:], "shapes and sounds"])
+@pytest.mark.slow
 def test_every_tensor_left_behind_shows_in_a_run_of_the_proof(case: str) -> None:
     """The negative control: also those that text alone does not read, on which a proof on text is blind."""
     config = {**DERIVED[case], "num_hidden_layers": 1}
