@@ -40,6 +40,7 @@ KINDS = {
     "type_vocab_size": "a whole number",
     "pad_token_id": "a whole number",
 }
+NO_LIMIT = 1e9  # some programs write transformers' 10**30, which stands for no limit, as 1e+30
 TOKENIZER_KINDS = {
     "model_max_length": "a number",
     "tokenizer_class": "text",
@@ -102,7 +103,10 @@ def check_tokenizer_config(folder: Path, source: str) -> None:
     """
     path = folder / "tokenizer_config.json"
     if path.exists():
-        read_object(path, CheckpointError, TOKENIZER_KINDS, f"{source}: tokenizer_config.json", nul=True)
+        name = f"{source}: tokenizer_config.json"
+        longest = read_object(path, CheckpointError, TOKENIZER_KINDS, name, nul=True).get("model_max_length")
+        if isinstance(longest, float) and longest < NO_LIMIT:
+            raise CheckpointError(f"{name}: model_max_length: expected a whole number, found {longest}.")
 
 
 def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], source: str) -> None:
