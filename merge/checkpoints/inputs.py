@@ -89,8 +89,13 @@ class Encoded:
 
 
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Encoded:
-    """Tokenise texts or pairs once, sort them by length and batch them, padded on the right; pairs get their own token types."""
-    return batch_tokens(replace(read_tokens(tokenizer, texts, longest), pad_left=False), BATCH_TOKENS)
+    """Tokenise texts or pairs once, sort them by length and batch them; pairs get their own token types.
+
+    They are padded on the side of the tokenizer's class: XLNet's head reads the last token. A tokenizer that was only set to
+    pad on the left, as for generation, is padded on the right, where models with absolute positions are used to it.
+    """
+    left = type(tokenizer).padding_side == "left"
+    return batch_tokens(replace(read_tokens(tokenizer, texts, longest), pad_left=left), BATCH_TOKENS)
 
 
 def read_tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Tokens:

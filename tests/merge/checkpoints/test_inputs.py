@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -234,3 +235,19 @@ def test_a_segment_without_an_embedding_is_one_line(config: dict[str, Any], larg
             check_ids([batch], config)
     else:
         check_ids([batch], config)
+
+
+def test_texts_are_padded_on_the_side_of_the_tokenizers_class(tokenizer: Any) -> None:
+    """XLNet's class pads on the left, where its head does not look; a setting for generation changes nothing."""
+    from transformers import XLNetTokenizer
+
+    assert XLNetTokenizer.padding_side == "left"
+    texts = [("the doctor saw",), ("the doctor saw a lawyer and left",)]
+    left = type("LeftTokenizer", (type(tokenizer),), {"padding_side": "left"})
+    for padding_side, made_left in (("right", False), ("left", False), ("right", True)):
+        used = copy.copy(tokenizer)
+        used.padding_side = padding_side
+        if made_left:
+            used.__class__ = left
+        mask = encode(used, texts, 32).batches[0]["attention_mask"]
+        assert bool(mask[0, 0] == 0) is made_left
