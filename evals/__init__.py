@@ -4,8 +4,8 @@
 
     evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
 
-Public names: `score`, `hans`, `barrier`, `compare`. They are imported when they are used, so that `import evals` is instant.
-Everything else is private and may change.
+Public names: `score`, `hans`, `barrier`, `line`, `compare`. They are imported when they are used, so that `import evals` is
+instant. Everything else is private and may change.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evals.run.api import barrier, compare, hans, score
+    from evals.run.api import barrier, compare, hans, line, score
 
-__all__ = ["barrier", "compare", "hans", "score"]
+__all__ = ["barrier", "compare", "hans", "line", "score"]
 
 
 def __getattr__(name: str) -> Any:

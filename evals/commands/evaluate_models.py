@@ -9,6 +9,7 @@ import click
 from evals.commands.advice import with_fitting_advice
 from evals.commands.barrier import barrier
 from evals.commands.compare import compare
+from evals.commands.line import line
 from evals.commands.options import SETTINGS
 from evals.commands.score import glue, hans, score, tasks
 from evals.predict.process_group import end_with_launcher, exit_process, has_joined, join_group, rank_and_size
@@ -33,13 +34,14 @@ def evaluate() -> None:
       evaluate-models glue all merged/ a/ b/ --data glue_data/ --table markdown
       evaluate-models compare report mnli
       evaluate-models barrier a/ b/ --task mnli --align activations --text train.jsonl -o report
+      evaluate-models line a/ b/ --task mnli --also hans --head both --head A -o report
       evaluate-models tasks
       torchrun --standalone --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
     """
     join_group()
 
 
-for _command in (score, glue, hans, compare, barrier, tasks):
+for _command in (score, glue, hans, compare, barrier, line, tasks):
     evaluate.add_command(with_fitting_advice(_command))
 
 

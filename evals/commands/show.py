@@ -21,7 +21,7 @@ def show(records: Sequence[dict[str, Any]], options: EvalOptions, kind: str) -> 
     """Print the results, and rewrite figures and page of the results folder.
 
     Args:
-        kind: scores, hans, barrier, or official (the text of the HANS authors' scorer).
+        kind: scores, hans, barrier, line, or official (the text of the HANS authors' scorer).
     """
     from evals.heuristics.scores import HansTable, official_text
     from evals.report.tables import SHORT_NAMES
@@ -46,8 +46,10 @@ def show(records: Sequence[dict[str, Any]], options: EvalOptions, kind: str) -> 
 
 
 def _tables(records: Sequence[dict[str, Any]], kind: str, options: EvalOptions) -> list[list[Row]]:
-    from evals.report.tables import barrier_rows, hans_rows, part_rows, score_rows
+    from evals.report.tables import barrier_rows, hans_rows, line_rows, part_rows, score_rows
 
+    if kind == "line":
+        return [line_rows(record) for record in records]
     hans = partial(hans_rows, short=options.table == "plain")
     rows_of: dict[str, Callable[..., list[Row]]] = {"hans": hans, "scores": score_rows, "barrier": barrier_rows}
     tables = [rows_of[kind](records)]
@@ -87,9 +89,9 @@ def _illustrate(folder: Path, records: Sequence[dict[str, Any]], kind: str, quie
     from merge.publish.results_file import SETTING
 
     made: list[Path] = []
-    if kind == "barrier":
+    if kind in ("barrier", "line"):
         for record in records:
-            made += barrier_plot(record, folder / f"barrier-{_short(record)}")
+            made += barrier_plot(record, folder / f"{kind}-{_short(record)}")
     if pairs := [record for record in records if record.get("hans")]:
         # One figure compares models on the same rows.
         alike = [r for r in load_results(folder) if r.get("hans") and all(r[n] == pairs[0][n] for n in SETTING)]

@@ -42,23 +42,41 @@ class Point:
     calibrated: float | None = None
 
 
+@dataclass(frozen=True)
+class EncodedTask:
+    """A data set that is measured along a path: its rows, as batches for the predictor, and its classes."""
+
+    matched: MatchedTask
+    encoded: Encoded
+
+
+# From a model's outputs on a data set to (logits of the task's classes, predicted class).
+Reading = Callable[[Tensor, MatchedTask], tuple[Tensor, Tensor]]
+
+
+def class_logits(logits: Tensor, matched: MatchedTask) -> tuple[Tensor, Tensor]:
+    """Return (logits of the task's classes, predicted class) from those of the model's own classes."""
+    return task_logits(logits, matched.columns, matched.task)
+
+
 def walk(
     path: Sequence[Coordinates],
     weights_at: Callable[[Coordinates], Mapping[str, Tensor]],
     predictor: Predictor,
-    matched: MatchedTask,
-    encoded: Encoded,
+    sets: Sequence[EncodedTask],
     label: str,
-) -> list[Point]:
-    """Return the losses at every point of a path, each raw and at its best temperature; in float64.
+    reading: Reading = class_logits,
+) -> list[tuple[Point, ...]]:
+    """Return, at every point of a path, the losses on each data set, raw and at their best temperature; in float64.
 
     Args:
-        weights_at: from coordinates to all weights by the names transformers writes.
+        weights_at: from coordinates to all weights by the names transformers writes; called once a point.
         predictor: of the architecture; its weights are overwritten.
-        encoded: the rows of the task, for this predictor.
+        sets: all are measured in the same weights.
         label: of the path, for the display of progress.
     """
-    ticks = iter(track(range(len(path) * predictor.steps(encoded)), label))
+    steps = sum(predictor.steps(each.encoded) for each in sets)
+    ticks = iter(track(range(len(path) * steps), label))
 
     def ticking(items: Sequence[T], label: str) -> Iterable[T]:
         return (item for item, _ in zip(items, ticks, strict=False))
@@ -66,19 +84,22 @@ def walk(
     points = []
     for coordinates in path:
         predictor.set(weights_at(coordinates))
-        with shown_by(ticking):
-            logits = predictor.logits(encoded, f"{label}, at {coordinates}")
-        check_finite(logits, f"{label}, at {coordinates}")
-        points.append(_point(logits, matched))
+        measured = []
+        for each in sets:
+            with shown_by(ticking):
+                logits = predictor.logits(each.encoded, f"{label}, at {coordinates}")
+            check_finite(logits, f"{label}, at {coordinates}")
+            measured.append(_point(logits, each.matched, reading))
+        points.append(tuple(measured))
     next(ticks, None)  # lets the display finish
     return points
 
 
-def _point(logits: Float[Tensor, "rows classes"], matched: MatchedTask) -> Point:
+def _point(logits: Float[Tensor, "rows classes"], matched: MatchedTask, reading: Reading) -> Point:
     if matched.task.regression:
         return Point(regression_losses(logits, matched.task, matched.rows, matched.model)[0])
     gold = torch.tensor(matched.rows.gold)
-    pooled, predicted = task_logits(logits, matched.columns, matched.task)
+    pooled, predicted = reading(logits, matched)
     exact = pooled.double()
     temperature = best_temperature(exact.numpy(), gold.numpy())
     return Point(

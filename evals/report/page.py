@@ -25,7 +25,7 @@ def page_context(results: Sequence[Mapping[str, Any]], folder: Path) -> dict[str
     scores = _settings([record for record in results if record["kind"] == "scores"])
     hans = _settings([record for record in results if record["kind"] == "scores" and record.get("hans")])
     return {
-        "barriers": [_barrier_section(record, at) for at, record in enumerate(_of(results, "barrier"))],
+        "barriers": [_barrier_section(record, at) for at, record in enumerate(_of(results, "barrier", "line"))],
         "hans": [_hans_section(group, at) for at, group in enumerate(hans)],
         "scores": [_score_section(group, folder) for group in scores],
         "others": [
@@ -37,8 +37,8 @@ def page_context(results: Sequence[Mapping[str, Any]], folder: Path) -> dict[str
     }
 
 
-def _of(results: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
-    return [record for record in results if record["kind"] == kind]
+def _of(results: Sequence[Mapping[str, Any]], *kinds: str) -> list[Mapping[str, Any]]:
+    return [record for record in results if record["kind"] in kinds]
 
 
 def _settings(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -65,6 +65,7 @@ def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
         "a": a,
         "b": b,
         "rows": [row[4:] for row in tables.barrier_rows([record])],
+        "summaries": tables.line_rows(record) if record["kind"] == "line" else [],
         "figure": Markup(inline_svg(barrier_figure(record), f"barrier{at}", label)),
         "points": tables.point_rows(record),
         "alignment": [["setting", "value"], *rest] if rest else [],

@@ -117,14 +117,32 @@ def _finite(value: float) -> float | None:
 
 
 def barrier_rows(results: Sequence[Record]) -> list[Row]:
-    """Return a row for each curve of barrier records: the two models, task, split, n, then barrier and other measures."""
+    """Return a row for each curve of barrier and line records: models, task, split, n, then barrier and other measures."""
     rows: list[Row] = [["models", *SETTING, *CURVE]]
     for record in results:
-        if record["kind"] != "barrier":
+        if record["kind"] not in ("barrier", "line"):
             continue
         pair = " → ".join(model_labels([record["a"], record["b"]]))
         rows += [[pair, *(record[name] for name in SETTING), *_curve_row(curve)] for curve in record["curves"]]
     return rows
+
+
+def line_rows(record: Record) -> list[Row]:
+    """Return a row for each summary of a line record, curves side by side: value, standard error, lam; then its source."""
+    curves = record["curves"]
+    columns = [title for curve in curves for title in (curve["name"], "± s.e.", "at λ")]
+    rows: list[Row] = [[f"{record['task']}, {record['split']}, n = {record['n']:,}", *columns, "source"]]
+    for summaries in zip(*(curve["summaries"] for curve in curves), strict=True):
+        cells = [cell for s in summaries for cell in (s["value"], s["standard_error"], _places(s["at"]))]
+        rows.append([summaries[0]["name"], *cells, summaries[0]["source"]])
+    return rows
+
+
+def _places(at: Sequence[float]) -> str | None:
+    """Return where a summary is read: one lam, or the segment of a gap and the worst place in it."""
+    if len(at) != 3:
+        return lam_text(at[0]) if at else None
+    return f"{at[1]:g}, between {at[0]:g} and {at[2]:g}" if at[0] < at[2] else None
 
 
 def _curve_row(curve: Record) -> Row:

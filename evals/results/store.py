@@ -1,7 +1,7 @@
 """The results store of a folder, results.json.
 
-The store is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores" and "barrier"
-have the fields of merge.publish.results_file, and other kinds are kept and listed unchanged. JSON has no nan and no
+The store is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores", "barrier" and
+"line" have the fields of merge.publish.results_file, and other kinds are kept and listed unchanged. JSON has no nan and no
 infinity: a number that is not finite (the correlation of a constant prediction, the loss of a broken merge) is stored as
 null. A scores record may name the file of its predictions, relative to the folder.
 """

@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.run.options import EvalOptions
-from merge.checkpoints.live import is_in_memory, open_model
+from evals.run.arguments import line_options, names_of, open_all, rows_path, shared_options
 from merge.disk.workspace import Workspace
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
-    from evals.run.results import Barrier, Comparisons, Scores
-    from merge.checkpoints.checkpoint import Checkpoint
+    from evals.run.results import Barrier, Comparisons, Line, Scores
     from merge.checkpoints.live import ModelLike
     from merge.text.memory import RowsLike
 
@@ -69,7 +67,7 @@ def score(
 
     names = tuple(TASKS) if task == "all" else (task,) if isinstance(task, str) else tuple(task)
     workspace = Workspace()
-    options = _options(
+    options = shared_options(
         workspace,
         data,
         labels,
@@ -83,7 +81,7 @@ def score(
         dtype=dtype,
     )
     tasks = [find_task(name) for name in dict.fromkeys(names)]
-    scored, left_out = score_all(tasks, _open_all(models, workspace.folder), options, task == "all")
+    scored, left_out = score_all(tasks, open_all(models, workspace.folder), options, task == "all")
     records = tuple(entry.record for entry in scored)
     return Scores(records, Path(str(options.output)), workspace, tuple(left_out))
 
@@ -157,7 +155,7 @@ def barrier(
     if points < 3:
         raise UsageError(f"points must be at least 3, found {points}.")
     workspace = Workspace()
-    options = _options(
+    options = shared_options(
         workspace,
         data,
         labels,
@@ -170,9 +168,67 @@ def barrier(
         no_cache=not cache,
     )
     settings = make_align_entry({"by": align} if isinstance(align, str) else dict(align))
-    first, second = _open_all([a, b], workspace.folder)
+    first, second = open_all([a, b], workspace.folder)
     record = measure_barrier((first, second), find_task(task), settings, points, options)
     return Barrier((record,), Path(str(options.output)), workspace)
+
+
+def line(
+    a: ModelLike,
+    b: ModelLike,
+    *,
+    task: str,
+    also: Sequence[str] | Mapping[str, RowsLike | None] = (),
+    head: str | Sequence[str] = "both",
+    adaptive: bool = False,
+    align: str | Mapping[str, Any] = "none",
+    points: int = 11,
+    data: RowsLike | None = None,
+    **options: Any,
+) -> Line:
+    """Summarise the loss along the straight line between two models in every way of the field: `evaluate-models line`.
+
+    Args:
+        a, b: the endpoints; lam = 0 is a.
+        also: further tasks, measured in the same weights; a dict gives the rows of each.
+        head: "both" interpolates the classifier head, "A" keeps that of a, "refit" fits the last layer anew at every lam; or
+            several of these, a line each.
+        adaptive: measure more lam where a curve bends.
+        align, points: as in `barrier`.
+        data: the rows of `task`, as in `score`.
+        options: labels, limit, max_length, seed, output, force, device and cache of `score`.
+    Returns:
+        `.summaries[task][curve][name]`, `.curves[task]`, `.plot(task)`.
+    Raises:
+        MismatchError: the two models do not fit one another.
+        UsageError: a head is unknown, a data set is named twice, or there are fewer than 3 points.
+
+    Example:
+        >>> measured = evals.line("a/", "b/", task="mnli", data=rows, points=3)
+        >>> list(measured.summaries["mnli"]["naive"])[:3]
+        ['error barrier', 'loss barrier', 'barrier over the mean']
+    """
+    from evals.paths.pair_lines import LinePlan
+    from evals.run.line import TaskData, measure_line
+    from evals.run.results import Line
+    from evals.tasks import find_task
+    from merge.recipe.recipe import make_align_entry
+
+    if points < 3:
+        raise UsageError(f"points must be at least 3, found {points}.")
+    workspace = Workspace()
+    shared = line_options(workspace, data, options)
+    rows: Mapping[str, RowsLike | None] = also if isinstance(also, Mapping) else dict.fromkeys(names_of(also))
+    # A folder for each: rows in memory are written under one name.
+    folders = (workspace.folder / f"also-{number}" for number in range(len(rows)))
+    more = [
+        TaskData(find_task(name), rows_path(rows[name], folder)) for name, folder in zip(rows, folders, strict=True)
+    ]
+    settings = make_align_entry({"by": align} if isinstance(align, str) else dict(align))
+    first, second = open_all([a, b], workspace.folder)
+    plan = LinePlan(points, tuple(names_of(head)), adaptive)
+    records = measure_line((first, second), [TaskData(find_task(task), shared.data), *more], settings, plan, shared)
+    return Line(tuple(records), Path(str(shared.output)), workspace)
 
 
 def compare(
@@ -205,36 +261,3 @@ def compare(
             raise UsageError(f"say which task to compare on: {', '.join(tasks) or 'compare(folder, task)'}.")
         task = tasks[0]
     return Comparisons(tuple(compare_models(folder, task, against)))
-
-
-def _options(
-    workspace: Workspace,
-    data: RowsLike | None,
-    labels: Sequence[str] | None,
-    output: str | os.PathLike[str] | None,
-    **others: Any,
-) -> EvalOptions:
-    """Return the options of an evaluation; rows in memory, and results without an output, go to the workspace."""
-    return EvalOptions(
-        data=_data(data, workspace.folder),
-        labels=None if labels is None else tuple(labels),
-        output=workspace.folder / "results" if output is None else Path(output).expanduser(),
-        **others,
-    )
-
-
-def _data(data: RowsLike | None, workspace: Path) -> Path | None:
-    from merge.text.memory import rows_file
-
-    return None if data is None else Path(rows_file(data, workspace))
-
-
-def _open_all(models: ModelLike | Sequence[ModelLike], workspace: Path) -> list[Checkpoint]:
-    """Open one model or several; those in memory are written to the workspace."""
-    from merge.checkpoints.checkpoint import Checkpoint
-
-    single = isinstance(models, str | os.PathLike | Checkpoint) or is_in_memory(models)
-    listed: Sequence[Any] = [models] if single else list(models)  # type: ignore[arg-type]
-    if not listed:
-        raise UsageError("no models given. Example: evals.score(['a/', 'b/'], 'mnli', data=rows)")
-    return [open_model(model, workspace, number) for number, model in enumerate(listed, 1)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from merge.disk.workspace import Workspace
-from merge.errors import UsageError
+from merge.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,6 +136,54 @@ class Barrier(Measured):
         from evals.report.barrier_figure import barrier_figure
 
         return barrier_figure(self.records[0])
+
+
+@final
+@dataclass(frozen=True)
+class Line(Measured):
+    """The loss along the line between two models on one data set or several: every summary of each curve, with its source."""
+
+    @property
+    def curves(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Data set -> name of the curve -> lam, loss, accuracy, barrier, ..."""
+        return {
+            name: {curve["name"]: dict(curve) for curve in record["curves"]} for name, record in self._named().items()
+        }
+
+    @property
+    def summaries(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Data set -> name of the curve -> summary -> value; standard errors and places are in `.curves`."""
+        return {
+            name: {c["name"]: {s["name"]: s["value"] for s in c["summaries"]} for c in record["curves"]}
+            for name, record in self._named().items()
+        }
+
+    def _named(self) -> dict[str, dict[str, Any]]:
+        """Return the records by task, and by task and data where a task was measured on several data sets."""
+        tasks = [record["task"] for record in self.records]
+        return {
+            task if tasks.count(task) == 1 else f"{task}: {record['data']}": record
+            for task, record in zip(tasks, self.records, strict=True)
+        }
+
+    def tables(self) -> list[list[Row]]:
+        from evals.report.tables import line_rows
+
+        return [line_rows(record) for record in self.records]
+
+    def plot(self, task: str | None = None) -> Figure:
+        """Return the figure of losses and accuracies along the line on one data set; the first when None.
+
+        Raises:
+            UsageError: the line was not measured on it.
+        """
+        from evals.report.barrier_figure import barrier_figure
+
+        named = self._named()
+        name = next(iter(named)) if task is None else task
+        if name not in named:
+            raise UsageError(f"the line was not measured on {name!r}.{nearest(name, named)}")
+        return barrier_figure(named[name])
 
 
 @final

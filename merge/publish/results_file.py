@@ -1,7 +1,7 @@
 """results.json as evaluate-models writes it: its records, checked against a schema wherever the file is read.
 
-The file is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores" and "barrier" have the
-fields below, and other kinds are kept as they are. A number that is not finite is stored as null.
+The file is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores", "barrier" and
+"line" have the fields below, and other kinds are kept as they are. A number that is not finite is stored as null.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
 FIELDS: dict[str, dict[str, type]] = {
     "scores": {**SETTING, "model": dict, "scores": dict},
     "barrier": {**SETTING, "a": dict, "b": dict, "curves": list},
+    "line": {**SETTING, "a": dict, "b": dict, "curves": list},
 }
 CURVE_LISTS = ("lam", "loss", "accuracy")
 CALIBRATED_LISTS = ("temperature", "calibrated")  # where temperatures were fitted
@@ -111,7 +112,27 @@ class _Barrier(_Common):
     alignment: _Alignment | None = None
 
 
-SCHEMAS: dict[str, type[_Common]] = {"scores": _Scores, "barrier": _Barrier}
+class _Summary(_Part):
+    name: str
+    value: float | None
+    standard_error: float | None
+    at: list[float]
+    source: str
+
+
+class _LineCurve(_Curve):
+    head: str
+    summaries: list[_Summary] = Field(min_length=1)
+
+
+class _Line(_Common):
+    a: _Model
+    b: _Model
+    curves: list[_LineCurve] = Field(min_length=1)
+    alignment: _Alignment | None = None
+
+
+SCHEMAS: dict[str, type[_Common]] = {"scores": _Scores, "barrier": _Barrier, "line": _Line}
 
 
 def read_results(path: Path, error: type[MergeError]) -> list[dict[str, Any]]:

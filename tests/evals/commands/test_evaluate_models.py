@@ -516,6 +516,55 @@ def test_a_barrier_on_hans_says_how_classes_were_pooled(run: Run, zoo: Path) -> 
     assert result.out.splitlines()[0] == "hans: hans.jsonl, 60 pairs"
 
 
+# ---- line ----
+
+
+def test_a_line_has_the_curves_of_barrier_and_every_summary_of_each(
+    run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two data sets, with two heads; a second run measures nothing, and one more data set only that."""
+    words: list[object] = [zoo / "a", zoo / "b", "--task", "mnli", "--data", zoo / "mnli.jsonl", "--points", 3]
+    (barrier,) = json.loads(run("barrier", *words, "--json").out)
+    words = ["line", *words, "--head", "both", "--head", "A", "-o", "report"]
+    hans = ["--also", f"hans={zoo / 'hans.jsonl'}"]
+    first = run(*words, *hans)
+    assert first.code == 0, first.err
+    assert first.out.splitlines()[:2] == ["mnli: mnli.jsonl, 60 rows", "hans: hans.jsonl, 60 pairs"]
+    assert first.out.count("Entezari et al. 2022") == 2
+    mnli, other = store(Path("report"))
+    assert (mnli["kind"], mnli["task"], other["task"]) == ("line", "mnli", "hans")
+    assert [curve["name"] for curve in mnli["curves"]] == ["naive", "naive, head of a"]
+    curve = mnli["curves"][0]
+    assert {name: curve[name] for name in barrier["curves"][0]} == barrier["curves"][0]
+    figures = {each["name"]: each for each in curve["summaries"]}
+    assert figures["loss barrier"]["value"] == curve["barrier"]
+    assert figures["epsilon"]["value"] == curve["epsilon"]
+    assert figures["convexity gap"]["at"] == curve["convexity_interval"]
+    page = Path("report/index.html").read_text(encoding="utf-8")
+    assert page.count("Every summary, with its source") == 2
+    no_predictions(monkeypatch)
+    assert run(*words, *hans).out == first.out
+    assert run(*words).out.count("Entezari et al. 2022") == 1
+    assert "a model was run" in run(*words, "--adaptive").err
+
+
+@pytest.mark.slow
+def test_an_aligned_copy_has_no_barrier_by_any_summary(run: Run, zoo: Path) -> None:
+    """Naive and aligned stand side by side; the copy is nearer to a once it is aligned, and nothing rises between."""
+    words = ["--task", "mnli", "--data", zoo / "mnli.jsonl", "--points", 3, "--align", "activations", "--text"]
+    result = run(
+        "line", zoo / "a", zoo / "copy", *words, zoo / "text.txt", "--head", "both", "--head", "refit", "--json"
+    )
+    assert result.code == 0, result.err
+    (record,) = json.loads(result.out)
+    assert [curve["head"] for curve in record["curves"]] == ["both", "refit"] * 2
+    naive, _, aligned, refitted = ({s["name"]: s["value"] for s in c["summaries"]} for c in record["curves"])
+    assert {name for name, value in aligned.items() if value > 1e-4} == {"mean loss"}
+    assert naive["distance"] > 1
+    assert naive["area"] > 1e-2
+    assert refitted["loss barrier"] < 1e-2
+
+
 # ---- what is wrong ----
 
 
@@ -531,6 +580,7 @@ def assert_refused(result: Said, *parts: str, code: int = 1) -> None:
 
 
 PAIR = ["barrier", "ZOO/a", "ZOO/b", "--task", "mnli"]
+LINE = ["line", "ZOO/a", "ZOO/b", "--task", "mnli", "--data", "ZOO/mnli.jsonl"]
 BAD: list[tuple[str, list[str], tuple[str, ...], int]] = [
     ("unknown task", ["glue", "mnly", "ZOO/a"], ("unknown task 'mnly' of GLUE", "Did you mean 'mnli'?", "sst2"), 2),
     ("a task that is not GLUE's", ["glue", "hans", "ZOO/a"], ("'hans' of GLUE", "evaluate-models score hans takes it"), 2),
@@ -564,6 +614,13 @@ BAD: list[tuple[str, list[str], tuple[str, ...], int]] = [
     ("missing HANS data", ["hans", "ZOO/a", "--data", "none.txt"], ("none.txt: expected a file, found none",), 1),
     ("data of another task", ["hans", "ZOO/a", "--data", "ZOO/mnli.jsonl"], ("line 1: expected columns pairID, premise",), 1),
     ("missing predictions", ["hans", "--predictions", "none.txt"], ("none.txt: expected a file, found none",), 1),
+    ("a number for classifiers", [*LINE, "--also", "stsb"], ("stsb asks for a number",), 1),
+    ("unknown task beside", [*LINE, "--also", "han"], ("Did you mean 'hans'?",), 2),
+    ("no data beside", [*LINE, "--also", "hans="], ("--also expects TASK or TASK=DATA, found 'hans='",), 2),
+    ("missing data beside", [*LINE, "--also", "mnli=none.jsonl"], ("none.jsonl: there is no such file",), 1),
+    ("the same rows twice", [*LINE, "--also", "mnli=ZOO/mnli.jsonl"], ("mnli is asked for twice with the same rows",), 2),
+    ("few rows to refit", [*LINE, "--head", "refit", "--limit", "3"], ("--head refit on mnli: class", "of 3 rows"), 1),
+    ("a task beside that does not fit", [*LINE, "--also", "sst2"], ("are not those of sst2",), 1),
     ("two sizes", ["barrier", "ZOO/a", "ZOO/larger", "--task", "mnli", "--data", "ZOO/mnli.jsonl"], ("intermediate_size",), 1),
     ("two label sets", ["barrier", "ZOO/a", "ZOO/bare", "--task", "mnli", "--data", "ZOO/mnli.jsonl"], ("label sets differ",), 1),
     ("missing text", [*PAIR, "--data", "ZOO/mnli.jsonl", "--align", "weights", "--text", "no.txt"],
@@ -610,6 +667,7 @@ def test_a_results_file_that_is_broken_is_kept_and_said(run: Run, zoo: Path, mon
         (["hans", "m", "--limit", "0"], "0 is not in the range x>=1"),
         (["barrier", "a"], "Missing argument 'B'"),
         (["barrier", "a", "b"], "Missing option '--task'"),
+        (["line", "a", "b", "--task", "mnli", "--head", "B"], "'B' is not one of 'both', 'A', 'refit'"),
         (["glue"], "Missing argument 'TASK'"),
         (["glu"], "No such command 'glu'"),
         (["hans", "--fromat", "x"], "No such option '--fromat'"),
@@ -658,7 +716,7 @@ def subprocess_of(program: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("word", ["", "score", "hans", "glue", "compare", "barrier", "tasks"])
+@pytest.mark.parametrize("word", ["", "score", "hans", "glue", "compare", "barrier", "line", "tasks"])
 def test_help_shows_examples(run: Run, word: str) -> None:
     result = run(*([word] if word else []), "--help")
     assert (result.code, result.err) == (0, "")
@@ -671,7 +729,7 @@ def test_the_help_lists_every_command_with_a_line(run: Run) -> None:
     """The line is whole: click cuts those that are too long, and ends them in dots."""
     lines = run("--help").out.split("Commands:")[1].split("\n  ")
     told = dict(line.split(maxsplit=1) for line in lines if line.strip() and not line.startswith(" "))
-    assert list(told) == sorted(["score", "glue", "hans", "compare", "barrier", "tasks"])
+    assert list(told) == sorted(["score", "glue", "hans", "compare", "barrier", "line", "tasks"])
     assert all(len(line) > 15 and line.strip().endswith((".", "?")) for line in told.values())
     assert not any("..." in line for line in told.values())
 
@@ -681,7 +739,7 @@ def test_help_imports_nothing_heavy() -> None:
     program = """
 import sys
 from merge.entry import evaluate_models
-for words in (["--help"], ["barrier", "--help"], ["hans"], ["glue", "mnly", "m"], ["tasks"]):
+for words in (["--help"], ["line", "--help"], ["hans"], ["glue", "mnly", "m"], ["tasks"]):
     sys.argv = ["evaluate-models", *words]
     try:
         evaluate_models()

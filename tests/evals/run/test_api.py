@@ -105,6 +105,41 @@ def test_the_barrier_is_that_of_the_command(zoo: Path) -> None:
     assert measured.plot().axes
 
 
+@pytest.mark.slow
+def test_the_line_is_that_of_the_command_on_every_data_set(zoo: Path) -> None:
+    """Rows in memory of two data sets are two data sets, each with its own losses."""
+    other = [{**row, "label": "neutral"} for row in ROWS[:9]]
+    (zoo / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    words = (
+        "line",
+        "a",
+        "b",
+        "--task",
+        "mnli",
+        "--data",
+        "rows.jsonl",
+        "--points",
+        "3",
+        "--head",
+        "both",
+        "--head",
+        "A",
+    )
+    expected = command(*words, "--also", "mnli_mismatched=other.jsonl")
+    measured = evals.line(
+        live("a"), "b", task="mnli", data=ROWS, also={"mnli_mismatched": other}, head=["both", "A"], points=3
+    )
+    assert [record["curves"] for record in measured.to_json()] == [record["curves"] for record in expected]
+    assert list(measured.summaries) == ["mnli", "mnli_mismatched"]
+    assert [record["n"] for record in measured.records] == [30, 9]
+    assert list(measured.curves["mnli"]) == ["naive", "naive, head of a"]
+    assert measured.summaries["mnli"]["naive"]["loss barrier"] == measured.curves["mnli"]["naive"]["barrier"]
+    assert measured.plot("mnli_mismatched").axes
+    assert "Frankle" in str(measured)
+    with pytest.raises(UsageError, match="was not measured on 'mnl'. Did you mean 'mnli'?"):
+        measured.plot("mnl")
+
+
 def test_compare_takes_results_or_their_folder(zoo: Path) -> None:
     scores = evals.score(["a", "b"], "mnli", data=ROWS, output="report")
     compared = evals.compare(scores)
@@ -138,6 +173,14 @@ def test_bad_input_is_one_clear_line(zoo: Path) -> None:
         evals.score("a", "mnli", data=[{**ROWS[0], "label": "perhaps"}])
     with pytest.raises(UsageError, match="points must be at least 3"):
         evals.barrier("a", "b", task="mnli", data=ROWS, points=2)
+    with pytest.raises(UsageError, match="points must be at least 3"):
+        evals.line("a", "b", task="mnli", data=ROWS, points=2)
+    with pytest.raises(UsageError, match="unknown head 'a'"):
+        evals.line("a", "b", task="mnli", data=ROWS, head="a")
+    with pytest.raises(UsageError, match="no head is named"):
+        evals.line("a", "b", task="mnli", data=ROWS, head=())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dtype'"):
+        evals.line("a", "b", task="mnli", data=ROWS, dtype="bfloat16")
     with pytest.raises(TaskError, match="asks for a number"):
         evals.barrier("a", "b", task="stsb", data=ROWS)
     with pytest.raises(MismatchError):
