@@ -519,6 +519,7 @@ def test_a_barrier_on_hans_says_how_classes_were_pooled(run: Run, zoo: Path) -> 
 # ---- line ----
 
 
+@pytest.mark.slow
 def test_a_line_has_the_curves_of_barrier_and_every_summary_of_each(
     run: Run, zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
