@@ -4,8 +4,8 @@
 
     evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
 
-Public names: `score`, `hans`, `barrier`, `line`, `compare`. They are imported when they are used, so that `import evals` is
-instant. Everything else is private and may change.
+Public names: `score`, `hans`, `barrier`, `line`, `average_loss`, `compare`. They are imported when they are used, so
+that `import evals` is instant. Everything else is private and may change.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evals.paths.averages import average_loss
     from evals.run.api import barrier, compare, hans, line, score
 
-__all__ = ["barrier", "compare", "hans", "line", "score"]
+__all__ = ["average_loss", "barrier", "compare", "hans", "line", "score"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'evals' has no attribute {name!r}. Public names: {', '.join(__all__)}.")
-    return getattr(importlib.import_module("evals.run.api"), name)
+    module = "evals.paths.averages" if name == "average_loss" else "evals.run.api"
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

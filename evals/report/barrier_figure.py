@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Characters of a name with which a legend in two columns is no wider than the figure.
+MAX_TWO_COLUMNS = 80
+
 
 def barrier_plot(record: Record, stem: Path) -> tuple[Path, Path]:
     """Write <stem>.png and <stem>.svg: loss and accuracy on the line from a to b, with the barrier of each curve."""
@@ -27,7 +30,9 @@ def barrier_figure(record: Record) -> Figure:
 
     curves = record["curves"]
     with figure_settings():
-        figure = Figure(figsize=(9.6, 3.9 + 0.2 * len(curves)), layout="constrained")
+        legend = [_legend_name(curve) for curve in curves]
+        columns = 2 if max(map(len, legend)) <= MAX_TWO_COLUMNS else 1
+        figure = Figure(figsize=(9.6, 3.9 + 0.4 * len(curves) / columns), layout="constrained")
         # A number is neither right nor wrong: a regression task has no second panel.
         classes = any(value is not None for curve in curves for value in curve["accuracy"])
         names = ("loss", "accuracy") if classes else ("squared error",)
@@ -44,7 +49,6 @@ def barrier_figure(record: Record) -> Figure:
         for at, curve in enumerate(curves):
             _draw_gap(loss, curve, at, shift=0.012 * (at - (len(curves) - 1) / 2))
         line, ends = handles[0][1:]
-        legend = [_legend_name(curve) for curve in curves]
         figure.legend(
             [*(handle[0] for handle in handles), line, ends, *calibrated[:1]],
             [
@@ -54,7 +58,7 @@ def barrier_figure(record: Record) -> Figure:
                 *["at the best temperature"][: len(calibrated)],
             ],
             loc="outside lower center",
-            ncols=2,
+            ncols=columns,
         )
         a, b = (short(name) for name in model_labels([record["a"], record["b"]]))
         title = f"a = {a},  b = {b}\n{record['task']}, {record['split']}, n = {record['n']:,}"

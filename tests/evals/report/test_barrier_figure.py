@@ -220,6 +220,21 @@ def test_texts_of_a_barrier_figure_stay_apart_and_inside(heights: tuple[float, .
     assert overlaps(np.array([[0, 0, 10, 10], [5, 5, 15, 15], [20, 0, 30, 10]])) == 1
 
 
+def test_long_names_of_curves_are_in_one_column_and_inside() -> None:
+    """As a line with re-fitted heads has them; short ones are in two columns (the control: these would be cut off in two)."""
+    long = [{**curve("aligned (activations; residual, heads, ffn, pooler), head re-fitted", 0.1)} for _ in range(4)]
+    for each in long:
+        each["barrier_interval"], each["calibrated_barrier"] = {"low": 0.0123, "high": 0.4567}, 0.0789
+    figure = barrier_figure(barrier(*long))
+    legend = figure.legends[0].get_texts()
+    extents = boxes(figure, legend)
+    assert (extents[:, 0] >= 0).all()
+    assert (extents[:, 2] <= figure.get_size_inches()[0] * figure.dpi).all()
+    assert len(set(extents[:, 0].round())) == 1
+    short = barrier_figure(barrier(curve("naive", 0.1), curve("aligned", 0.1)))
+    assert len(set(boxes(short, short.legends[0].get_texts())[:, 0].round())) == 2
+
+
 def test_hans_groups_the_thirty_subcases_by_heuristic_and_gold() -> None:
     """Six headings, each over its five subcases, whatever order the record has."""
     record = hans()

@@ -185,5 +185,5 @@ def test_bad_input_is_one_clear_line(zoo: Path) -> None:
         evals.barrier("a", "b", task="stsb", data=ROWS)
     with pytest.raises(MismatchError):
         evals.barrier("a", "small", task="mnli", data=ROWS)
-    with pytest.raises(AttributeError, match="Public names: barrier"):
+    with pytest.raises(AttributeError, match="Public names: average_loss, barrier"):
         _ = evals.scores_of
