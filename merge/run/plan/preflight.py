@@ -274,6 +274,12 @@ def _notes(checkpoints: Sequence[Checkpoint], tokenizers: Tokenizers) -> list[st
     without = [c.source for c in checkpoints if tokenizers[c.folder] is None]
     if without and len(without) < len(checkpoints):
         notes.append(f"no tokenizer in {', '.join(without)}: their vocabulary could not be compared")
+        if checkpoints[0].source in without:
+            held = next(c.source for c in checkpoints if c.source not in without)
+            notes.append(
+                f"the merge has no tokenizer, as {checkpoints[0].source} has none. If the vocabulary is that of {held}, put "
+                "its tokenizer files into the merge"
+            )
     for checkpoint in {c.folder: c for c in checkpoints}.values():
         tokenizer, rows = tokenizers[checkpoint.folder], checkpoint.structure.settings.get("vocab_size")
         if tokenizer is not None:

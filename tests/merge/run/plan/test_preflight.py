@@ -183,6 +183,15 @@ def test_a_model_without_tokenizer_is_noted(tmp_path: Path) -> None:
     assert preflight(plan_heads(None, ModelSet((b, b)))) == ()
 
 
+def test_a_reference_without_tokenizer_gives_a_merge_without_one_and_that_is_noted(tmp_path: Path) -> None:
+    """The control is the order above, in which the merge gets the tokenizer of a."""
+    a, b = made(tmp_path / "a", words=WORDS), made(tmp_path / "b")
+    assert any(
+        note.startswith(f"the merge has no tokenizer, as {b.source} has none")
+        for note in preflight(plan_heads(None, ModelSet((b, a))))
+    )
+
+
 def test_label_sets_that_differ_list_both_models(tmp_path: Path) -> None:
     """Of one size or of two: the shapes alone would not say what is wrong."""
     a, b = made(tmp_path / "a"), made(tmp_path / "b", labels=("entailment", "not_entailment"))
