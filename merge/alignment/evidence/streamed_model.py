@@ -1,8 +1,10 @@
 """A transformers model whose layers are in a wide dtype only while they run: its memory is that of one layer.
 
-What repeats in a model, the entries of its module lists, and its embeddings hold nearly all of its weights. Before such a
-layer runs, its weights are read from a mapping and cast; after it, they are let go. All else is cast once. A weight that a
-layer shares with another is not the layer's own, and stays.
+What repeats in a model, the entries of its module lists, and its input embeddings hold nearly all of its weights. Before such
+a layer runs, its weights are read from a mapping and cast; after it, they are let go: they are not a number until it runs
+again, so that code which reads them past the layer's forward cannot give a plausible output. All else is cast once, as the
+tables that some models read without running them (relative positions of DeBERTa). A weight that a layer shares with another
+is not the layer's own, and stays.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def streamed_model(
     source = {key: next((name for name in shared if name in weights), None) for key, shared in names.items()}
     if None in source.values():  # stored under another name than that of the module
         return build(config, dict(weights), dtype)
-    layers, own = _layers_of_weights(model), dict[nn.Module, list[tuple[str, nn.Parameter]]]()
+    layers, own = _layers_of_weights(model, _input_embeddings(model)), dict[nn.Module, list[tuple[str, nn.Parameter]]]()
     for parameter in model.parameters():
         name, holders = source[id(parameter)], layers[id(parameter)]
         assert name is not None
@@ -58,7 +60,15 @@ def _wide(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _layers_of_weights(model: nn.Module) -> dict[int, list[nn.Module | None]]:
+def _input_embeddings(model: Any) -> nn.Module | None:
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return embeddings if isinstance(embeddings, nn.Embedding) else None
+
+
+def _layers_of_weights(model: nn.Module, embeddings: nn.Module | None) -> dict[int, list[nn.Module | None]]:
     """Return the identity of a parameter -> the outermost layers that hold it, None for none."""
     layers: dict[int, list[nn.Module | None]] = {}
 
@@ -69,7 +79,7 @@ def _layers_of_weights(model: nn.Module) -> dict[int, list[nn.Module | None]]:
                 holders.append(layer)
         for child in module.children():
             repeated = isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList)
-            visit(child, child if layer is None and (repeated or isinstance(child, nn.Embedding)) else layer)
+            visit(child, child if layer is None and (repeated or child is embeddings) else layer)
 
     visit(model, None)
     return layers
@@ -109,10 +119,13 @@ def _reader(
 def _releaser(
     parameters: Sequence[tuple[str, nn.Parameter]], wide: _WideTensors
 ) -> Callable[[nn.Module, Any, Any], None]:
-    narrow = [parameter.data for _, parameter in parameters]
+    absent = [torch.full((), torch.nan, dtype=wide.dtype).expand(p.shape) for _, p in parameters]
+    unusable = [a if p.is_floating_point() else p.data for a, (_, p) in zip(absent, parameters, strict=True)]
+    for (_, parameter), data in zip(parameters, unusable, strict=True):
+        parameter.data = data
 
     def release(_layer: nn.Module, _inputs: Any, _output: Any) -> None:
-        for (_, parameter), data in zip(parameters, narrow, strict=True):
+        for (_, parameter), data in zip(parameters, unusable, strict=True):
             wide.give_back(parameter.data)
             parameter.data = data
 
