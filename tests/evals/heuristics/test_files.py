@@ -148,7 +148,7 @@ def test_malformed_pairs_are_refused_with_row_and_column(name: str, text: str, m
         ("[1]", 'expected a JSON object such as {"text": "..."}, found \'[1]\''),
         (
             '{"pairID" "ex0"}',
-            "expected one JSON object a line, found '{\"pairID\" \"ex0\"}' (Expecting ':' delimiter at 11)",
+            "expected one JSON object a line, found '{\"pairID\" \"ex0\"}' (Expecting ':' delimiter: line 1 column 11 (char 10))",
         ),
         ('{"pairID": "ex0"}', "found pairID: no premise, hypothesis, label, heuristic, subcase, template."),
     ],
