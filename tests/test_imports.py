@@ -36,6 +36,12 @@ def module_sources() -> dict[str, str]:
     return {".".join(p.relative_to(ROOT).with_suffix("").parts): p.read_text(encoding="utf-8") for p in paths}
 
 
+@cache
+def our_graph() -> dict[str, set[str]]:
+    """Return the graph of the tree; parsing it takes seconds."""
+    return import_graph(module_sources())
+
+
 def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
     """Return module -> the modules of ours it imports anywhere in it, inside functions and for type checks too.
 
@@ -123,7 +129,7 @@ def full_folders(modules: Iterable[str]) -> list[str]:
 
 
 def test_every_import_points_down_the_list_of_folders() -> None:
-    graph = import_graph(module_sources())
+    graph = our_graph()
     assert len(graph) > 200
     assert sum(map(len, graph.values())) > 600
     assert wrong_arrows(graph) == []
@@ -136,7 +142,7 @@ def test_every_folder_stands_in_the_list() -> None:
 
 
 def test_no_imports_form_a_circle() -> None:
-    assert circles(import_graph(module_sources())) == []
+    assert circles(our_graph()) == []
 
 
 def test_no_folder_is_too_full() -> None:

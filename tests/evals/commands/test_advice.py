@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import cache
 from pathlib import Path
 
 import click
@@ -18,13 +19,14 @@ ROOT = Path(__file__).parents[3]
 COMMANDS = dict(evaluate.commands)
 
 
+@cache
 def raised_texts() -> list[str]:
     """Return the texts of both packages that name an option and are neither docstrings nor declarations of options."""
     texts = []
     for package in ("merge", "evals"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
+            source = path.read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(source)) if OPTION.search(source) else ():
                 if isinstance(node, ast.JoinedStr):
                     text = "".join(str(p.value) if isinstance(p, ast.Constant) else "x" for p in node.values)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
