@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
@@ -28,8 +28,6 @@ class Method(ABC):
         order_matters: the formula depends on the order of the models, apart from their weights.
         random: it draws from `context.generators`.
         statistics: the statistics it needs, "fisher" or "gram", or None.
-        takes_numpy: the formula is +, - and * alone and accepts numpy arrays too, with the same bits, so that a merge
-            need not import torch.
     """
 
     name: ClassVar[str]
@@ -37,7 +35,6 @@ class Method(ABC):
     order_matters: ClassVar[bool] = False
     random: ClassVar[bool] = False
     statistics: ClassVar[Literal["fisher", "gram"] | None] = None
-    takes_numpy: ClassVar[bool] = False
 
     @property
     def elementwise(self) -> bool:
@@ -48,12 +45,26 @@ class Method(ABC):
         return False
 
     @property
+    def takes_numpy(self) -> bool:
+        """Whether the method accepts numpy arrays too, with the same bits, so that a merge need not import torch."""
+        return False
+
+    @property
     def as_stored(self) -> bool:
         """Whether the method takes every matrix as its file has it.
 
         Otherwise it takes matrices as (outputs, inputs), whichever way round the architecture stores them.
         """
         return False
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether the formula is entry by entry once the sums over the tensor are known: `of_pieces` returns it."""
+        return False
+
+    def of_pieces(self, pieces: Iterable[Sequence[Tensor]]) -> Method:
+        """Return the method, entry by entry, that this one is for the tensors of these flat pieces of every model."""
+        return self
 
     def kept_fractions(self, models: int) -> tuple[float, ...] | None:
         """Return the fraction of entries kept of each task vector, ranked over the whole model; None for no such ranking."""

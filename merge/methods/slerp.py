@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
 from merge.methods.checks import check_choice, check_number
 from merge.methods.context import EMPTY, TensorContext
+from merge.methods.linear import Linear
 from merge.methods.method import Method
-from merge.methods.sphere import arc, as_rows, combine, cosines, gram
+from merge.methods.sphere import SMALL_ANGLE, inner_products
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,9 @@ class Slerp(Method):
 
     name = "slerp"
     order_matters = True
+    takes_numpy = True
+    as_stored = True
+    two_passes = True
 
     def __post_init__(self) -> None:
         check_number(self.name, "lam", self.lam, 0, 1)
@@ -48,14 +53,20 @@ class Slerp(Method):
             raise UsageError(f"slerp merges exactly two models, found {models}. Use --method linear for more.")
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
-        import torch
+        return self.of_pieces([tensors])(tensors)
 
-        vectors = [as_rows(tensor, whole=True) for tensor in tensors]
-        products = gram(vectors)
-        cosine = cosines(products)[0, 1]
-        # A zero tensor has no angle.
-        known = products.diagonal().T.prod(0) > 0
-        cosine = torch.where(known, cosine, 1 if self.zeros == "parallel" else 0)
-        cosine = torch.where(cosine.abs() > self.line_above, cosine.sign(), cosine)
-        shares = arc(cosine, float(self.lam))
-        return combine(vectors, shares).reshape(tensors[0].shape)
+    def of_pieces(self, pieces: Iterable[Sequence[Tensor]]) -> Linear:
+        """Return the weighted sum that this is for the tensors of these flat pieces."""
+        return Linear(self._shares(*inner_products(pieces)), normalize=False)
+
+    def _shares(self, aa: float, ab: float, bb: float) -> tuple[float, float]:
+        """Return the two coefficients, from the products of the vectors with themselves and each other."""
+        if aa * bb > 0:
+            cosine = min(max(ab / (math.sqrt(aa) * math.sqrt(bb)), -1.0), 1.0)
+        else:  # a zero tensor has no angle
+            cosine = 1.0 if self.zeros == "parallel" else 0.0
+        angle = math.acos(math.copysign(1.0, cosine) if abs(cosine) > self.line_above else cosine)
+        t = float(self.lam)
+        if angle < SMALL_ANGLE or math.pi - angle < SMALL_ANGLE:
+            return 1 - t, t
+        return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)

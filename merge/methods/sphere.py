@@ -7,8 +7,8 @@ float64 and read the tensors twice, once for the inner products and once for the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Entries converted to float64 at once: few enough that torch sums them in one thread, so that results do not depend on
 # the number of threads.
 PIECE = 1 << 14
+# Entries of float64 that BLAS multiplies in one thread.
+BLAS_PIECE = 1 << 13
 # Below this angle (radians) an arc equals the straight line up to rounding.
 SMALL_ANGLE = 1e-4
 # A sum of unit vectors shorter than this has no direction.
@@ -51,6 +53,25 @@ def gram(matrices: Sequence[Tensor], origin: Tensor | None = None) -> Tensor:
     for i in range(len(matrices)):
         out[:i, i] = out[i, :i]
     return out
+
+
+def inner_products(pieces: Iterable[Sequence[Any]]) -> tuple[float, float, float]:
+    """Return (a . a, a . b, b . b) of two vectors in float64, given in pieces [part of a, part of b].
+
+    Parts are torch tensors or numpy arrays of any shape; both give the same bits, and so do all pieces of a multiple of
+    BLAS_PIECE entries.
+    """
+    import numpy as np
+
+    buffers = np.empty((2, BLAS_PIECE))
+    aa, ab, bb = 0.0, 0.0, 0.0
+    for piece in pieces:
+        parts = [(part if isinstance(part, np.ndarray) else part.cpu().numpy()).reshape(-1) for part in piece]
+        for start in range(0, len(parts[0]), BLAS_PIECE):
+            x, y = buffers[:, : min(BLAS_PIECE, len(parts[0]) - start)]
+            x[:], y[:] = (part[start : start + BLAS_PIECE] for part in parts)
+            aa, ab, bb = aa + float(x.dot(x)), ab + float(x.dot(y)), bb + float(y.dot(y))
+    return aa, ab, bb
 
 
 def cosines(products: Tensor, floor: float = 0.0) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merge.errors import UsageError
 from merge.methods.checks import check_choice, check_flag, each
 from merge.methods.context import EMPTY, TensorContext
+from merge.methods.elected import elected_sum
 from merge.methods.method import Method
 from merge.methods.task_vectors import (
     base_of,
@@ -66,6 +67,10 @@ class Ties(Method):
         """Whether each entry of the result depends on that entry alone: it does if thresholds are given for the whole model."""
         return self.trim == "model"
 
+    @property
+    def takes_numpy(self) -> bool:
+        return self.elementwise
+
     def __post_init__(self) -> None:
         check_densities(self.name, self.density)
         check_sum(self.name, self.weights, self.normalize, self.scale, elect=True)
@@ -88,12 +93,38 @@ class Ties(Method):
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:
         origin = base_of(self.name, base)
         densities = each(self.density, len(tensors))
+        weights = self.weights or (1.0,) * len(tensors)
+        if self.elementwise and (context.thresholds or set(densities) <= {0, 1}) and _in_memory(origin):
+            return self._in_numpy(tensors, origin, densities, weights, context)
         trimmed = []
         for k, delta in enumerate(deltas(tensors, origin)):
             kept = self._trimmed(k, delta, densities[k], context)
             trimmed.append(kept * norm_ratio(delta, kept) if self.rescale == "l1" else kept)
-        weights = self.weights or (1.0,) * len(tensors)
         return fuse(origin, trimmed, weights, self.normalize, self.scale, elect=True)
+
+    def _in_numpy(
+        self,
+        tensors: Sequence[Tensor],
+        base: Tensor,
+        densities: Sequence[float],
+        weights: Sequence[float],
+        context: TensorContext,
+    ) -> Tensor:
+        """Return the result for thresholds that are known, of torch tensors in main memory or numpy arrays."""
+        import numpy as np
+
+        used = [k for k, density in enumerate(densities) if density > 0]
+        if not used:
+            return base + 0.0
+        arrays = [np.asarray(tensors[k]).reshape(-1) for k in used]
+        limits = [0.0 if densities[k] == 1 else context.thresholds[k] for k in used]
+        origin, used_weights = np.asarray(base).reshape(-1), [weights[k] for k in used]
+        merged: Any = elected_sum(origin, arrays, limits, used_weights, self.normalize, self.scale).reshape(base.shape)
+        if isinstance(base, np.ndarray):
+            return merged
+        import torch
+
+        return torch.from_numpy(merged)
 
     def _trimmed(self, k: int, delta: Tensor, density: float, context: TensorContext) -> Tensor:
         if density in (0, 1):
@@ -102,3 +133,8 @@ class Ties(Method):
             return keep_first(delta, kept_count(density, delta.numel()))
         ranked = self.trim == "model" and context.thresholds
         return trim(delta, context.thresholds[k] if ranked else smallest_kept(delta, density))
+
+
+def _in_memory(tensor: Any) -> bool:
+    """Return whether numpy can read a tensor: on the CPU, or an array already."""
+    return str(getattr(tensor, "device", "cpu")) == "cpu"

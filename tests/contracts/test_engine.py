@@ -19,7 +19,7 @@ import merge.run.engine.engine
 from merge.checkpoints.weights.arrays import NUMPY, TORCH, Array, Arrays, check_device
 from merge.checkpoints.weights.read import as_array, torch_letters
 from merge.errors import CheckpointError, MismatchError, OutputError, UsageError
-from merge.methods import METHODS, make_method
+from merge.methods import make_method
 from merge.methods.context import TensorContext, mask_generators
 from merge.progress import in_threads
 from merge.run.engine.engine import Engine, Input, Job
@@ -107,7 +107,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def is_arithmetic(case: Case) -> bool:
-    return case.kind.takes_numpy
+    return case.make().takes_numpy
 
 
 def test_every_rank_and_dtype_is_merged_in_float32_or_better_and_cast_once(case: Case) -> None:
@@ -191,8 +191,9 @@ def bits(tensor: Tensor) -> Tensor:
 
 def test_methods_that_need_no_torch_are_these() -> None:
     """Plain averages are what start-up weighs on; whoever adds a method decides, and the battery compares the bits."""
-    found = {name for name, kind in METHODS.items() if kind.takes_numpy}
-    assert found == {"cocktail", "greedy_soup", "linear", "passthrough", "task_arithmetic", "uniform_soup"}
+    found = {case.kind.name for case in CASES.values() if is_arithmetic(case)}
+    averages = {"cocktail", "greedy_soup", "linear", "passthrough", "task_arithmetic", "uniform_soup"}
+    assert found == averages | {"slerp", "ties"}
     assert sum(is_arithmetic(case) for case in CASES.values()) >= len(found)
 
 

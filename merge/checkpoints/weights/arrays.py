@@ -1,7 +1,7 @@
 """Arrays: the few operations that the engine needs, on torch tensors and on numpy arrays.
 
-Importing torch takes longer than averaging two BERTs, so runs whose formulas are operators alone use numpy. Both kinds give
-the same bytes.
+Importing torch takes longer than averaging two BERTs, so runs whose methods take numpy arrays use numpy. Both kinds give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ DTYPES = {
 ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The exponent bits of 16-bit floats: all of them are set in infinities and NaN alone.
 EXPONENT_BITS = {"F16": 0x7C00, "BF16": 0x7F80}
-# Bytes of 16-bit floats, read and written; beyond, torch's faster casts make up for its import.
-MAX_16_BIT_BYTES = 1 << 30
+# Bytes of float16, read and written; beyond, torch's faster casts make up for its import.
+MAX_FLOAT16_BYTES = 1 << 30
 
 
 class Arrays(Protocol):
@@ -192,7 +192,7 @@ def fits_numpy(read: Iterable[StoredTensor], written: Iterable[tuple[str, tuple[
     if any(tensor.offset is None for tensor in stored):
         return False
     layout = [*((tensor.dtype, tensor.shape) for tensor in stored), *written]
-    return sum(nbytes(dtype, shape) for dtype, shape in layout if dtype in EXPONENT_BITS) <= MAX_16_BIT_BYTES
+    return sum(nbytes(dtype, shape) for dtype, shape in layout if dtype == "F16") <= MAX_FLOAT16_BYTES
 
 
 def import_torch() -> None:

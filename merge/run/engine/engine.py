@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoints.weights.arrays import TORCH, Array, Arrays, torch_dtype
+from merge.checkpoints.weights.arrays import NUMPY, TORCH, Array, Arrays
 from merge.checkpoints.weights.read import INTEGER_DTYPES
 from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-PIECE = 1 << 18  # entries: the float32 of a few models then fits into a core's cache
+PIECE = 1 << 16  # entries: the float32 of a few models then fits into a core's cache
+SAMPLED = 64  # a sample is one entry of so many, in runs of so many
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,11 @@ class Engine:
         job, tensors, thresholds = self._in_canonical_order(job, tensors, thresholds)
         context = TensorContext(job.name, self._generators(job), thresholds, self._statistics(job))
         dtype = self._dtype([*tensors, *([] if base is None else [base])])
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        if job.method.two_passes:
+            starts = range(0, len(flat[0]), PIECE)
+            pieces = (self._prepare(job, [t[a : a + PIECE] for t in flat], dtype) for a in starts)
+            job = dataclasses.replace(job, method=job.method.of_pieces(pieces))
         if job.transposed or not job.method.elementwise:
             parts, origin = self._prepare(job, tensors, dtype), self._prepare_base(job, base, dtype)
             if job.transposed:  # in the order of memory of a matrix stored so, in which sums round
@@ -146,7 +152,6 @@ class Engine:
             merged = job.method(parts, origin, context)
             yield 0, self._finite_result(job.name, (merged.T if job.transposed else merged).reshape(-1))
             return
-        flat = [tensor.reshape(-1) for tensor in tensors]
         flat_base = None if base is None else base.reshape(-1)
         for a in range(0, len(flat[0]), PIECE):
             b = a + PIECE
@@ -267,26 +272,46 @@ class Engine:
         for group, members in groups.items():
             double = any(self._job_dtype(job) == "F64" for job in members)
 
-            def sweep(visit: Visit, members: list[Job] = members, double: bool = double) -> None:
-                tasks = [partial(self._visit, job, double, visit) for job in members]
+            def sweep(visit: Visit, sampled: bool, members: list[Job] = members, double: bool = double) -> None:
+                tasks = [partial(self._visit, job, double, visit, sampled) for job in members]
                 in_threads(tasks, threads, "ranking task vectors")
 
             method, models = group
             thresholds[group] = magnitude_thresholds(method.kept_fractions(len(models)), sweep, double)
         return thresholds
 
-    def _visit(self, job: Job, double: bool, visit: Visit) -> None:
-        """Call `visit` with every piece of |model - base| of every source of a job, in the dtype of its method."""
+    def _visit(self, job: Job, double: bool, visit: Visit, sampled: bool) -> None:
+        """Call `visit` with every piece of |model - base| of every source of a job, in the dtype of its method.
+
+        Args:
+            sampled: leave out all but a sample, spread evenly.
+        """
+        import numpy as np
+
         tensors, base = self._read(job)
         if base is None or self._is_integer(tensors[0]):
             return
         dtype = self._dtype([*tensors, base])
+        arrays = NUMPY if self.arrays is NUMPY else TORCH  # where the tensors are
         flat, flat_base = [tensor.reshape(-1) for tensor in tensors], base.reshape(-1)
-        for a in range(0, len(flat_base), PIECE):
-            base_piece = flat_base[a : a + PIECE].to(torch_dtype(dtype))
+        step = PIECE * (SAMPLED if sampled else 1)
+        for a in range(0, len(flat_base), step):
+            part = partial(_sample if sampled else _whole, start=a, end=a + step)
+            base_piece = arrays.widen(part(flat_base), dtype)
             for k, tensor in enumerate(flat):
-                delta = (tensor[a : a + PIECE].to(torch_dtype(dtype)) - base_piece).abs_()
-                visit(k, delta.double() if double else delta)
+                delta = np.asarray(arrays.widen(part(tensor), dtype) - base_piece).reshape(-1)
+                visit(k, np.abs(delta, out=delta).astype("f8" if double else "f4", copy=False))
+
+
+def _whole(flat: Array, start: int, end: int) -> Array:
+    return flat[start:end]
+
+
+def _sample(flat: Array, start: int, end: int) -> Array:
+    """Return one of SAMPLED entries of a part of a vector, in runs where it is long."""
+    part = flat[start:end]
+    rows = len(part) // SAMPLED**2
+    return part[: rows * SAMPLED**2].reshape(rows, -1)[:, :SAMPLED] if rows else part[::SAMPLED]
 
 
 def _group(job: Job) -> Any:

@@ -39,7 +39,7 @@ class Schedule:
 
     @property
     def arithmetic(self) -> bool:
-        """Whether every tensor's method is +, - and * alone, which needs no torch."""
+        """Whether every tensor's method takes numpy arrays, and so needs no torch."""
         return all(method.takes_numpy for method in {job.method for job in self.jobs})
 
 

@@ -139,9 +139,9 @@ def test_numpy_suits_files_it_can_map_and_casts_that_are_few() -> None:
     plain = StoredTensor("f", "w", (1 << 29,), "F32", 8)
     assert fits_numpy([plain], [("F32", (1 << 40,))])
     assert not fits_numpy([plain, StoredTensor("f.bin", "w", (1,), "F32")], [])
-    for dtype in ("F16", "BF16"):
+    for dtype, limited in (("F16", True), ("BF16", False)):
         assert fits_numpy([StoredTensor("f", "w", (1 << 28,), dtype, 8)], [(dtype, (1 << 28,))])
-        assert not fits_numpy([StoredTensor("f", "w", (1 << 28,), dtype, 8)], [(dtype, (1 + (1 << 28),))])
+        assert fits_numpy([StoredTensor("f", "w", (1 << 28,), dtype, 8)], [(dtype, (1 + (1 << 28),))]) is not limited
 
 
 def folders(tmp_path: Path, count: int = 3, dtype: torch.dtype = torch.float32) -> list[Path]:
@@ -271,8 +271,9 @@ def leave(folder: Path) -> None:
         (leave, {}, NUMPY),
         (to_pickle, {}, TORCH),
         (turn_labels, {}, TORCH),
-        (leave, {"method": "slerp"}, TORCH),
-        (leave, {"overrides": [{"tensors": ["classifier.*"], "method": "slerp"}]}, TORCH),
+        (leave, {"method": "slerp"}, NUMPY),
+        (leave, {"method": "multislerp"}, TORCH),
+        (leave, {"overrides": [{"tensors": ["classifier.*"], "method": "multislerp"}]}, TORCH),
         (leave, {"align": {"by": "weights"}}, TORCH),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +14,19 @@ from torch import Tensor
 from merge.run.engine.magnitude_ranking import magnitude_thresholds
 
 
-def swept(models: list[list[Tensor]]) -> tuple[Callable[..., None], list[int]]:
-    """Return a sweep over the pieces of every model, and a list that counts how often it was run."""
-    runs: list[int] = []
+def swept(models: list[list[Tensor]], step: int = 7, only: int | None = None) -> tuple[Any, list[bool]]:
+    """Return a sweep over the pieces of every model, and a list with what each of its runs was: a sample or not.
 
-    def sweep(visit: Callable[[int, Tensor], None]) -> None:
-        runs.append(1)
+    Args:
+        step: one entry of so many is in the sample, of the first `only` entries of each piece.
+    """
+    runs: list[bool] = []
+
+    def sweep(visit: Callable[[int, Any], None], sampled: bool) -> None:
+        runs.append(sampled)
         for model, pieces in enumerate(models):
             for piece in pieces:
-                visit(model, piece)
+                visit(model, (piece[:only][::step] if sampled else piece).numpy())
 
     return sweep, runs
 
@@ -46,7 +51,31 @@ def test_the_threshold_is_the_one_of_a_full_sort(fraction: float, dtype: torch.d
         everything = np.sort(torch.cat(pieces).numpy())[::-1]
         assert threshold == everything[max(int(kept * everything.size), 1) - 1]
         assert (everything >= threshold).sum() == max(int(kept * everything.size), 1)
-    assert len(runs) == (4 if dtype == torch.float64 else 2)
+    assert runs == [True] + [False] * (4 if dtype == torch.float64 else 2)
+
+
+# What a model of many entries holds -> whether a sample from its beginning shows where the threshold is.
+LARGE: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "entries of one kind": (lambda drawn: drawn, True),
+    "larger entries at the end": (lambda drawn: torch.cat([drawn, drawn + 9, drawn + 99]), False),
+    "half zeros": (lambda drawn: drawn * (torch.arange(len(drawn)) % 2), True),
+    "equal magnitudes": (lambda drawn: torch.ones_like(drawn), False),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("content", LARGE)
+def test_a_sample_shortens_the_way_and_changes_nothing(content: str, dtype: torch.dtype) -> None:
+    """One pass over everything where the sample brackets the threshold; where it does not, the digits give it."""
+    make, shows = LARGE[content]
+    entries = make(drawn([40000], dtype, 0)[0])
+    everything = np.sort(entries.numpy())[::-1]
+    for fraction in (1e-5, 0.01, 0.4, 0.999):
+        sweep, runs = swept([[entries]], only=40000)
+        (found,) = magnitude_thresholds([fraction], sweep, double=dtype == torch.float64)
+        assert found == everything[max(int(fraction * everything.size), 1) - 1]
+        if fraction == 0.4:
+            assert (runs == [True, False]) is shows
 
 
 def test_equal_magnitudes_are_kept_together() -> None:
