@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import SIZES
+from quick import quick_on
 from tiny import SPECIAL, WORDS, save_tokenizer
 
 from merge.checkpoints.transformers_model import model_class, model_config, quiet
@@ -54,7 +55,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, folder
 
 
-@pytest.mark.parametrize("by", ["weights", "auto", "activations"])
+@pytest.mark.parametrize("by", quick_on(("weights", "activations"), ("weights", "auto", "activations")))
 def test_a_family_is_aligned_or_refused_by_name(
     by: str, family: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import world as worlds
 from faulty_disk import ERRORS, FaultyDisk, failing
+from quick import quick_on
 from test_fuzz import Outcome, contents, run_command
 
 from merge.run.verify import verify
@@ -92,7 +93,7 @@ def all_operations(scenario: Scenario, world: Path) -> int:
     return sum(disk.counts.values())
 
 
-@pytest.mark.parametrize("name", ["merge", "edit"])
+@pytest.mark.parametrize("name", quick_on(("edit",), ("merge", "edit")))
 def test_a_disk_that_fails_once_is_one_line_and_leaves_nothing(name: str, world: Path) -> None:
     """A sample; the slow test tries every operation."""
     total = all_operations(SCENARIOS[name], world)

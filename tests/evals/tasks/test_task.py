@@ -171,6 +171,7 @@ def predictions_of(folder: Path, stated: tuple[str, ...] | None = None, task: st
     return predicted.tolist(), logits.tolist()
 
 
+@pytest.mark.slow
 def test_six_orders_of_one_model_give_the_same_predictions(tmp_path: Path) -> None:
     """Head rows and id2label permuted together are the same classifier, on MNLI and folded on HANS.
 

@@ -223,7 +223,9 @@ def logits(folder: Path) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("align", "folds"), [(ROTATION, True), (INSIDE_HEADS, False)], ids=["residual stream", "inside heads"]
+    ("align", "folds"),
+    [pytest.param(ROTATION, True, marks=pytest.mark.slow), (INSIDE_HEADS, False)],
+    ids=["residual stream", "inside heads"],
 )
 def test_half_precision_models_are_rotated_in_single_precision(
     align: dict[str, Any], folds: bool, halves: tuple[Path, ...], tmp_path: Path

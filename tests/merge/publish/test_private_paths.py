@@ -27,7 +27,11 @@ def merged(tmp_path: Path, first: str, second: str, **record: Any) -> Path:
     return output
 
 
-@pytest.mark.parametrize("record", [{}, {"align": {"by": "weights"}}], ids=["linear", "aligned"])
+@pytest.mark.parametrize(
+    "record",
+    [{}, pytest.param({"align": {"by": "weights"}}, marks=pytest.mark.slow)],
+    ids=["linear", "aligned"],
+)
 def test_a_pushed_folder_names_its_inputs_without_their_folders(record: dict[str, Any], tmp_path: Path) -> None:
     """Every file as pushed is searched for the folder; the files in place keep their paths, and verify holds for both."""
     folder = merged(tmp_path, "zoo/a", "zoo/b", **record)

@@ -116,7 +116,9 @@ def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize(("method", "kind"), [("regmean", "gram"), ("fisher", "fisher")])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("regmean", "gram"), pytest.param("fisher", "fisher", marks=pytest.mark.slow)]
+)
 def test_files_of_statistics_are_what_a_run_measures(
     method: str, kind: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

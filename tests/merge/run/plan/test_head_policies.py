@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from quick import quick_on
 from safetensors.torch import load_file
 from tiny import WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 from torch import Tensor
@@ -470,7 +471,7 @@ def test_heads_follow_a_vocabulary_that_is_united(tmp_path: Path) -> None:
     assert len(tensors(tmp_path / "dropped")["embeddings.word_embeddings.weight"]) == 20
 
 
-@pytest.mark.parametrize("by", ["none", "weights"])
+@pytest.mark.parametrize("by", quick_on(("none",), ("none", "weights")))
 def test_statistics_of_each_model_are_measured_with_its_own_head(by: str, nli: Path, ner: Path, tmp_path: Path) -> None:
     """Fisher information needs predictions, which bare encoders do not have."""
     text = write_text(tmp_path / "text.txt")
