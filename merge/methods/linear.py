@@ -31,6 +31,7 @@ class Linear(Method):
     name = "linear"
     elementwise = True
     takes_numpy = True
+    spreads_nan = True
 
     def __post_init__(self) -> None:
         check_flag(self.name, "normalize", self.normalize)

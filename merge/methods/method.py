@@ -28,6 +28,7 @@ class Method(ABC):
         order_matters: the formula depends on the order of the models, apart from their weights.
         random: it draws from `context.generators`.
         statistics: the statistics it needs, "fisher" or "gram", or None.
+        spreads_nan: an entry of an input that is NaN or infinite makes the same entry of the result so, whatever the weights.
     """
 
     name: ClassVar[str]
@@ -35,6 +36,7 @@ class Method(ABC):
     order_matters: ClassVar[bool] = False
     random: ClassVar[bool] = False
     statistics: ClassVar[Literal["fisher", "gram"] | None] = None
+    spreads_nan: ClassVar[bool] = False
 
     @property
     def elementwise(self) -> bool:

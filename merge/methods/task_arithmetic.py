@@ -33,6 +33,7 @@ class TaskArithmetic(Method):
     base = "required"
     elementwise = True
     takes_numpy = True
+    spreads_nan = True
 
     def __post_init__(self) -> None:
         check_sum(self.name, self.weights, self.normalize, self.scale)

@@ -19,7 +19,7 @@ from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method
 from merge.methods.context import TensorContext, mask_generators
 from merge.progress import begin_phase, in_threads
-from merge.run.engine.magnitude_ranking import Visit, magnitude_thresholds
+from merge.run.engine.magnitude_ranking import SAMPLED, Visit, magnitude_thresholds, sample
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PIECE = 1 << 16  # entries: the float32 of a few models then fits into a core's cache
-SAMPLED = 64  # a sample is one entry of so many, in runs of so many
 
 
 @dataclass(frozen=True)
@@ -156,11 +155,15 @@ class Engine:
         for a in range(0, len(flat[0]), PIECE):
             b = a + PIECE
             part = dataclasses.replace(context, statistics=tuple(s.flatten()[a:b] for s in context.statistics))
-            parts = self._prepare(job, [t[a:b] for t in flat], dtype)
-            merged = job.method(
-                parts, self._prepare_base(job, None if flat_base is None else flat_base[a:b], dtype), part
-            )
-            yield a, self._finite_result(job.name, merged)
+            stored, stored_base = [t[a:b] for t in flat], None if flat_base is None else flat_base[a:b]
+            late = job.method.spreads_nan
+            parts = self._prepare(job, stored, dtype, not late)
+            merged = job.method(parts, self._prepare_base(job, stored_base, dtype, not late), part)
+            if not self.arrays.is_finite(merged):
+                self._prepare(job, stored, dtype)  # an input that is not finite is the error
+                self._prepare_base(job, stored_base, dtype)
+                self._finite_result(job.name, merged)
+            yield a, merged
 
     def _read(self, job: Job) -> tuple[list[Array], Array | None]:
         """Return the tensors of a job and that of its base; rows of tokens in the order of the result's vocabulary."""
@@ -188,18 +191,20 @@ class Engine:
         tensors, base = self._read(job)
         return self._dtype([*tensors, *([] if base is None else [base])])
 
-    def _prepare(self, job: Job, tensors: Sequence[Array], dtype: str) -> list[Array]:
+    def _prepare(self, job: Job, tensors: Sequence[Array], dtype: str, check: bool = True) -> list[Array]:
         """Return the tensors in the dtype of the arithmetic, checked to be finite."""
         prepared = []
         for tensor, (model, name) in zip(tensors, job.sources, strict=True):
-            self._check_finite(tensor, self.models[model].source, name)
+            if check:
+                self._check_finite(tensor, self.models[model].source, name)
             prepared.append(self.arrays.widen(tensor, dtype))
         return prepared
 
-    def _prepare_base(self, job: Job, base: Array | None, dtype: str) -> Array | None:
+    def _prepare_base(self, job: Job, base: Array | None, dtype: str, check: bool = True) -> Array | None:
         if base is None or self.base is None:
             return None
-        self._check_finite(base, self.base.source, str(job.base))
+        if check:
+            self._check_finite(base, self.base.source, str(job.base))
         return self.arrays.widen(base, dtype)
 
     def _check_finite(self, tensor: Array, source: str, name: str) -> None:
@@ -294,24 +299,13 @@ class Engine:
         dtype = self._dtype([*tensors, base])
         arrays = NUMPY if self.arrays is NUMPY else TORCH  # where the tensors are
         flat, flat_base = [tensor.reshape(-1) for tensor in tensors], base.reshape(-1)
-        step = PIECE * (SAMPLED if sampled else 1)
+        step = PIECE * SAMPLED if sampled else PIECE
         for a in range(0, len(flat_base), step):
-            part = partial(_sample if sampled else _whole, start=a, end=a + step)
-            base_piece = arrays.widen(part(flat_base), dtype)
-            for k, tensor in enumerate(flat):
-                delta = np.asarray(arrays.widen(part(tensor), dtype) - base_piece).reshape(-1)
+            base_piece, *pieces = (sample(t[a : a + step]) if sampled else t[a : a + step] for t in (flat_base, *flat))
+            origin = arrays.widen(base_piece, dtype)
+            for k, piece in enumerate(pieces):
+                delta = np.asarray(arrays.widen(piece, dtype) - origin).reshape(-1)
                 visit(k, np.abs(delta, out=delta).astype("f8" if double else "f4", copy=False))
-
-
-def _whole(flat: Array, start: int, end: int) -> Array:
-    return flat[start:end]
-
-
-def _sample(flat: Array, start: int, end: int) -> Array:
-    """Return one of SAMPLED entries of a part of a vector, in runs where it is long."""
-    part = flat[start:end]
-    rows = len(part) // SAMPLED**2
-    return part[: rows * SAMPLED**2].reshape(rows, -1)[:, :SAMPLED] if rows else part[::SAMPLED]
 
 
 def _group(job: Job) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DIGIT = 16  # bits
+SAMPLED = 64  # a sample is one entry of so many, in runs of so many
 # The bracket reaches so many standard errors of the sample's rank, and so large a part of the sample, to either side.
 ERRORS = 8
 MARGIN = 0.005
@@ -45,6 +46,12 @@ def magnitude_thresholds(fractions: Sequence[float], sweep: Sweep, double: bool)
         return (0.0,) * len(fractions)
     values = _by_sample(fractions, sweep) or _by_digits(fractions, sweep, double)
     return tuple(0.0 if f == 1 else value for f, value in zip(fractions, values, strict=True))
+
+
+def sample(vector: Any) -> Any:
+    """Return one of SAMPLED entries of an array or tensor, as many columns of rows where it is long."""
+    rows = len(vector) // SAMPLED**2
+    return vector[: rows * SAMPLED**2].reshape(rows, -1)[:, :SAMPLED] if rows else vector[::SAMPLED]
 
 
 def _by_sample(fractions: Sequence[float], sweep: Sweep) -> tuple[float, ...] | None:
