@@ -192,7 +192,9 @@ def _proof(pair: Pair, transform: Transform, inputs: tuple[Batch, ...]) -> Proof
     if not inputs:
         return _nothing_to_prove(pair.spec)
     # Maps are proved in float64: in the dtype of the checkpoint they round what they act on.
-    b = TensorsWhenRead(pair.b, lambda name: _wide(pair.b[name])) if transform.maps else pair.b
+    b: Mapping[str, Tensor] = pair.b
+    if transform.maps:
+        b = TensorsWhenRead(b, lambda name: _wide(pair.b[name]), lambda name, rows: _wide(pair.b[name][rows]))
     return prove(pair, moved_when_read(pair.spec, transform, b), transform, inputs)
 
 

@@ -94,6 +94,10 @@ class Pair:
         a, b = (canonical_weights(self.spec, self.config, tensors) for tensors in (self.a, self.b))
         return a, b
 
+    def release_canonical(self) -> None:
+        """Let the canonical tensors go: they hold the memory of half a model or more, and are computed anew if asked for."""
+        self.__dict__.pop("canonical", None)
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.a.items()}

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from merge.errors import SpecError, nearest
@@ -121,13 +121,28 @@ def apply_transform(spec: PermutationSpec, transform: Transform, tensors: Mappin
 class TensorsWhenRead(Mapping[str, Tensor]):
     """The tensors of a model, each computed anew whenever it is read: never are all of them in memory."""
 
-    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
-        self._names, self._read = dict.fromkeys(names), read
+    def __init__(
+        self,
+        names: Iterable[str],
+        read: Callable[[str], Tensor],
+        read_rows: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> None:
+        """Args:
+        read_rows: returns rows of a tensor by their numbers, without the others; None where the whole is computed first.
+        """
+        self._names, self._read, self._read_rows = dict.fromkeys(names), read, read_rows
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
         return self._read(name)
+
+    def rows(self, name: str, numbers: Int[Tensor, " rows"]) -> Tensor:
+        """Return rows of a tensor."""
+        return self[name][numbers] if self._read_rows is None else self._read_rows(name, numbers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # that of Mapping would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -140,7 +155,19 @@ def moved_when_read(spec: PermutationSpec, transform: Transform, tensors: Mappin
     """Return the tensors that `apply_transform` returns, each computed when it is read."""
     if transform.is_identity:
         return tensors
-    return TensorsWhenRead(tensors, lambda name: _moved(spec, transform, name, tensors[name]))
+
+    def rows(name: str, numbers: Int[Tensor, " rows"]) -> Tensor:
+        first = spec.axes(name)[0]
+        if first.span > 1 or map_axes(first):
+            return _moved(spec, transform, name, tensors[name])[numbers]
+        return _moved(spec, transform, name, rows_of(tensors, name, numbers))
+
+    return TensorsWhenRead(tensors, lambda name: _moved(spec, transform, name, tensors[name]), rows)
+
+
+def rows_of(tensors: Mapping[str, Tensor], name: str, numbers: Int[Tensor, " rows"]) -> Tensor:
+    """Return rows of a tensor by their numbers; of one that is computed when it is read, those rows alone where that can be."""
+    return tensors.rows(name, numbers) if isinstance(tensors, TensorsWhenRead) else tensors[name][numbers]
 
 
 def _moved(spec: PermutationSpec, transform: Transform, name: str, tensor: Tensor) -> Tensor:

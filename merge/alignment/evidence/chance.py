@@ -19,16 +19,27 @@ DRAWS, MAX_EXACT = 200, 720
 MAX_SHUFFLED_UNITS = 512
 
 
-def random_scores(
-    view: View, scores: Float[Tensor, "m n"], generator: torch.Generator, units: Int[Tensor, " m"] | None = None
-) -> tuple[Float[Tensor, " draws"], bool]:
-    """Return the mean scores of random elements: blocks, and what may move inside each of them; of all, where they are few.
+class RandomElements:
+    """Random elements of views, drawn once for all views of one shape: the layers of a model are alike."""
 
-    Args:
-        units: the units of a whose scores are given, one a row; all if None.
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self._drawn: dict[tuple[object, ...], tuple[Int[Tensor, "draws n"], bool]] = {}
+
+    def of(self, view: View) -> tuple[Int[Tensor, "draws n"], bool]:
+        """Return for each element the unit that takes each position, and whether these are all elements."""
+        first = tuple("-" if name == "-" else view.names.index(name) for name in view.names)
+        key = (first, view.shape)
+        if key not in self._drawn:
+            self._drawn[key] = random_elements(view, self.generator)
+        return self._drawn[key]
+
+
+def random_elements(view: View, generator: torch.Generator) -> tuple[Int[Tensor, "draws n"], bool]:
+    """Return random elements: blocks, and what may move inside each of them; all elements, where they are few.
 
     Returns:
-        The scores, and whether they are those of all elements.
+        For each the unit that takes each position, and whether these are all elements.
     """
     alone, last = contiguous(view.names, view.shape), len(view.shape) - 1
     shapes = alone.index_shapes()
@@ -49,10 +60,19 @@ def random_scores(
             drawn = orders[name]
             index = drawn.reshape(*drawn.shape[:-1], *(1,) * (level - drawn.ndim + 2), size)
         source += alone.strides[level] * index.reshape(*index.shape, *(1,) * (last - level))
-    drawn = source.reshape(count, -1)
-    return scores[torch.arange(len(scores)), drawn if units is None else drawn[:, units]].mean(
-        1, dtype=torch.float64
-    ), exact
+    return source.reshape(count, -1), exact
+
+
+def random_scores(
+    scores: Float[Tensor, "m n"], elements: Int[Tensor, "draws n"], units: Int[Tensor, " m"] | None = None
+) -> Float[Tensor, " draws"]:
+    """Return the mean score of each element.
+
+    Args:
+        units: the units of a whose scores are given, one a row; all if None.
+    """
+    taken = elements if units is None else elements[:, units]
+    return scores[torch.arange(len(scores)), taken].mean(1, dtype=torch.float64)
 
 
 def _all_orders(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -6,13 +6,15 @@ What is then still free inside a head is a rotation. (3) b's rotation is the one
 Schoenemann 1966). Orders, signs and phases are left as they are: finding those is what an alignment is for.
 
 Heads are gauge-fixed one axis at a time, so that no second copy of a model is ever built: what it changes in the squares
-is added to those of the weights as they are.
+is added to those of the weights as they are. All of it follows from the products of a head's rows with one another and with
+those of the other model's head, n x n each.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +31,10 @@ from merge.symmetry.permutation import identity
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import axis_sizes, moved_when_read
 
+# Where gauge-fixed heads differ by a smaller share of their squares, the difference itself is computed: sums of products
+# would leave rounding.
+MIN_SHARE = 1e-6
+
 Tensors = Mapping[str, Tensor]
 Heads = Float[Tensor, "heads n n"]
 # What the heads of an axis write, and what reads it: Rows, or None where no tensor does.
@@ -44,11 +50,11 @@ def distance(pair: Pair, a: Tensors, b: Tensors) -> float:
     Raises:
         AlignmentError: all weights of a are zero.
     """
-    return canonical_distance(pair.spec, *(canonical_weights(pair.spec, pair.config, side) for side in (a, b)))
+    return canonical_distances(pair.spec, *(canonical_weights(pair.spec, pair.config, side) for side in (a, b)))[0]
 
 
-def canonical_distance(spec: PermutationSpec, a: Tensors, b: Tensors) -> float:
-    """Return |A - B| / |A| over all gauge-fixed weights of two models whose weights are canonical.
+def canonical_distances(spec: PermutationSpec, a: Tensors, *others: Tensors) -> tuple[float, ...]:
+    """Return |A - B| / |A| over all gauge-fixed weights for each other model B; the weights of all are canonical.
 
     Raises:
         AlignmentError: all weights of a are zero.
@@ -59,23 +65,26 @@ def canonical_distance(spec: PermutationSpec, a: Tensors, b: Tensors) -> float:
     scaled = {axis: group for axis, group in groups.items() if group != "linear"}
     if scaled:
         unmoved = identity(spec, shapes)
-        a, b = (moved_when_read(spec, balance(spec, side, scaled, unmoved), side) for side in (a, b))
-    linear = {axis: group for axis, group in groups.items() if group == "linear"}.keys()
-    difference, size = [], []
+        a, *rest = (moved_when_read(spec, balance(spec, side, scaled, unmoved), side) for side in (a, *others))
+        others = tuple(rest)
+    differences: list[list[float]] = [[] for _ in others]
+    size = []
     for name in shapes:
-        if a[name].is_floating_point():
-            difference.append(_square_of_difference(a[name], b[name]))
-            size.append(square_sum(a[name]))
-    for axis in linear:
-        sides = [factor_rows(spec, side, [axis])[axis] for side in (a, b)]
-        lowered = _gauge_gain(*([joined_rows(arrays, sizes[axis]) for arrays in side] for side in sides))
-        difference.append(-lowered[0])
-        size.append(-lowered[1])
-    total, norm = math.fsum(difference), math.fsum(size)
+        x = a[name]
+        if x.is_floating_point():
+            size.append(square_sum(x))
+            for squares, b in zip(differences, others, strict=True):
+                squares.append(_square_of_difference(x, b[name]))
+    for axis in (axis for axis, group in groups.items() if group == "linear"):
+        fixed, *heads_of_others = (_fixed_heads(spec, side, axis, sizes[axis]) for side in (a, *others))
+        size.append(-fixed.lowered)
+        for squares, heads in zip(differences, heads_of_others, strict=True):
+            squares.append(-_gauge_gain(fixed, heads))
+    norm = math.fsum(size)
     if norm <= 0:
         raise AlignmentError("every weight of the reference is zero: nothing can be aligned to it. Choose another one.")
     # What rounding leaves of equal models is no distance.
-    return math.sqrt(max(total, 0.0) / norm)
+    return tuple(math.sqrt(max(math.fsum(squares), 0.0) / norm) for squares in differences)
 
 
 def _square_of_difference(x: Tensor, y: Tensor) -> float:
@@ -83,26 +92,64 @@ def _square_of_difference(x: Tensor, y: Tensor) -> float:
     return math.fsum(square_sum(one.double() - other.double()) for one, other in pieces)
 
 
-def _gauge_gain(a: Factors, b: Factors) -> tuple[float, float]:
-    """Return by how much gauge-fixing the heads of an axis lowers |A - B|^2, and by how much |A|^2.
+@dataclass(frozen=True)
+class _FixedHeads:
+    """The heads of an axis and the maps that balance them.
 
-    Args:
-        a, b: the factors of the two models.
+    Attributes:
+        factors: what the heads write, and what reads it.
+        maps: of both factors.
+        squares: the sum of the squares of each factor; 0 where there is none.
+        balanced: the same of the balanced factors.
     """
-    fixed: list[list[Any]] = [
-        [None if x is None else m @ x for x, m in zip(side, _balancing(*side), strict=True)] for side in (a, b)
-    ]
-    present = [k for k in (0, 1) if a[k] is not None and b[k] is not None]
-    if not present:
-        return 0.0, 0.0
-    # The rotation with the largest trace of R^T sum(x y^T) brings y nearest to x.
-    gains = [fixed[0][k] @ fixed[1][k].mT for k in present]
-    rotation = orthogonal(sum(gains[1:], gains[0]))
-    lowered = [square_sum(a[k] - b[k]) - square_sum(fixed[0][k] - rotation @ fixed[1][k]) for k in present]
-    return math.fsum(lowered), math.fsum(square_sum(a[k]) - square_sum(fixed[0][k]) for k in (0, 1) if a[k] is not None)
+
+    factors: Factors
+    maps: tuple[Heads | None, Heads | None]
+    squares: tuple[float, float]
+    balanced: tuple[float, float]
+
+    @property
+    def lowered(self) -> float:
+        """By how much balancing lowers the squares of both."""
+        return math.fsum(self.squares) - math.fsum(self.balanced)
 
 
-def _balancing(out: Rows | None, into: Rows | None) -> tuple[Heads | None, Heads | None]:
+def _fixed_heads(spec: PermutationSpec, tensors: Tensors, axis: str, shape: tuple[int, ...]) -> _FixedHeads:
+    factors = [joined_rows(arrays, shape) for arrays in factor_rows(spec, tensors, [axis])[axis]]
+    grams = [None if x is None else x @ x.mT for x in factors]
+    maps = _balancing(*factors, *grams)
+    before, after = [0.0, 0.0], [0.0, 0.0]
+    for k, (gram, m) in enumerate(zip(grams, maps, strict=True)):
+        if gram is not None and m is not None:
+            before[k], after[k] = float(gram.diagonal(0, 1, 2).sum()), float((m * (m @ gram)).sum())
+    return _FixedHeads(factors, maps, (before[0], before[1]), (after[0], after[1]))
+
+
+def _gauge_gain(a: _FixedHeads, b: _FixedHeads) -> float:
+    """Return by how much gauge-fixing the heads of an axis lowers |A - B|^2."""
+    both = [k for k in (0, 1) if a.factors[k] is not None and b.factors[k] is not None]
+    if not both:
+        return 0.0
+    crossed = [a.factors[k] @ b.factors[k].mT for k in both]
+    products = [a.maps[k] @ x @ b.maps[k].mT for k, x in zip(both, crossed, strict=True)]  # type: ignore[union-attr]
+    product = sum(products[1:], products[0])
+    # The rotation with the largest trace of R^T sum(x y^T) brings y nearest to x; that trace is the sum of singular values.
+    near = float(torch.linalg.svdvals(product).sum())
+    before = math.fsum(side.squares[k] for side in (a, b) for k in both)
+    after = math.fsum(side.balanced[k] for side in (a, b) for k in both)
+    plain = before - 2 * math.fsum(float(x.diagonal(0, 1, 2).sum()) for x in crossed)
+    left = after - 2 * near
+    if min(plain, left) < MIN_SHARE * before:
+        rotation = orthogonal(product)
+        fixed = [[side.maps[k] @ side.factors[k] for k in both] for side in (a, b)]
+        plain = math.fsum(square_sum(a.factors[k] - b.factors[k]) for k in both)
+        left = math.fsum(square_sum(x - rotation @ y) for x, y in zip(*fixed, strict=True))
+    return plain - left
+
+
+def _balancing(
+    out: Rows | None, into: Rows | None, gram_out: Heads | None, gram_into: Heads | None
+) -> tuple[Heads | None, Heads | None]:
     """Return for every head the maps of both factors after which they have one size.
 
     From the factors' Gram matrices: with L L^T = out out^T and L^T (into into^T) L = U S^2 U^T the maps are S^.5 U^T L^-1 and its
@@ -112,10 +159,10 @@ def _balancing(out: Rows | None, into: Rows | None) -> tuple[Heads | None, Heads
     assert some is not None
     n = some.shape[1]
     unit = torch.eye(n, dtype=torch.float64).repeat(len(some), 1, 1)
-    if out is None or into is None or min(out.shape[2], into.shape[2]) < n:
+    if out is None or into is None or gram_into is None or min(out.shape[2], into.shape[2]) < n:
         return unit, unit
-    left, failed = torch.linalg.cholesky_ex(out @ out.mT)
-    squares, u = torch.linalg.eigh(left.mT @ (into @ into.mT) @ left)
+    left, failed = torch.linalg.cholesky_ex(gram_out)
+    squares, u = torch.linalg.eigh(left.mT @ gram_into @ left)
     values = squares.clamp_min(0).sqrt()  # the singular values of out^T into, the smallest first
     whole = ((failed == 0) & (values[:, 0] > MIN_SINGULAR_RATIO * values[:, -1]))[:, None, None]
     root = torch.where(whole, values[:, :, None], 1.0).sqrt()

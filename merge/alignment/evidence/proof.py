@@ -16,19 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.alignment.evidence.streamed_model import streamed_model
+from merge.alignment.evidence.streamed_model import streamed_models
 from merge.alignment.pair import Pair, as_transform, in_dtype
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import quiet
 from merge.errors import AlignmentError
-from merge.symmetry.forward.call import Run, call, fault_of
+from merge.symmetry.forward.call import Run, attempted, call
 from merge.symmetry.forward.runs import find_runs
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec, parse
-from merge.symmetry.transform import TensorsWhenRead, Transform, apply_transform_axes
+from merge.symmetry.transform import TensorsWhenRead, Transform, apply_transform_axes, rows_of
 
-MAX_BATCHES, MAX_TEXTS_PER_BATCH = 4, 4
+MAX_BATCHES, MAX_TEXTS_PER_BATCH = 4, 2
 MAX_TEXTS_UNUSUAL = 2  # in runs that give unusual inputs
+# Outputs of the first model that are kept until the second has run on the same inputs.
+MAX_KEPT_BYTES = 1 << 26
 # A variance of less than this share of the squared mean is rounding: all values are equal.
 CONSTANT_VARIANCE = 1e-24
 
@@ -68,8 +70,8 @@ def prove(
     Raises:
         AlignmentError: an output differs by more than the spec's bound, relative to its standard deviation.
     """
-    dtype, transform = getattr(torch, pair.spec.dtype), as_transform(moved)
-    before, after = (_model(pair, side, dtype) for side in (pair.b, aligned))
+    transform = as_transform(moved)
+    before, after = _models(pair, pair.b, aligned)
     proof = compare(pair.spec, before, after, transform, batches)
     inputs = f"{proof.texts} texts"
     if proof.holds and batches:
@@ -97,14 +99,45 @@ def compare_other_inputs(
         usual: a few texts or images.
     """
     dtype, worst, given = getattr(torch, spec.dtype), 0.0, frozenset[str]()
-    found = find_runs(before, in_dtype(usual, dtype), lambda run: fault_of(before, _in_dtype(run, dtype)))
-    for run in (_in_dtype(run, dtype) for run in found.runs):
+    kept = _KeptOutputs(before, dtype, frozenset(spec.outputs))
+    for run in find_runs(before, in_dtype(usual, dtype), kept.fault).runs:
         differences = {name: _Difference() for name in spec.outputs}
         with torch.inference_mode(), quiet():
-            error = _worst(_add(spec, transform, call(before, run), call(after, run), differences))
+            old, new = kept.outputs(run), call(after, _in_dtype(run, dtype))
+            error = _worst(_add(spec, transform, old, new, differences))
         if not error <= worst:
             worst, given = error, run.given
     return worst, given
+
+
+class _KeptOutputs:
+    """The outputs of a model on the last runs that it took: a run that is found need not be run again to be compared."""
+
+    def __init__(self, model: Any, dtype: torch.dtype, names: frozenset[str]) -> None:
+        self.model, self.dtype, self.names = model, dtype, names
+        # With each its run, whose values live as long: their identities are the key.
+        self._kept: dict[tuple[object, ...], tuple[Run, dict[str, Tensor]]] = {}
+
+    def fault(self, run: Run) -> str | None:
+        """Return why the model refuses a run, as `fault_of`."""
+        fault, outputs = attempted(self.model, _in_dtype(run, self.dtype))
+        if fault is None:
+            self._kept[_identity(run)] = run, {name: out for name, out in outputs.items() if name in self.names}
+            while len(self._kept) > 1 and self._size() > MAX_KEPT_BYTES:
+                del self._kept[next(iter(self._kept))]
+        return fault
+
+    def outputs(self, run: Run) -> dict[str, Tensor]:
+        """Return the outputs on a run, computed again where they were not kept."""
+        kept = self._kept.pop(_identity(run), None)
+        return call(self.model, _in_dtype(run, self.dtype)) if kept is None else kept[1]
+
+    def _size(self) -> int:
+        return sum(out.nbytes for _, outputs in self._kept.values() for out in outputs.values())
+
+
+def _identity(run: Run) -> tuple[object, ...]:
+    return frozenset((name, id(value)) for name, value in run.values.items()), run.embedded, run.state
 
 
 def _in_dtype(run: Run, dtype: torch.dtype) -> Run:
@@ -113,14 +146,22 @@ def _in_dtype(run: Run, dtype: torch.dtype) -> Run:
     return replace(run, values=values)
 
 
-def _model(pair: Pair, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """Return a model of the pair; on the CPU its layers are in that dtype only while they run."""
+def _models(pair: Pair, *sides: Mapping[str, Tensor]) -> list[Any]:
+    """Return models of the pair with these weights; on the CPU their layers are in the spec's dtype only while they run."""
+    dtype = getattr(torch, pair.spec.dtype)
     if pair.device != "cpu":
-        return pair.model(weights, dtype)
-    written = {pair.written_name(name): name for name in weights}
+        return [pair.model(side, dtype) for side in sides]
+    written = {pair.written_name(name): name for name in pair.b}
     stored = {name: pair.b[canonical] for name, canonical in written.items()}
-    read = TensorsWhenRead(written, lambda name: weights[written[name]])
-    return streamed_model(pair.config, stored, read, dtype)
+    return streamed_models(pair.config, stored, [_by_written_name(side, written) for side in sides], dtype)
+
+
+def _by_written_name(weights: Mapping[str, Tensor], written: Mapping[str, str]) -> TensorsWhenRead:
+    return TensorsWhenRead(
+        written,
+        lambda name: weights[written[name]],
+        lambda name, numbers: rows_of(weights, written[name], numbers),
+    )
 
 
 def compare(spec: PermutationSpec, before: Any, after: Any, transform: Transform, batches: Sequence[Batch]) -> Proof:
@@ -133,8 +174,8 @@ def compare(spec: PermutationSpec, before: Any, after: Any, transform: Transform
     dtype, texts = getattr(torch, spec.dtype), 0
     differences = {name: _Difference() for name in spec.outputs}
     with torch.inference_mode():
-        for batch in _spread(batches):
-            part = in_dtype({name: tensor[:MAX_TEXTS_PER_BATCH] for name, tensor in batch.items()}, dtype)
+        parts = [{name: tensor[:MAX_TEXTS_PER_BATCH] for name, tensor in batch.items()} for batch in _spread(batches)]
+        for part in (in_dtype(part, dtype) for part in _joined(parts)):
             _add(spec, transform, before(**part), after(**part), differences)
             texts += len(next(iter(part.values())))
     outputs = tuple(name for name, difference in differences.items() if difference.seen)
@@ -195,6 +236,15 @@ class _Difference:
         square = (self.shift + mean) ** 2 if self.count else 0.0
         size = math.sqrt(variance if variance > CONSTANT_VARIANCE * square else square)
         return float(self.largest) / max(size, torch.finfo(torch.float64).tiny)
+
+
+def _joined(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the batches with those of one shape as one: a wide model reads all its weights for every batch."""
+    groups: dict[tuple[object, ...], list[Batch]] = {}
+    for batch in batches:
+        shapes = tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in sorted(batch.items()))
+        groups.setdefault(shapes, []).append(batch)
+    return [{name: torch.cat([batch[name] for batch in group]) for name in group[0]} for group in groups.values()]
 
 
 def _spread(batches: Sequence[Batch]) -> list[Batch]:

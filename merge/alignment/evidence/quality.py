@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.alignment.evidence.chance import DRAWS, random_scores, shuffled_score
-from merge.alignment.evidence.distance import canonical_distance
+from merge.alignment.evidence.chance import DRAWS, RandomElements, random_scores, shuffled_score
+from merge.alignment.evidence.distance import canonical_distances
 from merge.alignment.evidence.similarity import has_activations, similarities
 from merge.alignment.pair import Alignment, Pair
 from merge.symmetry.notation import contiguous
@@ -160,7 +160,9 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
     Deterministic: random elements are drawn from the pair's seed.
     """
     generator = torch.Generator().manual_seed(pair.settings.seed)
-    axes = []
+    distances = _distances(pair, alignment)
+    pair.release_canonical()
+    axes, random = [], RandomElements(generator)
     for similarity in similarities(pair, alignment):
         view, scores = similarity.view, similarity.scores
         if not set(view.movable) <= set(pair.movable):
@@ -169,7 +171,8 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
         has_map = any(
             name in alignment.maps or name in alignment.reference_maps for name in (*view.names, view.map_axis)
         )
-        score, (drawn, exact) = similarity.matched, random_scores(view, scores, generator, similarity.units)
+        score, (elements, exact) = similarity.matched, random.of(view)
+        drawn = random_scores(scores, elements, similarity.units)
         # The element itself is among all of them: it counts, however its mean was rounded.
         above = int((drawn >= score - ROUNDING).sum())
         axes.append(
@@ -188,15 +191,19 @@ def match_quality(pair: Pair, alignment: Alignment) -> Quality:
         )
     order = pair.kinds()
     axes.sort(key=lambda axis: (order.index(axis.kind), -1 if axis.layer is None else axis.layer))
-    return Quality(MEASURES[has_activations(pair)], tuple(axes), _groups(pair, alignment), _distances(pair, alignment))
+    return Quality(MEASURES[has_activations(pair)], tuple(axes), _groups(pair, alignment), distances)
 
 
 def _distances(pair: Pair, alignment: Alignment) -> tuple[float, float]:
     """Return the distance of gauge-fixed weights before and after: a transform of canonical weights is canonical."""
     a, b = pair.canonical
+    moved = moved_when_read(pair.spec, alignment.transform, b)
+    if not alignment.reference_maps:
+        before, after = canonical_distances(pair.spec, a, b, moved)
+        return before, after
     reference = Transform(identity(pair.spec, pair.shapes), alignment.reference_maps)
-    moved = moved_when_read(pair.spec, reference, a), moved_when_read(pair.spec, alignment.transform, b)
-    return canonical_distance(pair.spec, a, b), canonical_distance(pair.spec, *moved)
+    moved_a = moved_when_read(pair.spec, reference, a)
+    return canonical_distances(pair.spec, a, b)[0], canonical_distances(pair.spec, moved_a, moved)[0]
 
 
 def _layer(axis: str) -> int | None:

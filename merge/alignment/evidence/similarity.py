@@ -21,7 +21,7 @@ from merge.symmetry.transform import Transform, apply_transform, moved_when_read
 # Tokens on which units are compared where the matcher has not compared them on all.
 MAX_TOKENS = 1024
 # Units of a that are compared by their weights with all units of b: all, or so many evenly spread over a longer axis.
-MAX_UNITS = 256
+MAX_UNITS = 128
 
 
 @dataclass(frozen=True)
@@ -91,22 +91,30 @@ def _cosines(pair: Pair, alignment: Alignment) -> Iterator[Similarity]:
             some = min(count, MAX_UNITS) if len(view.shape) == 1 else count
             units = torch.linspace(0, count - 1, some, dtype=torch.float64).round().long()
             dtype = torch.float64 if pair.a[group[0].tensor].dtype == torch.float64 else torch.float32
-            scores, squares = torch.zeros(some, count, dtype=dtype), torch.zeros(2, count, dtype=torch.float64)
+            scores = torch.zeros(some, count, dtype=dtype)
+            squares_a, squares_b = (torch.zeros(n, dtype=torch.float64) for n in (some, count))
             for occurrence in group:
                 tensors = [centred(side[occurrence.tensor]) for side in sides]
                 if occurrence.tensor not in scales:
                     scales[occurrence.tensor] = tuple(map(inverse_rms, tensors))
-                a, b = (_rows(pair, occurrence, x, s) for x, s in zip(tensors, scales[occurrence.tensor], strict=True))
-                scores.addmm_(a[units].to(dtype), b.to(dtype).T)
-                for k, rows in enumerate((a, b)):
-                    squares[k] += rows.square().sum(1)
-            norms = [torch.where(x > 0, x, torch.inf).rsqrt() for x in squares]  # a unit of zeros has cosine 0
-            yield Similarity(view, units, scores * norms[0][units, None] * norms[1])
+                scale_a, scale_b = scales[occurrence.tensor]
+                a, b = (_rows(pair, occurrence, x) for x in tensors)
+                a = a[units]
+                scores.addmm_(a.to(dtype), b.to(dtype).T, alpha=scale_a * scale_b)
+                squares_a += scale_a**2 * _squares(a)
+                squares_b += scale_b**2 * _squares(b)
+            # A unit of zeros has cosine 0.
+            inverse_a, inverse_b = (torch.where(x > 0, x, torch.inf).rsqrt() for x in (squares_a, squares_b))
+            yield Similarity(view, units, scores * inverse_a[:, None] * inverse_b)
 
 
-def _rows(pair: Pair, occurrence: Occurrence, tensor: Tensor, scale: float) -> Float[Tensor, "units rest"]:
-    """Return the units of a view as rows, scaled."""
+def _rows(pair: Pair, occurrence: Occurrence, tensor: Tensor) -> Float[Tensor, "units rest"]:
+    """Return the units of a view as rows."""
     items = pair.spec.axes(occurrence.tensor)
     dim, span = sum(axis.span for axis in items[: occurrence.item]), items[occurrence.item].span
     whole = math.prod(occurrence.view.shape) == math.prod(tensor.shape[dim : dim + span])
-    return unit_rows(tensor, dim, span, None if whole else unit_positions(occurrence.view)) * scale
+    return unit_rows(tensor, dim, span, None if whole else unit_positions(occurrence.view))
+
+
+def _squares(rows: Float[Tensor, "units rest"]) -> Float[Tensor, " units"]:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()

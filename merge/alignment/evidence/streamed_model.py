@@ -4,18 +4,20 @@ What repeats in a model, the entries of its module lists, and its input embeddin
 a layer runs, its weights are read from a mapping and cast; after it, they are let go: they are not a number until it runs
 again, so that code which reads them past the layer's forward cannot give a plausible output. All else is cast once, as the
 tables that some models read without running them (relative positions of DeBERTa). A weight that a layer shares with another
-is not the layer's own, and stays.
+is not the layer's own, and stays. Of a table of embeddings only the rows that a run looks up are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from merge.checkpoints.transformers_model import build
+from merge.symmetry.transform import rows_of
 
 
 def streamed_model(
@@ -31,8 +33,27 @@ def streamed_model(
             cost nothing.
         weights: those that it runs with, by the names that transformers writes; each is read whenever its layer runs.
     """
+    return streamed_models(config, stored, [weights], dtype)[0]
+
+
+def streamed_models(
+    config: Mapping[str, Any], stored: Mapping[str, Tensor], weights: Sequence[Mapping[str, Tensor]], dtype: torch.dtype
+) -> list[Any]:
+    """Return a model for each of these weights, as `streamed_model`; transformers builds it once."""
     narrow = next((tensor.dtype for tensor in stored.values() if tensor.is_floating_point()), dtype)
     model = build(config, stored, narrow, copied=False)
+    models = [model, *(_twin(model) for _ in weights[1:])]
+    return [_streamed(twin, config, each, dtype) for twin, each in zip(models, weights, strict=True)]
+
+
+def _twin(model: nn.Module) -> Any:
+    """Return a model of the same class on the same memory, whose parameters are its own."""
+    own = {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in model.parameters()}
+    return deepcopy(model, own)
+
+
+def _streamed(model: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """Return a model that runs with these weights, each read whenever its layer runs."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -96,9 +117,17 @@ class _WideTensors:
         """Return a tensor in the wide dtype."""
         if not tensor.is_floating_point():
             return tensor
-        free = self._free.get(tensor.shape)
         with torch.inference_mode(False), torch.no_grad():  # memory of inference mode cannot be written outside it
-            return (free.pop() if free else torch.empty(tensor.shape, dtype=self.dtype)).copy_(tensor)
+            return self._memory(tensor.shape).copy_(tensor)
+
+    def take_rows(self, shape: torch.Size, numbers: Tensor, rows: Tensor) -> Tensor:
+        """Return a table in the wide dtype in which these rows are filled; nothing may read the others."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self._memory(shape).index_copy_(0, numbers.clone(), rows.to(self.dtype))
+
+    def _memory(self, shape: torch.Size) -> Tensor:
+        free = self._free.get(shape)
+        return free.pop() if free else torch.empty(shape, dtype=self.dtype)
 
     def give_back(self, wide: Tensor) -> None:
         """Let the memory of a tensor be used again."""
@@ -109,7 +138,12 @@ class _WideTensors:
 def _reader(
     parameters: Sequence[tuple[str, nn.Parameter]], weights: Mapping[str, Tensor], wide: _WideTensors
 ) -> Callable[[nn.Module, Any], None]:
-    def read(_layer: nn.Module, _inputs: Any) -> None:
+    def read(layer: nn.Module, inputs: Any) -> None:
+        # Another class of embeddings may look up other rows than those of its inputs.
+        if type(layer) is nn.Embedding and inputs and layer.weight.is_floating_point():
+            ((name, parameter),), numbers = parameters, inputs[0].unique()
+            parameter.data = wide.take_rows(parameter.shape, numbers, rows_of(weights, name, numbers))
+            return
         for name, parameter in parameters:
             parameter.data = wide.take(weights[name])
 

@@ -114,6 +114,15 @@ def fault_of(model: Any, run: Run) -> str | None:
     Raises:
         NoStateError: the call goes on after one that leaves no state.
     """
+    return attempted(model, run)[0]
+
+
+def attempted(model: Any, run: Run) -> tuple[str | None, dict[str, Tensor]]:
+    """Return why a call fails, None where it gives finite outputs, and its outputs.
+
+    Raises:
+        NoStateError: the call goes on after one that leaves no state.
+    """
     try:
         with quiet(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -122,6 +131,6 @@ def fault_of(model: Any, run: Run) -> str | None:
         raise
     # Model code raises errors of any type on values that it does not take.
     except Exception as error:  # noqa: BLE001
-        return f"{type(error).__name__}: {one_line(error)}"
+        return f"{type(error).__name__}: {one_line(error)}", {}
     infinite = [name for name, out in outputs.items() if not bool(torch.isfinite(out).all())]
-    return f"its output {infinite[0]} is not finite" if infinite else None
+    return f"its output {infinite[0]} is not finite" if infinite else None, outputs

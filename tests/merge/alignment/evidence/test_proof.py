@@ -13,11 +13,13 @@ from contracts.test_aligners import make_pair
 from tiny import bert_config, random_tensors
 from torch import Tensor
 
+from merge.alignment.evidence import proof as proof_module
 from merge.alignment.evidence.proof import Proof, compare, prove
 from merge.alignment.pair import Pair
 from merge.checkpoints.inputs import random_inputs
 from merge.errors import AlignmentError
 from merge.symmetry.architectures import spec_for
+from merge.symmetry.forward.call import Run
 from merge.symmetry.permutation import identity
 from merge.symmetry.transform import Transform
 
@@ -33,10 +35,10 @@ def saying(*said: Sequence[float]) -> Any:
 def compared(before: Any, after: Any, batches: int = 1) -> Proof:
     """Return the proof of two models whose logits lie on no axis that moves."""
     spec = SimpleNamespace(outputs={"logits": "- -"}, dtype="float64", bound=1e-9)
-    text: dict[str, Tensor] = {"input_ids": torch.zeros(1, 3, dtype=torch.long)}
+    texts = [{"input_ids": torch.zeros(1, 3 + k, dtype=torch.long)} for k in range(batches)]
     pair, _ = make_pair(CLASSIFIER, None)
     still = Transform(identity(pair.spec, pair.shapes), {})
-    return compare(spec, before, after, still, [text] * batches)  # type: ignore[arg-type]
+    return compare(spec, before, after, still, texts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -80,6 +82,47 @@ def test_the_spread_is_that_of_all_batches_together() -> None:
     found = compared(saying([1, 2], [3, 6]), saying([1, 2.5], [3.7, 6]), batches=2)
     assert found.error == pytest.approx(0.7 / (14**0.5 / 2), rel=1e-12)
     assert not found.holds
+
+
+def test_batches_of_one_shape_are_run_as_one() -> None:
+    """Nothing is dropped: one text of one batch differs, whichever it is."""
+    spec = SimpleNamespace(outputs={"logits": "- -"}, dtype="float64", bound=1e-9)
+    texts = [{"input_ids": torch.full((2, length), k)} for k, length in enumerate((3, 5, 3, 5))]
+    pair, _ = make_pair(CLASSIFIER, None)
+    still = Transform(identity(pair.spec, pair.shapes), {})
+
+    def model(other: int, calls: list[Tensor]) -> Any:
+        def run(input_ids: Tensor) -> dict[str, Tensor]:
+            calls.append(input_ids)
+            return {"logits": torch.where(input_ids == other, 9.0, input_ids)[:, :1].double()}
+
+        return run
+
+    calls: list[Tensor] = []
+    for other in (-1, 0, 1, 2, 3):
+        calls.clear()
+        proof = compare(spec, model(-1, []), model(other, calls), still, texts)  # type: ignore[arg-type]
+        assert (proof.holds, proof.texts) == (other == -1, 8)
+        assert [tuple(x.shape) for x in calls] == [(4, 3), (4, 5)]
+
+
+@pytest.mark.parametrize("room", [0, 1 << 26])
+def test_outputs_are_kept_for_the_second_model_where_there_is_room(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept or computed again they are the same, and a run that the model refuses leaves none."""
+    monkeypatch.setattr(proof_module, "MAX_KEPT_BYTES", room)
+    calls: list[float] = []
+
+    def model(x: Tensor) -> dict[str, Tensor]:
+        calls.append(float(x[0]))
+        return {"logits": x.log(), "hidden": x}
+
+    kept = proof_module._KeptOutputs(model, torch.float64, frozenset({"logits"}))
+    runs = [Run({"x": torch.tensor([value])}) for value in (1.0, 2.0, -1.0)]
+    assert [kept.fault(run) is None for run in runs] == [True, True, False]
+    for run in runs[:2]:
+        outputs = kept.outputs(run)
+        assert outputs["logits"].equal(run.values["x"].double().log())
+    assert calls == [1.0, 2.0, -1.0, *([] if room else [1.0])]
 
 
 def test_a_small_spread_about_a_large_mean_counts() -> None:

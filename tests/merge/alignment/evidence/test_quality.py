@@ -18,7 +18,14 @@ from families_more import CASES as UNUSUAL
 from quick import quick_on
 from random_transforms import random_transform
 
-from merge.alignment.evidence.chance import DRAWS, MAX_EXACT, random_scores, shuffled_score
+from merge.alignment.evidence.chance import (
+    DRAWS,
+    MAX_EXACT,
+    RandomElements,
+    random_elements,
+    random_scores,
+    shuffled_score,
+)
 from merge.alignment.evidence.distance import distance
 from merge.alignment.evidence.quality import AxisQuality, Quality, match_quality
 from merge.alignment.matchers import aligner
@@ -113,7 +120,8 @@ def test_of_few_orders_all_are_counted(names: tuple[str, ...], shape: tuple[int,
     """Written out by itertools: the p of an order is then its exact share, not that of so many draws."""
     units = int(np.prod(shape))
     scores = torch.rand(units, units, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found, exact = random_scores(contiguous(names, shape), scores, torch.Generator())
+    elements, exact = random_elements(contiguous(names, shape), torch.Generator())
+    found = random_scores(scores, elements)
     table = scores.numpy()
     expected = [np.mean([table[i, j] for i, j in enumerate(order)]) for order in every_order(names, shape)]
     assert exact
@@ -123,16 +131,25 @@ def test_of_few_orders_all_are_counted(names: tuple[str, ...], shape: tuple[int,
 
 def test_of_many_orders_some_are_drawn() -> None:
     for names, shape in ((("ffn0",), (7,)), (("heads0", "qk0"), (3, 4)), (("heads0", "-"), (7, 2))):
-        scores = torch.rand(int(np.prod(shape)), int(np.prod(shape)))
-        drawn, exact = random_scores(contiguous(names, shape), scores, torch.Generator().manual_seed(0))
+        drawn, exact = random_elements(contiguous(names, shape), torch.Generator().manual_seed(0))
         assert (len(drawn), exact) == (DRAWS, False)
+        assert drawn.sort(1).values.equal(torch.arange(int(np.prod(shape))).repeat(DRAWS, 1))
+
+
+def test_layers_of_one_shape_share_their_random_elements() -> None:
+    random = RandomElements(torch.Generator().manual_seed(0))
+    first, second = (random.of(contiguous((f"heads{k}", f"qk{k}"), (3, 4)))[0] for k in (0, 1))
+    blocks, other = (random.of(contiguous(*args))[0] for args in ((("heads0", "-"), (3, 4)), (("ffn0",), (12,))))
+    assert first is second
+    assert not any(first.shape == x.shape and first.equal(x) for x in (blocks, other))
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 4, 5, 6])
 def test_exactly_found_units_are_never_called_random(heads: int) -> None:
     """Three units or fewer cannot show it: the best of six orders comes up by chance once in six."""
     scores = torch.eye(heads, dtype=torch.float64)
-    drawn, exact = random_scores(contiguous(("heads0",), (heads,)), scores, torch.Generator())
+    elements, exact = random_elements(contiguous(("heads0",), (heads,)), torch.Generator())
+    drawn = random_scores(scores, elements)
     assert exact
     p = float((drawn >= 1).double().mean())
     assert p == pytest.approx(1 / math.factorial(heads), abs=1e-12)

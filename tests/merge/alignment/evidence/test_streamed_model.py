@@ -8,9 +8,10 @@ from families import CASES, canonical_tensors, inputs, written_name
 from quick import quick_on
 from torch import nn
 
-from merge.alignment.evidence.streamed_model import streamed_model
+from merge.alignment.evidence.streamed_model import streamed_model, streamed_models
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
+from merge.symmetry.transform import TensorsWhenRead
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,52 @@ def test_a_streamed_model_is_the_whole_model(architecture: str) -> None:
 def absent_weights(model: nn.Module) -> set[str]:
     """Return the parameters that are not a number while their layers do not run."""
     return {name for name, each in model.named_parameters() if bool(each.isnan().all())}
+
+
+@pytest.mark.parametrize("architecture", quick_on(("BertForMaskedLM",), CASES))
+def test_models_that_are_built_once_run_with_weights_of_their_own(architecture: str) -> None:
+    """In turn, so that neither leaves anything in the other; tied weights are tied in both."""
+    config = CASES[architecture]
+    structure = structure_of(config)
+    sides = [
+        {
+            written_name(structure, name): tensor
+            for name, tensor in canonical_tensors(config, seed, torch.float32).items()
+        }
+        for seed in (0, 1)
+    ]
+    batch = inputs(config, 0)[0]
+    batch = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
+    with torch.inference_mode():
+        models = streamed_models(config, sides[0], sides, torch.float64)
+        expected = [build(config, side, torch.float64)(**batch)[0] for side in sides]
+        for k in (0, 1, 0, 1):
+            assert torch.allclose(models[k](**batch)[0], expected[k], rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(*expected, rtol=1e-3, atol=1e-3)
+
+
+def test_of_a_table_of_embeddings_only_the_rows_that_are_looked_up_are_read() -> None:
+    config = CASES["BertForSequenceClassification"]
+    structure = structure_of(config)
+    weights = {
+        written_name(structure, name): tensor for name, tensor in canonical_tensors(config, 0, torch.float32).items()
+    }
+    words = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    read: list[str] = []
+    rows: list[torch.Tensor] = []
+
+    def whole(name: str) -> torch.Tensor:
+        read.append(name)
+        return weights[name]
+
+    def some(name: str, numbers: torch.Tensor) -> torch.Tensor:
+        rows.append(numbers)
+        return weights[name][numbers]
+
+    batch = {"input_ids": torch.tensor([[5, 7, 5], [7, 7, 3]])}
+    with torch.inference_mode():
+        model = streamed_model(config, weights, TensorsWhenRead(weights, whole, some), torch.float64)
+        outputs = model(**batch)[0]
+        assert outputs.equal(build(config, weights, torch.float64)(**batch)[0])
+    assert words not in read
+    assert any(numbers.tolist() == [3, 5, 7] for numbers in rows)
