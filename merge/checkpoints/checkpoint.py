@@ -140,6 +140,16 @@ class Checkpoint:
         opened: Opened = self._files[file, open_file]
         return opened
 
+    def unmap(self) -> None:
+        """Let the maps of weight files go that nothing reads any longer; they are opened again when a tensor is asked for.
+
+        A pickle that was read whole stays.
+        """
+        stored = (*self.tensors.values(), *self.extra.values())
+        for file in {each.file for each in stored if each.offset is not None}:
+            for open_file in (open_weights, open_arrays):
+                self._files.pop((file, open_file), None)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return every tensor by its canonical name, memory-mapped."""
         return {name: self.tensor(name) for name in self.tensors}

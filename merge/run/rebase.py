@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -99,8 +100,11 @@ def rebase(
     if settings.moves:
         rotated = choices is not None and choices.rotated
         text = None if choices is None else choices.text
+        _unmap(checkpoints)  # what was read to check them
         task = AlignmentTask(settings, checkpoints, classes.labels, seed, device, rotated, text)
         rebased = _with_alignments(rebased, align_all(task, choices, _carried(heads)))
+        del task
+        _unmap(checkpoints)
     if any(transform is not None for transform in rebased.transforms):
         rebased = replace(rebased, specs=tuple(map(_whole_spec, heads.carried)))
     if heads.whole and dense_outputs(heads.given.reference):
@@ -109,6 +113,13 @@ def rebase(
         return rebased
     *transforms, last = rebased.transforms
     return replace(rebased, labels=classes.labels[:count], transforms=tuple(transforms), base_transform=last)
+
+
+def _unmap(checkpoints: Sequence[Checkpoint]) -> None:
+    """Let the maps of the checkpoints' files go: pages that were read count as memory of the process."""
+    gc.collect()  # models and tasks hold tensors in cycles
+    for checkpoint in checkpoints:
+        checkpoint.unmap()
 
 
 def _with_dense(rebased: Rebased, heads: HeadPlan, reference: int | None) -> Rebased:

@@ -525,3 +525,17 @@ def test_models_that_differ_in_last_rows_alone_draw_other_masks(
         kept.append(left != whole)
     assert 0.3 < kept[0].float().mean() < 0.7
     assert 0.3 < (kept[0] == kept[1]).float().mean() < 0.7
+
+
+def test_a_checkpoint_without_its_maps_reads_the_same_and_a_pickle_is_kept(tmp_path: Path) -> None:
+    for store, kept in ((_sharded, 0), (_bin, 1)):
+        folder = write_folder(tmp_path / store.__name__, CONFIG)
+        store(folder)
+        checkpoint = open_checkpoint(str(folder))
+        name = min(checkpoint.tensors)
+        tensor, array = checkpoint.tensor(name), checkpoint.array(name).copy()
+        assert any(isinstance(key, tuple) for key in checkpoint._files)
+        checkpoint.unmap()
+        assert sum(isinstance(key, tuple) for key in checkpoint._files) == kept
+        assert checkpoint.tensor(name).equal(tensor)
+        assert (checkpoint.array(name) == array).all()
