@@ -120,7 +120,7 @@ SECTIONS = {
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="Number of threads.  [default: one per core to merge, one per idle core to align]",
+    help="Number of threads.  [default: one per core; to align at most 8]",
 )
 @click.option(
     "--device",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 import time
@@ -67,7 +66,12 @@ class Phases:
         whole = sum(cpu for cpu, _ in self.seconds.values()) or 1.0
         for name, (cpu, wall) in self.seconds.items():
             sys.stderr.write(f"phase {cpu:8.2f} CPU s {cpu / whole:5.1%} {wall:8.2f} s  {name}\n")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        try:
+            import resource
+        except ImportError:  # Windows
+            return
+        unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         sys.stderr.write(f"peak memory {peak:,.0f} MB, memory-mapped files included\n")
 
     def _line(self, text: str) -> None:

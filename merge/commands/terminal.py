@@ -20,6 +20,7 @@ from merge.progress import shown_by, silent
 
 RUST_PANIC = "PanicException"  # of libraries in Rust; it is no Exception
 OUT_OF_MEMORY = re.compile("not enough memory|out of memory|can't allocate memory")
+MAX_DEFAULT_THREADS = 8
 VERBOSE = "verbose"  # entry of a command's state: whether the whole of an error is printed
 
 
@@ -82,13 +83,18 @@ def _usage_message(error: click.ClickException, name: str, hint: Callable[[str],
 
 
 def set_threads(arguments: Sequence[str]) -> None:
-    """Set the threads of numerical libraries, before they are imported: those of --threads, else as many as cores are idle.
+    """Set the threads of numerical libraries, before they are imported: those of --threads, else one per core, at most 8.
 
-    More threads than idle cores wait for each other: on a busy machine that makes small products many times slower.
+    Threads that wait for each other make small products many times slower on a machine of many busy cores. The number does
+    not depend on how busy the machine is: sums would be rounded in another order, and files differ from run to run.
     """
     stated = [value for flag, value in pairwise([*arguments, ""]) if flag == "--threads"]
     stated += [text.removeprefix("--threads=") for text in arguments if text.startswith("--threads=")]
-    count = stated[-1] if stated and stated[-1].isdecimal() and int(stated[-1]) else str(idle_cores())
+    count = (
+        stated[-1]
+        if stated and stated[-1].isdecimal() and int(stated[-1])
+        else str(min(usable_cores(), MAX_DEFAULT_THREADS))
+    )
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         if stated:
             os.environ[name] = count
@@ -96,11 +102,9 @@ def set_threads(arguments: Sequence[str]) -> None:
             os.environ.setdefault(name, count)
 
 
-def idle_cores() -> int:
-    """Return how many of the cores that this process may use were idle in the last minute, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(1, round(cores - busy))
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:

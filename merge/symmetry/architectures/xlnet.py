@@ -77,8 +77,9 @@ XLNET = Family(
 )
 
 
-# As PermutationSpec.bound: transformers makes the table of sines in float32, so the model runs in no other dtype.
-BOUND = 1e-4
+# As PermutationSpec.bound: transformers makes the table of sines in float32, so the model runs in no other dtype. With masks
+# that hide whole texts the outputs of a random model differ little from one another, and rounding is 2e-4 of that.
+BOUND = 5e-4
 
 
 def xlnet(config: Mapping[str, Any]) -> PermutationSpec:

@@ -381,7 +381,7 @@ t.barrier_plot(t.barrier(), Path(sys.argv[1], "p"))
 t.hans_plot([t.hans()], Path(sys.argv[1], "h"))
 print(settings() == before, "matplotlib.pyplot" in sys.modules)
 """
-    paths = [str(Path(__file__).parent), str(Path(plots.__file__).parents[2])]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2]), str(Path(plots.__file__).parents[2])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
