@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
-import demo
 import torch
 
+import demo
 import evals
 
 HALF = 0.5
