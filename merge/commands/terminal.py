@@ -95,11 +95,9 @@ def set_threads(arguments: Sequence[str]) -> None:
         if stated and stated[-1].isdecimal() and int(stated[-1])
         else str(min(usable_cores(), MAX_DEFAULT_THREADS))
     )
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        if stated:
-            os.environ[name] = count
-        else:
-            os.environ.setdefault(name, count)
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    if stated or not any(name in os.environ for name in variables):  # one alone is the user's, or that of torchrun
+        os.environ.update(dict.fromkeys(variables, count))
 
 
 def usable_cores() -> int:
