@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from families import CASES, canonical_tensors, inputs, written_name
 from quick import quick_on
-from torch import nn
+from torch import Tensor, nn
 
 from merge.alignment.evidence.streamed_model import streamed_model, streamed_models
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.symmetry.transform import TensorsWhenRead
+
+
+def two_models(config: dict[str, Any]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the float32 weights of two models, by their names in a file, and a batch of float64 inputs."""
+    structure = structure_of(config)
+    sides = [
+        {written_name(structure, name): each for name, each in canonical_tensors(config, seed, torch.float32).items()}
+        for seed in (0, 1)
+    ]
+    batch = inputs(config, 0)[0]
+    return sides, {name: each.double() if each.is_floating_point() else each for name, each in batch.items()}
 
 
 @pytest.mark.parametrize(
@@ -21,16 +34,7 @@ from merge.symmetry.transform import TensorsWhenRead
 def test_a_streamed_model_is_the_whole_model(architecture: str) -> None:
     """Built on other weights of the same shapes: none of them may show in an output."""
     config = CASES[architecture]
-    structure = structure_of(config)
-    stored, weights = (
-        {
-            written_name(structure, name): tensor
-            for name, tensor in canonical_tensors(config, seed, torch.float32).items()
-        }
-        for seed in (0, 1)
-    )
-    batch = inputs(config, 0)[0]
-    batch = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
+    (stored, weights), batch = two_models(config)
     with torch.inference_mode():
         model = streamed_model(config, stored, weights, torch.float64)
         absent = absent_weights(model)
@@ -54,16 +58,7 @@ def absent_weights(model: nn.Module) -> set[str]:
 def test_models_that_are_built_once_run_with_weights_of_their_own(architecture: str) -> None:
     """In turn, so that neither leaves anything in the other; tied weights are tied in both."""
     config = CASES[architecture]
-    structure = structure_of(config)
-    sides = [
-        {
-            written_name(structure, name): tensor
-            for name, tensor in canonical_tensors(config, seed, torch.float32).items()
-        }
-        for seed in (0, 1)
-    ]
-    batch = inputs(config, 0)[0]
-    batch = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
+    sides, batch = two_models(config)
     with torch.inference_mode():
         models = streamed_models(config, sides[0], sides, torch.float64)
         expected = [build(config, side, torch.float64)(**batch)[0] for side in sides]
