@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from evals.commands.options import SETTINGS, check_formats, eval_options, table_option
-from evals.commands.show import json_text, show_tables
+from evals.commands.show import show_tables
+from evals.results.json_text import json_text
 from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
-from evals.commands.show import json_text, show, show_tables
+from evals.commands.show import show, show_tables
+from evals.results.json_text import json_text
 from evals.run.choose_tasks import ALL
 from evals.run.options import EvalOptions
 from evals.run.scoring import Scored, score_all

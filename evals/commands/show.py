@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from evals.results.json_text import json_text
 from evals.run.options import EvalOptions
 
 if TYPE_CHECKING:
@@ -66,19 +65,6 @@ def show_tables(tables: Sequence[list[Row]], form: str) -> None:
 
     shown = {"plain": plain_table, "markdown": markdown_table, "csv": csv_table}[form]
     click.echo(("\n" if form == "plain" else "\n\n").join(shown(rows).rstrip("\n") for rows in tables))
-
-
-def json_text(value: Any) -> str:
-    """Return JSON text, null for a number that is not finite: as results.json has it."""
-    return json.dumps(_finite(value), indent=2)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(child) for name, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(child) for child in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _illustrate(folder: Path, records: Sequence[dict[str, Any]], kind: str, quiet: bool) -> None:

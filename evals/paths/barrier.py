@@ -23,18 +23,24 @@ def barrier_key(
     pair: Pair, matched: MatchedTask, settings: AlignEntry, seed: int, points: int, max_length: int | None = None
 ) -> str:
     """Return the key under which a pair's barrier is stored; text and transforms count by content, not by name."""
-    alignment: dict[str, Any] | None = None
-    if settings.moves:
-        alignment = settings.model_dump(mode="json") | {"seed": seed}
-        with suppress(OSError, TypeError):  # a Hub id, or the package's own text
-            alignment["text"] = file_hash(Path(alignment["text"]))
-        with suppress(OSError):  # a missing file is an error where it is read
-            alignment["apply"] = [file_hash(Path(path).expanduser()) for path in settings.apply or ()]
+    alignment = alignment_facts(settings, seed)
     hashes = [checkpoint.content_hash for checkpoint in pair]
     task, rows = matched.task.name, matched.rows.hash
     embedded = tuple(embedding_facts(checkpoint) for checkpoint in pair) if matched.task.regression else ()
     cut = () if max_length is None else (max_length,)
     return record_key("barrier", task, rows, hashes, points, matched.columns, alignment, *embedded, *cut)
+
+
+def alignment_facts(settings: AlignEntry, seed: int) -> dict[str, Any] | None:
+    """Return what decides an alignment, for the key of a result: files by their content; None where nothing is aligned."""
+    if not settings.moves:
+        return None
+    alignment = settings.model_dump(mode="json") | {"seed": seed}
+    with suppress(OSError, TypeError):  # a Hub id, or the package's own text
+        alignment["text"] = file_hash(Path(alignment["text"]))
+    with suppress(OSError):  # a missing file is an error where it is read
+        alignment["apply"] = [file_hash(Path(path).expanduser()) for path in settings.apply or ()]
+    return alignment
 
 
 def measure_pair(

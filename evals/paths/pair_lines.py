@@ -95,13 +95,15 @@ def measure_lines(
     predictor = predictor or make_predictor(pair[0])
     encoded = [EncodedTask(matched, predictor.encode(matched.rows)) for matched in sets]
     labels = None if rebased.labels[1] is None else Transform(rebased.labels[1], {})
-    ends = Ends("naive", *_endpoints(pair, rebased, (None, labels)), pair[0])
+    a, b = endpoints(pair, rebased, (None, labels))
+    ends = Ends("naive", a, b, pair[0])
     naive = {head: _measure(ends, head, predictor, encoded, plan, {}) for head in plan.heads}
     lines = [_lines(ends, head, measured, len(sets)) for head, measured in naive.items()]
     for aligned in rebased.aligned:
         name = f"aligned ({aligned.by}; {aligned.choice.kept.name})"
         models = rewritten or pair
-        ends = Ends(name, *_endpoints(models, rebased, rebased.transforms), models[0])
+        a, b = endpoints(models, rebased, rebased.transforms)
+        ends = Ends(name, a, b, models[0])
         if rewritten is not None and not predictor.fits(rewritten[0]):
             like_before = {
                 "device": predictor.model.device,
@@ -132,19 +134,22 @@ def _check_heads(checkpoint: Checkpoint, sets: Sequence[MatchedTask], plan: Line
             check_refit(matched)
 
 
-def _endpoints(
-    pair: Sequence[Checkpoint], rebased: Rebased, transforms: Sequence[Transform | None]
-) -> tuple[Weights, Weights]:
-    """Return the transformed weights of both models, float32, by the names transformers writes."""
-    endpoints = []
-    for checkpoint, transform in zip(pair, transforms, strict=True):
+def endpoints(
+    models: Sequence[Checkpoint], rebased: Rebased, transforms: Sequence[Transform | None]
+) -> tuple[Weights, ...]:
+    """Return the transformed weights of each model, float32, by the names transformers writes."""
+    transformed = []
+    for checkpoint, transform in zip(models, transforms, strict=True):
         tensors = finite_tensors(checkpoint)
         if transform is not None and rebased.spec is not None:
             tensors = apply_transform(rebased.spec, transform, tensors)
-        endpoints.append(
-            {checkpoint.written_name(n): t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-        )
-    return endpoints[0], endpoints[1]
+        transformed.append(written_weights(checkpoint, tensors))
+    return tuple(transformed)
+
+
+def written_weights(checkpoint: Checkpoint, tensors: Weights) -> Weights:
+    """Return tensors by the names transformers writes, float32; integers as they are."""
+    return {checkpoint.written_name(n): t.float() if t.is_floating_point() else t for n, t in tensors.items()}
 
 
 def _measure(
@@ -196,26 +201,24 @@ def _suffix(head: str) -> str:
 
 def _lines(ends: Ends, head: str, measured: Known, sets: int) -> list[Line]:
     """Return the line on each data set."""
-    distance = _distance(ends, _kept(ends, head))
+    length = distance(ends, _kept(ends, head))
     return [
-        _line(
-            f"{ends.name}{_suffix(head)}", head, list(measured), [points[at] for points in measured.values()], distance
-        )
+        _line(f"{ends.name}{_suffix(head)}", head, list(measured), [points[at] for points in measured.values()], length)
         for at in range(sets)
     ]
 
 
-def _line(name: str, head: str, lam: list[float], points: Sequence[Point], distance: float) -> Line:
+def _line(name: str, head: str, lam: list[float], points: Sequence[Point], length: float) -> Line:
     losses = torch.stack([point.losses for point in points]).numpy()
     hits = [point.correct for point in points if point.correct is not None]
     correct = torch.stack(hits).numpy() if hits else None
     temperature = [point.temperature for point in points if point.temperature is not None]
     calibrated = [point.calibrated for point in points if point.calibrated is not None]
     curve = make_curve(name, lam, losses, correct, temperature, calibrated)
-    return Line(curve, head, summarise(lam, losses, correct, distance))
+    return Line(curve, head, summarise(lam, losses, correct, length))
 
 
-def _distance(ends: Ends, kept: frozenset[str]) -> float:
+def distance(ends: Ends, kept: frozenset[str] = frozenset()) -> float:
     """Return the Euclidean distance of the endpoints, over the tensors that are interpolated; summed in float64."""
     moving = (name for name, tensor in ends.a.items() if tensor.is_floating_point() and name not in kept)
     return math.sqrt(sum(float((ends.a[name].double() - ends.b[name].double()).square().sum()) for name in moving))

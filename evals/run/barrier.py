@@ -77,8 +77,8 @@ def measure_barrier(
     return record
 
 
-def check_pair(pair: Pair, options: EvalOptions) -> tuple[HeadPlan, tuple[str, ...]]:
-    """Return the heads of two models that fit one another, and notes for the user.
+def check_pair(pair: tuple[Checkpoint, ...], options: EvalOptions) -> tuple[HeadPlan, tuple[str, ...]]:
+    """Return the heads of two models, or more, that fit one another, and notes for the user.
 
     Raises:
         MismatchError: they do not fit; lists every fault.

@@ -55,6 +55,15 @@ class Rows:
         if count is None or count >= len(self):
             return self
         kept = sorted(random.Random(seed).sample(range(len(self)), count))
+        return self.chosen(kept, f"{count:,} of {len(self):,} rows drawn with seed {seed}")
+
+    def chosen(self, kept: Sequence[int], how: str) -> Rows:
+        """Return some of the rows.
+
+        Args:
+            kept: their indices.
+            how: they were chosen; added to the phrase on their source.
+        """
 
         def pick(values: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(values[i] for i in kept) if values else ()
@@ -65,7 +74,7 @@ class Rows:
             gold=pick(self.gold),
             ids=pick(self.ids),
             extra=pick(self.extra),
-            data=f"{self.data}; {count:,} of {len(self):,} rows drawn with seed {seed}",
+            data=f"{self.data}; {how}",
         )
 
 

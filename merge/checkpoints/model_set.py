@@ -33,7 +33,7 @@ def same_weights(inputs: ModelSet) -> list[str]:
     """Return a note for each model, and for the base, that holds the weights of a model before it, by content."""
     notes: list[str] = []
     for k, model in enumerate(inputs.all):
-        twin = next((earlier for earlier in inputs.models[:k] if _equal(earlier, model)), None)
+        twin = next((earlier for earlier in inputs.models[:k] if same_tensors(earlier, model)), None)
         if twin is None:
             continue
         where = "is given twice" if twin.folder == model.folder else f"holds the same weights as {twin.source}"
@@ -43,11 +43,11 @@ def same_weights(inputs: ModelSet) -> list[str]:
     return notes
 
 
-def _equal(a: Checkpoint, b: Checkpoint) -> bool:
+def same_tensors(a: Checkpoint, b: Checkpoint) -> bool:
     """Return whether two checkpoints hold the same tensors, bit by bit; a sample of each tells most pairs apart."""
     import numpy as np
 
     if a.tensors.keys() != b.tensors.keys() or a.fingerprint != b.fingerprint:
         return False
     pairs = ((a.array(name).reshape(-1), b.array(name).reshape(-1)) for name in a.tensors)
-    return all(np.array_equal(left.view("u1"), right.view("u1")) for left, right in pairs)
+    return all(np.arraysame_tensors(left.view("u1"), right.view("u1")) for left, right in pairs)

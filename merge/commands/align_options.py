@@ -97,10 +97,20 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
 
 def align_options(command: F) -> F:
     """Add the alignment options to a command."""
-    decorated: Any = command
-    for option in reversed(OPTIONS):
-        decorated = option(decorated)
-    return cast(F, decorated)
+    return align_options_but()(command)
+
+
+def align_options_but(*left_out: str) -> Callable[[F], F]:
+    """Return what adds the alignment options to a command, but those of these names, such as "reference"."""
+    kept = [option for option, flag in zip(OPTIONS, FLAGS, strict=True) if flag not in left_out]
+
+    def add(command: F) -> F:
+        decorated: Any = command
+        for option in reversed(kept):
+            decorated = option(decorated)
+        return cast(F, decorated)
+
+    return add
 
 
 def with_align_value(arguments: Sequence[str]) -> list[str]:
@@ -120,4 +130,4 @@ def with_align_value(arguments: Sequence[str]) -> list[str]:
 
 def align_entry(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `align` entry of a recipe that these flags set."""
-    return {key: options[flag] for flag, key in FLAGS.items() if options[flag] not in (None, ())}
+    return {key: options[flag] for flag, key in FLAGS.items() if options.get(flag) not in (None, ())}

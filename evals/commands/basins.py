@@ -1,0 +1,163 @@
+"""The command that measures the lines between all pairs of many models: basins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
+from evals.commands.show import show_tables
+from evals.results.json_text import json_text
+from evals.run.basins import PAIRS, RECORD, measure_basins
+from evals.run.sweep import ALIGN_TO, AskedDiagnostic, BasinsPlan
+from merge.checkpoints.weights.arrays import check_device
+from merge.commands.align_options import align_entry, align_options_but
+from merge.commands.terminal import common_options, set_verbosity
+from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from evals.run.options import EvalOptions
+
+BACKENDS = ("loky", "ray", "dask")  # those of evals.clusters.sweep.workers, here without loading torch
+
+
+@click.command(context_settings=SETTINGS, short_help="Measure all pairs of many models: which are linearly connected?")
+@click.argument("models", nargs=-1)
+@click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")
+@click.option(
+    "--diagnostic",
+    multiple=True,
+    metavar="TASK[:SCORE][=DATA]",
+    help="A further score of every model; of hans also hans_lo, a heuristic, HEURISTIC/LABEL or a subcase. --limit applies.",
+)
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    metavar="MODEL",
+    help="Measure every model against this one, not all pairs; several may be named.",
+)
+@align_options_but("reference", "apply", "repair")
+@click.option(
+    "--align-to",
+    type=click.Choice(ALIGN_TO),
+    default="pair",
+    show_default=True,
+    help="Align each pair by itself, or every model to the first --reference (else the first model): a pair then costs none.",
+)
+@click.option("--points", type=click.IntRange(min=3), default=11, show_default=True, help="Points of the even grid.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Processes that share the pairs, of one thread each.  [default: one a core, or one a GPU]",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="loky",
+    show_default=True,
+    help="Where processes run: this machine, or a cluster of Ray or Dask.",
+)
+@click.option(
+    "--verify",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="K",
+    help="Average the K best ranked subsets and measure them.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Measure one point of the first pair, print what the sweep will cost, and stop."
+)
+@data_options
+@model_options
+@table_option
+@common_options
+def basins(models: tuple[str, ...], **options: Any) -> None:
+    """Measure the loss along the straight lines between all pairs of MODELS, naive and aligned side by side.
+
+    Which fine-tuned models share a basin of the loss, and may be averaged? The losses of every row at every point are kept in
+    the folder of -o, one file a pair: a sweep that was killed goes on where it stopped, and further models cost their own pairs
+    only. MODELS are folders, Hub ids, or the checkpoints of one training run (run/checkpoint-*).
+
+    \b
+    Examples:
+      evaluate-models basins zoo/* --task mnli --diagnostic hans:hans_lo -o report
+      evaluate-models basins zoo/* --task mnli --data dev.jsonl --limit 500 --dry-run
+      evaluate-models basins run/checkpoint-* --task qqp --diagnostic paws_qqp:f1 -o report
+      evaluate-models basins zoo/* --task mnli --align weights --align-to reference --processes 8 -o report
+    """
+    from merge.checkpoints.open import open_encoder
+    from merge.recipe.recipe import make_align_entry
+
+    set_verbosity(options["verbose"], options["quiet"])
+    shared = eval_options(options)
+    check_formats(shared)
+    check_device(shared.device)
+    from evals.tasks import find_task
+
+    task = find_task(options["task"])
+    plan = BasinsPlan(
+        points=options["points"],
+        diagnostics=tuple(map(asked_diagnostic, options["diagnostic"])),
+        references=options["references"],
+        align_to=options["align_to"],
+        processes=options["processes"],
+        backend=options["backend"],
+        verify=options["verify"],
+        dry_run=options["dry_run"],
+    )
+    settings = make_align_entry(align_entry(options))
+    measured = measure_basins([open_encoder(m) for m in models], task, settings, plan, shared, _teller(plan, shared))
+    if isinstance(measured, tuple):
+        _show(measured[0], shared)
+    elif shared.as_json:
+        click.echo(json_text(measured.to_json()))
+
+
+def asked_diagnostic(text: str) -> AskedDiagnostic:
+    """Return the diagnostic that TASK[:SCORE][=DATA] asks for.
+
+    Raises:
+        UsageError: there is no such task (the nearest is named), or a part is empty.
+    """
+    from evals.tasks import find_task
+
+    named, equals, path = text.partition("=")
+    name, colon, score = named.partition(":")
+    if not name or (equals and not path) or (colon and not score):
+        raise UsageError(f"--diagnostic expects TASK, TASK:SCORE or TASK:SCORE=DATA, found {text!r}.")
+    return AskedDiagnostic(find_task(name), score or None, Path(path) if path else None)
+
+
+def _teller(plan: BasinsPlan, options: EvalOptions) -> Any:
+    """Return what prints a line of the estimate: the answer of a dry run, else a note on stderr."""
+    if plan.dry_run:
+        return (lambda _line: None) if options.as_json else click.echo
+    return (lambda _line: None) if options.quiet else (lambda line: click.echo(line, err=True))
+
+
+def _show(record: dict[str, Any], options: EvalOptions) -> None:
+    """Print the record as tables or JSON, and its notes on stderr."""
+    from evals.report.basins_tables import MOST_PAIRS, SHOWN, model_rows, pair_rows
+
+    if not options.quiet:
+        for note in dict.fromkeys(record["notes"]):
+            click.echo(f"note: {note}", err=True)
+    if options.as_json:
+        click.echo(json_text(record))
+    else:
+        plain = options.table == "plain"
+        most = MOST_PAIRS if plain else None
+        if plain or not options.quiet:
+            click.echo(f"{record['task']}: {record['data']}", err=not plain)
+        tables: Sequence[Any] = [model_rows(record), pair_rows(record, SHOWN, most)]
+        show_tables(tables, options.table)
+        if most and len(record["pairs"]) > most and not options.quiet:
+            click.echo(
+                f"note: the {most} of {len(record['pairs']):,} pairs with the largest gaps; {PAIRS} has all", err=True
+            )
+    if options.output and not options.quiet:
+        click.echo(f"wrote {options.output / RECORD}, {options.output / PAIRS}", err=True)

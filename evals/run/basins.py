@@ -1,0 +1,120 @@
+"""Which of many models are linearly connected: the sweep over their pairs, its record, and what is concluded from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.run.options import EvalOptions
+from evals.run.sweep import BasinsPlan, Swept, sweep_models
+from merge.disk.workspace import Workspace
+from merge.errors import OutputError, first_line
+
+if TYPE_CHECKING:
+    from evals.clusters.pair_losses import PairLosses
+    from evals.clusters.sweep.cost import Cost
+    from evals.tasks.task import EvalTask
+    from merge.alignment.settings import AlignEntry
+    from merge.checkpoints.checkpoint import Checkpoint
+
+RECORD, PAIRS = "basins.json", "pairs.csv"
+
+
+def measure_basins(
+    checkpoints: Sequence[Checkpoint],
+    task: EvalTask,
+    settings: AlignEntry,
+    plan: BasinsPlan,
+    options: EvalOptions,
+    tell: Callable[[str], None],
+) -> tuple[dict[str, Any], tuple[PairLosses, ...]] | Cost:
+    """Return the record of a sweep over many models and the losses of its lines; the cost alone for a dry run.
+
+    Args:
+        checkpoints: two or more, as encoders or with their modules.
+        settings: of the alignment that is measured beside the naive lines.
+        options: without an output, what is measured is in a temporary folder until the end.
+        tell: is called with each line of the estimate before the work begins.
+    Raises:
+        UsageError, MismatchError, TaskError, MergeError: as `sweep_models`.
+    """
+    workspace = None if options.output else Workspace()
+    stored = options if workspace is None else replace(options, output=workspace.folder)
+    swept = sweep_models(checkpoints, task, settings, plan, stored, tell)
+    if not isinstance(swept, Swept):
+        return swept
+    record = basins_record(swept)
+    if options.output:
+        write_basins(record, options.output)
+    return record, swept.losses
+
+
+def basins_record(swept: Swept) -> dict[str, Any]:
+    """Return what basins.json holds: the models and their scores, and of every line its curves and their summaries."""
+    from evals.results.measure import record_key, setting
+
+    sweep = swept.sweep
+    keys = [sweep.pair_key(line, pair) for line in sweep.lines for pair in swept.pairs]
+    key = record_key("basins", sweep.hashes, keys, sorted(swept.diagnostics))
+    return setting("basins", key, sweep.task, sweep.rows) | {
+        "models": [{"name": model.name, "hash": model.hash} for model in sweep.models],
+        "loss": swept.losses[0].ends.mean(1, dtype="float64").tolist(),
+        "accuracy": _accuracies(swept.losses[0]),
+        "diagnostics": swept.diagnostics,
+        "pairs": [list(pair) for pair in swept.pairs],
+        "lam": list(swept.losses[0].lam),
+        "lines": [_line(losses) for losses in swept.losses],
+        "cost": swept.cost.to_json(),
+        "notes": list(swept.notes),
+        "seconds": swept.seconds,
+    }
+
+
+def _accuracies(losses: PairLosses) -> list[float] | None:
+    return None if losses.ends_correct is None else losses.ends_correct.mean(1).tolist()
+
+
+def _line(losses: PairLosses) -> dict[str, Any]:
+    """Return the mean loss at every lam of every pair, and the summaries of these curves."""
+    from evals.paths.summaries import SOURCES, summarise
+
+    curves, accuracies, summaries = [], [], []
+    for pair in losses.pairs:
+        curve, correct = losses.curve(*pair), losses.correct(*pair)
+        curves.append(curve.mean(1, dtype="float64").tolist())
+        accuracies.append(None if correct is None else correct.mean(1).tolist())
+        summaries.append({each.name: each for each in summarise(losses.lam, curve, correct, losses.distance[pair])})
+    names = [name for name in SOURCES if name in summaries[0]]
+    return {
+        "name": losses.name,
+        "curves": curves,
+        "accuracy": None if None in accuracies else accuracies,
+        "summaries": {
+            name: {
+                "value": [of_pair[name].value for of_pair in summaries],
+                "standard_error": [of_pair[name].standard_error for of_pair in summaries],
+                "source": SOURCES[name],
+            }
+            for name in names
+        },
+    }
+
+
+def write_basins(record: dict[str, Any], folder: Path) -> None:
+    """Write basins.json and the table of all pairs.
+
+    Raises:
+        OutputError: the folder is not writable.
+    """
+    from evals.report.basins_tables import pair_rows
+    from evals.report.tables import csv_table
+    from evals.results.json_text import json_text
+    from merge.disk.atomic import write_atomic
+
+    try:
+        write_atomic(folder / RECORD, json_text(record, indent=None) + "\n")
+        write_atomic(folder / PAIRS, csv_table(pair_rows(record)))
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {first_line(error)}") from error
