@@ -22,7 +22,7 @@ test: $(READY)
 check: $(READY) $(PARITY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 	$(PYTEST)
 
 # Every method in the batteries, beside mergekit: writes docs/methods.md.
