@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Tokens, load_tokenizer, position_limit, read_tokens, segment_fault
 from merge.disk.cache import cache_key, read_cached_tensors, write_cached_tensors
 from merge.disk.hashes import file_hash
+from merge.disk.versions import installed_version
 from merge.errors import TaskError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def tokens_key(checkpoint: Checkpoint, rows: Rows, max_length: int | None = None
         {name: file_hash(checkpoint.folder / name) for name in sorted(names)},
         [checkpoint.model_type, *(checkpoint.config.get(key) for key in ("tokenizer_class", "pad_token_id"))],
         [position_limit(checkpoint.config), max_length, limit],
-        [importlib.metadata.version(library) for library in ("transformers", "tokenizers")],
+        [installed_version(library) for library in ("transformers", "tokenizers")],
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.disk.documents import as_json
+from merge.disk.versions import installed_version
 
 FORMAT = 2
 
@@ -88,12 +89,10 @@ def structure_of(config: Mapping[str, Any], tensors: int | None = None) -> Struc
 @cache
 def transformers_build() -> str:
     """Return the version of transformers and the time its files were installed, on which cached structures depend."""
-    from importlib.metadata import version  # a third of the start of a command that reads no checkpoint
-
     spec = importlib.util.find_spec("transformers")
     origin = Path(spec.origin) if spec is not None and spec.origin else None
     stamp = origin.stat().st_mtime_ns if origin is not None and origin.is_file() else 0
-    return f"{version('transformers')} {stamp}"
+    return f"{installed_version('transformers')} {stamp}"
 
 
 def _ask_transformers(key: str, config: Mapping[str, Any], tensors: int | None) -> Structure:

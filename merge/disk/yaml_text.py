@@ -28,7 +28,16 @@ class YamlFault(Exception):
         self.column = mark.column + 1 if mark else column
 
 
-class StrictLoader(yaml.SafeLoader):
+class BoundedLoader(yaml.SafeLoader):
+    """YAML loader that stops at the first bracket that is nested too deep: PyYAML takes the square of the depth in time."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= MAX_DEPTH:
+            raise YamlFault(f"it is nested more than {MAX_DEPTH} deep", self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+
+class StrictLoader(BoundedLoader):
     """YAML loader that refuses duplicate keys and reads 1e-3 as a number (text in YAML 1.1) and a date as text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's name and form
@@ -71,7 +80,7 @@ def parse_yaml(text: str, strict: bool = True) -> tuple[Any, Any]:
     if len(text) > MAX_BYTES:
         raise YamlFault(f"the text has {len(text):,} characters, more than {MAX_BYTES:,}")
     try:
-        loader: Any = (StrictLoader if strict else yaml.SafeLoader)(text)
+        loader: Any = (StrictLoader if strict else BoundedLoader)(text)
         root = loader.get_single_node()
         if root is None:
             return None, None

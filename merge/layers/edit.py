@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from merge.checkpoints.sentence_transformers import check_edited
 from merge.checkpoints.weights.write import write_weights
 from merge.disk.hashes import file_hash
 from merge.disk.staging import copy_side_files, output_notes, staged, write_json
+from merge.disk.versions import installed_version
 from merge.errors import CheckpointError, OutputError, UsageError, some
 from merge.layers.importance import DEFAULT_TEXT, LayerImportance, measure_importance
 from merge.layers.plan import (
@@ -235,7 +235,7 @@ def edit_facts(report: EditReport) -> dict[str, Any]:
 def manifest(report: EditReport, folder: Path) -> dict[str, Any]:
     """Return edit.json: the hash of the input, the sources of the layers, and the hash of every file written."""
     packages = ("merge-models", "torch", "transformers", "safetensors")
-    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions = {name: installed_version(name) for name in packages}
     files = {p.relative_to(folder).as_posix(): file_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     return {"format": 1, **edit_facts(report), "versions": versions, "files": files}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import merge
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.disk.hashes import file_hash
+from merge.disk.versions import installed_version
 from merge.publish.card import licence_of
 from merge.run.plan.heads import Output
 from merge.run.report import Report
@@ -65,7 +65,7 @@ def manifest(facts: Mapping[str, Any], seed: int, folder: Path, hashes: Mapping[
     versions = {
         "merge-models": merge.__version__,
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "safetensors")},
+        **{name: installed_version(name) for name in ("torch", "transformers", "safetensors")},
     }
     names = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     files = {name: hashes.get(name) or file_hash(path) for name, path in names.items()}

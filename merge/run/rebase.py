@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from merge.symmetry.spec import PermutationSpec
     from merge.symmetry.transform import Transform
 
+MAX_KEPT_BYTES = 1 << 26  # of weights whose pages may count until Python itself looks for garbage
+
 
 @dataclass(frozen=True)
 class Rebased:
@@ -117,7 +119,8 @@ def rebase(
 
 def _unmap(checkpoints: Sequence[Checkpoint]) -> None:
     """Let the maps of the checkpoints' files go: pages that were read count as memory of the process."""
-    gc.collect()  # models and tasks hold tensors in cycles
+    if sum(stored.nbytes for checkpoint in checkpoints for stored in checkpoint.tensors.values()) > MAX_KEPT_BYTES:
+        gc.collect()  # models and tasks hold tensors in cycles; to look for them takes up to half a second
     for checkpoint in checkpoints:
         checkpoint.unmap()
 
