@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merge.checkpoints.weights.pickled import load_pickle
 from merge.disk.documents import LFS_POINTER, NOT_FETCHED, check_regular, parse_json, read_object
-from merge.errors import CheckpointError, brief, first_line
+from merge.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
-MAX_EXPANDED_BYTES = 1 << 26  # of a tensor of a pickle whose entries share their bytes
 Header = tuple[str, tuple[int, ...], str, int | None]  # name, shape, dtype, offset
 
 INTEGER_DTYPES = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
@@ -192,60 +191,9 @@ def _safetensors_headers(path: Path) -> Iterator[Header]:
         yield name, shape, dtype, 8 + length + begin
 
 
-def _load_pickle(path: Path) -> dict[str, Tensor]:
-    """Load a .bin with weights_only: tensors, never code."""
-    import zipfile
-
-    import torch
-
-    try:
-        # Files from before torch 1.6 are no zip archives, and those cannot be mapped.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    # Where a pickle is broken decides which error the reader raises.
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as a weights-only PyTorch file ({type(error).__name__}: {_sentence(error)}). "
-            "Save it again with save_pretrained, which writes safetensors."
-        ) from error
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
-    ):
-        raise CheckpointError(f"{path}: expected a mapping of names to tensors, as save_pretrained wrote.")
-    return {name: _dense(value, f"{path}: {brief(name)}") for name, value in loaded.items()}
-
-
-def _dense(tensor: Tensor, name: str) -> Tensor:
-    """Return a tensor of a pickle without its gradient's history, after checking that its entries are in the file."""
-    import torch
-
-    kind = (
-        "has no data (device meta)" if tensor.is_meta
-        else f"is sparse ({tensor.layout})" if tensor.layout != torch.strided
-        else "is quantized" if tensor.is_quantized
-        else "is nested" if tensor.is_nested
-        else ""
-    )  # fmt: skip
-    if kind:
-        raise CheckpointError(
-            f"{name} {kind}, which no safetensors file holds. Save dense tensors with save_pretrained."
-        )
-    size = tensor.untyped_storage().nbytes()
-    if tensor.numel() * tensor.element_size() > max(size, MAX_EXPANDED_BYTES):
-        raise CheckpointError(
-            f"{name} of shape {tuple(tensor.shape)} has only {size} bytes in the file. Is it expanded?"
-        )
-    return tensor.detach().resolve_conj().resolve_neg()
-
-
-def _sentence(error: BaseException) -> str:
-    """Return the reason that torch.load gives, without its advice to turn the check off."""
-    unsupported = re.search(r"Unsupported (.*?)( was not|$)", str(error), re.MULTILINE)
-    return f"it holds {unsupported[1]}" if unsupported else first_line(error).split(". ")[0]
-
-
 def _pickle_headers(path: Path) -> Iterator[Header]:
     letters = torch_letters()
-    for name, tensor in _load_pickle(path).items():
+    for name, tensor in load_pickle(path).items():
         if tensor.dtype not in letters:
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}, which no safetensors file holds.")
         yield name, tuple(tensor.shape), letters[tensor.dtype], None
@@ -254,7 +202,7 @@ def _pickle_headers(path: Path) -> Iterator[Header]:
 def open_weights(path: Path) -> Callable[[str], Tensor]:
     """Return a function from a stored name to its tensor, memory-mapped where the file allows it."""
     if not path.name.endswith(".safetensors"):
-        loaded = _load_pickle(path)
+        loaded = load_pickle(path)
         return loaded.__getitem__
     from safetensors import SafetensorError, safe_open
 

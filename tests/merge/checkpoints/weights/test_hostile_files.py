@@ -120,3 +120,60 @@ def test_a_pickled_tensor_with_a_gradient_is_read_without_it(tmp_path: Path) -> 
     read = open_weights(tmp_path / "pytorch_model.bin")
     assert not read("p").requires_grad
     assert all(torch.equal(read(name), value.detach()) for name, value in made.items())
+
+
+# ---- files from before torch 1.6 ----
+
+
+def legacy(folder: Path, tensors: dict[str, Tensor]) -> Path:
+    path = folder / "pytorch_model.bin"
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def test_an_old_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Every dtype; two tensors that share a storage count it once."""
+    whole = torch.arange(100_000.0)
+    made = {"a": whole, "b": whole[:50_000], "c": whole.view(2, -1).t()}
+    made |= {str(dtype): torch.ones(1000, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.int64)}
+    path = legacy(tmp_path, made)
+    assert read_headers(tmp_path, "a").keys() == made.keys()
+    read = open_weights(path)
+    assert all(torch.equal(read(name), value) for name, value in made.items())
+
+
+@pytest.mark.parametrize("entries", [10**6, 2**31 - 1])
+def test_an_old_file_that_states_more_than_it_holds_is_refused_before_torch_allocates(
+    entries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of entries of a storage, the only integer of that size, is replaced; torch would allocate 4 bytes for each."""
+    path = legacy(tmp_path, {"w": torch.ones(70_000)})
+    content, number = path.read_bytes(), b"J" + struct.pack("<i", 70_000)
+    assert content.count(number) >= 1
+    path.write_bytes(content.replace(number, b"J" + struct.pack("<i", entries)))
+    monkeypatch.setattr(torch, "load", None)  # not called
+    with pytest.raises(CheckpointError, match=f"its tensors are {4 * entries:,} bytes, and the file holds"):
+        read_headers(tmp_path, "a")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"\x80\x05\x96" + b"\xff" * 8, b"\x80\x02r\xff\xff\xff\xff."])
+def test_an_old_file_that_is_no_pickle_is_one_line(content: bytes, tmp_path: Path) -> None:
+    """Its reader takes no more memory than the file: neither for a byte array, nor for the place of an object."""
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read as a weights-only PyTorch file") as caught:
+        read_headers(tmp_path, "a")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_size_of_an_old_file_is_read_without_loading_what_it_names(tmp_path: Path) -> None:
+    """Loading runs what a pickle names; the reader of sizes calls nothing of it, and torch refuses it."""
+    import pickle
+
+    class Named:
+        def __reduce__(self) -> Any:
+            return (tmp_path / "ran").touch, ()
+
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Named()) * 4)
+    with pytest.raises(CheckpointError, match="cannot be read as a weights-only PyTorch file"):
+        read_headers(tmp_path, "a")
+    assert not (tmp_path / "ran").exists()
