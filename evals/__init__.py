@@ -4,7 +4,7 @@
 
     evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
 
-Public names: `score`, `hans`, `barrier`, `line`, `average_loss`, `compare`. They are imported when they are used, so
+Public names: `score`, `hans`, `barrier`, `line`, `basins`, `average_loss`, `compare`. They are imported when they are used, so
 that `import evals` is instant. Everything else is private and may change.
 """
 
@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evals.paths.averages import average_loss
     from evals.run.api import barrier, compare, hans, line, score
+    from evals.run.api_basins import basins
 
-__all__ = ["average_loss", "barrier", "compare", "hans", "line", "score"]
+__all__ = ["average_loss", "barrier", "basins", "compare", "hans", "line", "score"]
+# Public name -> its module, where that is not evals.run.api.
+_MODULES = {"average_loss": "evals.paths.averages", "basins": "evals.run.api_basins"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'evals' has no attribute {name!r}. Public names: {', '.join(__all__)}.")
-    module = "evals.paths.averages" if name == "average_loss" else "evals.run.api"
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(_MODULES.get(name, "evals.run.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ from evals.commands.options import SETTINGS, check_formats, data_options, eval_o
 from evals.commands.show import show_tables
 from evals.results.json_text import json_text
 from evals.run.basins import PAIRS, RECORD, measure_basins
-from evals.run.sweep import ALIGN_TO, AskedDiagnostic, BasinsPlan
+from evals.run.sweep import ALIGN_TO, AskedDiagnostic, BasinsPlan, asked_diagnostic
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options_but
 from merge.commands.terminal import common_options, set_verbosity
@@ -101,7 +101,7 @@ def basins(models: tuple[str, ...], **options: Any) -> None:
     task = find_task(options["task"])
     plan = BasinsPlan(
         points=options["points"],
-        diagnostics=tuple(map(asked_diagnostic, options["diagnostic"])),
+        diagnostics=tuple(map(_diagnostic, options["diagnostic"])),
         references=options["references"],
         align_to=options["align_to"],
         processes=options["processes"],
@@ -117,19 +117,12 @@ def basins(models: tuple[str, ...], **options: Any) -> None:
         click.echo(json_text(measured.to_json()))
 
 
-def asked_diagnostic(text: str) -> AskedDiagnostic:
-    """Return the diagnostic that TASK[:SCORE][=DATA] asks for.
-
-    Raises:
-        UsageError: there is no such task (the nearest is named), or a part is empty.
-    """
-    from evals.tasks import find_task
-
+def _diagnostic(text: str) -> AskedDiagnostic:
+    """Return the diagnostic that TASK[:SCORE][=DATA] asks for."""
     named, equals, path = text.partition("=")
-    name, colon, score = named.partition(":")
-    if not name or (equals and not path) or (colon and not score):
+    if equals and not path:
         raise UsageError(f"--diagnostic expects TASK, TASK:SCORE or TASK:SCORE=DATA, found {text!r}.")
-    return AskedDiagnostic(find_task(name), score or None, Path(path) if path else None)
+    return asked_diagnostic(named, Path(path) if path else None)
 
 
 def _teller(plan: BasinsPlan, options: EvalOptions) -> Any:

@@ -14,7 +14,9 @@ from merge.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
+    from evals.clusters.pair_losses import PairLosses
     from evals.report.tables import Row
     from evals.results.compare import Comparison
 
@@ -184,6 +186,56 @@ class Line(Measured):
         if name not in named:
             raise UsageError(f"the line was not measured on {name!r}.{nearest(name, named)}")
         return barrier_figure(named[name])
+
+
+@final
+@dataclass(frozen=True)
+class Basins(Shown):
+    """The lines between many models: which of them share a basin of the loss.
+
+    Attributes:
+        record: what basins.json holds.
+        losses: of every row, of the naive lines and, where an alignment was asked for, of the aligned ones.
+    """
+
+    record: dict[str, Any]
+    losses: tuple[PairLosses, ...] = field(repr=False)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self.losses[0].models
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user, as the command prints them."""
+        return tuple(self.record["notes"])
+
+    def matrix(self, summary: str = "convexity gap", line: int = -1) -> NDArray[Any]:
+        """Return a summary of every pair, shape (models, models): symmetric, 0 on the diagonal, nan where not measured.
+
+        Args:
+            line: 0 for the naive line, -1 for the aligned one where there is one.
+        Raises:
+            UsageError: there is no such summary; the nearest is named.
+        """
+        import numpy as np
+
+        summaries = self.record["lines"][line]["summaries"]
+        if summary not in summaries:
+            raise UsageError(f"unknown summary {summary!r}.{nearest(summary, summaries)}")
+        matrix = np.full((len(self.models),) * 2, np.nan)
+        np.fill_diagonal(matrix, 0.0)
+        for (i, j), value in zip(self.record["pairs"], summaries[summary]["value"], strict=True):
+            matrix[i, j] = matrix[j, i] = value
+        return matrix
+
+    def tables(self) -> list[list[Row]]:
+        from evals.report.basins_tables import MOST_PAIRS, SHOWN, model_rows, pair_rows
+
+        return [model_rows(self.record), pair_rows(self.record, SHOWN, MOST_PAIRS)]
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.record)
 
 
 @final

@@ -38,6 +38,20 @@ class AskedDiagnostic:
     data: Path | None = None
 
 
+def asked_diagnostic(name: str, data: Path | None) -> AskedDiagnostic:
+    """Return the diagnostic that TASK or TASK:SCORE names.
+
+    Raises:
+        UsageError: there is no such task (the nearest is named), or a part is empty.
+    """
+    from evals.tasks import find_task
+
+    task, colon, score = name.partition(":")
+    if not task or (colon and not score):
+        raise UsageError(f"a diagnostic is TASK or TASK:SCORE, such as hans:hans_lo; found {name!r}.")
+    return AskedDiagnostic(find_task(task), score or None, data)
+
+
 @dataclass(frozen=True)
 class BasinsPlan:
     """What a sweep measures, and on how many processes.

@@ -50,4 +50,4 @@ def same_tensors(a: Checkpoint, b: Checkpoint) -> bool:
     if a.tensors.keys() != b.tensors.keys() or a.fingerprint != b.fingerprint:
         return False
     pairs = ((a.array(name).reshape(-1), b.array(name).reshape(-1)) for name in a.tensors)
-    return all(np.arraysame_tensors(left.view("u1"), right.view("u1")) for left, right in pairs)
+    return all(np.array_equal(left.view("u1"), right.view("u1")) for left, right in pairs)
