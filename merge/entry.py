@@ -6,34 +6,42 @@ exception to the rule that merge never imports evals.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from merge.commands.imports import uncollected
+
 
 def merge_models() -> None:
     """Run merge-models."""
-    _started("merge-models", _merge_main)()
+    _run("merge-models", _merge_main)
 
 
 def edit_layers() -> None:
     """Run edit-layers."""
-    _started("edit-layers", _edit_main)()
+    _run("edit-layers", _edit_main)
 
 
 def evaluate_models() -> None:
     """Run evaluate-models, or stop with one line if another package named evals is installed."""
-    _started("evaluate-models", _evaluate_main)()
+    _run("evaluate-models", _evaluate_main)
 
 
-def _started(command: str, load: Callable[[], Callable[[], None]]) -> Callable[[], None]:
-    """Return the main function of a command; Ctrl-C during its imports exits with 130, as it does later."""
+def _run(command: str, load: Callable[[], Callable[[], None]]) -> None:
+    """Run the main function of a command; Ctrl-C during its imports exits with 130, as it does later."""
     try:
-        return load()
+        with uncollected():
+            main = load()
     except KeyboardInterrupt:
         sys.stderr.write(f"{command}: interrupted; no incomplete output is left\n")
         raise SystemExit(130) from None
+    try:
+        main()
+    finally:
+        gc.freeze()  # the process ends: what is left need not be searched for garbage
 
 
 def _merge_main() -> Callable[[], None]:

@@ -6,8 +6,6 @@ import os
 import time
 import traceback
 
-from merge.disk.cache import cache_folder
-
 UNFORESEEN = 70  # the exit code of BSD's sysexits.h for a fault of the program itself
 MAX_LINE = 2000  # characters
 FOLDER = "faults"  # in the cache
@@ -36,6 +34,9 @@ def _shown(line: str) -> str:
 
 def unforeseen(error: BaseException, verbose: bool = False) -> str:
     """Return the message on an error that nobody foresaw, whose traceback goes into a file of the cache folder."""
+    # Imported here, since it takes a tenth of the time of --help.
+    from merge.disk.cache import cache_folder
+
     text = "".join(traceback.format_exception(error))
     says = on_one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)[:300]
     if verbose:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.commands.align_options import FLAGS, align_entry
+from merge.commands.imports import uncollected
 from merge.commands.terminal import NUMBERS
 from merge.errors import RecipeError, UsageError
 
@@ -34,7 +35,8 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
     Raises:
         UsageError, RecipeError: flags contradict each other, or values do not fit.
     """
-    from merge.recipe.recipe import make_recipe
+    with uncollected():
+        from merge.recipe.recipe import make_recipe
 
     models, options = _recipe_as_argument(models, options)
     given = [name for name in RECIPE_FLAGS if options[name] not in (None, ())]

@@ -6,73 +6,68 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from merge.errors import UsageError, nearest
-from merge.methods.arcee_fusion import ArceeFusion
-from merge.methods.breadcrumbs import Breadcrumbs
-from merge.methods.cocktail import Cocktail
-from merge.methods.consensus import Consensus
-from merge.methods.dare_linear import DareLinear
-from merge.methods.dare_ties import DareTies
-from merge.methods.della import Della
-from merge.methods.fisher import Fisher
-from merge.methods.greedy_soup import GreedySoup
-from merge.methods.iso_c import IsoC
-from merge.methods.karcher import Karcher
-from merge.methods.linear import Linear
-from merge.methods.magmax import MagMax
 from merge.methods.method import Method
-from merge.methods.model_stock import ModelStock
-from merge.methods.multislerp import Multislerp
-from merge.methods.nearswap import Nearswap
-from merge.methods.nuslerp import Nuslerp
-from merge.methods.passthrough import Passthrough
-from merge.methods.ram import Ram
-from merge.methods.ramplus_tl import RamPlusTl
-from merge.methods.regmean import RegMean
-from merge.methods.sce import Sce
-from merge.methods.slerp import Slerp
-from merge.methods.task_arithmetic import TaskArithmetic
-from merge.methods.ties import Ties
-from merge.methods.uniform_soup import UniformSoup
-from merge.methods.wudi import Wudi
 
 __all__ = ["METHODS", "WEIGHED", "Method", "make_method"]
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        Linear,
-        UniformSoup,
-        GreedySoup,
-        Cocktail,
-        Slerp,
-        Nuslerp,
-        Multislerp,
-        Karcher,
-        Nearswap,
-        TaskArithmetic,
-        Ties,
-        DareLinear,
-        DareTies,
-        Della,
-        Breadcrumbs,
-        Sce,
-        MagMax,
-        Consensus,
-        Passthrough,
-        ModelStock,
-        ArceeFusion,
-        Ram,
-        RamPlusTl,
-        IsoC,
-        Wudi,
-        Fisher,
-        RegMean,
-    )
-}
+
+class _Methods(Mapping[str, type[Method]]):
+    """Name -> method. A method's file, which has its name, is imported when the method is looked up: most runs need one."""
+
+    def __init__(self, classes: Mapping[str, str]) -> None:
+        self._classes = classes
+
+    def __getitem__(self, name: str) -> type[Method]:
+        class_name = self._classes[name]
+        method: type[Method] = getattr(import_module(f"{__name__}.{name}"), class_name)
+        return method
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+
+METHODS = _Methods(
+    {
+        "linear": "Linear",
+        "uniform_soup": "UniformSoup",
+        "greedy_soup": "GreedySoup",
+        "cocktail": "Cocktail",
+        "slerp": "Slerp",
+        "nuslerp": "Nuslerp",
+        "multislerp": "Multislerp",
+        "karcher": "Karcher",
+        "nearswap": "Nearswap",
+        "task_arithmetic": "TaskArithmetic",
+        "ties": "Ties",
+        "dare_linear": "DareLinear",
+        "dare_ties": "DareTies",
+        "della": "Della",
+        "breadcrumbs": "Breadcrumbs",
+        "sce": "Sce",
+        "magmax": "MagMax",
+        "consensus": "Consensus",
+        "passthrough": "Passthrough",
+        "model_stock": "ModelStock",
+        "arcee_fusion": "ArceeFusion",
+        "ram": "Ram",
+        "ramplus_tl": "RamPlusTl",
+        "iso_c": "IsoC",
+        "wudi": "Wudi",
+        "fisher": "Fisher",
+        "regmean": "RegMean",
+    }
+)
 
 # Methods that compute missing weights from scores or losses of whole models, before any tensor is merged.
 WEIGHED = ("greedy_soup", "cocktail")

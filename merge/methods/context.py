@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,6 +38,8 @@ def mask_generators(seed: int, name: str, keys: Sequence[str]) -> tuple[torch.Ge
     The draws do not depend on the order of models, tensors, files or threads. A model given twice draws two different
     masks, as repeated keys are numbered.
     """
+    import hashlib
+
     import torch
 
     generators, repeats = [], dict.fromkeys(keys, 0)

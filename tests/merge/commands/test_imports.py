@@ -1,0 +1,30 @@
+"""Imports of a command: garbage is looked for again after them, and never in what they made."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from merge.commands.imports import uncollected
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_not_looked_for_inside_the_block_alone(enabled: bool) -> None:
+    """Whoever had switched the search off finds it off again; an error inside changes nothing of that."""
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ImportError), uncollected():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_what_the_block_made_is_not_gone_through_again() -> None:
+    """It is in none of the generations that are searched."""
+    with uncollected():
+        made = [[]]
+    assert not any(each is made for each in gc.get_objects())
