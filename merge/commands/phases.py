@@ -58,8 +58,6 @@ class Phases:
         """End the last phase; write what each took, if that is asked for."""
         self.begin("")
         if self.shown and self.terminal:
-            import shutil
-
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
         if not self.reported:
@@ -78,7 +76,7 @@ class Phases:
     def _line(self, text: str) -> None:
         """Write a line that the next one replaces; it never wraps, as wrapped lines pile up."""
         if self.shown and self.terminal:
-            import shutil
+            import shutil  # it reads archives too, and takes a fortieth of the time of --help
 
             sys.stderr.write(f"\r\033[K{shortened(text, shutil.get_terminal_size().columns - 1)}")
             sys.stderr.flush()
