@@ -106,7 +106,7 @@ def measure_pair(skeleton: Skeleton, line: str, pair: Pair) -> None:
     """Store the losses between two models."""
     sweep = skeleton.sweep
     a, b = sweep.ordered(line, pair)
-    names = f"{sweep.models[a].name} - {sweep.models[b].name}, {line}"
+    names = _line_name(sweep, line, pair)
     inner = even_grid(sweep.points)[1:-1]
     with _named(names), _marked(sweep, names), skeleton.ends(line, a, b) as (ends, predictor):
         rows = skeleton.rows_for(a if sweep.reference is None or line != ALIGNED else sweep.reference)
@@ -177,7 +177,7 @@ class Probe:
 def probe(sweep: Sweep, pair: Pair, others: Sequence[Diagnostic] = ()) -> tuple[Probe, dict[str, int]]:
     """Return what the parts of the first pair take, measured here, and the number of tokens of each diagnostic by name."""
     a, b = sweep.ordered(NAIVE, pair)
-    with worker_of(sweep) as skeleton:
+    with worker_of(sweep) as skeleton, _named(_line_name(sweep, NAIVE, pair)):
         begun = time.perf_counter()
         with skeleton.ends(NAIVE, a, b) as (ends, predictor):
             between = time.perf_counter()
@@ -214,6 +214,11 @@ def _record(lam: tuple[float | None, ...], points: Sequence[Point], facts: dict[
 
 def _facts(sweep: Sweep) -> dict[str, Any]:
     return {"task": sweep.task.name, "rows": sweep.rows.hash, "max_length": sweep.max_length, **_COMPUTED}
+
+
+def _line_name(sweep: Sweep, line: str, pair: Pair) -> str:
+    a, b = sweep.ordered(line, pair)
+    return f"{sweep.models[a].name} - {sweep.models[b].name}, {line}"
 
 
 @contextmanager
