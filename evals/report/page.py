@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals.report import tables
 from evals.results.predictions import has_predictions
@@ -12,6 +13,9 @@ from evals.results.store import load_results, locked, model_labels
 from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
 from merge.publish.results_file import FIELDS, SETTING
+
+if TYPE_CHECKING:
+    import jinja2
 
 PAGE = "index.html"
 
@@ -139,13 +143,13 @@ def _source(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_page(folder: Path | str) -> Path:
-    """Write a folder's index.html from its results.json: one file that needs no other file, no network and no script."""
+@cache
+def _template() -> jinja2.Template:
+    """Return the template of the page, which is compiled once a process."""
     from importlib.resources import files
 
     import jinja2
 
-    folder = Path(folder)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -153,8 +157,13 @@ def write_page(folder: Path | str) -> Path:
     environment.filters["numeric_columns"] = tables.numeric_columns
     environment.tests["span"] = lambda cell: isinstance(cell, tables.Span)
     environment.tests["numeric"] = lambda cell: isinstance(cell, int | float)
-    source = files("evals.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    html = environment.from_string(source).render(page_context(load_results(folder), folder))
+    return environment.from_string(files("evals.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
+
+
+def write_page(folder: Path | str) -> Path:
+    """Write a folder's index.html from its results.json: one file that needs no other file, no network and no script."""
+    folder = Path(folder)
+    html = _template().render(page_context(load_results(folder), folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
