@@ -1,4 +1,4 @@
-"""The page of a results folder, index.html: a section for each barrier, HANS set and task, then the sources of the results."""
+"""The page of a results folder, index.html: basins, then each barrier, HANS set and task, and the sources of the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.report import tables
 from evals.results.predictions import has_predictions
-from evals.results.store import load_results, locked, model_labels
+from evals.results.store import load_basins, load_results, locked, model_labels
 from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
 from merge.publish.results_file import FIELDS, SETTING
@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 PAGE = "index.html"
 
 
-def page_context(results: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+def page_context(
+    results: Sequence[Mapping[str, Any]], folder: Path, basins: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the values of the template; only results of one task, split, data and number of rows share a table.
 
     Args:
         folder: of the predictions, from which the differences between models are computed.
+        basins: the record of a sweep with its analyses.
     """
     scores = _settings([record for record in results if record["kind"] == "scores"])
     hans = _settings([record for record in results if record["kind"] == "scores" and record.get("hans")])
     return {
+        "basins": _basins_sections(basins) if basins else [],
         "barriers": [_barrier_section(record, at) for at, record in enumerate(_of(results, "barrier", "line"))],
         "hans": [_hans_section(group, at) for at, group in enumerate(hans)],
         "scores": [_score_section(group, folder) for group in scores],
@@ -50,6 +54,12 @@ def _settings(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
     for record in records:
         groups.setdefault(tuple(record[name] for name in SETTING), []).append(record)
     return list(groups.values())
+
+
+def _basins_sections(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from evals.report.basins.section import basins_section
+
+    return [basins_section(record, analysis, f"basins{at}") for at, analysis in enumerate(record.get("analyses") or [])]
 
 
 def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
@@ -163,7 +173,7 @@ def _template() -> jinja2.Template:
 def write_page(folder: Path | str) -> Path:
     """Write a folder's index.html from its results.json: one file that needs no other file, no network and no script."""
     folder = Path(folder)
-    html = _template().render(page_context(load_results(folder), folder))
+    html = _template().render(page_context(load_results(folder), folder, load_basins(folder)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from merge.disk.atomic import write_atomic
+from merge.disk.documents import read_json, shown
 from merge.errors import TaskError, one_line
 from merge.publish.results_file import FORMAT, read_results, record_faults
 
-STORE = "results.json"
+STORE, BASINS = "results.json", "basins.json"
 LOCK_SECONDS = 30.0
 # Files that take their place when they are whole. Under the lock, any that exist were left by a killed process.
 UNFINISHED = (".*.tmp", "predictions/.*.tmp")
@@ -34,6 +35,23 @@ def load_results(folder: Path | str) -> list[dict[str, Any]]:
     """
     path = Path(folder) / STORE
     return read_results(path, TaskError) if path.exists() else []
+
+
+def load_basins(folder: Path | str) -> dict[str, Any] | None:
+    """Return the record of a folder's sweep over many models, basins.json; None if there is no such file.
+
+    Raises:
+        TaskError: the file cannot be read, or holds another thing.
+    """
+    path = Path(folder) / BASINS
+    if not path.exists():
+        return None
+    record = read_json(path, TaskError)
+    if not isinstance(record, dict) or record.get("kind") != "basins":
+        raise TaskError(
+            f"{path} is not a record of evaluate-models basins: expected kind 'basins', found {shown(record)}."
+        )
+    return record
 
 
 def find(results: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:

@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evals.report.svg import numbers, short
-from evals.report.tables import show
 from merge.publish.figures import COLOURS, MARKERS, figure_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = Mapping[str, Any]
+NAME_CHARACTERS = 72  # as long as the figure is wide
 
 
 def curves_figure(panels: Mapping[str, Sequence[Curve]], lam: Sequence[float]) -> Figure:
     """Return a panel for each kind of pair, all of one height, with the curve of every pair in it.
 
     Args:
-        panels: title -> curves, each with `name` of the pair, `loss` at every lam and `value` of its summary.
+        panels: title -> curves, each with `name`, for the legend, and `loss` at every lam.
     """
     from matplotlib.figure import Figure
 
@@ -36,7 +36,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], lam: Sequence[float]) -
                     marker=MARKERS[at % len(MARKERS)],
                     markersize=3.5,
                     linewidth=1.5,
-                    label=f"{short(curve['name'], 52)}: {show(curve['value'])}",
+                    label=short(curve["name"], NAME_CHARACTERS),
                     zorder=3,
                 )
             panel.set_title(title, loc="left", fontsize=9, weight="bold")

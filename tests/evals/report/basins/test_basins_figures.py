@@ -79,8 +79,8 @@ def test_names_move_apart_as_little_as_they_must(values: list[float], expected: 
 
 def test_curves_of_all_panels_share_one_height() -> None:
     lam = [0, 0.5, 1]
-    low = {"name": "a → c", "loss": [0.1, 0.2, 0.1], "value": 0.1}
-    high = {"name": "a → b", "loss": [0.1, 0.9, None], "value": 0.8}
+    low = {"name": "a → c", "loss": [0.1, 0.2, 0.1]}
+    high = {"name": "a → b", "loss": [0.1, 0.9, None]}
     figure = curves_figure({"inside": [low], "between": [high]}, lam)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["inside", "between"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == low["loss"]
