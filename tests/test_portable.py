@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import warm
 from tiny import NLI, save_checkpoint, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -70,11 +73,12 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(place: Path, code: str) -> subprocess.CompletedProcess[str]:
+def run(place: Path, code: str, start: Callable[..., Any] = subprocess.run) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    done: subprocess.CompletedProcess[str] = start(
         [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, check=False
     )
+    return done
 
 
 def outputs(place: Path) -> dict[str, bytes]:
@@ -93,7 +97,7 @@ def outputs(place: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_main_jobs_need_no_call_that_only_linux_has(place: Path) -> None:
     """In a process without them a merge, an alignment, an edit and scores come out byte for byte as with them."""
-    done = run(place, JOBS)
+    done = run(place, JOBS, warm.run)
     assert done.returncode == 0, done.stderr
     usual = outputs(place)
     assert {"merged/model.safetensors", "aligned/merge.json", "edited/model.safetensors", "scores"} <= usual.keys()

@@ -359,8 +359,9 @@ def test_a_second_run_of_a_layout_imports_no_torch(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
     a, b, base = (str(save_checkpoint(tmp_path / name, seed=k)) for k, name in enumerate(("a", "b", "base")))
     out = str(tmp_path / "out")
-    assert imported(a, b, "-q", "-o", out) == "True True"
+    run(make_recipe({"models": [a, b], "output": out}))
     assert imported(a, b, "-q", "-o", out, "--force") == "False False"
     sums = ("--method", "task_arithmetic", "--base", base, "--set", "scale=0.4")
     assert imported(a, b, "-q", "-o", out, "--force", *sums) == "False False"
+    # The control: a method that computes in torch.
     assert imported(a, b, "-q", "-o", out, "--force", "--method", "nuslerp").startswith("True")
