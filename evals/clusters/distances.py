@@ -52,7 +52,7 @@ def _lists(values: Any) -> list[list[float | None]]:
     return [[float(v) if np.isfinite(v) else None for v in row] for row in values]
 
 
-def find_summary(name: str, losses: PairLosses) -> str:
+def find_summary(name: str, losses: PairLosses | None = None) -> str:
     """Return the summary of that name, in any case, with - or _ for spaces.
 
     Raises:
@@ -62,7 +62,7 @@ def find_summary(name: str, losses: PairLosses) -> str:
     summary = " ".join(name.lower().replace("-", " ").replace("_", " ").split())
     if summary not in DISTANCES:
         raise UsageError(f"unknown summary {name!r}.{nearest(summary, DISTANCES)}")
-    if summary == "error barrier" and losses.ends_correct is None:
+    if summary == "error barrier" and losses is not None and losses.ends_correct is None:
         raise UsageError("the task asks for a number, so there is no error barrier. Choose another summary.")
     return summary
 

@@ -59,6 +59,14 @@ class AnalysisSettings:
         """What decides whether models share a basin: the summary, or the convexity gap where that is an area or a distance."""
         return self.summary if self.summary in BARRIERS else BARRIERS[0]
 
+    def check_names(self) -> AnalysisSettings:
+        """Return the settings with names as the tables have them, before there are losses.
+
+        Raises:
+            UsageError: a summary or a method is unknown; the nearest is named.
+        """
+        return replace(self, summary=find_summary(self.summary), method=find_method(self.method))
+
     def check(self, losses: PairLosses) -> AnalysisSettings:
         """Return the settings with names as the tables have them, and the tolerance filled in.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,18 @@ BACKENDS = ("loky", "ray", "dask")  # those of evals.clusters.sweep.workers, her
     show_default=True,
     help="Where processes run: this machine, or a cluster of Ray or Dask.",
 )
+@click.option("--summary", help="What the distance of two models is, such as 'loss barrier'.  [default: convexity gap]")
+@click.option(
+    "--method", help="How models are clustered: average, single, complete, rows, spectral, ....  [default: average]"
+)
+@click.option(
+    "--clusters", metavar="NUMBER", help="How many, or auto, silhouette or gap, which choose.  [default: auto]"
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="The largest barrier inside a basin.  [default: .05 of the loss, .02 of the error]",
+)
 @click.option(
     "--verify",
     type=click.IntRange(min=0),
@@ -107,6 +119,7 @@ def basins(models: tuple[str, ...], **options: Any) -> None:
         processes=options["processes"],
         backend=options["backend"],
         verify=options["verify"],
+        analysis=_analysis(options),
         dry_run=options["dry_run"],
     )
     settings = make_align_entry(align_entry(options))
@@ -125,6 +138,16 @@ def _diagnostic(text: str) -> AskedDiagnostic:
     return asked_diagnostic(named, Path(path) if path else None)
 
 
+def _analysis(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the analysis that were given."""
+    clusters = options["clusters"]
+    if clusters is not None and clusters.isdecimal():
+        clusters = int(clusters)
+    named = {"summary": options["summary"], "method": options["method"], "number": clusters}
+    named["tolerance"] = options["tolerance"]
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def _teller(plan: BasinsPlan, options: EvalOptions) -> Any:
     """Return what prints a line of the estimate: the answer of a dry run, else a note on stderr."""
     if plan.dry_run:
@@ -134,7 +157,7 @@ def _teller(plan: BasinsPlan, options: EvalOptions) -> Any:
 
 def _show(record: dict[str, Any], options: EvalOptions) -> None:
     """Print the record as tables or JSON, and its notes on stderr."""
-    from evals.report.basins_tables import MOST_PAIRS, SHOWN, model_rows, pair_rows
+    from evals.report.basins_tables import MOST_PAIRS, SHOWN, model_rows, pair_rows, verdict_lines
 
     if not options.quiet:
         for note in dict.fromkeys(record["notes"]):
@@ -146,6 +169,8 @@ def _show(record: dict[str, Any], options: EvalOptions) -> None:
         most = MOST_PAIRS if plain else None
         if plain or not options.quiet:
             click.echo(f"{record['task']}: {record['data']}", err=not plain)
+        for line in verdict_lines(record) if plain else ():
+            click.echo(line)
         tables: Sequence[Any] = [model_rows(record), pair_rows(record, SHOWN, most)]
         show_tables(tables, options.table)
         if most and len(record["pairs"]) > most and not options.quiet:

@@ -13,6 +13,14 @@ SHOWN = ("loss barrier", "convexity gap")
 MOST_PAIRS = 45  # in the terminal: those of ten models
 
 
+def verdict_lines(record: Record) -> list[str]:
+    """Return the verdict on every line, one sentence a line; under the line's name where there are several."""
+    analyses = record["analyses"]
+    if len(analyses) == 1:
+        return list(analyses[0]["verdict"])
+    return [text for each in analyses for text in (f"{each['line']}:", *(f"  {said}" for said in each["verdict"]))]
+
+
 def model_rows(record: Record) -> list[Row]:
     """Return a row for each model: its loss and accuracy on the task, and its diagnostic scores."""
     names = list(record["diagnostics"])

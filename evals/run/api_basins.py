@@ -27,7 +27,12 @@ def basins(
     points: int = 11,
     processes: int | None = None,
     backend: str = "loky",
+    summary: str = "convexity gap",
+    method: str = "average",
+    clusters: int | str = "auto",
+    tolerance: float | None = None,
     verify: int = 0,
+    averages: Sequence[Sequence[int]] = (),
     data: RowsLike | None = None,
     labels: Sequence[str] | None = None,
     limit: int | None = None,
@@ -48,13 +53,16 @@ def basins(
         align, points: as in `barrier`.
         align_to: "pair", or "reference": every model is aligned to the first reference (else to the first model).
         processes, backend: how many processes share the pairs, and where: "loky" (this machine), "ray" or "dask".
-        verify: how many of the best ranked subsets are averaged and measured.
+        summary, method, clusters, tolerance: how models are clustered: fields `summary`, `method`, `number` and `tolerance` of
+            `evals.clusters.findings.AnalysisSettings`.
+        verify: how many of the best ranked subsets are averaged and measured, beside the average of all.
+        averages: further subsets, by the index of their models, that are averaged and measured.
         task, data, labels, limit, max_length, seed, device, cache: as in `score`.
         output: a folder for the losses of every pair and basins.json; later calls measure only what is not there, unless
             `force`.
         tell: is called with each line of the estimate of the cost before the work begins.
     Returns:
-        `.matrix("convexity gap")`, `.losses[0].curve(0, 1)`; `.record` has everything.
+        `.verdict`, `.clusters`, `.matrix("convexity gap")`, `.losses[0].curve(0, 1)`; `.record` has everything.
     Raises:
         UsageError: there are fewer than two different models, or an option does not fit.
         MismatchError: two models do not fit one another.
@@ -88,7 +96,18 @@ def basins(
     )
     folders = (workspace.folder / f"diagnostic-{number}" for number in range(len(rows)))
     asked = [asked_diagnostic(name, rows_path(rows[name], folder)) for name, folder in zip(rows, folders, strict=True)]
-    plan = BasinsPlan(points, tuple(asked), tuple(references), align_to, processes, backend, verify)
+    analysis = {"summary": summary, "method": method, "number": clusters, "tolerance": tolerance}
+    plan = BasinsPlan(
+        points,
+        tuple(asked),
+        tuple(references),
+        align_to,
+        processes,
+        backend,
+        verify,
+        tuple(map(tuple, averages)),
+        analysis,
+    )
     settings = make_align_entry({"by": align} if isinstance(align, str) else dict(align))
     if isinstance(models, str | os.PathLike):
         raise UsageError(f"basins takes a list of models, found {os.fspath(models)!r}.")

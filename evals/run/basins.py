@@ -13,6 +13,7 @@ from merge.disk.workspace import Workspace
 from merge.errors import OutputError, first_line
 
 if TYPE_CHECKING:
+    from evals.clusters.findings import Analysis, AnalysisSettings
     from evals.clusters.pair_losses import PairLosses
     from evals.clusters.sweep.cost import Cost
     from evals.tasks.task import EvalTask
@@ -42,13 +43,47 @@ def measure_basins(
     """
     workspace = None if options.output else Workspace()
     stored = options if workspace is None else replace(options, output=workspace.folder)
+    asked = analysis_settings(plan, stored.seed, len(checkpoints))
     swept = sweep_models(checkpoints, task, settings, plan, stored, tell)
     if not isinstance(swept, Swept):
         return swept
-    record = basins_record(swept)
+    analyses = [_analysis(swept, at, asked, plan) for at in range(len(swept.losses))]
+    record = basins_record(swept) | {"analyses": [analysis.to_json() for analysis in analyses]}
+    record["notes"] += [note for analysis in analyses for note in analysis.notes]
     if options.output:
         write_basins(record, options.output)
     return record, swept.losses
+
+
+def analysis_settings(plan: BasinsPlan, seed: int, models: int) -> AnalysisSettings:
+    """Return the settings of the analysis, with names as its tables have them, before anything is measured.
+
+    Args:
+        models: how many there are at most.
+    Raises:
+        UsageError: a name is unknown (the nearest is named), or a number does not fit.
+    """
+    from evals.clusters.findings import AnalysisSettings
+    from evals.clusters.number import check_number
+
+    settings = AnalysisSettings(**plan.analysis, seed=seed)
+    check_number(settings.number, models)
+    return replace(settings, best=max(settings.best, plan.verify)).check_names()
+
+
+def _analysis(swept: Swept, at: int, settings: AnalysisSettings, plan: BasinsPlan) -> Analysis:
+    """Return what one line of a sweep says of the models, its best averages measured if that is asked for."""
+    from evals.clusters.analysis import analyse, verified
+    from evals.run.sweep import measure_averages
+
+    losses = swept.losses[at]
+    analysis = analyse(losses, swept.diagnostics, settings)
+    ranked = [each.models for each in analysis.ranking.subsets[: plan.verify] if len(each.models) > 1]
+    # The average of all is what nobody would have to rank for.
+    if plan.verify and losses.complete:
+        ranked.append(tuple(range(len(losses.models))))
+    wanted = list(dict.fromkeys([*ranked, *(tuple(sorted(models)) for models in plan.averages)]))
+    return verified(analysis, losses, measure_averages(swept, at, wanted, plan)) if wanted else analysis
 
 
 def basins_record(swept: Swept) -> dict[str, Any]:

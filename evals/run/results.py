@@ -210,6 +210,16 @@ class Basins(Shown):
         """Sentences for the user, as the command prints them."""
         return tuple(self.record["notes"])
 
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """What the sweep says of the models, the most important first; of the aligned line where there is one."""
+        return tuple(self.record["analyses"][-1]["verdict"])
+
+    @property
+    def clusters(self) -> list[list[str]]:
+        """The names of the models of each cluster, the largest first; of the aligned line where there is one."""
+        return [[self.models[k] for k in members] for members in self.record["analyses"][-1]["clusters"]]
+
     def matrix(self, summary: str = "convexity gap", line: int = -1) -> NDArray[Any]:
         """Return a summary of every pair, shape (models, models): symmetric, 0 on the diagonal, nan where not measured.
 
@@ -228,6 +238,12 @@ class Basins(Shown):
         for (i, j), value in zip(self.record["pairs"], summaries[summary]["value"], strict=True):
             matrix[i, j] = matrix[j, i] = value
         return matrix
+
+    def __str__(self) -> str:
+        from evals.report.basins_tables import verdict_lines
+        from evals.report.tables import plain_table
+
+        return "\n".join([*verdict_lines(self.record), *(plain_table(rows).rstrip("\n") for rows in self.tables())])
 
     def tables(self) -> list[list[Row]]:
         from evals.report.basins_tables import MOST_PAIRS, SHOWN, model_rows, pair_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,8 @@ class BasinsPlan:
         processes: None for one a core, or one a GPU.
         backend: of joblib.
         verify: how many of the best ranked subsets are averaged and measured.
+        averages: further subsets, by the index of their models, that are averaged and measured.
+        analysis: fields of `AnalysisSettings` that are not its defaults.
         dry_run: whether the cost alone is wanted.
     """
 
@@ -73,6 +75,8 @@ class BasinsPlan:
     processes: int | None = None
     backend: str = "loky"
     verify: int = 0
+    averages: tuple[tuple[int, ...], ...] = ()
+    analysis: Mapping[str, Any] = field(default_factory=dict)
     dry_run: bool = False
 
 
@@ -283,6 +287,26 @@ def _swept(
     losses = tuple(collect(sweep, line, pairs) for line in sweep.lines)
     told = (*notes, *alignment_notes(sweep, pairs))
     return Swept(sweep, pairs, losses, scores, told, cost, time.monotonic() - begun)
+
+
+def measure_averages(
+    swept: Swept, line: int, subsets: Sequence[tuple[int, ...]], plan: BasinsPlan
+) -> dict[tuple[int, ...], Any]:
+    """Return the row losses of the average of each subset of models, measured where they are not stored.
+
+    Args:
+        line: 0 for the models as they are, 1 as they were aligned.
+    """
+    from evals.clusters.sweep.collect import read_average
+    from evals.clusters.sweep.measure import let_go
+    from evals.clusters.sweep.work import alone, average_models
+
+    sweep = swept.sweep
+    name = sweep.lines[line]
+    with alone(sweep.store):
+        average_models(sweep, name, subsets, min(swept.cost.processes, len(subsets)), plan.backend)
+    let_go()
+    return {models: read_average(sweep, name, models).losses[0] for models in subsets}
 
 
 def _score(record: dict[str, Any] | None, diagnostic: Diagnostic) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evals.clusters.pair_losses import Pair
 from evals.clusters.sweep.cost import Cost
 from evals.clusters.sweep.diagnostics import Diagnostic, diagnostic_key, stored_score
-from evals.clusters.sweep.measure import Probe, let_go, measure_block, measure_model, probe, running
+from evals.clusters.sweep.measure import Probe, let_go, measure_average, measure_block, measure_model, probe, running
 from evals.clusters.sweep.pairs import blocks, group_size, held, reads
 from evals.clusters.sweep.records import FOLDER, is_stored, record_path
 from evals.clusters.sweep.sweep import ALIGNED, Sweep
@@ -158,6 +158,15 @@ def carry_out(sweep: Sweep, work: Work, processes: int, backend: str) -> None:
         tasks = [(measure_block, (sweep, line, block, at)) for at, (line, block) in enumerate(parted)]
         keys = [sweep.pair_key(line, pair) for line, left in work.pairs.items() for pair in left]
         crew.run(tasks, "pairs", *_counted([record_path(sweep.store, key) for key in keys]))
+
+
+def average_models(sweep: Sweep, line: str, subsets: Sequence[Sequence[int]], processes: int, backend: str) -> None:
+    """Measure the averages of subsets of the models that are not stored."""
+    left = [members for members in subsets if not is_stored(sweep.store, sweep.average_key(line, members))]
+    if left:
+        files = [record_path(sweep.store, sweep.average_key(line, members)) for members in left]
+        tasks: list[Task] = [(measure_average, (sweep, line, members, at)) for at, members in enumerate(left)]
+        Crew(processes, backend, running(sweep)).run(tasks, "averages", *_counted(files))
 
 
 def _counted(files: Sequence[Path]) -> tuple[int, Callable[[], int]]:

@@ -170,6 +170,26 @@ def test_a_damaged_record_is_measured_again(zoo: Path, abc: Path, tmp_path: Path
         sweep(zoo, "abc", output)
 
 
+def test_averages_are_measured_beside_what_is_predicted(zoo: Path, abc: Path, tmp_path: Path) -> None:
+    """The best ranked, that of all and one that is asked for; each is the loss of the weights that torch averages."""
+    output = tmp_path / "out"
+    shutil.copytree(abc, output)
+    swept = sweep(zoo, "abc", output, verify=1, averages=[(2, 1)])
+    measured = {tuple(each["models"]): each for each in swept.record["analyses"][0]["verification"]["subsets"]}
+    best = tuple(swept.record["analyses"][0]["ranking"]["subsets"][0]["models"])
+    assert set(measured) == {best, (0, 1, 2), (1, 2)}
+    for members, each in measured.items():
+        of = [weights_of(zoo, "abc"[k]) for k in members]
+        mean = {name: torch.stack([tensors[name] for tensors in of]).mean(0) for name in of[0]}
+        assert each["measured"] == pytest.approx(by_hand(zoo, mean).mean(), abs=1e-5)
+    assert swept.verdict == tuple(swept.record["analyses"][-1]["verdict"])
+    assert sorted(name for cluster in swept.clusters for name in cluster) == ["a", "b", "c"]
+    before = stamps(output)
+    assert len(before) == 6 + len(measured)
+    sweep(zoo, "abc", output, verify=1, averages=[(1, 2)])
+    assert stamps(output) == before
+
+
 @pytest.mark.slow
 def test_diagnostics_are_the_scores_of_the_command(zoo: Path, tmp_path: Path) -> None:
     """On a part of HANS and on rows of one's own; they are stored as scores, and not taken again."""
@@ -316,13 +336,15 @@ def test_the_command_prints_models_and_pairs(zoo: Path, abc: Path, capsys: pytes
     models = [zoo / name for name in names]
     command("basins", *models, "--task", "mnli", "--data", zoo / "rows.jsonl", "--points", POINTS, "-o", abc)
     said = capsys.readouterr()
-    assert said.out.count("\n") == 1 + 1 + 3 + 1 + 3
+    record = json.loads((abc / "basins.json").read_text())
+    verdict = record["analyses"][0]["verdict"]
+    assert said.out.splitlines()[1 : 1 + len(verdict)] == verdict
+    assert said.out.count("\n") == 1 + len(verdict) + 1 + 3 + 1 + 3
     assert "nothing is left to measure" in said.err
     assert "is given twice: it is counted once" in said.err
     table = (abc / "pairs.csv").read_text().splitlines()
     assert table[0].startswith("a,b,error barrier,± s.e.,loss barrier,± s.e.")
     assert [line.split(",")[:2] for line in table[1:]] == [["a", "b"], ["a", "c"], ["b", "c"]]
-    record = json.loads((abc / "basins.json").read_text())
     assert [model["name"] for model in record["models"]] == ["a", "b", "c"]
 
 
@@ -351,6 +373,9 @@ def test_every_fault_is_one_line_before_anything_is_measured(zoo: Path, tmp_path
         ([a, b], {"diagnostics": ["mnly"]}, UsageError, "Did you mean 'mnli'"),
         ([a, b], {"diagnostics": ["mnli:"]}, UsageError, "found 'mnli:'"),
         ([a, b], {"backend": "rai"}, UsageError, "Did you mean 'ray'"),
+        ([a, b], {"summary": "loss barier"}, UsageError, "unknown summary 'loss barier'. Did you mean 'loss barrier'"),
+        ([a, b], {"method": "spectal"}, UsageError, "unknown cluster method 'spectal'. Did you mean 'spectral'"),
+        ([a, b], {"clusters": 9}, UsageError, "asked for 9"),
         ([a, b], {"points": 2}, UsageError, "points must be at least 3"),
         ([a, b], {"processes": 0}, UsageError, "processes must be at least 1"),
         ([a, b], {"align": "weights", "align_to": "refrence"}, UsageError, "Did you mean 'reference'"),
