@@ -24,13 +24,15 @@ class GreedySoup(Method):
     """Return sum_m w_m theta_m / sum_m w_m, with w_m = 1 for the models that the search adds to the soup, else 0.
 
     The search tries models in descending order of score and adds a model if the average with it does not score lower. It
-    runs once, before tensors are merged, and sets `weights`; if weights are given, nothing is scored.
+    runs once, before tensors are merged, and sets `weights`; if weights are given, nothing is scored. Without a scorer the
+    soup is the best of the averages that `evaluate-models basins` ranks, and no model is run.
 
     Attributes:
         scorer: command that scores a candidate, run without a shell; {model} is replaced by the candidate's folder. The
             score is the last line of its output if that is a number, or the value of `metric` if the output is JSON.
         metric: key of the score in JSON output: its name, the end of its dotted path, or task/score for evaluate-models.
-        results: a results.json of evaluate-models; models with a score in it are not scored again. Metric is task/score.
+        results: with a scorer a results.json of evaluate-models; models with a score in it are not scored again, and metric is
+            task/score. Without a scorer a basins.json, whose ranking of averages is taken.
         lower_is_better: true if a lower score is better, as for a loss.
         weights: one per model; set by the search when None.
     Source: Wortsman et al. 2022, arXiv:2203.05482, Recipe 1.
@@ -56,9 +58,21 @@ class GreedySoup(Method):
                 f"greedy_soup: scorer must contain {MODEL}, which is replaced by the candidate's folder; found {self.scorer!r}."
             )
         self.words()
-        if self.results is not None and (self.metric is None or "/" not in self.metric):
+        self._check_results()
+
+    def _check_results(self) -> None:
+        """Stop where settings would be ignored: a ranking needs no metric, and scores need one of a task."""
+        if self.results is None:
+            return
+        if self.scorer is not None and (self.metric is None or "/" not in self.metric):
             raise UsageError(
                 f"greedy_soup: with results, metric must be task/score, such as mnli/accuracy; found {self.metric!r}."
+            )
+        if self.scorer is None and self.weights is None and (self.metric is not None or self.lower_is_better):
+            name = "metric" if self.metric is not None else "lower_is_better"
+            raise UsageError(
+                f"greedy_soup: results without a scorer are a basins.json, which ranks averages by their loss. Leave out {name}, "
+                "or give a scorer."
             )
 
     def words(self) -> list[str]:
@@ -73,11 +87,12 @@ class GreedySoup(Method):
             raise UsageError(f"greedy_soup: scorer {self.scorer!r} cannot be split into words: {error}.") from error
 
     def check_models(self, models: int) -> None:
-        """Stop when there are neither weights nor a scorer to search for them."""
-        if self.weights is None and self.scorer is None:
+        """Stop when there are neither weights, nor a scorer or a ranking to find them."""
+        if self.weights is None and self.scorer is None and self.results is None:
             raise UsageError(
                 "greedy_soup needs a scorer, a command that scores a model: "
-                f"--set scorer='evaluate-models glue mnli {MODEL} --json -q' --set metric=mnli/accuracy"
+                f"--set scorer='evaluate-models glue mnli {MODEL} --json -q' --set metric=mnli/accuracy; or the ranking of a "
+                "sweep, which runs no model: --set results=basins.json"
             )
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None = None, context: TensorContext = EMPTY) -> Tensor:

@@ -381,6 +381,13 @@ BAD = [
         "metric must be task/score, such as mnli/accuracy; found None",
     ),
     ("greedy_soup", {"scorer": "s {model}", "results": "r.json", "metric": "accuracy"}, 2, "found 'accuracy'"),
+    ("greedy_soup", {"results": "basins.json", "metric": "mnli/accuracy"}, 2, "Leave out metric, or give a scorer"),
+    (
+        "greedy_soup",
+        {"results": "basins.json", "lower_is_better": True},
+        2,
+        "Leave out lower_is_better, or give a scorer",
+    ),
     ("greedy_soup", {"scorer": "s {model}", "lower_is_better": "loss"}, 2, "lower_is_better must be true or false"),
     ("greedy_soup", {"weights": [1, 0, 1]}, 2, "3 weights for 2 models"),
     ("greedy_soup", {"weights": [0, 0]}, 2, "weights .* sum to 0"),

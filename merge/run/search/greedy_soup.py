@@ -25,6 +25,7 @@ from merge.methods.greedy_soup import MODEL, GreedySoup
 from merge.progress import track
 from merge.publish.results_file import read_results
 from merge.recipe.recipe import Recipe
+from merge.run.search.soup_ranking import RankingError, ranked_soup
 
 Write = Callable[[Recipe, Path], None]
 
@@ -46,6 +47,7 @@ def greedy_soup(recipe: Recipe, models: Sequence[Checkpoint], write: Write) -> t
         write: writes the merge of a recipe into an empty folder.
     Raises:
         ScoreError: the scorer failed or printed no number, or the file of results has no such scores.
+        RankingError: without a scorer, the file of results ranks no average of these models.
     Source: Wortsman et al. 2022, arXiv:2203.05482, Recipe 1.
     """
     if recipe.method != "greedy_soup":
@@ -54,6 +56,8 @@ def greedy_soup(recipe: Recipe, models: Sequence[Checkpoint], write: Write) -> t
         return recipe, ("greedy_soup: weights are given, so nothing was scored",)
     method = make_method(recipe.method, recipe.settings, [None] * len(models))
     assert isinstance(method, GreedySoup)
+    if method.scorer is None:
+        return _from_ranking(recipe, str(method.results), models)
     names, sign = [c.source for c in models], -1.0 if method.lower_is_better else 1.0
     scores, notes = _single_scores(method, models)
     order = sorted(range(len(models)), key=lambda k: (-sign * scores[k], k))
@@ -74,6 +78,15 @@ def greedy_soup(recipe: Recipe, models: Sequence[Checkpoint], write: Write) -> t
     notes.append(f"greedy_soup: the soup is {' + '.join(names[m] for m in soup)}, with a score of {sign * best}")
     weights = [1.0 if k in soup else 0.0 for k in range(len(models))]
     return recipe.model_copy(update={"settings": {**recipe.settings, "weights": weights}}), tuple(notes)
+
+
+def _from_ranking(recipe: Recipe, results: str, models: Sequence[Checkpoint]) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe with the weights of the best ranked average, and where it is from."""
+    changed = [name for name in ("overrides", "slices", "tokenizer") if getattr(recipe, name)]
+    if changed:
+        raise RankingError(f"{results} ranks plain averages, and this recipe has {', '.join(changed)}. Give a scorer.")
+    soup = ranked_soup(Path(results).expanduser(), models, recipe.align.moves)
+    return recipe.model_copy(update={"settings": {**recipe.settings, "weights": list(soup.weights)}}), (soup.note,)
 
 
 def _single_scores(method: GreedySoup, models: Sequence[Checkpoint]) -> tuple[list[float], list[str]]:
