@@ -1,0 +1,52 @@
+"""Run a checkpoint on calibration text, in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from merge.checkpoints.checkpoint import Checkpoint
+from merge.errors import CalibrationError
+from merge.text.source import TextSource
+
+if TYPE_CHECKING:
+    from merge.checkpoints.inputs import Batch
+
+
+def read_text_of(checkpoint: Checkpoint, source: TextSource, name: str) -> tuple[tuple[Batch, ...], str, tuple[str, ...]]:
+    """Return batches of the text, a phrase on it, and notes.
+
+    Args:
+        name: of the score that reads it, for messages.
+    Raises:
+        CalibrationError: the checkpoint cannot read text, or the text cannot be read.
+    """
+    from merge.text.calibrated import calibrate
+
+    check_reads_text(checkpoint, name)
+    batches, phrase, notes = calibrate(source, checkpoint, True)
+    assert phrase is not None
+    return batches, phrase, notes
+
+
+def check_reads_text(checkpoint: Checkpoint, name: str) -> None:
+    """Stop where a checkpoint has no tokenizer.
+
+    Raises:
+        CalibrationError: it has none.
+    """
+    if not checkpoint.has_tokenizer:
+        raise CalibrationError(
+            f"{checkpoint.source} has no tokenizer, which {name} needs to read text. Use --score weight-norm, or put one "
+            "into its folder."
+        )
+
+
+def float_model(checkpoint: Checkpoint) -> Any:
+    """Return the model of a checkpoint in float32."""
+    import torch
+
+    from merge.checkpoints.transformers_model import build
+
+    encoder = checkpoint.encoder
+    tensors = {encoder.written_name(name): encoder.tensor(name) for name in encoder.tensors}
+    return build(checkpoint.config, tensors, torch.float32)
