@@ -5,8 +5,9 @@
     merged = merge.merge(["a/", "b/"], align="weights")     # folders, Hub ids or live models, mixed
     merged.save("merged/")
 
-Public names: `merge`, `align`, `edit`, `load`, `push`, `MergeError`, `__version__`. They are imported when they are used, so
-that `import merge` is instant. Everything else is private and may change.
+Public names: `merge`, `align`, `edit`, `prune_heads`, `prune_neurons`, `prune_embeddings`, `load`, `push`, `MergeError`,
+`__version__`. They are imported when they are used, so that `import merge` is instant. Everything else is private and may
+change.
 """
 
 from __future__ import annotations
@@ -17,14 +18,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from merge.errors import MergeError
     from merge.run.api import align, edit, load, merge, push
+    from merge.run.pruning import prune_embeddings, prune_heads, prune_neurons
 
 __version__ = "0.1.0"
 
-__all__ = ["MergeError", "__version__", "align", "edit", "load", "merge", "push"]
+__all__ = [
+    "MergeError",
+    "__version__",
+    "align",
+    "edit",
+    "load",
+    "merge",
+    "prune_embeddings",
+    "prune_heads",
+    "prune_neurons",
+    "push",
+]
 
 _HOMES = {
     "MergeError": "merge.errors",
     **dict.fromkeys(("align", "edit", "load", "merge", "push"), "merge.run.api"),
+    **dict.fromkeys(("prune_embeddings", "prune_heads", "prune_neurons"), "merge.run.pruning"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from merge.commands.prune import COMMANDS as PRUNE_COMMANDS
 from merge.commands.terminal import NAMES, common_options, set_verbosity, start
 from merge.errors import UsageError
 from merge.layers.plan import STRATEGIES, LayerPlan, format_layers, parse_layers
@@ -26,6 +27,7 @@ Examples:
   edit-layers drop m/ --strategy contribution --count 2 --text train.jsonl
   edit-layers reorder m/ --order 0,2,1,3
   edit-layers stack m/ --layers 0-7,4-11 --dry-run
+  edit-layers prune-heads m/ --heads 0:1,3 2:5
 """
 HELP = {"help_option_names": ["-h", "--help"]}
 TEXT_OPTIONS = ("text", "text_column", "samples", "seed")
@@ -59,6 +61,10 @@ def edit_command() -> None:
     Layers are counted from 0 and copied byte for byte; config.json is updated to match. The result is a standard
     checkpoint for from_pretrained; a sentence-transformers folder keeps its modules.
     """
+
+
+for prune_command in PRUNE_COMMANDS:
+    edit_command.add_command(prune_command)
 
 
 @edit_command.command("drop", context_settings=HELP)

@@ -47,7 +47,7 @@ def unite(tokenizers: Sequence[Tokenizer], sources: Sequence[str]) -> tuple[Toke
     numbered: list[dict[str, Any]] = [{"id": tokens[c], "content": c} | flags for c, flags in added.items()]
     entries = sorted(numbered, key=lambda token: int(token["id"]))
     stored = {**first.stored, "model": model, "added_tokens": entries}
-    stored["post_processor"] = _with_ids(first.stored["post_processor"], tokens)
+    stored["post_processor"] = with_ids(first.stored["post_processor"], tokens)
     if stored["padding"] and stored["padding"]["pad_token"] in tokens:
         stored["padding"] = {**stored["padding"], "pad_id": tokens[stored["padding"]["pad_token"]]}
     result = parse(json.dumps(stored), first.folder)
@@ -144,7 +144,7 @@ def check_written(folder: Path, planned: Tokenizer, settings_of: Tokenizer, pare
         raise OutputError(
             f"the merged tokenizer does not load as planned: {next(iter(changed.values()))}. Nothing was written."
         )
-    if _with_ids(result.stored["post_processor"], planned.tokens) != result.stored["post_processor"]:
+    if with_ids(result.stored["post_processor"], planned.tokens) != result.stored["post_processor"]:
         raise OutputError(
             "the merged tokenizer puts other special tokens around a text than planned. Nothing was written."
         )
@@ -251,13 +251,13 @@ def _united_merges(
     return [list(pair) for pair in merges]
 
 
-def _with_ids(part: Any, tokens: Mapping[str, int]) -> Any:
+def with_ids(part: Any, tokens: Mapping[str, int]) -> Any:
     """Return a post-processor with the ids of its special tokens in the union."""
     if isinstance(part, list):
-        return [_with_ids(p, tokens) for p in part]
+        return [with_ids(p, tokens) for p in part]
     if not isinstance(part, Mapping):
         return part
-    out = {key: _with_ids(value, tokens) for key, value in part.items()}
+    out = {key: with_ids(value, tokens) for key, value in part.items()}
     for key in ("cls", "sep"):
         if isinstance(part.get(key), list):
             out[key] = [part[key][0], tokens[part[key][0]]]

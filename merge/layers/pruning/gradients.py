@@ -72,7 +72,9 @@ def gate_gradients(
     if loss not in LOSSES:
         raise UsageError(f"unknown loss {loss!r}.{nearest(loss, LOSSES)}")
     if (loss == "labels") != (label_column is not None):
-        raise UsageError("--loss labels and --label-column belong together. Example: --loss labels --label-column label")
+        raise UsageError(
+            "--loss labels and --label-column belong together. Example: --loss labels --label-column label"
+        )
     kinds = {"masked": "ForMaskedLM", "labels": "ForSequenceClassification"}
     if loss in kinds and not checkpoint.architecture.endswith(kinds[loss]):
         raise UsageError(
@@ -80,7 +82,9 @@ def gate_gradients(
         )
     generator = torch.Generator().manual_seed(source.seed)
     text = (
-        _labelled(checkpoint, source, str(label_column)) if loss == "labels" else _plain(checkpoint, source, loss, generator)
+        _labelled(checkpoint, source, str(label_column))
+        if loss == "labels"
+        else _plain(checkpoint, source, loss, generator)
     )
     model = float_model(checkpoint).requires_grad_(False)
     sums = {layer.number: torch.zeros(layer.count, dtype=torch.float64) for layer in layers}
@@ -130,7 +134,9 @@ def _plain(checkpoint: Checkpoint, source: TextSource, loss: str, generator: tor
         return _Texts([_Text(text) for text in texts], own, phrase, notes)
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer.mask_token_id is None:
-        raise UsageError(f"{checkpoint.source}: its tokenizer has no mask token, which --loss masked needs. Use --loss own.")
+        raise UsageError(
+            f"{checkpoint.source}: its tokenizer has no mask token, which --loss masked needs. Use --loss own."
+        )
     masked = [each for text in texts if (each := _masked(text, tokenizer, generator)) is not None]
     return _Texts(masked, _cross_entropy, phrase, notes)
 

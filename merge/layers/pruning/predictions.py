@@ -34,7 +34,9 @@ class Predictions:
     classes: bool
 
 
-def predictions(outputs: Mapping[str, Any], batch: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[Predictions]:
+def predictions(
+    outputs: Mapping[str, Any], batch: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> list[Predictions]:
     """Return the predictions of a model on a batch, without those at padding."""
     shown = [name for name in FEATURES if name in outputs]
     names = shown or [name for name in outputs if name.endswith("logits")]

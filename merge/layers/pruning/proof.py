@@ -98,7 +98,9 @@ def run(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
             outputs = model(**batch)
     # Model code raises errors of many kinds for inputs that it does not take.
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError) as error:
-        raise OutputError(f"{type(model).__name__} does not run, so nothing can be proved: {one_line(error)}") from error
+        raise OutputError(
+            f"{type(model).__name__} does not run, so nothing can be proved: {one_line(error)}"
+        ) from error
     return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
 
 

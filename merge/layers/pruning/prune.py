@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from merge.layers.pruning.write import Pruned, PruneReport, check_input, write_p
 from merge.text.source import TextSource
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 Change = Callable[["Tensor"], "Tensor"]
@@ -52,7 +51,7 @@ class Choice:
     share: float | None = None
     per_layer: bool = False
     protected: tuple[int, ...] = ()
-    source: TextSource = TextSource()
+    source: TextSource = field(default_factory=TextSource)
     loss: str = "own"
     label_column: str | None = None
 
@@ -109,10 +108,14 @@ def check_choice(kind: str, choice: Choice) -> None:
     ways = [choice.listed is not None, choice.redundant is not None, choice.score is not None]
     if sum(ways) != 1:
         also = "" if kind == "heads" else ", --redundant"
-        raise UsageError(f"say which {kind} go in one way: --{kind} 0:1,3{also}, or --score NAME with --count or --share.")
+        raise UsageError(
+            f"say which {kind} go in one way: --{kind} 0:1,3{also}, or --score NAME with --count or --share."
+        )
     if choice.score is None:
         if choice.count is not None or choice.share is not None or choice.per_layer or choice.protected:
-            raise UsageError("--count, --share, --per-layer and --protect belong to --score. Give a score, or leave them out.")
+            raise UsageError(
+                "--count, --share, --per-layer and --protect belong to --score. Give a score, or leave them out."
+            )
         return
     if choice.score not in SCORES:
         from merge.errors import nearest
@@ -124,9 +127,7 @@ def check_choice(kind: str, choice: Choice) -> None:
         raise UsageError(f"--share expects a number between 0 and 1, found {choice.share:g}.")
 
 
-def _chosen(
-    checkpoint: Checkpoint, kind: str, layers: Sequence[UnitLayer], choice: Choice, shrink: bool
-) -> _Chosen:
+def _chosen(checkpoint: Checkpoint, kind: str, layers: Sequence[UnitLayer], choice: Choice, shrink: bool) -> _Chosen:
     if choice.listed is not None:
         check_removal(layers, choice.listed, kind)
         return _Chosen(choice.listed, "listed by hand")
@@ -186,11 +187,11 @@ def _parts(found: Mapping[int, Redundant]) -> tuple[list[Any], list[Any]]:
     return [each.merged for each in found.values()], [each.silent for each in found.values()]
 
 
-def _pruned(
-    checkpoint: Checkpoint, kind: str, layers: Sequence[UnitLayer], chosen: _Chosen, shrink: bool
-) -> Pruned:
+def _pruned(checkpoint: Checkpoint, kind: str, layers: Sequence[UnitLayer], chosen: _Chosen, shrink: bool) -> Pruned:
     """Return what is written: the changes of tensors and config, and how they are reported."""
-    shrunk = (shrink_heads if kind == "heads" else shrink_neurons)(checkpoint, layers, chosen.removal) if shrink else None
+    shrunk = (
+        (shrink_heads if kind == "heads" else shrink_neurons)(checkpoint, layers, chosen.removal) if shrink else None
+    )
     changes = _zeroing(layers, chosen)
     if shrunk is not None:
         for layer in layers:  # neurons that only fill a layer up are nothing at all

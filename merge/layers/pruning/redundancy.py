@@ -108,5 +108,5 @@ def _twins(rows: Float[Tensor, "units n"], tolerance: float) -> dict[int, int]:
         near = order[place + 1 : end]
         equal = (rows[near] - rows[first]).abs().amax(1) <= tolerance * largest[first]
         group = sorted([first, *(n for n in near[equal].tolist() if n not in twins)])
-        twins |= {n: group[0] for n in group[1:]}
+        twins |= dict.fromkeys(group[1:], group[0])
     return twins

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from merge.checkpoints.inputs import Batch
 
 
-def read_text_of(checkpoint: Checkpoint, source: TextSource, name: str) -> tuple[tuple[Batch, ...], str, tuple[str, ...]]:
+def read_text_of(
+    checkpoint: Checkpoint, source: TextSource, name: str
+) -> tuple[tuple[Batch, ...], str, tuple[str, ...]]:
     """Return batches of the text, a phrase on it, and notes.
 
     Args:

@@ -83,7 +83,9 @@ def unit_scores(
     if name == "weight-norm":
         return UnitScores(name, {layer.number: _weight_norms(checkpoint, layer) for layer in layers}, None)
     if name == "lesion" and (count := sum(layer.count for layer in layers)) > MOST_LESIONS:
-        raise UsageError(f"lesion runs the text once a unit, and here are {count:,} (at most {MOST_LESIONS:,}). Use gate-gradient.")
+        raise UsageError(
+            f"lesion runs the text once a unit, and here are {count:,} (at most {MOST_LESIONS:,}). Use gate-gradient."
+        )
     if name == "activation" and (without := [layer for layer in layers if layer.site is None]):
         raise UsageError(
             f"activation cannot be measured in {checkpoint.model_type}: no module reads the units of layer "
@@ -109,7 +111,9 @@ def _weight_norms(checkpoint: Checkpoint, layer: UnitLayer) -> Tensor:
             weights = place.weights(checkpoint.tensor(place.tensor).double())
             if weights.shape[-1] > 1:
                 of_units = weights.square().sum((1, 2))
-                squares += of_units.repeat_interleave(layer.count // len(of_units))  # of a key/value head for its queries
+                squares += of_units.repeat_interleave(
+                    layer.count // len(of_units)
+                )  # of a key/value head for its queries
         sides.append(squares.sqrt())
     return sides[0] * sides[1]
 
@@ -155,7 +159,7 @@ def _lesions(
     scores = {layer.number: torch.zeros(layer.count, dtype=torch.float64) for layer in layers}
     with torch.inference_mode():
         full = [predictions(model(**batch), batch, checkpoint.config) for batch in batches]
-        for layer, unit in track([(layer, u) for layer in layers for u in range(layer.count)], "measuring units"):
+        for layer, unit in track([(each, u) for each in layers for u in range(each.count)], "measuring units"):
             kept = {p: parameters[checkpoint.written_name(p.tensor)].clone() for p in layer.readers}
             for place, whole in kept.items():
                 parameters[checkpoint.written_name(place.tensor)].copy_(place.without(whole, torch.tensor([unit])))

@@ -39,7 +39,9 @@ def parse_units(texts: Sequence[str], what: str) -> dict[int, tuple[int, ...]]:
             assert part is not None
             first, last = int(part[1]), int(part[2] or part[1])
             if last < first:
-                raise UsageError(f"the range {part[0]} of {brief(entry)!r} is descending. Put the smaller number first.")
+                raise UsageError(
+                    f"the range {part[0]} of {brief(entry)!r} is descending. Put the smaller number first."
+                )
             listed.setdefault(int(match[1]), []).extend(range(first, last + 1))
     for layer, units in listed.items():
         if repeated := sorted({unit for unit in units if units.count(unit) > 1}):
@@ -85,10 +87,12 @@ def check_removal(layers: Sequence[UnitLayer], removal: Removal, what: str) -> N
             raise UsageError(
                 f"{what}: there is no layer {number}; the model has {len(counts)}, {min(counts)} to {max(counts)}."
             )
-        if beyond := [unit for unit in units if unit >= counts[number]]:
+        if beyond := [unit for unit in units if not 0 <= unit < counts[number]]:
             raise UsageError(
                 f"{what}: layer {number} has no {what[:-1]} {beyond[0]}; it has {counts[number]}, 0 to {counts[number] - 1}."
             )
+        if len(set(units)) < len(units):
+            raise UsageError(f"{what}: layer {number} lists one twice. List it once.")
         if len(units) == counts[number]:
             raise UsageError(
                 f"layer {number} would have zero {what} left. Keep at least one, or drop the layer with edit-layers drop."

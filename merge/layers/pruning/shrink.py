@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.structure import structure_of
-from merge.errors import CheckpointError, UsageError
+from merge.errors import CheckpointError, UsageError, one_line
 from merge.layers.pruning.selection import Removal
 from merge.symmetry.architectures import spec_for
 
@@ -66,7 +66,10 @@ def shrink_heads(checkpoint: Checkpoint, layers: Sequence[UnitLayer], removal: R
             config of the family cannot say it.
     """
     kept = {layer.number: _kept_heads(layer, removal.get(layer.number, ())) for layer in layers}
-    counts = {number: each.blocks.numel() * (1 if each.queries is None else each.queries.shape[1]) for number, each in kept.items()}
+    counts = {
+        number: each.blocks.numel() * (1 if each.queries is None else each.queries.shape[1])
+        for number, each in kept.items()
+    }
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[fewest] != counts[most] or len({len(each.blocks) for each in kept.values()}) > 1:
         raise UsageError(
@@ -84,12 +87,13 @@ def shrink_heads(checkpoint: Checkpoint, layers: Sequence[UnitLayer], removal: R
     if isinstance(part.get("head_dim"), int):
         stated["head_dim"] = size
     shapes, changes = _gathered(checkpoint, axes)
-    config = _that_fits(checkpoint, inner, (stated, {**stated, "head_dim": size}), shapes)
+    config, reason = _that_fits(checkpoint, inner, (stated, {**stated, "head_dim": size}), shapes)
     if config is None:
+        if not reason or _ignores_head_size(checkpoint, inner, size):
+            reason = "the config of the family has no entry for the size of a head (head_dim), which is the width / number of heads"
         raise UsageError(
-            f"heads of {checkpoint.model_type} models cannot be cut out: the config of the family has no entry for the size of a "
-            "head (head_dim), which is the width / number of heads. Leave --shrink out: their outputs are zeroed, which computes "
-            "the same."
+            f"heads of {checkpoint.model_type} models cannot be cut out, {heads} left of {layers[0].count}: {reason}. Leave "
+            "--shrink out: their outputs are zeroed, which computes the same."
         )
     return Shrunk(config, shapes, changes, {})
 
@@ -119,11 +123,11 @@ def shrink_neurons(checkpoint: Checkpoint, layers: Sequence[UnitLayer], removal:
     shapes, changes = _gathered(checkpoint, _by_axis(layers, kept))
     inner = _inner(checkpoint, layers)
     known = {*inner[1], *checkpoint.structure.known}
-    config = _that_fits(checkpoint, inner, [{key: width} for key in WIDTHS if key in known], shapes)
+    config, _ = _that_fits(checkpoint, inner, [{key: width} for key in WIDTHS if key in known], shapes)
     if config is None:
         raise UsageError(
-            f"neurons of {checkpoint.model_type} models cannot be cut out: the config of the family has no entry for the width of "
-            "its feed-forward layers. Leave --shrink out: their outputs are zeroed, which computes the same."
+            f"neurons of {checkpoint.model_type} models cannot be cut out: the config of the family has no entry for the width "
+            "of its feed-forward layers. Leave --shrink out: their outputs are zeroed, which computes the same."
         )
     return Shrunk(config, shapes, changes, padded)
 
@@ -171,7 +175,9 @@ def _by_axis(layers: Sequence[UnitLayer], kept: Mapping[int, _Kept]) -> dict[str
     return axes
 
 
-def _gathered(checkpoint: Checkpoint, axes: Mapping[str, _Kept]) -> tuple[dict[str, tuple[int, ...]], dict[str, Change]]:
+def _gathered(
+    checkpoint: Checkpoint, axes: Mapping[str, _Kept]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Change]]:
     """Return the shapes of the tensors that shrink, and what shrinks them."""
     spec = spec_for(checkpoint.config)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -235,19 +241,32 @@ def _inner(checkpoint: Checkpoint, layers: Sequence[UnitLayer]) -> tuple[str, Ma
 
 def _that_fits(
     checkpoint: Checkpoint, inner: tuple[str, Mapping[str, Any]], choices: Sequence[Mapping[str, Any]], shapes: Shapes
-) -> dict[str, Any] | None:
-    """Return the first config whose model has these shapes, and all others as they are; None where there is none."""
-    encoder = checkpoint.encoder
+) -> tuple[dict[str, Any] | None, str]:
+    """Return the first config whose model has these shapes, and all others as they are; None where there is none.
+
+    Beside it why transformers builds no model of any of them; empty where it builds one of other shapes.
+    """
+    encoder, reason = checkpoint.encoder, ""
     planned = {encoder.written_name(name): shape for name, shape in {**encoder.shapes, **shapes}.items()}
     for config in _configs(checkpoint, inner, choices):
         try:
             structure = structure_of(config)
-        except CheckpointError:
+        except CheckpointError as error:
+            reason = one_line(error).removesuffix(".")
             continue
         same_names = structure.shapes.keys() == checkpoint.structure.shapes.keys()
         if same_names and all(structure.shapes.get(name, shape) == shape for name, shape in planned.items()):
-            return config
-    return None
+            return config, ""
+    return None, reason
+
+
+def _ignores_head_size(checkpoint: Checkpoint, inner: tuple[str, Mapping[str, Any]], size: int) -> bool:
+    """Return whether the size of a head, doubled in the config, changes no shape of the model."""
+    (config,) = _configs(checkpoint, inner, [{"head_dim": 2 * size}])
+    try:
+        return structure_of(config).shapes == checkpoint.structure.shapes
+    except CheckpointError:
+        return True
 
 
 def _configs(
