@@ -30,6 +30,7 @@ LOSS_HELP = "Loss of gate-gradient: own (no labels), masked (masked words) or la
 REDUNDANT_HELP = (
     "Remove neurons that nothing reads, or that have another's input weights, and give it their outgoing weights."
 )
+UNKNOWN_HELP = "Drop tokens even if a character of theirs has no token of its own; other texts may become unknown."
 WHOLE_TEXT_HELP = "Text whose tokens stay, read whole: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id."
 
 
@@ -150,6 +151,7 @@ def neurons_command(
 @_options(
     click.option("--text", required=True, help=WHOLE_TEXT_HELP),
     click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text; two for text pairs."),
+    click.option("--allow-unknown", is_flag=True, help=UNKNOWN_HELP),
 )
 def embeddings_command(model: str, text: str, **options: Any) -> None:
     """Trim the vocabulary of MODEL to the tokens of a text.
@@ -168,7 +170,8 @@ def embeddings_command(model: str, text: str, **options: Any) -> None:
         from merge.layers.pruning.embeddings import prune_embeddings
 
         source = TextSource(text, options["text_column"])
-        return prune_embeddings(checkpoint, source, output, options["force"], options["dry_run"])
+        more = (options["allow_unknown"], options["force"], options["dry_run"])
+        return prune_embeddings(checkpoint, source, output, *more)
 
     _run(model, prune, options)
 

@@ -156,6 +156,7 @@ def prune_embeddings(
     text: TextLike,
     *,
     text_column: Sequence[str] | None = None,
+    allow_unknown: bool = False,
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> PrunedModel:
@@ -166,6 +167,8 @@ def prune_embeddings(
     Args:
         text: a file, a Hub data set id, sentences or pairs of sentences; read whole.
         text_column: one column (text) or two (a pair).
+        allow_unknown: drop tokens even if a character of theirs has no token of its own, so that other texts may become
+            unknown.
         output, force: as in `merge.merge`.
     Returns:
         The pruned model: `.model` (loaded), `.report`, `.save(folder)`.
@@ -174,9 +177,9 @@ def prune_embeddings(
         CheckpointError: its tokenizer cannot be trimmed.
 
     Example:
-        >>> fewer = merge.prune_embeddings("a/", ["the doctor saw a lawyer ."])
+        >>> fewer = merge.prune_embeddings("a/", ["the doctor saw a lawyer ."], allow_unknown=True)
         >>> fewer.model.config.vocab_size
-        12
+        11
     """
     workspace = Workspace()
     checkpoint = open_models([model], workspace.folder)[0]
@@ -184,7 +187,7 @@ def prune_embeddings(
     source = TextSource(text_path(text, workspace.folder / "text"), None if text_column is None else tuple(text_column))
     from merge.layers.pruning.embeddings import prune_embeddings as prune
 
-    return PrunedModel(target, workspace, prune(checkpoint, source, target, force))
+    return PrunedModel(target, workspace, prune(checkpoint, source, target, allow_unknown, force))
 
 
 def _choice(

@@ -23,7 +23,7 @@ from merge.checkpoints.tokenizers.write import file_texts
 from merge.disk.documents import read_object
 from merge.errors import CheckpointError, UsageError
 from merge.layers.pruning.token_proof import Trim, same_on_text, token_ids
-from merge.layers.pruning.tokens import Kept, kept_tokens, trimmed
+from merge.layers.pruning.tokens import Kept, kept_tokens, trimmed, unspellable
 from merge.layers.pruning.write import Pruned, PruneReport, check_input, write_pruned
 from merge.text.calibration import read_calibration
 from merge.text.source import TextSource
@@ -44,12 +44,18 @@ PER_TOKEN = ("WordWeights", "BoW", "StaticEmbedding", "SparseStaticEmbedding")
 
 
 def prune_embeddings(
-    checkpoint: Checkpoint, source: TextSource, output: Path, force: bool = False, dry_run: bool = False
+    checkpoint: Checkpoint,
+    source: TextSource,
+    output: Path,
+    allow_unknown: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
 ) -> PruneReport:
     """Write a checkpoint with the tokens of a text alone; with `dry_run` only return the report.
 
     Args:
         source: the text, which is read whole: `samples` does not count.
+        allow_unknown: whether words of other texts may become unknown, where their characters have no token of their own.
     Raises:
         MergeError: a subclass for every error in text, input or output; no incomplete output is left.
     """
@@ -67,16 +73,24 @@ def prune_embeddings(
             f"{checkpoint.source}: its tokenizer gives the id {beyond[0]}, but there are {size} embeddings. Put the tokenizer "
             "that it was trained with into its folder."
         )
-    kept = kept_tokens(tokenizer, used | named, _low_ids(checkpoint, config))
+    kept = kept_tokens(tokenizer, used | named, _low_ids(checkpoint, config), allow_unknown)
     kept = replace(kept, tokens=frozenset(t for t in kept.tokens if tokenizer.tokens[t] < size))
     new, rows = trimmed(tokenizer, kept.tokens)
     trim = Trim(tokenizer, new, [*rows, *sorted(i for i in named - set(rows) if i < size)], texts)
     if len(trim.rows) == size:
+        spelled = kept.reasons.get("the only ones with a character", 0)
+        advice = f" {spelled:,} stay as they alone have a character; --allow-unknown drops them." if spelled else ""
         raise UsageError(
-            f"{checkpoint.source}: the text uses all {size:,} tokens, or they have to stay; there is nothing to trim."
+            f"{checkpoint.source}: the text uses all {size:,} tokens, or they have to stay: nothing is trimmed.{advice}"
         )
-    notes = tuple(note for note in text.notes if "left out" in note or note.startswith("no columns"))
-    pruned = _pruned(checkpoint, part, trim, kept, text.source, notes)
+    notes = [note for note in text.notes if "left out" in note or note.startswith("no columns")]
+    lost = [token for token in unspellable(tokenizer) if token not in new.tokens] if allow_unknown else []
+    if lost:
+        notes.append(
+            f"{len(lost):,} tokens are gone that had a character which no token of one character has, such as {lost[0]!r}: "
+            "other texts with them are read as unknown"
+        )
+    pruned = _pruned(checkpoint, part, trim, kept, text.source, tuple(notes))
     return write_pruned(pruned, output, same_on_text(checkpoint, trim, pruned.config), BOUND, force, dry_run)
 
 

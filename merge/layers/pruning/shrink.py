@@ -90,7 +90,7 @@ def shrink_heads(checkpoint: Checkpoint, layers: Sequence[UnitLayer], removal: R
     config, reason = _that_fits(checkpoint, inner, (stated, {**stated, "head_dim": size}), shapes)
     if config is None:
         if not reason or _ignores_head_size(checkpoint, inner, size):
-            reason = "the config of the family has no entry for the size of a head (head_dim), which is the width / number of heads"
+            reason = "the config of the family has no entry for the size of a head (head_dim), which is width / heads"
         raise UsageError(
             f"heads of {checkpoint.model_type} models cannot be cut out, {heads} left of {layers[0].count}: {reason}. Leave "
             "--shrink out: their outputs are zeroed, which computes the same."

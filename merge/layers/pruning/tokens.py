@@ -40,12 +40,13 @@ class Kept:
     reasons: Mapping[str, int]
 
 
-def kept_tokens(tokenizer: Tokenizer, used: Collection[int], below: int = 0) -> Kept:
+def kept_tokens(tokenizer: Tokenizer, used: Collection[int], below: int = 0, allow_unknown: bool = False) -> Kept:
     """Return the tokens that stay for texts that use some of them.
 
     Args:
         used: ids of the tokens of the texts, and of those that configs name.
         below: every token with a smaller id stays too.
+        allow_unknown: whether tokens go whose characters have no token of their own.
     Raises:
         CheckpointError: the tokenizer is of another kind.
     """
@@ -70,7 +71,7 @@ def kept_tokens(tokenizer: Tokenizer, used: Collection[int], below: int = 0) -> 
     keep("below the padding token", (t for t, i in tokenizer.tokens.items() if i < below))
     if tokenizer.kind != "WordLevel":
         keep("one character or byte", (token for token in tokenizer.vocab if is_single(model, token)))
-        keep("the only ones with a character", _unspellable(tokenizer))
+        keep("the only ones with a character", () if allow_unknown else unspellable(tokenizer))
     if tokenizer.kind == "BPE":
         keep("steps of merges", _steps(tokenizer, kept))
     return Kept(frozenset(kept), {why: count for why, count in reasons.items() if count})
@@ -126,7 +127,7 @@ def symbols(model: Mapping[str, Any], token: str) -> list[str]:
     return [(prefix if k == 0 else inside) + c + (suffix if k == last else "") for k, c in enumerate(text)]
 
 
-def _unspellable(tokenizer: Tokenizer) -> list[str]:
+def unspellable(tokenizer: Tokenizer) -> list[str]:
     """Return the tokens with a character that no token of one character has, bytes left to the byte tokens."""
     model, vocab = tokenizer.stored["model"], tokenizer.vocab
     if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocab for byte in range(256)):
