@@ -179,7 +179,7 @@ def prune_embeddings(
     Example:
         >>> fewer = merge.prune_embeddings("a/", ["the doctor saw a lawyer ."], allow_unknown=True)
         >>> fewer.model.config.vocab_size
-        11
+        12
     """
     workspace = Workspace()
     checkpoint = open_models([model], workspace.folder)[0]

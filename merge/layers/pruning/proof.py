@@ -15,7 +15,7 @@ from merge.checkpoints.hooks import watching
 from merge.checkpoints.reload_check import trial_batch
 from merge.checkpoints.transformers_model import model_class, quiet
 from merge.errors import OutputError, one_line
-from merge.layers.pruning.running import float_model
+from merge.layers.pruning.running import float_model, in_own_memory
 from merge.layers.pruning.selection import Removal
 
 if TYPE_CHECKING:
@@ -78,11 +78,12 @@ def gated_outputs(
 
 
 def loaded(folder: Path, config: Mapping[str, Any]) -> Any:
-    """Return the model of a written folder in float32."""
+    """Return the model of a written folder in float32, loaded by from_pretrained."""
     import torch
 
     with quiet():
-        return model_class(config).from_pretrained(str(folder), local_files_only=True, dtype=torch.float32).eval()
+        model = model_class(config).from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+    return in_own_memory(model.eval())
 
 
 def run(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

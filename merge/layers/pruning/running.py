@@ -51,4 +51,17 @@ def float_model(checkpoint: Checkpoint) -> Any:
 
     encoder = checkpoint.encoder
     tensors = {encoder.written_name(name): encoder.tensor(name) for name in encoder.tensors}
-    return build(checkpoint.config, tensors, torch.float32)
+    return in_own_memory(build(checkpoint.config, tensors, torch.float32))
+
+
+def in_own_memory(model: Any) -> Any:
+    """Return the model with every weight in memory that torch has allocated, as torch aligns it.
+
+    Matrix products are rounded otherwise where a weight begins at another address modulo 64 bytes, as in a mapped file.
+    """
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+    return model

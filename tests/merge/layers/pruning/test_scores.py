@@ -112,22 +112,22 @@ def test_the_probe_has_the_second_derivative_of_the_divergence(classes: bool) ->
     logits = torch.tensor([[0.3, -0.8, 1.1]], requires_grad=True)
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(3, 3)
-    for _ in range(2000):
+    for _ in range(800):
         (g,) = torch.autograd.grad(curvature_probe([Predictions(logits, classes)], generator), logits)
         total += g.T @ g
     fixed = logits.detach()[0]
     p = fixed.log_softmax(-1)
-    kl = torch.func.hessian(lambda z: (p.exp() * (p - z.log_softmax(-1))).sum())(fixed)
-    assert torch.allclose(total / 2000, kl if classes else torch.eye(3), atol=0.06)
+    kl = torch.autograd.functional.hessian(lambda z: (p.exp() * (p - z.log_softmax(-1))).sum(), fixed)
+    assert torch.allclose(total / 800, kl if classes else torch.eye(3), atol=0.08)
 
 
 def planted(folder: Path, architecture: str) -> Checkpoint:
-    """Write a BERT in which head 2 of layer 1 and neuron 5 of layer 0 add next to nothing."""
+    """Write a BERT in which head 2 of layer 1 and neuron 5 of layer 0 add nothing."""
     config = bert_config(architecture)
     tensors = random_tensors(config, 0, torch.float32)
     prefix = "" if architecture == "BertModel" else "bert."
-    tensors[f"{prefix}encoder.layer.1.attention.output.dense.weight"][:, 12:18] *= 1e-3
-    tensors[f"{prefix}encoder.layer.0.output.dense.weight"][:, 5] *= 1e-3
+    tensors[f"{prefix}encoder.layer.1.attention.output.dense.weight"][:, 12:18] *= 0
+    tensors[f"{prefix}encoder.layer.0.output.dense.weight"][:, 5] *= 0
     return open_checkpoint(str(save_checkpoint(folder, config, tensors=tensors)))
 
 

@@ -13,9 +13,11 @@ from quick import quick_on
 from merge.errors import OutputError, UsageError
 from merge.layers.pruning.prune import Choice, prune_units
 
-LISTED = {"heads": {0: (1, 2), 1: (0, 3)}, "neurons": {0: (0, 7, 39), 1: (5, 6)}}
+Removed = dict[int, tuple[int, ...]]
+
+LISTED: dict[str, Removed] = {"heads": {0: (1, 2), 1: (0, 3)}, "neurons": {0: (0, 7, 39), 1: (5, 6)}}
 # What a config can say: whole key/value heads of three queries each, or as many queries of each.
-SHRUNK_HEADS = {
+SHRUNK_HEADS: dict[str, Removed] = {
     "nomic_bert": {0: (1, 2), 1: (0, 3)},
     "vit": {0: (0,), 1: (2,)},
     "llama": {0: (3, 4, 5, 9, 10, 11), 1: (0, 1, 2, 3, 4, 5)},
@@ -94,7 +96,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[str, str, Removed, bool, str]] = {
     "no such head": ("bert", "heads", {0: (4,)}, False, r"layer 0 has no head 4; it has 4, 0 to 3"),
     "no such neuron": ("bert", "neurons", {1: (40,)}, False, r"layer 1 has no neuron 40; it has 40, 0 to 39"),
     "no such layer": ("bert", "heads", {2: (0,)}, False, r"there is no layer 2; the model has 2, 0 to 1"),
