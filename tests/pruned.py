@@ -49,7 +49,8 @@ BERT = ("encoder.layer.{i}.attention.output.dense", "encoder.layer.{i}.output.de
 
 
 def _bert(case: str, base: str) -> Where:
-    return Where(case, *(f"{base}.{path}" for path in BERT))
+    heads, neurons = (f"{base}.{path}" for path in BERT)
+    return Where(case, heads, neurons)
 
 
 WHERE = {

@@ -44,7 +44,8 @@ def _trained(kind: str) -> str:
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    letters, trainer = list("abcdefghijklmnopqrstuvwxyz,;"), None
+    letters = list("abcdefghijklmnopqrstuvwxyz,;")
+    trainer: Any = None
     if kind == "wordpiece":
         words = sorted({word for line in SENTENCES for word in line.split() if word not in letters})
         entries = [*WORDPIECE, *letters, *(f"##{letter}" for letter in letters), *words, "##ing", "##ers", "##ed"]
