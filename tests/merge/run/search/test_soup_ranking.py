@@ -157,5 +157,5 @@ def test_a_missing_file_and_recipes_that_change_averages_are_one_line(folders: l
         run(soup(folders))
     write(basins(folders))
     with pytest.raises(MergeError, match="ranks plain averages, and this recipe has overrides"):
-        run(soup(folders, overrides=[{"match": "classifier.*", "method": "linear"}]))
+        run(soup(folders, overrides=[{"tensors": "classifier.*", "method": "linear"}]))
     assert not Path("out").exists()
