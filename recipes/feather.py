@@ -9,7 +9,7 @@ The protocol of McCoy, Min and Linzen 2020 (arXiv:1911.02969) on any checkpoints
 range and spread of every subcase, a scatter of the two, and the basins of the models (Juneja et al. 2023,
 arXiv:2205.12411) beside it. --hub N takes connectivity/feather_berts_0 to N-1, which the download needs a network for.
 --table reads the authors' published table of 100 runs instead: a data set of scores, so there are no basins; the
-clusters are those that Juneja et al. published. OUT gets results.json, spread.csv, the pictures and a page, index.html.
+clusters are those that Juneja et al. published. OUT gets results.json, tables, pictures and a page, index.html.
 A few minutes for eight fine-tunes of a small model on two cores; what OUT already holds is not computed again. The table
 takes seconds. --quick measures on 60 rows.
 """
@@ -17,22 +17,24 @@ takes seconds. --quick measures on 60 rows.
 from __future__ import annotations
 
 import argparse
-import csv
 import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.report.hans_figure import PREFIXES
 from evals.report.tables import GOLDS, HEURISTICS, Row, csv_table, plain_table
 
+Record = Mapping[str, Any]
 HUB = "connectivity/feather_berts_{}"
 QUICK_ROWS = "60"
 # Of the two clusters of the runs on MNLI the small one, as published by Juneja et al. 2023.
 SMALL_CLUSTER = {15, 25, 26, 42, 44, 46, 56, 61, 63, 70, 73, 89}
-CLUSTERS = ("large cluster, as published", "small cluster, as published")
+PUBLISHED = ("large cluster, as published", "small cluster, as published")
 # Column of the published table -> its cell of HANS.
 CELLS = {
     f"{word} ({ending})": (heuristic, gold)
@@ -44,49 +46,64 @@ MNLI_ROWS, HANS_ROWS = 9815, 30000
 DIAGNOSTIC = ("lexical_overlap", "non-entailment")  # what models with one in-domain accuracy differ on
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Runs:
+    """Models with their scores.
+
+    Attributes:
+        in_domain, hans: a scores record of each model.
+        groups: the group of each model, from 0; group_names: of the groups.
+    """
+
+    in_domain: Sequence[Record]
+    hans: Sequence[Record]
+    groups: Sequence[int]
+    group_names: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        """The models' names."""
+        return [record["model"]["name"] for record in self.hans]
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
     """Return the runs of the published table as records of results.json: two for each run, MNLI and HANS."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        # Below the runs, the file has a few lines of averages, whose first cell is no run.
-        runs = [row for row in csv.DictReader(file) if (row.get("Run") or "").startswith("Run ")]
-    needed = ["Run", IN_DOMAIN, OVERALL, *CELLS]
-    missing = [name for name in needed if not runs or name not in runs[0]]
+    from evals.results.score_table import read_score_table
+
+    table = read_score_table(path)
+    needed = [IN_DOMAIN, OVERALL, *CELLS]
+    missing = [name for name in needed if name not in table.scores]
     if missing:
         raise SystemExit(f"{path}: expected the columns {', '.join(needed)}; {missing[0]!r} is not there.")
-    return [record for run in runs for record in _records(run, path.name)]
+    columns = {name: dict(zip(table.runs, values, strict=True)) for name, values in table.scores.items()}
+    return [record for run in table.runs for record in _records(run, columns, path.name)]
 
 
-def _records(run: Mapping[str, str], name: str) -> list[dict[str, Any]]:
+def _records(run: str, columns: Mapping[str, Mapping[str, float]], name: str) -> list[dict[str, Any]]:
     """Return the records of one run."""
-    subcases = {key: float(value) for key, value in run.items() if key[:3].rstrip("_") in _PREFIXES}
+    subcases = {title: scores[run] for title, scores in columns.items() if title[:3] in PREFIXES}
     heuristics: dict[str, dict[str, float]] = {heuristic: {} for heuristic in HEURISTICS.values()}
     for column, (heuristic, gold) in CELLS.items():
-        heuristics[heuristic][gold] = float(run[column])
-    overall = float(run[OVERALL])
+        heuristics[heuristic][gold] = columns[column][run]
+    overall = columns[OVERALL][run]
     hans = {"accuracy": overall, "heuristics": heuristics, "subcases": subcases, "templates": {}, "counts": None}
-    published = {"data": f"published: {name}", "model": {"name": run["Run"], "hash": None}, "notes": []}
+    published = {"data": f"published: {name}", "model": {"name": run, "hash": None}, "notes": []}
     mnli = {
         "task": "mnli",
         "split": "validation_matched",
         "n": MNLI_ROWS,
-        "scores": {"accuracy": float(run[IN_DOMAIN])},
+        "scores": {"accuracy": columns[IN_DOMAIN][run]},
     }
     other = {"task": "hans", "split": "evaluation", "n": HANS_ROWS, "scores": {"accuracy": overall}, "hans": hans}
-    return [
-        {"kind": "scores", "key": f"published-{each['task']}-{run['Run']}", **published, **each}
-        for each in (mnli, other)
-    ]
+    return [{"kind": "scores", "key": f"published-{each['task']}-{run}", **published, **each} for each in (mnli, other)]
 
 
-_PREFIXES = {heuristic + gold for heuristic in HEURISTICS for gold in GOLDS}
-
-
-def scored(records: Sequence[Mapping[str, Any]], task: str, data: str | None = None) -> list[Mapping[str, Any]]:
+def scored(records: Sequence[Record], task: str, data: str | None = None) -> list[Record]:
     """Return the scores records of a task, and of one data file where a task has several."""
     return [r for r in records if r["kind"] == "scores" and r["task"] == task and (data is None or data in r["data"])]
 
 
-def columns_of(in_domain: Sequence[Mapping[str, Any]], hans: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def columns_of(in_domain: Sequence[Record], hans: Sequence[Record]) -> dict[str, list[float]]:
     """Return column -> score of every model: in domain, the six cells of HANS, and its subcases."""
     columns = {f"{in_domain[0]['task']}, in domain": [r["scores"]["accuracy"] for r in in_domain]}
     for heuristic in HEURISTICS.values():
@@ -115,7 +132,7 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     return statistics.correlation(x, y)
 
 
-def draw(columns: Mapping[str, Sequence[float]], names: Sequence[str], groups: Sequence[int], out: Path) -> None:
+def draw(columns: Mapping[str, Sequence[float]], runs: Runs, out: Path) -> None:
     """Draw in-domain accuracy against the diagnostic cell of HANS."""
     from evals.report.basins.scatter import Axis, scatter_figure
     from evals.report.svg import save_figure
@@ -125,25 +142,35 @@ def draw(columns: Mapping[str, Sequence[float]], names: Sequence[str], groups: S
     if diagnostic not in columns:
         raise SystemExit(f"no model has a score on HANS, {diagnostic}")
     r = correlation(columns[first], columns[diagnostic])
-    note = f"{len(names)} models, r = {'–' if r is None else f'{r:.2f}'}"
-    legend = [f"{name} ({groups.count(at)})" for at, name in enumerate(CLUSTERS)] if any(groups) else ["models"]
+    note = f"{len(runs.names)} models, r = {'–' if r is None else f'{r:.2f}'}"
+    legend = [f"{name} ({list(runs.groups).count(at)})" for at, name in enumerate(runs.group_names)]
     x, y = Axis(f"{first}: accuracy", columns[first]), Axis(f"HANS, {diagnostic}: accuracy", columns[diagnostic])
-    save_figure(scatter_figure(names, x, y, groups, legend, note), out / "in-domain-and-hans")
+    save_figure(scatter_figure(runs.names, x, y, runs.groups, legend, note), out / "in-domain-and-hans")
 
 
-def published(path: Path, out: Path) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], list[int]]:
-    """Return the records of the table, in domain and HANS, and the published cluster of each run; write results and page."""
+def membership_rows(columns: Mapping[str, Sequence[float]], groups: Sequence[int]) -> list[Row]:
+    """Return a row for each column: its mean in the second group and in the first, and how surely they differ."""
+    from evals.clusters.strategies import strategies
+    from evals.report.basins.tables import strategy_rows
+
+    rows = strategy_rows({"strategies": [each.to_json() for each in strategies(columns, groups, None)]})
+    kept = [at for at, name in enumerate(rows[0]) if name not in ("Pearson", "Spearman", "p", "cluster")]
+    return [[row[at] for at in kept] for row in rows]
+
+
+def published(path: Path, out: Path) -> Runs:
+    """Return the runs of the table, in their published clusters; write results, picture and page."""
     from evals.report.hans_figure import hans_plot
     from evals.report.page import write_page
     from evals.results.store import add_results
 
-    records = read_table(path)
+    records = read_runs(path)
     add_results(out, records)
     hans = scored(records, "hans")
     hans_plot(hans, out / "hans")
     write_page(out)
     groups = [int(int(record["model"]["name"].split()[-1]) in SMALL_CLUSTER) for record in hans]
-    return scored(records, "mnli"), hans, groups
+    return Runs(scored(records, "mnli"), hans, groups, PUBLISHED)
 
 
 def run(*words: str | Path) -> None:
@@ -155,35 +182,37 @@ def run(*words: str | Path) -> None:
         raise SystemExit(done.returncode)
 
 
-def measured(args: argparse.Namespace) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], list[int]]:
-    """Return the records of the models, in domain and HANS, after measuring them and their basins."""
-    from evals.results.store import load_results
+def measured(args: argparse.Namespace) -> Runs:
+    """Return the models, in the clusters of their basins, after measuring all."""
+    from evals.report.basins.tables import cluster_name
+    from evals.results.store import load_basins, load_results
 
     models = [str(model).rstrip("/") for model in args.models] or [HUB.format(at) for at in range(args.hub)]
-    limit = ["--limit", QUICK_ROWS] if args.quick else []
-    labels = ["--labels", args.labels] if args.labels else []
-    data = ["--data", args.data] if args.data else []
-    hans = args.hans or "hans"
-    run("evaluate-models", "score", args.task, *models, *data, *limit, *labels, "-o", args.out)
-    run("evaluate-models", "hans", *models, *(["--data", hans] if args.hans else []), *limit, *labels, "-o", args.out)
-    diagnostic = f"hans:{'/'.join(DIAGNOSTIC)}"
-    run(
-        "evaluate-models",
-        "basins",
-        *models,
-        "--task",
-        args.task,
-        *data,
-        *limit,
-        *labels,
-        "--diagnostic",
-        diagnostic,
-        "-o",
-        args.out,
-    )
-    records = [r for r in load_results(args.out) if r["kind"] == "scores" and r["model"]["name"] in models]
-    in_domain = scored(records, args.task, args.data and Path(args.data).name)
-    return in_domain, scored(records, "hans", args.hans and Path(args.hans).name), [0] * len(models)
+    shared = ["--limit", QUICK_ROWS] if args.quick else []
+    shared += ["--labels", args.labels] if args.labels else []
+    data, hans = (["--data", path] if path else [] for path in (args.data, args.hans))
+    run("evaluate-models", "score", args.task, *models, *data, *shared, "-o", args.out)
+    run("evaluate-models", "hans", *models, *hans, *shared, "-o", args.out)
+    diagnostic = "hans:hans_lo" + (f"={args.hans}" if args.hans else "")
+    sweep = ("--task", args.task, *data, *shared, "--diagnostic", diagnostic)
+    run("evaluate-models", "basins", *models, *sweep, "-o", args.out)
+    records, basins = load_results(args.out), load_basins(args.out)
+    assert basins is not None  # the command wrote it
+    labels = basins["analyses"][0]["labels"]
+    names = [cluster_name(label) for label in sorted(set(labels))]
+    in_domain, on_hans = scored(records, args.task, file_name(args.data)), scored(records, "hans", file_name(args.hans))
+    return Runs(of_models(in_domain, models), of_models(on_hans, models), labels, names)
+
+
+def file_name(path: str | None) -> str | None:
+    """Return the name of a file, by which records know their data."""
+    return Path(path).name if path else None
+
+
+def of_models(records: Sequence[Record], models: Sequence[str]) -> list[Record]:
+    """Return the last record of each model."""
+    by_name = {record["model"]["name"].rstrip("/"): record for record in records}
+    return [by_name[model] for model in models]
 
 
 def main() -> None:
@@ -203,13 +232,16 @@ def main() -> None:
     args = parser.parse_args()
     if sum(map(bool, (args.models, args.hub, args.table))) != 1:
         parser.error("expected checkpoints, or --hub N, or --table FILE")
-    in_domain, hans, groups = published(args.table, args.out) if args.table else measured(args)
-    columns = columns_of(in_domain, hans)
-    rows = spread_rows(columns)
-    print(plain_table(rows))
-    (args.out / "spread.csv").write_text(csv_table(rows), encoding="utf-8")
-    draw(columns, [record["model"]["name"] for record in hans], groups, args.out)
-    print(f"\nLook at {args.out / 'index.html'}, {args.out / 'in-domain-and-hans.png'} and {args.out / 'spread.csv'}.")
+    runs = published(args.table, args.out) if args.table else measured(args)
+    columns = columns_of(runs.in_domain, runs.hans)
+    tables = {"spread": spread_rows(columns)}
+    if len(runs.group_names) == 2:
+        tables["membership"] = membership_rows(columns, runs.groups)
+    for name, rows in tables.items():
+        print(f"\n{plain_table(rows)}")
+        (args.out / f"{name}.csv").write_text(csv_table(rows), encoding="utf-8")
+    draw(columns, runs, args.out)
+    print(f"\nLook at {args.out / 'index.html'}, {args.out / 'in-domain-and-hans.png'} and the tables beside them.")
 
 
 if __name__ == "__main__":

@@ -132,14 +132,14 @@ def test_the_table_of_runs_becomes_scores_pictures_and_a_page(
 
 def test_a_table_without_a_column_is_one_line(script: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="'Overall accuracy' is not there"):
-        script("feather").read_table(write_runs(tmp_path / "runs.csv", ",".join(HEADER).replace("Overall", "All")))
+        script("feather").read_runs(write_runs(tmp_path / "runs.csv", ",".join(HEADER).replace("Overall", "All")))
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published table of 100 runs is not in ../shared/data")
 def test_the_spread_of_the_published_runs_is_what_their_authors_print(script: Any) -> None:
     """The last lines of their file hold minimum, maximum, mean and standard deviation of every column."""
     feather = script("feather")
-    records = feather.read_table(PUBLISHED)
+    records = feather.read_runs(PUBLISHED)
     mnli, hans = feather.scored(records, "mnli"), feather.scored(records, "hans")
     assert len(mnli) == len(hans) == 100
     ours = {row[0]: row[1:] for row in feather.spread_rows(feather.columns_of(mnli, hans))[1:]}
