@@ -36,7 +36,7 @@ from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import quiet
 from merge.layers.edit import edit_layers
-from merge.layers.plan import LayerPlan
+from merge.layers.plans.plan import LayerPlan
 from merge.recipe.recipe import make_recipe
 from merge.run.report import Report
 from merge.run.run import run

@@ -19,7 +19,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build, model_class, model_config, quiet, set_weights
-from merge.layers.plan import LayerPlan, planned_config, planned_tensors
+from merge.layers.plans.plan import LayerPlan, planned_config, planned_tensors
 
 SIZES = {
     "vocab_size": 18,

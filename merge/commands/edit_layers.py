@@ -13,12 +13,14 @@ import click
 from merge.commands.prune import COMMANDS as PRUNE_COMMANDS
 from merge.commands.terminal import NAMES, common_options, set_verbosity, start
 from merge.errors import UsageError
-from merge.layers.plan import STRATEGIES, LayerPlan, format_layers, parse_layers
+from merge.layers.plans.numbers import format_layers, parse_layers
+from merge.layers.plans.plan import LayerPlan
+from merge.layers.plans.positions import STRATEGIES
 
 if TYPE_CHECKING:
     from merge.checkpoints.checkpoint import Checkpoint
     from merge.layers.edit import EditReport
-    from merge.layers.importance import LayerImportance
+    from merge.layers.strategies.importance import LayerImportance
 
 EPILOG = """\b
 Examples:

@@ -19,17 +19,11 @@ from merge.disk.hashes import file_hash
 from merge.disk.staging import copy_side_files, output_notes, staged, write_json
 from merge.disk.versions import installed_version
 from merge.errors import CheckpointError, OutputError, UsageError, some
-from merge.layers.importance import DEFAULT_TEXT, LayerImportance, measure_importance
-from merge.layers.plan import (
-    LayerPlan,
-    PlannedTensors,
-    dropped_layers,
-    format_layers,
-    plan_notes,
-    planned_config,
-    planned_tensors,
-)
+from merge.layers.plans.numbers import format_layers
+from merge.layers.plans.plan import LayerPlan, PlannedTensors, plan_notes, planned_config, planned_tensors
+from merge.layers.plans.positions import dropped_layers
 from merge.layers.stacks import layer_count
+from merge.layers.strategies.importance import DEFAULT_TEXT, LayerImportance, measure_importance
 from merge.progress import track
 from merge.publish.card import PIPELINES, licence_of
 from merge.text.source import TextSource

@@ -14,8 +14,8 @@ from merge.text.source import TextSource
 if TYPE_CHECKING:
     from merge.checkpoints.live import ModelLike
     from merge.checkpoints.model_set import ModelSet
-    from merge.layers.importance import LayerImportance
-    from merge.layers.plan import LayerPlan
+    from merge.layers.plans.plan import LayerPlan
+    from merge.layers.strategies.importance import LayerImportance
     from merge.recipe.recipe import Recipe
     from merge.text.memory import TextLike
 
@@ -118,7 +118,8 @@ def layer_plan(
 ) -> tuple[LayerPlan, LayerImportance | None]:
     """Return the plan of an edit from what was given of layers, drop and strategy."""
     from merge.layers.edit import drop_plan
-    from merge.layers.plan import LayerPlan, parse_layers
+    from merge.layers.plans.numbers import parse_layers
+    from merge.layers.plans.plan import LayerPlan
     from merge.layers.stacks import layer_count
 
     layers, drop, strategy = choice

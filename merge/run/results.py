@@ -247,7 +247,7 @@ class EditedModel(WrittenModel):
         return edit_facts(self.report)
 
     def __str__(self) -> str:
-        from merge.layers.plan import format_layers
+        from merge.layers.plans.numbers import format_layers
 
         kept = [layer for ((_, layer),) in self.report.plan.layers]
         return f"{self.report.checkpoint.source}: {self.report.total} layers -> {len(kept)}: {format_layers(kept)}"

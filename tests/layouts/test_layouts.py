@@ -23,7 +23,7 @@ from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build, loading_faults, model_class, quiet
 from merge.errors import MergeError
 from merge.layers.edit import edit_layers
-from merge.layers.plan import LayerPlan
+from merge.layers.plans.plan import LayerPlan
 from merge.publish.push import plan_push
 from merge.recipe.recipe import make_recipe
 from merge.run.report import Report

@@ -9,7 +9,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names
 from merge.checkpoints.structure import Structure
 from merge.checkpoints.weights.arrays import DTYPES
-from merge.layers.plan import LayerPlan, planned_config
+from merge.layers.plans.plan import LayerPlan, planned_config
 
 
 def merged_config(

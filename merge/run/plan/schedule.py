@@ -11,7 +11,8 @@ from typing import Any
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.orientation import transposed_weights
 from merge.errors import MismatchError, RecipeError, some
-from merge.layers.plan import LayerPlan, PlannedTensors, parse_layers, plan_notes, planned_tensors
+from merge.layers.plans.numbers import parse_layers
+from merge.layers.plans.plan import LayerPlan, PlannedTensors, plan_notes, planned_tensors
 from merge.layers.stacks import before_layers, layer_count, layer_of
 from merge.methods import Method, make_method
 from merge.methods.label_average import LabelAverage

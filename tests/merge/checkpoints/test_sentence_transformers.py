@@ -27,7 +27,7 @@ from merge.checkpoints.sentence_transformers import (
 from merge.checkpoints.transformers_model import build
 from merge.errors import CheckpointError, MismatchError, SpecError
 from merge.layers.edit import edit_layers
-from merge.layers.plan import LayerPlan
+from merge.layers.plans.plan import LayerPlan
 from merge.recipe.recipe import make_recipe
 from merge.run.report import Report
 from merge.run.run import run

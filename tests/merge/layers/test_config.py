@@ -13,7 +13,7 @@ from layered import STACK, checkpoint_of, difference, family_config, original_mo
 from merge.checkpoints.transformers_model import build
 from merge.errors import CheckpointError, UsageError
 from merge.layers.config import group_of, stored_layers
-from merge.layers.plan import LayerPlan, plan_notes, planned_config, planned_tensors
+from merge.layers.plans.plan import LayerPlan, plan_notes, planned_config, planned_tensors
 
 KEEP = LayerPlan.keep
 

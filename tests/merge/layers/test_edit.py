@@ -29,7 +29,7 @@ from merge.checkpoints.transformers_model import build, model_class
 from merge.commands.edit_layers import edit_main
 from merge.errors import CheckpointError, OutputError, UsageError
 from merge.layers.edit import edit_layers
-from merge.layers.plan import LayerPlan
+from merge.layers.plans.plan import LayerPlan
 from merge.publish.push import plan_push
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run as merge_run

@@ -110,7 +110,7 @@ def test_the_command_says_each_file_and_exits_1_when_it_does_not_hold(
 def test_an_edited_folder_is_verified_by_its_own_manifest(tmp_path: Path) -> None:
     """edit-layers states its files and its input as merge-models does."""
     from merge.layers.edit import edit_layers
-    from merge.layers.plan import LayerPlan
+    from merge.layers.plans.plan import LayerPlan
 
     source = open_checkpoint(str(save_checkpoint(tmp_path / "a")))
     edit_layers(source, LayerPlan.keep([1]), tmp_path / "out")

@@ -24,15 +24,9 @@ from quick import quick_on
 
 from merge.checkpoints.transformers_model import build
 from merge.errors import MismatchError, UsageError
-from merge.layers.plan import (
-    STRATEGIES,
-    LayerPlan,
-    dropped_layers,
-    format_layers,
-    parse_layers,
-    planned_config,
-    planned_tensors,
-)
+from merge.layers.plans.numbers import format_layers, parse_layers
+from merge.layers.plans.plan import LayerPlan, planned_config, planned_tensors
+from merge.layers.plans.positions import STRATEGIES, dropped_layers
 from merge.layers.stacks import layer_of
 
 # ---- what is dropped ----

@@ -15,7 +15,7 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 from merge.checkpoints.open import open_checkpoint
 from merge.errors import CalibrationError, UsageError
-from merge.layers.importance import layer_scores, measure_importance
+from merge.layers.strategies.importance import layer_scores, measure_importance
 from merge.text.source import TextSource
 
 CLS = 2

@@ -7,16 +7,15 @@ output tensor, the input tensors that are left out, and the new config.json. Lay
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merge.errors import MismatchError, UsageError, nearest
+from merge.errors import MismatchError, UsageError
 from merge.layers.config import Config, Layers, check_layers, config_notes, rewrite_config, stored_layers
+from merge.layers.plans.numbers import check_range
+from merge.layers.plans.positions import dropped_layers
 from merge.layers.stacks import before_layers, layer_of, stack_of
-
-STRATEGIES = ("top", "bottom", "odd", "even", "symmetric", "contribution")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -49,7 +48,7 @@ class LayerPlan:
         Raises:
             UsageError: a layer is out of range or named twice, or none would be left.
         """
-        _check_range(dropped, total, "layers to drop")
+        check_range(dropped, total, "layers to drop")
         repeated = sorted({layer for layer in dropped if list(dropped).count(layer) > 1})
         if repeated:
             raise UsageError(f"layer {repeated[0]} is listed twice among the layers to drop. List it once.")
@@ -107,80 +106,6 @@ class PlannedTensors:
 
     sources: Mapping[str, tuple[tuple[int, str], ...]]
     left_out: tuple[tuple[int, str], ...]
-
-
-def parse_layers(text: str, total: int | None = None) -> tuple[int, ...]:
-    """Return the layers of a text such as "9-11,3", in its order; ranges include both ends.
-
-    Args:
-        total: the number of layers, as an upper limit; None for no limit.
-    Raises:
-        UsageError: the text has another form, a range is descending, or a layer is out of range.
-    """
-    layers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part, re.ASCII)
-        if match is None:
-            raise UsageError(f"layers are numbers and ranges separated by commas, such as 9-11,3; found {text!r}.")
-        start, end = int(match[1]), int(match[2] or match[1])
-        if end < start:
-            raise UsageError(
-                f"the range {part.strip()} is descending. Put the smaller layer first, or list every layer."
-            )
-        layers += range(start, end + 1)
-    if total is not None:
-        _check_range(layers, total, f"layers {text!r}")
-    return tuple(layers)
-
-
-def format_layers(layers: Sequence[int]) -> str:
-    """Return layers as text that `parse_layers` reads back, with ranges for consecutive layers."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def dropped_layers(strategy: str, count: int, total: int, scores: Sequence[float] | None = None) -> tuple[int, ...]:
-    """Return the layers that a strategy drops, ascending.
-
-    top: the last `count`; bottom: the first; odd, even: every other layer from the top down, those with an odd or even
-    number counted from 1 (of 12, four: 5, 7, 9, 11 or 6, 8, 10, 12); symmetric: the middle, with equally many kept at
-    the bottom and the top; contribution: those with the lowest importance scores (of equal scores the upper layer).
-
-    Args:
-        scores: the importance of each layer, for contribution only.
-    Raises:
-        UsageError: the strategy is unknown or cannot drop that many.
-    Source: Sajjad et al. 2023, arXiv:2004.03844, section 3.
-    """
-    if strategy not in STRATEGIES:
-        raise UsageError(f"unknown strategy {strategy!r}.{nearest(strategy, STRATEGIES)}")
-    if not 0 < count < total:
-        raise UsageError(f"cannot drop {count} of {total} layers: expected 1 to {total - 1}.")
-    if strategy != "contribution" and scores is not None:
-        raise UsageError(f"strategy {strategy} takes no scores; only contribution does.")
-    if strategy == "top":
-        return tuple(range(total - count, total))
-    if strategy == "bottom":
-        return tuple(range(count))
-    if strategy == "contribution":
-        return _least(scores, count, total)
-    if strategy == "symmetric":
-        if (total - count) % 2:
-            raise UsageError(
-                f"symmetric keeps equally many layers at the bottom and at the top, but dropping {count} of {total} leaves "
-                f"{total - count}, an odd number."
-            )
-        kept = (total - count) // 2
-        return tuple(range(kept, total - kept))
-    numbers = [layer for layer in range(total) if (layer + 1) % 2 == (strategy == "odd")]
-    if count > len(numbers):
-        raise UsageError(f"{strategy} can drop {len(numbers)} of {total} layers, not {count}.")
-    return tuple(numbers[-count:])
 
 
 def planned_config(configs: Config | Sequence[Config], plan: LayerPlan) -> dict[str, Any]:
@@ -278,20 +203,6 @@ def _check_shapes(
                 raise MismatchError(
                     f"{name} of model {model} has shape {shape}, but {like} of model {other} has {due}."
                 )
-
-
-def _least(scores: Sequence[float] | None, count: int, total: int) -> tuple[int, ...]:
-    if scores is None or len(scores) != total:
-        raise UsageError(f"contribution needs a score for each of {total} layers, found {len(scores or ())}.")
-    if any(score != score for score in scores):
-        raise UsageError("the score of a layer is not a number (NaN), so layers cannot be ranked.")
-    return tuple(sorted(sorted(range(total), key=lambda layer: (scores[layer], -layer))[:count]))
-
-
-def _check_range(layers: Sequence[int], total: int, what: str) -> None:
-    wrong = [layer for layer in layers if not 0 <= layer < total]
-    if wrong:
-        raise UsageError(f"{what}: there is no layer {wrong[0]}; the model has {total}, 0 to {total - 1}.")
 
 
 def _each(configs: Config | Sequence[Config]) -> list[Config]:
