@@ -19,7 +19,7 @@ from merge.layers.plans.positions import STRATEGIES
 
 if TYPE_CHECKING:
     from merge.checkpoints.checkpoint import Checkpoint
-    from merge.layers.edit import EditReport
+    from merge.layers.record import EditReport
     from merge.layers.strategies.importance import LayerImportance
 
 EPILOG = """\b
@@ -110,7 +110,7 @@ def drop_command(model: str, **options: Any) -> None:
         raise UsageError(f"{', '.join(unused)} {verb} no effect without --strategy contribution.")
 
     def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, LayerImportance | None]:
-        from merge.layers.edit import drop_plan
+        from merge.layers.strategies.choose import drop_plan
         from merge.text.source import TextSource
 
         stack = options["stack"]
@@ -190,7 +190,8 @@ def _edit(
     """Open the model, write the edited checkpoint and print the report."""
     from merge.checkpoints.open import open_checkpoint
     from merge.disk.staging import output_notes
-    from merge.layers.edit import edit_facts, edit_layers
+    from merge.layers.edit import edit_layers
+    from merge.layers.record import edit_facts
 
     set_verbosity(options["verbose"], options["quiet"])
     output = Path(options["output"]).expanduser()
@@ -210,20 +211,27 @@ def _edit(
 
 def edit_text(report: EditReport, dry_run: bool) -> str:
     """Return the report of an edit as text for the terminal."""
-    layers = [layer for ((_, layer),) in report.plan.layers]
-    lines = []
+    from merge.layers.plans.text import format_plan
+
+    plan, lines = report.plan, []
     if report.importance:
         lines.append(f"contribution, 1 - cosine of a layer's input and output, on {report.importance.text}")
         for layer, score in enumerate(report.importance.scores):
             lines.append(f"  layer {layer:<3} {score:.4f}{'  <- dropped' if layer in report.dropped else ''}")
-    lines.append(f"{report.checkpoint.source}: {report.total} layers -> {len(layers)}: {format_layers(layers)}")
+    if plan.copies and len(report.assembly.models) == 1:
+        shown = format_layers([layer for ((_, layer),) in plan.layers])
+    else:
+        shown = format_plan(plan, report.made.names)
+    lines.append(f"{report.checkpoint.source}: {report.total} layers -> {len(plan.layers)}: {shown}")
     if report.dropped:
         lines.append(f"  dropped: {format_layers(report.dropped)} ({len(report.tensors.left_out)} tensors left out)")
+    lines += [f"  {sentence}" for sentence in report.made.sentences]
     for key, (before, after) in report.changed.items():
         lines.append(f"  config.json: {key}: {json.dumps(before)} -> {json.dumps(after)}")
-    count = len(report.tensors.sources)
+    computed = len(report.tensors.sources) - report.copied
     outcome = (
         "nothing written (dry run)" if dry_run else f"wrote {report.output} ({report.bytes:,} bytes), which reloads"
     )
-    lines.append(f"{count} tensors copied byte for byte: {outcome}; {report.seconds:.1f} s")
+    done = f"{report.copied} tensors copied byte for byte{f', {computed} computed' if computed else ''}"
+    lines.append(f"{done}: {outcome}; {report.seconds:.1f} s")
     return "\n".join(lines)

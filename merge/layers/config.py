@@ -29,12 +29,22 @@ RULES = (
     "no_rope_layer_interval",
 )
 
+# Families that cannot be written without any layer, and why.
+NO_FLOOR = {
+    "albert": "its config divides by the number of groups",
+    "t5": "its first layer owns the table of relative positions",
+}
 
-def rewrite_config(configs: Sequence[Config], layers: Layers, stack: str = "") -> dict[str, Any]:
+
+def rewrite_config(
+    configs: Sequence[Config], layers: Layers, stack: str = "", marks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Return the config of a model with these layers: the first model's, with every key that depends on layers rewritten.
 
     Sizes, heads and activations of the models are not compared here; pre-flight does that.
 
+    Args:
+        marks: of each layer, what beyond its sources makes it another layer; empty where nothing does.
     Raises:
         UsageError: a layer is out of range, or the architecture cannot express the plan.
         MismatchError: models are of different families, or merged layers of different types.
@@ -49,7 +59,7 @@ def rewrite_config(configs: Sequence[Config], layers: Layers, stack: str = "") -
     changed |= {alias: len(layers) for alias in chosen.aliases if alias in changed}
     changed |= {name: gathered for name in PER_LAYER if (gathered := _gather(name, inner, layers)) is not None}
     if result["model_type"] == "albert":
-        changed["num_hidden_groups"] = len(stored_layers(full, layers))
+        changed["num_hidden_groups"] = len(stored_layers(full, layers, marks))
     if outer:
         return result | {outer[0]: changed}
     return _without_stale_rules(changed)
@@ -67,6 +77,9 @@ def check_layers(configs: Sequence[Config], layers: Layers, stack: str = "") -> 
         raise MismatchError(f"layers of different architectures cannot be combined: {', '.join(sorted(families))}.")
     chosen = stack_of(families.pop(), stack)
     totals = [layer_count(config, stack) for config in configs]
+    family = configs[0]["model_type"]
+    if not layers and family in NO_FLOOR:
+        raise UsageError(f"a {family} model needs at least one layer: {NO_FLOOR[family]}.")
     for index, sources in enumerate(layers):
         for model, layer in sources:
             if model >= len(totals):
@@ -82,19 +95,32 @@ def check_layers(configs: Sequence[Config], layers: Layers, stack: str = "") -> 
     return chosen
 
 
-def stored_layers(configs: Sequence[Config], layers: Layers) -> Layers:
-    """Return the sources of the stored layers: for ALBERT groups of shared weights, else the layers.
+def stored_layers(configs: Sequence[Config], layers: Layers, marks: Sequence[Any] = ()) -> Layers:
+    """Return the sources of the stored layers: for ALBERT groups of shared weights, else the layers."""
+    if configs[0]["model_type"] != "albert":
+        return layers
+    return tuple(
+        tuple((m, group_of(i, configs[m])) for m, i in layers[index])
+        for index in stored_indices(configs, layers, marks)
+    )
+
+
+def stored_indices(configs: Sequence[Config], layers: Layers, marks: Sequence[Any] = ()) -> tuple[int, ...]:
+    """Return for each stored layer the index of the first output layer that uses it.
 
     ALBERT's layer i of L uses group int(i / (L / G)) of G. The smallest number of groups that gives every layer its
     weights is used: layers dropped from one group leave it shared; other orders need up to one group per layer (untied).
     """
-    if configs[0]["model_type"] != "albert":
-        return layers
-    wanted = [tuple((m, group_of(i, configs[m])) for m, i in sources) for sources in layers]
+    if configs[0]["model_type"] != "albert" or not layers:
+        return tuple(range(len(layers)))
+    wanted = [
+        (tuple((m, group_of(i, configs[m])) for m, i in sources), mark)
+        for sources, mark in zip(layers, marks or (None,) * len(layers), strict=True)
+    ]
     total = len(wanted)
     for groups in range(1, total + 1):
-        owners: dict[int, tuple[tuple[int, int], ...]] = {}
-        if all(owners.setdefault(int(i / (total / groups)), group) == group for i, group in enumerate(wanted)):
+        owners: dict[int, int] = {}
+        if all(wanted[owners.setdefault(int(i / (total / groups)), i)] == group for i, group in enumerate(wanted)):
             return tuple(owners[group] for group in range(groups))
     raise AssertionError("one group per layer always fits")
 
@@ -105,20 +131,23 @@ def group_of(layer: int, config: Config) -> int:
     return int(layer / (settings["num_hidden_layers"] / settings["num_hidden_groups"]))
 
 
-def config_notes(configs: Sequence[Config], layers: Layers, stack: str = "") -> tuple[str, ...]:
+def config_notes(
+    configs: Sequence[Config], layers: Layers, stack: str = "", marks: Sequence[Any] = ()
+) -> tuple[str, ...]:
     """Return notes for the user on the consequences of a plan."""
     notes = []
     full = [structure_of(config).config for config in configs]
     reference = full[0]
-    if int(reference.get("conv_kernel_size", 0) or 0) > 0 and any(layer != 0 for _, layer in layers[0]):
+    first = layers[0] if layers else ()
+    if int(reference.get("conv_kernel_size", 0) or 0) > 0 and any(layer != 0 for _, layer in first):
         notes.append("DeBERTa's convolution acts after the first layer, which is now another layer")
     if reference["model_type"] == "albert":
-        had, has = int(reference["num_hidden_groups"]), len(stored_layers(full, layers))
+        had, has = int(reference["num_hidden_groups"]), len(stored_layers(full, layers, marks))
         if has > had:
             notes.append(
                 f"ALBERT's {had} groups of shared weights are now stored as {has}, as this order of layers needs"
             )
-    left = sorted(set(RULES) & reference.keys() - rewrite_config(configs, layers, stack).keys())
+    left = sorted(set(RULES) & reference.keys() - rewrite_config(configs, layers, stack, marks).keys())
     if left:
         notes.append(f"left out of config.json, as the layers no longer match: {', '.join(left)}")
     return tuple(notes)

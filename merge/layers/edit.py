@@ -1,148 +1,119 @@
-"""Edit the layers of one checkpoint: drop, reorder, repeat. Tensors are copied byte for byte."""
+"""Edit the layers of checkpoints: write what a plan makes of them. Copied tensors are copied byte for byte."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.modules import is_module_tensor
-from merge.checkpoints.names.canonical import expected_names, lacking_weights
+from merge.checkpoints.names.canonical import lacking_weights
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import check_edited
 from merge.checkpoints.weights.write import write_weights
-from merge.disk.hashes import file_hash
 from merge.disk.staging import copy_side_files, output_notes, staged, write_json
-from merge.disk.versions import installed_version
-from merge.errors import CheckpointError, OutputError, UsageError, some
-from merge.layers.plans.numbers import format_layers
-from merge.layers.plans.plan import LayerPlan, PlannedTensors, plan_notes, planned_config, planned_tensors
-from merge.layers.plans.positions import dropped_layers
-from merge.layers.stacks import layer_count
-from merge.layers.strategies.importance import DEFAULT_TEXT, LayerImportance, measure_importance
+from merge.errors import CheckpointError, OutputError, some
+from merge.layers.assembly import Assembly, assemble
+from merge.layers.plans.plan import LayerPlan, plan_notes
+from merge.layers.record import MANIFEST, EditReport, Made, card, manifest
+from merge.layers.strategies.importance import LayerImportance
 from merge.progress import track
-from merge.publish.card import PIPELINES, licence_of
-from merge.text.source import TextSource
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MANIFEST = "edit.json"
+    from merge.alignment.settings import AlignEntry
+    from merge.layers.repair.repair import RepairSettings
+
 FILES_SHOWN = 6  # in a note
 
 
-@dataclass(frozen=True)
-class EditReport:
-    """The result of an edit, or in a dry run the planned result.
-
-    Attributes:
-        checkpoint: the input, with the tensors of its sentence-transformers modules.
-        plan: the layers of the output.
-        config: config.json of the output.
-        tensors: the sources of its tensors, and the input tensors left out.
-        notes: notes for the user.
-        importance: the layers' importance, if the layers to drop were chosen by it.
-        bytes: size of all tensors written; 0 in a dry run.
-    """
-
-    checkpoint: Checkpoint
-    plan: LayerPlan
-    output: Path
-    config: Mapping[str, Any]
-    tensors: PlannedTensors
-    notes: tuple[str, ...]
-    importance: LayerImportance | None
-    bytes: int
-    seconds: float
-
-    @property
-    def total(self) -> int:
-        """The number of layers of the input."""
-        return layer_count(self.checkpoint.config, self.plan.stack)
-
-    @property
-    def dropped(self) -> tuple[int, ...]:
-        """The layers of the input that the output lacks."""
-        kept = {layer for sources in self.plan.layers for _, layer in sources}
-        return tuple(layer for layer in range(self.total) if layer not in kept)
-
-    @property
-    def changed(self) -> dict[str, list[Any]]:
-        """Config key -> [before, after]; None where the key is missing."""
-        before, after = self.checkpoint.config, self.config
-        keys = [*before, *(key for key in after if key not in before)]
-        return {k: [before.get(k), after.get(k)] for k in keys if before.get(k) != after.get(k)}
-
-
-def drop_plan(
-    checkpoint: Checkpoint,
-    strategy: str,
-    count: int,
-    source: TextSource = DEFAULT_TEXT,
-    stack: str = "",
-) -> tuple[LayerPlan, LayerImportance | None]:
-    """Return the plan that drops `count` layers by a strategy, and the layers' importance if the strategy measures it.
-
-    Raises:
-        UsageError: the strategy is unknown or cannot drop that many.
-        CalibrationError: the text cannot be read.
-    """
-    total = layer_count(checkpoint.config, stack)
-    if strategy != "contribution":
-        return LayerPlan.drop(strategy, count, total, stack=stack), None
-    dropped_layers(strategy, count, total, [0.0] * total)  # checks the count before the measurement
-    importance = measure_importance(checkpoint.encoder, source, stack)
-    return LayerPlan.drop(strategy, count, total, importance.scores, stack), importance
-
-
 def edit_layers(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Sequence[Checkpoint],
     plan: LayerPlan,
     output: Path,
     force: bool = False,
     dry_run: bool = False,
     importance: LayerImportance | None = None,
+    names: Sequence[str] = (),
+    repair: RepairSettings | None = None,
+    align: AlignEntry | None = None,
 ) -> EditReport:
     """Write a checkpoint with the layers of a plan and check that it loads; with `dry_run` only return the report.
 
     The modules of a sentence-transformers folder are copied unchanged.
 
+    Args:
+        checkpoint: the model, or all models of the plan.
+        importance: of the layers, where they were chosen by it.
+        names: of the models in the plan's text; A, B, ... where there are none.
+        repair: what is fitted and healed for the layers that are missing; nothing when None.
+        align: how the models are aligned to the first before their layers are taken; not at all when None.
     Raises:
         MergeError: a subclass for every error in plan, input or output; no incomplete output is left.
     """
+    from merge.layers.aligned import align_models
+    from merge.layers.repair.repair import RepairSettings, repaired
+
     begun = time.monotonic()
-    checkpoint, extra = checkpoint.with_extra(), list(checkpoint.extra)
-    merged = [index for index, sources in enumerate(plan.layers) if len(sources) > 1]
-    if merged:
-        raise UsageError(
-            f"layer {merged[0]} of the plan merges several layers, but edit-layers only copies. Use merge-models."
-        )
-    output_faults = output_notes(output, force, [checkpoint.folder], dry_run)
-    check_edited(checkpoint)
-    config = planned_config(checkpoint.config, plan)
-    tensors = _planned(checkpoint, plan)
-    lacking = lacking_weights(checkpoint.structure, checkpoint.tensors)
-    if lacking and not any(stored.converted for stored in checkpoint.tensors.values()):
-        raise CheckpointError(
-            f"{checkpoint.source} lacks {len(lacking)} weights of its class {checkpoint.architecture}: {some(lacking)}. "
-            "Save the whole model again with save_pretrained."
-        )
-    notes = (
-        *output_faults,
-        *checkpoint.notes,
-        *plan_notes(checkpoint.config, plan),
-        *(importance.notes if importance else ()),
+    models = [checkpoint] if isinstance(checkpoint, Checkpoint) else list(checkpoint)
+    faults = output_notes(output, force, [model.folder for model in models], dry_run)
+    whole = opened_whole(models)
+    assemble(whole, plan)  # every fault that headers show comes before models are read
+    aligned = None
+    if align is not None and align.moves:
+        aligned = align_models(whole, align, 0 if repair is None else repair.text.seed)
+    done = repaired(whole, plan, repair or RepairSettings(), aligned.moved if aligned else None, dry_run)
+    made = Made(
+        importance,
+        tuple(names) or tuple(map(model_letter, range(len(models)))),
+        {**({"alignment": aligned.facts} if aligned else {}), **done.facts},
+        (*(aligned.sentences if aligned else ()), *done.sentences),
+        (*faults, *(aligned.notes if aligned else ()), *done.notes),
     )
-    if extra:
-        notes = (*notes, f"copied, though {checkpoint.architecture} does not have them: {some(extra)}")
-    if not_copied := checkpoint.left_behind:
-        notes = (*notes, f"not copied from {checkpoint.source}: {some(not_copied, FILES_SHOWN)}")
-    report = EditReport(checkpoint, plan, output, config, tensors, notes, importance, 0, 0.0)
+    report = write_assembly(done.assembly, output, force, dry_run, made)
+    return replace(report, seconds=time.monotonic() - begun)
+
+
+def model_letter(number: int) -> str:
+    """Return the name of a model in a plan's text where the user gave none: A, B, ..., Z, AA."""
+    first, last = divmod(number, 26)
+    return (model_letter(first - 1) if first else "") + chr(ord("A") + last)
+
+
+def opened_whole(models: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
+    """Return the models with all tensors of their files, checked that each can be edited.
+
+    Raises:
+        CheckpointError: a model lacks weights of its class, or has a module that reads layers by their number.
+    """
+    whole = tuple(model.with_extra() for model in models)
+    for model in whole:
+        check_edited(model)
+        lacking = lacking_weights(model.structure, model.tensors)
+        if lacking and not any(stored.converted for stored in model.tensors.values()):
+            raise CheckpointError(
+                f"{model.source} lacks {len(lacking)} weights of its class {model.architecture}: {some(lacking)}. "
+                "Save the whole model again with save_pretrained."
+            )
+    return whole
+
+
+def write_assembly(
+    assembly: Assembly, output: Path, force: bool = False, dry_run: bool = False, made: Made | None = None
+) -> EditReport:
+    """Write an assembled model and check that it loads; with `dry_run` only return the report.
+
+    Raises:
+        MergeError: a subclass for every error in input or output; no incomplete output is left.
+    """
+    begun, made = time.monotonic(), made or Made()
+    report = EditReport(assembly, output, (*made.notes, *_input_notes(assembly, made)), made, 0, 0.0)
     _check_space(report)
     if not dry_run:
         with staged(output, force) as folder:
@@ -150,50 +121,55 @@ def edit_layers(
     return replace(report, seconds=time.monotonic() - begun)
 
 
-def _planned(checkpoint: Checkpoint, plan: LayerPlan) -> PlannedTensors:
-    """Return the sources of the output's tensors: the model's by the plan, those of modules unchanged."""
-    planned = planned_tensors(checkpoint.config, checkpoint.encoder.shapes, plan)
-    modules = {name: ((0, name),) for name in checkpoint.tensors if is_module_tensor(name)}
-    return replace(planned, sources={**planned.sources, **modules})
+def _input_notes(assembly: Assembly, made: Made) -> tuple[str, ...]:
+    models = assembly.models
+    notes = [note for model in models for note in model.notes]
+    notes += plan_notes([model.config for model in models], assembly.plan)
+    notes += made.importance.notes if made.importance else ()
+    if assembly.owner_extra:
+        extra = sorted(assembly.owner_extra)
+        notes.append(f"copied, though {assembly.owner.architecture} does not have them: {some(extra)}")
+    if not_copied := assembly.owner.left_behind:
+        notes.append(f"not copied from {assembly.owner.source}: {some(not_copied, FILES_SHOWN)}")
+    zeros = any(making is not None and making.kind == "zero" for making in assembly.plan.makings)
+    if zeros and (assembly.parts.norm_last or assembly.parts.sandwich):
+        notes.append(
+            f"layers of {assembly.owner.model_type} end in a norm, so a zeroed layer is not the identity: it normalises what "
+            "it reads; compare the outputs (edit-layers compare) before training"
+        )
+    return tuple(notes)
 
 
 def _write(folder: Path, report: EditReport) -> EditReport:
     """Write all files of the edited checkpoint, and check that it loads."""
-    checkpoint = report.checkpoint
-    total = _copy_tensors(folder, report)
+    assembly = report.assembly
+    total = _write_tensors(folder, assembly)
     write_json(folder / "config.json", report.config)
-    copy_side_files(checkpoint.folder, checkpoint.side_files, folder)
-    known = expected_names(checkpoint.structure)
-    extra = [
-        checkpoint.written_name(name)
-        for name, ((_, source),) in report.tensors.sources.items()
-        if source not in known and not is_module_tensor(name)
-    ]
-    notes = reload_check(folder, report.config, checkpoint.folder, extra=extra)
+    owner, embedder = assembly.owner, assembly.embedder
+    copy_side_files(owner.folder, owner.side_files, folder)
+    if not owner.has_tokenizer and embedder.has_tokenizer:
+        copy_side_files(embedder.folder, tuple(n for n in embedder.side_files if n not in owner.side_files), folder)
+    extra = [owner.written_name(name) for name in assembly.owner_extra]
+    notes = reload_check(folder, report.config, owner.folder, extra=extra)
     report = replace(report, bytes=total, notes=(*report.notes, *notes))
     (folder / "README.md").write_text(card(report), encoding="utf-8", newline="\n")
     write_json(folder / MANIFEST, manifest(report, folder))
     return report
 
 
-def _copy_tensors(folder: Path, report: EditReport) -> int:
+def _write_tensors(folder: Path, assembly: Assembly) -> int:
     """Write all tensors, each module's into its own folder, and return their size in bytes."""
-    from safetensors.torch import _TYPES
+    owner, folders = assembly.owner, dict[str, dict[str, str]]()
+    for name in assembly.tensors.sources:
+        module, _, written = name.rpartition("/") if is_module_tensor(name) else ("", "", owner.written_name(name))
+        folders.setdefault(module, {})[written] = name
+    ticks, total = iter(track(list(assembly.tensors.sources), "copying tensors")), 0
+    for module, names in folders.items():
+        layout = {written: _slot(assembly, name) for written, name in names.items()}
 
-    checkpoint, folders = report.checkpoint, dict[str, dict[str, str]]()
-    for name, ((_, source),) in report.tensors.sources.items():
-        module, _, written = name.rpartition("/") if is_module_tensor(name) else ("", "", checkpoint.written_name(name))
-        folders.setdefault(module, {})[written] = source
-    ticks, total = iter(track(list(report.tensors.sources), "copying tensors")), 0
-    for module, sources in folders.items():
-        layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            written: (_TYPES[checkpoint.tensors[name].dtype], checkpoint.tensors[name].shape)
-            for written, name in sources.items()
-        }
-
-        def tensor_of(written: str, sources: Mapping[str, str] = sources) -> Tensor:
+        def tensor_of(written: str, names: Mapping[str, str] = names) -> Tensor:
             next(ticks)
-            return checkpoint.tensor(sources[written])
+            return assembly.tensor(names[written])
 
         (folder / module).mkdir(parents=True, exist_ok=True)
         total += write_weights(folder / module, layout, tensor_of)
@@ -201,69 +177,18 @@ def _copy_tensors(folder: Path, report: EditReport) -> int:
     return total
 
 
-def edit_facts(report: EditReport) -> dict[str, Any]:
-    """Return the facts of an edit for manifest and terminal; without times, so that equal edits give equal bytes."""
-    checkpoint = report.checkpoint
-    return {
-        "architecture": checkpoint.architecture,
-        "model_type": checkpoint.model_type,
-        "models": [
-            {
-                "source": checkpoint.source,
-                "commit": checkpoint.commit,
-                "content_hash": checkpoint.encoder.content_hash,
-                "files": checkpoint.weight_hashes,
-            }
-        ],
-        "stack": report.plan.stack or None,
-        "layers_before": report.total,
-        "layers": report.plan.to_json(),
-        "dropped": list(report.dropped),
-        "contribution": asdict(report.importance) if report.importance else None,
-        "config": report.changed,
-        "left_out": [name for _, name in report.tensors.left_out],
-        "notes": list(report.notes),
-    }
+def _slot(assembly: Assembly, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Return the dtype and shape of an output tensor: those of its first source."""
+    from safetensors.torch import _TYPES
 
-
-def manifest(report: EditReport, folder: Path) -> dict[str, Any]:
-    """Return edit.json: the hash of the input, the sources of the layers, and the hash of every file written."""
-    packages = ("merge-models", "torch", "transformers", "safetensors")
-    versions = {name: installed_version(name) for name in packages}
-    files = {p.relative_to(folder).as_posix(): file_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {"format": 1, **edit_facts(report), "versions": versions, "files": files}
-
-
-def card(report: EditReport) -> str:
-    """Return README.md of the output: the base model if it is a Hub id, the input's licence, and the layers."""
-    import yaml
-
-    checkpoint = report.checkpoint
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge-models"]}
-    if licence := licence_of(checkpoint.folder / "README.md"):
-        front["license"] = licence
-    if checkpoint.commit:
-        front["base_model"] = [checkpoint.source]
-    pipeline = next((p for ending, p in PIPELINES.items() if checkpoint.architecture.endswith(ending)), None)
-    if pipeline:
-        front["pipeline_tag"] = pipeline
-    kept = format_layers([layer for ((_, layer),) in report.plan.layers])
-    lines = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
-        f"# {report.output.name}",
-        f"{len(report.plan.layers)} layers of the {report.total} of {checkpoint.source}, in this order and counted from "
-        f"0: {kept}. Made with `edit-layers` of merge-models; tensors were copied byte for byte, without training.",
-        f"Input: {checkpoint.source}, commit {checkpoint.commit or 'none (local)'}, SHA-256 of its content "
-        f"`{checkpoint.encoder.content_hash[:16]}`. Files, versions and hashes: `{MANIFEST}`.",
-    ]
-    if report.notes:
-        lines.append("\n".join(["## Notes", "", *(f"- {note}" for note in report.notes)]))
-    return "\n\n".join(lines) + "\n"
+    model, source = assembly.tensors.sources[name][0]
+    stored = assembly.models[model].tensors[source]
+    return _TYPES[stored.dtype], stored.shape
 
 
 def _check_space(report: EditReport) -> None:
-    tensors = report.checkpoint.tensors
-    need = sum(tensors[name].nbytes for ((_, name),) in report.tensors.sources.values())
+    models = report.assembly.models
+    need = sum(models[pairs[0][0]].tensors[pairs[0][1]].nbytes for pairs in report.tensors.sources.values())
     parent = next(folder for folder in report.output.resolve().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if need > free:

@@ -117,10 +117,10 @@ def layer_plan(
     stack: str,
 ) -> tuple[LayerPlan, LayerImportance | None]:
     """Return the plan of an edit from what was given of layers, drop and strategy."""
-    from merge.layers.edit import drop_plan
     from merge.layers.plans.numbers import parse_layers
     from merge.layers.plans.plan import LayerPlan
     from merge.layers.stacks import layer_count
+    from merge.layers.strategies.choose import drop_plan
 
     layers, drop, strategy = choice
     if sum(one is not None for one in choice) != 1:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from merge.alignment.align import Aligned
     from merge.alignment.evidence.proof import Proof
     from merge.alignment.evidence.quality import Quality
-    from merge.layers.edit import EditReport
+    from merge.layers.record import EditReport
     from merge.run.report import Report
     from merge.symmetry.transform import Transform
 
@@ -242,15 +242,20 @@ class EditedModel(WrittenModel):
         return self.report.notes
 
     def to_json(self) -> dict[str, Any]:
-        from merge.layers.edit import edit_facts
+        from merge.layers.record import edit_facts
 
         return edit_facts(self.report)
 
     def __str__(self) -> str:
         from merge.layers.plans.numbers import format_layers
+        from merge.layers.plans.text import format_plan
 
-        kept = [layer for ((_, layer),) in self.report.plan.layers]
-        return f"{self.report.checkpoint.source}: {self.report.total} layers -> {len(kept)}: {format_layers(kept)}"
+        plan = self.report.plan
+        if plan.copies and len(self.report.assembly.models) == 1:
+            shown = format_layers([layer for ((_, layer),) in plan.layers])
+        else:
+            shown = format_plan(plan, self.report.made.names)
+        return f"{self.report.checkpoint.source}: {self.report.total} layers -> {len(plan.layers)}: {shown}"
 
     def _rows(self) -> Sequence[tuple[str, str]]:
         return (("edited model", self.report.checkpoint.source), ("layers", str(self)))

@@ -1,18 +1,28 @@
 """Layer plans: the layers of the output model, by model and order.
 
-An output layer is a copy of one layer, or a merge of several. Dropping, reordering and repeating layers and stacking
-slices of several models are all such plans. A plan is made and checked from file headers: it gives the sources of every
-output tensor, the input tensors that are left out, and the new config.json. Layers are counted from 0.
+An output layer is a copy of one layer, a merge of several, a zeroed copy or a fitted map. Dropping, reordering and
+repeating layers, stacking slices of several models and merging layers of one model are all such plans. A plan is made and
+checked from file headers: it gives the sources of every output tensor, the input tensors that are left out, and the new
+config.json. Layers are counted from 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from merge.errors import MismatchError, UsageError
-from merge.layers.config import Config, Layers, check_layers, config_notes, rewrite_config, stored_layers
+from merge.layers.config import (
+    Config,
+    Layers,
+    check_layers,
+    config_notes,
+    rewrite_config,
+    stored_indices,
+    stored_layers,
+)
+from merge.layers.plans.making import Making
 from merge.layers.plans.numbers import check_range
 from merge.layers.plans.positions import dropped_layers
 from merge.layers.stacks import before_layers, layer_of, stack_of
@@ -27,14 +37,38 @@ class LayerPlan:
     Attributes:
         layers: the sources of each output layer.
         stack: the list of layers, in architectures with several (text, vision; encoder, decoder).
+        makings: how each output layer is made of its sources, None for a copy, or for a merge by the method of a recipe;
+            empty where all are None.
+        floor: whether the plan has no layer on purpose: what embeddings and head score without one.
     """
 
     layers: Layers
     stack: str = ""
+    makings: tuple[Making | None, ...] = ()
+    floor: bool = False
 
     def __post_init__(self) -> None:
-        if not self.layers or not all(self.layers):
+        if not self.floor and (not self.layers or not all(self.layers)):
             raise UsageError("a layer plan needs at least one layer, and each layer a source.")
+        if self.makings and len(self.makings) != len(self.layers):
+            raise UsageError(f"a plan of {len(self.layers)} layers has {len(self.makings)} ways to make them.")
+        for making, sources in zip(self.makings, self.layers, strict=False):
+            if making is not None:
+                making.check(sources)
+
+    def making(self, index: int) -> Making | None:
+        """Return how an output layer is made; None for a copy, or a merge by the method of a recipe."""
+        return self.makings[index] if self.makings else None
+
+    @property
+    def copies(self) -> bool:
+        """Whether every layer is a copy of one layer."""
+        return not any(self.makings) and all(len(sources) == 1 for sources in self.layers)
+
+    @classmethod
+    def none(cls, stack: str = "") -> LayerPlan:
+        """Return the plan without any layer."""
+        return cls((), stack, floor=True)
 
     @classmethod
     def keep(cls, layers: Sequence[int], stack: str = "") -> LayerPlan:
@@ -91,6 +125,7 @@ class LayerPlan:
         """Return the sources of each layer, for a manifest."""
         return [
             {"layer": index, "from": [{"model": model, "layer": layer} for model, layer in sources]}
+            | ({} if (making := self.making(index)) is None else making.to_json())
             for index, sources in enumerate(self.layers)
         ]
 
@@ -102,10 +137,12 @@ class PlannedTensors:
     Attributes:
         sources: output name -> (model, input name) pairs, in the order of the output; one is copied, several are merged.
         left_out: (model, input name) of every input tensor without an output.
+        makings: output name -> how its layer is made of its sources, where the plan says so.
     """
 
     sources: Mapping[str, tuple[tuple[int, str], ...]]
     left_out: tuple[tuple[int, str], ...]
+    makings: Mapping[str, Making] = field(default_factory=dict)
 
 
 def planned_config(configs: Config | Sequence[Config], plan: LayerPlan) -> dict[str, Any]:
@@ -117,12 +154,12 @@ def planned_config(configs: Config | Sequence[Config], plan: LayerPlan) -> dict[
         UsageError: a layer is out of range, the family is unknown, or the architecture cannot express the plan.
         MismatchError: the models, or layers to be merged, do not fit together.
     """
-    return rewrite_config(_each(configs), plan.layers, plan.stack)
+    return rewrite_config(_each(configs), plan.layers, plan.stack, plan.makings)
 
 
 def plan_notes(configs: Config | Sequence[Config], plan: LayerPlan) -> tuple[str, ...]:
     """Return notes for the user on the consequences of the plan."""
-    return config_notes(_each(configs), plan.layers, plan.stack)
+    return config_notes(_each(configs), plan.layers, plan.stack, plan.makings)
 
 
 def planned_tensors(
@@ -148,7 +185,8 @@ def planned_tensors(
             f"slices of different models need an architecture with one list of layers, which {family} is not."
         )
     parts = [{name: layer_of(name, family, plan.stack) for name in model} for model in shapes]
-    first, last = (tuple(dict.fromkeys(model for model, _ in plan.layers[end])) for end in (0, -1))
+    ends = (plan.layers[0], plan.layers[-1]) if plan.layers else (((0, 0),),) * 2
+    first, last = (tuple(dict.fromkeys(model for model, _ in end)) for end in ends)
 
     def outside(models: tuple[int, ...], early: bool) -> dict[str, tuple[tuple[int, str], ...]]:
         """Return the sources of tensors outside the layers: those that act before the layers, or all others."""
@@ -156,10 +194,44 @@ def planned_tensors(
         chosen = [name for name in names if before_layers(name, family, plan.stack) == early]
         return {name: tuple((model, name) for model in models) for name in chosen}
 
-    sources = outside(first, True) | _layer_tensors(parts, stored_layers(configs, plan.layers)) | outside(last, False)
+    layers = _layer_tensors(parts, stored_layers(configs, plan.layers, plan.makings))
+    sources = outside(first, True) | layers | outside(last, False)
     _check_shapes(sources, shapes, family, plan.stack)
     used = {source for pairs in sources.values() for source in pairs}
-    return PlannedTensors(sources, tuple((m, n) for m, model in enumerate(shapes) for n in model if (m, n) not in used))
+    left_out = tuple((m, n) for m, model in enumerate(shapes) for n in model if (m, n) not in used)
+    return PlannedTensors(sources, left_out, _makings_by_name(configs, plan, sources, len(first), len(last)))
+
+
+def _makings_by_name(
+    configs: Sequence[Config],
+    plan: LayerPlan,
+    sources: Mapping[str, tuple[tuple[int, str], ...]],
+    first: int,
+    last: int,
+) -> dict[str, Making]:
+    """Return output name -> how it is made; tensors outside the layers that several models hold are meant as their layer is."""
+    if not any(plan.makings):
+        return {}
+    family, stored = str(configs[0]["model_type"]), stored_indices(configs, plan.layers, plan.makings)
+    named: dict[str, Making] = {}
+    for name in sources:
+        part = layer_of(name, family, plan.stack)
+        early = part is None and before_layers(name, family, plan.stack)
+        index = stored[part[1]] if part is not None else 0 if early else -1
+        making = plan.making(index)
+        if part is None and making is not None:
+            making = _of_models(making, plan.layers[index]) if (first if early else last) > 1 else None
+        if making is not None:
+            named[name] = making
+    return named
+
+
+def _of_models(making: Making, sources: Sequence[tuple[int, int]]) -> Making:
+    """Return the mean over models that goes with a mean over their layers."""
+    weights: dict[int, float] = {}
+    for (model, _), weight in zip(sources, making.weights or (1.0,) * len(sources), strict=True):
+        weights[model] = weights.get(model, 0.0) + weight
+    return Making("mean", tuple(weights.values()))
 
 
 def _layer_tensors(

@@ -1,0 +1,261 @@
+"""The text form of a layer plan: the layers of the output in order, separated by commas.
+
+A[0-3]               layers 0 to 3 of model A; A[3-0] in descending order, A[5,7] those two, A3 or A[3] one
+A[3]*2               twice, one after the other
+mean(A1, A2)         one layer, the mean of several; mean(0.7*A1, 0.3*B1) with weights
+laco(A[2-4])         one layer, layers 3 and 4 collapsed into layer 2 (LaCo)
+zero(A[3])           a copy whose output projections are zero (LLaMA Pro)
+affine(A2->A5)       one fitted layer in place of layers 2 to 4: from the state that layer 2 reads to the one layer 5 reads
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merge.errors import UsageError
+from merge.layers.plans.making import Making
+from merge.layers.plans.numbers import format_layers
+from merge.layers.plans.plan import LayerPlan
+
+TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d+)?)|(?P<arrow>->)|(?P<word>[A-Za-z_]+)|(?P<sign>[\[\](),*-]))")
+FUNCTIONS = ("mean", "laco", "zero", "affine")
+MOST_LAYERS = 10_000  # of a plan
+MOST_DIGITS = 6
+
+Source = tuple[int, int]
+
+
+class PlanSyntaxError(UsageError):
+    """A plan that cannot be read; its message has a caret under the place."""
+
+    def __init__(self, text: str, place: int, message: str) -> None:
+        flat = re.sub(r"\s", " ", text)
+        start = max(0, place - 60)
+        line = flat[start : place + 40]
+        super().__init__(f"plan, character {place + 1}: {message}\n  {line}\n  {' ' * (place - start)}^")
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str  # number, arrow, word, sign, or end
+    text: str
+    place: int
+
+
+def parse_plan(text: str, models: Sequence[str], stack: str = "") -> LayerPlan:
+    """Return the plan of a text.
+
+    Args:
+        models: the names that the text gives the models, in their order; of one model, layers need no name.
+    Raises:
+        UsageError: the text is no plan; the message shows the place.
+    """
+    return _Parser(text, models, stack).plan()
+
+
+def format_plan(plan: LayerPlan, models: Sequence[str]) -> str:
+    """Return the text of a plan, which `parse_plan` reads back."""
+    parts: list[str] = []
+    run: list[int] = []
+    owner = 0
+
+    def flush() -> None:
+        if run:
+            parts.append(f"{models[owner]}[{format_layers(run)}]")
+        run.clear()
+
+    for index, sources in enumerate(plan.layers):
+        making = plan.making(index)
+        if making is None and len(sources) == 1:
+            if sources[0][0] != owner:
+                flush()
+            owner = sources[0][0]
+            run.append(sources[0][1])
+            continue
+        flush()
+        parts.append(_formatted(making, sources, models))
+    flush()
+    return ", ".join(parts) or "none"
+
+
+def _formatted(making: Making | None, sources: Sequence[Source], models: Sequence[str]) -> str:
+    """Return the text of a layer that is not a copy."""
+    if making is not None and making.states is not None:
+        name = models[sources[0][0]]
+        return f"affine({name}{making.states[0]}->{name}{making.states[1]})"
+    named = [f"{models[model]}{layer}" for model, layer in sources]
+    if making is not None and making.weights:
+        named = [f"{weight!r}*{name}" for weight, name in zip(making.weights, named, strict=True)]
+    return f"{'mean' if making is None else making.kind}({', '.join(named)})"
+
+
+class _Parser:
+    """Reads a plan from left to right; one token is looked ahead."""
+
+    def __init__(self, text: str, models: Sequence[str], stack: str) -> None:
+        self._text, self._models, self._stack = text, list(models), stack
+        self._tokens = list(self._split())
+        self._next = 0
+
+    def plan(self) -> LayerPlan:
+        layers: list[tuple[Source, ...]] = []
+        makings: list[Making | None] = []
+        if self._peek.kind == "word" and self._peek.text == "none" and self._tokens[1].kind == "end":
+            return LayerPlan((), self._stack)
+        while True:
+            place = self._peek.place
+            for making, sources in self._item():
+                if len(layers) >= MOST_LAYERS:
+                    raise self._fault(f"a plan has at most {MOST_LAYERS} layers", place)
+                layers.append(sources)
+                makings.append(making)
+            if self._peek.kind == "end":
+                return LayerPlan(tuple(layers), self._stack, tuple(makings) if any(makings) else ())
+            self._expect(",", "a comma between layers, or the end")
+
+    def _split(self) -> list[_Token]:
+        tokens, place = [], 0
+        while self._text[place:].strip():
+            match = TOKEN.match(self._text, place)
+            if match is None:
+                start = place + len(self._text[place:]) - len(self._text[place:].lstrip())
+                raise self._fault(f"unexpected character {self._text[start]!r}", start)
+            kind = str(match.lastgroup)
+            tokens.append(_Token(kind, match[kind], match.start(kind)))
+            place = match.end()
+        return [*tokens, _Token("end", "", len(self._text.rstrip()))]
+
+    @property
+    def _peek(self) -> _Token:
+        return self._tokens[self._next]
+
+    def _take(self) -> _Token:
+        token = self._tokens[self._next]
+        self._next += token.kind != "end"
+        return token
+
+    def _fault(self, message: str, place: int) -> PlanSyntaxError:
+        return PlanSyntaxError(self._text, place, message)
+
+    def _expect(self, text: str, wanted: str) -> None:
+        token = self._take()
+        if token.text != text:
+            raise self._fault(f"expected {wanted}, found {_shown(token)}", token.place)
+
+    def _item(self) -> list[tuple[Making | None, tuple[Source, ...]]]:
+        """Return the output layers of one item of the plan, repeated where `*n` follows."""
+        token = self._peek
+        calls = token.text in FUNCTIONS and self._tokens[self._next + 1].text == "("
+        made: list[tuple[Making | None, tuple[Source, ...]]]
+        made = self._call() if calls else [(None, (source,)) for source in self._layers()]
+        if self._peek.text == "*":
+            self._take()
+            place = self._peek.place
+            times = self._number("how often the layers are repeated")
+            if not 0 < times * len(made) <= MOST_LAYERS:
+                raise self._fault(f"expected 1 to {MOST_LAYERS} layers by repetition", place)
+            made = made * times
+        return made
+
+    def _call(self) -> list[tuple[Making | None, tuple[Source, ...]]]:
+        name = self._take()
+        self._take()
+        if name.text == "affine":
+            made = [self._affine()]
+        else:
+            weights, sources = self._terms(weighed=name.text == "mean")
+            if name.text == "zero":
+                made = [(Making("zero"), (source,)) for source in sources]
+            else:
+                made = [(Making(name.text, weights), tuple(sources))]  # type: ignore[arg-type]
+        self._expect(")", "a closing parenthesis")
+        for making, chosen in made:
+            try:
+                making.check(chosen)
+            except UsageError as error:
+                raise self._fault(str(error), name.place) from None
+        return list(made)
+
+    def _affine(self) -> tuple[Making, tuple[Source, ...]]:
+        first = self._peek.place
+        (model, start), (other, end) = self._state(), self._state(after="->")
+        if model != other or end <= start:
+            raise self._fault("affine(A2->A5) goes from a state of a model to a later state of the same model", first)
+        return Making("affine", states=(start, end)), ((model, end - 1),)
+
+    def _state(self, after: str = "") -> Source:
+        if after:
+            self._expect(after, "an arrow ->")
+        model = self._model()
+        return model, self._number("the number of a state")
+
+    def _terms(self, weighed: bool) -> tuple[tuple[float, ...], list[Source]]:
+        """Return the weights (none where none is given) and the sources inside parentheses."""
+        weights: list[float] = []
+        sources: list[Source] = []
+        while True:
+            token = self._peek
+            weight = 1.0
+            stated = token.kind == "number" and self._tokens[self._next + 1].text == "*"
+            if stated:
+                if not weighed:
+                    raise self._fault("only mean(...) takes weights", token.place)
+                weight = float(self._take().text)
+                self._take()
+            chosen = self._layers()
+            if stated != bool(weights) and sources:
+                raise self._fault("either every layer of a mean has a weight, or none", token.place)
+            weights += [weight] * len(chosen) if stated else []
+            sources += chosen
+            if self._peek.text != ",":
+                return tuple(weights), sources
+            self._take()
+
+    def _layers(self) -> list[Source]:
+        """Return the layers of `A[0-3,5]`, `A[2]`, `A2`, or of `0-3` where there is one model."""
+        model = self._model()
+        if self._peek.text != "[":
+            return [(model, layer) for layer in self._range()]
+        self._take()
+        layers = self._range()
+        while self._peek.text == ",":
+            self._take()
+            layers += self._range()
+        self._expect("]", "a comma or a closing bracket ]")
+        return [(model, layer) for layer in layers]
+
+    def _model(self) -> int:
+        token = self._peek
+        if token.kind != "word":
+            if len(self._models) == 1 and token.kind == "number":
+                return 0
+            raise self._fault(f"expected a model ({', '.join(self._models)}), found {_shown(token)}", token.place)
+        self._take()
+        if token.text not in self._models:
+            raise self._fault(
+                f"there is no model {token.text!r}; the models are {', '.join(self._models)}", token.place
+            )
+        return self._models.index(token.text)
+
+    def _range(self) -> list[int]:
+        place = self._peek.place
+        start = self._number("the number of a layer")
+        if self._peek.text != "-":
+            return [start]
+        self._take()
+        end = self._number("the last layer of a range")
+        if abs(end - start) >= MOST_LAYERS:
+            raise self._fault(f"a range has at most {MOST_LAYERS} layers", place)
+        return list(range(start, end + 1)) if start <= end else list(range(start, end - 1, -1))
+
+    def _number(self, wanted: str) -> int:
+        token = self._take()
+        if token.kind != "number" or not token.text.isdecimal() or len(token.text) > MOST_DIGITS:
+            raise self._fault(f"expected {wanted}, found {_shown(token)}", token.place)
+        return int(token.text)
+
+
+def _shown(token: _Token) -> str:
+    return "the end" if token.kind == "end" else repr(token.text)

@@ -1,0 +1,161 @@
+"""Affine replacement: several layers replaced by one fitted map, in a layer that any BERT can hold.
+
+Where norms come last, the map becomes a layer of its own. Its attention writes nothing, so that its first norm gives
+z = LN(x). Its feed-forward part computes the map without bending it, as
+
+    act(t) - act(-t) = t      for GELU, its tanh form, ReLU and SiLU,
+
+with t = (W - 1) z: rows W - 1 and 1 - W in the input projection, columns 1 and -1 in the output projection. The stream adds
+z again, and the last norm is that of the last replaced layer, so that W z + b is fitted to its output before gain and bias.
+
+Where norms come first, no layer is needed: the output y of the feed-forward part before the block becomes T y + c, which is
+folded into its projection (Shopkhoev et al. 2025, arXiv:2505.02819, ReplaceMe, with a constant and a pull to T = 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from merge.errors import CalibrationError, UsageError
+from merge.layers.activations import LiveLayers, split_batches, states_of
+from merge.layers.assembly import Assembly
+from merge.layers.repair.projection import Projection, norm_above, read_projection
+from merge.layers.repair.ridge import Fitted, NormalEquations, fit
+from merge.progress import track
+
+if TYPE_CHECKING:
+    from merge.checkpoints.inputs import Batch
+
+RIDGES = (1e-4, 1e-2, 1e-1, 1.0)
+ACTIVATION_KEYS = ("hidden_act", "activation", "activation_function", "ff_activation")
+
+
+def check_affine(assembly: Assembly) -> None:
+    """Stop where a layer of the family cannot hold an affine map.
+
+    Raises:
+        UsageError: the activation bends it, the feed-forward part is too narrow, or layers share weights.
+    """
+    from transformers.activations import ACT2FN
+
+    parts, config = assembly.parts, assembly.config
+    family = str(config["model_type"])
+    if parts.sandwich:
+        raise UsageError(f"{family} norms the output of its feed-forward part, so no affine map can be folded into it.")
+    if parts.norm is None or parts.up is None:
+        return
+    settings = assembly.owner.structure.settings
+    name = next((str(settings[key]) for key in ACTIVATION_KEYS if settings.get(key)), "")
+    grid = torch.linspace(-6, 6, 97, dtype=torch.float64)
+    act = ACT2FN[name]
+    if not torch.allclose(act(grid) - act(-grid), grid, atol=1e-6):
+        raise UsageError(f"{family} with activation {name!r} cannot hold an affine map: act(t) - act(-t) is not t.")
+
+
+def affine_layer(
+    assembly: Assembly, index: int, teacher: LiveLayers, batches: Sequence[Batch], ridges: Sequence[float] = RIDGES
+) -> tuple[dict[str, Tensor], Fitted]:
+    """Return the tensors of a fitted layer by their output names, and the figures of the fit.
+
+    Args:
+        index: of the output layer, which the plan makes as affine.
+        teacher: the model that the map is fitted to.
+    Raises:
+        CalibrationError: there are fewer tokens than the map has columns.
+    """
+    making = assembly.plan.making(index)
+    assert making is not None
+    assert making.states is not None
+    (start, end), parts = making.states, assembly.parts
+    model = assembly.plan.layers[index][0][0]
+    norm = norm_above(assembly, model, end)
+    assert norm is not None
+    assert parts.mix_norm is not None
+    gain, bias = norm
+    names, width = Projection.of(assembly, index), len(gain)
+    epsilon = float(teacher.module(0, parts.mix_norm).eps)
+    fitting, held = (NormalEquations(width, width) for _ in range(2))
+    for batch, is_held in track(list(split_batches(tuple(batches))), "fitting a layer"):
+        seen = states_of(teacher, batch, (start, end))
+        z = torch.nn.functional.layer_norm(seen[start], (width,), eps=epsilon)
+        (held if is_held and len(ridges) > 1 else fitting).add(z, (seen[end] - bias) / gain)
+    _check_rows(f"affine layer {index}", fitting.rows + held.rows, width)
+    identity = torch.cat([torch.eye(width, dtype=torch.float64), torch.zeros(1, width, dtype=torch.float64)])
+    fitted = fit(fitting, held, identity, ridges)
+    return _as_layer(assembly, names, fitted.weights.float()), fitted
+
+
+def _as_layer(assembly: Assembly, names: Projection, weights: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of a layer that computes LN(x) W + b before its last norm."""
+    parts, width = assembly.parts, weights.shape[1]
+    layer = {name: assembly.tensor(name) for name in assembly.tensors.sources if name.startswith(names.layer)}
+    up, down = f"{names.layer}{parts.up}", f"{names.layer}{parts.down}"
+    inner = layer[f"{up}.weight"].shape[0]
+    if inner < 2 * width:
+        raise UsageError(
+            f"an affine layer needs a feed-forward part of twice the hidden size, {2 * width}; this model has {inner}."
+        )
+    change = weights[:-1].T - torch.eye(width)
+    up_weight, down_weight = torch.zeros(inner, width), torch.zeros(width, inner)
+    up_weight[:width], up_weight[width : 2 * width] = change, -change
+    down_weight[:, :width], down_weight[:, width : 2 * width] = torch.eye(width), -torch.eye(width)
+    tensors = {f"{up}.weight": up_weight, f"{down}.weight": down_weight, f"{down}.bias": weights[-1]}
+    tensors[f"{up}.bias"] = torch.zeros(inner)
+    for name, tensor in layer.items():
+        below = name.removeprefix(names.layer)
+        if below == parts.mix or below.startswith(f"{parts.mix}."):
+            tensors[name] = torch.zeros_like(tensor, dtype=torch.float32)
+        elif below.startswith(f"{parts.mix_norm}."):
+            tensors[name] = torch.full_like(tensor, float(below.endswith("weight")), dtype=torch.float32)
+    return tensors
+
+
+def folded_map(
+    assembly: Assembly,
+    index: int,
+    student: LiveLayers,
+    teacher: LiveLayers,
+    end: int,
+    batches: Sequence[Batch],
+    ridges: Sequence[float] = RIDGES,
+) -> tuple[dict[str, Tensor], Fitted]:
+    """Return the output projection of an output layer with a fitted map folded in, and the figures of the fit.
+
+    Args:
+        index: of the output layer before the replaced block.
+        end: the state of the teacher that the layer is fitted to.
+    """
+    names = Projection.of(assembly, index)
+    weight = assembly.tensor(names.weight).float()
+    transposed = names.transposed(student, index)
+    projection = weight if transposed else weight.T
+    bias = assembly.tensor(names.bias).float() if names.bias else None
+    width = projection.shape[1]
+    fitting, held = (NormalEquations(width, width, bias is not None) for _ in range(2))
+    for batch, is_held in track(list(split_batches(tuple(batches))), "fitting a map"):
+        _, y, rest = read_projection(student, index, assembly, batch)
+        target = states_of(teacher, batch, [end])[end] - rest
+        (held if is_held and len(ridges) > 1 else fitting).add(y, target)
+    _check_rows(f"the map after output layer {index}", fitting.rows + held.rows, width)
+    start = torch.eye(width, dtype=torch.float64)
+    if bias is not None:
+        start = torch.cat([start, torch.zeros(1, width, dtype=torch.float64)])
+    fitted = fit(fitting, held, start, ridges)
+    turn = fitted.weights[:width].float()
+    solved = projection @ turn
+    tensors = {names.weight: (solved if transposed else solved.T).contiguous()}
+    if names.bias is not None and bias is not None:
+        tensors[names.bias] = bias @ turn + fitted.weights[-1].float()
+    return tensors, fitted
+
+
+def _check_rows(what: str, rows: int, width: int) -> None:
+    if rows < width:
+        raise CalibrationError(
+            f"{what} needs text of at least {width} tokens, as many as the stream has units, found {rows}. Give a longer "
+            "--text, or more --samples."
+        )
