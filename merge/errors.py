@@ -7,9 +7,15 @@ from collections.abc import Iterable, Sequence
 
 
 class MergeError(Exception):
-    """A run failed for a reason that the user can mend; `exit_code` is the exit code of the command."""
+    """A run failed for a reason that the user can mend.
+
+    Attributes:
+        exit_code: of the command.
+        picture: the end of the message that a command prints on lines of its own, such as a text with a caret under the place.
+    """
 
     exit_code = 1
+    picture = ""
 
 
 class UsageError(MergeError):

@@ -1,25 +1,30 @@
-"""The edit-layers command: drop, reorder or stack layers of one checkpoint."""
+"""The edit-layers command: drop, reorder, stack and plan layers, repair what is missing, and compare the results."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from merge.commands.apply_layers import write_edit
+from merge.commands.layer_options import (
+    check_text_is_read,
+    drop_settings,
+    repair_options,
+    score_options,
+    text_options,
+)
 from merge.commands.prune import COMMANDS as PRUNE_COMMANDS
-from merge.commands.terminal import NAMES, common_options, set_verbosity, start
+from merge.commands.terminal import common_options, start
 from merge.errors import UsageError
 from merge.layers.plans.numbers import format_layers, parse_layers
 from merge.layers.plans.plan import LayerPlan
-from merge.layers.plans.positions import STRATEGIES
+from merge.layers.strategies.table import STRATEGIES
 
 if TYPE_CHECKING:
     from merge.checkpoints.checkpoint import Checkpoint
-    from merge.layers.record import EditReport
     from merge.layers.strategies.importance import LayerImportance
 
 EPILOG = """\b
@@ -30,9 +35,10 @@ Examples:
   edit-layers reorder m/ --order 0,2,1,3
   edit-layers stack m/ --layers 0-7,4-11 --dry-run
   edit-layers prune-heads m/ --heads 0:1,3 2:5
+  edit-layers apply A=m/ B=n/ --plan 'A[0-3], B[4-5]' --repair auto -o spliced
+  edit-layers compare m/ --strategy top,block-influence,greedy --count 1,2
 """
 HELP = {"help_option_names": ["-h", "--help"]}
-TEXT_OPTIONS = ("text", "text_column", "samples", "seed")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,6 +54,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--dry-run", is_flag=True, help="Show the plan and the changes to config.json; write nothing."
             ),
+            repair_options,
             common_options,
         )
     ):
@@ -58,10 +65,10 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(epilog=EPILOG, context_settings=HELP, no_args_is_help=False)
 @click.version_option(package_name="merge-models", prog_name="edit-layers")
 def edit_command() -> None:
-    """Drop, reorder or repeat layers of one transformer model.
+    """Drop, reorder, repeat, splice and merge layers of transformer models, and repair what is missing.
 
-    Layers are counted from 0 and copied byte for byte; config.json is updated to match. The result is a standard
-    checkpoint for from_pretrained; a sentence-transformers folder keeps its modules.
+    Layers are counted from 0 and copied byte for byte, unless a plan merges or a repair fits them; config.json is updated to
+    match. The result is a standard checkpoint for from_pretrained; a sentence-transformers folder keeps its modules.
     """
 
 
@@ -74,56 +81,61 @@ for prune_command in PRUNE_COMMANDS:
 @click.option("--layers", help="Layers to drop, such as 9-11,3, counted from 0.")
 @click.option("--strategy", metavar="NAME", help=f"Rule that selects the layers: {', '.join(STRATEGIES)}.")
 @click.option("--count", type=int, help="With --strategy: number of layers to drop.")
-@click.option("--text", help="Text for contribution: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id.")
-@click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text; two for text pairs.")
-@click.option("--samples", type=int, help="Number of texts drawn from --text.  [default: 512]")
-@click.option("--seed", type=int, help="Seed of the draw.  [default: 0]")
+@click.option("--protect", metavar="LAYERS", help="Layers that are never dropped, such as 0,11.")
+@click.option("--beam", type=click.IntRange(min=1), help="Candidates that beam keeps in a round.  [default: 4]")
+@score_options
+@text_options
 @_options
 def drop_command(model: str, **options: Any) -> None:
     """Drop layers of MODEL, given by number or selected by a strategy.
 
     \b
-    top           the last layers
-    bottom        the first layers
-    odd, even     every other layer, from the top down; numbers counted from 1
-    symmetric     the middle layers; equally many are kept below and above
-    contribution  the layers that change the sentence token least on --text
+    For models that are trained afterwards (Sajjad et al. 2023):
+      top, bottom       the last layers; the first layers
+      odd, even         every other layer, from the top down; numbers counted from 1
+      symmetric         the middle layers; equally many are kept below and above
+      contribution      the layers that change the sentence token least on --text
+    For models that are used as they are:
+      block-influence   the layers that turn the tokens of --text least
+      relative-norm     the layers that add least to them
+      angular           the block of neighbours with the smallest angle across it
+      linear-fit        the block of neighbours that an affine map replaces best
+      one-shot, greedy, beam, exhaustive
+                        a search by --score (agreement with the full model on --text) or --scorer
 
-    The strategies are those of Sajjad et al. (2023), who fine-tune the model after dropping. Without fine-tuning,
-    compare scores first: a fine-tuned model often needs its top layers most.
+    A fine-tuned model that is not trained again often needs its top layers most: compare first.
 
     \b
     Examples:
       edit-layers drop m/ --strategy top --count 4 -o smaller
+      edit-layers drop m/ --strategy greedy --count 3 --text sample.txt --repair auto
+      edit-layers drop m/ --strategy beam --count 2 --scorer 'evaluate-models glue sst2 {model} --json -q' --metric sst2/accuracy
       edit-layers drop m/ --layers 9-11,3
     """
+    from merge.layers.plans.numbers import parse_layers
     from merge.layers.stacks import layer_count
+    from merge.layers.strategies.table import strategy_named
 
     strategy, named = options["strategy"], options["layers"]
     if (strategy is None) == (named is None):
         raise UsageError("give the layers to drop, either --layers 9-11 or --strategy top --count 3.")
     if (strategy is None) != (options["count"] is None):
         raise UsageError("--strategy and --count must be given together. Example: --strategy top --count 3.")
-    unused = [f"--{name.replace('_', '-')}" for name in TEXT_OPTIONS if options[name] is not None]
-    if unused and strategy != "contribution":
-        verb = "has" if len(unused) == 1 else "have"
-        raise UsageError(f"{', '.join(unused)} {verb} no effect without --strategy contribution.")
+    reads = "nothing" if strategy is None else strategy_named(strategy).reads
+    check_text_is_read(options, reads != "nothing")
+    scored = [f"--{name.replace('_', '-')}" for name in ("score", "scorer", "beam") if options[name] is not None]
+    if scored and reads != "scores":
+        raise UsageError(f"{', '.join(scored)} belongs to --strategy one-shot, greedy, beam and exhaustive.")
+    if options["protect"] is not None and strategy is None:
+        raise UsageError("--protect belongs to --strategy; with --layers leave the layers out that are to stay.")
 
     def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, LayerImportance | None]:
         from merge.layers.strategies.choose import drop_plan
-        from merge.text.source import TextSource
 
-        stack = options["stack"]
+        total = layer_count(checkpoint.config, options["stack"])
         if named is not None:
-            total = layer_count(checkpoint.config, stack)
-            return LayerPlan.without(parse_layers(named, total), total, stack), None
-        source = TextSource(
-            options["text"],
-            options["text_column"],
-            512 if options["samples"] is None else options["samples"],
-            options["seed"] or 0,
-        )
-        return drop_plan(checkpoint, strategy, options["count"], source, stack)
+            return LayerPlan.without(parse_layers(named, total), total, options["stack"]), None
+        return drop_plan(checkpoint, drop_settings(options, strategy, options["count"], checkpoint))
 
     _edit(model, plan, options)
 
@@ -131,6 +143,7 @@ def drop_command(model: str, **options: Any) -> None:
 @edit_command.command("reorder", context_settings=HELP)
 @click.argument("model")
 @click.option("--order", required=True, help="All layers in the new order, such as 0,2,1,3-11.")
+@text_options
 @_options
 def reorder_command(model: str, order: str, **options: Any) -> None:
     """Change the order of the layers of MODEL.
@@ -140,6 +153,8 @@ def reorder_command(model: str, order: str, **options: Any) -> None:
       edit-layers reorder m/ --order 0,2,1,3-11
     """
     from merge.layers.stacks import layer_count
+
+    check_text_is_read(options, False)
 
     def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, None]:
         total = layer_count(checkpoint.config, options["stack"])
@@ -162,6 +177,7 @@ def reorder_command(model: str, order: str, **options: Any) -> None:
 @edit_command.command("stack", context_settings=HELP)
 @click.argument("model")
 @click.option("--layers", required=True, help="The layers of the new model in order, such as 0-7,4-11.")
+@text_options
 @_options
 def stack_command(model: str, layers: str, **options: Any) -> None:
     """Build a model from layers of MODEL, in any order and with repetitions.
@@ -172,11 +188,83 @@ def stack_command(model: str, layers: str, **options: Any) -> None:
     """
     from merge.layers.stacks import layer_count
 
+    check_text_is_read(options, False)
+
     def plan(checkpoint: Checkpoint) -> tuple[LayerPlan, None]:
         total = layer_count(checkpoint.config, options["stack"])
         return LayerPlan.keep(parse_layers(layers, total), options["stack"]), None
 
     _edit(model, plan, options)
+
+
+@edit_command.command("apply", context_settings=HELP)
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--plan", "text_of_plan", metavar="PLAN", help="The layers of the new model in order; or a file of a plan."
+)
+@click.option(
+    "--align", metavar="BY", help="Align every model to the first before layers are taken: auto, weights, ..."
+)
+@text_options
+@_options
+def apply_command(models: tuple[str, ...], text_of_plan: str | None, align: str | None, **options: Any) -> None:
+    """Build a model by a plan of layers of MODELS, named A, B, ... or as A=PATH; or by a recipe (.yaml, .json).
+
+    \b
+    A[0-3]           layers 0 to 3 of model A; A[3-0] downwards, A[5,7] those two
+    A[3]*2           layer 3 twice
+    mean(A1, B1)     the mean of two layers; mean(0.7*A1, 0.3*B1) with weights
+    laco(A[2-4])     layers 3 and 4 collapsed into layer 2 (LaCo, by its formula)
+    zero(A[3])       a copy that writes nothing yet (LLaMA Pro)
+    affine(A2->A5)   a layer fitted on --text in place of layers 2 to 4
+
+    \b
+    Examples:
+      edit-layers apply m/ --plan 'A[0-1], affine(A2->A5), A[5]' --text sample.txt
+      edit-layers apply A=m/ B=n/ --plan 'A[0-3], B[4-5]' --align weights --repair auto -o spliced
+      edit-layers apply m/ --plan 'A[0-7], A[4-11]'
+      edit-layers apply layers.yaml
+    """
+    from merge.commands.apply_layers import apply_plan
+
+    apply_plan(models, text_of_plan, align, options)
+
+
+@edit_command.command("compare", context_settings=HELP)
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--plan", "plans", metavar="PLAN", multiple=True, help="A plan to compare, as apply takes it; repeatable."
+)
+@click.option(
+    "--strategy", "strategies", metavar="NAME,...", help="Strategies to compare, with --count; all of them: all."
+)
+@click.option("--count", "counts", metavar="N,...", help="How many layers strategies drop, such as 1,2,3.")
+@click.option("--protect", metavar="LAYERS", help="Layers that strategies never drop.")
+@click.option("--beam", type=click.IntRange(min=1), help="Candidates that beam keeps in a round.  [default: 4]")
+@click.option("--stack", default="", help="List of layers, in models with two.")
+@click.option("--revision", help="Hub revision of the models.")
+@click.option(
+    "--report", "reports", multiple=True, metavar="FILE", help="Write the table as .json or .csv; repeatable."
+)
+@click.option("--plot", metavar="FILE", help="Write a figure of score against layers, .png or .svg.")
+@score_options
+@text_options
+@repair_options
+@common_options
+def compare_command(models: tuple[str, ...], **options: Any) -> None:
+    """Print a table of plans and strategies: layers, parameters, speed, score, % of full, % above no layer at all.
+
+    Nothing is written but the reports that are asked for. Without --scorer no labels are needed: the score is the agreement
+    with the full model on --text. With --repair, every plan is shown plain and repaired.
+
+    \b
+    Examples:
+      edit-layers compare m/ --strategy top,symmetric,greedy --count 1,2 --text sample.txt --report table.csv
+      edit-layers compare m/ --plan 'A[0,1,5]' --repair seam --scorer 'python score.py {model}'
+    """
+    from merge.commands.compare_layers import compare
+
+    compare(models, options)
 
 
 def edit_main() -> None:
@@ -188,50 +276,4 @@ def _edit(
     model: str, make_plan: Callable[[Checkpoint], tuple[LayerPlan, LayerImportance | None]], options: dict[str, Any]
 ) -> None:
     """Open the model, write the edited checkpoint and print the report."""
-    from merge.checkpoints.open import open_checkpoint
-    from merge.disk.staging import output_notes
-    from merge.layers.edit import edit_layers
-    from merge.layers.record import edit_facts
-
-    set_verbosity(options["verbose"], options["quiet"])
-    output = Path(options["output"]).expanduser()
-    checkpoint = open_checkpoint(model, options["revision"])
-    output_notes(output, options["force"], [checkpoint.folder], options["dry_run"])
-    plan, importance = make_plan(checkpoint)
-    report = edit_layers(checkpoint, plan, output, options["force"], options["dry_run"], importance)
-    if not options["quiet"]:
-        for note in report.notes:
-            click.echo(f"note: {note}", err=True)
-    if options["as_json"]:
-        written = None if options["dry_run"] else options["output"]
-        click.echo(json.dumps({"output": written, **edit_facts(report)}, indent=2))
-    else:
-        click.echo(edit_text(report, options["dry_run"]))
-
-
-def edit_text(report: EditReport, dry_run: bool) -> str:
-    """Return the report of an edit as text for the terminal."""
-    from merge.layers.plans.text import format_plan
-
-    plan, lines = report.plan, []
-    if report.importance:
-        lines.append(f"contribution, 1 - cosine of a layer's input and output, on {report.importance.text}")
-        for layer, score in enumerate(report.importance.scores):
-            lines.append(f"  layer {layer:<3} {score:.4f}{'  <- dropped' if layer in report.dropped else ''}")
-    if plan.copies and len(report.assembly.models) == 1:
-        shown = format_layers([layer for ((_, layer),) in plan.layers])
-    else:
-        shown = format_plan(plan, report.made.names)
-    lines.append(f"{report.checkpoint.source}: {report.total} layers -> {len(plan.layers)}: {shown}")
-    if report.dropped:
-        lines.append(f"  dropped: {format_layers(report.dropped)} ({len(report.tensors.left_out)} tensors left out)")
-    lines += [f"  {sentence}" for sentence in report.made.sentences]
-    for key, (before, after) in report.changed.items():
-        lines.append(f"  config.json: {key}: {json.dumps(before)} -> {json.dumps(after)}")
-    computed = len(report.tensors.sources) - report.copied
-    outcome = (
-        "nothing written (dry run)" if dry_run else f"wrote {report.output} ({report.bytes:,} bytes), which reloads"
-    )
-    done = f"{report.copied} tensors copied byte for byte{f', {computed} computed' if computed else ''}"
-    lines.append(f"{done}: {outcome}; {report.seconds:.1f} s")
-    return "\n".join(lines)
+    write_edit(["A"], [model], lambda checkpoints: make_plan(checkpoints[0]), options, None)

@@ -215,7 +215,7 @@ def _choice(listed: dict[int, tuple[int, ...]] | None, redundant: float | None, 
     Raises:
         UsageError: an option has no effect.
     """
-    from merge.layers.plan import parse_layers
+    from merge.layers.plans.numbers import parse_layers
     from merge.layers.pruning.prune import Choice
 
     score = options["score"]

@@ -50,7 +50,8 @@ def start(
         click.echo(f"{name}: {_usage_message(error, name, hint)}", err=True)
         sys.exit(2)
     except MergeError as error:
-        click.echo(f"{name}: {on_one_line(error, state[VERBOSE])}", err=True)
+        message = str(error).removesuffix(error.picture) if error.picture else error
+        click.echo(f"{name}: {on_one_line(message, state[VERBOSE])}{error.picture}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"{name}: interrupted; no incomplete output is left", err=True)

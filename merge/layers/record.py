@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.disk.hashes import file_hash
+from merge.disk.versions import installed_version
 from merge.layers.assembly import Assembly
 from merge.layers.plans.numbers import format_layers
 from merge.layers.plans.plan import LayerPlan, PlannedTensors
@@ -132,7 +132,7 @@ def edit_facts(report: EditReport) -> dict[str, Any]:
         "layers_before": report.total,
         "layers": report.plan.to_json(),
         "dropped": list(report.dropped),
-        "contribution": asdict(report.importance) if report.importance else None,
+        **_importance_facts(report.importance),
         "config": report.changed,
         "left_out": [name for _, name in report.tensors.left_out],
         "copied": report.copied,
@@ -142,10 +142,19 @@ def edit_facts(report: EditReport) -> dict[str, Any]:
     }
 
 
+def _importance_facts(importance: LayerImportance | None) -> dict[str, Any]:
+    """Return what a strategy measured, contribution under its own key as ever."""
+    own = importance is not None and importance.strategy == "contribution"
+    facts: dict[str, Any] = {"contribution": importance.to_json() if own and importance is not None else None}
+    if importance is not None and not own:
+        facts["strategy"] = importance.to_json()
+    return facts
+
+
 def manifest(report: EditReport, folder: Path) -> dict[str, Any]:
     """Return edit.json: the hash of the input, the sources of the layers, and the hash of every file written."""
     packages = ("merge-models", "torch", "transformers", "safetensors")
-    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions = {name: installed_version(name) for name in packages}
     files = {p.relative_to(folder).as_posix(): file_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     return {"format": 1, **edit_facts(report), "versions": versions, "files": files}
 

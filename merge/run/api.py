@@ -17,7 +17,6 @@ from merge.checkpoints.open import open_checkpoint
 from merge.disk.workspace import Workspace
 from merge.errors import UsageError
 from merge.run.api_inputs import (
-    layer_plan,
     open_models,
     own_statistics,
     recipe_like,
@@ -27,12 +26,11 @@ from merge.run.api_inputs import (
     text_path,
     with_output,
 )
-from merge.text.source import TextSource
 
 if TYPE_CHECKING:
     from merge.checkpoints.live import ModelLike
     from merge.recipe.recipe import Recipe
-    from merge.run.results import AlignedModel, EditedModel, MergedModel, WrittenModel
+    from merge.run.results import AlignedModel, MergedModel, WrittenModel
     from merge.text.memory import TextLike
 
 ALIGNED_FILE = "transform.safetensors"
@@ -217,59 +215,6 @@ def align(
     entry, output = {"apply": [str(file)]}, folder / "aligned"
     run(recipe_of(alone, method="passthrough", align=entry, output=str(output)), options=options, models=alone)
     return AlignedModel(output, workspace, aligned)
-
-
-def edit(
-    model: ModelLike,
-    layers: str | None = None,
-    *,
-    drop: str | None = None,
-    strategy: str | None = None,
-    count: int | None = None,
-    text: TextLike | None = None,
-    text_column: Sequence[str] | None = None,
-    samples: int = 512,
-    seed: int = 0,
-    stack: str = "",
-    output: str | os.PathLike[str] | None = None,
-    force: bool = False,
-) -> EditedModel:
-    """Keep, reorder, repeat or drop layers of one model: `edit-layers`.
-
-    Args:
-        layers: the layers of the result in order, counted from 0, such as "0-5" or "0-7,4-11".
-        drop: the layers to leave out, such as "9-11,3".
-        strategy: which layers to drop: top, bottom, odd, even, symmetric or contribution; with `count`.
-        text: what contribution is measured on; `text_column`, `samples` and `seed` say how it is drawn.
-        stack: text or vision, encoder or decoder, where a model has both.
-        output, force: as in `merge.merge`.
-    Returns:
-        The edited model: `.model` (loaded), `.report`, `.save(folder)`.
-    Raises:
-        UsageError: the layers do not exist, or not exactly one of layers, drop and strategy is given.
-    Source: Sajjad et al. 2023, arXiv:2004.03844, section 3 (strategies).
-
-    Example:
-        >>> half = merge.edit("a/", "0")
-        >>> half.model.config.num_hidden_layers
-        1
-    """
-    from merge.layers.edit import edit_layers
-    from merge.run.results import EditedModel
-
-    workspace = Workspace()
-    folder = workspace.folder
-    checkpoint = open_models([model], folder)[0]
-    target = folder / "edited" if output is None else Path(output).expanduser()
-    source = TextSource(
-        None if text is None else text_path(text, folder / "text"),
-        None if text_column is None else tuple(text_column),
-        samples,
-        seed,
-    )
-    plan, importance = layer_plan(checkpoint, (layers, drop, strategy), count, source, stack)
-    report = edit_layers(checkpoint, plan, target, force, importance=importance)
-    return EditedModel(target, workspace, report)
 
 
 def push(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from merge.checkpoints.live import ModelLike
     from merge.checkpoints.model_set import ModelSet
     from merge.layers.plans.plan import LayerPlan
+    from merge.layers.strategies.choose import DropSettings
     from merge.layers.strategies.importance import LayerImportance
     from merge.recipe.recipe import Recipe
     from merge.text.memory import TextLike
@@ -110,26 +112,65 @@ def own_statistics(statistics: Mapping[str, Any] | Sequence[Any] | None, models:
 
 
 def layer_plan(
-    checkpoint: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
     choice: tuple[str | None, str | None, str | None],
-    count: int | None,
-    text: TextSource,
-    stack: str,
+    settings: DropSettings,
 ) -> tuple[LayerPlan, LayerImportance | None]:
-    """Return the plan of an edit from what was given of layers, drop and strategy."""
+    """Return the plan of an edit from what was given of layers (numbers, or a plan as text), drop and strategy."""
+    from merge.layers.edit import model_letter
     from merge.layers.plans.numbers import parse_layers
     from merge.layers.plans.plan import LayerPlan
+    from merge.layers.plans.text import parse_plan
     from merge.layers.stacks import layer_count
     from merge.layers.strategies.choose import drop_plan
 
     layers, drop, strategy = choice
     if sum(one is not None for one in choice) != 1:
-        raise UsageError("give one of layers ('0-5'), drop ('9-11') and strategy ('top', with count).")
-    if (strategy is None) != (count is None):
+        raise UsageError("give one of layers ('0-5' or a plan), drop ('9-11') and strategy ('top', with count).")
+    if (strategy is None) != (settings.count == 0):
         raise UsageError("strategy and count belong together. Example: merge.edit(model, strategy='top', count=3)")
-    total = layer_count(checkpoint.config, stack)
+    if layers is None and len(checkpoints) > 1:
+        raise UsageError(
+            "drop and strategy are for one model; of several, give the layers as a plan: 'A[0-3], B[4-5]'."
+        )
+    total, stack = layer_count(checkpoints[0].config, settings.stack), settings.stack
     if layers is not None:
+        if len(checkpoints) > 1 or re.search("[A-Za-z]", layers):
+            return parse_plan(layers, [model_letter(k) for k in range(len(checkpoints))], stack), None
         return LayerPlan.keep(parse_layers(layers, total), stack), None
     if drop is not None:
         return LayerPlan.without(parse_layers(drop, total), total, stack), None
-    return drop_plan(checkpoint, str(strategy), int(count or 0), text, stack)
+    return drop_plan(checkpoints[0], settings)
+
+
+def drop_settings(
+    checkpoint: Checkpoint,
+    strategy: str | None,
+    count: int | None,
+    text: TextSource,
+    stack: str,
+    protect: str | None,
+    score: str | Callable[[Any], float],
+    beam: int | None,
+) -> DropSettings:
+    """Return how layers to drop are selected; a function scores each candidate as a live model."""
+    from merge.layers.assembly import assemble
+    from merge.layers.plans.numbers import parse_layers
+    from merge.layers.strategies.choose import DropSettings
+    from merge.layers.strategies.search import BEAM
+
+    def of_plan(plan: LayerPlan) -> float:
+        assert not isinstance(score, str)
+        return float(score(assemble([checkpoint.encoder], plan).build()))
+
+    labelled = not isinstance(score, str)
+    return DropSettings(
+        strategy or "",
+        count or 0,
+        text,
+        stack,
+        () if protect is None else parse_layers(protect),
+        of_plan if labelled else None,
+        "cosine" if labelled else str(score),
+        beam or BEAM,
+    )

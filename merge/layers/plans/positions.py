@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from merge.errors import UsageError, nearest
 
-STRATEGIES = ("top", "bottom", "odd", "even", "symmetric", "contribution")
+STRATEGIES = ("top", "bottom", "odd", "even", "symmetric", "contribution")  # of Sajjad et al.
 
 
 def dropped_layers(strategy: str, count: int, total: int, scores: Sequence[float] | None = None) -> tuple[int, ...]:

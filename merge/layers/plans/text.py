@@ -34,7 +34,9 @@ class PlanSyntaxError(UsageError):
         flat = re.sub(r"\s", " ", text)
         start = max(0, place - 60)
         line = flat[start : place + 40]
-        super().__init__(f"plan, character {place + 1}: {message}\n  {line}\n  {' ' * (place - start)}^")
+        shown = "".join(c if c.isprintable() else "?" for c in line)
+        self.picture = f"\n  {shown}\n  {' ' * (place - start)}^"
+        super().__init__(f"plan, character {place + 1}: {message}{self.picture}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from merge.disk.documents import parse_json, read_text
 from merge.errors import UsageError, brief
-from merge.layers.plan import format_layers
+from merge.layers.plans.numbers import format_layers
 
 if TYPE_CHECKING:
     from torch import Tensor

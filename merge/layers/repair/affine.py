@@ -54,6 +54,18 @@ def check_affine(assembly: Assembly) -> None:
     act = ACT2FN[name]
     if not torch.allclose(act(grid) - act(-grid), grid, atol=1e-6):
         raise UsageError(f"{family} with activation {name!r} cannot hold an affine map: act(t) - act(-t) is not t.")
+    narrow = [
+        shape
+        for output, ((model, source), *_) in assembly.tensors.sources.items()
+        if output.endswith(f".{parts.up}.weight")
+        and len(shape := assembly.models[model].tensors[source].shape) == 2
+        and shape[0] < 2 * shape[1]
+    ]
+    if narrow:
+        raise UsageError(
+            f"an affine layer needs a feed-forward part of twice the hidden size, {2 * narrow[0][1]}; this model has "
+            f"{narrow[0][0]}. Use --repair seam, or a plan without affine layers."
+        )
 
 
 def affine_layer(
@@ -95,10 +107,6 @@ def _as_layer(assembly: Assembly, names: Projection, weights: Tensor) -> dict[st
     layer = {name: assembly.tensor(name) for name in assembly.tensors.sources if name.startswith(names.layer)}
     up, down = f"{names.layer}{parts.up}", f"{names.layer}{parts.down}"
     inner = layer[f"{up}.weight"].shape[0]
-    if inner < 2 * width:
-        raise UsageError(
-            f"an affine layer needs a feed-forward part of twice the hidden size, {2 * width}; this model has {inner}."
-        )
     change = weights[:-1].T - torch.eye(width)
     up_weight, down_weight = torch.zeros(inner, width), torch.zeros(width, inner)
     up_weight[:width], up_weight[width : 2 * width] = change, -change

@@ -76,7 +76,7 @@ class Repaired:
 def repaired(
     models: Sequence[Checkpoint],
     plan: LayerPlan,
-    settings: RepairSettings,
+    settings: RepairSettings | None = None,
     moved: Mapping[int, Mapping[str, Tensor]] | None = None,
     dry_run: bool = False,
 ) -> Repaired:
@@ -84,12 +84,14 @@ def repaired(
 
     Args:
         models: whole, as `opened_whole` returns them.
+        settings: nothing is repaired when None.
         moved: tensors of models that were aligned.
         dry_run: whether to check the plan alone; nothing is measured.
     Raises:
         UsageError, MismatchError: the plan or the repair asks for what the architecture cannot have.
         CalibrationError: the text cannot be read, or is too short.
     """
+    settings = settings or RepairSettings()
     totals = [layer_count(model.config, plan.stack) for model in models]
     notes: tuple[str, ...] = ()
     if settings.kind == "affine":
@@ -102,6 +104,10 @@ def repaired(
         seams, notes = find_seams(plan, totals)
         if not seams:
             notes = (*notes, f"--repair {settings.kind}: the plan leaves no seam that a refit repairs")
+    if fitted or folds:
+        from merge.layers.repair.affine import check_affine
+
+        check_affine(assembly)
     if not (fitted or folds or seams or settings.heal_steps) or dry_run:
         planned = ("a dry run fits and heals nothing",) if fitted or folds or seams or settings.heal_steps else ()
         return Repaired(assembly, {}, (), (*notes, *planned))
@@ -170,18 +176,16 @@ class _Work:
         return live_layers(self.assembly.build(), self.assembly.plan.stack)
 
     def fit_layer(self, index: int, facts: dict[str, Any], sentences: list[str]) -> None:
-        from merge.layers.repair.affine import RIDGES, affine_layer, check_affine
+        from merge.layers.repair.affine import RIDGES, affine_layer
 
-        check_affine(self.assembly)
         teacher = self.teacher(self.assembly.plan.layers[index][0][0])
         tensors, fitted = affine_layer(self.assembly, index, teacher, self.batches, self._ridges(RIDGES))
         self.assembly = self.assembly.with_computed(tensors)
         self._record("affine", index, fitted, facts, sentences, f"output layer {index} is a fitted map")
 
     def fold(self, index: int, end: int, facts: dict[str, Any], sentences: list[str]) -> None:
-        from merge.layers.repair.affine import RIDGES, check_affine, folded_map
+        from merge.layers.repair.affine import RIDGES, folded_map
 
-        check_affine(self.assembly)
         teacher = self.teacher(self.assembly.plan.layers[index][0][0])
         ridges = self._ridges(RIDGES)
         tensors, fitted = folded_map(self.assembly, index, self.student(), teacher, end, self.batches, ridges)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.hooks import watching
-from merge.errors import CalibrationError, UsageError
+from merge.errors import CalibrationError
+from merge.layers.activations import check_reads_text
 from merge.layers.stacks import layer_count, stack_of
 from merge.progress import track
 from merge.text.source import TextSource
@@ -29,17 +30,36 @@ DEFAULT_TEXT = TextSource()
 
 @dataclass(frozen=True)
 class LayerImportance:
-    """The importance of every layer of a model.
+    """What a strategy measured of the layers of a model.
 
     Attributes:
-        scores: for each layer 1 - the mean cosine of its input and output; 0 for a layer that changes no direction.
+        scores: of each layer, or of each block by its first layer; empty for a search.
         text: the texts that the mean is over, in words.
         notes: for the user, on the text and on the token that represents it.
+        strategy: which one.
+        meaning: what a score is.
+        candidates: of a search, the layers that each candidate keeps, and its score.
     """
 
     scores: tuple[float, ...]
     text: str
     notes: tuple[str, ...]
+    strategy: str = "contribution"
+    meaning: str = "1 - cosine of a layer's input and output"
+    candidates: tuple[tuple[tuple[int, ...], float], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measurement for a manifest."""
+        if self.candidates:
+            tried = [{"kept": list(kept), "score": score} for kept, score in self.candidates]
+            return {"strategy": self.strategy, "meaning": self.meaning, "text": self.text, "candidates": tried}
+        return {
+            "strategy": self.strategy,
+            "meaning": self.meaning,
+            "scores": self.scores,
+            "text": self.text,
+            "notes": self.notes,
+        }
 
 
 def measure_importance(checkpoint: Checkpoint, source: TextSource = DEFAULT_TEXT, stack: str = "") -> LayerImportance:
@@ -55,11 +75,7 @@ def measure_importance(checkpoint: Checkpoint, source: TextSource = DEFAULT_TEXT
     from merge.checkpoints.transformers_model import build
     from merge.text.calibration import read_calibration
 
-    _check_reads_text(checkpoint, stack)
-    if not checkpoint.has_tokenizer:
-        raise CalibrationError(
-            f"{checkpoint.source} has no tokenizer, which --strategy contribution needs to read text. Choose another --strategy."
-        )
+    check_reads_text(checkpoint, stack, "strategy contribution")
     calibration = read_calibration(source)
     tokenizer = load_tokenizer(checkpoint.folder)
     batches, truncated = tokenise(tokenizer, calibration.samples, checkpoint.config)
@@ -104,18 +120,6 @@ def layer_scores(model: Any, batches: Sequence[Batch], token: int | None, stack:
             sums[layer] += torch.nn.functional.cosine_similarity(*pair, dim=-1).sum()
         texts += len(rows)
     return [1.0 - float(value) / texts for value in sums]
-
-
-def _check_reads_text(checkpoint: Checkpoint, stack: str) -> None:
-    from merge.checkpoints.transformers_model import meta_model
-
-    stack_of(checkpoint.model_type, stack)
-    model = meta_model(checkpoint.config)
-    if model.config.is_encoder_decoder or model.main_input_name != "input_ids" or "vision_config" in checkpoint.config:
-        raise UsageError(
-            f"{checkpoint.source} is a {type(model).__name__}: --strategy contribution works for models with one text "
-            "input. Choose another --strategy."
-        )
 
 
 def _sentence_tokens(batch: Batch, token: int | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,58 @@
+"""A layer plan as JSON holds it: the list of layers of an edit.json, or of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from merge.errors import UsageError
+from merge.layers.plans.making import Making
+from merge.layers.plans.plan import LayerPlan
+
+KINDS = ("mean", "laco", "zero", "affine")
+KEYS = {"layer", "from", "made", "weights", "states"}
+
+
+def plan_from_json(entries: Any, names: Sequence[str] = (), stack: str = "") -> LayerPlan:
+    """Return the plan that `LayerPlan.to_json` wrote; a model is a number, or one of the names.
+
+    Raises:
+        UsageError: an entry is not a layer of a plan; the message names it.
+    """
+    if not isinstance(entries, list):
+        raise UsageError(f"a plan is a text or a list of layers, found {type(entries).__name__}.")
+    layers, makings = [], []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("from"), list) or set(entry) - KEYS:
+            raise UsageError(f"plan, layer {number}: expected {{from: [{{model, layer}}, ...]}}, found {entry!r:.80}.")
+        layers.append(tuple(_source(source, number, names) for source in entry["from"]))
+        makings.append(_making(entry, number))
+    return LayerPlan(tuple(layers), stack, tuple(makings) if any(makings) else ())
+
+
+def _source(source: Any, number: int, names: Sequence[str]) -> tuple[int, int]:
+    model, layer = (source.get("model", 0), source.get("layer")) if isinstance(source, Mapping) else (None, None)
+    if isinstance(model, str) and model in names:
+        model = list(names).index(model)
+    if not isinstance(model, int) or not isinstance(layer, int) or not _is_count(model) or not _is_count(layer):
+        raise UsageError(f"plan, layer {number}: a source is {{model: 0, layer: 3}}, found {source!r:.80}.")
+    return model, layer
+
+
+def _making(entry: Mapping[str, Any], number: int) -> Making | None:
+    kind, weights, states = (entry.get(key) for key in ("made", "weights", "states"))
+    if kind is None:
+        return None
+    numbers = weights is None or (isinstance(weights, list) and all(isinstance(w, int | float) for w in weights))
+    ordered = isinstance(states, list) and len(states) == 2 and all(map(_is_count, states)) and states[0] < states[1]
+    pair = (states[0], states[1]) if ordered and isinstance(states, list) else None
+    if kind not in KINDS or not numbers or (pair is not None) != (kind == "affine"):
+        raise UsageError(
+            f"plan, layer {number}: made is one of {', '.join(KINDS)}; weights are numbers, states of an affine layer two "
+            f"rising numbers; found {dict(entry)!r:.120}."
+        )
+    return Making(kind, tuple(map(float, weights or ())), pair)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
