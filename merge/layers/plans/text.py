@@ -105,7 +105,7 @@ class _Parser:
         layers: list[tuple[Source, ...]] = []
         makings: list[Making | None] = []
         if self._peek.kind == "word" and self._peek.text == "none" and self._tokens[1].kind == "end":
-            return LayerPlan((), self._stack)
+            return LayerPlan.none(self._stack)
         while True:
             place = self._peek.place
             for making, sources in self._item():

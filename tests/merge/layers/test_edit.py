@@ -27,7 +27,7 @@ from tiny import bert_config, random_tensors, save_checkpoint, write_text
 from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build, model_class
 from merge.commands.edit_layers import edit_main
-from merge.errors import CheckpointError, OutputError, UsageError
+from merge.errors import CheckpointError, OutputError
 from merge.layers.edit import edit_layers
 from merge.layers.plans.plan import LayerPlan
 from merge.publish.push import plan_push
@@ -390,11 +390,75 @@ def test_the_card_states_what_was_done_and_the_licence_of_the_input(run: Run, pl
     assert plan_push(place / "out", "me/out", None).card.startswith("---")
 
 
-def test_an_edit_only_copies(place: Path) -> None:
-    checkpoint = open_checkpoint("m")
-    with pytest.raises(UsageError, match="layer 1 of the plan merges several layers, but edit-layers only copies"):
-        edit_layers(checkpoint, LayerPlan((((0, 0),), ((0, 1), (0, 2)))), place / "out")
-    assert not (place / "out").exists()
+def test_several_sources_of_a_layer_are_averaged(run: Run, place: Path) -> None:
+    """A weighted mean of two layers is computed, all other tensors are copied; both are counted, and the card has the plan."""
+    answer = run("apply", "m", "--plan", "A0, mean(0.25*A1, 0.75*A2), A[3-5]", "-o", "out")
+    assert answer.code == 0, answer.err
+    before, after = load_file(place / "m/model.safetensors"), load_file(place / "out/model.safetensors")
+    name = "bert.encoder.layer.{}.output.dense.weight"
+    due = 0.25 * before[name.format(1)].float() + 0.75 * before[name.format(2)].float()
+    assert torch.allclose(after[name.format(1)].float(), due, atol=1e-6)
+    assert torch.equal(after[name.format(2)], before[name.format(3)])
+    manifest = json.loads((place / "out/edit.json").read_text())
+    assert (manifest["computed"], manifest["plan"]) == (16, "A[0], mean(0.25*A1, 0.75*A2), A[3-5]")
+    assert "by the plan `A[0], mean(0.25*A1, 0.75*A2), A[3-5]`" in (place / "out/README.md").read_text()
+    assert "16 computed" in answer.out
+
+
+def test_a_permutation_and_its_inverse_give_the_bytes_back(run: Run, place: Path) -> None:
+    """By the plan of an edit.json too, which is a plan like any other."""
+    assert run("apply", "m", "--plan", "A[2,0,3,1,5,4]", "-o", "there").code == 0
+    assert stored_bytes(place / "there/model.safetensors") != stored_bytes(place / "m/model.safetensors")
+    assert run("apply", "there", "--plan", "A[1,3,0,2,5,4]", "-o", "back").code == 0
+    assert stored_bytes(place / "back/model.safetensors") == stored_bytes(place / "m/model.safetensors")
+    assert run("apply", "m", "--plan", "there/edit.json", "-o", "again").code == 0
+    assert (place / "again/model.safetensors").read_bytes() == (place / "there/model.safetensors").read_bytes()
+
+
+def test_a_recipe_does_what_its_flags_do(run: Run, place: Path) -> None:
+    (place / "layers.yaml").write_text("models: {M: m, N: m}\nplan: M[0-1], mean(M2, N3), N[4-5]\noutput: by_recipe\n")
+    assert run("apply", "layers.yaml").code == 0
+    assert run("apply", "M=m", "N=m", "--plan", "M[0-1], mean(M2, N3), N[4-5]", "-o", "by_flags").code == 0
+    files = [place / folder / "model.safetensors" for folder in ("by_recipe", "by_flags")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+# What is typed, and what the one line says.
+REFUSED = {
+    ("apply", "m", "--plan", "A[0-9]"): "layer 6 of model 0, which has layers 0 to 5",
+    ("apply", "m", "--plan", "A[0-3], A[]"): "plan, character 11: expected the number of a layer, found ']'",
+    ("apply", "m"): "give a plan",
+    ("apply", "A=m", "A=m", "--plan", "A0"): "two models are named A",
+    ("apply", "m", "--plan", "A0, A3", "--repair", "seam", "--samples", "1"): "needs at least five texts",
+    ("apply", "m", "--plan", "A0, A3", "--align", "weights"): "this plan has one model",
+    ("apply", "m", "--plan", "A0, affine(A1->A3)"): "twice the hidden size, 48; this model has 40",
+    ("apply", "m", "--plan", "A0, A3", "--ridge", "1"): "--ridge has no effect without --repair",
+    ("apply", "m", "--plan", "A0, A3", "--repair", "seam", "--ridge", "-1"): "a finite number of at least 0",
+    ("drop", "m", "--strategy", "greedy", "--count", "2", "--protect", "0-4"): "cannot drop 2 of 6 layers, 5 of them",
+    ("drop", "m", "--strategy", "symmetric", "--count", "4", "--protect", "2"): "layer 2, which is protected",
+    ("drop", "m", "--strategy", "top", "--count", "1", "--score", "rsa"): "belongs to --strategy one-shot",
+    ("drop", "m", "--strategy", "greedy", "--count", "1", "--scorer", "cat"): "scorer must contain {model}",
+    ("compare", "m"): "there is nothing to compare",
+    ("compare", "m", "--plan", "A0", "--report", "x.txt"): "ends in .json or .csv",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED, ids=" ".join)
+def test_what_cannot_be_done_is_one_line_and_nothing_is_written(
+    arguments: tuple[str, ...], run: Run, place: Path
+) -> None:
+    before = sorted(place.rglob("*"))
+    answer = run(*arguments)
+    errors = [line for line in answer.err.splitlines() if line.startswith("edit-layers:")]
+    assert answer.code in (1, 2)
+    assert len(errors) == 1
+    assert REFUSED[arguments] in errors[0]
+    assert sorted(place.rglob("*")) == before
+
+
+def test_the_place_of_a_mistake_has_a_caret(run: Run) -> None:
+    lines = run("apply", "m", "--plan", "A[0-3], A[], B[5]").err.splitlines()
+    assert lines[-2:] == ["  A[0-3], A[], B[5]", "  " + " " * 10 + "^"]
 
 
 def test_a_full_disk_is_known_before(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
