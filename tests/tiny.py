@@ -100,7 +100,7 @@ def _random_checkpoint(config: str, seed: int) -> Path:
     key = hashlib.sha256(f"{seed} {config}".encode()).hexdigest()
     folder = RUN_CACHE / "checkpoints" / key
     if not folder.exists():
-        folder.parent.mkdir(exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent))
         _write_model(made, json.loads(config), random_tensors(json.loads(config), seed, torch.float32))
         with contextlib.suppress(OSError):  # another worker was first

@@ -31,6 +31,9 @@ SCORES = {
     "cosine": "1 - cosine to the endpoints' mean",
 }
 
+# b's share in the models between the endpoints where a line is measured.
+ALONG = (0.25, 0.5, 0.75)
+
 # The outputs of the endpoints are kept up to so many bytes; beyond, the endpoints are run again for every candidate.
 MAX_KEPT_BYTES = 1 << 29
 # With fewer texts, or if the ensemble gives one class to more than this share of them, the user is told that the scores

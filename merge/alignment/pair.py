@@ -29,6 +29,7 @@ class Settings:
         restarts: further runs of weight matching, each from the best so far with some units shuffled.
         steps: of gradient descent or annealing.
         both: whether `learned` moves a as well.
+        line: whether `learned` learns along the whole line, not near its middle alone.
         seed: of everything random.
     """
 
@@ -36,6 +37,7 @@ class Settings:
     restarts: int = 0
     steps: int = 200
     both: bool = False
+    line: bool = False
     seed: int = 0
 
 

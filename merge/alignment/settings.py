@@ -29,6 +29,7 @@ class AlignEntry(Record):
             objective, among rotations by the text.
         steps: of `learned` and `annealing`.
         both: let `learned` move the reference too.
+        line: let `learned` lower the loss along the whole line between the models, not near its middle alone.
         reference: the model that the others are aligned to; the first when None.
         apply: instead of matching, the transform.safetensors of an earlier run; one for each model that moves, in their
             order, the base's last.
@@ -47,6 +48,7 @@ class AlignEntry(Record):
     restarts: int = Field(default=0, ge=0, strict=True)
     steps: int = Field(default=200, gt=0, strict=True)
     both: bool = False
+    line: bool = False
     reference: str | None = Field(default=None, min_length=1)
     apply: tuple[str, ...] | None = Field(default=None, min_length=1)
     repair: bool = False

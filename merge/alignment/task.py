@@ -101,7 +101,14 @@ class AlignmentTask:
             reference.config,
             reference.written_name,
             text_read.batches,
-            Settings(settings.basis or "permutation", settings.restarts, settings.steps, settings.both, self.seed),
+            Settings(
+                settings.basis or "permutation",
+                settings.restarts,
+                settings.steps,
+                settings.both,
+                settings.line,
+                self.seed,
+            ),
             TextFacts(text_read.labels, text_read.mask_token, text_read.special_tokens),
             self.device,
         )

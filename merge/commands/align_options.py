@@ -28,6 +28,7 @@ FLAGS = {
     "restarts": "restarts",
     "steps": "steps",
     "both": "both",
+    "line": "line",
     "reference": "reference",
     "apply": "apply",
     "repair": "repair",
@@ -77,6 +78,12 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         "--steps", type=click.IntRange(min=1), help="Steps of the learned and annealing alignments.  [default: 200]"
     ),
     click.option("--both", is_flag=True, default=None, help="Let the learned alignment change the reference too."),
+    click.option(
+        "--line",
+        is_flag=True,
+        default=None,
+        help="Let the learned alignment lower the loss along the whole line between the models, not near its middle alone.",
+    ),
     click.option(
         "--reference", metavar="MODEL", help="The model that the others are aligned to.  [default: the first]"
     ),

@@ -13,12 +13,12 @@ from statistics import fmean
 
 from merge.alignment.choice.common_start import CommonStart
 from merge.alignment.masking import with_masked_words
-from merge.alignment.midpoint import SCORES, EndpointOutputs, score
+from merge.alignment.midpoint import ALONG, SCORES, EndpointOutputs, score
 from merge.alignment.pair import Alignment, Matcher, Pair, head_kinds, streams
 from merge.symmetry.permutation import identity
 
-# b's share in the interpolated models that are scored, and how many times the lowest midpoint score is near it.
-ALONG, NEAR_LOWEST = (0.25, 0.5, 0.75), 1.5
+# How many times the lowest midpoint score is near it.
+NEAR_LOWEST = 1.5
 # Scores that differ by less are equal but for the rounding of float32 models. Of equal ones the first is kept: it moves least.
 ROUNDING = 1e-6
 

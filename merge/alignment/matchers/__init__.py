@@ -92,7 +92,7 @@ _TABLE = (
         with_maps="learned:match_learned",
         reads_text=True,
         compares_merged=True,
-        options=("restarts", "steps", "both"),
+        options=("restarts", "steps", "both", "line"),
     ),
     Aligner("sinkhorn", "sinkhorn:match_sinkhorn", options=("restarts", "steps")),
     Aligner("transport", "transport:match_transport", options=()),
@@ -109,7 +109,7 @@ BY = ("auto", *ALIGNERS)
 AUTO_OPTIONS = ("restarts",)
 
 # Options of an align entry that not every aligner reads.
-OPTIONS = ("restarts", "steps", "both")
+OPTIONS = ("restarts", "steps", "both", "line")
 
 
 def aligner(name: str) -> Aligner:

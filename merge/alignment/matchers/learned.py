@@ -1,10 +1,11 @@
-"""Learned alignment: gradient descent on the midpoint's loss, from the result of matching.
+"""Learned alignment: gradient descent on the loss between the models, from the result of matching.
 
 Permutations stay as they were matched. What is learned are maps that are exact symmetries, in the coordinates of
 `merge.alignment.solvers.charts`: every invertible map inside a head, rotary scales and angles, scales of hidden units, and
 rotations of the residual stream where the norms are folded. So b keeps its function throughout, and with `both` a as well.
 Adam minimises the expected loss at (1 - lam) a + lam G(b), lam uniform in [.4, .6]; the step with the least loss on held-out
-texts at lam = 1/2 is kept, or the start where no step is better.
+texts at lam = 1/2 is kept, or the start where no step is better. So the average of the two is good, and a barrier may be left
+beside the middle. With `line`, lam is uniform in [.2, .8], and the mean loss at 1/4, 1/2 and 3/4 decides.
 
 A post-LN model has one more symmetry, a scale of the stream between two norms. It is not used: it is exact only if the
 norms' epsilon is neglected, and b would fail the proof that its function is unchanged.
@@ -14,8 +15,9 @@ Sources: Zhang et al. 2025, arXiv:2502.00264 and Theus et al. 2025, arXiv:2506.2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from merge.alignment.matchers.learned_loss import Loss, LossBatch, loss_of, split
 from merge.alignment.matchers.rotations import rotate_by_activations, rotate_by_both, rotate_by_weights
+from merge.alignment.midpoint import ALONG, EndpointOutputs
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
 from merge.alignment.solvers.charts import CHARTS, Action, Coordinates, actions, maps_at, moved, origin
 from merge.progress import track
@@ -33,7 +36,7 @@ from merge.symmetry.spec import parse
 from merge.symmetry.transform import Transform, apply_transform, axis_sizes, check_transform, compose
 
 LEARNING_RATE, TEXTS_A_STEP = 1e-2, 16
-LAM_RANGE = (0.4, 0.6)
+LAM_RANGE, LINE_RANGE = (0.4, 0.6), (0.2, 0.8)
 # The learning rate was measured on models of this width; wider matrices have more entries, and a step should rotate no
 # further.
 RATE_WIDTH = 64
@@ -45,10 +48,12 @@ CHECKS = 20
 MAX_CONDITION = 1e3
 
 Tensors = Mapping[str, Tensor]
+# The outputs of both models, computed when they are first asked for.
+Ends = Callable[[], EndpointOutputs]
 
 
 def match_learned(pair: Pair) -> Matcher:
-    """Return the matcher that improves the alignments of other matchers by gradient descent on the midpoint's loss.
+    """Return the matcher that improves the alignments of other matchers by gradient descent on the loss between the models.
 
     The models are compared as they are merged; only the start is matched on their canonical forms.
 
@@ -57,39 +62,49 @@ def match_learned(pair: Pair) -> Matcher:
     """
     check_text(pair, "learned alignment")
     split(pair.batches)
-    starts = best_start(pair)
+    ends = _ends(pair)
+    starts = best_start(pair, ends)
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        return learn(pair, starts(kinds), kinds)
+        return learn(pair, starts(kinds), kinds, ends)
 
     return match
 
 
-def learn(pair: Pair, start: Alignment, kinds: frozenset[str]) -> Alignment:
-    """Return the best alignment learned from a start over these kinds of axes; the start where no step is better."""
+def learn(pair: Pair, start: Alignment, kinds: frozenset[str], ends: Ends | None = None) -> Alignment:
+    """Return the best alignment learned from a start over these kinds of axes; the start where no step is better.
+
+    Args:
+        ends: the outputs of both models, where further alignments of the pair need them too.
+    """
     axes = free_axes(pair, kinds)
-    return _Learner(pair, start, axes).run() if axes else start
+    return _Learner(pair, start, axes, ends or _ends(pair)).run() if axes else start
 
 
-def best_start(pair: Pair) -> Matcher:
-    """Return the matcher of the start: the alignment by STARTS with the least midpoint loss.
+def _ends(pair: Pair) -> Ends:
+    return cache(partial(EndpointOutputs, pair))
+
+
+def best_start(pair: Pair, ends: Ends | None = None) -> Matcher:
+    """Return the matcher of the start: the alignment by STARTS with the least held-out loss.
 
     Heads are matched with maps, whatever basis was requested: maps are what will be learned.
     """
+    ends = ends or _ends(pair)
     a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     compared = replace(pair, a=a, b=b, settings=replace(pair.settings, basis="orthogonal"))
     matchers = [rotate(compared) for rotate in STARTS]
 
     def match(kinds: frozenset[str]) -> Alignment:
-        return min((matcher(kinds) for matcher in matchers), key=lambda start: midpoint_loss(pair, start))
+        return min((matcher(kinds) for matcher in matchers), key=lambda start: held_out_loss(pair, start, ends))
 
     return match
 
 
-def midpoint_loss(pair: Pair, start: Alignment) -> float:
-    """Return the midpoint's mean loss under an alignment, on the held-out texts."""
-    return _Learner(pair, start, {}).held_out()
+def held_out_loss(pair: Pair, start: Alignment, ends: Ends) -> float:
+    """Return the mean loss under an alignment on the held-out texts: of the midpoint, or along the line."""
+    return _Learner(pair, start, {}, ends).held_out()
 
 
 def free_axes(pair: Pair, kinds: frozenset[str]) -> dict[str, Shape]:
@@ -128,10 +143,11 @@ class Endpoint:
 class _Learner:
     """Gradient descent from a start; holds a model to run and the two endpoints that it lies between."""
 
-    def __init__(self, pair: Pair, start: Alignment, axes: Mapping[str, Shape]) -> None:
+    def __init__(self, pair: Pair, start: Alignment, axes: Mapping[str, Shape], ends: Ends) -> None:
         self.pair, self.start = pair, start
         self.generator = torch.Generator().manual_seed(pair.settings.seed)
-        self.loss: Loss = loss_of(pair, start.transform)
+        self.loss: Loss = loss_of(pair, start.transform, ends)
+        self.range, self.measured = (LINE_RANGE, ALONG) if pair.settings.line else (LAM_RANGE, (0.5,))
         self.model: Any = pair.model(pair.a).requires_grad_(False)
         self.acting = actions(pair.spec, pair.shapes, axes)
         b = apply_transform(pair.spec, start.transform, pair.b)
@@ -164,7 +180,8 @@ class _Learner:
         sizes = torch.tensor([float(len(rows)) for rows in self.rows])
         k = int(torch.multinomial(sizes, 1, generator=generator))
         rows = self.rows[k][torch.randperm(len(self.rows[k]), generator=generator)[:TEXTS_A_STEP]]
-        lam = LAM_RANGE[0] + (LAM_RANGE[1] - LAM_RANGE[0]) * float(torch.rand((), generator=generator))
+        low, high = self.range
+        lam = low + (high - low) * float(torch.rand((), generator=generator))
         total, count = self._loss(self.loss.make_batch(k, rows, generator), lam)
         optimiser.zero_grad()
         (total / count).backward()
@@ -181,12 +198,13 @@ class _Learner:
             between = torch.lerp(a, b, lam) if tensor.is_floating_point() else tensor
             weights[self.pair.written_name(name)] = between.to(self.pair.device)
         output = functional_call(self.model, weights, (), dict(batch.inputs))
-        return self.loss.value(output, batch)
+        # Near the middle the ensemble of both halves is the target for every lam.
+        return self.loss.value(output, batch, lam if self.pair.settings.line else 0.5)
 
     def held_out(self) -> float:
-        """Return the midpoint's mean loss on the held-out texts."""
+        """Return the mean loss on the held-out texts: of the midpoint, or along the line."""
         with torch.no_grad():
-            losses = [self._loss(batch, 0.5) for batch in self.held]
+            losses = [self._loss(batch, lam) for lam in self.measured for batch in self.held]
         return sum(float(total) for total, _ in losses) / sum(count for _, count in losses)
 
     def _alignment(

@@ -1,9 +1,9 @@
-"""Training losses of learned alignment, at the midpoint of two models.
+"""Training losses of learned alignment, of a model between two others.
 
     labels                  cross-entropy of the texts' classes
     masked language model   cross-entropy of masked words: 15 % of a batch, 80/10/10 mask, random word, the word itself
     causal language model   cross-entropy of the next token
-    any other               KL from the ensemble of the two endpoints to the midpoint, `merge.alignment.midpoint`: no labels
+    any other               KL from the ensemble of the two endpoints to the model, `merge.alignment.midpoint`: no labels
 
 One text in four is held out: the loss on it is measured, and never learned from.
 """
@@ -19,12 +19,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from merge.alignment.masking import IGNORED, is_masked_language_model, mask_words, never_masked
-from merge.alignment.midpoint import FEATURES, divergence, outputs_of
+from merge.alignment.midpoint import FEATURES, EndpointOutputs, divergence, outputs_of
 from merge.alignment.pair import Pair, in_dtype
 from merge.checkpoints.hooks import token_mask
 from merge.checkpoints.inputs import Batch, attended
 from merge.errors import AlignmentError
-from merge.symmetry.transform import Transform, apply_transform
+from merge.symmetry.spec import parse
+from merge.symmetry.transform import Transform, apply_transform_axes
 
 # One text in so many is held out.
 HELD_OUT = 4
@@ -51,19 +52,21 @@ class Loss:
     Attributes:
         name: what it is taken of, for messages.
         make_batch: makes a batch of some texts.
-        value: output of the model, and the batch -> (summed loss, how many terms it has).
+        value: output of the model, the batch, and b's share in the target where that is an ensemble -> (summed loss, how many
+            terms it has).
     """
 
     name: str
     make_batch: MakeBatch
-    value: Callable[[Any, LossBatch], tuple[Tensor, int]]
+    value: Callable[[Any, LossBatch, float], tuple[Tensor, int]]
 
 
-def loss_of(pair: Pair, start: Transform) -> Loss:
-    """Return the loss of a pair's midpoint: on labels, words or tokens where the models have such a head, else without labels.
+def loss_of(pair: Pair, start: Transform, ends: Callable[[], EndpointOutputs]) -> Loss:
+    """Return the loss of a model between a pair: on labels, words or tokens with a head for them, else without labels.
 
     Args:
         start: transform of b, and so of its outputs along the axes that it moves.
+        ends: returns the outputs of both models of the pair.
     Raises:
         AlignmentError: labels do not fit the model, or its words cannot be masked.
     """
@@ -72,10 +75,9 @@ def loss_of(pair: Pair, start: Transform) -> Loss:
         return _labelled(pair, architecture)
     if is_masked_language_model(pair):
         return _masked(pair, architecture)
-    model = pair.model(pair.a)
-    if architecture.endswith(CAUSAL) and is_causal(model, _rows(pair.batches[-1], torch.arange(1))):
+    if architecture.endswith(CAUSAL) and is_causal(pair.model(pair.a), _rows(pair.batches[-1], torch.arange(1))):
         return Loss("next tokens", lambda k, rows, _: _next(_rows(pair.batches[k], rows)), _word_loss(shift=1))
-    return _unlabelled(pair, model, start)
+    return _unlabelled(pair, start, ends())
 
 
 def split(batches: Sequence[Batch]) -> tuple[list[Tensor], list[Tensor]]:
@@ -130,7 +132,7 @@ def _labelled(pair: Pair, architecture: str) -> Loss:
     def make_batch(k: int, rows: Tensor, _: torch.Generator) -> LossBatch:
         return LossBatch(_rows(pair.batches[k], rows), pair.text.labels[k][rows])
 
-    def value(output: Any, batch: LossBatch) -> tuple[Tensor, int]:
+    def value(output: Any, batch: LossBatch, _: float) -> tuple[Tensor, int]:
         logits, count = output["logits"].float(), len(batch.target)
         if logits.shape[-1] < 2 or int(batch.target.max()) >= logits.shape[-1]:
             raise AlignmentError(
@@ -161,10 +163,10 @@ def _next(batch: Batch) -> LossBatch:
     return LossBatch(batch, batch["input_ids"].masked_fill(~attended(batch), IGNORED))
 
 
-def _word_loss(shift: int) -> Callable[[Any, LossBatch], tuple[Tensor, int]]:
+def _word_loss(shift: int) -> Callable[[Any, LossBatch, float], tuple[Tensor, int]]:
     """Return the loss of tokens that are predicted `shift` positions before them."""
 
-    def value(output: Any, batch: LossBatch) -> tuple[Tensor, int]:
+    def value(output: Any, batch: LossBatch, _: float) -> tuple[Tensor, int]:
         target = batch.target[:, shift:]
         scored = target != IGNORED
         logits = output["logits"][:, : target.shape[1]][scored].float()
@@ -173,18 +175,19 @@ def _word_loss(shift: int) -> Callable[[Any, LossBatch], tuple[Tensor, int]]:
     return value
 
 
-def _unlabelled(pair: Pair, a: Any, start: Transform) -> Loss:
+def _unlabelled(pair: Pair, start: Transform, ends: EndpointOutputs) -> Loss:
     """Return the divergence from the endpoints' ensemble, `merge.alignment.midpoint`."""
-    b = pair.model(apply_transform(pair.spec, start, pair.b))
+    lines = {name: parse(line) for name, line in pair.spec.outputs.items()}
 
     def make_batch(k: int, rows: Tensor, _: torch.Generator) -> LossBatch:
-        inputs = _rows(pair.batches[k], rows)
         with torch.no_grad():
-            return LossBatch(inputs, (outputs_of(pair, a(**inputs)), outputs_of(pair, b(**inputs))))
+            a, b = ({name: output[rows] for name, output in outputs.items()} for outputs in ends(k))
+        b = {name: apply_transform_axes(lines[name], start, output) for name, output in b.items()}
+        return LossBatch(_rows(pair.batches[k], rows), (a, b))
 
-    def value(output: Any, batch: LossBatch) -> tuple[Tensor, int]:
+    def value(output: Any, batch: LossBatch, lam: float) -> tuple[Tensor, int]:
         a, b = batch.target
-        total, count, _ = divergence(a, b, outputs_of(pair, output), token_mask(batch.inputs))
+        total, count, _ = divergence(a, b, outputs_of(pair, output), token_mask(batch.inputs), lam)
         return total, count
 
     hidden_states = any(name in pair.spec.outputs for name in FEATURES)

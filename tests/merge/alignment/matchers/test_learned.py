@@ -23,7 +23,7 @@ from merge.alignment.masking import IGNORED
 from merge.alignment.matchers import learned
 from merge.alignment.matchers.learned import conditioned, free_axes, match_learned
 from merge.alignment.matchers.learned_loss import Loss, is_causal, loss_of, split
-from merge.alignment.midpoint import score
+from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Alignment, Pair, Settings, TextFacts
 from merge.alignment.reading import read_alignment_text
 from merge.alignment.settings import AlignEntry
@@ -76,7 +76,7 @@ def planted(pair: Pair, seed: int = 1) -> Pair:
 def from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything be learned from the identity, so that what is gained is gained by gradients."""
 
-    def still(pair: Pair) -> Any:
+    def still(pair: Pair, _ends: Any = None) -> Any:
         return lambda kinds: Alignment(identity(pair.spec, pair.shapes), tuple(sorted(kinds)), ())
 
     monkeypatch.setattr(learned, "best_start", still)
@@ -151,11 +151,11 @@ def test_the_proof_fails_when_a_map_reaches_one_tensor_of_two() -> None:
         prove(own, moved_b | {name: own.b[name]}, element, pair.batches)
 
 
-def held_out_loss(pair: Pair, found: Alignment) -> float:
-    """Return the divergence half way on the held-out texts, from whole models built by hand."""
+def held_out_loss(pair: Pair, found: Alignment, lam: float = 0.5) -> float:
+    """Return the divergence at lam on the held-out texts, from whole models built by hand."""
     reference = Transform(identity(pair.spec, pair.shapes), found.reference_maps)
     ends = apply_transform(pair.spec, reference, pair.a), apply_transform(pair.spec, found.transform, pair.b)
-    middle = {name: (ends[0][name] + ends[1][name]) / 2 for name in pair.a}
+    middle = {name: (1 - lam) * ends[0][name] + lam * ends[1][name] for name in pair.a}
     models = [pair.model(tensors) for tensors in (pair.a, pair.b, middle)]
     total, count, seen = 0.0, 0, 0
     for batch in pair.batches:
@@ -164,7 +164,7 @@ def held_out_loss(pair: Pair, found: Alignment) -> float:
         seen += texts
         with torch.inference_mode():
             said = [model(**{n: t[rows] for n, t in batch.items()}).logits.double().softmax(-1) for model in models]
-        ensemble = (said[0] + said[1]) / 2
+        ensemble = (1 - lam) * said[0] + lam * said[1]
         total += float((ensemble * (ensemble.log() - said[2].log())).sum())
         count += len(rows)
     return total / count
@@ -181,6 +181,23 @@ def test_the_objective_is_minus_the_held_out_loss_and_never_decreases(monkeypatc
     assert -found.objective[-1] == pytest.approx(held_out_loss(pair, found), rel=1e-4)
     assert len(found.objective) > 2
     assert all(later > earlier for earlier, later in pairwise(found.objective))
+
+
+@pytest.mark.slow
+def test_along_the_line_the_mean_of_three_losses_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whole models in the open; the ensemble at lam is the target there. The control: half way alone is another objective."""
+    from_nothing(monkeypatch)
+    pair = planted(make(family_case("bert", "ForSequenceClassification")))
+    found = {
+        line: match_learned(replace(pair, settings=replace(pair.settings, line=line, steps=16)))(HEADS)
+        for line in (True, False)
+    }
+    along = {line: sum(held_out_loss(pair, each, lam) for lam in (0.25, 0.5, 0.75)) / 3 for line, each in found.items()}
+    assert -found[True].objective[-1] == pytest.approx(along[True], rel=1e-4)
+    assert found[True].objective[-1] > found[True].objective[0]
+    assert -found[False].objective[-1] != pytest.approx(along[False], rel=1e-2)
+    assert found[True].maps.keys() == found[False].maps.keys()
+    assert not all(torch.equal(found[True].maps[axis], found[False].maps[axis]) for axis in found[True].maps)
 
 
 @pytest.mark.parametrize("rate", [0.0, 30.0])
@@ -312,7 +329,7 @@ def test_a_map_that_loses_digits_is_told() -> None:
 def mean_loss(pair: Pair, loss: Loss, tensors: Mapping[str, torch.Tensor], rows: int = 4) -> tuple[float, Any]:
     batch = loss.make_batch(0, torch.arange(rows), torch.Generator().manual_seed(3))
     with torch.no_grad():
-        total, count = loss.value(pair.model(tensors)(**batch.inputs), batch)
+        total, count = loss.value(pair.model(tensors)(**batch.inputs), batch, 0.5)
     return float(total) / count, batch
 
 
@@ -321,7 +338,7 @@ def first_texts(pair: Pair) -> Batch:
 
 
 def of(pair: Pair) -> Loss:
-    return loss_of(pair, Transform(identity(pair.spec, pair.shapes), {}))
+    return loss_of(pair, Transform(identity(pair.spec, pair.shapes), {}), lambda: EndpointOutputs(pair))
 
 
 def test_the_loss_of_labels_is_the_models_own() -> None:
