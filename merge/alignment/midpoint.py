@@ -9,6 +9,7 @@ last hidden states of the model between and the same mean of the endpoints'. Sma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,10 +46,15 @@ class EndpointOutputs:
     """The outputs of both models of a pair on its batches: computed once, and again only if too large to keep."""
 
     def __init__(self, pair: Pair) -> None:
-        self.pair, self.models = pair, tuple(pair.model(side, copied=False) for side in (pair.a, pair.b))
+        self.pair = pair
         self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         self._bytes = 0
         self._classes: dict[int, Tensor] = {}
+
+    @cached_property
+    def models(self) -> tuple[Any, Any]:
+        """Both models; built when an output is first asked for."""
+        return self.pair.model(self.pair.a, copied=False), self.pair.model(self.pair.b, copied=False)
 
     def __call__(self, k: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the outputs of a and of b for batch k."""
@@ -63,9 +69,12 @@ class EndpointOutputs:
             self._kept[k] = a, b
         return a, b
 
-    def notes(self) -> tuple[str, ...]:
-        """Return notes for the user on the texts, once all outputs are computed: too few, or nearly all of one class."""
-        texts = sum(len(next(iter(batch.values()))) for batch in self.pair.batches)
+    def notes(self, texts: int) -> tuple[str, ...]:
+        """Return notes for the user on the texts, once all outputs are computed: too few, or nearly all of one class.
+
+        Args:
+            texts: how many the user gave; the outputs may be those of a part.
+        """
         notes = []
         if texts < MIN_TEXTS:
             notes.append(

@@ -66,13 +66,14 @@ class Auto:
         begin_phase("matching units by every matcher")
         tried, left_out = self._candidates(pair, sets)
         ends = EndpointOutputs(pair)
-        scored, kind = scores([unmoved(pair), *tried], pair, ends)
+        rotates = self.rotate and pair.spec.folded and self.axes is None and start.away - head_kinds(pair.kinds())
+        scored, kind, notes = scores([unmoved(pair), *tried], pair, ends, alone=not rotates)
         groups = [(scored, pair)]
-        if self.rotate and pair.spec.folded and self.axes is None and start.away - head_kinds(pair.kinds()):
+        if rotates:
             rotated, folded, faults = self._rotated(pair, ends)
             groups, left_out = [*groups, (rotated, folded)], (*left_out, *faults)
         scored = with_line_scores(groups, ends)
-        return Choice(scored, best(scored), SCORES[kind], (*left_out, *ends.notes()), start)
+        return Choice(scored, best(scored), SCORES[kind], (*left_out, *notes), start)
 
     def _sets_of_kinds(self, pair: Pair, away: frozenset[str]) -> Sequence[frozenset[str]]:
         """Return the sets of kinds of axes that candidates move, the largest last.
@@ -109,7 +110,7 @@ class Auto:
         tried, faults = self._candidates(folded, [frozenset(folded.kinds())])
         if not tried:
             return (), pair, faults
-        scored, _ = scores(tried, folded, ends)
+        scored, _, _ = scores(tried, folded, ends)
         return tuple(replace(candidate, rotated=True) for candidate in scored), folded, faults
 
 

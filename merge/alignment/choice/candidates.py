@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from merge.alignment.choice.common_start import CommonStart
+from merge.alignment.choice.text_part import count_texts, part_of_text
 from merge.alignment.masking import with_masked_words
 from merge.alignment.midpoint import ALONG, SCORES, EndpointOutputs, score
 from merge.alignment.pair import Alignment, Matcher, Pair, head_kinds, streams
@@ -19,6 +20,8 @@ from merge.symmetry.permutation import identity
 
 # How many times the lowest midpoint score is near it.
 NEAR_LOWEST = 1.5
+# How many times the lowest score on a part of the text is too far from it to be the lowest on all of it.
+FAR_FROM_LOWEST = 2 * NEAR_LOWEST
 # Scores that differ by less are equal but for the rounding of float32 models. Of equal ones the first is kept: it moves least.
 ROUNDING = 1e-6
 
@@ -107,9 +110,9 @@ def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | N
     matched = [Candidate(matcher(kinds), None, by) for by, matcher in matchers.items() for kinds in sets]
     pair = with_masked_words(pair)
     ends = EndpointOutputs(pair)
-    scored, kind = scores([unmoved(pair), *matched], pair, ends)
+    scored, kind, notes = scores([unmoved(pair), *matched], pair, ends, alone=True)
     scored = with_line_scores([(scored, pair)], ends)
-    return Choice(scored, best(scored), SCORES[kind], ends.notes())
+    return Choice(scored, best(scored), SCORES[kind], notes)
 
 
 def sets_of_kinds(pair: Pair) -> tuple[frozenset[str], ...]:
@@ -123,10 +126,33 @@ def sets_of_kinds(pair: Pair) -> tuple[frozenset[str], ...]:
     return tuple(kinds for kinds in dict.fromkeys(sets) if kinds)
 
 
-def scores(candidates: Sequence[Candidate], pair: Pair, ends: EndpointOutputs) -> tuple[tuple[Candidate, ...], str]:
-    """Return the candidates with the scores of their midpoints, and which score it is (a key of SCORES)."""
-    values, kind = score([candidate.alignment for candidate in candidates], pair, ends)
-    return tuple(replace(c, score=value) for c, value in zip(candidates, values, strict=True)), kind
+def scores(
+    candidates: Sequence[Candidate], pair: Pair, ends: EndpointOutputs, alone: bool = False
+) -> tuple[tuple[Candidate, ...], str, tuple[str, ...]]:
+    """Return the candidates with the scores of their midpoints, which score it is (a key of SCORES), and notes on the text.
+
+    Where a model and the text are large, all are scored on a part of the text, and those far from the lowest score are scored
+    on no more of it.
+
+    Args:
+        alone: there are no other candidates: the only one that is left need not be scored on the whole text.
+    """
+    part, texts = part_of_text(pair), count_texts(pair)
+    if part is None:
+        values, kind = score([c.alignment for c in candidates], pair, ends)
+        scored = [replace(c, score=value) for c, value in zip(candidates, values, strict=True)]
+        return tuple(scored), kind, ends.notes(texts)
+    part_ends = EndpointOutputs(part)
+    values, kind = score([c.alignment for c in candidates], part, part_ends)
+    scored = [replace(c, score=value) for c, value in zip(candidates, values, strict=True)]
+    read = f"which axes move was chosen on {count_texts(part)} of {texts} texts"
+    limit = FAR_FROM_LOWEST * min(values) + ROUNDING
+    near = [k for k, value in enumerate(values) if value <= limit]
+    if alone and len(near) == 1:
+        return tuple(scored), kind, (read, *part_ends.notes(texts))
+    whole, _ = score([candidates[k].alignment for k in near], pair, ends)
+    scored = [replace(c, score=whole[near.index(k)]) if k in near else c for k, c in enumerate(scored)]
+    return tuple(scored), kind, (f"{read}, and among {len(near)} candidates on all", *ends.notes(texts))
 
 
 def with_line_scores(

@@ -15,9 +15,8 @@ Sources: Zhang et al. 2025, arXiv:2502.00264 and Theus et al. 2025, arXiv:2506.2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from typing import Any
 
 import torch
@@ -48,8 +47,6 @@ CHECKS = 20
 MAX_CONDITION = 1e3
 
 Tensors = Mapping[str, Tensor]
-# The outputs of both models, computed when they are first asked for.
-Ends = Callable[[], EndpointOutputs]
 
 
 def match_learned(pair: Pair) -> Matcher:
@@ -62,7 +59,7 @@ def match_learned(pair: Pair) -> Matcher:
     """
     check_text(pair, "learned alignment")
     split(pair.batches)
-    ends = _ends(pair)
+    ends = EndpointOutputs(pair)
     starts = best_start(pair, ends)
 
     def match(kinds: frozenset[str]) -> Alignment:
@@ -72,26 +69,22 @@ def match_learned(pair: Pair) -> Matcher:
     return match
 
 
-def learn(pair: Pair, start: Alignment, kinds: frozenset[str], ends: Ends | None = None) -> Alignment:
+def learn(pair: Pair, start: Alignment, kinds: frozenset[str], ends: EndpointOutputs | None = None) -> Alignment:
     """Return the best alignment learned from a start over these kinds of axes; the start where no step is better.
 
     Args:
         ends: the outputs of both models, where further alignments of the pair need them too.
     """
     axes = free_axes(pair, kinds)
-    return _Learner(pair, start, axes, ends or _ends(pair)).run() if axes else start
+    return _Learner(pair, start, axes, ends or EndpointOutputs(pair)).run() if axes else start
 
 
-def _ends(pair: Pair) -> Ends:
-    return cache(partial(EndpointOutputs, pair))
-
-
-def best_start(pair: Pair, ends: Ends | None = None) -> Matcher:
+def best_start(pair: Pair, ends: EndpointOutputs | None = None) -> Matcher:
     """Return the matcher of the start: the alignment by STARTS with the least held-out loss.
 
     Heads are matched with maps, whatever basis was requested: maps are what will be learned.
     """
-    ends = ends or _ends(pair)
+    ends = ends or EndpointOutputs(pair)
     a, b = (canonical_weights(pair.spec, pair.config, tensors) for tensors in (pair.a, pair.b))
     compared = replace(pair, a=a, b=b, settings=replace(pair.settings, basis="orthogonal"))
     matchers = [rotate(compared) for rotate in STARTS]
@@ -102,7 +95,7 @@ def best_start(pair: Pair, ends: Ends | None = None) -> Matcher:
     return match
 
 
-def held_out_loss(pair: Pair, start: Alignment, ends: Ends) -> float:
+def held_out_loss(pair: Pair, start: Alignment, ends: EndpointOutputs) -> float:
     """Return the mean loss under an alignment on the held-out texts: of the midpoint, or along the line."""
     return _Learner(pair, start, {}, ends).held_out()
 
@@ -143,7 +136,7 @@ class Endpoint:
 class _Learner:
     """Gradient descent from a start; holds a model to run and the two endpoints that it lies between."""
 
-    def __init__(self, pair: Pair, start: Alignment, axes: Mapping[str, Shape], ends: Ends) -> None:
+    def __init__(self, pair: Pair, start: Alignment, axes: Mapping[str, Shape], ends: EndpointOutputs) -> None:
         self.pair, self.start = pair, start
         self.generator = torch.Generator().manual_seed(pair.settings.seed)
         self.loss: Loss = loss_of(pair, start.transform, ends)

@@ -61,12 +61,12 @@ class Loss:
     value: Callable[[Any, LossBatch, float], tuple[Tensor, int]]
 
 
-def loss_of(pair: Pair, start: Transform, ends: Callable[[], EndpointOutputs]) -> Loss:
+def loss_of(pair: Pair, start: Transform, ends: EndpointOutputs) -> Loss:
     """Return the loss of a model between a pair: on labels, words or tokens with a head for them, else without labels.
 
     Args:
         start: transform of b, and so of its outputs along the axes that it moves.
-        ends: returns the outputs of both models of the pair.
+        ends: the outputs of both models of the pair.
     Raises:
         AlignmentError: labels do not fit the model, or its words cannot be masked.
     """
@@ -77,7 +77,7 @@ def loss_of(pair: Pair, start: Transform, ends: Callable[[], EndpointOutputs]) -
         return _masked(pair, architecture)
     if architecture.endswith(CAUSAL) and is_causal(pair.model(pair.a), _rows(pair.batches[-1], torch.arange(1))):
         return Loss("next tokens", lambda k, rows, _: _next(_rows(pair.batches[k], rows)), _word_loss(shift=1))
-    return _unlabelled(pair, start, ends())
+    return _unlabelled(pair, start, ends)
 
 
 def split(batches: Sequence[Batch]) -> tuple[list[Tensor], list[Tensor]]:

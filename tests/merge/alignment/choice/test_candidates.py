@@ -181,7 +181,7 @@ def test_enough_texts_of_all_classes_are_not_remarked_on() -> None:
     ends = EndpointOutputs(pair)
     ends(0)
     assert most < 0.9
-    assert ends.notes() == ()
+    assert ends.notes(256) == ()
 
 
 def candidate(value: float, by: str = "weights") -> Candidate:

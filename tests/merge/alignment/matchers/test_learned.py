@@ -338,7 +338,7 @@ def first_texts(pair: Pair) -> Batch:
 
 
 def of(pair: Pair) -> Loss:
-    return loss_of(pair, Transform(identity(pair.spec, pair.shapes), {}), lambda: EndpointOutputs(pair))
+    return loss_of(pair, Transform(identity(pair.spec, pair.shapes), {}), EndpointOutputs(pair))
 
 
 def test_the_loss_of_labels_is_the_models_own() -> None:
