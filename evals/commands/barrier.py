@@ -6,30 +6,19 @@ from typing import Any
 
 import click
 
-from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
+from evals.commands.options import SETTINGS, check_formats, eval_options, line_options
 from evals.commands.show import show
 from evals.run.barrier import measure_barrier
 from merge.checkpoints.weights.arrays import check_device
-from merge.commands.align_options import align_entry, align_options
-from merge.commands.terminal import common_options, set_verbosity
+from merge.commands.align_options import align_entry
+from merge.commands.terminal import set_verbosity
 
 
 @click.command(context_settings=SETTINGS, short_help="Measure the loss along the line from A to B.")
 @click.argument("a")
 @click.argument("b")
 @click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")
-@align_options
-@click.option(
-    "--points",
-    type=click.IntRange(min=3),
-    default=11,
-    show_default=True,
-    help="Points on the line, endpoints included.",
-)
-@data_options
-@model_options
-@table_option
-@common_options
+@line_options
 def barrier(a: str, b: str, **options: Any) -> None:
     """Measure the loss along the straight line from A to B: barrier, epsilon, convexity gap.
 

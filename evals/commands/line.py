@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
+from evals.commands.options import SETTINGS, check_formats, eval_options, line_options
 from evals.commands.show import show
 from evals.run.line import HEAD_NAMES, TaskData, measure_line
 from merge.checkpoints.weights.arrays import check_device
-from merge.commands.align_options import align_entry, align_options
-from merge.commands.terminal import common_options, set_verbosity
+from merge.commands.align_options import align_entry
+from merge.commands.terminal import set_verbosity
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,18 +39,7 @@ if TYPE_CHECKING:
     help="Interpolate both classifier heads, keep that of A, or refit the last layer at every point; several give a line each.",
 )
 @click.option("--adaptive", is_flag=True, help="Measure more points where a curve bends.")
-@align_options
-@click.option(
-    "--points",
-    type=click.IntRange(min=3),
-    default=11,
-    show_default=True,
-    help="Points on the even grid, endpoints included.",
-)
-@data_options
-@model_options
-@table_option
-@common_options
+@line_options
 def line(a: str, b: str, **options: Any) -> None:
     """Summarise the loss along the straight line from A to B, naive and aligned side by side.
 

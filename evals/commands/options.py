@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from evals.run.options import EvalOptions
-from merge.commands.terminal import NAMES
+from merge.commands.align_options import align_options
+from merge.commands.terminal import NAMES, common_options
 from merge.errors import UsageError
 
 TABLES = ("plain", "markdown", "csv")
@@ -48,11 +49,34 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def line_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command that measures the line between two models."""
+    points = click.option(
+        "--points",
+        type=click.IntRange(min=3),
+        default=11,
+        show_default=True,
+        help="Points on the even grid of the line, endpoints included.",
+    )
+    for add in (common_options, table_option, threads_option, model_options, data_options, points, align_options):
+        command = add(command)
+    return command
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --device and --no-cache."""
     device = click.option("--device", default="cpu", show_default=True, help="Where models compute, such as cuda.")
     cache = click.option("--no-cache", is_flag=True, help="Tokenize again, and keep no tokens in the cache.")
     return device(cache(command))
+
+
+def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --threads, which `merge.commands.terminal.start` reads before numerical libraries are imported."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="Number of threads.  [default: one per core, at most 8; with torchrun what it sets]",
+    )(command)
 
 
 def table_option(command: Callable[..., Any]) -> Callable[..., Any]:

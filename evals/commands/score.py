@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
+from evals.commands.options import (
+    SETTINGS,
+    check_formats,
+    data_options,
+    eval_options,
+    model_options,
+    table_option,
+    threads_option,
+)
 from evals.commands.show import show, show_tables
 from evals.results.json_text import json_text
 from evals.run.choose_tasks import ALL
@@ -33,7 +41,7 @@ def score_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Precision of the models; below float32 a note gives how many predictions that changes.",
     )(command)
-    for add in (model_options, data_options, table_option, common_options):
+    for add in (threads_option, model_options, data_options, table_option, common_options):
         command = add(command)
     return command
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, write_text
@@ -796,3 +797,38 @@ merge.entry.evaluate_models()
     assert done.returncode == 1
     assert "found none." in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["score", "glue", "hans", "barrier", "line"])
+def test_commands_that_run_a_model_take_the_number_of_threads(
+    command: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is set for the numerical libraries before they are imported; the control: without it, it is what the user set."""
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    for name in variables:
+        monkeypatch.setenv(name, "2")
+    assert run(command, "--help").code == 0
+    assert [os.environ[name] for name in variables] == ["2", "2"]
+    result = run(command, "--threads", "3", "--help")
+    assert result.code == 0
+    assert "--threads" in result.out
+    assert [os.environ[name] for name in variables] == ["3", "3"]
+    assert "--threads" in run(command, "--threads", "0", "mnli", "a", "b").err
+
+
+def test_commands_that_run_no_model_take_no_threads(run: Run) -> None:
+    for command in ("tasks", "compare"):
+        assert "No such option: --threads" in run(command, "--threads", "1").err
+
+
+def test_line_and_barrier_take_the_same_options() -> None:
+    """Declared in one place: what only one of them has is its own."""
+    options = {
+        name: {option.opts[0]: option for option in evaluate.commands[name].params if isinstance(option, click.Option)}
+        for name in ("line", "barrier")
+    }
+    assert options["line"].keys() - options["barrier"].keys() == {"--also", "--head", "--adaptive"}
+    assert options["barrier"].keys() <= options["line"].keys()
+    for name, option in options["barrier"].items():
+        if name != "--help":
+            assert option.to_info_dict() == options["line"][name].to_info_dict()
