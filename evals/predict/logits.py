@@ -159,6 +159,11 @@ def model_labels(checkpoint: Checkpoint, stated: Sequence[str] | None) -> tuple[
     if not checkpoint.architecture.endswith("ForSequenceClassification"):
         raise TaskError(f"{checkpoint.source} is a {checkpoint.architecture}; this task needs a sequence classifier.")
     names = checkpoint.structure.label_names
+    if stated is not None and len(names) == 1:
+        raise TaskError(
+            f"{checkpoint.source} has one output, a score of each row, and --labels names classes. Leave --labels out, and score "
+            "the model on a task of a number, such as stsb."
+        )
     if stated is not None and len(stated) != len(names):
         raise TaskError(
             f"{checkpoint.source} has {len(names)} classes, but --labels names {len(stated)}: {', '.join(stated)}."

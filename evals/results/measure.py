@@ -185,6 +185,8 @@ def setting(kind: str, key: str, task: EvalTask, rows: Rows) -> dict[str, Any]:
     """Return the fields that records of every kind have: the task, the rows and the versions of libraries."""
     import transformers
 
+    # Numbers for pairs of texts: a model card files them under sentence similarity.
+    similarity = task.regression and all(len(text) == 2 for text in rows.texts)
     versions = {"merge-models": merge.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     return {
         "kind": kind,
@@ -195,6 +197,7 @@ def setting(kind: str, key: str, task: EvalTask, rows: Rows) -> dict[str, Any]:
         "n": len(rows),
         "rows": rows.hash,
         "labels": list(task.labels),
+        **({"similarity": True} if similarity else {}),
         "versions": versions,
     }
 

@@ -67,6 +67,11 @@ def column_of(task: EvalTask, model_labels: Sequence[str], source: str) -> tuple
 def _misfit(task: EvalTask, model_labels: Sequence[str], source: str) -> str:
     """Return the error message for a model whose labels are not those of the task."""
     expected = ", ".join(task.labels) + (f" (or {', '.join(task.coarse)})" if task.coarse else "")
+    if len(model_labels) == 1:
+        return (
+            f"{source} has one output, a score of each row, and {task.name} asks for one of its classes: {expected}. "
+            "Score it on a task of a number, such as stsb, or in a task file of your own (regression: true)."
+        )
     message = f"{source}: its labels {', '.join(model_labels)} are not those of {task.name}: {expected}."
     placeholder = any(name.upper().startswith("LABEL_") for name in model_labels)
     if len(model_labels) < len(task.labels) and not placeholder:

@@ -40,6 +40,8 @@ MAX_KEPT_BYTES = 1 << 29
 # With fewer texts, or if the ensemble gives one class to more than this share of them, the user is told that the scores
 # are uncertain.
 MIN_TEXTS, MAX_CLASS_SHARE = 256, 0.9
+# So too where the share of a class in the text is less by this than the mean probability that the models give it.
+MAX_PRIOR_DIFFERENCE = 0.15
 
 
 class EndpointOutputs:
@@ -49,7 +51,7 @@ class EndpointOutputs:
         self.pair = pair
         self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         self._bytes = 0
-        self._classes: dict[int, Tensor] = {}
+        self._shares: dict[int, Tensor] = {}
 
     @cached_property
     def models(self) -> tuple[Any, Any]:
@@ -63,14 +65,15 @@ class EndpointOutputs:
         batch = in_dtype(self.pair.batches[k], torch.float32)
         a, b = (outputs_of(self.pair, model(**batch)) for model in self.models)
         if list(a) == ["logits"] and a["logits"].ndim == 2 and a["logits"].shape[1] > 1:
-            self._classes[k] = (a["logits"].softmax(-1) + b["logits"].softmax(-1)).argmax(-1)
+            self._shares[k] = (a["logits"].softmax(-1) + b["logits"].softmax(-1)) / 2
         self._bytes += sum(out.nbytes for outputs in (a, b) for out in outputs.values())
         if self._bytes <= MAX_KEPT_BYTES:
             self._kept[k] = a, b
         return a, b
 
     def notes(self, texts: int) -> tuple[str, ...]:
-        """Return notes for the user on the texts, once all outputs are computed: too few, or nearly all of one class.
+        """Return notes for the user on the texts, once all outputs are computed: too few, nearly all of one class, or with the
+        classes in other shares than the models expect.
 
         Args:
             texts: how many the user gave; the outputs may be those of a part.
@@ -80,16 +83,39 @@ class EndpointOutputs:
             notes.append(
                 f"the choice of axes rests on {texts} texts only; with {MIN_TEXTS} or more it is surer (--text)"
             )
-        if self._classes:
-            counts = torch.cat(list(self._classes.values())).bincount()
+        if self._shares:
+            ensemble = torch.cat(list(self._shares.values()))
+            counts = ensemble.argmax(-1).bincount()
             share, label = float(counts.max() / counts.sum()), int(counts.argmax())
             if share > MAX_CLASS_SHARE:
-                name = (self.pair.config.get("id2label") or {}).get(str(label), f"LABEL_{label}")
                 notes.append(
-                    f"the calibration text is one-sided: both models together call {share:.0%} of it {name!r}, so that the "
-                    "choice of axes may not hold elsewhere. Give a random sample of all classes (--text)"
+                    f"the calibration text is one-sided: both models together call {share:.0%} of it {self._name(label)!r}, so "
+                    "that the choice of axes may not hold elsewhere. Give a random sample of all classes (--text)"
                 )
+            notes += self._prior_note(ensemble.mean(0).tolist())
         return tuple(notes)
+
+    def _name(self, label: int) -> str:
+        return str((self.pair.config.get("id2label") or {}).get(str(label), f"LABEL_{label}"))
+
+    def _prior_note(self, expected: Sequence[float]) -> list[str]:
+        """Return a note where the text has the classes in other shares than the models expect; none without its labels."""
+        names = [self._name(label) for label in range(len(expected))]
+        class_of = {name.casefold(): k for k, name in enumerate(names)} | {str(k): k for k in range(len(names))}
+        actual = [0.0] * len(names)
+        for value, share in self.pair.text.class_shares.items():
+            if (k := class_of.get(value.casefold())) is None:
+                return []  # the text names its classes otherwise
+            actual[k] += share
+        differences = [mean - share for mean, share in zip(expected, actual, strict=True)]
+        most = max(range(len(names)), key=lambda k: differences[k])
+        if not any(actual) or differences[most] <= MAX_PRIOR_DIFFERENCE:
+            return []
+        return [
+            f"both models together expect {expected[most]:.0%} {names[most]!r}, and the labels of the calibration text say "
+            f"{actual[most]:.0%}: on such text a merge that is as sure as they are may have a higher loss than one that is not "
+            "aligned, and be more often right. Go by the accuracy and by the calibrated barrier (evaluate-models barrier)"
+        ]
 
 
 def score(

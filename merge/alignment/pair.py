@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,12 +51,14 @@ class TextFacts:
         mask_token: what a masked language model reads instead of a word; None without one.
         special_tokens: tokens around a text ([CLS], [SEP], padding), which are never masked.
         scored: for each batch a boolean mask of the tokens at which outputs are compared; empty where all tokens but padding are.
+        class_shares: class, as the text names it -> its share in the text; empty where it names none.
     """
 
     labels: tuple[Tensor, ...] = ()
     mask_token: int | None = None
     special_tokens: tuple[int, ...] = ()
     scored: tuple[Tensor, ...] = ()
+    class_shares: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from merge.alignment.matchers import ALIGNERS
@@ -29,6 +31,7 @@ class AlignmentText:
         labels: for each batch the class of each text, by its index in the reference's logits; empty without a label column.
         mask_token: the mask token of a masked language model's tokenizer; None without.
         special_tokens: the tokens that frame a text.
+        shares: class, as the text names it -> its share in the text.
     """
 
     batches: tuple[Batch, ...] = ()
@@ -37,6 +40,7 @@ class AlignmentText:
     labels: tuple[Tensor, ...] = ()
     mask_token: int | None = None
     special_tokens: tuple[int, ...] = ()
+    shares: Mapping[str, float] = MappingProxyType({})
 
 
 NO_TEXT = AlignmentText()
@@ -52,9 +56,11 @@ def read_alignment_text(settings: AlignEntry, seed: int, reference: Checkpoint) 
     if settings.label_column is not None:
         return _with_labels(settings, settings.label_column, seed, reference)
     needed = settings.by in ALIGNERS and ALIGNERS[settings.by].reads_text
-    batches, source, notes = calibrate(settings.text_source(seed), reference, needed)
-    if not batches or not reference.architecture.endswith("ForMaskedLM"):
-        return AlignmentText(batches, source, notes)
+    # An alignment that is applied matches nothing: the text is for its proof.
+    text = calibrate(settings.text_source(seed), reference, needed, matching=settings.apply is None)
+    source, notes = text.source, text.notes
+    if not text.batches or not reference.architecture.endswith("ForMaskedLM"):
+        return AlignmentText(text.batches, source, notes, shares=text.shares)
     from merge.checkpoints.inputs import load_tokenizer
 
     tokenizer = load_tokenizer(reference.folder)
@@ -63,7 +69,7 @@ def read_alignment_text(settings: AlignEntry, seed: int, reference: Checkpoint) 
         notes = (*notes, f"{reference.source}'s tokenizer has no mask token: {_UNMASKED}")
     elif settings.apply is None:
         source = f"{source}, with words masked"
-    return AlignmentText(batches, source, notes, (), token, tuple(sorted(tokenizer.all_special_ids)))
+    return AlignmentText(text.batches, source, notes, (), token, tuple(sorted(tokenizer.all_special_ids)))
 
 
 _UNMASKED = "the text is read as it stands, though the model was trained to tell masked words"

@@ -137,7 +137,7 @@ def _resized(
     from merge.text.calibrated import calibrate
 
     a, b = reference.encoder, model.encoder
-    batches = calibrate(settings.text_source(seed), reference, needed=False)[0] or random_inputs(a.config, seed)
+    batches = calibrate(settings.text_source(seed), reference, needed=False).batches or random_inputs(a.config, seed)
     pair = Pair(spec_for(a.config), finite_tensors(a), finite_tensors(b), a.config, a.written_name, batches)
     carried = transported(pair)
     wanted = {k: v for k, v in a.structure.settings.items() if k in WIDTHS & set(a.structure.known)}

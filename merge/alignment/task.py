@@ -109,7 +109,7 @@ class AlignmentTask:
                 settings.line,
                 self.seed,
             ),
-            TextFacts(text_read.labels, text_read.mask_token, text_read.special_tokens),
+            TextFacts(text_read.labels, text_read.mask_token, text_read.special_tokens, class_shares=text_read.shares),
             self.device,
         )
 

@@ -63,7 +63,7 @@ def statistics_command(
     checkpoint = open_encoder(model, revision)
     if not checkpoint.has_tokenizer:
         raise CalibrationError(f"{model} has no tokenizer. Add its tokenizer files to its folder.")
-    calibration = read_calibration(TextSource(text, text_column, samples, seed))
+    calibration = read_calibration(TextSource(text, text_column, samples, seed), matching=False)
     batches, truncated = tokenise(load_tokenizer(checkpoint.folder), calibration.samples, checkpoint.config)
     if not quiet:
         for note in (*calibration.notes, *truncated):

@@ -34,7 +34,7 @@ def model_index(name: str, records: Sequence[Mapping[str, Any]]) -> list[dict[st
 
 def _result(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "task": {"type": "text-classification"},
+        "task": {"type": "sentence-similarity" if record.get("similarity") else "text-classification"},
         "dataset": {"name": f"{record['task']} ({record['data']})", "type": record["task"], "split": record["split"]},
         "metrics": [_metric(score, value) for score, value in record["scores"].items() if value is not None],
     }

@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import UsageError
 from merge.run.report import Report
-from merge.text.calibrated import calibrate
+from merge.text.calibrated import Calibrated, calibrate
 from merge.text.source import TextSource
 
 if TYPE_CHECKING:
-    from merge.checkpoints.inputs import Batch
     from merge.methods.statistics.record import Statistics
-
-# Calibration batches, the phrase on their source, and notes.
-Calibrated = tuple[tuple["Batch", ...], "str | None", tuple[str, ...]]
 
 
 def with_statistics(report: Report) -> Report:
@@ -116,10 +112,10 @@ def _measured(
             )
         owner = checkpoint if checkpoint.has_tokenizer else report.models[0]
         if (source, owner.folder) not in calibrated:
-            calibrated[source, owner.folder] = calibrate(source, owner, needed=True)
-        batches, text, remarks = calibrated[source, owner.folder]
-        notes += remarks
-        records.append(statistics_for(checkpoint.encoder, kind, batches, text=str(text), seed=recipe.seed))
+            calibrated[source, owner.folder] = calibrate(source, owner, needed=True, matching=False)
+        text = calibrated[source, owner.folder]
+        notes += text.notes
+        records.append(statistics_for(checkpoint.encoder, kind, text.batches, text=str(text.source), seed=recipe.seed))
     if len(shared) > 1:
         notes.append(
             f"{' and '.join(shared)} were measured on one text, {recipe.statistics.text}. The method is meant for each model's "

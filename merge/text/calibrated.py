@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import CalibrationError
@@ -12,11 +13,28 @@ if TYPE_CHECKING:
     from merge.checkpoints.inputs import Batch
 
 
-def calibrate(
-    text_source: TextSource, reference: Checkpoint, needed: bool
-) -> tuple[tuple[Batch, ...], str | None, tuple[str, ...]]:
-    """Return calibration batches tokenised for the reference, a phrase on their source for reports, and notes.
+class Calibrated(NamedTuple):
+    """Calibration text, tokenised.
 
+    Attributes:
+        batches: of the texts; none without a tokenizer.
+        source: a phrase for reports; None without text.
+        notes: for the user.
+        shares: class, as the text names it -> its share in the text.
+    """
+
+    batches: tuple[Batch, ...]
+    source: str | None
+    notes: tuple[str, ...]
+    shares: Mapping[str, float]
+
+
+def calibrate(text_source: TextSource, reference: Checkpoint, needed: bool, matching: bool = True) -> Calibrated:
+    """Return calibration text tokenised for the reference.
+
+    Args:
+        needed: whether the text is; else nothing is read without a tokenizer.
+        matching: whether units are matched on it, as in `read_calibration`.
     Raises:
         CalibrationError: the text cannot be read, or it is needed and the reference has no tokenizer.
     """
@@ -30,7 +48,7 @@ def calibrate(
                 "text: --align weights without --text, a method without statistics."
             )
         note = f"{reference.source} has no tokenizer: which axes move could not be chosen on text, so all asked for do"
-        return (), None, (note,)
-    text = read_calibration(text_source)
+        return Calibrated((), None, (note,), {})
+    text = read_calibration(text_source, matching)
     batches, cut = tokenise(load_tokenizer(reference.folder), text.samples, reference.config)
-    return batches, text.source, (*text.notes, *cut)
+    return Calibrated(batches, text.source, (*text.notes, *cut), text.shares)

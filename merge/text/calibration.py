@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib.resources
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from merge.errors import CalibrationError, brief, listed
-from merge.text.columns import LABEL_COLUMNS, UNLABELLED, check_columns, choose_columns
+from merge.text.columns import CLASS_COLUMNS, LABEL_COLUMNS, UNLABELLED, check_columns, choose_columns
 from merge.text.table import Row, Source, Table, open_table, text_table
 
 if TYPE_CHECKING:
@@ -30,14 +31,16 @@ class CalibrationText:
         samples: each (text,) or (text, text_pair), in random order, so that any first part is a uniform sample too.
         source: one phrase for reports, such as "train.jsonl: 1,024 of 36,031 rows, column text, seed 0".
         notes: for the user: choices made for them, and reasons to doubt the sample.
+        shares: value of the label column -> its share in the sample; empty without a column of labels.
     """
 
     samples: tuple[tuple[str, ...], ...]
     source: str
     notes: tuple[str, ...]
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_calibration(text_source: TextSource) -> CalibrationText:
+def read_calibration(text_source: TextSource, matching: bool = True) -> CalibrationText:
     """Return up to `samples` texts or pairs drawn uniformly, without replacement, from the whole of a source.
 
     The source is a file (.txt, one text a line; .jsonl, .csv, .tsv; each also .gz), else a Hub dataset: org/name,
@@ -45,6 +48,8 @@ def read_calibration(text_source: TextSource) -> CalibrationText:
     default one. A path that exists is never a Hub id. A source with fewer texts is used whole; equal sources, seed included,
     give equal texts.
 
+    Args:
+        matching: whether units are matched on the text; else notes do not warn of what a poor sample does to a matching.
     Raises:
         CalibrationError: the source cannot be read, holds no text, or does not say which column is text.
     """
@@ -62,7 +67,8 @@ def read_calibration(text_source: TextSource) -> CalibrationText:
     return CalibrationText(
         samples=tuple(kept.texts for kept in draw.kept),
         source=f"{table.title}: {len(draw.kept):,} of {draw.seen:,} {table.unit}s{of_columns}, seed {seed}",
-        notes=tuple(_notes(table, draw, columns_given=columns is not None, embedded=source is None)),
+        notes=tuple(_notes(table, draw, columns_given=columns is not None, embedded=source is None, matching=matching)),
+        shares=_shares(draw),
     )
 
 
@@ -147,37 +153,43 @@ def _texts(table: Table, number: int, row: Row, columns: tuple[str, ...]) -> tup
     return tuple(texts)
 
 
+def _shares(draw: _Draw) -> dict[str, float]:
+    """Return the share of each class in the sample, by its name in the first column of labels that names any."""
+    for index, column in enumerate(draw.labels):
+        values = [kept.labels[index] for kept in draw.kept]
+        if column in CLASS_COLUMNS and not set(values) & set(UNLABELLED):
+            return {value: count / len(values) for value, count in sorted(Counter(values).items())}
+    return {}
+
+
 # ---- notes ----
 
 
-def _notes(table: Table, draw: _Draw, columns_given: bool, embedded: bool) -> Iterator[str]:
+def _notes(table: Table, draw: _Draw, columns_given: bool, embedded: bool, matching: bool) -> Iterator[str]:
     """Yield the choices made for the user, then the reasons to doubt the sample."""
     count, texts = len(draw.kept), [kept.texts for kept in draw.kept]
     if embedded:
-        yield (
-            "no calibration text was given, so the package's own generic text was used; text from the models' "
-            "domain aligns better (--text FILE)"
-        )
+        used = "no calibration text was given, so the package's own generic text was used"
+        yield f"{used}; text from the models' domain aligns better (--text FILE)" if matching else used
     if table.has_columns and not columns_given:
         yield f"no columns were named, so {' + '.join(draw.columns)} was used: the only well-known choice there is"
     if draw.blank:
         left_out = "has no text and was" if draw.blank == 1 else "have no text and were"
         yield f"{draw.blank:,} {table.unit}{'s' * (draw.blank > 1)} of {table.title} {left_out} left out"
     if count < MIN_TEXTS:
-        yield (
-            f"the sample is small: {count} text{'s' * (count > 1)}; under {MIN_TEXTS} the activation statistics, and so the "
-            "matching, become noisy"
+        noisy = (
+            "the activation statistics, and so the matching, become" if matching else "statistics of activations become"
         )
+        yield f"the sample is small: {count} text{'s' * (count > 1)}; under {MIN_TEXTS} {noisy} noisy"
     if not table.has_columns and all("\t" in text for (text,) in texts):
         yield f"every sampled line of {table.title} holds a tab; if it is a table, rename it .tsv and name its columns"
     for index, (column, seen) in enumerate(draw.labels.items()):
         values = {kept.labels[index] for kept in draw.kept}
         if len(values) == 1 and count > 1 and not values & set(UNLABELLED):
             scope = f", although {table.title} holds others" if len(seen) > 1 else ""
-            yield (
-                f'the sample is one-sided: {column} is "{brief(values.pop())}" in every sampled {table.unit}{scope}; '
-                "units that other texts would excite are matched blindly"
-            )
+            value = brief(values.pop())
+            blindly = "; units that other texts would excite are matched blindly" if matching else ""
+            yield f'the sample is one-sided: {column} is "{value}" in every sampled {table.unit}{scope}{blindly}'
     repeats = count - len(set(texts))
     if 2 * repeats > count:
         yield (

@@ -15,7 +15,8 @@ PAIR_COLUMNS = (
     ("question", "sentence"),
     ("text_a", "text_b"),
 )
-LABEL_COLUMNS = ("label", "gold_label", "labels", "class", "subcase", "heuristic")
+CLASS_COLUMNS = ("label", "gold_label", "labels", "class")  # of the class of a text
+LABEL_COLUMNS = (*CLASS_COLUMNS, "subcase", "heuristic")
 UNLABELLED = ("", "-", "-1", "None")  # how data sets mark a row without a label
 
 

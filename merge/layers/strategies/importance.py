@@ -76,7 +76,7 @@ def measure_importance(checkpoint: Checkpoint, source: TextSource = DEFAULT_TEXT
     from merge.text.calibration import read_calibration
 
     check_reads_text(checkpoint, stack, "strategy contribution")
-    calibration = read_calibration(source)
+    calibration = read_calibration(source, matching=False)
     tokenizer = load_tokenizer(checkpoint.folder)
     batches, truncated = tokenise(tokenizer, calibration.samples, checkpoint.config)
     tensors = {checkpoint.written_name(name): checkpoint.tensor(name) for name in checkpoint.tensors}

@@ -62,7 +62,7 @@ def repair_written(folder: Path, report: Report, engine: Engine) -> tuple[Report
 
     entry, recipe = report.recipe.align, report.recipe
     reference = report.models[reference_of(entry, report.models)]
-    batches, _, _ = calibrate(entry.text_source(recipe.seed), reference, needed=True)
+    batches = calibrate(entry.text_source(recipe.seed), reference, needed=True).batches
     written = open_encoder(str(folder))
     merged = {name: written.tensor(name).clone() for name in written.tensors}
     jobs = {job.name: job for job in report.plan.schedule.jobs if not is_module_tensor(job.name)}

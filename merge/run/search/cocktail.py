@@ -141,9 +141,9 @@ def _word_losses(recipe: Recipe, models: Sequence[Checkpoint]) -> tuple[list[flo
         raise MismatchError(
             "cocktail: losses of masked words compare only in one vocabulary. Give the weights yourself, or models of one."
         )
-    batches, source, notes = calibrate(recipe.statistics.text_source(recipe.seed), models[0], needed=True)
-    losses = [word_loss(model, batches, recipe.seed) for model in track(models, "measuring losses")]
-    return losses, str(source), notes
+    text = calibrate(recipe.statistics.text_source(recipe.seed), models[0], needed=True, matching=False)
+    losses = [word_loss(model, text.batches, recipe.seed) for model in track(models, "measuring losses")]
+    return losses, str(text.source), text.notes
 
 
 def word_loss(model: Checkpoint, batches: Sequence[Batch], seed: int) -> float:

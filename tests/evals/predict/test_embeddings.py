@@ -171,6 +171,34 @@ def test_an_embedder_is_not_taken_for_a_classifier(tmp_path: Path) -> None:
         evals.score(str(folder), "mnli", data=[{"premise": "a", "hypothesis": "the", "label": "neutral"}])
 
 
+def test_a_cross_encoder_with_one_output_is_told_to_score_numbers(tmp_path: Path) -> None:
+    """Its one output is no class: to name it, as other models are told to, would not help."""
+    config = bert_config(labels=("LABEL_0",))
+    folder = str(save_checkpoint(tmp_path / "a", config, tensors=random_tensors(config, 3, torch.float32)))
+    rows = [{"premise": "a", "hypothesis": "the", "label": "neutral"}]
+    for labels in (None, ["entailment", "neutral", "contradiction"]):
+        with pytest.raises(TaskError, match="has one output, a score of each row, and .*, such as stsb") as caught:
+            evals.score(folder, "mnli", data=rows, labels=labels)
+        assert "--labels entailment" not in str(caught.value)
+    two = bert_config(labels=("LABEL_0", "LABEL_1"))
+    other = str(save_checkpoint(tmp_path / "b", two, tensors=random_tensors(two, 3, torch.float32)))
+    with pytest.raises(TaskError, match="These are placeholders: give its class names"):  # the control
+        evals.score(other, "mnli", data=rows)
+
+
+def test_a_record_says_whether_its_numbers_are_of_pairs(tmp_path: Path) -> None:
+    """The model card files them by it; a number for a single text, and classes, have no such mark."""
+    config = bert_config(labels=("LABEL_0",))
+    folder = str(save_checkpoint(tmp_path / "a", config, tensors=random_tensors(config, 3, torch.float32)))
+    (tmp_path / "stars.yaml").write_text(
+        "name: stars\ndata: stars.jsonl\ncolumns: [text]\nlabel_column: stars\nregression: true\n", encoding="utf-8"
+    )
+    lines = "".join(json.dumps({"text": "a", "stars": k}) + "\n" for k in range(4))
+    (tmp_path / "stars.jsonl").write_text(lines, encoding="utf-8")
+    assert evals.score(folder, "stsb", data=DATA).records[0]["similarity"] is True
+    assert "similarity" not in evals.score(folder, str(tmp_path / "stars.yaml")).records[0]
+
+
 @pytest.mark.parametrize(
     "stated",
     [

@@ -14,9 +14,11 @@ def scores(task: str, values: dict[str, float | None]) -> dict[str, Any]:
     return {"kind": "scores", "task": task, "data": "dev.jsonl, 9 rows", "split": "validation", "scores": values}
 
 
-def result(task: str, kind: str, value: float, name: str | None = None) -> EvalResult:
+def result(
+    task: str, kind: str, value: float, name: str | None = None, task_type: str = "text-classification"
+) -> EvalResult:
     return EvalResult(
-        task_type="text-classification",
+        task_type=task_type,
         dataset_type=task,
         dataset_name=f"{task} (dev.jsonl, 9 rows)",
         dataset_split="validation",
@@ -46,6 +48,16 @@ def test_the_hub_reads_back_every_score_under_its_own_metric_ids() -> None:
     ]
     assert found == expected
     assert found != [*expected[:-1], result("hans", "accuracy", 0.625, "HANS-LO accuracy")]
+
+
+def test_numbers_for_pairs_of_texts_are_sentence_similarity() -> None:
+    """As `evaluate-models score stsb` marks them; the control: a number for one text stays what the Hub files it under."""
+    pairs, texts = scores("stsb", {"pearson": 0.875}) | {"similarity": True}, scores("stars", {"pearson": 0.5})
+    _, read = model_index_to_eval_results(model_index("m", [pairs, texts]))
+    assert read == [
+        result("stsb", "pearsonr", 0.875, "Pearson", "sentence-similarity"),
+        result("stars", "pearsonr", 0.5, "Pearson"),
+    ]
 
 
 def test_the_index_is_the_one_the_hub_s_own_library_would_write() -> None:

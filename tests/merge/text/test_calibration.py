@@ -519,3 +519,29 @@ print([name for name in ("datasets", "pyarrow", "pandas", "torch") if name in sy
         [sys.executable, "-c", program], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_where_nothing_is_matched_no_note_speaks_of_a_matching(tmp_path: Path) -> None:
+    """Statistics of a model, importance of its layers, an alignment that is applied: the facts stay, the advice goes."""
+    source = write_rows(tmp_path / "few.jsonl", [{"text": f"text {k}", "label": "one"} for k in range(20)])
+    for name in (source, None):
+        matched, other = (
+            calibration.read_calibration(TextSource(name, None, 20, 0), matching=matching) for matching in (True, False)
+        )
+        assert matched.samples == other.samples
+        assert len(matched.notes) == len(other.notes) > 0
+        words = ("match", "align")
+        assert any(word in note for note in matched.notes for word in words)  # the control
+        assert not any(word in note for note in other.notes for word in words)
+
+
+def test_the_shares_of_classes_are_those_of_the_sample(tmp_path: Path) -> None:
+    """Counted by hand; none without a column of classes, or where a row has no class."""
+    rows = [{"text": f"text {k}", "label": "yes" if k % 4 else "no", "heuristic": "x"} for k in range(40)]
+    read = read_calibration(write_rows(tmp_path / "rows.jsonl", rows))
+    assert read.shares == {"no": 0.25, "yes": 0.75}
+    for change in ({"label": ""}, {"label": None}):
+        source = write_rows(tmp_path / "other.jsonl", [rows[0] | change, *rows[1:]])
+        assert read_calibration(source).shares == {}
+    bare = [{"text": row["text"], "heuristic": "x"} for row in rows]
+    assert read_calibration(write_rows(tmp_path / "bare.jsonl", bare)).shares == {}

@@ -184,6 +184,31 @@ def test_enough_texts_of_all_classes_are_not_remarked_on() -> None:
     assert ends.notes(256) == ()
 
 
+def test_texts_with_other_shares_of_classes_than_the_models_expect_are_said() -> None:
+    """By softmax of both; the controls: the shares that the models expect, and names that are no classes of theirs."""
+    pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
+    pair = replace(pair, batches=pair.batches[:16])
+    bias = torch.tensor([0.0, 2.0, 0.0])
+    pair = replace(pair, a={**pair.a, "classifier.bias": bias}, b={**pair.b, "classifier.bias": bias})
+    expected = (softmax(logits(pair, dict(pair.a)), axis=1) + softmax(logits(pair, dict(pair.b)), axis=1)).mean(0) / 2
+    names = [pair.config["id2label"][str(k)] for k in range(3)]
+
+    def notes(shares: dict[str, float]) -> tuple[str, ...]:
+        ends = EndpointOutputs(replace(pair, text=replace(pair.text, class_shares=shares)))
+        for k in range(len(pair.batches)):
+            ends(k)
+        return ends.notes(256)
+
+    most, least = int(expected.argmax()), int(expected.argmin())
+    assert expected[most] > 0.5
+    assert notes({}) == ()
+    assert notes({names[k].upper(): float(expected[k]) for k in range(3)}) == ()
+    assert notes({names[most]: 0.1, names[least]: 0.8, "other": 0.1}) == ()
+    for told in ({names[most]: 0.1, names[least]: 0.9}, {str(most): 0.1, str(least): 0.9}):
+        (note,) = notes(told)
+        assert f"expect {expected[most]:.0%} {names[most]!r}, and the labels of the calibration text say 10%" in note
+
+
 def candidate(value: float, by: str = "weights") -> Candidate:
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
     return Candidate(Alignment(identity(pair.spec, pair.shapes), (), ()), value, by)
