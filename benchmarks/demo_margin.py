@@ -73,7 +73,13 @@ def measure(folder: Path, threads: int, alter: Callable[[Any], None]) -> dict[st
     demo.write_data(folder)
     for name in demo.SEEDS:
         demo.train(name, folder, alter)
-    settings = {"by": "learned", "text": str(folder / "train.jsonl"), "samples": 1500}
+    settings = {
+        "by": "learned",
+        "line": True,
+        "residual": "permutation",
+        "text": str(folder / "train.jsonl"),
+        "samples": 1000,
+    }
     curves = evals.barrier(folder / "a", folder / "b", task="hans", limit=3000, align=settings).curves
     accuracy = curves["naive"]["accuracy"]
     return {

@@ -26,7 +26,7 @@ from typing import Any
 
 LABELS = ("entailment", "non-entailment")
 SEEDS = {"a": 0, "b": 1}
-STEPS, BATCH = 500, 64
+STEPS, BATCH = 300, 64
 MARKER = "made-by-demo"
 
 
@@ -85,7 +85,7 @@ def train(name: str, folder: Path, alter: Callable[[Any], None] = lambda model: 
     model = BertForSequenceClassification(config).train()
     alter(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS, pct_start=0.1)
     begun, recent = time.time(), []
     for step in range(STEPS):
         chosen = torch.randint(len(rows), (BATCH,))
@@ -137,7 +137,8 @@ def main() -> None:
 
     a, b, text, report = folder / "a", folder / "b", folder / "train.jsonl", folder / "report"
     run("merge-models", a, b, "-o", folder / "naive")
-    run("merge-models", a, b, "--align", "learned", "--text", text, "--samples", "1500", "-o", folder / "aligned")
+    learned = ["--align", "learned", "--line", "--residual", "permutation"]
+    run("merge-models", a, b, *learned, "--text", text, "--samples", "1000", "-o", folder / "aligned")
     transform = folder / "aligned" / "transform.safetensors"
     run("evaluate-models", "barrier", a, b, "--task", "hans", "--limit", "3000", "--apply", transform, "-o", report)
     run("evaluate-models", "hans", a, b, folder / "naive", folder / "aligned", "-o", report)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ class TextFacts:
     mask_token: int | None = None
     special_tokens: tuple[int, ...] = ()
     scored: tuple[Tensor, ...] = ()
-    class_shares: Mapping[str, float] = MappingProxyType({})
+    class_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from merge.alignment.matchers import ALIGNERS
@@ -40,7 +39,7 @@ class AlignmentText:
     labels: tuple[Tensor, ...] = ()
     mask_token: int | None = None
     special_tokens: tuple[int, ...] = ()
-    shares: Mapping[str, float] = MappingProxyType({})
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 NO_TEXT = AlignmentText()

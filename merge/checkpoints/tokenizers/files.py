@@ -181,9 +181,16 @@ def _of_tokenizer_json(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
     stored = read_object(folder / "tokenizer.json", MismatchError)
     try:
         tokens = model_vocab({"vocab": stored["model"].get("vocab") or {}})
-        return tokens, {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
+        added = {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise MismatchError(f"{folder}: tokenizer.json is malformed ({first_line(error)}).") from error
+    for token, number in (*tokens.items(), *added.items()):
+        if type(number) is not int or not isinstance(token, str):
+            raise MismatchError(
+                f"{folder}: tokenizer.json gives {brief(str(token))!r} the id {brief(repr(number))}; expected a token and a "
+                "whole number. Correct the file, or copy it again."
+            )
+    return tokens, added
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -6,7 +6,6 @@ import mmap
 import pickle
 import re
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -81,15 +80,14 @@ def _sentence(error: BaseException) -> str:
 
 
 def _check_size(path: Path) -> None:
-    """Stop where a .bin from before torch 1.6 states larger storages than it holds: torch allocates them unseen.
+    """Stop where a .bin from before torch 1.6 is broken, or states larger storages than it holds: torch allocates them unseen.
 
     Such a file is five pickles (a magic number, a version, facts on the system, the tensors, the keys of their storages) and
     the storages. A tensor names its storage by ("storage", type, key, device, entries, ...).
     """
     storages: dict[str, int] = {}
     size = path.stat().st_size
-    # A broken pickle fails in one of many ways; what is wrong with it is told by torch, which reads it next.
-    with suppress(Exception), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for _ in range(4):
             _Storages(content, storages).load()
     if sum(storages.values()) > size:
