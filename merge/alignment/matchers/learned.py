@@ -140,7 +140,8 @@ class _Learner:
         self.pair, self.start = pair, start
         self.generator = torch.Generator().manual_seed(pair.settings.seed)
         self.loss: Loss = loss_of(pair, start.transform, ends)
-        self.range, self.measured = (LINE_RANGE, ALONG) if pair.settings.line else (LAM_RANGE, (0.5,))
+        self.range = LINE_RANGE if pair.settings.line else LAM_RANGE
+        self.measured: tuple[float, ...] = ALONG if pair.settings.line else (0.5,)
         self.model: Any = pair.model(pair.a).requires_grad_(False)
         self.acting = actions(pair.spec, pair.shapes, axes)
         b = apply_transform(pair.spec, start.transform, pair.b)
