@@ -63,7 +63,7 @@ def prune_embeddings(
     check_input(checkpoint)
     part, config = _vocabulary_part(checkpoint)
     tokenizer = _read(checkpoint)
-    text = read_calibration(replace(source, samples=sys.maxsize))
+    text = read_calibration(replace(source, samples=sys.maxsize), matching=False)
     texts = _as_read(checkpoint, text.samples)
     named = _config_ids(checkpoint, config)
     used = _ids(load(checkpoint.folder), texts)

@@ -25,9 +25,9 @@ def read_text_of(
     from merge.text.calibrated import calibrate
 
     check_reads_text(checkpoint, name)
-    batches, phrase, notes = calibrate(source, checkpoint, True)
-    assert phrase is not None
-    return batches, phrase, notes
+    text = calibrate(source, checkpoint, needed=True, matching=False)
+    assert text.source is not None
+    return text.batches, text.source, text.notes
 
 
 def check_reads_text(checkpoint: Checkpoint, name: str) -> None:

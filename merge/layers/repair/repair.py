@@ -145,7 +145,7 @@ class _Work:
 
         embedder = assembly.embedder
         check_reads_text(embedder, assembly.plan.stack, "a repair")
-        text = read_calibration(settings.text)
+        text = read_calibration(settings.text, matching=False)
         batches, cut = tokenise(load_tokenizer(embedder.folder), text.samples, embedder.config)
         return cls(assembly, settings, text, batches, cut)
 

@@ -170,8 +170,8 @@ def read_batches(checkpoint: Checkpoint, text: TextSource, stack: str, asks: str
     from merge.text.calibrated import calibrate
 
     check_reads_text(checkpoint, stack, asks)
-    batches, source, notes = calibrate(text, checkpoint, needed=True)
-    return batches, str(source), notes
+    calibrated = calibrate(text, checkpoint, needed=True, matching=False)
+    return calibrated.batches, str(calibrated.source), calibrated.notes
 
 
 def strategy_notes(name: str, trained: bool) -> tuple[str, ...]:
