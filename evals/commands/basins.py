@@ -11,7 +11,8 @@ import click
 from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
 from evals.commands.show import show_tables
 from evals.results.json_text import json_text
-from evals.run.basins import PAIRS, RECORD, measure_basins
+from evals.results.store import BASINS
+from evals.run.basins import PAIRS, illustrate_basins, measure_basins
 from evals.run.sweep import ALIGN_TO, AskedDiagnostic, BasinsPlan, asked_diagnostic
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options_but
@@ -177,5 +178,7 @@ def _show(record: dict[str, Any], options: EvalOptions) -> None:
             click.echo(
                 f"note: the {most} of {len(record['pairs']):,} pairs with the largest gaps; {PAIRS} has all", err=True
             )
-    if options.output and not options.quiet:
-        click.echo(f"wrote {options.output / RECORD}, {options.output / PAIRS}", err=True)
+    if options.output:
+        made = [options.output / BASINS, options.output / PAIRS, *illustrate_basins(record, options.output)]
+        if not options.quiet:
+            click.echo(f"wrote {', '.join(map(str, made))}", err=True)

@@ -221,4 +221,5 @@ def _line(name: str, head: str, lam: list[float], points: Sequence[Point], lengt
 def distance(ends: Ends, kept: frozenset[str] = frozenset()) -> float:
     """Return the Euclidean distance of the endpoints, over the tensors that are interpolated; summed in float64."""
     moving = (name for name, tensor in ends.a.items() if tensor.is_floating_point() and name not in kept)
-    return math.sqrt(sum(float((ends.a[name].double() - ends.b[name].double()).square().sum()) for name in moving))
+    norms = (torch.linalg.vector_norm(ends.a[name] - ends.b[name], dtype=torch.float64) for name in moving)
+    return math.sqrt(sum(float(norm) ** 2 for norm in norms))

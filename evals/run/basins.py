@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from merge.alignment.settings import AlignEntry
     from merge.checkpoints.checkpoint import Checkpoint
 
-RECORD, PAIRS = "basins.json", "pairs.csv"
+PAIRS = "basins-pairs.csv"
 
 
 def measure_basins(
@@ -38,6 +38,8 @@ def measure_basins(
         settings: of the alignment that is measured beside the naive lines.
         options: without an output, what is measured is in a temporary folder until the end.
         tell: is called with each line of the estimate before the work begins.
+    Losses and scores are written as they are measured, basins.json and the table of pairs at the end.
+
     Raises:
         UsageError, MismatchError, TaskError, MergeError: as `sweep_models`.
     """
@@ -137,8 +139,8 @@ def _line(losses: PairLosses) -> dict[str, Any]:
     }
 
 
-def write_basins(record: dict[str, Any], folder: Path) -> None:
-    """Write basins.json and the table of all pairs.
+def write_basins(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Write basins.json and the table of all pairs, and return their paths.
 
     Raises:
         OutputError: the folder is not writable.
@@ -146,10 +148,28 @@ def write_basins(record: dict[str, Any], folder: Path) -> None:
     from evals.report.basins_tables import pair_rows
     from evals.report.tables import csv_table
     from evals.results.json_text import json_text
+    from evals.results.store import BASINS
     from merge.disk.atomic import write_atomic
 
+    made = [folder / BASINS, folder / PAIRS]
     try:
-        write_atomic(folder / RECORD, json_text(record, indent=None) + "\n")
-        write_atomic(folder / PAIRS, csv_table(pair_rows(record)))
+        write_atomic(made[0], json_text(record, indent=None) + "\n")
+        write_atomic(made[1], csv_table(pair_rows(record)))
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {first_line(error)}") from error
+    return made
+
+
+def illustrate_basins(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the pictures, their tables and the page of a folder with basins.json, and return their paths.
+
+    Raises:
+        OutputError: the folder is not writable.
+    """
+    from evals.report.basins.section import write_basins_report
+    from evals.report.page import write_page
+
+    try:
+        return [*write_basins_report(record, record["analyses"], folder), write_page(folder)]
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {first_line(error)}") from error

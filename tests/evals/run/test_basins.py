@@ -330,6 +330,7 @@ def test_a_dry_run_states_the_cost_and_measures_nothing(
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_models_and_pairs(zoo: Path, abc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The estimate and notes on stderr; a model that is named twice is counted once, and that is said."""
     names = ("a", "b", "c", "a")
@@ -342,7 +343,8 @@ def test_the_command_prints_models_and_pairs(zoo: Path, abc: Path, capsys: pytes
     assert said.out.count("\n") == 1 + len(verdict) + 1 + 3 + 1 + 3
     assert "nothing is left to measure" in said.err
     assert "is given twice: it is counted once" in said.err
-    table = (abc / "pairs.csv").read_text().splitlines()
+    assert "Basins" in (abc / "index.html").read_text()
+    table = (abc / "basins-pairs.csv").read_text().splitlines()
     assert table[0].startswith("a,b,error barrier,± s.e.,loss barrier,± s.e.")
     assert [line.split(",")[:2] for line in table[1:]] == [["a", "b"], ["a", "c"], ["b", "c"]]
     assert [model["name"] for model in record["models"]] == ["a", "b", "c"]
