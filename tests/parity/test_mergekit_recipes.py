@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import shutil
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -158,27 +163,47 @@ FILES = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classifiers of one shape; task vectors a fifth of the weights, so that angles and ranks are those of fine-tunes."""
-    monkeypatch.chdir(tmp_path)
-    base = save_checkpoint(tmp_path / "base", bert_config(num_hidden_layers=LAYERS), seed=0)
+    folder = tmp_path_factory.mktemp("models")
+    base = save_checkpoint(folder / "base", bert_config(num_hidden_layers=LAYERS), seed=0)
     start = load_file(base / "model.safetensors")
     for seed, name in enumerate("abc", start=1):
         generator = torch.Generator().manual_seed(seed)
         moved = {n: t + 0.2 * torch.randn(t.shape, generator=generator) for n, t in start.items()}
-        save_checkpoint(tmp_path / name, bert_config(num_hidden_layers=LAYERS), tensors=moved)
-    return tmp_path
+        save_checkpoint(folder / name, bert_config(num_hidden_layers=LAYERS), tensors=moved)
+    return folder
 
 
-def theirs(text: str, folder: Path) -> dict[str, Tensor]:
-    """Return what mergekit writes."""
-    LoaderCache().loaders.clear()  # it knows models by their relative paths alone
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        options = MergeOptions(write_model_card=False, copy_tokenizer=False, quiet=True)
-        run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(folder / "theirs"), options)
-    return load_file(folder / "theirs" / "model.safetensors")
+@pytest.fixture
+def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with the four classifiers in it."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(models, tmp_path, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def peers(models: Path) -> Callable[[str], Path]:
+    """Return a function that gives the folder that mergekit writes for a file; each file is merged once."""
+
+    @cache
+    def written(text: str) -> Path:
+        LoaderCache().loaders.clear()  # it knows models by their relative paths alone
+        output = models.with_name(f"{models.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+        with warnings.catch_warnings(), contextlib.chdir(models):
+            warnings.simplefilter("ignore")
+            options = MergeOptions(write_model_card=False, copy_tokenizer=False, quiet=True)
+            run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(output), options)
+        return output
+
+    return written
+
+
+@pytest.fixture
+def theirs(peers: Callable[[str], Path]) -> Callable[[str], dict[str, Tensor]]:
+    """Return a function that gives what mergekit writes for a file."""
+    return lambda text: load_file(peers(text) / "model.safetensors")
 
 
 def ours(text: str, folder: Path) -> dict[str, Tensor]:
@@ -195,20 +220,27 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("name", [name for name, text in FILES.items() if text is HALF])
-def test_a_mergekit_file_in_bfloat16_merges_to_the_same_tensors_in_bfloat16(name: str, folder: Path) -> None:
-    expected, found = theirs(FILES[name], folder), ours(FILES[name], folder)
+def test_a_mergekit_file_in_bfloat16_merges_to_the_same_tensors_in_bfloat16(
+    name: str, folder: Path, theirs: Callable[[str], dict[str, Tensor]]
+) -> None:
+    expected, found = theirs(FILES[name]), ours(FILES[name], folder)
     assert all(torch.allclose(expected[n].float(), found[n].float(), rtol=BF16, atol=0) for n in expected)
     assert all(t.dtype == torch.bfloat16 for t in expected.values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, text in FILES.items() if text is not HALF])
-def test_a_mergekit_file_merges_to_the_same_tensors(name: str, folder: Path) -> None:
+def test_a_mergekit_file_merges_to_the_same_tensors(
+    name: str, folder: Path, peers: Callable[[str], Path], theirs: Callable[[str], dict[str, Tensor]]
+) -> None:
     """Names, shapes, dtypes and values; and none of the models, nor the base, would do in its place."""
-    expected, found = theirs(FILES[name], folder), ours(FILES[name], folder)
+    expected, found = theirs(FILES[name]), ours(FILES[name], folder)
     assert distance(expected, found) < BOUND
-    count = json.loads((folder / "merged" / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
-    assert count == json.loads((folder / "theirs" / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    counts = [
+        json.loads((written / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+        for written in (folder / "merged", peers(FILES[name]))
+    ]
+    assert counts[0] == counts[1]
     for model in ("a", "b", "base"):
         parent = load_file(folder / model / "model.safetensors")
         assert any(
@@ -233,18 +265,22 @@ CHANGED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGED)
-def test_the_comparison_sees_one_changed_parameter(name: str, folder: Path) -> None:
+def test_the_comparison_sees_one_changed_parameter(
+    name: str, folder: Path, theirs: Callable[[str], dict[str, Tensor]]
+) -> None:
     """The negative control: mergekit runs the file, we run it with one parameter changed."""
     text, old, new = CHANGED[name]
     assert old in text
-    assert distance(theirs(text, folder), ours(text.replace(old, new), folder)) > 100 * BOUND
+    assert distance(theirs(text), ours(text.replace(old, new), folder)) > 100 * BOUND
 
 
 @pytest.mark.slow
-def test_after_the_layers_a_gradient_has_mergekits_first_value(folder: Path) -> None:
+def test_after_the_layers_a_gradient_has_mergekits_first_value(
+    folder: Path, theirs: Callable[[str], dict[str, Tensor]]
+) -> None:
     """Pooler and classifier too; without `outside`, a gradient of ours ends there with its last value."""
     text = SLERP.replace("- {value: 0.4}", "- {value: [0.2, 0.6]}")
-    expected, found = theirs(text, folder), ours(text, folder)
+    expected, found = theirs(text), ours(text, folder)
     assert distance(expected, found) < BOUND
     recipe = read_any(folder / "merge.yml")[0]
     assert recipe.settings["lam"] == {"gradient": [0.2, 0.6], "outside": 0.2}
