@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from merge.errors import UsageError
 from merge.methods import METHODS, make_method
 from merge.methods.context import EMPTY, TensorContext
 from merge.symmetry.architectures.bert import bert
-from merge.symmetry.permutation import apply, random
+from merge.symmetry.permutation import Permutation, apply, random
+from merge.symmetry.spec import PermutationSpec
 
 CASES: dict[str, Case] = {**averages.CASES, **geometry.CASES, **task_vectors.CASES, **data.CASES}
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -168,6 +170,17 @@ def _thresholds(method: Any, tensors: list[Tensor], base: Tensor | None) -> tupl
     return tuple(float(size[max(int(f * size.size), 1) - 1]) for size, f in zip(sizes, kept, strict=True))
 
 
+@cache
+def permuted_models() -> tuple[PermutationSpec, Permutation, list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Return a spec, an element, as many models as any case takes, and the same in the other basis."""
+    config = bert_config()
+    spec = bert(config)
+    models = [random_tensors(config, seed, torch.float64) for seed in range(1 + max(c.models for c in CASES.values()))]
+    shapes = {name: tuple(tensor.shape) for name, tensor in models[0].items()}
+    p = random(spec, shapes, torch.Generator().manual_seed(0))
+    return spec, p, models, [apply(spec, p, model) for model in models]
+
+
 @only(lambda case: not case.kind.random and not case.kind.statistics)
 def test_a_merge_commutes_with_a_permutation_of_units(case: Case) -> None:
     """Merging in another basis gives the merge in that basis: for every tensor of a model, the same numbers.
@@ -175,13 +188,10 @@ def test_a_merge_commutes_with_a_permutation_of_units(case: Case) -> None:
     Element-wise methods do because each entry is merged alone; others because norms, ranks and inner products keep no
     order. Random masks are drawn by position, so there the law holds for their distribution only.
     """
-    config = bert_config()
-    count = case.models + (case.kind.base != "none")
-    models = [random_tensors(config, seed, torch.float64) for seed in range(count)]
-    spec, method = bert(config), case.make()
+    spec, p, all_models, all_turned = permuted_models()
+    count, method = case.models + (case.kind.base != "none"), case.make()
+    models, turned = all_models[:count], all_turned[:count]
     shapes = {name: tuple(tensor.shape) for name, tensor in models[0].items()}
-    p = random(spec, shapes, torch.Generator().manual_seed(0))
-    turned = [apply(spec, p, model) for model in models]
 
     def merge(found: list[dict[str, Tensor]], name: str) -> Tensor:
         base = None if case.kind.base == "none" else found[-1][name]

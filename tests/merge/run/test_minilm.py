@@ -17,7 +17,7 @@ from merge.checkpoints.open import open_checkpoint
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
 from merge.symmetry.architectures import spec_for
-from merge.symmetry.permutation import apply, inverse, random
+from merge.symmetry.permutation import Permutation, apply, inverse, random
 from merge.text.calibration import read_calibration
 from merge.text.source import TextSource
 
@@ -33,21 +33,33 @@ def minilm() -> str:
     return str(get_model_path())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("by", ["activations", "activations+weights", "weights"])
-def test_a_planted_element_of_the_real_model_is_recovered_on_every_axis(by: str) -> None:
-    """26 axes, 72 heads; the known answer is the inverse of what was planted, and the copy computes the same."""
+@pytest.fixture(scope="module")
+def planted() -> tuple[Pair, Permutation]:
+    """The model and its copy in another order, and the order."""
     checkpoint = open_checkpoint(minilm())
     spec, a = spec_for(checkpoint.config), finite_tensors(checkpoint)
-    planted = random(spec, checkpoint.shapes, torch.Generator().manual_seed(0))
-    text = read_calibration(TextSource(None, samples=96))
+    order = random(spec, checkpoint.shapes, torch.Generator().manual_seed(0))
+    text = read_calibration(TextSource(None, samples=64))
     batches, _ = tokenise(load_tokenizer(checkpoint.folder), text.samples, checkpoint.config)
-    pair = Pair(spec, a, apply(spec, planted, a), checkpoint.config, checkpoint.written_name, batches)
-    found = aligner(by)(pair)(frozenset(pair.kinds())).permutation
-    wanted = inverse(planted)
+    return Pair(spec, a, apply(spec, order, a), checkpoint.config, checkpoint.written_name, batches), order
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["activations", "activations+weights", "weights"])
+def test_a_planted_element_of_the_real_model_is_recovered_on_every_axis(
+    by: str, planted: tuple[Pair, Permutation]
+) -> None:
+    """26 axes, 72 heads; the known answer is the inverse of what was planted.
+
+    What is found is equal to it in every case, so that the copy computes the same is proved in one, in float64.
+    """
+    pair, order = planted
+    matched = aligner(by)(pair)(frozenset(pair.kinds())).permutation
+    wanted = inverse(order)
     assert len(wanted.indices) == 26
-    assert [axis for axis in wanted.indices if not torch.equal(found.indices[axis], wanted.indices[axis])] == []
-    assert prove(pair, apply(spec, found, pair.b), found, batches).error < 1e-9
+    assert [axis for axis in wanted.indices if not torch.equal(matched.indices[axis], wanted.indices[axis])] == []
+    if by == "weights":
+        assert prove(pair, apply(pair.spec, matched, pair.b), matched, pair.batches[:1]).error < 1e-9
 
 
 def test_the_real_folder_merges_with_itself_and_stays_a_sentence_transformer(tmp_path: Path) -> None:
