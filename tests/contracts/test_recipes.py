@@ -77,7 +77,7 @@ def ran(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recip
     monkeypatch.setenv("MERGE_MODELS_CACHE", str(empty_cache(folder / "cache")))
     recipe, _ = read_any(BY_NAME[name])
     if recipe.align.by != "none":  # the texts and steps that tiny models need
-        few = {"samples": 64, **({"steps": 40} if recipe.align.by == "learned" else {})}
+        few = {"samples": 32, **({"steps": 10} if recipe.align.by == "learned" else {})}
         recipe = recipe.model_copy(update={"align": recipe.align.model_copy(update=few)})
     monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
     make_inputs(recipe, folder)
