@@ -9,12 +9,16 @@ import atexit
 import contextlib
 import gc
 import hashlib
+import logging
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from captured_log import CapturedLog
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,17 +79,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--symmetries-table", type=Path, help="Write the outcome for the groups of each family here.")
 
 
+@pytest.hookimpl(trylast=True)  # after the plugin of pytest that captures logs is there
 def pytest_configure(config: pytest.Config) -> None:
-    """Look for no garbage while torch and the tests are imported: none of it is."""
+    """Look for no garbage during imports, capture logs for those tests alone that ask for it, and remember all patterns."""
+    config.pluginmanager.unregister(name="logging-plugin")
+    # Without a handler of the root the first command that runs in a test would add its own.
+    logging.getLogger().addHandler(logging.NullHandler())
+    # For every model that it loads transformers compiles some seventy patterns, and Python remembers 512.
+    re._MAXCACHE = 100_000  # type: ignore[attr-defined]
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # a process that runs tests
         gc.disable()
 
 
+@pytest.fixture
+def captured_log() -> Iterator[CapturedLog]:
+    """The messages that are logged during a test, of warnings and above unless it asks for more."""
+    handler = CapturedLog()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Look for garbage again, but not in what was imported, which a full search would take half a second to go through."""
+    """Look for garbage again, but seldom, and not in what was imported: a search through all of it takes half a second."""
     gc.enable()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # as Python has it, every twentieth second of a test is such a search
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -17,6 +17,7 @@ from unittest import mock
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge.checkpoints.structure import structure_of
@@ -109,6 +110,48 @@ def _random_checkpoint(config: str, seed: int) -> Path:
 
 
 def _write_model(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a model's config and weights as transformers does; it writes the first of each config and dtype itself."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) > 1 or not _is_written_as_it_is(config, tensors):
+        _write_by_transformers(folder, config, tensors)
+        return
+    shutil.copytree(_template(json.dumps(config), dtypes.pop()), folder, dirs_exist_ok=True)
+    whole = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _is_written_as_it_is(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether transformers writes just these tensors for the config: by their own names, with their own values."""
+    weights = _template(json.dumps(config), next(iter(tensors.values())).dtype) / "model.safetensors"
+    return weights.exists() and _kinds(load_file(weights)) == _kinds(tensors)
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+@cache
+def _template(config: str, dtype: torch.dtype) -> Path:
+    """Return the folder, which all workers share, of what transformers writes for a config and a dtype.
+
+    It holds no weights where transformers writes other values than it is given.
+    """
+    key = hashlib.sha256(f"{dtype} {config}".encode()).hexdigest()
+    folder = RUN_CACHE / "templates" / key
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent))
+        tensors = random_tensors(json.loads(config), 0, dtype)
+        _write_by_transformers(made, json.loads(config), tensors)
+        written = load_file(made / "model.safetensors")
+        if any(name in tensors and not torch.equal(tensor, tensors[name]) for name, tensor in written.items()):
+            (made / "model.safetensors").unlink()
+        with contextlib.suppress(OSError):  # another worker was first
+            made.rename(folder)
+    return folder
+
+
+def _write_by_transformers(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     model = build(config, tensors)
     model.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))

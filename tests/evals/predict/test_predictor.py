@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from captured_log import CapturedLog
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint
 from torch import Tensor
 
@@ -163,15 +164,15 @@ def test_a_machine_without_half_precision_is_said(
     slow: bool,
     folders: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    captured_log: CapturedLog,
 ) -> None:
     """There bfloat16 is asked for to save time and costs it; float32 is never remarked upon."""
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert [emulated(dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)] == [slow, slow, False]
-    with caplog.at_level(logging.WARNING, logger="evals"):
+    with captured_log.at_level(logging.WARNING, logger="evals"):
         make_predictor(opened(folders[0]))
-        assert caplog.messages == []
+        assert captured_log.messages == []
         make_predictor(opened(folders[0]), torch.bfloat16)
     message = "this machine has no instructions for bfloat16 on cpu: float32 is exact, and faster here."
-    assert caplog.messages == [message] * slow
+    assert captured_log.messages == [message] * slow

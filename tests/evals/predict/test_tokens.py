@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from captured_log import CapturedLog
 from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer
 
 import evals.predict.tokens
@@ -126,19 +127,17 @@ def test_other_texts_and_other_libraries_have_keys_of_their_own(folder: Path, mo
     assert len(set(keys)) == 6
 
 
-def test_a_damaged_file_is_said_and_written_anew(
-    folder: Path, reads: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_file_is_said_and_written_anew(folder: Path, reads: list[int], captured_log: CapturedLog) -> None:
     first = tokens_of(folder)
     (path,) = (cache_folder() / "tokens").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    with caplog.at_level(logging.WARNING):
+    with captured_log.at_level(logging.WARNING):
         assert same(tokens_of(folder), first)
-    assert len(caplog.messages) == 1
-    assert str(path) in caplog.messages[0]
+    assert len(captured_log.messages) == 1
+    assert str(path) in captured_log.messages[0]
     assert same(tokens_of(folder), first)
     assert reads == [3, 3]
-    assert len(caplog.messages) == 1
+    assert len(captured_log.messages) == 1
 
 
 def test_packing_is_undone() -> None:

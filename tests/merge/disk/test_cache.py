@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from captured_log import CapturedLog
 
 from merge.disk.cache import (
     cache_folder,
@@ -40,7 +41,7 @@ def test_tensors_come_back_with_dtype_and_shape_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("fault", ["one bit of a value", "half of it", "nothing", "no checksum"])
-def test_a_file_that_changed_is_not_trusted_and_said(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_changed_is_not_trusted_and_said(fault: str, captured_log: CapturedLog) -> None:
     """A flipped bit leaves a valid file, which only the checksum tells apart; written again it is read again."""
     from safetensors.torch import save
 
@@ -56,9 +57,9 @@ def test_a_file_that_changed_is_not_trusted_and_said(fault: str, caplog: pytest.
         "no checksum": save(TENSORS),
     }
     path.write_bytes(broken[fault])
-    with caplog.at_level(logging.WARNING):
+    with captured_log.at_level(logging.WARNING):
         assert read_cached_tensors("made", "k") is None
-    assert caplog.messages == [f"{path} is not what was written there; it is not used, and made again."]
+    assert captured_log.messages == [f"{path} is not what was written there; it is not used, and made again."]
     write_cached_tensors("made", "k", TENSORS)
     assert read_cached_tensors("made", "k") is not None
 
