@@ -15,7 +15,6 @@ from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
 from merge.symmetry.transform import TensorsWhenRead
 
-
 # What is tied and what is read differs by head and by variant: every variant, the first head of each family, and all heads
 # of families that differ in kind, which stand for those of their kin.
 KINDS = ("bert", "albert", "distilbert", "electra", "xlm-roberta-xl")
