@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import check_edited
 from merge.errors import UsageError
+from merge.layers.plan import format_layers
 from merge.layers.pruning.proof import BOUND, against_gated
 from merge.layers.pruning.redundancy import Redundant, find_redundant, merging
 from merge.layers.pruning.scores import SCORES, UnitScores, unit_scores
@@ -17,6 +18,7 @@ from merge.layers.pruning.selection import Removal, check_removal, format_units,
 from merge.layers.pruning.shrink import shrink_heads, shrink_neurons
 from merge.layers.pruning.units import UnitLayer, unit_layers
 from merge.layers.pruning.write import Pruned, PruneReport, check_input, write_pruned
+from merge.symmetry.architectures import spec_note
 from merge.text.source import TextSource
 
 if TYPE_CHECKING:
@@ -202,7 +204,7 @@ def _pruned(checkpoint: Checkpoint, kind: str, layers: Sequence[UnitLayer], chos
     count, total = sum(map(len, chosen.removal.values())), sum(layer.count for layer in layers)
     way = "cut out" if shrink else "their outputs zeroed, the size is as before"
     named = format_units(chosen.removal)
-    shown = named if len(named) <= UNITS_SHOWN else f"{named[:UNITS_SHOWN]}... (all in prune.json)"
+    shown = named if len(named) <= UNITS_SHOWN else f"{named[:UNITS_SHOWN]}... (all in edit.json)"
     lines = [f"{count} of {total} {kind} removed, {way}: {shown}", chosen.phrase]
     if shrunk is not None and shrunk.padded:
         padding = sum(map(len, shrunk.padded.values()))
@@ -226,8 +228,17 @@ def _pruned(checkpoint: Checkpoint, kind: str, layers: Sequence[UnitLayer], chos
         shapes={} if shrunk is None else shrunk.shapes,
         facts=facts,
         lines=tuple(lines),
-        notes=chosen.scores.notes if chosen.scores else (),
+        notes=(*_notes(checkpoint, kind, layers), *(chosen.scores.notes if chosen.scores else ())),
     )
+
+
+def _notes(checkpoint: Checkpoint, kind: str, layers: Sequence[UnitLayer]) -> list[str]:
+    """Return notes on a table that was derived, and on layers of which it says nothing."""
+    derived, numbers = spec_note(checkpoint.config), [layer.number for layer in layers]
+    notes = [] if derived is None else [derived]
+    if len(numbers) < max(numbers) + 1:
+        notes.append(f"only the {kind} of layers {format_layers(numbers)} are known; those of others stay as they are")
+    return notes
 
 
 def _zeroing(layers: Sequence[UnitLayer], chosen: _Chosen) -> dict[str, list[Change]]:

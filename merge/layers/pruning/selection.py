@@ -86,6 +86,8 @@ def check_removal(layers: Sequence[UnitLayer], removal: Removal, what: str) -> N
         if number not in counts:
             raise UsageError(
                 f"{what}: there is no layer {number}; the model has {len(counts)}, {min(counts)} to {max(counts)}."
+                if len(counts) == max(counts) + 1
+                else f"{what}: nothing is known of those of layer {number}; known are those of {format_layers(sorted(counts))}."
             )
         if beyond := [unit for unit in units if not 0 <= unit < counts[number]]:
             raise UsageError(

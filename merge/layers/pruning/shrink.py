@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from merge.layers.pruning.units import UnitLayer
 
 HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-WIDTHS = ("intermediate_size", "hidden_dim", "n_inner", "d_inner", "d_ff", "ffn_dim", "dff", "ffn_hidden_size")
+WIDTHS = (
+    "intermediate_size", "hidden_dim", "n_inner", "d_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "dff",
+)  # fmt: skip
 
 Shapes = Mapping[str, tuple[int, ...]]
 Change = Callable[["Tensor"], "Tensor"]

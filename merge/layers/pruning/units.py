@@ -107,8 +107,8 @@ def unit_layers(checkpoint: Checkpoint, kind: str, stack: str = "") -> tuple[Uni
     ]
     if not layers:
         raise UsageError(
-            f"{checkpoint.source}: the {kind} of a {checkpoint.model_type} model cannot be cut: nothing is known of where they "
-            "are in its tensors. Models without attention have no heads; others need a table of axes (docs/architectures.md)."
+            f"{checkpoint.source}: the {kind} of {checkpoint.model_type} models cannot be cut: nothing is known of where "
+            "they are in its tensors. Models without attention have no heads; others need a table of axes (docs/architectures.md)."
         )
     return tuple(layers)
 
@@ -133,17 +133,22 @@ def place_of(name: str, dim: int, span: int, view: View) -> Place:
 
 
 def _side(checkpoint: Checkpoint, sides: set[str], stack: str) -> str:
-    if stack in sides or not sides:
-        return stack
-    if len(sides) == 1 and not stack:
+    """Return the list of layers that is meant: the word before its axes.
+
+    A derived table has no word for the first of several lists, which in models with a decoder is the encoder.
+    """
+    named = {("encoder" if side == "" and "decoder" in sides else side): side for side in sides}
+    if stack in named or not named:
+        return named.get(stack, "")
+    if len(named) == 1 and not stack:
         return next(iter(sides))
     if not stack:
         raise UsageError(
-            f"a {checkpoint.model_type} model has {len(sides)} lists of layers. Give one: --stack {' or '.join(sorted(sides))}."
+            f"{checkpoint.source} has {len(named)} lists of layers. Give one: --stack {' or '.join(sorted(named))}."
         )
     raise UsageError(
         f"{checkpoint.source} has no list of layers named {stack!r}. "
-        + (f"Expected: {' or '.join(sorted(sides))}." if sides != {""} else "It has only one; leave --stack out.")
+        + (f"Expected: {' or '.join(sorted(named))}." if sides != {""} else "It has only one; leave --stack out.")
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MANIFEST = "prune.json"
+MANIFEST = "edit.json"
 FILES_SHOWN = 6  # in a note
 
 Change = Callable[["Tensor"], "Tensor"]
@@ -218,7 +218,7 @@ def prune_facts(report: PruneReport) -> dict[str, Any]:
 
 
 def manifest(report: PruneReport, folder: Path) -> dict[str, Any]:
-    """Return prune.json: what was removed, the hash of the input and of every file written."""
+    """Return edit.json: what was removed, the hash of the input and of every file written."""
     packages = ("merge-models", "torch", "transformers", "safetensors")
     versions = {name: importlib.metadata.version(name) for name in packages}
     files = {p.relative_to(folder).as_posix(): file_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -61,6 +61,7 @@ def test_heads_are_listed_with_and_without_quotes(run: Run) -> None:
     assert one == two != Path("m", "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_neurons_come_from_a_file_or_a_score(run: Run) -> None:
     Path("neurons.json").write_text(json.dumps({"0": [1, 3], "1": [0, 2]}))
     code, out, _ = run("prune-neurons", "m", "--neurons", "neurons.json", "--shrink", "-o", "out")

@@ -12,6 +12,7 @@ from quick import quick_on
 
 from merge.errors import OutputError, UsageError
 from merge.layers.pruning.prune import Choice, prune_units
+from merge.run.verify import verify
 
 Removed = dict[int, tuple[int, ...]]
 
@@ -45,7 +46,7 @@ def test_zeroed_units_are_units_multiplied_by_zero(kind: str, what: str, tmp_pat
         assert difference(written, outputs(model, batch)) > 1e-3
 
 
-@pytest.mark.parametrize("kind", quick_on(QUICK, WHERE))
+@pytest.mark.parametrize("kind", quick_on(("modernbert",), WHERE))
 def test_neurons_cut_out_compute_what_zeroed_ones_do(kind: str, tmp_path: Path) -> None:
     """Three neurons of one layer and two of the other: the width is the wider one's, and the other has one at zero."""
     checkpoint, removed = family_checkpoint(kind, tmp_path / "m"), LISTED["neurons"]
@@ -76,17 +77,18 @@ def test_heads_cut_out_compute_what_zeroed_ones_do(kind: str, tmp_path: Path) ->
 
 
 def test_what_is_written_says_how_it_was_made(tmp_path: Path) -> None:
-    """The card for people, prune.json for programs; both name the units and the proof."""
+    """The card for people, edit.json for programs; both name the units and the proof."""
     checkpoint = family_checkpoint("bert", tmp_path / "m")
     prune_units(checkpoint, "heads", Choice(listed={1: (0, 3)}), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "2 of 8 heads removed, their outputs zeroed" in card
     assert "1:0,3" in card
     assert "edit-layers prune-heads" in card
-    stored = json.loads((tmp_path / "out" / "prune.json").read_text(encoding="utf-8"))
+    stored = json.loads((tmp_path / "out" / "edit.json").read_text(encoding="utf-8"))
     assert stored["removed"] == {"1": [0, 3]}
     assert stored["proof"]["error"] == 0.0
     assert stored["files"].keys() == {"config.json", "model.safetensors", "README.md"}
+    assert verify(tmp_path / "out").holds
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -151,6 +153,7 @@ def test_a_result_that_is_not_what_it_should_be_is_not_written(tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.slow
 def test_a_model_with_two_lists_of_layers_needs_to_know_which(tmp_path: Path) -> None:
     from families_more import CASES
     from tiny import save_checkpoint
@@ -166,6 +169,7 @@ def test_a_model_with_two_lists_of_layers_needs_to_know_which(tmp_path: Path) ->
     assert (config["text_config"]["intermediate_size"], config["vision_config"]["intermediate_size"]) == (40, 39)
 
 
+@pytest.mark.slow
 def test_a_model_without_attention_has_no_heads_to_cut(tmp_path: Path) -> None:
     from classifier_families import CLASSIFIERS
     from tiny import save_checkpoint
@@ -174,11 +178,33 @@ def test_a_model_without_attention_has_no_heads_to_cut(tmp_path: Path) -> None:
 
     config = {"model_type": "fnet", "architectures": ["FNetForSequenceClassification"], **CLASSIFIERS["fnet"][1]}
     checkpoint = open_checkpoint(str(save_checkpoint(tmp_path / "m", config, tokenizer=False)))
-    with pytest.raises(UsageError, match="the heads of a fnet model cannot be cut"):
+    with pytest.raises(UsageError, match="the heads of fnet models cannot be cut"):
         prune_units(checkpoint, "heads", Choice(listed={0: (0,)}), tmp_path / "out")
-    prune_units(checkpoint, "neurons", Choice(listed={0: (0,)}), tmp_path / "out")  # a derived table knows them
+    report = prune_units(checkpoint, "neurons", Choice(listed={0: (0,)}), tmp_path / "out")
+    assert any("fnet has no permutation table; one was derived" in note for note in report.notes)
 
 
+# Families whose tables are derived from a run of the model: their stack, and what a config can say of their heads.
+DERIVED = {"t5": ("", True), "bart": ("encoder", False), "opt": ("", False), "gemma2": ("", True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DERIVED)
+def test_families_with_a_derived_table_are_pruned_too(kind: str, tmp_path: Path) -> None:
+    """The proof of the command itself compares with units multiplied by zero; here, that files say what was proved."""
+    from layered import checkpoint_of
+
+    checkpoint, (stack, cuts_heads) = checkpoint_of(kind), DERIVED[kind]
+    for what, shrink in (("neurons", True), ("heads", cuts_heads), ("heads", False)):
+        choice = Choice(listed=dict.fromkeys(range(4), (0, 1)))
+        folder = tmp_path / f"{what}{shrink}"
+        report = prune_units(checkpoint, what, choice, folder, shrink, stack)
+        assert report.error is not None
+        assert report.error < 1e-5
+        assert json.loads((folder / "edit.json").read_text(encoding="utf-8"))["shrunk"] is shrink
+
+
+@pytest.mark.slow
 def test_files_of_several_dtypes_keep_them(tmp_path: Path) -> None:
     from safetensors.torch import load_file
     from tiny import bert_config, random_tensors, save_checkpoint
