@@ -108,7 +108,8 @@ def unit_layers(checkpoint: Checkpoint, kind: str, stack: str = "") -> tuple[Uni
     if not layers:
         raise UsageError(
             f"{checkpoint.source}: the {kind} of {checkpoint.model_type} models cannot be cut: nothing is known of where "
-            "they are in its tensors. Models without attention have no heads; others need a table of axes (docs/architectures.md)."
+            "they are in its tensors. Models without attention have no heads; others need a table of axes "
+            "(docs/architectures.md)."
         )
     return tuple(layers)
 

@@ -185,7 +185,7 @@ def test_a_model_without_attention_has_no_heads_to_cut(tmp_path: Path) -> None:
 
 
 # Families whose tables are derived from a run of the model: their stack, and what a config can say of their heads.
-DERIVED = {"t5": ("", True), "bart": ("encoder", False), "opt": ("", False), "gemma2": ("", True)}
+DERIVED = {"t5": ("", True), "bart": ("encoder", False)}
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_families_with_a_derived_table_are_pruned_too(kind: str, tmp_path: Path)
     from layered import checkpoint_of
 
     checkpoint, (stack, cuts_heads) = checkpoint_of(kind), DERIVED[kind]
-    for what, shrink in (("neurons", True), ("heads", cuts_heads), ("heads", False)):
+    for what, shrink in (("neurons", True), ("heads", cuts_heads)):
         choice = Choice(listed=dict.fromkeys(range(4), (0, 1)))
         folder = tmp_path / f"{what}{shrink}"
         report = prune_units(checkpoint, what, choice, folder, shrink, stack)
