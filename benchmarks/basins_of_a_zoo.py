@@ -21,6 +21,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import evals
@@ -76,8 +77,12 @@ def kind_rows(swept: Any) -> list[Row]:
 
 def score_average(folders: Sequence[Path], rows: Any) -> dict[str, float]:
     """Return loss and accuracy of the average of models on rows."""
-    model: Any = folders[0] if len(folders) == 1 else merge.merge(list(folders), method="linear").model
-    return evals.score(model, "hans", data=rows, cache=False)[0]
+    with TemporaryDirectory() as scratch:
+        folder = folders[0]
+        if len(folders) > 1:
+            folder = Path(scratch) / "average"
+            merge.merge(list(folders), method="linear").save(folder)
+        return evals.score(folder, "hans", data=rows)[0]
 
 
 def greedy_soup(folders: Sequence[Path], losses: Sequence[float], rows: Any) -> list[int]:
