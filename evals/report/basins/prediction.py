@@ -51,7 +51,7 @@ def prediction_figure(averages: Sequence[Average], special: Mapping[str, Average
                 textcoords="offset points",
                 fontsize=7.5,
                 path_effects=[withStroke(linewidth=3, foreground=PAPER)],
-                zorder=4,
+                zorder=2.5,  # over the line, under the markers
             )
         values = [a[key] for a in [*averages, *special.values()] for key in ("predicted", "measured")]
         ends = [min(values), max(values)]
