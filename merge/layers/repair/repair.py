@@ -204,7 +204,7 @@ class _Work:
             for seam in seams:
                 teacher = self.teacher(seam.model)
                 ridges = self._ridges(RIDGES)
-                tensors, refit = refit_seam(self.assembly, student, teacher, seam, self.batches, ridges)
+                tensors, refit = refit_seam(self.assembly, student, teacher, seam, self.batches, ridges, whole=not auto)
                 self.assembly = self.assembly.with_computed(tensors)
                 refits.append(refit)
         except (UsageError, CalibrationError) as error:
@@ -216,7 +216,10 @@ class _Work:
         after = self._distance(student)
         facts["seams"] = refit_facts(refits)
         facts["distance"] = {"plain": before, "repaired": after}
-        figures = f"distance of the last states from the full model's on held-out text: {before:.3f} plain, {after:.3f} refitted"
+        judged = "held-out text" if auto else "every fifth text, which the fit read too"
+        figures = (
+            f"distance of the last states from the full model's on {judged}: {before:.3f} plain, {after:.3f} refitted"
+        )
         if auto and not after < before:
             self.assembly = plain
             facts["kept"] = "plain"

@@ -92,12 +92,17 @@ def fit(
     held_out: NormalEquations,
     start: Float[Tensor, "features targets"],
     ridges: Sequence[float],
+    whole: bool = True,
 ) -> Fitted:
-    """Return the fit on all rows, with the ridge whose fit on the first part has the least error on the held-out part."""
+    """Return the fit with the ridge whose fit on the first part has the least error on the held-out part.
+
+    Args:
+        whole: whether the held-out rows are fitted too once the ridge is chosen; without, they can still judge the fit.
+    """
     errors: dict[float, float] = {}
     if len(ridges) > 1 and held_out.rows:
         errors = {ridge: held_out.error(fitting.solve(start, ridge)) for ridge in ridges}
     ridge = min(errors, key=errors.__getitem__) if errors else ridges[-1]
-    everything = fitting + held_out
+    everything = fitting + held_out if whole else fitting
     weights = everything.solve(start, ridge)
     return Fitted(weights, ridge, errors, everything.explained(weights), everything.rows)

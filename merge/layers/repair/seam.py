@@ -49,6 +49,7 @@ def refit_seam(
     seam: Seam,
     batches: Sequence[Batch],
     ridges: Sequence[float] = RIDGES,
+    whole: bool = True,
 ) -> tuple[dict[str, Tensor], Refit]:
     """Return the tensors of the layer below a seam by their output names, refitted, and the figures of the fit.
 
@@ -56,6 +57,7 @@ def refit_seam(
         student: the edited model, with the seams below refitted.
         teacher: the model whose next layer is above the seam.
         batches: what both read; every fifth text is held out to choose the ridge where there are several.
+        whole: whether the held-out text is fitted too in the end; without, it can still judge the result.
     Raises:
         UsageError: a layer of this family cannot be refitted.
         CalibrationError: there are fewer tokens than the stream has units.
@@ -77,15 +79,15 @@ def refit_seam(
         if norm is not None:
             target = (target - norm[1]) / norm[0]
         x, _, rest = read_projection(student, seam.index, assembly, batch)
-        (held if is_held and len(ridges) > 1 else fitting).add(x, target - rest)
+        (held if is_held and (len(ridges) > 1 or not whole) else fitting).add(x, target - rest)
     rows = fitting.rows + held.rows
     if rows < start.shape[1]:
         raise CalibrationError(
             f"{seam.words} needs text of at least {start.shape[1]} tokens, as many as the stream has units, found {rows}. "
             "Give a longer --text, or more --samples."
         )
-    whole = start.double() if bias is None else torch.cat([start.double(), bias[None].double()])
-    fitted = fit(fitting, held, whole, ridges)
+    start_with_constant = start.double() if bias is None else torch.cat([start.double(), bias[None].double()])
+    fitted = fit(fitting, held, start_with_constant, ridges, whole)
     solved = fitted.weights if bias is None else fitted.weights[:-1]
     tensors = {names.weight: (solved if transposed else solved.T).float().contiguous()}
     if names.bias:
