@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.sentence_transformers import check_edited
 from merge.errors import UsageError
-from merge.layers.plan import format_layers
+from merge.layers.plans.numbers import format_layers
 from merge.layers.pruning.proof import BOUND, against_gated
 from merge.layers.pruning.redundancy import Redundant, find_redundant, merging
 from merge.layers.pruning.scores import SCORES, UnitScores, unit_scores
