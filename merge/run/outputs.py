@@ -32,7 +32,8 @@ from merge.disk.staging import copy_side_files, write_json
 from merge.progress import begin_phase
 from merge.publish.card import write_card
 from merge.recipe.recipe import Recipe
-from merge.run.engine.engine import CommonRows, Engine, Input, Job
+from merge.run.engine.engine import Engine
+from merge.run.engine.job import CommonRows, Input, Job
 from merge.run.manifest import manifest, report_facts
 from merge.run.options import RunOptions
 from merge.run.plan.heads import Output

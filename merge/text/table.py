@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from merge.disk.documents import check_regular, checked_object, parse_json
+from merge.disk.documents import check_regular, parse_json
 from merge.errors import MergeError, brief, listed
+from merge.text.class_names import class_names, named
 from merge.text.quoting import is_quoted
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^/:]*)(/(?P<split>\w[\w.-]*))?)?")
@@ -210,40 +211,15 @@ def _parquet_rows(at: Source, path: Path) -> Rows:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            classes = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"), at)
+            metadata = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+            classes = class_names(metadata, f"{at.name}: its metadata huggingface", at.error)
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, _named(row, classes)
+                    yield number, named(row, classes)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         advice = "check that the file is whole and is parquet."
         raise at.fault(number + 1, f"cannot be read: {brief(str(error), 200)}; {advice}", "row") from error
-
-
-def _class_names(metadata: bytes, at: Source) -> dict[str, list[str]]:
-    """Return column -> class names of a parquet file's metadata, as the datasets library writes it."""
-    name = f"{at.name}: its metadata huggingface"
-    features = checked_object(
-        parse_json(metadata, name, at.error, nul=True), name, at.error, {"info": "keys and values"}
-    )
-    for key in ("info", "features"):
-        features = checked_object(features.get(key) or {}, name, at.error, {})
-    classes = {k: kind for k, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"}
-    for column, kind in classes.items():
-        names = kind.get("names")
-        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            raise at.error(f"{name}: the names of column {column!r} are no list of texts: {brief(repr(names))}.")
-    return {column: kind["names"] for column, kind in classes.items()}
-
-
-def _named(row: Row, classes: Mapping[str, Sequence[str]]) -> Row:
-    """Return the row with the names of its classes for their integers; an integer that is no class (-1) stays."""
-    named = dict(row)
-    for column, names in classes.items():
-        value = row.get(column)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
-            named[column] = names[value]
-    return named
 
 
 def _delimited_rows(
@@ -298,7 +274,7 @@ def _hub_rows(at: Source, name: str, config: str | None, split: str) -> Rows:
         for batch in loaded.iter(batch_size=1000):
             for values in zip(*batch.values(), strict=True):
                 number += 1
-                yield number, _named(dict(zip(batch, values, strict=True)), classes)
+                yield number, named(dict(zip(batch, values, strict=True)), classes)
     # The library fails with its own errors, the network's, the parser's and plain ValueErrors: all mean unread text.
     except Exception as error:
         message = f"is no file, and the Hub dataset {name} (config {config or 'default'}, split {split}) cannot be read"

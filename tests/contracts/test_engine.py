@@ -22,7 +22,8 @@ from merge.errors import CheckpointError, MismatchError, OutputError, UsageError
 from merge.methods import make_method
 from merge.methods.context import TensorContext, mask_generators
 from merge.progress import in_threads
-from merge.run.engine.engine import Engine, Input, Job
+from merge.run.engine.engine import Engine
+from merge.run.engine.job import Input, Job
 
 SHAPES = {"scalar": (), "vector": (13,), "matrix": (9, 7), "cube": (2, 3, 4), "empty": (0, 4), "large": (40, 25)}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

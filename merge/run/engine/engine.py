@@ -19,6 +19,7 @@ from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method
 from merge.methods.context import TensorContext, mask_generators
 from merge.progress import begin_phase, in_threads
+from merge.run.engine.job import CommonRows, Input, Job
 from merge.run.engine.magnitude_ranking import SAMPLED, Visit, magnitude_thresholds, sample
 
 if TYPE_CHECKING:
@@ -27,59 +28,6 @@ if TYPE_CHECKING:
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PIECE = 1 << 16  # entries: the float32 of a few models then fits into a core's cache
-
-
-@dataclass(frozen=True)
-class Job:
-    """One tensor of the result.
-
-    Attributes:
-        name: canonical name in the result.
-        method: with the settings of this tensor.
-        sources: (number of the model, canonical name in it) for each model that is merged into it.
-        base: canonical name in the base; None without a base, or where the method takes none.
-        transposed: the tensor is stored as (inputs, outputs), and the method is to have it as (outputs, inputs).
-    """
-
-    name: str
-    method: Method
-    sources: tuple[tuple[int, str], ...]
-    base: str | None = None
-    transposed: bool = False
-
-
-def _no_statistics(kind: str, name: str) -> Tensor | None:
-    return None
-
-
-@dataclass(frozen=True)
-class Input:
-    """One model that the engine reads.
-
-    Attributes:
-        source: the path or id that the user gave, for messages.
-        tensor: canonical name -> stored tensor, in the reference's basis; an array of the engine's `arrays`.
-        key: identifies the model by its content, whatever its folder or the layout of its files.
-        statistics: (kind, canonical name) -> the measured statistics; None where there are none.
-    """
-
-    source: str
-    tensor: Callable[[str], Array]
-    key: str = ""
-    statistics: Callable[[str, str], Tensor | None] = _no_statistics
-
-
-@dataclass(frozen=True)
-class CommonRows:
-    """The rows that bring tensors with one row per token into one vocabulary.
-
-    Attributes:
-        names: canonical names of these tensors.
-        rows: for each model, and last for the base if there is one, the index of its row for each row of the result.
-    """
-
-    names: frozenset[str]
-    rows: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from merge.methods.linear import Linear
 from merge.recipe.entries import Override, Slice
 from merge.recipe.gradient import AFTER, BEFORE, positions, value_at
 from merge.recipe.recipe import Recipe, merged_settings, model_weights
-from merge.run.engine.engine import Job
+from merge.run.engine.job import Job
 from merge.run.plan.heads import HeadPlan, Output
 
 

@@ -17,7 +17,8 @@ from merge.checkpoints.weights.write import open_writer
 from merge.errors import UsageError
 from merge.methods.slerp import Slerp
 from merge.recipe.recipe import Recipe
-from merge.run.engine.engine import Engine, Job
+from merge.run.engine.engine import Engine
+from merge.run.engine.job import Job
 from merge.run.report import Report
 from merge.text.calibrated import calibrate
 

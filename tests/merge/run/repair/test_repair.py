@@ -25,7 +25,7 @@ from merge.checkpoints.transformers_model import build
 from merge.errors import AlignmentError, UsageError
 from merge.methods import make_method
 from merge.recipe.recipe import make_recipe
-from merge.run.engine.engine import Job
+from merge.run.engine.job import Job
 from merge.run.repair.repair import RepairReport, repair
 from merge.run.repair.sites import find_sites
 from merge.run.repair.step import shares
