@@ -224,9 +224,10 @@ def logits(folder: Path) -> Tensor:
 
 @pytest.mark.parametrize(
     ("align", "folds"),
-    [pytest.param(ROTATION, True, marks=pytest.mark.slow), (INSIDE_HEADS, False)],
+    [(ROTATION, True), (INSIDE_HEADS, False)],
     ids=["residual stream", "inside heads"],
 )
+@pytest.mark.slow
 def test_half_precision_models_are_rotated_in_single_precision(
     align: dict[str, Any], folds: bool, halves: tuple[Path, ...], tmp_path: Path
 ) -> None:

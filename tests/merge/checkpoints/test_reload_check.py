@@ -12,6 +12,7 @@ import torch
 import transformers
 from families import LABELS, SIZES
 from families_more import CASES, IMAGE
+from quick import quick_on
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, random_tensors, save_checkpoint
 from torch import Tensor
@@ -176,7 +177,7 @@ def made(config: Mapping[str, Any]) -> Any:
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick_on(KINDS.keys() - {"marian", "two encoders"}, KINDS))
 def test_every_part_of_a_model_is_run(kind: str, tmp_path: Path) -> None:
     """Sound, it reloads without a note; with a NaN in any one part it is refused, and with one tensor missing too."""
     config, parts = KINDS[kind]

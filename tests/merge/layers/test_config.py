@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from layered import STACK, checkpoint_of, difference, family_config, original_model, planned_model, sliced_model
+from quick import quick_on
 
 from merge.checkpoints.transformers_model import build
 from merge.errors import CheckpointError, UsageError
@@ -28,7 +29,7 @@ BY_PLACE = {
 }
 
 
-@pytest.mark.parametrize("kind", BY_PLACE)
+@pytest.mark.parametrize("kind", quick_on(("modernbert", "qwen2", "smollm3"), BY_PLACE))
 def test_a_list_by_place_left_alone_gives_another_model(kind: str) -> None:
     """The negative control of every rewritten list: cut to length instead, it gives layers another's attention."""
     order, key = BY_PLACE[kind]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from families import UNLIKE
 from layered import FAMILY, STACK, checkpoint_of, original_model, outputs
+from quick import quick_on
 
 from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build, model_config
@@ -24,13 +27,19 @@ def test_every_family_is_tested() -> None:
     assert STACK.keys() == {name for name, family in FAMILIES.items() if len(family.stacks) > 1}
 
 
+@cache
+def modules(kind: str) -> list[set[str]]:
+    """Return the names of the tensors of each layer's module."""
+    layers = original_model(checkpoint_of(kind)).get_submodule(FAMILY[kind][2])
+    return [set(layer.state_dict()) for layer in layers]
+
+
 @pytest.mark.parametrize("kind", FAMILY)
 def test_the_tensors_of_a_layer_are_those_of_its_module(kind: str) -> None:
     """The module that transformers built is asked; the table knows nothing of it."""
     checkpoint, path = checkpoint_of(kind), FAMILY[kind][2]
     found = {name: part for name in checkpoint.tensors if (part := layer_of(name, kind, STACK.get(kind, "")))}
-    layers = original_model(checkpoint).get_submodule(path)
-    held = {f"{path}.{i}.{name}" for i, layer in enumerate(layers) for name in layer.state_dict()}
+    held = {f"{path}.{i}.{name}" for i, layer in enumerate(modules(kind)) for name in layer}
     held = {name for name in held if "relative_attention_bias" not in name}  # of the first place, not of a layer
     assert Counter(part[1] for part in found.values()) == Counter(
         int(name.removeprefix(f"{path}.").split(".")[0]) for name in held
@@ -42,13 +51,11 @@ def test_the_tensors_of_a_layer_are_those_of_its_module(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_the_number_of_layers_is_the_number_of_modules(kind: str) -> None:
-    checkpoint = checkpoint_of(kind)
-    layers = original_model(checkpoint).get_submodule(FAMILY[kind][2])
     shared = {"albert": 2}.get(kind, 1)  # two groups for four layers
-    assert layer_count(checkpoint.config, STACK.get(kind, "")) == len(layers) * shared == 4
+    assert layer_count(checkpoint_of(kind).config, STACK.get(kind, "")) == len(modules(kind)) * shared == 4
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind not in STACK])
+@pytest.mark.parametrize("kind", quick_on(UNLIKE, [kind for kind in FAMILY if kind not in STACK]))
 def test_what_acts_before_the_layers_reaches_them_and_what_acts_after_does_not(kind: str) -> None:
     """Every tensor that is no layer's is broken in turn; the last layer's output moves if it acts before, else stays."""
     checkpoint = checkpoint_of(kind)

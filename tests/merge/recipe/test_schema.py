@@ -19,7 +19,8 @@ from merge.recipe.schema import described, recipe_schema, schema_text
 from merge.text.source import Record
 
 FILE = Path(__file__).parents[3] / "recipes" / "recipe.schema.json"
-VALIDATOR = jsonschema.Draft202012Validator(recipe_schema())
+SCHEMA = recipe_schema()
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def faults(values: dict[str, Any]) -> str:
@@ -108,7 +109,7 @@ def test_what_a_recipe_may_not_say_does_not_fit(values: dict[str, Any], expected
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_of_a_method_is_there_with_its_default_and_what_it_means(name: str) -> None:
-    settings = recipe_schema()["$defs"][f"settings of {name}"]
+    settings = SCHEMA["$defs"][f"settings of {name}"]
     fields = {field.name: field.default for field in dataclasses.fields(METHODS[name])}
     assert {key: part["default"] for key, part in settings["properties"].items()} == fields
     assert settings["description"] == str(METHODS[name].__doc__).splitlines()[0]
@@ -121,7 +122,7 @@ def test_every_setting_of_a_method_is_there_with_its_default_and_what_it_means(n
 
 def test_every_key_of_the_recipe_is_in_the_schema() -> None:
     """Keys of nested records too; the records are found by themselves, so that a new one cannot be forgotten."""
-    schema = recipe_schema()
+    schema = SCHEMA
     assert schema["properties"].keys() == Recipe.model_fields.keys()
     records = [record for record in Record.__subclasses__() if record is not Recipe]
     assert len(records) >= 8

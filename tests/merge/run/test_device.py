@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from contracts.test_aligners import make_pair
+from quick import quick_on
 from tiny import bert_config, random_tensors, save_checkpoint, write_text
 
 from merge.alignment import pair as pair_module
@@ -36,7 +37,7 @@ def test_a_model_on_a_device_is_given_and_gives_back_what_lies_on_the_cpu() -> N
     assert not hasattr(plain, "_hf_hook")
 
 
-@pytest.mark.parametrize("device", ["cpu", "elsewhere"])
+@pytest.mark.parametrize("device", quick_on(("elsewhere",), ("cpu", "elsewhere")))
 def test_every_model_of_an_alignment_runs_on_the_device_of_the_run(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

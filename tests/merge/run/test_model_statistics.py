@@ -34,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_checkpoint(tmp_path / name, bert_config(), tensors=random_tensors(bert_config(), seed, torch.float64))
     drawn = random.Random(0)
     for name, words in (("a", WORDS[:5]), ("b", WORDS[5:11])):
-        lines = [" ".join(drawn.choices(words, k=drawn.randint(2, 9))) for _ in range(30)]
+        lines = [" ".join(drawn.choices(words, k=drawn.randint(2, 9))) for _ in range(12)]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return tmp_path
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from contracts.test_aligners import make_pair
+from quick import quick_on
 from scipy.special import softmax
 from scipy.stats import entropy
 
@@ -81,7 +82,7 @@ def test_the_line_decides_where_it_was_looked_at() -> None:
     assert best(lines) is lines[1]
 
 
-@pytest.mark.parametrize("by", ["activations", "weights"])
+@pytest.mark.parametrize("by", quick_on(("weights",), ("activations", "weights")))
 def test_a_planted_copy_is_best_with_every_axis_moved(by: str) -> None:
     """Its midpoint is the model itself: the divergence vanishes for all axes, and for no other candidate."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)

@@ -192,8 +192,8 @@ def test_dropping_equals_slicing_the_modules(strategy: str | None) -> None:
 ORDERS = ([2, 0, 3], [0, 3, 1, 2, 2])
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=str)
-@pytest.mark.parametrize("kind", quick_on({*UNLIKE, "t5", "bart", "qwen2"}, FAMILY))
+@pytest.mark.parametrize("order", quick_on(ORDERS[1:], ORDERS), ids=str)
+@pytest.mark.parametrize("kind", quick_on({*UNLIKE, "t5", "qwen2"} - {"mpnet", "xlm-roberta-xl"}, FAMILY))
 def test_every_family_computes_what_its_layers_computed(kind: str, order: list[int]) -> None:
     """Tensors renamed and config rewritten, against the original model's list of modules replaced in memory."""
     if kind == "modernbert":

@@ -378,7 +378,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick_on(("roberta", "albert"), FAMILIES))
 def test_every_familys_base_model_is_merged_under_two_heads(family: str, tmp_path: Path) -> None:
     """A classifier and a masked language model: heads of several layers, poolers that are there or not, tied decoders."""
     name, sizes = FAMILIES[family]

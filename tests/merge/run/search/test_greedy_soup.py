@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quick import quick_on
 from safetensors.torch import load_file
 from tiny import bert_config, empty_cache, random_tensors, save_checkpoint
 
@@ -105,7 +106,7 @@ def test_a_model_joins_if_the_score_does_not_fall(place: Path) -> None:
     assert f"the soup is {a} + {b}" in notes[-1]
 
 
-@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("lower", quick_on((True,), (False, True)))
 def test_the_search_is_that_of_the_paper(place: Path, lower: bool) -> None:
     """Five random models, the recipe of the paper written again in numpy; with lower_is_better the distance is to grow."""
     biases = np.random.default_rng(6).normal(size=(5, 3)).astype(np.float32)
