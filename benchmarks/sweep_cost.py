@@ -2,11 +2,12 @@
 
     python benchmarks/sweep_cost.py --data DATA                    # all-MiniLM-L6-v2 with random three-class heads
     python benchmarks/sweep_cost.py --data DATA --rows 500 --models 8
+    python benchmarks/sweep_cost.py --data DATA --task snli --processes 1   # shorter rows: padding to 128 costs more
 
-DATA holds mnli/validation_matched.jsonl.gz. The naive way is that of published code (nverma1/merging-text-transformers): at
-every point of every pair it loads both models and the tokenizer, tokenises the rows anew, padded to 128 tokens, and predicts
-batches of 8. Its losses have to be those of the sweep, or the run fails. What is compared is CPU seconds in one process, so that
-a busy machine is busy for both; wall seconds and the load of the machine are printed beside them.
+DATA holds mnli/validation_matched.jsonl.gz, or snli/validation.1k.jsonl.gz. The naive way is that of published code
+(nverma1/merging-text-transformers): at every point of every pair it loads both models and the tokenizer, tokenises the rows anew,
+padded to 128 tokens, and predicts batches of 8. Its losses have to be those of the sweep, or the run fails. What is compared is
+CPU seconds in one process, so that a busy machine is busy for both; wall seconds and the load of the machine are printed too.
 
 The plan is for 4,950 pairs of 100 BERT-base models at 11 points on all of MNLI-m. From measurements of this run: tokens and their
 padding, and the time to read a model's bytes. Counted: FLOPs, and reads by the blocks of the sweep. Assumed: what a GPU computes.
@@ -47,6 +48,7 @@ MATRICES, LAYERS, WIDTH, BYTES = 12 * 12 * 768**2, 12, 768, 438_000_000
 # Assumed, not measured here: what an H200 sustains, in TFLOP/s: float32, as a sweep computes, and bfloat16.
 ASSUMED = {"float32, as the sweep computes": 40, "bfloat16, for comparison": 300}
 GPUS = (1, 8, 64)
+FILES = {"mnli": "mnli/validation_matched.jsonl.gz", "snli": "snli/validation.1k.jsonl.gz"}
 MODELS = 100
 
 
@@ -111,10 +113,10 @@ def _cpu() -> float:
     )
 
 
-def sweep(models: Sequence[Path], data: Path, rows: int, output: Path, processes: int) -> Any:
+def sweep(models: Sequence[Path], task: str, data: Path, rows: int, output: Path, processes: int) -> Any:
     """Run a sweep; the workers are ended, so that their CPU seconds count."""
     swept = evals.basins(
-        [str(m) for m in models], task="mnli", data=data, limit=rows, points=POINTS, output=output, processes=processes
+        [str(m) for m in models], task=task, data=data, limit=rows, points=POINTS, output=output, processes=processes
     )
     if processes > 1:
         from joblib.externals.loky import get_reusable_executor
@@ -156,21 +158,22 @@ def main() -> None:
     """Print the cost of a pair in both ways, its growth, and the plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--task", choices=tuple(FILES), default="mnli")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--models", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
-    data = args.data / "mnli" / "validation_matched.jsonl.gz"
-    everything = TASKS["mnli"].read(data, 0)
+    data = args.data / FILES[args.task]
+    everything = TASKS[args.task].read(data, 0)
     rows = everything.sample(args.rows, 0)
     with tempfile.TemporaryDirectory() as folder:
         models = make_models(Path(folder), args.models)
         checkpoint = open_encoder(str(models[0]))
         predictor = make_predictor(checkpoint)
         predictor.logits(predictor.encode(rows))  # warm: kernels, libraries
-        print(f"{len(models)} models, {len(rows)} rows, {POINTS} points; load of the machine {os.getloadavg()[0]:.1f}")
+        print(f"{len(models)} models, {len(rows)} rows of {args.task}, {POINTS} points; load {os.getloadavg()[0]:.1f}")
         naive, naive_cpu, naive_wall = timed(lambda: naive_losses(*models[:2], rows, checkpoint.structure.label_names))
         naive_cpu, naive_wall = (seconds * POINTS / len(NAIVE_POINTS) for seconds in (naive_cpu, naive_wall))
         counted = f"{len(NAIVE_POINTS)} of {POINTS} points measured"
@@ -178,7 +181,9 @@ def main() -> None:
         forward = timed(lambda: predictor.logits(predictor.encode(rows)))[1]
         before, total, swept = 0, 0.0, None
         for count in range(2, len(models) + 1):
-            swept, cpu, wall = timed(lambda n=count: sweep(models[:n], data, args.rows, Path(folder) / "grown", 1))  # type: ignore[misc]
+            swept, cpu, wall = timed(
+                lambda n=count: sweep(models[:n], args.task, data, args.rows, Path(folder) / "grown", 1)
+            )  # type: ignore[misc]
             pairs, total = count * (count - 1) // 2, total + cpu
             each = cpu / (pairs - before)
             print(
@@ -187,7 +192,7 @@ def main() -> None:
             )
             before = pairs
         # What a run costs with nothing left to measure: rows, hashes, the analysis.
-        _, fixed, _ = timed(lambda: sweep(models, data, args.rows, Path(folder) / "grown", 1))
+        _, fixed, _ = timed(lambda: sweep(models, args.task, data, args.rows, Path(folder) / "grown", 1))
         assert swept is not None
         curve = swept.losses[0].curve(0, 1).mean(1)
         ours = [float(curve[round(lam * (POINTS - 1))]) for lam in NAIVE_POINTS]
@@ -202,7 +207,11 @@ def main() -> None:
         )
         floor = forward * (before * (POINTS - 2) + len(models)) / before
         print(f"forward passes alone: {floor:.1f} CPU s a pair", flush=True)
-        many, cpu, wall = timed(lambda: sweep(models, data, args.rows, Path(folder) / "many", args.processes))
+        if args.processes < 2:
+            return
+        many, cpu, wall = timed(
+            lambda: sweep(models, args.task, data, args.rows, Path(folder) / "many", args.processes)
+        )
         same = records(Path(folder) / "many") == records(Path(folder) / "grown")
         print(
             f"{args.processes} processes: {cpu:.1f} CPU s in all, {wall:.1f} s of wall, the start of the processes included; "
