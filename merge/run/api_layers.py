@@ -132,7 +132,8 @@ def compare_layers(
         UsageError: there is nothing to compare.
 
     Example:
-        >>> table = merge.compare_layers("a/", ["A0"], text=["the doctor saw a lawyer ."] * 10)
+        >>> sentences = ["the doctor saw a lawyer .", "a lawyer helped .", "the doctor helped ."]
+        >>> table = merge.compare_layers("a/", ["A0"], text=sentences)
         >>> [row.label for row in table.rows]
         ['full model', 'A0', 'no layer']
     """

@@ -110,6 +110,7 @@ def representational_similarity(a: Tensor, b: Tensor) -> float:
 
     Of more than MOST_TEXTS texts the first are compared.
     """
+    import numpy as np
     from scipy.stats import spearmanr
 
     cosines = []
@@ -120,5 +121,6 @@ def representational_similarity(a: Tensor, b: Tensor) -> float:
         cosines.append(square[upper[0], upper[1]].numpy())
     if len(cosines[0]) < 2:
         raise UsageError("rsa compares pairs of texts, and needs at least 3. Give more text, or use cosine.")
-    value = float(spearmanr(*cosines).statistic)
-    return value if value == value else 0.0
+    if any(np.ptp(values) == 0 for values in cosines):
+        return 0.0
+    return float(spearmanr(*cosines).statistic)
