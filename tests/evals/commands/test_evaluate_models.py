@@ -729,7 +729,7 @@ def test_the_help_lists_every_command_with_a_line(run: Run) -> None:
     """The line is whole: click cuts those that are too long, and ends them in dots."""
     lines = run("--help").out.split("Commands:")[1].split("\n  ")
     told = dict(line.split(maxsplit=1) for line in lines if line.strip() and not line.startswith(" "))
-    assert list(told) == sorted(["score", "glue", "hans", "compare", "barrier", "line", "tasks"])
+    assert list(told) == sorted(["score", "glue", "hans", "compare", "barrier", "basins", "line", "tasks"])
     assert all(len(line) > 15 and line.strip().endswith((".", "?")) for line in told.values())
     assert not any("..." in line for line in told.values())
 
@@ -818,7 +818,7 @@ def test_commands_that_run_a_model_take_the_number_of_threads(
 
 def test_commands_that_run_no_model_take_no_threads(run: Run) -> None:
     for command in ("tasks", "compare"):
-        assert "No such option: --threads" in run(command, "--threads", "1").err
+        assert "No such option '--threads'" in run(command, "--threads", "1").err
 
 
 def test_line_and_barrier_take_the_same_options() -> None:
