@@ -75,3 +75,12 @@ def test_the_number_of_permutations_follows_from_the_precision(strength: float, 
 def test_constant_scores_have_no_correlation() -> None:
     assert correlation_test(np.arange(5), np.ones(5), _generator()) is None
     assert correlation_test(np.arange(2), np.arange(2), _generator()) is None
+
+
+def test_the_data_are_one_of_the_permutations_that_were_drawn() -> None:
+    """None of those drawn is as high as a perfect correlation, and still p is not 0 (Phipson and Smyth 2010)."""
+    x = np.arange(30.0)
+    found = correlation_test(x, x, _generator())
+    assert found is not None
+    assert not found.exact
+    assert found.p == 2 / (found.permutations + 1)

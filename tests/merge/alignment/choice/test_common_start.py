@@ -55,6 +55,19 @@ def test_one_axis_of_one_layer_in_another_order_is_seen(axis: str, kind: str) ->
     assert start.away == {kind}
 
 
+def test_a_part_of_one_layer_in_another_order_is_seen() -> None:
+    """Of one layer 15 % of the units are elsewhere, over both layers 7.5 %: the layer counts, not the mean."""
+    pair = fine_tunes()
+    order = torch.cat([torch.arange(6).roll(1), torch.arange(6, 40)])
+    b, layer = dict(pair.b), "bert.encoder.layer.1"
+    for name in ("intermediate.dense.weight", "intermediate.dense.bias"):
+        b[f"{layer}.{name}"] = b[f"{layer}.{name}"][order]
+    b[f"{layer}.output.dense.weight"] = b[f"{layer}.output.dense.weight"][:, order]
+    start = find_common_start(replace(pair, b=b))
+    assert start.home["ffn"] == pytest.approx(0.925)
+    assert start.away == {"ffn"}
+
+
 def test_strangers_have_nothing_in_common() -> None:
     """A unit among n others is nearest to the one in its own place once in n times."""
     pair, _ = make_pair(CLASSIFIER, planted_seed=None, other_seed=5)
