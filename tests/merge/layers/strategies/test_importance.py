@@ -122,9 +122,9 @@ def test_a_planted_layer_is_found_on_text(tmp_path: Path) -> None:
 
 def test_what_reads_no_text_has_no_importance(tmp_path: Path) -> None:
     bare = open_checkpoint(str(save_checkpoint(tmp_path / "m", tokenizer=False)))
-    with pytest.raises(CalibrationError, match="has no tokenizer, which --strategy contribution needs"):
+    with pytest.raises(CalibrationError, match="has no tokenizer, which strategy contribution needs"):
         measure_importance(bare)
-    with pytest.raises(UsageError, match="ViTModel: --strategy contribution works for models with one text input"):
+    with pytest.raises(UsageError, match="ViTModel: strategy contribution works for models with one text input"):
         measure_importance(checkpoint_of("vit"))
     with pytest.raises(UsageError, match="CLIPModel"):
         measure_importance(checkpoint_of("clip"), stack="text")
