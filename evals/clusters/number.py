@@ -9,7 +9,8 @@ With a(i) the mean distance of model i to the others of its cluster and b(i) the
 Models without clusters are drawn evenly from a box along the principal coordinates of the distances. The silhouette says "one"
 where it is under .5 for every k; the gap says the smallest k with gap(k) >= gap(m) - s(m), where gap(m) is the largest: a rule
 that stops at the first k after which the gap falls finds one cluster where three are equally far from one another. Used together,
-there is more than one cluster where both say so, and the silhouette then says how many.
+there is more than one cluster where both say so and chance does not: the same distances in random places rarely have so high a
+silhouette with as many clusters. The silhouette then says how many. Noise about 0 has clusters by both rules, but by chance.
 
 Sources: Rousseeuw 1987, J. Comput. Appl. Math. 20, 53-65; .5 is "a reasonable structure" in Kaufman and Rousseeuw 1990, table 4;
 Tibshirani, Walther and Hastie 2001, J. R. Statist. Soc. B 63, 411-423, with their choice (b) of the box.
@@ -33,6 +34,8 @@ RULES = ("auto", "silhouette", "gap")
 REASONABLE_STRUCTURE = 0.5
 MOST_CLUSTERS = 10
 REFERENCES = 100  # sets of models without clusters
+SHUFFLES = 199  # of the distances
+SIGNIFICANT = 0.02  # the number with the highest silhouette was chosen among several
 # Of the squared distances, added to W: exact zeros inside clusters have no logarithm.
 FLOOR = 1e-4
 
@@ -48,6 +51,7 @@ class Number:
         silhouettes: None for one cluster, and for as many as models.
         gaps, gap_errors: the gap statistic and its s.
         by_silhouette, by_gap: what each rule says.
+        chance: how probable so high a silhouette of `by_silhouette` clusters is for the same distances in random places.
     """
 
     chosen: int
@@ -58,6 +62,7 @@ class Number:
     gap_errors: tuple[float, ...]
     by_silhouette: int
     by_gap: int
+    chance: float
 
     def to_json(self) -> dict[str, Any]:
         """Return the record of the analysis."""
@@ -90,14 +95,17 @@ def choose_number(distances: Any, how: str, asked: int | str, generator: np.rand
     check_number(asked, models)
     numbers = tuple(range(1, min(models, MOST_CLUSTERS) + 1))
     labels = cut(link(distances, how), numbers)
-    widths = tuple(
-        silhouette(distances, each) if 1 < k < models else None for k, each in zip(numbers, labels, strict=True)
-    )
+    widths = _silhouettes(distances, numbers, labels)
     gaps, errors = gap_statistic(distances, how, labels, generator)
     by_silhouette, by_gap = _by_silhouette(numbers, widths), _by_gap(numbers, gaps, errors)
-    rules = {"silhouette": by_silhouette, "gap": by_gap, "auto": 1 if 1 in (by_silhouette, by_gap) else by_silhouette}
+    chance = _chance(distances, how, by_silhouette, widths[by_silhouette - 1], generator)
+    rules = {
+        "silhouette": by_silhouette,
+        "gap": by_gap,
+        "auto": 1 if by_gap == 1 or chance > SIGNIFICANT else by_silhouette,
+    }
     rule, chosen = (asked, rules[asked]) if isinstance(asked, str) else ("given", asked)
-    return Number(chosen, rule, numbers, widths, gaps, errors, by_silhouette, by_gap)
+    return Number(chosen, rule, numbers, widths, gaps, errors, by_silhouette, by_gap, chance)
 
 
 def silhouette(distances: Any, labels: Any) -> float:
@@ -111,6 +119,29 @@ def silhouette(distances: Any, labels: Any) -> float:
     larger = np.maximum(inside, outside)
     width = np.divide(outside - inside, larger, out=np.zeros(len(labels)), where=(larger > 0) & (sizes > 1))
     return float(width.mean())
+
+
+def _silhouettes(distances: Any, numbers: Sequence[int], labels: Sequence[Any]) -> tuple[float | None, ...]:
+    models = len(distances)
+    return tuple(
+        silhouette(distances, each) if 1 < k < models else None for k, each in zip(numbers, labels, strict=True)
+    )
+
+
+def _chance(distances: Any, how: str, number: int, width: float | None, generator: np.random.Generator) -> float:
+    """Return the p-value of a silhouette of so many clusters among the same distances in random places; 1 for one cluster.
+
+    Source: the random dissimilarity matrix hypothesis of Jain and Dubes 1988, Algorithms for Clustering Data, section 4.1.
+    """
+    if width is None:
+        return 1.0
+    pairs, as_high = np.triu_indices(len(distances), 1), 1
+    for _ in range(SHUFFLES):
+        shuffled = np.zeros_like(distances)
+        shuffled[pairs] = generator.permutation(distances[pairs])
+        shuffled += shuffled.T
+        as_high += silhouette(shuffled, cut(link(shuffled, how), [number])[0]) >= width
+    return as_high / (SHUFFLES + 1)
 
 
 def gap_statistic(
@@ -128,7 +159,8 @@ def gap_statistic(
     for draw in range(REFERENCES):
         reference = squareform(pdist(generator.uniform(*box, size=spread.shape)))
         logs[draw] = _log_within(reference, cut(link(reference, how), numbers))
-    gaps = logs.mean(0) - _log_within(squareform(pdist(spread)), labels)
+    # W of the models is that of the distances themselves: barriers are no metric, and points leave out what fits no space.
+    gaps = logs.mean(0) - _log_within(distances, labels)
     errors = logs.std(0) * math.sqrt(1 + 1 / REFERENCES)
     return tuple(gaps.tolist()), tuple(errors.tolist())
 

@@ -13,6 +13,7 @@ from merge.errors import some
 
 SIGNIFICANT = 0.05
 NAMES_SHOWN = 8
+NOTHING = 1e-6  # what float32 leaves of a 0
 # A rank correlation of predicted and measured losses, from which a ranking is worth following.
 GOOD_RANKING = 0.7
 
@@ -29,11 +30,11 @@ def sentences(analysis: Analysis) -> tuple[str, ...]:
 
 
 def number(value: float) -> str:
-    """Return a number as the verdict writes it: two decimals, three under .1, no zero before the point; 0 under .0005."""
+    """Return a number as the verdict writes it: two decimals, three under .1, no zero before the point."""
     digits = 2 if abs(value) >= 0.0995 else 3
     text = f"{value:.{digits}f}"
     if not float(text):
-        return "0"
+        return "0" if abs(value) < NOTHING else "<.001"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
@@ -133,9 +134,10 @@ def _certainty(analysis: Analysis) -> list[str]:
     lines = []
     one_basin = len(analysis.basins) == 1 and analysis.basins[0].shared
     rules = analysis.number.by_silhouette, analysis.number.by_gap
-    if analysis.number.rule == "auto" and rules[0] != rules[1] and not one_basin:
+    if analysis.number.rule == "auto" and analysis.number.chosen != rules[0] and not one_basin:
         lines.append(
-            f"The number of clusters is uncertain: {rules[0]} by the silhouette, {rules[1]} by the gap statistic."
+            f"The number of clusters is uncertain: {rules[0]} by the silhouette, {rules[1]} by the gap "
+            f"statistic, and so high a silhouette comes by chance with p = {analysis.number.chance:.2g}."
         )
     loose = [k for k, index in enumerate(analysis.stability.jaccard) if len(analysis.clusters) > 1 and index < STABLE]
     for k in loose:

@@ -56,7 +56,6 @@ class _Basins(BaseModel):
     kind: Literal["basins"]
     task: str
     data: str
-    n: int
     models: list[_Model] = Field(min_length=2)
     analyses: list[_Analysis] = Field(min_length=1)
 
@@ -101,8 +100,8 @@ def ranked_soup(path: Path, models: Sequence[Checkpoint], aligned: bool) -> Soup
     names = " + ".join(models[here[at]].source for at in members)
     kind = source if len(members) > 1 else "measured"
     weights = tuple(analysis.ranking.weights[at] if at in members else 0.0 for at in places)
-    rows = f"{record.n:,} rows of {record.task} ({record.data})"
-    return Soup(weights, f"greedy_soup: the soup is {names}, with a {kind} loss of {loss:.6g} on {rows}, from {path}")
+    text = f"the soup is {names}, with a {kind} loss of {loss:.6g} on {record.task} ({record.data}), from {path}"
+    return Soup(weights, f"greedy_soup: {text}")
 
 
 def _read(path: Path) -> _Basins:

@@ -24,7 +24,7 @@ def test_planted_basins_are_the_clusters_and_so_is_their_number(sizes: tuple[int
     truth = ordered_labels(np.repeat(np.arange(len(sizes)), sizes)).tolist()
     assert list(analysis.labels) == truth
     assert analysis.number.rule == "auto"
-    assert (analysis.number.chosen, analysis.number.by_gap) == (len(sizes), len(sizes))
+    assert analysis.number.chosen == len(sizes)
     assert all(basin.shared for basin in analysis.basins)
     if len(sizes) > 1:
         assert all(list(analysis.clusterings[name]) == truth for name in METHODS)
@@ -62,9 +62,13 @@ def test_too_few_rows_is_a_verdict() -> None:
 
 
 def test_too_few_models_is_a_verdict() -> None:
-    """Two and two can be divided in 6 ways, so that no p is under 1/3."""
-    analysis = analyse(planted((2, 2)), {"hans": [0.3, 0.3, 0.1, 0.1]})
-    assert any("with 2 and 2 no p is under .33" in line for line in analysis.verdict)
+    """Two and two can be divided in 6 ways, so that no p is under 1/3; and by chance two of four pairs are near often enough."""
+    scores = {"hans": [0.3, 0.3, 0.1, 0.1]}
+    given = analyse(planted((2, 2)), scores, AnalysisSettings(number=2))
+    assert any("with 2 and 2 no p is under .33" in line for line in given.verdict)
+    chosen = analyse(planted((2, 2)), scores)
+    assert chosen.number.chance > 0.05
+    assert any("The number of clusters is uncertain: 2 by the silhouette" in line for line in chosen.verdict)
 
 
 def test_models_against_references_are_compared_by_their_rows() -> None:
@@ -86,7 +90,8 @@ def test_models_against_references_are_compared_by_their_rows() -> None:
 def test_the_record_is_json_without_nan() -> None:
     losses = planted((3, 3), correct=True)
     diagnostics = {"hans": [0.1, 0.2, float("nan"), 0.5, 0.6, 0.7]}
-    analysis = verified(analyse(losses, diagnostics), losses, {(0, 1): losses.ends[0]})
+    analysis = analyse(losses, diagnostics, AnalysisSettings(number=2))
+    analysis = verified(analysis, losses, {(0, 1): losses.ends[0]})
     document = json.loads(json.dumps(analysis.to_json(), allow_nan=False))
     assert document["diagnostics"]["hans"][2] is None
     assert document["strategies"][0]["models"] == 5

@@ -48,7 +48,6 @@ def basins(folders: list[Path], order: str = "cab", **changes: Any) -> dict[str,
         "kind": "basins",
         "task": "mnli",
         "data": "dev.jsonl",
-        "n": 1200,
         "models": [{"name": name, "hash": by_name[name]} for name in order],
         "analyses": [{"line": "naive", "ranking": ranking, "verification": None}],
         **changes,
@@ -81,8 +80,8 @@ def test_the_soup_is_the_plain_merge_of_the_best_ranked_models(
     assert report.recipe.settings["weights"] == [1.0, 1.0, 0.0]
     a, b = folders[:2]
     assert (
-        f"greedy_soup: the soup is {a} + {b}, with a predicted loss of 0.2 on 1,200 rows of mnli (dev.jsonl), "
-        "from basins.json" in report.notes
+        f"greedy_soup: the soup is {a} + {b}, with a predicted loss of 0.2 on mnli (dev.jsonl), from basins.json"
+        in report.notes
     )
 
 
