@@ -89,7 +89,8 @@ def affine_layer(
     assert parts.mix_norm is not None
     gain, bias = norm
     names, width = Projection.of(assembly, index), len(gain)
-    epsilon = float(teacher.module(0, parts.mix_norm).eps)
+    before = teacher.module(0, parts.mix_norm)
+    epsilon = float(getattr(before, "eps", None) or before.variance_epsilon)  # as DeBERTa names it
     fitting, held = (NormalEquations(width, width) for _ in range(2))
     for batch, is_held in track(list(split_batches(tuple(batches))), "fitting a layer"):
         seen = states_of(teacher, batch, (start, end))

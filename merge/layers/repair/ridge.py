@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from merge.errors import CalibrationError
+
 
 class NormalEquations:
     """The sums X'X, X'Y and Y'Y over rows, with a constant as the last feature where asked."""
@@ -54,7 +56,12 @@ class NormalEquations:
         pull = torch.full((len(self.xx),), ridge * scale, dtype=torch.float64)
         if self.constant:
             pull[-1] = 1e-9 * scale  # only against a singular system
-        factor = torch.linalg.cholesky(self.xx + torch.diag(pull))
+        factor, failed = torch.linalg.cholesky_ex(self.xx + torch.diag(pull))
+        if int(failed):
+            raise CalibrationError(
+                f"the text does not determine a fit with ridge {ridge:g}: features are linearly dependent on it. Give a larger "
+                "--ridge, or more text."
+            )
         return start + torch.cholesky_solve(self.xy - self.xx @ start, factor)
 
     def error(self, weights: Float[Tensor, "features targets"]) -> float:

@@ -27,7 +27,6 @@ NORMS_FIRST = {
     "gpt2": "transformer.h.0.mlp.c_proj.weight",
     "llama": "model.layers.0.mlp.down_proj.weight",
     "megatron-bert": "bert.encoder.layer.0.output.dense.weight",
-    "gpt_neox": "gpt_neox.layers.0.mlp.dense_4h_to_h.weight",
 }
 NORMS_LAST = ("bert", "distilbert", "electra", "mpnet", "deberta", "xlnet", "roberta")
 WIDE = {"distilbert": {"hidden_dim": 64}, "xlnet": {"d_inner": 64}}
@@ -111,9 +110,10 @@ def test_a_fitted_layer_computes_the_map_that_was_fitted(kind: str) -> None:
     states = states_of(written, batch, (1, 2))
     part = assembly.parts.norm
     norm = written.module(1, str(part))
-    z = torch.nn.functional.layer_norm(states[1].double(), (24,), eps=norm.eps)
+    epsilon = getattr(norm, "eps", None) or norm.variance_epsilon
+    z = torch.nn.functional.layer_norm(states[1].double(), (24,), eps=epsilon)
     mapped = z @ fitted.weights[:-1] + fitted.weights[-1]
-    due = torch.nn.functional.layer_norm(mapped, (24,), eps=norm.eps) * norm.weight.double() + norm.bias.double()
+    due = torch.nn.functional.layer_norm(mapped, (24,), eps=epsilon) * norm.weight.double() + norm.bias.double()
     assert float((states[2] - due.detach()).abs().max()) < 1e-4
     name = next(n for n in checkpoint.tensors if f".2.{part}.weight" in n)
     assert torch.equal(norm.weight.detach(), checkpoint.tensor(name))
