@@ -210,8 +210,8 @@ def file_name(path: str | None) -> str | None:
 
 
 def of_models(records: Sequence[Record], models: Sequence[str]) -> list[Record]:
-    """Return the last record of each model."""
-    by_name = {record["model"]["name"].rstrip("/"): record for record in records}
+    """Return the first record of each model: later ones are of the part of HANS that the sweep takes as its diagnostic."""
+    by_name = {record["model"]["name"].rstrip("/"): record for record in reversed(records)}
     return [by_name[model] for model in models]
 
 
