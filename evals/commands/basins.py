@@ -11,7 +11,6 @@ import click
 from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
 from evals.commands.show import show_tables
 from evals.results.json_text import json_text
-from evals.results.store import BASINS
 from evals.run.basins import PAIRS, illustrate_basins, measure_basins
 from evals.run.sweep import ALIGN_TO, AskedDiagnostic, BasinsPlan, asked_diagnostic
 from merge.checkpoints.weights.arrays import check_device
@@ -179,6 +178,8 @@ def _show(record: dict[str, Any], options: EvalOptions) -> None:
                 f"note: the {most} of {len(record['pairs']):,} pairs with the largest gaps; {PAIRS} has all", err=True
             )
     if options.output:
+        from evals.results.store import BASINS  # imports pydantic, for which --help does not wait
+
         made = [options.output / BASINS, options.output / PAIRS, *illustrate_basins(record, options.output)]
         if not options.quiet:
             click.echo(f"wrote {', '.join(map(str, made))}", err=True)
