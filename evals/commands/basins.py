@@ -12,7 +12,7 @@ from evals.commands.options import SETTINGS, check_formats, data_options, eval_o
 from evals.commands.show import show_tables
 from evals.results.json_text import json_text
 from evals.run.basins import PAIRS, illustrate_basins, measure_basins
-from evals.run.sweep import ALIGN_TO, AskedDiagnostic, BasinsPlan, asked_diagnostic
+from evals.run.basins_plan import ALIGN_TO, AskedDiagnostic, BasinsPlan, asked_diagnostic
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options_but
 from merge.commands.terminal import common_options, set_verbosity

@@ -74,7 +74,7 @@ def basins(
         (2, 2)
     """
     from evals.run.basins import measure_basins
-    from evals.run.sweep import BasinsPlan, asked_diagnostic
+    from evals.run.basins_plan import BasinsPlan, asked_diagnostic
     from evals.tasks import find_task
     from merge.recipe.recipe import make_align_entry
 

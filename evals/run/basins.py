@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.run.basins_plan import BasinsPlan
 from evals.run.options import EvalOptions
-from evals.run.sweep import BasinsPlan, Swept, sweep_models
+from evals.run.sweep import Swept, sweep_models
 from merge.disk.workspace import Workspace
 from merge.errors import OutputError, first_line
 
