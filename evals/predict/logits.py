@@ -161,8 +161,8 @@ def model_labels(checkpoint: Checkpoint, stated: Sequence[str] | None) -> tuple[
     names = checkpoint.structure.label_names
     if stated is not None and len(names) == 1:
         raise TaskError(
-            f"{checkpoint.source} has one output, a score of each row, and --labels names classes. Leave --labels out, and score "
-            "the model on a task of a number, such as stsb."
+            f"{checkpoint.source}: it has one output, a score of each row, and --labels names classes. Leave --labels "
+            "out, and score the model on a task of a number, such as stsb."
         )
     if stated is not None and len(stated) != len(names):
         raise TaskError(

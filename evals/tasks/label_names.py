@@ -69,7 +69,7 @@ def _misfit(task: EvalTask, model_labels: Sequence[str], source: str) -> str:
     expected = ", ".join(task.labels) + (f" (or {', '.join(task.coarse)})" if task.coarse else "")
     if len(model_labels) == 1:
         return (
-            f"{source} has one output, a score of each row, and {task.name} asks for one of its classes: {expected}. "
+            f"{source}: it has one output, a score of each row, and {task.name} asks for one of its classes: {expected}. "
             "Score it on a task of a number, such as stsb, or in a task file of your own (regression: true)."
         )
     message = f"{source}: its labels {', '.join(model_labels)} are not those of {task.name}: {expected}."

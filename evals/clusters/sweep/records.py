@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from merge.disk.atomic import replacing
-from merge.errors import OutputError, first_line
+from merge.disk.documents import parse_json
+from merge.errors import MergeError, OutputError, first_line
 
 FOLDER, METADATA = "sweep", b"merge-models"
 FORMAT = 1
@@ -87,15 +88,25 @@ def read_record(store: Path, key: str, rows: int) -> RowLosses | None:
     try:
         # Without memory mapping: a file that is replaced meanwhile stays whole.
         table = pq.read_table(path, memory_map=False, page_checksum_verification=True)
-        facts = json.loads((table.schema.metadata or {})[METADATA])
+        facts = _facts(table.schema)
         losses = _matrix(table["loss"], np.float32, rows)
         correct = _matrix(table["correct"], np.bool_, rows) if "correct" in table.column_names else None
         lam = tuple(table["lam"].to_pylist())
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, ValueError, MergeError):
         return None
     if not isinstance(facts, dict) or facts.get("key") != key or facts.get("format") != FORMAT:
         return None
     return RowLosses(lam, losses, correct, facts)
+
+
+def _facts(schema: Any) -> Any:
+    """Return what is written beside the columns.
+
+    Raises:
+        KeyError: nothing is.
+        OutputError: it is not JSON.
+    """
+    return parse_json((schema.metadata or {})[METADATA], "a record of a sweep", OutputError)
 
 
 def _matrix(column: Any, dtype: Any, rows: int) -> Any:
@@ -117,7 +128,7 @@ def is_stored(store: Path, key: str) -> bool:
     if not path.is_file():
         return False
     try:
-        facts = json.loads((pq.read_schema(path).metadata or {})[METADATA])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+        facts = _facts(pq.read_schema(path))
+    except (pa.ArrowException, OSError, KeyError, ValueError, MergeError):
         return False
     return isinstance(facts, dict) and facts.get("key") == key and facts.get("format") == FORMAT

@@ -177,7 +177,7 @@ def test_a_cross_encoder_with_one_output_is_told_to_score_numbers(tmp_path: Path
     folder = str(save_checkpoint(tmp_path / "a", config, tensors=random_tensors(config, 3, torch.float32)))
     rows = [{"premise": "a", "hypothesis": "the", "label": "neutral"}]
     for labels in (None, ["entailment", "neutral", "contradiction"]):
-        with pytest.raises(TaskError, match="has one output, a score of each row, and .*, such as stsb") as caught:
+        with pytest.raises(TaskError, match="it has one output, a score of each row, and .*, such as stsb") as caught:
             evals.score(folder, "mnli", data=rows, labels=labels)
         assert "--labels entailment" not in str(caught.value)
     two = bert_config(labels=("LABEL_0", "LABEL_1"))

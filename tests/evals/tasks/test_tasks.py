@@ -281,11 +281,21 @@ REAL = [
 ]
 
 
+# Files of more rows cost over a second to read.
+MOST_QUICK_ROWS = 9_999
+
+
 def test_every_task_is_read_from_real_data() -> None:
     assert {name for name, *_ in REAL} == set(TASKS)
 
 
-@pytest.mark.parametrize(("name", "where", "count", "classes"), REAL, ids=[f"{row[0]}-{row[1]}" for row in REAL])
+@pytest.mark.parametrize(
+    ("name", "where", "count", "classes"),
+    [
+        pytest.param(*row, id=f"{row[0]}-{row[1]}", marks=pytest.mark.slow if row[2] > MOST_QUICK_ROWS else ())
+        for row in REAL
+    ],
+)
 def test_real_files_have_their_published_counts(
     name: str, where: str, count: int, classes: tuple[int, ...] | None
 ) -> None:

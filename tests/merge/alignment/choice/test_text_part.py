@@ -63,6 +63,7 @@ def test_a_small_text_or_model_is_read_as_a_whole(large: None, monkeypatch: pyte
     assert part_of_text(pair) is None
 
 
+@pytest.mark.slow
 def test_what_is_far_from_the_lowest_is_scored_on_the_part_alone(large: None) -> None:
     """The scores are those of `score` on the texts that were read; moving nothing is far off, twins are near."""
     pair, back = planted()
@@ -78,6 +79,7 @@ def test_what_is_far_from_the_lowest_is_scored_on_the_part_alone(large: None) ->
     )
 
 
+@pytest.mark.slow
 def test_one_candidate_that_is_left_is_not_scored_again(large: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor are the models run on the rest of the text; the control: it is where there may be others."""
     pair, back = planted()

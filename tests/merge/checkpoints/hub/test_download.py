@@ -28,7 +28,11 @@ ROOT = Path(__file__).parents[4]
 CARD = "---\nlicense: apache-2.0\nlibrary_name: transformers\ntags: [merge]\n---\n\n# A tiny merged model\n"
 TRANSPORTS = [
     pytest.param(
-        "xet", marks=pytest.mark.skipif(importlib.util.find_spec("hf_xet") is None, reason="hf_xet is not installed")
+        "xet",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(importlib.util.find_spec("hf_xet") is None, reason="hf_xet is not installed"),
+        ],
     ),
     "lfs",
 ]
