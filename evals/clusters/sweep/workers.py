@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -54,7 +55,11 @@ class Crew:
         _clear(self.running)
         backend = self.backend if self.processes > 1 else "sequential"
         settings = {"inner_max_num_threads": 1} if backend == "loky" else {}
-        with _shown(label, total, done), parallel_config(backend, n_jobs=self.processes, **settings):
+        with (
+            _replaced_workers(),
+            _shown(label, total, done),
+            parallel_config(backend, n_jobs=self.processes, **settings),
+        ):
             try:
                 Parallel(batch_size=1)(delayed(function)(*arguments) for function, arguments in tasks)
             except (MergeError, KeyboardInterrupt):
@@ -91,6 +96,14 @@ def check_backend(backend: str) -> None:
         from ray.util.joblib import register_ray
 
         register_ray()
+
+
+@contextmanager
+def _replaced_workers() -> Iterator[None]:
+    """Say nothing where loky replaces a worker: it takes the weights that a worker holds for a leak of memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+        yield
 
 
 def _clear(folder: Path) -> None:

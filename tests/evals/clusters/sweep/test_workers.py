@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,6 @@ def count(folder: Path) -> Callable[[], int]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
 def test_a_worker_that_is_killed_is_one_line_that_names_its_pair(tmp_path: Path) -> None:
     """And says how many results are kept; the same tasks without the kill all end (control)."""
     folder = running(tmp_path)
@@ -35,6 +35,15 @@ def test_a_worker_that_is_killed_is_one_line_that_names_its_pair(tmp_path: Path)
         Crew(2, "loky", folder).run([*whole, (exec, (die,))], "pairs", 4, count(tmp_path))
     assert "\n" not in str(fault.value)
     assert "goes on from there" in str(fault.value)
+
+
+@pytest.mark.parametrize(("message", "shown"), [("A worker stopped while some jobs were given to", 0), ("Another", 1)])
+def test_a_replaced_worker_is_no_warning(message: str, shown: int, tmp_path: Path) -> None:
+    """As loky warns of it; any other warning comes through (control)."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Crew(1, "loky", running(tmp_path)).run([(warnings.warn, (message,))], "pairs", 0, count(tmp_path))
+    assert len(caught) == shown
 
 
 def fail() -> None:
