@@ -123,7 +123,14 @@ def basins(models: tuple[str, ...], **options: Any) -> None:
         dry_run=options["dry_run"],
     )
     settings = make_align_entry(align_entry(options))
-    measured = measure_basins([open_encoder(m) for m in models], task, settings, plan, shared, _teller(plan, shared))
+    try:
+        measured = measure_basins(list(map(open_encoder, models)), task, settings, plan, shared, _teller(plan, shared))
+    except KeyboardInterrupt:
+        from evals.clusters.sweep.records import FOLDER
+
+        if shared.output and (shared.output / FOLDER).is_dir():
+            click.echo(f"what was measured is kept in {shared.output}; the same command goes on from there", err=True)
+        raise
     if isinstance(measured, tuple):
         _show(measured[0], shared)
     elif shared.as_json:
