@@ -14,8 +14,8 @@ import yaml
 
 from merge.disk.documents import front_matter, read_object
 from merge.errors import CheckpointError
-from merge.publish.library import Library, library_of
 from merge.publish.model_index import model_index
+from merge.publish.model_library import Library, library_of
 from merge.publish.results_file import read_results
 
 PIPELINES = {
