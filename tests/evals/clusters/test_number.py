@@ -90,3 +90,13 @@ def test_distances_without_clusters_are_one_cluster(seed: int) -> None:
     near = 0.01 * np.abs(noise + noise.T)
     for distances in (far, near):
         assert choose_number(distances, "average", "auto", np.random.default_rng(0)).chosen == 1
+
+
+def test_a_low_silhouette_says_one_cluster() -> None:
+    """Eight models that are all about as far from one another: some number has a positive silhouette, and none has .5."""
+    draw = np.random.default_rng(0).uniform(0.9, 1.1, (8, 8))
+    distances = np.triu(draw, 1) + np.triu(draw, 1).T
+    number = choose_number(distances, "average", "silhouette", np.random.default_rng(0))
+    widths = [width for width in number.silhouettes if width is not None]
+    assert 0 < max(widths) < 0.5
+    assert number.chosen == number.by_silhouette == 1
