@@ -112,16 +112,27 @@ def check_reads_text(checkpoint: Checkpoint, stack: str, asks: str) -> None:
     from merge.checkpoints.transformers_model import meta_model
 
     stack_of(checkpoint.model_type, stack)
-    model = meta_model(checkpoint.config)
-    if model.config.is_encoder_decoder or model.main_input_name != "input_ids" or "vision_config" in checkpoint.config:
-        raise UsageError(
-            f"{checkpoint.source} is a {type(model).__name__}: {asks} works for models with one text input. Leave it out, or "
-            "choose another."
-        )
+    check_one_text_input(
+        meta_model(checkpoint.config), checkpoint.source, f"{asks} works", " Leave it out, or choose another."
+    )
     if not checkpoint.has_tokenizer:
         raise CalibrationError(
             f"{checkpoint.source} has no tokenizer, which {asks} needs to read text. Put one into its folder, or choose another."
         )
+
+
+def check_one_text_input(model: Any, source: str, works: str = "this works", otherwise: str = "") -> None:
+    """Stop at a model that has several inputs, or reads images.
+
+    Args:
+        works: the beginning of "... works for models with one text input", for the message.
+        otherwise: what else to do.
+    Raises:
+        UsageError: names its class.
+    """
+    vision = getattr(model.config, "vision_config", None) is not None
+    if model.config.is_encoder_decoder or model.main_input_name != "input_ids" or vision:
+        raise UsageError(f"{source} is a {type(model).__name__}: {works} for models with one text input.{otherwise}")
 
 
 def live_model(checkpoint: Checkpoint) -> Any:

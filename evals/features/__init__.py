@@ -1,0 +1,1 @@
+"""What is inside models: named activations (sites), feature connectivity of two models, similarity of representations."""
