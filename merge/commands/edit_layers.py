@@ -216,6 +216,7 @@ def apply_command(models: tuple[str, ...], text_of_plan: str | None, align: str 
     mean(A1, B1)     the mean of two layers; mean(0.7*A1, 0.3*B1) with weights
     laco(A[2-4])     layers 3 and 4 collapsed into layer 2 (LaCo, by its formula)
     zero(A[3])       a copy that writes nothing yet (LLaMA Pro)
+    A[3]-attention   layer 3 without its attention; A[3]-ffn without its feed-forward part
     affine(A2->A5)   a layer fitted on --text in place of layers 2 to 4
 
     \b

@@ -12,7 +12,7 @@ from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.settings import setting_differences
 from merge.errors import MismatchError, UsageError, some
 from merge.layers.config import PER_LAYER, RULES
-from merge.layers.parts import Parts, parts_of, zeroed
+from merge.layers.parts import Parts, check_without, parts_of, zeroed
 from merge.layers.plans.making import combined
 from merge.layers.plans.plan import LayerPlan, PlannedTensors, planned_config, planned_tensors
 from merge.layers.stacks import layer_of
@@ -75,19 +75,21 @@ class Assembly:
         if len(sources) > 1:
             return combined([self.source(*pair) for pair in sources], making, name)
         tensor = self.source(*sources[0])
-        if making is not None and making.kind == "zero":
-            part = layer_of(name, str(self.config["model_type"]), self.plan.stack)
-            if part is not None and zeroed(part[2][1:], self.parts):
-                return torch.zeros_like(tensor)
-        return tensor
+        return torch.zeros_like(tensor) if self._is_zero(name) else tensor
 
     def copied(self, name: str) -> bool:
         """Return whether an output tensor is a copy of one source tensor, byte for byte."""
-        sources, making = self.tensors.sources[name], self.tensors.makings.get(name)
+        sources = self.tensors.sources[name]
         if name in self.computed or len(sources) > 1 or sources[0][0] in self.moved:
             return False
+        return not self._is_zero(name)
+
+    def _is_zero(self, name: str) -> bool:
+        """Return whether a tensor is the output projection of a sublayer that writes nothing."""
+        making = self.tensors.makings.get(name)
         part = layer_of(name, str(self.config["model_type"]), self.plan.stack)
-        return making is None or making.kind != "zero" or part is None or not zeroed(part[2][1:], self.parts)
+        removed = () if making is None or part is None else making.removed
+        return bool(removed) and part is not None and zeroed(part[2][1:], self.parts, removed)
 
     def build(self, dtype: torch.dtype | None = None) -> Any:
         """Return the output as a live model in float32, in evaluation mode, without its modules."""
@@ -138,8 +140,11 @@ def assemble(
         raise UsageError(f"the plan uses no layer of {some(unused)}. Leave the model out, or name its layers.")
     for model in models[1:]:
         check_fit(models[0], model)
-    if any(making is not None and making.kind in ("zero", "affine") for making in plan.makings):
-        parts_of(models[0].config, plan.stack)
+    for making in plan.makings:
+        if making is not None and making.kind in ("zero", "affine"):
+            parts_of(models[0].config, plan.stack)
+        elif making is not None and making.without:
+            check_without(making, models[0].config, plan.stack)
     configs = [model.config for model in models]
     planned = planned_tensors(configs, [model.encoder.shapes for model in models], plan)
     owner_number = plan.layers[-1][0][0] if plan.layers else 0

@@ -137,6 +137,8 @@ def _input_notes(assembly: Assembly, made: Made) -> tuple[str, ...]:
             f"layers of {assembly.owner.model_type} end in a norm, so a zeroed layer is not the identity: it normalises what "
             "it reads; compare the outputs (edit-layers compare) before training"
         )
+    if any(m is not None and m.without for m in assembly.plan.makings) and assembly.parts.norm_last:
+        notes.append(f"layers of {assembly.owner.model_type} without a sublayer keep the norm after it")
     return tuple(notes)
 
 

@@ -5,11 +5,12 @@ Paths are below the layer, as modules and canonical tensor names have them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from merge.errors import UsageError, nearest
+from merge.layers.plans.making import NORM, SUBLAYERS, Making
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ class Parts:
         """Whether the layer ends in a norm (post-LN), so that a layer that writes nothing is not the identity."""
         return self.norm is not None
 
-    @property
-    def writers(self) -> tuple[str, ...]:
-        """The projections that write into the stream."""
-        return tuple(path for path in (self.mix, self.cross, self.down) if path is not None)
+    def writer(self, sublayer: str) -> str | None:
+        """Return the projection by which a sublayer writes into the stream; None without that sublayer."""
+        return {"attention": self.mix, "cross": self.cross, "ffn": self.down}[sublayer]
 
 
 BERT = Parts(
@@ -119,6 +119,24 @@ def parts_of(config: Mapping[str, Any], stack: str = "") -> Parts:
     return PARTS[family, stack]
 
 
-def zeroed(name: str, parts: Parts) -> bool:
-    """Return whether a tensor of a layer, by its name below the layer, is zero in a layer that writes nothing."""
-    return any(name == path or name.startswith(f"{path}.") for path in parts.writers)
+def zeroed(name: str, parts: Parts, removed: Sequence[str]) -> bool:
+    """Return whether a tensor of a layer, by its name below the layer, is zero where these sublayers write nothing."""
+    paths = [path for sublayer in removed if (path := parts.writer(sublayer)) is not None]
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def check_without(making: Making, config: Mapping[str, Any], stack: str) -> None:
+    """Stop where a standard checkpoint cannot hold a layer without these sublayers.
+
+    Raises:
+        UsageError: the layers have no such sublayer, or a norm follows it that every layer of the family runs.
+    """
+    parts, family = parts_of(config, stack), str(config["model_type"])
+    if lacking := [name for name in making.without if name in SUBLAYERS and parts.writer(name) is None]:
+        raise UsageError(f"{family}: {stack or 'its'} layers have no sublayer {lacking[0]!r}.")
+    if NORM in making.without and parts.norm_last:
+        kept = "".join(f"-{name}" for name in making.removed)
+        raise UsageError(
+            f"{family} norms what it reads plus what a sublayer writes, and no checkpoint of {family} can leave that norm out. "
+            f"Keep it: A[3]{kept}."
+        )

@@ -9,8 +9,8 @@ from merge.errors import UsageError
 from merge.layers.plans.making import Making
 from merge.layers.plans.plan import LayerPlan
 
-KINDS = ("mean", "laco", "zero", "affine")
-KEYS = {"layer", "from", "made", "weights", "states"}
+KINDS = ("mean", "laco", "zero", "affine", "without")
+KEYS = {"layer", "from", "made", "weights", "states", "without"}
 
 
 def plan_from_json(entries: Any, names: Sequence[str] = (), stack: str = "") -> LayerPlan:
@@ -40,18 +40,19 @@ def _source(source: Any, number: int, names: Sequence[str]) -> tuple[int, int]:
 
 
 def _making(entry: Mapping[str, Any], number: int) -> Making | None:
-    kind, weights, states = (entry.get(key) for key in ("made", "weights", "states"))
+    kind, weights, states, without = (entry.get(key) for key in ("made", "weights", "states", "without"))
     if kind is None:
         return None
     numbers = weights is None or (isinstance(weights, list) and all(isinstance(w, int | float) for w in weights))
     ordered = isinstance(states, list) and len(states) == 2 and all(map(_is_count, states)) and states[0] < states[1]
     pair = (states[0], states[1]) if ordered and isinstance(states, list) else None
-    if kind not in KINDS or not numbers or (pair is not None) != (kind == "affine"):
+    named = without is None or (isinstance(without, list) and all(isinstance(name, str) for name in without))
+    if kind not in KINDS or not numbers or not named or (pair is not None) != (kind == "affine"):
         raise UsageError(
             f"plan, layer {number}: made is one of {', '.join(KINDS)}; weights are numbers, states of an affine layer two "
-            f"rising numbers; found {dict(entry)!r:.120}."
+            f"rising numbers, without a list of sublayers; found {dict(entry)!r:.120}."
         )
-    return Making(kind, tuple(map(float, weights or ())), pair)
+    return Making(kind, tuple(map(float, weights or ())), pair, tuple(without or ()))
 
 
 def _is_count(value: Any) -> bool:

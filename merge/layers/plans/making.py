@@ -4,6 +4,7 @@
     laco      theta_1 + sum_k (theta_k - theta_1), the layers after the first collapsed into it
     zero      a copy whose output projections are zero: where norms come first, a layer that changes nothing
     affine    a layer, or a part of the layer before, that is fitted to the map between two states of a model
+    without   a copy without its attention, its feed-forward part, or another sublayer, whose output projection is zero
 
 Source: Yang et al. 2024, arXiv:2402.11187 (LaCo), equation 1, by its formula. The authors' notebook subtracts in place, so
 that every merged layer of it equals the last one of its window: the plan A[j] for layers i to j.
@@ -21,7 +22,9 @@ from merge.errors import MismatchError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["mean", "laco", "zero", "affine"]
+Kind = Literal["mean", "laco", "zero", "affine", "without"]
+SUBLAYERS = ("attention", "cross", "ffn")  # cross: attention to an encoder
+NORM = "norm"  # removed too: the norm after the sublayer
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,23 @@ class Making:
     """How an output layer is made of its sources.
 
     Attributes:
-        kind: mean, laco, zero or affine.
+        kind: mean, laco, zero, affine or without.
         weights: of a mean, one a source; equal ones when empty.
         states: of an affine layer, the state that it reads and the one that it is fitted to: state i is what layer i of
             the model reads, and the last one what its last layer writes.
+        without: the sublayers that a copy loses, in the order of SUBLAYERS, with NORM behind them where the norm after
+            each is bypassed too.
     """
 
     kind: Kind
     weights: tuple[float, ...] = ()
     states: tuple[int, int] | None = None
+    without: tuple[str, ...] = ()
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The sublayers that write nothing."""
+        return SUBLAYERS if self.kind == "zero" else tuple(name for name in SUBLAYERS if name in self.without)
 
     def check(self, sources: Sequence[tuple[int, int]]) -> None:
         """Stop at sources that cannot be made into one layer.
@@ -53,12 +64,23 @@ class Making:
             raise UsageError(f"a mean of {len(sources)} layers needs as many finite weights, of a sum other than 0.")
         if self.kind == "laco" and len({model for model, _ in sources}) > 1:
             raise UsageError("laco(...) collapses layers of one model. For layers of two models use mean(...).")
-        if self.kind in ("zero", "affine") and len(sources) != 1:
+        if self.kind in ("zero", "affine", "without") and len(sources) != 1:
             raise UsageError(f"{self.kind}(...) is made of one layer, found {len(sources)}.")
+        unknown = sorted(set(self.without) - {*SUBLAYERS, NORM})
+        if unknown or (self.kind == "without") != bool(self.removed and self.without):
+            raise UsageError(
+                f"a layer without a sublayer names one of {', '.join(SUBLAYERS)}, and {NORM} behind it where the norm after it "
+                f"is bypassed too; found {', '.join(self.without) or 'none'}."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that say something, for a manifest."""
-        stated = {"made": self.kind, "weights": list(self.weights) or None, "states": self.states and list(self.states)}
+        stated = {
+            "made": self.kind,
+            "weights": list(self.weights) or None,
+            "states": self.states and list(self.states),
+            "without": list(self.without) or None,
+        }
         return {key: value for key, value in stated.items() if value is not None}
 
 

@@ -5,6 +5,7 @@ A[3]*2               twice, one after the other
 mean(A1, A2)         one layer, the mean of several; mean(0.7*A1, 0.3*B1) with weights
 laco(A[2-4])         one layer, layers 3 and 4 collapsed into layer 2 (LaCo)
 zero(A[3])           a copy whose output projections are zero (LLaMA Pro)
+A[3]-attention       a copy without its attention; A[3]-ffn, A[3]-cross; A[3]-ffn-norm without the norm after it too
 affine(A2->A5)       one fitted layer in place of layers 2 to 4: from the state that layer 2 reads to the one layer 5 reads
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from merge.errors import UsageError
-from merge.layers.plans.making import Making
+from merge.layers.plans.making import NORM, SUBLAYERS, Making
 from merge.layers.plans.numbers import format_layers
 from merge.layers.plans.plan import LayerPlan
 
@@ -87,6 +88,8 @@ def _formatted(making: Making | None, sources: Sequence[Source], models: Sequenc
     if making is not None and making.states is not None:
         name = models[sources[0][0]]
         return f"affine({name}{making.states[0]}->{name}{making.states[1]})"
+    if making is not None and making.without:
+        return f"{models[sources[0][0]]}[{sources[0][1]}]{''.join(f'-{name}' for name in making.without)}"
     named = [f"{models[model]}{layer}" for model, layer in sources]
     if making is not None and making.weights:
         named = [f"{weight!r}*{name}" for weight, name in zip(making.weights, named, strict=True)]
@@ -152,6 +155,11 @@ class _Parser:
         calls = token.text in FUNCTIONS and self._tokens[self._next + 1].text == "("
         made: list[tuple[Making | None, tuple[Source, ...]]]
         made = self._call() if calls else [(None, (source,)) for source in self._layers()]
+        if self._removes:
+            if calls:
+                raise self._fault("only copies of layers lose a sublayer", self._peek.place)
+            making = Making("without", without=self._without())
+            made = [(making, sources) for _, sources in made]
         if self._peek.text == "*":
             self._take()
             place = self._peek.place
@@ -160,6 +168,25 @@ class _Parser:
                 raise self._fault(f"expected 1 to {MOST_LAYERS} layers by repetition", place)
             made = made * times
         return made
+
+    @property
+    def _removes(self) -> bool:
+        """Whether a minus and a word follow, as in `A[3]-ffn`; in `A3-5` a number follows."""
+        return self._peek.text == "-" and self._tokens[self._next + 1].kind in ("word", "end")
+
+    def _without(self) -> tuple[str, ...]:
+        """Return the sublayers of `-attention-ffn`, and the norm of `-ffn-norm`."""
+        first, named = self._peek.place, set[str]()
+        while self._removes:
+            self._take()
+            token = self._take()
+            if token.text not in (*SUBLAYERS, NORM) or token.text in named:
+                found = f"{token.text!r} twice" if token.text in named else _shown(token)
+                raise self._fault(f"expected a sublayer ({', '.join((*SUBLAYERS, NORM))}), found {found}", token.place)
+            named.add(token.text)
+        if named == {NORM}:
+            raise self._fault("a norm is removed with the sublayer before it, as in A[3]-ffn-norm", first)
+        return tuple(name for name in (*SUBLAYERS, NORM) if name in named)
 
     def _call(self) -> list[tuple[Making | None, tuple[Source, ...]]]:
         name = self._take()
@@ -244,7 +271,7 @@ class _Parser:
     def _range(self) -> list[int]:
         place = self._peek.place
         start = self._number("the number of a layer")
-        if self._peek.text != "-":
+        if self._peek.text != "-" or self._removes:
             return [start]
         self._take()
         end = self._number("the last layer of a range")

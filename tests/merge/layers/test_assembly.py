@@ -110,6 +110,68 @@ def test_a_zeroed_layer_of_bert_norms_what_it_reads() -> None:
     assert difference(made, original_model(checkpoint)) > 1e-3
 
 
+BERT_PARTS = ("attention.output.dense", "output.dense")
+LLAMA_PARTS = ("self_attn", "mlp")
+# The modules of a layer whose outputs are what attention and the feed-forward part add, by family; written out by hand.
+SUBLAYERS = {
+    **dict.fromkeys(("bert", "roberta", "camembert", "electra", "ernie", "data2vec-text", "deberta", "deberta-v2"), BERT_PARTS),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA_PARTS),
+    "distilbert": ("attention.out_lin", "ffn.lin2"),
+    "mpnet": ("attention.attn.o", "output.dense"),
+    "megatron-bert": BERT_PARTS,
+    "gpt2": ("attn", "mlp"),
+    "gpt_neox": ("attention", "mlp"),
+    "modernbert": ("attn", "mlp"),
+    "opt": ("self_attn", "fc2"),
+    "t5": ("layer.0.SelfAttention", "layer.1.DenseReluDense"),
+}  # fmt: skip
+WHOLE = [(kind, part) for kind in SUBLAYERS for part in ("attention", "ffn")]
+
+
+def silenced(_module: Any, _arguments: Any, output: Any) -> Any:
+    """A forward hook: the module writes zeros."""
+    return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+
+@pytest.mark.parametrize(
+    "case", quick_on([("bert", "ffn"), ("llama", "attention"), ("t5", "ffn")], WHOLE), ids="-".join
+)
+def test_a_layer_without_a_sublayer_is_one_whose_module_writes_zeros(case: tuple[str, str]) -> None:
+    """Equal to the last bit, in more than twelve families; the same model with its sublayer is another."""
+    kind, part = case
+    checkpoint = checkpoint_of(kind)
+    plan = parse_plan(f"A[0], A[1]-{part}, A[2-3]", ["A"], STACK.get(kind, ""))
+    made = assemble([checkpoint], plan).build(torch.float64)
+    model = original_model(checkpoint)
+    layers_of(model, kind)[1].get_submodule(SUBLAYERS[kind][part == "ffn"]).register_forward_hook(silenced)
+    assert difference(made, model) == 0.0
+    assert difference(made, original_model(checkpoint)) > 1e-6
+
+
+def test_a_norm_goes_with_its_sublayer_where_norms_come_first() -> None:
+    """There it is read by the sublayer alone, so the model is the same; where it comes last no checkpoint can leave it out."""
+    llama = checkpoint_of("llama")
+    kept, gone = (
+        assemble([llama], parse_plan(f"A0, A[1]-ffn{norm}, A[2-3]", ["A"])).build(torch.float64)
+        for norm in ("", "-norm")
+    )
+    assert difference(kept, gone) == 0.0
+    with pytest.raises(UsageError, match=r"no checkpoint of bert can leave that norm out\. Keep it: A\[3\]-ffn\.$"):
+        assemble([checkpoint_of("bert")], parse_plan("A0, A[1]-ffn-norm", ["A"]))
+    with pytest.raises(UsageError, match="no sublayer 'cross'"):
+        assemble([checkpoint_of("bert")], parse_plan("A0, A[1]-cross", ["A"]))
+
+
+def test_one_layer_of_albert_loses_its_sublayer_alone() -> None:
+    """Layers that share weights are untied for it."""
+    checkpoint = checkpoint_of("albert")
+    plan = parse_plan("A[0], A[1]-ffn, A[2-3]", ["A"])
+    made = assemble([checkpoint], plan).build(torch.float64)
+    groups = made.albert.encoder.albert_layer_groups
+    zero = [not group.albert_layers[0].ffn_output.weight.any() for group in groups]
+    assert zero == [False, True, False, False]
+
+
 def test_every_family_has_its_parts() -> None:
     stacks = {(kind, stack.name) for kind, family in FAMILIES.items() for stack in family.stacks}
     assert stacks == set(PARTS)

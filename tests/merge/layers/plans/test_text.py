@@ -23,6 +23,11 @@ MEANT = {
     "mean(0.7*A1, 0.3*A[2])": [(((0, 1), (0, 2)), Making("mean", (0.7, 0.3)))],
     "laco(A[2-4])": [(((0, 2), (0, 3), (0, 4)), Making("laco"))],
     "zero(A[3-4])": [(((0, 3),), Making("zero")), (((0, 4),), Making("zero"))],
+    "A[0-1]-attention, B3-ffn-norm, A[2]-ffn-attention*2": [
+        *((((0, n),), Making("without", without=("attention",))) for n in (0, 1)),
+        (((1, 3),), Making("without", without=("ffn", "norm"))),
+        *[(((0, 2),), Making("without", without=("attention", "ffn")))] * 2,
+    ],
     "A0, affine(B2->B5)": [(((0, 0),), None), (((1, 4),), Making("affine", states=(2, 5)))],
 }
 
@@ -63,6 +68,12 @@ MISTAKES = {
     "zero(0.5*A1)": (5, "only mean(...) takes weights"),
     "mean(0.5*A1, A2)": (13, "either every layer of a mean has a weight, or none"),
     "mean(0*A1)": (0, "of a sum other than 0"),
+    "A[3]-fnn": (5, "expected a sublayer (attention, cross, ffn, norm), found 'fnn'"),
+    "A[3]-": (5, "expected a sublayer (attention, cross, ffn, norm), found the end"),
+    "A[3]-ffn-ffn": (9, "found 'ffn' twice"),
+    "A[3]-norm": (4, "a norm is removed with the sublayer before it"),
+    "A[3-ffn]": (3, "expected a comma or a closing bracket ], found '-'"),
+    "mean(A1, A2)-ffn": (12, "only copies of layers lose a sublayer"),
     "A[0.5]": (2, "expected the number of a layer, found '0.5'"),
     "A[1234567]": (2, "expected the number of a layer"),
     "A0,": (3, "expected a model (A, B), found the end"),
@@ -89,6 +100,10 @@ def test_a_mistake_is_shown_with_a_caret_under_its_place(text: str) -> None:
         ([{"from": [{"model": -1, "layer": 0}]}], "a source is"),
         ([{"from": [{"layer": 0}], "made": "sum"}], "made is one of"),
         ([{"from": [{"layer": 0}], "made": "affine"}], "two rising numbers"),
+        ([{"from": [{"layer": 0}], "made": "without"}], "names one of attention, cross, ffn"),
+        ([{"from": [{"layer": 0}], "made": "without", "without": ["fnn"]}], "found fnn"),
+        ([{"from": [{"layer": 0}], "made": "without", "without": "ffn"}], "without a list of sublayers"),
+        ([{"from": [{"layer": 0}], "made": "zero", "without": ["ffn"]}], "names one of attention, cross, ffn"),
         ([{"from": [{"layer": 0}], "mad": "mean"}], "layer 0: expected"),
     ],
 )
