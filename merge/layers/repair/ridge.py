@@ -5,7 +5,9 @@
     W = W0 + (X'X + ridge d I)^-1 (X'Y - X'X W0)
 
 As the ridge grows, W becomes W0. The constant (the last row of W) is not pulled. X'X, X'Y and Y'Y are summed batch by batch,
-in float64, so that no row is kept; the squared error of any W on the same rows follows from them.
+in float64, so that no row is kept; the squared error of any W on the same rows follows from them. Products inside a batch are
+rounded to the rows' own dtype, so where features depend on each other and the ridge is tiny, X'X + ridge d I may have negative
+eigenvalues. Along directions whose eigenvalue is lost in that rounding W then stays W0, the limit of a small ridge.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.errors import CalibrationError
+
+# Eigenvalues of sums of float32 products below this share of the largest are rounding.
+ROUNDING = 1e-7
 
 
 class NormalEquations:
@@ -50,19 +55,28 @@ class NormalEquations:
         return total
 
     def solve(self, start: Float[Tensor, "features targets"], ridge: float) -> Float[Tensor, "features targets"]:
-        """Return W for a ridge."""
+        """Return W for a ridge.
+
+        Raises:
+            CalibrationError: a sum is not finite.
+        """
         inner = len(self.xx) - self.constant
         scale = float(self.xx.diagonal()[:inner].mean()) or 1.0
         pull = torch.full((len(self.xx),), ridge * scale, dtype=torch.float64)
         if self.constant:
             pull[-1] = 1e-9 * scale  # only against a singular system
-        factor, failed = torch.linalg.cholesky_ex(self.xx + torch.diag(pull))
-        if int(failed):
+        square, gap = self.xx + torch.diag(pull), self.xy - self.xx @ start
+        if not bool(torch.isfinite(square).all() and torch.isfinite(gap).all()):
             raise CalibrationError(
-                f"the text does not determine a fit with ridge {ridge:g}: features are linearly dependent on it. Give a larger "
-                "--ridge, or more text."
+                "the model's states on the text are not finite (NaN or infinite), so nothing can be fitted."
             )
-        return start + torch.cholesky_solve(self.xy - self.xx @ start, factor)
+        factor, failed = torch.linalg.cholesky_ex(square)
+        if not int(failed):
+            return start + torch.cholesky_solve(gap, factor)
+        values, vectors = torch.linalg.eigh(square)
+        sure = values > ROUNDING * values[-1]
+        kept = vectors[:, sure]
+        return start + kept @ ((kept.T @ gap) / values[sure, None])
 
     def error(self, weights: Float[Tensor, "features targets"]) -> float:
         """Return the mean squared error of a row, summed over targets."""

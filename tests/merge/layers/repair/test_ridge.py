@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from merge.errors import CalibrationError
 from merge.layers.repair.ridge import NormalEquations, fit
 
 
@@ -42,6 +44,21 @@ def test_error_and_explained_are_those_of_the_rows() -> None:
     assert abs(equations.error(weights) - float(left.square().sum(1).mean())) < 1e-9
     due = 1 - float(left.square().sum() / (y - y.mean(0)).square().sum())
     assert abs(equations.explained(weights) - due) < 1e-9
+
+
+def test_features_that_depend_on_each_other_change_no_more_than_the_rows_need() -> None:
+    """One feature is double another and one is always zero: the least change that fits, as numpy's pseudo-inverse has it."""
+    x, y = rows()
+    x = torch.cat([x, 2 * x[:, :1], torch.zeros(60, 1)], 1)
+    start = torch.randn(8, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    equations = summed(x, y)
+    equations.xx += 1e-9 * torch.diag(torch.tensor([-1.0, 0, 0, 0, 0, -1, -1, 0])) * equations.xx.max()  # rounding
+    wide = np.concatenate([x.numpy(), np.ones((60, 1))], 1)
+    due = start.numpy() + np.linalg.pinv(wide) @ (y.numpy() - wide @ start.numpy())
+    assert np.allclose(equations.solve(start, 0.0).numpy(), due, atol=1e-5)
+    equations.add(torch.full((1, 7), torch.nan), torch.zeros(1, 3))
+    with pytest.raises(CalibrationError, match="not finite"):
+        equations.solve(start, 0.0)
 
 
 def test_a_large_ridge_keeps_the_weights_and_none_fits_planted_ones() -> None:

@@ -25,8 +25,12 @@ from merge.layers.repair.seams import Seam, find_seams
 # Model type -> its first layer's feed-forward output projection, as its file has it.
 NORMS_FIRST = {
     "gpt2": "transformer.h.0.mlp.c_proj.weight",
+    "gpt_neox": "gpt_neox.layers.0.mlp.dense_4h_to_h.weight",
     "llama": "model.layers.0.mlp.down_proj.weight",
     "megatron-bert": "bert.encoder.layer.0.output.dense.weight",
+    "modernbert": "model.layers.0.mlp.Wo.weight",
+    "opt": "model.decoder.layers.0.fc2.weight",
+    "qwen2": "model.layers.0.mlp.down_proj.weight",
 }
 NORMS_LAST = ("bert", "distilbert", "electra", "mpnet", "deberta", "xlnet", "roberta")
 WIDE = {"distilbert": {"hidden_dim": 64}, "xlnet": {"d_inner": 64}}
