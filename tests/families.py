@@ -147,7 +147,7 @@ def written_name(structure: Structure, name: str) -> str:
 
 
 def _writes_prefix(structure: Structure) -> bool:
-    return any(name.startswith(f"{structure.prefix}.") for name in structure.shapes)
+    return not structure.prefix or any(name.startswith(f"{structure.prefix}.") for name in structure.shapes)
 
 
 def joined(batches: Sequence[Mapping[str, Tensor]], count: int = 4) -> tuple[dict[str, Tensor], ...]:

@@ -31,6 +31,7 @@ Every dimension of every tensor has a named *axis*:
 | heads | attention heads; a head moves as a block of query, key, value and output weights |
 | qk, v | units inside a head: those that queries and keys share, those that values and the output projection share |
 | ffn | hidden units of a feed-forward layer |
+| hidden | hidden units of a layer of a plain multi-layer perceptron |
 | embedding | units of word embeddings that are narrower than the residual stream |
 | pooler, classifier, transform, ... | hidden units of the pooler or of a task head |
 | labels | classes; matched by their names, never by their weights |

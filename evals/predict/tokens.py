@@ -109,13 +109,19 @@ def pack(tokens: Tokens) -> dict[str, Tensor]:
 
 def unpack(packed: dict[str, Tensor]) -> Tokens:
     """Return the tokens that `pack` packed."""
-    fields = {name.removeprefix("field."): t.long() for name, t in packed.items() if name.startswith("field.")}
+    fields = {
+        name.removeprefix("field."): t if t.is_floating_point() else t.long()
+        for name, t in packed.items()
+        if name.startswith("field.")
+    }
     pad, cut, pad_left = (int(packed[name]) for name in ("pad", "cut", "pad_left"))
     return Tokens(fields, tuple(packed["lengths"].tolist()), pad, cut, bool(pad_left))
 
 
 def _small(values: Tensor) -> Tensor:
-    """Return segments and masks as bytes, ids as four bytes."""
+    """Return segments and masks as bytes, ids as four bytes; rows of numbers as they are."""
+    if values.is_floating_point():
+        return values
     narrow = bool(((values >= 0) & (values < 256)).all())
     return values.to(torch.uint8 if narrow else torch.int32)
 

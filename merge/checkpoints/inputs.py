@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoints.tokenizers.files import check_listed_ids, listed_words
+from merge.disk.documents import read_object
 from merge.errors import CalibrationError, first_line
 
 # Families that count positions from after the padding token's id.
@@ -35,6 +36,11 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         CalibrationError: transformers cannot load it, or loads a class that ignores the file with the words.
     """
+    config = read_object(folder / "config.json", CalibrationError) if (folder / "config.json").is_file() else {}
+    if config.get("model_type") == "mlp":
+        from merge.checkpoints.mlp import NumberReader
+
+        return NumberReader(int(config["input_size"]))
     from transformers import AutoTokenizer
 
     check_listed_ids(folder)
@@ -222,7 +228,11 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
 
 
 def random_inputs(config: Mapping[str, Any], seed: int = 0) -> tuple[Batch, ...]:
-    """Return four small batches of random inputs: tokens with segments and some padding, images, or both."""
+    """Return four small batches of random inputs: tokens with segments and some padding, images or both, or numbers."""
+    if config.get("model_type") == "mlp":
+        generator = torch.Generator().manual_seed(seed)
+        shape = (4, int(config["input_size"]))
+        return tuple({"input_ids": torch.randn(shape, generator=generator)} for _ in range(4))
     text, vision = config.get("text_config") or config, config.get("vision_config") or config
     words = () if text is vision and "image_size" in config else _random_texts({**config, **text}, seed)
     images = _random_images(vision, seed) if "image_size" in vision else ()

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# The one model type that is not transformers' own (merge.checkpoints.mlp).
+MLP = "mlp"
+
 
 def model_class(config: Mapping[str, Any]) -> Any:
     """Return the transformers class that the config names as its architecture.
@@ -25,6 +28,11 @@ def model_class(config: Mapping[str, Any]) -> Any:
     names = config.get("architectures") or []
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"config.json must name one architecture, found {names!r}. Add the model's class name.")
+    if config.get("model_type") == MLP:
+        from merge.checkpoints.mlp import MLPForSequenceClassification
+
+        if names[0] == MLPForSequenceClassification.__name__:
+            return MLPForSequenceClassification
     cls = getattr(transformers, names[0], None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         class_names = [n for n in dir(transformers) if ("For" in n or n.endswith("Model")) and not n.startswith("Auto")]
@@ -54,6 +62,8 @@ def model_config(config: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     name = str(config.get("model_type"))
+    if name == MLP:
+        import merge.checkpoints.mlp  # noqa: F401 (registers it with transformers)
     if name not in CONFIG_MAPPING:
         raise CheckpointError(
             f"transformers has no model_type {name!r} (in config.json).{closest(name, CONFIG_MAPPING)}"

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from merge.checkpoints.inputs import Batch
 
 
+_NUMBERS = "reads rows of numbers, and no text was given: one row a line, its numbers with blanks between them"
+
+
 class Calibrated(NamedTuple):
     """Calibration text, tokenised.
 
@@ -41,6 +44,10 @@ def calibrate(text_source: TextSource, reference: Checkpoint, needed: bool, matc
     from merge.checkpoints.inputs import load_tokenizer, tokenise
     from merge.text.calibration import read_calibration
 
+    if reference.model_type == "mlp" and text_source.source is None:
+        if needed:
+            raise CalibrationError(f"{reference.source} {_NUMBERS}. Give such rows (--text FILE), or --align weights.")
+        return Calibrated((), None, (f"{reference.source} {_NUMBERS}; so all axes that were asked for move",), {})
     if not reference.has_tokenizer:
         if needed or text_source.source is not None:
             raise CalibrationError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from architecture_case import CASES, FIRST
+from families_numbers import write_rows_of_numbers
 from safetensors.torch import load_file
 from tiny import save_checkpoint, write_text
 
@@ -61,7 +62,7 @@ def test_a_family_and_head_goes_the_whole_way(
     if name not in FIRST.values():
         monkeypatch.setattr(quality, "match_quality", lambda *_: None)
     config: dict[str, Any] = dict(CASES[name][0])
-    family, text = config["model_type"], config["model_type"] not in IMAGES
+    family, text = config["model_type"], config["model_type"] not in (*IMAGES, "mlp")
     a, b = (save_checkpoint(tmp_path / f, config, seed=k, tokenizer=text) for k, f in enumerate("ab"))
     row = {"family": family, "head": config["architectures"][0], "case": name}
     recipe = make_recipe({"models": [str(a), str(b)], "output": str(tmp_path / "out")})
@@ -72,7 +73,8 @@ def test_a_family_and_head_goes_the_whole_way(
     assert all((merged[n] - (left[n] + right[n]) / 2).abs().max() < 1e-5 for n in floats if left[n].numel())
     row["linear, reloads"] = "✓"
     for by in ways:
-        sample = write_text(tmp_path / "sample.txt", 24) if by == "activations" else None
+        rows = write_rows_of_numbers if family == "mlp" else write_text
+        sample = rows(tmp_path / "sample.txt", 24) if by == "activations" else None
         if sample and family in REFUSED:
             with pytest.raises(MergeError, match=REFUSED[family]) as refused:
                 aligned(a, b, by, sample)

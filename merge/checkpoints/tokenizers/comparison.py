@@ -134,7 +134,8 @@ def tokenizer_of(source: str, folder: Path, config: Mapping[str, Any]) -> Tokeni
     Raises:
         MismatchError, CheckpointError: a file of it is malformed.
     """
-    if not has_tokenizer(folder, tokenizer_names(folder), config):
+    names = tokenizer_names(folder)
+    if not names or not has_tokenizer(folder, names, config):
         return None
     return TokenizerOf(source, folder, stated_ids(folder))
 

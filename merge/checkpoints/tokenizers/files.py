@@ -45,9 +45,12 @@ def tokenizer_names(folder: Path) -> list[str]:
 def has_tokenizer(folder: Path, names: Iterable[str], config: Mapping[str, Any]) -> bool:
     """Return whether a folder with these files has a tokenizer that transformers loads.
 
-    A tokenizer_config.json alone is one only for a class that needs no vocabulary: all others would start empty.
+    A tokenizer_config.json alone is one only for a class that needs no vocabulary: all others would start empty. A
+    multi-layer perceptron needs none: it reads rows of numbers.
     """
     names = list(names)
+    if config.get("model_type") == "mlp":
+        return True
     if any(_matches(name, VOCABULARIES) for name in names):
         return True
     if not {"tokenizer_config.json", "special_tokens_map.json"} & set(names):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import merge
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.orientation import transposed_weights
+from merge.methods.statistics.orientation import transposed_weights
 from merge.disk.cache import cache_folder, cache_key
 from merge.errors import CalibrationError, UsageError, nearest
 from merge.methods.statistics.fisher import measure_fisher

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.orientation import transposed_weights
+from merge.methods.statistics.orientation import transposed_weights
 from merge.errors import MismatchError, RecipeError, some
 from merge.layers.plans.numbers import parse_layers
 from merge.layers.plans.plan import LayerPlan, PlannedTensors, plan_notes, planned_tensors

@@ -19,6 +19,7 @@ from merge.symmetry.architectures.electra import electra
 from merge.symmetry.architectures.gpt2 import gpt2
 from merge.symmetry.architectures.layoutlm import layoutlm
 from merge.symmetry.architectures.llama import llama
+from merge.symmetry.architectures.mlp import mlp
 from merge.symmetry.architectures.modernbert import modernbert
 from merge.symmetry.architectures.mpnet import mpnet
 from merge.symmetry.architectures.nomic_bert import nomic_bert
@@ -52,6 +53,7 @@ ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], PermutationSpec]] = {
     "llama": llama,
     "megatron-bert": megatron_bert,
     "mistral": llama,
+    "mlp": mlp,
     "modernbert": modernbert,
     "mpnet": mpnet,
     "nomic_bert": nomic_bert,

@@ -14,7 +14,7 @@ from torch import Tensor
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, random_inputs
 from merge.checkpoints.open import open_checkpoint
-from merge.checkpoints.orientation import transposed_weights
+from merge.methods.statistics.orientation import transposed_weights
 from merge.errors import MismatchError, UsageError
 from merge.methods.context import TensorContext
 from merge.methods.linear import Linear
