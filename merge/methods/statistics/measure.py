@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import merge
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.methods.statistics.orientation import transposed_weights
 from merge.disk.cache import cache_folder, cache_key
 from merge.errors import CalibrationError, UsageError, nearest
 from merge.methods.statistics.fisher import measure_fisher
 from merge.methods.statistics.gram import measure_gram
+from merge.methods.statistics.orientation import transposed_weights
 from merge.methods.statistics.record import FORMAT, Statistics, StatisticsError, read_statistics, write_statistics
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.methods.statistics.orientation import transposed_weights
 from merge.errors import MismatchError, RecipeError, some
 from merge.layers.plans.numbers import parse_layers
 from merge.layers.plans.plan import LayerPlan, PlannedTensors, plan_notes, planned_tensors
@@ -17,6 +16,7 @@ from merge.layers.stacks import before_layers, layer_count, layer_of
 from merge.methods import Method, make_method
 from merge.methods.label_average import LabelAverage
 from merge.methods.linear import Linear
+from merge.methods.statistics.orientation import transposed_weights
 from merge.recipe.entries import Override, Slice
 from merge.recipe.gradient import AFTER, BEFORE, positions, value_at
 from merge.recipe.recipe import Recipe, merged_settings, model_weights

@@ -14,13 +14,13 @@ from torch import Tensor
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, random_inputs
 from merge.checkpoints.open import open_checkpoint
-from merge.methods.statistics.orientation import transposed_weights
 from merge.errors import MismatchError, UsageError
 from merge.methods.context import TensorContext
 from merge.methods.linear import Linear
 from merge.methods.regmean import RegMean
 from merge.methods.statistics.fisher import load_model, one_text
 from merge.methods.statistics.gram import linear_layers, measure_gram
+from merge.methods.statistics.orientation import transposed_weights
 from merge.methods.statistics.record import StatisticsError
 from merge.progress import shown_by
 

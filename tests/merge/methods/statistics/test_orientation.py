@@ -11,9 +11,9 @@ from tiny import bert_config, save_checkpoint
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.open import open_checkpoint
-from merge.methods.statistics.orientation import transposed_weights
 from merge.checkpoints.transformers_model import build
 from merge.methods import make_method
+from merge.methods.statistics.orientation import transposed_weights
 from merge.recipe.recipe import make_recipe
 from merge.run.plan.heads import plan_heads
 from merge.run.plan.schedule import make_schedule
