@@ -143,7 +143,7 @@ def named_models(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         UsageError: a name is taken twice, or some models have names and others none.
     """
-    from merge.layers.edit import model_letter
+    from merge.layers.plans.text import model_letter
 
     names, paths = [], []
     for number, argument in enumerate(arguments):

@@ -19,6 +19,7 @@ from merge.disk.staging import copy_side_files, output_notes, staged, write_json
 from merge.errors import CheckpointError, OutputError, some
 from merge.layers.assembly import Assembly, assemble
 from merge.layers.plans.plan import LayerPlan, plan_notes
+from merge.layers.plans.text import model_letter
 from merge.layers.record import MANIFEST, EditReport, Made, card, manifest
 from merge.layers.strategies.importance import LayerImportance
 from merge.progress import track
@@ -78,12 +79,6 @@ def edit_layers(
     )
     report = write_assembly(done.assembly, output, force, dry_run, made)
     return replace(report, seconds=time.monotonic() - begun)
-
-
-def model_letter(number: int) -> str:
-    """Return the name of a model in a plan's text where the user gave none: A, B, ..., Z, AA."""
-    first, last = divmod(number, 26)
-    return (model_letter(first - 1) if first else "") + chr(ord("A") + last)
 
 
 def opened_whole(models: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:

@@ -107,7 +107,7 @@ class Slice(Record):
     """Consecutive layers of the output: the same layers of every model, or layers of the models listed.
 
     Attributes:
-        layers: the layers to merge, the same of every model.
+        layers: the layers to merge, the same of every model; or the text of a plan, whose merge(...) has this method.
         sources: instead of layers: models and their layers, equally many each.
         method, settings: for these layers; the recipe's when None.
         overrides: settings by tensor name for these layers; a later one wins, and the recipe's own win over them.

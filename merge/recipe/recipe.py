@@ -13,6 +13,7 @@ from merge.errors import RecipeError, UsageError, nearest
 from merge.methods import METHODS, WEIGHED, make_method
 from merge.recipe.entries import BaseEntry, EvaluationEntry, ModelEntry, Override, Slice, known_method
 from merge.recipe.gradient import positions, value_at
+from merge.recipe.slice_text import expanded
 from merge.recipe.validation import fault, located_faults
 from merge.recipe.yaml_document import dump, read_document
 from merge.text.source import Record, StatisticsEntry
@@ -31,7 +32,8 @@ class Recipe(Record):
             per model; labels must be equal when None.
         config: rule for settings that decide outputs and differ (activations, pooling, prompts): reference keeps those of
             the first model; all models must agree when None.
-        slices: the layers of the output in order; all layers of the models when None.
+        slices: the layers of the output in order; all layers of the models when None. Also as the text of a plan with models
+            A, B, ...: "A[0-3], merge(A[4-7], B[4-7])".
         tokenizer: source of the vocabulary: reference, base, union, or a model; all models must agree when None.
         dtype: dtype of the arithmetic; when None float32, or float64 if a model is in float64.
         out_dtype: dtype of the written weights; that of the models when None.
@@ -82,6 +84,12 @@ class Recipe(Record):
     @classmethod
     def _known_method(cls, method: str) -> str:
         return known_method(method)
+
+    @field_validator("slices", mode="before")
+    @classmethod
+    def _plan_text(cls, slices: Any, info: ValidationInfo) -> Any:
+        models = info.data.get("models")  # absent where they are at fault, which is said elsewhere
+        return expanded(slices, [entry.model for entry in models]) if models else None
 
     @field_validator("settings")
     @classmethod

@@ -192,7 +192,10 @@ def _short_forms(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> N
         "anyOf": [name, definitions["StatisticsEntry"]["properties"]["files"]]
     }
     definitions["SliceSource"]["properties"]["layers"] |= LAYERS
-    definitions["Slice"]["properties"]["layers"] |= {"anyOf": [LAYERS, {"type": "null"}]}
+    definitions["Slice"]["properties"]["layers"] |= {"anyOf": [LAYERS, name, {"type": "null"}]}
+    listed = properties["slices"]["anyOf"][0]
+    listed["items"] = {"anyOf": [name, listed["items"]]}
+    properties["slices"]["anyOf"].insert(0, name)
     definitions["Slice"]["oneOf"] = [{"required": ["layers"]}, {"required": ["sources"]}]
     tensors = definitions["Override"]["properties"]["tensors"]
     listed = {key: tensors.pop(key) for key in ("type", "items", "minItems")}

@@ -117,10 +117,9 @@ def layer_plan(
     settings: DropSettings,
 ) -> tuple[LayerPlan, LayerImportance | None]:
     """Return the plan of an edit from what was given of layers (numbers, or a plan as text), drop and strategy."""
-    from merge.layers.edit import model_letter
     from merge.layers.plans.numbers import parse_layers
     from merge.layers.plans.plan import LayerPlan
-    from merge.layers.plans.text import parse_plan
+    from merge.layers.plans.text import model_letter, parse_plan
     from merge.layers.stacks import layer_count
     from merge.layers.strategies.choose import drop_plan
 

@@ -138,7 +138,8 @@ def compare_layers(
         ['full model', 'A0', 'no layer']
     """
     from merge.layers.compare import compare_plans, entries_of
-    from merge.layers.edit import model_letter, opened_whole
+    from merge.layers.edit import opened_whole
+    from merge.layers.plans.text import model_letter
     from merge.layers.repair.repair import RepairSettings
 
     workspace = Workspace()

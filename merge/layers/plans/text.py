@@ -6,21 +6,20 @@ mean(A1, A2)         one layer, the mean of several; mean(0.7*A1, 0.3*B1) with w
 laco(A[2-4])         one layer, layers 3 and 4 collapsed into layer 2 (LaCo)
 zero(A[3])           a copy whose output projections are zero (LLaMA Pro)
 A[3]-attention       a copy without its attention; A[3]-ffn, A[3]-cross; A[3]-ffn-norm without the norm after it too
+merge(A[0-3], B[0-3])  in a recipe of merge-models: layer i of each, merged by its method
 affine(A2->A5)       one fitted layer in place of layers 2 to 4: from the state that layer 2 reads to the one layer 5 reads
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from merge.errors import UsageError
 from merge.layers.plans.making import NORM, SUBLAYERS, Making
 from merge.layers.plans.numbers import format_layers
 from merge.layers.plans.plan import LayerPlan
+from merge.layers.plans.tokens import PlanSyntaxError, Token, shown, split_tokens
 
-TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d+)?)|(?P<arrow>->)|(?P<word>[A-Za-z_]+)|(?P<sign>[\[\](),*-]))")
 FUNCTIONS = ("mean", "laco", "zero", "affine")
 MOST_LAYERS = 10_000  # of a plan
 MOST_DIGITS = 6
@@ -28,34 +27,24 @@ MOST_DIGITS = 6
 Source = tuple[int, int]
 
 
-class PlanSyntaxError(UsageError):
-    """A plan that cannot be read; its message has a caret under the place."""
-
-    def __init__(self, text: str, place: int, message: str) -> None:
-        flat = re.sub(r"\s", " ", text)
-        start = max(0, place - 60)
-        line = flat[start : place + 40]
-        shown = "".join(c if c.isprintable() else "?" for c in line)
-        self.picture = f"\n  {shown}\n  {' ' * (place - start)}^"
-        super().__init__(f"plan, character {place + 1}: {message}{self.picture}")
+def model_letter(number: int) -> str:
+    """Return the name of a model in a plan's text where the user gave none: A, B, ..., Z, AA."""
+    first, last = divmod(number, 26)
+    return (model_letter(first - 1) if first else "") + chr(ord("A") + last)
 
 
-@dataclass(frozen=True)
-class _Token:
-    kind: str  # number, arrow, word, sign, or end
-    text: str
-    place: int
-
-
-def parse_plan(text: str, models: Sequence[str], stack: str = "") -> LayerPlan:
+def parse_plan(
+    text: str, models: Sequence[str], stack: str = "", functions: Sequence[str] = (*FUNCTIONS, *SUBLAYERS)
+) -> LayerPlan:
     """Return the plan of a text.
 
     Args:
         models: the names that the text gives the models, in their order; of one model, layers need no name.
+        functions: what the plan may hold beside copies; "merge" merges layer i of each source by the method of a recipe.
     Raises:
         UsageError: the text is no plan; the message shows the place.
     """
-    return _Parser(text, models, stack).plan()
+    return _Parser(text, models, stack, functions).plan()
 
 
 def format_plan(plan: LayerPlan, models: Sequence[str]) -> str:
@@ -99,9 +88,9 @@ def _formatted(making: Making | None, sources: Sequence[Source], models: Sequenc
 class _Parser:
     """Reads a plan from left to right; one token is looked ahead."""
 
-    def __init__(self, text: str, models: Sequence[str], stack: str) -> None:
-        self._text, self._models, self._stack = text, list(models), stack
-        self._tokens = list(self._split())
+    def __init__(self, text: str, models: Sequence[str], stack: str, functions: Sequence[str]) -> None:
+        self._text, self._models, self._stack, self._functions = text, list(models), stack, functions
+        self._tokens = split_tokens(text)
         self._next = 0
 
     def plan(self) -> LayerPlan:
@@ -120,23 +109,11 @@ class _Parser:
                 return LayerPlan(tuple(layers), self._stack, tuple(makings) if any(makings) else ())
             self._expect(",", "a comma between layers, or the end")
 
-    def _split(self) -> list[_Token]:
-        tokens, place = [], 0
-        while self._text[place:].strip():
-            match = TOKEN.match(self._text, place)
-            if match is None:
-                start = place + len(self._text[place:]) - len(self._text[place:].lstrip())
-                raise self._fault(f"unexpected character {self._text[start]!r}", start)
-            kind = str(match.lastgroup)
-            tokens.append(_Token(kind, match[kind], match.start(kind)))
-            place = match.end()
-        return [*tokens, _Token("end", "", len(self._text.rstrip()))]
-
     @property
-    def _peek(self) -> _Token:
+    def _peek(self) -> Token:
         return self._tokens[self._next]
 
-    def _take(self) -> _Token:
+    def _take(self) -> Token:
         token = self._tokens[self._next]
         self._next += token.kind != "end"
         return token
@@ -147,18 +124,21 @@ class _Parser:
     def _expect(self, text: str, wanted: str) -> None:
         token = self._take()
         if token.text != text:
-            raise self._fault(f"expected {wanted}, found {_shown(token)}", token.place)
+            raise self._fault(f"expected {wanted}, found {shown(token)}", token.place)
 
     def _item(self) -> list[tuple[Making | None, tuple[Source, ...]]]:
         """Return the output layers of one item of the plan, repeated where `*n` follows."""
         token = self._peek
-        calls = token.text in FUNCTIONS and self._tokens[self._next + 1].text == "("
+        calls = token.kind == "word" and self._tokens[self._next + 1].text == "("
         made: list[tuple[Making | None, tuple[Source, ...]]]
         made = self._call() if calls else [(None, (source,)) for source in self._layers()]
         if self._removes:
             if calls:
                 raise self._fault("only copies of layers lose a sublayer", self._peek.place)
+            place = self._peek.place
             making = Making("without", without=self._without())
+            if not set(making.without) <= {*self._functions, NORM}:
+                raise self._fault("layers are merged here as they are; edit-layers apply takes sublayers out", place)
             made = [(making, sources) for _, sources in made]
         if self._peek.text == "*":
             self._take()
@@ -181,7 +161,7 @@ class _Parser:
             self._take()
             token = self._take()
             if token.text not in (*SUBLAYERS, NORM) or token.text in named:
-                found = f"{token.text!r} twice" if token.text in named else _shown(token)
+                found = f"{token.text!r} twice" if token.text in named else shown(token)
                 raise self._fault(f"expected a sublayer ({', '.join((*SUBLAYERS, NORM))}), found {found}", token.place)
             named.add(token.text)
         if named == {NORM}:
@@ -190,9 +170,19 @@ class _Parser:
 
     def _call(self) -> list[tuple[Making | None, tuple[Source, ...]]]:
         name = self._take()
+        if name.text not in self._functions:
+            other = "edit-layers apply" if name.text in FUNCTIONS else "a recipe of merge-models"
+            known = name.text in (*FUNCTIONS, "merge")
+            listed = ", ".join(f"{each}(...)" for each in self._functions if each not in SUBLAYERS)
+            raise self._fault(
+                f"{name.text}(...) {f'belongs to {other}' if known else 'is not known'}; here are {listed}", name.place
+            )
         self._take()
+        made: list[tuple[Making | None, tuple[Source, ...]]]
         if name.text == "affine":
             made = [self._affine()]
+        elif name.text == "merge":
+            made = [(None, sources) for sources in self._columns(name.place)]
         else:
             weights, sources = self._terms(weighed=name.text == "mean")
             if name.text == "zero":
@@ -202,10 +192,22 @@ class _Parser:
         self._expect(")", "a closing parenthesis")
         for making, chosen in made:
             try:
-                making.check(chosen)
+                if making is not None:
+                    making.check(chosen)
             except UsageError as error:
                 raise self._fault(str(error), name.place) from None
-        return list(made)
+        return made
+
+    def _columns(self, start: int) -> list[tuple[Source, ...]]:
+        """Return layer i of every argument of merge(...)."""
+        slices = [self._layers()]
+        while self._peek.text == ",":
+            self._take()
+            slices.append(self._layers())
+        if len({len(chosen) for chosen in slices}) > 1:
+            counts = " and ".join(str(len(chosen)) for chosen in slices)
+            raise self._fault(f"merge(...) merges equally many layers of each source, found {counts}", start)
+        return list(zip(*slices, strict=True))
 
     def _affine(self) -> tuple[Making, tuple[Source, ...]]:
         first = self._peek.place
@@ -260,7 +262,7 @@ class _Parser:
         if token.kind != "word":
             if len(self._models) == 1 and token.kind == "number":
                 return 0
-            raise self._fault(f"expected a model ({', '.join(self._models)}), found {_shown(token)}", token.place)
+            raise self._fault(f"expected a model ({', '.join(self._models)}), found {shown(token)}", token.place)
         self._take()
         if token.text not in self._models:
             raise self._fault(
@@ -282,9 +284,5 @@ class _Parser:
     def _number(self, wanted: str) -> int:
         token = self._take()
         if token.kind != "number" or not token.text.isdecimal() or len(token.text) > MOST_DIGITS:
-            raise self._fault(f"expected {wanted}, found {_shown(token)}", token.place)
+            raise self._fault(f"expected {wanted}, found {shown(token)}", token.place)
         return int(token.text)
-
-
-def _shown(token: _Token) -> str:
-    return "the end" if token.kind == "end" else repr(token.text)

@@ -55,6 +55,8 @@ RIGHT: list[dict[str, Any]] = [
     {"models": ["a", "b"], "overrides": [{"tensors": "classifier.*", "settings": {"weights": [1, 0]}}]},
     {"models": ["a", "b"], "overrides": [{"tensors": ["a*", "b*"], "method": "slerp", "settings": {"lam": 0.1}}]},
     {"models": ["a"], "method": "passthrough", "slices": [{"layers": 3}, {"layers": "0-2", "settings": {"scale": 2}}]},
+    {"models": ["a", "b"], "slices": "A[0-1], merge(A2, B2)"},
+    {"models": ["a", "b"], "slices": ["A[0-1]", {"layers": "merge(A2, B2)", "method": "slerp"}]},
     {"models": ["a"], "method": "passthrough", "slices": [{"sources": [{"model": "a", "layers": 1}]}]},
     {"models": ["a", "b"], "align": {"by": "activations", "text": "t.txt", "text_column": ["a", "b"], "axes": "ffn"}},
     {"models": ["a", "b"], "statistics": {"samples": 3}, "tokenizer": "union", "dtype": "float64", "seed": 3},

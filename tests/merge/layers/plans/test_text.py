@@ -11,7 +11,8 @@ from merge.errors import UsageError
 from merge.layers.plans.document import plan_from_json
 from merge.layers.plans.making import Making
 from merge.layers.plans.plan import LayerPlan
-from merge.layers.plans.text import PlanSyntaxError, format_plan, parse_plan
+from merge.layers.plans.text import format_plan, parse_plan
+from merge.layers.plans.tokens import PlanSyntaxError
 from merge.recipe.layer_recipe import plan_of_file
 
 # The text, and its layers as (model, layer) with how each is made, written out by hand.
@@ -73,6 +74,11 @@ MISTAKES = {
     "A[3]-ffn-ffn": (9, "found 'ffn' twice"),
     "A[3]-norm": (4, "a norm is removed with the sublayer before it"),
     "A[3-ffn]": (3, "expected a comma or a closing bracket ], found '-'"),
+    "merge(A1, B1)": (
+        0,
+        "merge(...) belongs to a recipe of merge-models; here are mean(...), laco(...), zero(...), affine(...)",
+    ),
+    "A0, sum(A1, B1)": (4, "sum(...) is not known"),
     "mean(A1, A2)-ffn": (12, "only copies of layers lose a sublayer"),
     "A[0.5]": (2, "expected the number of a layer, found '0.5'"),
     "A[1234567]": (2, "expected the number of a layer"),

@@ -171,6 +171,43 @@ def test_a_slice_has_its_own_method_and_settings(place: Path) -> None:
     assert torch.equal(out["classifier.bias"], b["classifier.bias"])
 
 
+def test_slices_as_text_are_the_slices_written_out(place: Path) -> None:
+    """Copies, merges by the method, means with weights; a slice with a method of its own."""
+    text = [
+        "A[0-1]",
+        {"layers": "merge(A[1-2], B[0,2]), B0", "method": "slerp", "settings": {"lam": 0.5}},
+        "mean(0.7*A1, 0.3*B2)",
+    ]
+    written = [
+        {"sources": [{"model": "a", "layers": "0-1"}], "method": "passthrough"},
+        {"sources": [{"model": "a", "layers": "1-2"}, {"model": "b", "layers": "0,2"}], "method": "slerp"}
+        | {"settings": {"lam": 0.5}},
+        {"sources": [{"model": "b", "layers": "0"}], "method": "passthrough"},
+        {"sources": [{"model": "a", "layers": "1"}, {"model": "b", "layers": "2"}], "method": "linear"}
+        | {"settings": {"weights": [0.7, 0.3]}},
+    ]
+    assert make_recipe({"models": ["a", "b"], "slices": text}) == make_recipe({"models": ["a", "b"], "slices": written})
+    out, (a, b) = merged(slices="A0, merge(A1, B1), B[2]*2"), models("a", "b")
+    name = "bert.encoder.layer.{}.output.dense.weight".format
+    due = [a[name(0)], (a[name(1)] + b[name(1)]) / 2, b[name(2)], b[name(2)]]
+    assert all(torch.allclose(out[name(i)], expected, atol=1e-6) for i, expected in enumerate(due))
+
+
+@pytest.mark.parametrize(
+    ("slices", "place_of_caret", "words"),
+    [
+        ("A[0-1], C2", 8, "there is no model 'C'; the models are A, B"),
+        ("A0, zero(B1)", 4, r"zero\(...\) belongs to edit-layers apply; here are merge\(...\), mean\(...\)"),
+        ("merge(A[0-1], B2)", 0, "equally many layers of each source, found 2 and 1"),
+        ([{"layers": "A[1]-ffn"}], 4, "edit-layers apply takes sublayers out"),
+    ],
+)
+def test_a_mistake_in_the_text_of_slices_has_a_caret(place: Path, slices: Any, place_of_caret: int, words: str) -> None:
+    with pytest.raises(RecipeError, match=words) as caught:
+        make_recipe({"models": ["a", "b"], "slices": slices})
+    assert str(caught.value).split("\n")[2] == "  " + " " * place_of_caret + "^"
+
+
 def test_layers_that_go_nowhere_are_said(place: Path) -> None:
     schedule = scheduled(slices=[{"layers": "0,2"}])
     assert schedule.plan is not None
