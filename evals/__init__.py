@@ -4,8 +4,8 @@
 
     evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
 
-Public names: `score`, `hans`, `barrier`, `line`, `basins`, `average_loss`, `compare`. They are imported when they are used, so
-that `import evals` is instant. Everything else is private and may change.
+Public names: `score`, `hans`, `barrier`, `line`, `basins`, `features`, `average_loss`, `compare`. They are imported when
+they are used, so that `import evals` is instant. Everything else is private and may change.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from evals.paths.averages import average_loss
     from evals.run.api import barrier, compare, hans, line, score
     from evals.run.api_basins import basins
+    from evals.run.inside.api import features
 
-__all__ = ["average_loss", "barrier", "basins", "compare", "hans", "line", "score"]
+__all__ = ["average_loss", "barrier", "basins", "compare", "features", "hans", "line", "score"]
 # Public name -> its module, where that is not evals.run.api.
-_MODULES = {"average_loss": "evals.paths.averages", "basins": "evals.run.api_basins"}
+_MODULES = {
+    "average_loss": "evals.paths.averages",
+    "basins": "evals.run.api_basins",
+    "features": "evals.run.inside.api",
+}
 
 
 def __getattr__(name: str) -> Any:

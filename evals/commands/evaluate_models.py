@@ -10,6 +10,7 @@ from evals.commands.advice import with_fitting_advice
 from evals.commands.barrier import barrier
 from evals.commands.basins import basins
 from evals.commands.compare import compare
+from evals.commands.features import features
 from evals.commands.line import line
 from evals.commands.options import SETTINGS
 from evals.commands.score import glue, hans, score, tasks
@@ -37,13 +38,14 @@ def evaluate() -> None:
       evaluate-models barrier a/ b/ --task mnli --align activations --text train.jsonl -o report
       evaluate-models line a/ b/ --task mnli --also hans --head both --head A -o report
       evaluate-models basins zoo/* --task mnli --diagnostic hans:hans_lo -o report
+      evaluate-models features a/ b/ --text sample.txt --align weights -o report
       evaluate-models tasks
       torchrun --standalone --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
     """
     join_group()
 
 
-for _command in (score, glue, hans, compare, barrier, line, basins, tasks):
+for _command in (score, glue, hans, compare, barrier, line, basins, features, tasks):
     evaluate.add_command(with_fitting_advice(_command))
 
 

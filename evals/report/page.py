@@ -12,7 +12,7 @@ from evals.results.predictions import has_predictions
 from evals.results.store import load_basins, load_results, locked, model_labels
 from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
-from merge.publish.results_file import FIELDS, SETTING
+from merge.publish.results_file import FIELDS, INSIDE, SETTING
 
 if TYPE_CHECKING:
     import jinja2
@@ -34,6 +34,7 @@ def page_context(
     return {
         "basins": _basins_sections(basins) if basins else [],
         "barriers": [_barrier_section(record, at) for at, record in enumerate(_of(results, "barrier", "line"))],
+        "inside": _inside_groups(_of(results, *INSIDE)),
         "hans": [_hans_section(group, at) for at, group in enumerate(hans)],
         "scores": [_score_section(group, folder) for group in scores],
         "others": [
@@ -60,6 +61,12 @@ def _basins_sections(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     from evals.report.basins.section import basins_section
 
     return [basins_section(record, analysis, f"basins{at}") for at, analysis in enumerate(record.get("analyses") or [])]
+
+
+def _inside_groups(records: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    from evals.report.inside.section import inside_groups
+
+    return inside_groups(records) if records else []
 
 
 def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:
@@ -141,12 +148,20 @@ def _differences(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, 
     return {"rows": rows if len(rows) > 1 else [], "out": model_labels(out)}
 
 
+def _models(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if record["kind"] == "scores":
+        return [record["model"]]
+    return list(record["models"]) if record["kind"] in INSIDE else [record["a"], record["b"]]
+
+
 def _source(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the source of a record, with every field that no section above shows."""
     shown = {*FIELDS[record["kind"]], "kind", "key", "hans", "notes", "alignment", "seconds", "versions", "intervals"}
+    if record["kind"] in INSIDE:  # their sections show everything
+        shown = set(record)
     return {
         "record": record,
-        "models": [record["model"]] if record["kind"] == "scores" else [record["a"], record["b"]],
+        "models": _models(record),
         "seconds": record.get("seconds"),
         "versions": tables.flatten(record.get("versions", {})),
         "rest": tables.flatten({name: value for name, value in record.items() if name not in shown}),

@@ -1,7 +1,8 @@
 """results.json as evaluate-models writes it: its records, checked against a schema wherever the file is read.
 
-The file is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores", "barrier" and
-"line" have the fields below, and other kinds are kept as they are. A number that is not finite is stored as null.
+The file is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores", "barrier",
+"line" and those of INSIDE have the fields below, and other kinds are kept as they are. A number that is not finite is stored
+as null.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from merge.errors import MergeError, brief
 
 FORMAT = 1
 SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
+INSIDE = ("features", "similarity", "lesion", "linearity")
 FIELDS: dict[str, dict[str, type]] = {
     "scores": {**SETTING, "model": dict, "scores": dict},
     "barrier": {**SETTING, "a": dict, "b": dict, "curves": list},
     "line": {**SETTING, "a": dict, "b": dict, "curves": list},
+    **{kind: {**SETTING, "models": list} for kind in INSIDE},
 }
 CURVE_LISTS = ("lam", "loss", "accuracy")
 CALIBRATED_LISTS = ("temperature", "calibrated")  # where temperatures were fitted
@@ -132,7 +135,16 @@ class _Line(_Common):
     alignment: _Alignment | None = None
 
 
-SCHEMAS: dict[str, type[_Common]] = {"scores": _Scores, "barrier": _Barrier, "line": _Line}
+class _Models(_Common):
+    models: list[_Model] = Field(min_length=1)
+
+
+SCHEMAS: dict[str, type[_Common]] = {
+    "scores": _Scores,
+    "barrier": _Barrier,
+    "line": _Line,
+    **dict.fromkeys(INSIDE, _Models),
+}
 
 
 def read_results(path: Path, error: type[MergeError]) -> list[dict[str, Any]]:

@@ -84,12 +84,14 @@ class Sites:
         sites: by name, in the order of the forward pass.
         layers: in their order.
         parts: paths below a layer of the projections and norms; None where only whole layers are known.
+        order: the order of the axes of activations, as the third word of an address; "time" for XLNet.
         notes: for the user, on sites that the model does not have.
     """
 
     sites: Mapping[str, Site]
     layers: tuple[Layer, ...]
     parts: Parts | None
+    order: str = ""
     notes: tuple[str, ...] = ()
 
     def select(self, asked: Sequence[str]) -> tuple[Site, ...]:
@@ -140,7 +142,7 @@ def sites_of(model: Any, stack: str = "") -> Sites:
         sites[POOLER] = Site(POOLER, POOLER, None, pooler)
     if type(model).__name__.endswith(LOGIT_HEADS):
         sites[LOGITS] = Site(LOGITS, LOGITS, None, "")
-    return Sites(sites, layers, parts, (note,) if note else ())
+    return Sites(sites, layers, parts, order.removeprefix(":"), (note,) if note else ())
 
 
 def _layers(model: Any, stack: str) -> tuple[Layer, ...]:

@@ -10,7 +10,7 @@ from classifier_families import classifier_config
 from quick import quick_on
 from tiny import random_tensors
 
-from evals.features.sites import LOGITS, POOLER, Sites, kept_rows, sites_of
+from evals.inside.sites import LOGITS, POOLER, Sites, kept_rows, sites_of
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.transformers_model import build
 from merge.errors import UsageError

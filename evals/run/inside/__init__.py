@@ -1,0 +1,1 @@
+"""What is inside models: the runs behind `evaluate-models features` and `similarity`, and their Python API."""

@@ -1,0 +1,99 @@
+"""The Python API of what is inside models: `features`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.run.arguments import open_all, shared_options
+from evals.run.inside.results import Inside
+from merge.disk.workspace import Workspace
+from merge.text.source import TextSource
+
+if TYPE_CHECKING:
+    from evals.tasks.task import EvalTask
+    from merge.checkpoints.live import ModelLike
+    from merge.text.memory import RowsLike, TextLike
+
+
+def features(
+    a: ModelLike,
+    b: ModelLike,
+    *,
+    text: TextLike | None = None,
+    samples: int = 512,
+    task: str | None = None,
+    data: RowsLike | None = None,
+    lam: float | Sequence[float] = 0.5,
+    sites: Sequence[str] = (),
+    align: str | Mapping[str, Any] = "none",
+    labels: Sequence[str] | None = None,
+    limit: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    cache: bool = True,
+) -> Inside:
+    """Ask whether two models are linear in their features, layer by layer: `evaluate-models features`.
+
+    Args:
+        a, b: the endpoints; lam = 0 is a.
+        text: a file, a Hub data set or sentences, of which `samples` are drawn; the package's own text when None.
+        task, data: measure on the rows of a task instead, and their loss too.
+        lam: one or several.
+        sites: names ("layer 3 output") or kinds ("ffn hidden") of sites; those of every sublayer when empty.
+        align: an alignment that is measured beside the models as they are; as in `merge.merge`.
+        labels, limit, max_length, seed, output, force, device, cache: as in `score`.
+    Returns:
+        `.record["curves"][0]["connectivity"]`, `["additivity"]` and `["commutativity"]`; `.verdict`, `.plot()`.
+    Raises:
+        MismatchError: the two models do not fit one another.
+        UsageError: there is no such site, or lam is not between 0 and 1.
+    Source: Zhou et al. 2023, arXiv:2307.08286.
+
+    Example:
+        >>> measured = evals.features("a/", "b/", text=["the doctor saw a lawyer .", "a lawyer helped ."] * 2)
+        >>> measured.record["curves"][0]["connectivity"][-1]["site"]
+        'logits'
+    """
+    from evals.inside.pair_pass import FeaturePlan
+    from evals.run.inside.features import FeatureTexts, measure_features
+    from merge.recipe.recipe import make_align_entry
+
+    workspace = Workspace()
+    shared = shared_options(
+        workspace,
+        data,
+        labels,
+        output,
+        limit=limit,
+        max_length=max_length,
+        seed=seed,
+        force=force,
+        device=device,
+        no_cache=not cache,
+    )
+    settings = make_align_entry({"by": align} if isinstance(align, str) else dict(align))
+    first, second = open_all([a, b], workspace.folder)
+    lams = (float(lam),) if isinstance(lam, int | float) else tuple(map(float, lam))
+    on = FeatureTexts(_task(task), _text(text, samples, seed, workspace))
+    record = measure_features((first, second), on, settings, FeaturePlan(lams, tuple(sites)), shared)
+    return Inside((record,), Path(str(shared.output)), workspace)
+
+
+def _task(name: str | None) -> EvalTask | None:
+    from evals.tasks import find_task
+
+    return None if name is None else find_task(name)
+
+
+def _text(text: TextLike | None, samples: int, seed: int, workspace: Workspace) -> TextSource:
+    """Return the sample of a text; sentences in memory are written to the workspace."""
+    from merge.text.memory import text_file
+
+    source = None if text is None else text_file(text, workspace.folder)
+    return TextSource(source, samples=samples, seed=seed)

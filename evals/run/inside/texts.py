@@ -1,0 +1,55 @@
+"""What models are compared on: rows of a task, texts of a file, or the package's own text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evals.run.options import EvalOptions, read_rows
+from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from evals.tasks.task import EvalTask, Rows
+    from merge.text.source import TextSource
+
+TEXT = "text"  # what a record has as its task where there is none
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows on which models are compared.
+
+    Attributes:
+        task: whose rows they are; None for texts without labels.
+        notes: for the user, on how they were chosen.
+    """
+
+    rows: Rows
+    task: EvalTask | None
+    notes: tuple[str, ...]
+
+    def setting(self) -> dict[str, Any]:
+        """Return the fields of a record that say on what it was measured."""
+        name = TEXT if self.task is None else self.task.name
+        return {"task": name, "split": self.rows.split, "data": self.rows.data, "n": len(self.rows)}
+
+
+def measured_rows(task: EvalTask | None, text: TextSource, options: EvalOptions) -> Measured:
+    """Return the rows of a task where there is one, else a sample of texts.
+
+    Raises:
+        UsageError: --data without a task; there are fewer than two texts.
+        TaskError, CalibrationError: they cannot be read.
+    """
+    from evals.inside.texts import text_rows
+
+    if task is not None:
+        measured = Measured(read_rows(task, options), task, ())
+    elif options.data is not None:
+        raise UsageError("--data holds the rows of a task: give --task too, or --text FILE for texts without labels.")
+    else:
+        rows, notes = text_rows(text)
+        measured = Measured(rows, None, notes)
+    if len(measured.rows) < 2:
+        raise UsageError(f"{measured.rows.data}: models are compared on two texts or more, found {len(measured.rows)}.")
+    return measured
