@@ -4,8 +4,9 @@
 
     evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
 
-Public names: `score`, `hans`, `barrier`, `line`, `basins`, `features`, `average_loss`, `compare`. They are imported when
-they are used, so that `import evals` is instant. Everything else is private and may change.
+Public names: `score`, `hans`, `barrier`, `line`, `basins`, `plane`, `monotonic`, `curve`, `simplex`, `features`,
+`average_loss`, `compare`. They are imported when they are used, so that `import evals` is instant. Everything else is private
+and may change.
 """
 
 from __future__ import annotations
@@ -18,13 +19,28 @@ if TYPE_CHECKING:
     from evals.run.api import barrier, compare, hans, line, score
     from evals.run.api_basins import basins
     from evals.run.inside.api import features
+    from evals.run.surface.api import curve, monotonic, plane, simplex
 
-__all__ = ["average_loss", "barrier", "basins", "compare", "features", "hans", "line", "score"]
+__all__ = [
+    "average_loss",
+    "barrier",
+    "basins",
+    "compare",
+    "curve",
+    "features",
+    "hans",
+    "line",
+    "monotonic",
+    "plane",
+    "score",
+    "simplex",
+]
 # Public name -> its module, where that is not evals.run.api.
 _MODULES = {
     "average_loss": "evals.paths.averages",
     "basins": "evals.run.api_basins",
     "features": "evals.run.inside.api",
+    **dict.fromkeys(("curve", "monotonic", "plane", "simplex"), "evals.run.surface.api"),
 }
 
 

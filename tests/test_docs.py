@@ -27,11 +27,11 @@ QUICK = (merge.merge, merge.load, evals.score)
 
 @pytest.fixture
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Return the names that examples use, in a folder with two small models and labelled rows."""
+    """Return the names that examples use, in a folder with three small models and labelled rows."""
     import transformers
 
     monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate("ab"):
+    for seed, name in enumerate("abc"):
         save_checkpoint(tmp_path / name, seed=seed)
     rows = [
         {"premise": "the doctor saw a lawyer .", "hypothesis": "a lawyer helped .", "label": NLI[k % 3]}

@@ -10,10 +10,14 @@ from evals.commands.advice import with_fitting_advice
 from evals.commands.barrier import barrier
 from evals.commands.basins import basins
 from evals.commands.compare import compare
+from evals.commands.curve import curve
 from evals.commands.features import features
 from evals.commands.line import line
+from evals.commands.monotonic import monotonic
 from evals.commands.options import SETTINGS
+from evals.commands.plane import plane
 from evals.commands.score import glue, hans, score, tasks
+from evals.commands.simplex import simplex
 from evals.predict.process_group import end_with_launcher, exit_process, has_joined, join_group, rank_and_size
 from evals.predict.workers import release_workers, run_worker
 from merge.commands.align_options import with_align_value
@@ -38,6 +42,10 @@ def evaluate() -> None:
       evaluate-models barrier a/ b/ --task mnli --align activations --text train.jsonl -o report
       evaluate-models line a/ b/ --task mnli --also hans --head both --head A -o report
       evaluate-models basins zoo/* --task mnli --diagnostic hans:hans_lo -o report
+      evaluate-models plane a/ b/ c/ --task mnli -o report
+      evaluate-models curve a/ b/ --task mnli --train train.jsonl --data dev.jsonl -o report
+      evaluate-models simplex a/ b/ --task mnli --train train.jsonl --data dev.jsonl -o report
+      evaluate-models monotonic pretrained/ run/ --task mnli -o report
       evaluate-models features a/ b/ --text sample.txt --align weights -o report
       evaluate-models tasks
       torchrun --standalone --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
@@ -45,7 +53,21 @@ def evaluate() -> None:
     join_group()
 
 
-for _command in (score, glue, hans, compare, barrier, line, basins, features, tasks):
+for _command in (
+    score,
+    glue,
+    hans,
+    compare,
+    barrier,
+    line,
+    basins,
+    plane,
+    monotonic,
+    curve,
+    simplex,
+    features,
+    tasks,
+):
     evaluate.add_command(with_fitting_advice(_command))
 
 

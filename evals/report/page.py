@@ -1,4 +1,4 @@
-"""The page of a results folder, index.html: basins, then each barrier, HANS set and task, and the sources of the results."""
+"""The page of a results folder, index.html: basins, then each barrier, surface, HANS set and task, and the results' sources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evals.results.predictions import has_predictions
 from evals.results.store import load_basins, load_results, locked, model_labels
 from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
-from merge.publish.results_file import FIELDS, INSIDE, SETTING
+from merge.publish.results_file import FIELDS, INSIDE, SETTING, SURFACES
 
 if TYPE_CHECKING:
     import jinja2
@@ -34,7 +34,7 @@ def page_context(
     return {
         "basins": _basins_sections(basins) if basins else [],
         "barriers": [_barrier_section(record, at) for at, record in enumerate(_of(results, "barrier", "line"))],
-        "inside": _inside_groups(_of(results, *INSIDE)),
+        "inside": [*_surface_groups(_of(results, *SURFACES)), *_inside_groups(_of(results, *INSIDE))],
         "hans": [_hans_section(group, at) for at, group in enumerate(hans)],
         "scores": [_score_section(group, folder) for group in scores],
         "others": [
@@ -61,6 +61,12 @@ def _basins_sections(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     from evals.report.basins.section import basins_section
 
     return [basins_section(record, analysis, f"basins{at}") for at, analysis in enumerate(record.get("analyses") or [])]
+
+
+def _surface_groups(records: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    from evals.report.surface.section import surface_sections
+
+    return surface_sections(records) if records else []
 
 
 def _inside_groups(records: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -151,13 +157,13 @@ def _differences(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, 
 def _models(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if record["kind"] == "scores":
         return [record["model"]]
-    return list(record["models"]) if record["kind"] in INSIDE else [record["a"], record["b"]]
+    return list(record["models"]) if record["kind"] in (*INSIDE, *SURFACES) else [record["a"], record["b"]]
 
 
 def _source(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the source of a record, with every field that no section above shows."""
     shown = {*FIELDS[record["kind"]], "kind", "key", "hans", "notes", "alignment", "seconds", "versions", "intervals"}
-    if record["kind"] in INSIDE:  # their sections show everything
+    if record["kind"] in (*INSIDE, *SURFACES):  # their sections show everything
         shown = set(record)
     return {
         "record": record,
@@ -186,7 +192,10 @@ def _template() -> jinja2.Template:
 
 
 def write_page(folder: Path | str) -> Path:
-    """Write a folder's index.html from its results.json: one file that needs no other file, no network and no script."""
+    """Write a folder's index.html from its results.json: one file that needs no other file and no network.
+
+    A plane has a small script, which reads out the point that is pointed at.
+    """
     folder = Path(folder)
     html = _template().render(page_context(load_results(folder), folder, load_basins(folder)))
     try:

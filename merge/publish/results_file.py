@@ -1,8 +1,8 @@
 """results.json as evaluate-models writes it: its records, checked against a schema wherever the file is read.
 
 The file is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores", "barrier",
-"line" and those of INSIDE have the fields below, and other kinds are kept as they are. A number that is not finite is stored
-as null.
+"line" and those of INSIDE and SURFACES have the fields below, and other kinds are kept as they are. A number that is not
+finite is stored as null.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from merge.errors import MergeError, brief
 FORMAT = 1
 SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
 INSIDE = ("features", "similarity", "lesion", "linearity")
+SURFACES = ("plane", "monotonic", "curve", "simplex")
 FIELDS: dict[str, dict[str, type]] = {
     "scores": {**SETTING, "model": dict, "scores": dict},
     "barrier": {**SETTING, "a": dict, "b": dict, "curves": list},
     "line": {**SETTING, "a": dict, "b": dict, "curves": list},
-    **{kind: {**SETTING, "models": list} for kind in INSIDE},
+    **{kind: {**SETTING, "models": list} for kind in (*INSIDE, *SURFACES)},
 }
 CURVE_LISTS = ("lam", "loss", "accuracy")
 CALIBRATED_LISTS = ("temperature", "calibrated")  # where temperatures were fitted
@@ -143,7 +144,7 @@ SCHEMAS: dict[str, type[_Common]] = {
     "scores": _Scores,
     "barrier": _Barrier,
     "line": _Line,
-    **dict.fromkeys(INSIDE, _Models),
+    **dict.fromkeys((*INSIDE, *SURFACES), _Models),
 }
 
 
