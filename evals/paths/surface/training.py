@@ -140,7 +140,8 @@ def train_points(
     optimiser = torch.optim.Adam(flat, lr=training.rate)
     begun = _read_state(kept, points, optimiser) if kept else 0
     losses: list[float] = []
-    with _frozen(model), _kept(kept, points, optimiser) as save:
+    keeper = _Keeper(kept, points, optimiser, begun)
+    with _frozen(model), _written_on_errors(keeper):
         for step in track(range(begun, training.steps), label):
             numbers = random.Random(f"{training.seed}-{step}")
             coefficients = draw(numbers)
@@ -161,9 +162,8 @@ def train_points(
                 group["lr"] = training.rate * (1 - step / training.steps)
             optimiser.zero_grad(set_to_none=False)
             total.backward()
-            optimiser.step()
+            keeper.step()
             losses.append(float(loss.detach()))
-            save(step + 1)
     trained = tuple(
         {**{n: t.cpu() for n, t in buffers.items()}, **{n: t.detach().cpu() for n, t in point.items()}}
         for point in points
@@ -195,25 +195,44 @@ def _frozen(model: Any) -> Iterator[None]:
             parameter.requires_grad_(requires)
 
 
+@dataclass
+class _Keeper:
+    """Writes the state of a training once in a while; without a file nothing is written.
+
+    Attributes:
+        done: steps that were taken.
+        whole: whether the points are those after `done` steps, and not in the middle of the next.
+    """
+
+    path: Path | None
+    points: Sequence[Mapping[str, Tensor]]
+    optimiser: torch.optim.Adam
+    done: int = 0
+    whole: bool = True
+    last: float = field(default_factory=time.monotonic)
+
+    def step(self) -> None:
+        """Take a step of the optimiser, and write the state if the last time is long ago."""
+        self.whole = False
+        self.optimiser.step()
+        self.done, self.whole = self.done + 1, True
+        if time.monotonic() - self.last > SECONDS_BETWEEN_SAVES:
+            self.write()
+
+    def write(self) -> None:
+        """Write the state, if there is a file for it and something to keep."""
+        self.last = time.monotonic()
+        if self.path is not None and self.done and self.whole:
+            _write_state(self.path, self.points, self.optimiser, self.done)
+
+
 @contextmanager
-def _kept(
-    path: Path | None, points: Sequence[Mapping[str, Tensor]], optimiser: torch.optim.Adam
-) -> Iterator[Callable[[int], None]]:
-    """Yield what is called after each step: it writes the state once in a while; on Ctrl-C and errors it is written too."""
-    done, last = 0, time.monotonic()
-
-    def save(step: int) -> None:
-        nonlocal done, last
-        done = step
-        if path is not None and time.monotonic() - last > SECONDS_BETWEEN_SAVES:
-            _write_state(path, points, optimiser, done)
-            last = time.monotonic()
-
+def _written_on_errors(keeper: _Keeper) -> Iterator[None]:
+    """Write the state when the code inside is interrupted or fails."""
     try:
-        yield save
+        yield
     except BaseException:
-        if path is not None and done and bool(all(torch.isfinite(t).all() for p in points for t in p.values())):
-            _write_state(path, points, optimiser, done)
+        keeper.write()
         raise
 
 
