@@ -14,7 +14,7 @@ from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.names.canonical import lacking_weights
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import check_edited
-from merge.checkpoints.weights.write import write_weights
+from merge.checkpoints.weights.write import Written, write_weights
 from merge.disk.staging import copy_side_files, output_notes, staged, write_json
 from merge.errors import CheckpointError, OutputError, some
 from merge.layers.assembly import Assembly, assemble
@@ -140,7 +140,7 @@ def _input_notes(assembly: Assembly, made: Made) -> tuple[str, ...]:
 def _write(folder: Path, report: EditReport) -> EditReport:
     """Write all files of the edited checkpoint, and check that it loads."""
     assembly = report.assembly
-    total = _write_tensors(folder, assembly)
+    written = _write_tensors(folder, assembly)
     write_json(folder / "config.json", report.config)
     owner, embedder = assembly.owner, assembly.embedder
     copy_side_files(owner.folder, owner.side_files, folder)
@@ -148,30 +148,45 @@ def _write(folder: Path, report: EditReport) -> EditReport:
         copy_side_files(embedder.folder, tuple(n for n in embedder.side_files if n not in owner.side_files), folder)
     extra = [owner.written_name(name) for name in assembly.owner_extra]
     notes = reload_check(folder, report.config, owner.folder, extra=extra)
-    report = replace(report, bytes=total, notes=(*report.notes, *notes))
+    report = replace(report, bytes=written.bytes, notes=(*report.notes, *notes))
     (folder / "README.md").write_text(card(report), encoding="utf-8", newline="\n")
-    write_json(folder / MANIFEST, manifest(report, folder))
+    write_json(folder / MANIFEST, manifest(report, folder, written.hashes))
     return report
 
 
-def _write_tensors(folder: Path, assembly: Assembly) -> int:
-    """Write all tensors, each module's into its own folder, and return their size in bytes."""
+def _write_tensors(folder: Path, assembly: Assembly) -> Written:
+    """Write all tensors, each module's into its own folder; copies are copied from file to file."""
     owner, folders = assembly.owner, dict[str, dict[str, str]]()
     for name in assembly.tensors.sources:
         module, _, written = name.rpartition("/") if is_module_tensor(name) else ("", "", owner.written_name(name))
         folders.setdefault(module, {})[written] = name
     ticks, total = iter(track(list(assembly.tensors.sources), "copying tensors")), 0
+    hashes: dict[str, str] = {}
     for module, names in folders.items():
         layout = {written: _slot(assembly, name) for written, name in names.items()}
 
         def tensor_of(written: str, names: Mapping[str, str] = names) -> Tensor:
-            next(ticks)
             return assembly.tensor(names[written])
 
+        def copy_of(written: str, names: Mapping[str, str] = names) -> tuple[Path, int] | None:
+            next(ticks)
+            return _stored_bytes(assembly, names[written])
+
         (folder / module).mkdir(parents=True, exist_ok=True)
-        total += write_weights(folder / module, layout, tensor_of)
+        done = write_weights(folder / module, layout, tensor_of, copy_of)
+        total += done.bytes
+        hashes |= {f"{module}/{file}" if module else file: digest for file, digest in done.hashes.items()}
     next(ticks, None)
-    return total
+    return Written(total, hashes)
+
+
+def _stored_bytes(assembly: Assembly, name: str) -> tuple[Path, int] | None:
+    """Return file and offset of an output tensor that is the copy of a tensor on the disk; None where it is not."""
+    if not assembly.copied(name):
+        return None
+    model, source = assembly.tensors.sources[name][0]
+    stored = assembly.models[model].tensors[source]
+    return None if stored.offset is None else (assembly.models[model].folder / stored.file, stored.offset)
 
 
 def _slot(assembly: Assembly, name: str) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -151,11 +151,16 @@ def _importance_facts(importance: LayerImportance | None) -> dict[str, Any]:
     return facts
 
 
-def manifest(report: EditReport, folder: Path) -> dict[str, Any]:
-    """Return edit.json: the hash of the input, the sources of the layers, and the hash of every file written."""
+def manifest(report: EditReport, folder: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Return edit.json: the hash of the input, the sources of the layers, and the hash of every file written.
+
+    Args:
+        hashes: of the files that were hashed while they were written.
+    """
     packages = ("merge-models", "torch", "transformers", "safetensors")
     versions = {name: installed_version(name) for name in packages}
-    files = {p.relative_to(folder).as_posix(): file_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    names = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {name: hashes.get(name) or file_hash(path) for name, path in names.items()}
     return {"format": 1, **edit_facts(report), "versions": versions, "files": files}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.weights.arrays import TORCH
+from merge.checkpoints.weights.copying import copy_range
 from merge.checkpoints.weights.read import nbytes, torch_letters
 from merge.errors import OutputError
 
@@ -78,8 +79,19 @@ class WeightFile:
         while data:
             written = file.write(data)
             data, offset = data[written:], offset + written
+        self._note(start, offset)
+
+    def copy(self, source: Path, start: int, size: int, offset: int) -> None:
+        """Write bytes of another file, from its byte `start` on, at an offset; inside the kernel where it can."""
+        with source.open("rb", buffering=0) as file:
+            for piece in copy_range(file, start, self._handle(), offset, size):
+                self._note(offset, offset + piece)
+                offset += piece
+
+    def _note(self, start: int, end: int) -> None:
+        """Tell the thread that hashes that these bytes are there."""
         with self._change:
-            self._written[start] = offset
+            self._written[start] = end
             while self._end in self._written:
                 self._end = self._written.pop(self._end)
             self._change.notify()
@@ -162,6 +174,11 @@ class WeightWriter:
             )
         slot.file.write(data, slot.offset + before)
 
+    def copy(self, name: str, source: Path, start: int) -> None:
+        """Write a whole tensor as the bytes of another file from its byte `start` on."""
+        slot = self.slots[name]
+        slot.file.copy(source, start, nbytes(slot.dtype, slot.shape), slot.offset)
+
 
 @contextmanager
 def open_writer(folder: Path, layout: Layout) -> Iterator[WeightWriter]:
@@ -220,14 +237,26 @@ def _write_header(file: WeightFile, layout: Layout) -> dict[str, TensorSlot]:
     return {name: TensorSlot(file, start + header[name]["data_offsets"][0], *layout[name]) for name in header}
 
 
+@dataclass(frozen=True)
+class Written:
+    """What was written: the bytes of all tensors, and the SHA-256 of each file that holds them."""
+
+    bytes: int
+    hashes: Mapping[str, str]
+
+
 def write_weights(
-    folder: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensor_of: Callable[[str], Tensor]
-) -> int:
-    """Write whole tensors one after the other; return the bytes of all.
+    folder: Path,
+    layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensor_of: Callable[[str], Tensor],
+    copy_of: Callable[[str], tuple[Path, int] | None] = lambda _: None,
+) -> Written:
+    """Write whole tensors one after the other.
 
     Args:
         layout: written name -> (dtype, shape).
         tensor_of: returns the tensor of a written name; one is alive at a time.
+        copy_of: returns file and offset of a tensor that is written as it is there; None for one that tensor_of returns.
     Raises:
         OutputError: a tensor is not what the layout promised.
     """
@@ -235,11 +264,14 @@ def write_weights(
     planned = {name: (letters[dtype], shape) for name, (dtype, shape) in layout.items()}
     with open_writer(folder, planned) as writer:
         for name, slot in writer.slots.items():
+            if (copied := copy_of(name)) is not None:
+                writer.copy(name, *copied)
+                continue
             tensor = tensor_of(name)
             if tuple(tensor.shape) != slot.shape:
                 raise OutputError(f"{name} came out as {tuple(tensor.shape)}, planned {slot.shape}.")
             writer.write(name, TORCH.dtype(tensor), TORCH.raw(tensor))
-    return sum(map(_size, planned.values()))
+    return Written(sum(map(_size, planned.values())), writer.hashes)
 
 
 def _size(planned: tuple[str, tuple[int, ...]]) -> int:

@@ -60,7 +60,7 @@ def header(path: Path) -> tuple[dict[str, Any], int]:
 
 def test_the_streamed_file_holds_what_save_file_would(tmp_path: Path) -> None:
     """For every dtype and form a checkpoint may hold, read back by safetensors itself."""
-    total = write_weights(tmp_path, layout(MIXED), MIXED.__getitem__)
+    total = write_weights(tmp_path, layout(MIXED), MIXED.__getitem__).bytes
     written = tmp_path / "model.safetensors"
     save_file({n: t.contiguous() for n, t in MIXED.items()}, tmp_path / "theirs.safetensors", {"format": "pt"})
     assert same(load_file(written), load_file(tmp_path / "theirs.safetensors"))
@@ -96,7 +96,7 @@ def test_large_models_are_sharded_with_an_index(tmp_path: Path, monkeypatch: pyt
     """By the rules and names of save_pretrained; the index places every tensor in the file that holds it."""
     monkeypatch.setattr(merge.checkpoints.weights.write, "MAX_SHARD_SIZE", 1000)
     tensors = {f"t{k}": torch.full((100,), float(k)) for k in range(5)} | {"small": torch.ones(2)}
-    total = write_weights(tmp_path, layout(tensors), tensors.__getitem__)
+    total = write_weights(tmp_path, layout(tensors), tensors.__getitem__).bytes
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert files == [f"model-0000{k}-of-00003.safetensors" for k in (1, 2, 3)]
