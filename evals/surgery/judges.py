@@ -108,7 +108,7 @@ class TaskJudge(Judge):
     def _judged(self, values: Tensor, source: str) -> tuple[Tensor, Tensor]:
         raw = cosines(values) if self.embeds else values
         check_finite(raw, source)
-        return judged(raw, self.matched.columns, self.matched.task, self.matched.rows, self.matched.checkpoint)
+        return judged(raw, self.matched.columns, self.matched.task, self.matched.rows, self.matched.model)
 
     def floor(self, rows: Sequence[Tensor]) -> tuple[str, dict[str, float]]:
         """Return the scores of the constant prediction: the most frequent class; of numbers no correlation, and their variance."""

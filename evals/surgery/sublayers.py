@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,11 +37,13 @@ class LayerKind:
 
     Attributes:
         writes: sublayer -> the module whose output is added to the stream; of XLNet's attention a bare parameter.
+        projections: sublayer -> the output projection in it, the same but where a norm comes after the projection (Gemma 2).
         norms: sublayer -> the norm that comes last in it; none where norms come first.
         parallel: whether both sublayers read the states before the layer.
     """
 
     writes: Mapping[str, str]
+    projections: Mapping[str, str]
     norms: Mapping[str, str]
     parallel: bool = False
 
@@ -119,14 +121,13 @@ def layer_kind(config: Mapping[str, Any], stack: str = "") -> LayerKind | None:
         parts = parts_of(config, stack)
     except UsageError:
         return None
-    writes = {ATTENTION: parts.mix, FFN: parts.down}
-    if parts.sandwich:
-        writes = dict(SANDWICH)
+    projections = {ATTENTION: parts.mix, FFN: parts.down}
+    writes = SANDWICH if parts.sandwich else projections
     norms = {}
     if parts.mix_norm is not None and parts.norm is not None:
         norms = {ATTENTION: parts.mix_norm, FFN: parts.norm}
     parallel = str(config["model_type"]) == "gpt_neox" and bool(config.get("use_parallel_residual", True))
-    return replace(LayerKind(writes, norms), parallel=parallel)
+    return LayerKind(writes, projections, norms, parallel)
 
 
 @contextmanager
