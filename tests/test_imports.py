@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a folder or file imports only from those named before it.
 MERGE = "errors progress disk checkpoints text symmetry methods alignment publish layers recipe run commands entry"
-EVALS = "heuristics tasks scores predict results paths inside clusters report run commands"
+EVALS = "heuristics tasks scores predict results paths inside surgery clusters report run commands"
 ORDER = {"merge": MERGE.split(), "evals": EVALS.split()}
 
 # The one module of merge that may import evals: it starts evaluate-models, once it has checked whose evals that is.

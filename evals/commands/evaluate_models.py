@@ -12,7 +12,9 @@ from evals.commands.basins import basins
 from evals.commands.compare import compare
 from evals.commands.curve import curve
 from evals.commands.features import features
+from evals.commands.lesion import lesion
 from evals.commands.line import line
+from evals.commands.linearity import linearity
 from evals.commands.monotonic import monotonic
 from evals.commands.options import SETTINGS
 from evals.commands.plane import plane
@@ -47,6 +49,8 @@ def evaluate() -> None:
       evaluate-models simplex a/ b/ --task mnli --train train.jsonl --data dev.jsonl -o report
       evaluate-models monotonic pretrained/ run/ --task mnli -o report
       evaluate-models features a/ b/ --text sample.txt --align weights -o report
+      evaluate-models lesion model/ --task mnli --limit 500 -o report
+      evaluate-models linearity model/ --text sentences.txt -o report
       evaluate-models tasks
       torchrun --standalone --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
     """
@@ -66,6 +70,8 @@ for _command in (
     curve,
     simplex,
     features,
+    lesion,
+    linearity,
     tasks,
 ):
     evaluate.add_command(with_fitting_advice(_command))

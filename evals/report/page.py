@@ -70,9 +70,12 @@ def _surface_groups(records: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _inside_groups(records: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if not records:
+        return []
     from evals.report.inside.section import inside_groups
+    from evals.report.surgery.section import surgery_groups
 
-    return inside_groups(records) if records else []
+    return [*inside_groups(records), *surgery_groups(records)]
 
 
 def _barrier_section(record: Mapping[str, Any], at: int) -> dict[str, Any]:

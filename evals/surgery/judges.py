@@ -1,12 +1,13 @@
 """What edited models are judged by: the scores of a task, or without labels how far their outputs are from the whole model's.
 
-    cosine   of a text's embedding (the mean of its last states) in the edited and in the whole model; 1 for equal ones
-    kl       KL(whole | edited) of the classes, or of a text's tokens on average; 0 for equal models
+cosine   of a text's embedding (the mean of its last states) in the edited and in the whole model; 1 for equal ones
+kl       KL(whole | edited) of the classes, or of a text's tokens on average; 0 for equal models
 """
 
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -93,7 +94,8 @@ class TaskJudge(Judge):
         return "loss"
 
     def read(self, run: Pass, whole: Pass, batch: Batch) -> Tensor:
-        return run.result.logits.float().cpu()  # type: ignore[no-any-return]
+        logits: Tensor = run.result.logits
+        return logits.float().cpu()
 
     def scores(self, values: Tensor, source: str) -> dict[str, float]:
         from evals.scores.glue import task_scores
@@ -111,13 +113,12 @@ class TaskJudge(Judge):
         return judged(raw, self.matched.columns, self.matched.task, self.matched.rows, self.matched.model)
 
     def floor(self, rows: Sequence[Tensor]) -> tuple[str, dict[str, float]]:
-        """Return the scores of the constant prediction: the most frequent class; of numbers no correlation, and their variance."""
+        """Return the scores of the constant prediction: the most frequent class; of numbers no correlation."""
         from evals.scores.glue import task_scores
 
         task, gold = self.matched.task, self.matched.rows.gold
         if task.regression:
-            spread = torch.tensor(gold, dtype=torch.float64).var(correction=0)
-            return "a constant prediction", {**dict.fromkeys(self.metrics, 0.0), "loss": float(spread)}
+            return "a constant prediction", {**dict.fromkeys(self.metrics, 0.0), "loss": math.nan}
         counts = torch.bincount(torch.tensor(gold, dtype=torch.int64), minlength=len(task.labels)).double()
         scores = task_scores(task.metric, [int(counts.argmax())] * len(gold), gold)
         shares = counts[counts > 0] / counts.sum()

@@ -20,7 +20,7 @@ PARTS = (LAYER, SUBLAYER, RANDOM, ORDER, DUPLICATE, PATHS)
 SHARED_ORDER = "all layers share their weights, so that any order of them is the same model: {} are left out"
 NO_SUBLAYERS = "the sublayers of this form of {} are not known: {} are left out"
 CONVOLUTION = (
-    "the convolution after the first slot of this model is not part of a layer: it runs behind whichever layer comes first"
+    "this model's convolution after the first slot is not part of a layer: it runs behind whichever layer comes first"
 )
 
 

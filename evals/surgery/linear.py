@@ -116,7 +116,9 @@ def fit_components(
     Raises:
         CalibrationError: the text has too few tokens for a closed form.
     """
-    fitting, judging = ([b for b, held in split_batches(tuple(batches), HELD_OUT) if held is flag] for flag in (False, True))
+    fitting, judging = (
+        [b for b, held in split_batches(tuple(batches), HELD_OUT) if held is flag] for flag in (False, True)
+    )
     if not judging:
         raise CalibrationError(
             f"{_texts(fitting)} texts leave none to judge a fit by: a fifth of them is held out. Give at least 5, and "
@@ -147,9 +149,7 @@ def _rows(seen: Watched, batch: Batch, order: str) -> Watched:
     return Watched(**{name: token_rows(value, token_mask(batch), order).cpu() for name, value in vars(seen).items()})
 
 
-def _closed_form(
-    model: SlottedModel, batches: Sequence[Batch]
-) -> tuple[dict[Key, Linear], dict[Key, Tensor], int]:
+def _closed_form(model: SlottedModel, batches: Sequence[Batch]) -> tuple[dict[Key, Linear], dict[Key, Tensor], int]:
     """Return map and mean output of every component; components that read one stream share its normal equations."""
     sums: dict[tuple[int, str], NormalEquations] = {}
     targets = {read: [c for c, (source, _) in COMPONENTS.items() if source == read] for read in ("before", "middle")}
@@ -180,11 +180,11 @@ def check_tokens(tokens: int, width: int, texts: int) -> None:
     """
     if tokens > width:
         return
-    needed = -(-(width + 1) * texts // max(tokens, 1))
+    least, better = (-(-times * (width + 1) * texts * 5 // (4 * max(tokens, 1))) for times in (1, 10))
     raise CalibrationError(
-        f"the closed-form fit needs more than {width:,} tokens, one for each unit of a state and one more, and the "
-        f"{texts:,} texts of the fit have {tokens:,}. Give about {-(-needed * 5 // 4):,} texts like these at least (a fifth is held out), "
-        f"better {-(-needed * 50 // 4):,}: a longer --text, or more --samples."
+        f"the closed-form fit needs more than {width:,} tokens, one for each unit of a state and one more, and the {texts:,} "
+        f"texts of the fit have {tokens:,}. Give at least {least:,} texts like these, a fifth of which is held out, better "
+        f"{better:,}: a longer --text, or more --samples."
     )
 
 
@@ -213,7 +213,7 @@ def _trained(
                         sums[layer, component] = sums.get((layer, component), 0) + y.sum(0)
             tokens += len(seen[0].before) if number == 0 else 0
             optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             optimizer.step()
     maps = {key: Linear(weight.detach(), bias.detach()) for key, (weight, bias) in weights.items()}
     return maps, {key: total / tokens for key, total in sums.items()}, tokens

@@ -82,5 +82,3 @@ def linearity_variants(
         variants += replacements(model.total, maps, settings.cumulative)
     orders, notes = order_variants(model, settings)
     return [*variants, *orders], notes
-
-

@@ -2,7 +2,7 @@
 
 A sublayer passes the stream by its skip connection or by what it writes, so that n sublayers make 2^n paths, and a path of
 length k goes through the branches of k of them. Their number is the coefficient of x^k in the product of (1 + x) over the
-sublayers: binomial. Where attention and the feed-forward part of a layer are parallel, a path takes at most one of the two: 1 + 2x.
+sublayers: binomial. Where attention and feed-forward part are parallel, a path takes at most one of the two: 1 + 2x.
 
 The gradient of a path is what arrives at the states before the first layer when every sublayer lets the gradient pass by its
 skip connection alone or by its branch alone; the pass before it is that of the whole model. These gradients add up to the
@@ -106,7 +106,10 @@ class PathGradients:
 
     def to_json(self) -> dict[str, Any]:
         """Return the gradients for a record."""
-        return {**{name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}, "shares": list(self.shares)}
+        return {
+            **{name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()},
+            "shares": list(self.shares),
+        }
 
 
 def path_gradient(model: SlottedModel, batch: Batch, objective: Objective, path: Path | None) -> Tensor:

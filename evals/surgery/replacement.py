@@ -45,9 +45,7 @@ def component_step(layer: int, component: str, maps: Mapping[Key, Linear] | None
 
 def component_plan(layers: Collection[int], component: str, maps: Mapping[Key, Linear] | None, total: int) -> Plan:
     """Return the plan in which a component of some layers is a linear map, or is left out."""
-    return tuple(
-        component_step(slot, component, maps) if slot in layers else (Step(slot),) for slot in range(total)
-    )
+    return tuple(component_step(slot, component, maps) if slot in layers else (Step(slot),) for slot in range(total))
 
 
 def replacements(total: int, maps: Mapping[Key, Linear], cumulative: bool = True) -> Iterator[Variant]:
@@ -55,11 +53,13 @@ def replacements(total: int, maps: Mapping[Key, Linear], cumulative: bool = True
     for part, fitted in ((REPLACE, maps), (REMOVE, None)):
         for component in REPLACED:
             word = "as a linear map" if part == REPLACE else "removed"
-            kinds = [(SINGLE, layer, (layer,)) for layer in range(total)]
+            kinds: list[tuple[str, int, tuple[int, ...]]] = [(SINGLE, layer, (layer,)) for layer in range(total)]
             if cumulative and part == REPLACE:
                 kinds += [(FRONT, count, tuple(range(count))) for count in range(2, total + 1)]
                 kinds += [(BACK, count, tuple(range(total - count, total))) for count in range(2, total)]
             for kind, at, layers in kinds:
                 which = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
                 name = f"{which} {word}" if component == LAYER else f"{component} of {which} {word}"
-                yield Variant(part, name, component_plan(layers, component, fitted, total), layers, at, f"{component}, {kind}")
+                yield Variant(
+                    part, name, component_plan(layers, component, fitted, total), layers, at, f"{component}, {kind}"
+                )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -151,7 +152,7 @@ def edited(layer: Any, kind: LayerKind, before: Tensor, edit: Edit) -> Iterator[
         for sublayer, path in kind.writes.items():
             module = _module(layer, path)
             if module is not None:
-                hook = _output_hook(lambda value, sublayer=sublayer: written(sublayer, value))
+                hook = _output_hook(partial(written, sublayer))
                 stack.callback(module.register_forward_hook(hook).remove)
         for sublayer, path in kind.norms.items():
             norm = _module(layer, path)

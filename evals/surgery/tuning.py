@@ -113,7 +113,7 @@ def train(model: SlottedModel, tuning: Tuning, training: Training) -> float:
         rows = sum(len(of_batch) for _, of_batch in batches)
         for batch, of_batch in batches:
             loss = _loss(model, tuning.variant.plan, on_device(batch, model), of_batch, training.rows) / rows
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if not bool(torch.isfinite(loss)):
                 raise CheckpointError(f"{tuning.variant.name}: the loss is no number any more. Give a smaller --rate.")
             if number >= steps * (training.rounds - 1) / training.rounds:

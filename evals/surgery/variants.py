@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from evals.surgery.slots import Plan, SlottedModel, Step, order_plan
-from evals.surgery.sublayers import ATTENTION, FFN, SUBLAYERS, Edit, nothing
+from evals.surgery.sublayers import ATTENTION, SUBLAYERS, Edit, nothing
 
 # Parts of a study, by the names that --only takes.
 LAYER, SUBLAYER, RANDOM, ORDER, DUPLICATE, PATHS = "layers", "sublayers", "random", "orders", "duplicates", "paths"
@@ -187,5 +187,3 @@ def _order_name(order: Sequence[int]) -> str:
 def no_layers(total: int) -> Variant:
     """Return the model without any layer: the floor that a score of an edited model is read against."""
     return Variant("floor", "no layers", ((),) * total, tuple(range(total)), total)
-
-

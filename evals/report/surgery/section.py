@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.report.surgery.figures import FIGURES
+from evals.report.surgery.lesion_figures import lesion_figures
+from evals.report.surgery.linearity_figures import linearity_figures
 from evals.report.surgery.tables import TABLES, Record, cost_lines, variant_rows
+from evals.report.surgery.verdict import verdict_lines
 
+FIGURES = {"lesion": lesion_figures, "linearity": linearity_figures}
 TITLES = {"lesion": "Lesions", "linearity": "Linearity and commutativity"}
 EXPLAINED = {
     "lesion": (
-        "Layers and sublayers left out one at a time, k at random, put into other orders or repeated, without training. Norm kept: "
+        "Layers and sublayers left out one at a time, k at random, in other orders or repeated, without training. Norm kept: "
         "the sublayer writes nothing, and its last norm runs; bypassed: the stream crosses the sublayer unchanged. The solid "
         "line is the whole model, the dashed one the model without any layer, the dotted one a prediction without skill."
     ),
@@ -25,7 +29,17 @@ EXPLAINED = {
 OPEN = {"lesion": ("scores", "layers"), "linearity": ("scores", "nonlinearity", "swaps")}
 
 
-def surgery_section(record: Record, prefix: str) -> dict[str, Any]:
+def surgery_groups(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return the parts of the page, one for each kind of study."""
+    groups = []
+    for kind, title in TITLES.items():
+        sections = [_section(r, f"{kind}{at}") for at, r in enumerate(r for r in records if r["kind"] == kind)]
+        if sections:
+            groups.append({"heading": title, "explain": EXPLAINED[kind], "sections": sections})
+    return groups
+
+
+def _section(record: Record, prefix: str) -> dict[str, Any]:
     """Return the values of the page's section for one record.
 
     Args:
@@ -36,17 +50,19 @@ def surgery_section(record: Record, prefix: str) -> dict[str, Any]:
     from evals.report.svg import inline_svg
 
     kind, tables = record["kind"], TABLES[record["kind"]](record)
-    figures = FIGURES[kind](record)
+    shown = [rows for name, rows in tables.items() if name in OPEN[kind]]
     return {
-        "title": TITLES[kind],
-        "explained": EXPLAINED[kind],
+        "title": record["models"][0]["name"],
         "record": record,
-        "open": [rows for name, rows in tables.items() if name in OPEN[kind]],
-        "figures": [Markup(inline_svg(figure, f"{prefix}-{n}", label)) for n, (figure, label) in figures.items()],
+        "verdict": verdict_lines(record),
+        "rows": shown[0],
+        "tables": shown[1:],
+        "figures": [
+            Markup(inline_svg(figure, f"{prefix}-{n}", label)) for n, (figure, label) in FIGURES[kind](record).items()
+        ],
         "folded": {f"{rows[0][0]}": rows for name, rows in tables.items() if name not in OPEN[kind]}
         | {"Every edited model": variant_rows(record)},
-        "cost": cost_lines(record),
-        "notes": record["notes"],
+        "notes": [*cost_lines(record), *record["notes"]],
     }
 
 

@@ -1,4 +1,4 @@
-"""Tables of studies of edited models: lesions and linearity. A cell is the leading score of a model, unless its title says more."""
+"""Tables of studies of edited models. A cell is the leading score of a model, unless its title says more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ Variant = Mapping[str, Any]
 
 # Bounds of Kendall's tau in the table of orders.
 TAU_BOUNDS = (-1.0, -0.3, 0.0, 0.3, 0.6, 1.0)
-SINGLE = ("dropped", "attention, norm kept", "attention, norm bypassed", "attention", "ffn, norm kept", "ffn, norm bypassed", "ffn")
+SINGLE = (
+    "dropped",
+    "attention, norm kept",
+    "attention, norm bypassed",
+    "attention",
+    "ffn, norm kept",
+    "ffn, norm bypassed",
+    "ffn",
+)
 COMPONENTS = ("attention", "attention + skip", "ffn", "ffn + skip", "layer")
 REPLACED = ("attention", "ffn", "layer")
 
@@ -60,7 +68,9 @@ def layer_rows(record: Record) -> list[Row]:
     layers = sorted({at for at, _ in found})
     titles = [kind if kind in ("dropped", "twice") else f"without {kind}" for kind in kinds]
     rows: list[Row] = [[f"layer: {leading(record)}", *titles]]
-    return [*rows, *([f"{layer:g}", *(found.get((layer, kind)) for kind in kinds)] for layer in layers)]
+    for layer in layers:
+        rows.append([f"{layer:g}", *(found.get((layer, kind)) for kind in kinds)])
+    return rows
 
 
 def grouped_rows(
@@ -140,7 +150,7 @@ def baseline_rows(record: Record) -> list[Row]:
     """Return a row for each layer: the non-linearity of the mean output, and of the skip connection alone."""
     rows = _by_layer(record, "layer: 1 - cosine of the mean output", lambda each: each["of_mean"])
     skips = _by_layer(record, "", lambda each: each["of_skip"])
-    chosen = [at for at, name in enumerate(rows[0]) if at and "skip" in str(name) or name == "layer"] if rows else []
+    chosen = [at for at, name in enumerate(rows[0]) if (at and "skip" in str(name)) or name == "layer"] if rows else []
     return [
         [*row, *(skip[at] if number else f"{skip[at]}: the input alone" for at in chosen)]
         for number, (row, skip) in enumerate(zip(rows, skips, strict=True))
@@ -165,7 +175,7 @@ def replaced_rows(record: Record) -> list[Row]:
     rows: list[Row] = [
         [f"layer: {leading(record)}", *(f"{kind.removesuffix(', one')} {words[part]}" for part, kind in columns)]
     ]
-    body = [[f"{layer:g}", *(found.get((layer, part, kind)) for part, kind in columns)] for layer in layers]
+    body: list[Row] = [[f"{at:g}", *(found.get((at, part, kind)) for part, kind in columns)] for at in layers]
     return [*rows, *body] if layers else []
 
 
@@ -176,7 +186,7 @@ def cumulative_rows(record: Record) -> list[Row]:
     counts = sorted({at for at, kind in found if not kind.endswith(", one")})
     rows: list[Row] = [[f"linear maps in a row: {leading(record)}", *kinds]]
     whole = {kind: found.get((max(counts), kind.replace("back", "front"))) for kind in kinds} if counts else {}
-    body = [
+    body: list[Row] = [
         [f"{count:g}", *(found.get((count, kind), whole[kind] if count == max(counts) else None) for kind in kinds)]
         for count in counts
     ]
@@ -211,12 +221,17 @@ def tuned_rows(record: Record) -> list[Row]:
     if not record.get("tuned"):
         return []
     rows: list[Row] = [["trained", *record["scores"], "training loss"]]
-    return [*rows, *([v["name"], *(v["scores"][n] for n in record["scores"]), v["training_loss"]] for v in record["tuned"])]
+    return [
+        *rows,
+        *([v["name"], *(v["scores"][n] for n in record["scores"]), v["training_loss"]] for v in record["tuned"]),
+    ]
 
 
 def variant_rows(record: Record) -> list[Row]:
     """Return a row for each edited model with every number of it, for CSV."""
-    rows: list[Row] = [["part", "kind", "model", "layers", "at", *record["scores"], f"change of {record['compared']}", "± s.e."]]
+    rows: list[Row] = [
+        ["part", "kind", "model", "layers", "at", *record["scores"], f"change of {record['compared']}", "± s.e."]
+    ]
     for v in record["variants"]:
         layers = " ".join(map(str, v["layers"]))
         scores = [v["scores"][name] for name in record["scores"]]
@@ -228,17 +243,17 @@ def cost_lines(record: Record) -> list[str]:
     """Return what the study cost, and what cached prefixes saved, in words."""
     cost, check = record["cost"], record["cost"]["check"]
     passes, full = cost["layer_passes"], cost["full_layer_passes"]
+    share = f"{full:,} without cached prefixes ({passes / max(full, 1):.0%})"
     equal = "equal bit for bit" if not check["largest"] else f"equal to {check['largest']:.2g}"
     saved = f"{check['cached_seconds']:.2f} s against {check['full_seconds']:.2f} s"
     return [
-        f"{len(record['variants'])} edited models ran {passes:,} layers, {full:,} without cached prefixes ({passes / max(full, 1):.0%}), "
-        f"in {cost['seconds']:.1f} s",
+        f"{len(record['variants'])} edited models ran {passes:,} layers, {share}, in {cost['seconds']:.1f} s",
         f"on {check['rows']} rows all {check['variants']} of them are {equal} with cached prefixes and without, in {saved}",
     ]
 
 
 def lesion_tables(record: Record) -> dict[str, list[Row]]:
-    """Return name -> table of a lesion record, in the order in which they are printed; those of parts that were left out are not."""
+    """Return name -> table of a lesion record, in the order in which they are printed; none of a part that was left out."""
     named = {
         "scores": frame_rows(record),
         "layers": layer_rows(record),

@@ -39,7 +39,7 @@ def measure_lesions(
     variants, more = lesion_variants(subject.model, settings)
     facts = (subject.setting["task"], subject.setting["rows"], checkpoint.content_hash, asked.stack, asked.score)
     key = record_key(KIND, *facts, vars(settings), options.max_length, options.labels)
-    names = {"model": named(checkpoint), "data": subject.setting["data"]}
+    names = {"models": [named(checkpoint)], "data": subject.setting["data"]}
     if (record := reuse_result(stored, key, names, options.output)) is not None:
         return record
     study = measure_variants(subject.model, variants, subject.encoded, subject.judge)
@@ -48,7 +48,7 @@ def measure_lesions(
         "kind": KIND,
         "key": key,
         **subject.setting,
-        "model": names["model"],
+        "models": names["models"],
         **study_fields(subject, study),
         "paths": paths,
         "notes": list(dict.fromkeys([*subject.notes, *more, *path_notes, *check_notes(study)])),

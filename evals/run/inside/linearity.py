@@ -53,7 +53,7 @@ def measure_linearity(
     facts = (subject.setting["task"], subject.setting["rows"], checkpoint.content_hash, asked.stack, asked.score)
     tuned = None if training is None else training.rows.rows.hash
     key = record_key(KIND, *facts, vars(settings), options.max_length, options.labels, tuned)
-    names = {"model": named(checkpoint), "data": subject.setting["data"]}
+    names = {"models": [named(checkpoint)], "data": subject.setting["data"]}
     if (record := reuse_result(stored, key, names, options.output)) is not None:
         return record
     fits, notes = _fits(subject, settings)
@@ -63,7 +63,7 @@ def measure_linearity(
         "kind": KIND,
         "key": key,
         **subject.setting,
-        "model": names["model"],
+        "models": names["models"],
         **study_fields(subject, study),
         "fit": settings.fit,
         **_fit_fields(fits),

@@ -103,9 +103,13 @@ def check_asked(asked: Asked, options: EvalOptions, text_options: Sequence[str])
     if asked.task is None and options.data is not None:
         raise UsageError(DATA_WITHOUT_TASK)
     if asked.task is not None and text_options:
-        raise UsageError(TEXT_WITH_TASK if "--text" in text_options else f"{text_options[0]} has no effect with --task.")
+        raise UsageError(
+            TEXT_WITH_TASK if "--text" in text_options else f"{text_options[0]} has no effect with --task."
+        )
     if asked.task is None and asked.score is not None:
-        raise UsageError("--score names a score of a task: give --task too. Without labels, cosine and kl are both measured.")
+        raise UsageError(
+            "--score names a score of a task: give --task too. Without labels, cosine and kl are both measured."
+        )
 
 
 def open_subject(checkpoint: Checkpoint, asked: Asked, options: EvalOptions, what: str) -> Subject:
