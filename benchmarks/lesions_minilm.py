@@ -2,7 +2,7 @@
 
     python benchmarks/lesions_minilm.py [--data ../shared/data] [--only sublayers,swaps,...]
 
-Parts: drops, sublayers, swaps, shuffles, linearity, cost. Scores are Spearman correlations of 250 pairs of the development set; all
+Parts: drops, sublayers, swaps, shuffles, linearity, cost. Scores are Spearman correlations of 250 development pairs; all
 models are those of evaluate-models lesion and linearity. Expected figures are within .005. The 24 shuffles that were measured
 before are not recorded: these are others, so that their figures are shown beside the old ones and not compared.
 
