@@ -45,7 +45,7 @@ def _layers_figure(record: Record) -> Figure:
     kinds: dict[str, list[Any]] = {}
     for v in variants:
         kinds.setdefault("layer twice" if v["part"] == "duplicates" else v["kind"], []).append(v)
-    groups = [
+    groups: list[list[str]] = [
         [kind for kind in ("dropped", "layer twice") if kind in kinds],
         [kind for kind in SINGLE if kind.startswith("attention") and kind in kinds],
         [kind for kind in SINGLE if kind.startswith("ffn") and kind in kinds],

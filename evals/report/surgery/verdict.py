@@ -79,8 +79,8 @@ def _linear(record: Record) -> list[str]:
     words = {"attention": "attention", "ffn": "the feed-forward part"}
     others = " and ".join(f"{words[name]} {show(value)}" for name, value in alone.items())
     return [
-        f"What {words[least]} writes is the least linear: 1 - cosine of the best linear map is {others} on average, {show(means['layer'])} "
-        "for whole layers."
+        f"What {words[least]} writes is the least linear: 1 - cosine of the best linear map is {others} on average, "
+        f"and {show(means['layer'])} for whole layers."
     ]
 
 
@@ -93,6 +93,6 @@ def _distance(record: Record) -> list[str]:
         return []
     near, far = min(by_distance), max(by_distance)
     return [
-        f"Swapping neighbours leaves {leading(record)} {show(fmean(by_distance[near]))} on average, swapping layers {far:g} apart "
-        f"{show(fmean(by_distance[far]))}; with all in order it is {show(record['whole'][leading(record)])}."
+        f"Swapping neighbours leaves {leading(record)} {show(fmean(by_distance[near]))} on average, swapping layers {far:g} "
+        f"apart {show(fmean(by_distance[far]))}; with all in order it is {show(record['whole'][leading(record)])}."
     ]
