@@ -39,11 +39,12 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
         from merge.recipe.recipe import make_recipe
 
     models, options = _recipe_as_argument(models, options)
-    given = [name for name in RECIPE_FLAGS if options[name] not in (None, ())]
+    given = [name for name in (*RECIPE_FLAGS, "last", "ema") if options[name] not in (None, ())]
     if options["recipe_file"] is not None:
         return _recipe_of_file(["models", *given] if models else given, options)
     if not models:
         raise UsageError("no models given. Example: merge-models a/ b/ --align activations. See merge-models --help.")
+    models, options = _averaged_run(models, options)
     settings = [_setting(text) for text in options["settings"]]
     if options["weights"] is not None:
         settings.append(("weights", options["weights"]))
@@ -112,6 +113,25 @@ def _recipe_as_argument(models: tuple[str, ...], options: dict[str, Any]) -> tup
         )
     output = models[1] if len(models) == 2 else options["output"]
     return (), {**options, "recipe_file": first, "output": output}
+
+
+def _averaged_run(models: tuple[str, ...], options: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the checkpoints that --last and --ema choose, and the options with their weights."""
+    last, ema = options["last"], options["ema"]
+    if last is None and ema is None:
+        return models, options
+    from merge.run.plan.training_run import run_average
+
+    if ema is not None and options["weights"] is not None:
+        raise UsageError("--ema sets the weights of the checkpoints; give it without --weights.")
+    if ema is not None and options["method"] not in (None, "linear"):
+        raise UsageError(
+            f"--ema is an average (--method linear), and --method is {options['method']}. Give one of them."
+        )
+    chosen = run_average(models, last, ema)
+    for note in chosen.notes if not options["quiet"] else ():
+        click.echo(f"note: {note}", err=True)
+    return chosen.models, {**options, "weights": options["weights"] if chosen.weights is None else chosen.weights}
 
 
 def _revisions(models: tuple[str, ...], revisions: tuple[str, ...]) -> tuple[str | None, ...]:

@@ -26,6 +26,7 @@ Examples:
   merge-models a/ b/ --align activations --text train.jsonl -o merged
   merge-models a/ b/ c/ --weights 2,1,1 -o soup
   merge-models a/ b/ --method slerp --set lam=0.3
+  merge-models run/checkpoint-* --last 5 -o averaged
   merge-models --recipe recipes/align.yaml
   merge-models org/a org/b --align weights --push-to-hub me/merged --private
 
@@ -35,7 +36,7 @@ Examples:
 
 SECTIONS = {
     "What to merge": (
-        "recipe_file", "method", "settings", "weights", "base", "base_lacks", "heads", "config", "extra_tensors",
+        "recipe_file", "method", "settings", "weights", "last", "ema", "base", "base_lacks", "heads", "config", "extra_tensors",
         "tokenizer", "revision",
     ),
     "Alignment": tuple(FLAGS),
@@ -80,6 +81,18 @@ SECTIONS = {
 )
 @click.option(
     "--weights", type=NUMBERS, metavar="W,W,...", help="One weight per model; the same as --set weights=W,W,..."
+)
+@click.option(
+    "--last",
+    type=int,
+    metavar="N",
+    help="Average the last N checkpoints of a training run, by their steps: MODELS are checkpoint-* folders, or the run.",
+)
+@click.option(
+    "--ema",
+    type=float,
+    metavar="DECAY",
+    help="Average a run's checkpoints by an exponential moving average in place of equal weights.",
 )
 @align_options
 @click.option(

@@ -17,6 +17,7 @@ from merge.checkpoints.open import open_checkpoint
 from merge.disk.workspace import Workspace
 from merge.errors import UsageError
 from merge.run.api_inputs import (
+    averaged_run,
     open_models,
     own_statistics,
     recipe_like,
@@ -62,6 +63,8 @@ def merge(
     *,
     method: str = "linear",
     weights: Sequence[float] | None = None,
+    last: int | None = None,
+    ema: float | None = None,
     base: ModelLike | None = None,
     align: str | Mapping[str, Any] = "none",
     text: TextLike | None = None,
@@ -88,6 +91,8 @@ def merge(
         models: two or more (one for `passthrough`); the first is the reference.
         method: how to merge: linear, slerp, task_arithmetic, ties, ... (`merge-models --help` lists them).
         weights: one a model.
+        last, ema: average the last so many checkpoints of a training run, or with the weights of a moving average of that
+            decay; models are then checkpoint-* folders, or the run's.
         base: the model that the others were fine-tuned from, for methods of task vectors.
         align: none, auto, weights, activations, ...; or the recipe's `align` entry, as {"by": "weights", "restarts": 3}.
         text: calibration text of the alignment: a file, a Hub data set id, sentences or pairs of sentences.
@@ -128,6 +133,8 @@ def merge(
     else:
         if not models:
             raise UsageError("no models given. Example: merge.merge(['a/', 'b/'], align='activations')")
+        if last is not None or ema is not None:
+            models, weights = averaged_run(models, method, weights, last, ema)
         revisions = revisions_of(models, revision)
         opened_base = None if base is None else open_model(base, folder / "base", is_base=True)
         inputs = ModelSet(open_models(models, folder, revisions), opened_base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,32 @@ def open_models(
 
     numbered = enumerate(zip(models, revisions or [None] * len(models), strict=True), 1)
     return tuple(open_model(model, workspace, number, revision) for number, (model, revision) in numbered)
+
+
+def averaged_run(
+    models: ModelLike | Sequence[ModelLike],
+    method: str,
+    weights: Sequence[float] | None,
+    last: int | None,
+    ema: float | None,
+) -> tuple[tuple[str, ...], Sequence[float] | None]:
+    """Return the checkpoints of a run that `last` and `ema` choose, and their weights.
+
+    Raises:
+        UsageError, CheckpointError: as `run_average`; a model is not a folder, or `ema` comes with other weights.
+    """
+    from merge.run.plan.training_run import run_average
+
+    listed = [models] if isinstance(models, str | os.PathLike) else list(models)  # type: ignore[arg-type]
+    folders = [os.fspath(each) for each in listed if isinstance(each, str | os.PathLike)]
+    if len(folders) < len(listed):
+        raise UsageError("last and ema read the checkpoint folders of a training run; models in memory have no steps.")
+    if ema is not None and (weights is not None or method != "linear"):
+        raise UsageError("ema sets the weights of a linear average; give it without weights and with method='linear'.")
+    chosen = run_average(folders, last, ema)
+    for note in chosen.notes:
+        logging.getLogger(__name__).warning(note)
+    return chosen.models, weights if chosen.weights is None else chosen.weights
 
 
 def revisions_of(models: Sequence[ModelLike], revision: str | Sequence[str] | None) -> list[str | None]:
