@@ -59,6 +59,8 @@ class Tuning:
         head_seed: of the new head alone; models with the same one start from the same weights.
         layers: how many of MiniLM's six layers are kept, from the embeddings up; all of them if None.
         max_steps: training stops after so many batches, with the rate at 0; None goes through all epochs.
+        shared_steps: the first so many steps are those of every model with this head_seed: data, order and dropout.
+        save_steps: a checkpoint is written after every so many steps, as out/checkpoint-STEP.
     """
 
     seed: int = 0
@@ -68,6 +70,8 @@ class Tuning:
     batch_size: int = 32
     lr: float = 1e-4
     max_steps: int | None = None
+    shared_steps: int = 0
+    save_steps: int | None = None
 
 
 def start_model(labels: list[str], tuning: Tuning) -> Any:
@@ -85,9 +89,29 @@ def start_model(labels: list[str], tuning: Tuning) -> Any:
         **settings,
     )
     model.bert.embeddings.requires_grad_(False)
-    if tuning.head_seed is not None:
+    if tuning.head_seed is not None and not tuning.shared_steps:
         torch.manual_seed(tuning.seed)
     return model
+
+
+def steps_of(rows: list[dict[str, Any]], tuning: Tuning) -> list[list[dict[str, Any]]]:
+    """Return the batch of every step; the first `shared_steps` are those of the head's seed."""
+
+    def by(seed: int | None) -> list[list[dict[str, Any]]]:
+        order = random.Random(seed)
+        return [batch for _ in range(tuning.epochs) for batch in batches(rows, tuning.batch_size, order)]
+
+    if tuning.shared_steps and tuning.head_seed is None:
+        raise ValueError("shared_steps needs head_seed: models that share steps start from the same weights.")
+    own, k = by(tuning.seed), tuning.shared_steps
+    return [*(by(tuning.head_seed)[:k] if k else []), *own[k:]][: tuning.max_steps]
+
+
+def write_checkpoint(model: Any, folder: Path, step: int) -> None:
+    """Write the weights of a step as transformers' Trainer does: checkpoint-STEP, with the step in trainer_state.json."""
+    saved = folder / f"checkpoint-{step}"
+    model.save_pretrained(saved)
+    (saved / "trainer_state.json").write_text(json.dumps({"global_step": step}) + "\n", encoding="utf-8")
 
 
 def fine_tune(
@@ -108,15 +132,15 @@ def fine_tune(
     tokenizer = AutoTokenizer.from_pretrained(str(get_model_path()))
     model = start_model(labels, tuning).to(device)
     pair = "premise" in rows[0]
-    order = random.Random(tuning.seed)
-    steps = [batch for _ in range(tuning.epochs) for batch in batches(rows, tuning.batch_size, order)]
-    steps = steps[: tuning.max_steps]
+    steps = steps_of(rows, tuning)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=tuning.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, tuning.lr, total_steps=len(steps), pct_start=0.1)
     model.train()
     begun, running = time.time(), 0.0
     for step, batch in enumerate(steps):
+        if step and step == tuning.shared_steps:
+            torch.manual_seed(tuning.seed)
         first = [row["premise" if pair else "sentence"] for row in batch]
         second = [row["hypothesis"] for row in batch] if pair else None
         inputs = tokenizer(first, second, truncation=True, max_length=128, padding=True, return_tensors="pt").to(device)
@@ -127,6 +151,8 @@ def fine_tune(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        if tuning.save_steps and (step + 1) % tuning.save_steps == 0:
+            write_checkpoint(model, out, step + 1)
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 49 or step == len(steps) - 1:
             say(f"step {step + 1}/{len(steps)}  loss {running:.3f}  {time.time() - begun:.0f} s")

@@ -10,7 +10,7 @@ clusters by epsilon; the same for networks without redundant units, with the fac
 published code's. Then: initialisations and optimisers, the choice of the reference, averages of a run's checkpoints,
 LayerNorm networks of four layers; and barriers by depth and difficulty, annealing beside assignment, forks of one run.
 
-Parts: moons, digits, optimisers, references, averages, norm, entezari. Written: results.json, report.txt and figures (PNG).
+Parts: moons, digits, optimisers, references, averages, soups, norm, entezari. Written: results.json, report.txt and PNG figures.
 Units are matched by the code of `merge.align --by weights`; the networks are models that every command opens, and
 `--save FOLDER` writes some of them for that.
 """
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PARTS = ("moons", "digits", "optimisers", "references", "averages", "norm", "entezari")
+PARTS = ("moons", "digits", "optimisers", "references", "averages", "soups", "norm", "entezari")
 
 
 def _size(quick: bool) -> dict[str, Any]:
@@ -53,20 +53,26 @@ def measure(parts: tuple[str, ...], size: dict[str, Any], say: Callable[[str], N
     """Return the records of the parts."""
     from two_layer.data import digits, moons
     from two_layer.entezari import annealing, by_depth, by_difficulty, spawned
-    from two_layer.study import DIGITS, MOONS, averages, norm_networks, optimisers, references, width_record
+    from two_layer.study import (
+        DIGITS,
+        MOONS,
+        REDUCTIONS,
+        averages,
+        norm_networks,
+        optimisers,
+        references,
+        soups,
+        width_record,
+    )
 
     two, ten = moons(), digits()
     records: dict[str, Any] = {}
-    for name, data, training in (("moons", two, MOONS), ("digits", ten, DIGITS)):
-        if name in parts:
-            records[name] = []
-            for width in size["widths"]:
-                # Lines of digits cost 20 times those of moons, which have two numbers a row.
-                paired = size["paired"] if name == "moons" else min(size["paired"], 20)
-                say(f"{name}, width {width}")
-                records[name].append(
-                    width_record(data, width, training, max(paired, size["count"] // (1 + (name == "digits"))), paired)
-                )
+    # No two units of a network of the digits have one direction, so nothing is redundant there by that rule.
+    for name, data, training, reductions in (("moons", two, MOONS, tuple(REDUCTIONS)), ("digits", ten, DIGITS, ())):
+        for width in size["widths"] if name in parts else ():
+            say(f"{name}, width {width}")
+            record = width_record(data, width, training, size["count"], size["paired"], reductions)
+            records.setdefault(name, []).append(record)
     if "optimisers" in parts:
         say("initialisations and optimisers")
         records["optimisers"] = optimisers(two, 512, size["each"], MOONS.epochs)
@@ -76,10 +82,14 @@ def measure(parts: tuple[str, ...], size: dict[str, Any], say: Callable[[str], N
     if "averages" in parts:
         say("averages of a run's checkpoints")
         records["averages"] = {
+            "moons, 16 units": averages(two, 16, MOONS),
             "moons, 512 units": averages(two, 512, MOONS),
             "digits, 64 units": averages(ten, 64, DIGITS),
             "digits, four layers with LayerNorm": averages(ten, 64, DIGITS, 3, True),
         }
+    if "soups" in parts:
+        say("soups")
+        records["soups"] = soups(ten, 64, DIGITS, 10)
     if "norm" in parts:
         say("four layers with LayerNorm")
         records["norm"] = norm_networks(ten, (8, 16, 64, 256), size["few"] + 2, DIGITS)
@@ -118,6 +128,9 @@ def text_of(records: dict[str, Any]) -> str:
             "# checkpoints of one run",
             *(averages_text(name, record) for name, record in records["averages"].items()),
         ]
+    if "soups" in records:
+        rows = [{"networks of 64 units": name, **record} for name, record in records["soups"].items()]
+        parts += ["# averages of several networks, digits", rows_text(rows)]
     if "norm" in records:
         parts += ["# four layers with LayerNorm, digits", lines_text(records["norm"])]
     for name, rows in records.get("entezari", {}).items():

@@ -18,7 +18,7 @@ from merge.symmetry.permutation import apply, identity
 from two_layer.connect import config_of, lines, matched, pairwise_lines, shuffled, spec_of
 from two_layer.data import digits
 from two_layer.nets import Data, Nets, Training, chosen, one, scores, stacked, train, zoo
-from two_layer.study import best_of, mean_sd
+from two_layer.study import best_of, summary
 
 WIDTH = 64
 DEPTH = 3  # of the networks that are forked
@@ -29,10 +29,10 @@ def barriers(nets: Nets, data: Data) -> dict[str, Any]:
     """Return loss, accuracy and barriers of networks, as they are and matched to the best of them."""
     loss, accuracy = scores(nets, data)
     return {
-        "loss": mean_sd(loss),
-        "accuracy": mean_sd(accuracy),
-        "naive": mean_sd(lines(nets, data).barriers),
-        "matched": mean_sd(lines(matched(nets, one(nets, best_of(nets, data))), data).barriers),
+        "loss": summary(loss),
+        "accuracy": summary(accuracy),
+        "naive": summary(lines(nets, data).barriers),
+        "matched": summary(lines(matched(nets, one(nets, best_of(nets, data))), data).barriers),
     }
 
 
@@ -74,14 +74,14 @@ def annealing(data: Data, widths: tuple[int, ...], count: int, steps: int, train
         sets = {"trained": trained, "orders of one": shuffled(one(trained, 0), count, seed=width)}
         for name, nets in sets.items():
             record: dict[str, Any] = {"width": width, "networks": name, "steps": steps}
-            record["naive"] = mean_sd(lines(nets, data).barriers)
+            record["naive"] = summary(lines(nets, data).barriers)
             found = [
                 float(lines(stacked([one(nets, i), moved]), data).barriers[0])
                 for i, j in combinations(range(count), 2)
                 for moved in [annealed_to(one(nets, i), one(nets, j), data, steps)]
             ]
-            record["annealing"] = mean_sd(found)
-            record["assignment"] = mean_sd(pairwise_lines(nets, data).barriers)
+            record["annealing"] = summary(found)
+            record["assignment"] = summary(pairwise_lines(nets, data).barriers)
             records.append(record)
     return records
 
@@ -103,5 +103,5 @@ def spawned(data: Data, shared: tuple[int, ...], count: int, training: Training)
         nets = train(copies, data, rest, seed=1100) if rest.epochs else copies
         moved = lines(matched(nets, one(nets, 0)), data).barriers
         naive = lines(nets, data).barriers
-        records.append({"shared epochs": epochs, "naive": mean_sd(naive), "matched": mean_sd(moved)})
+        records.append({"shared epochs": epochs, "naive": summary(naive), "matched": summary(moved)})
     return records

@@ -24,10 +24,9 @@ def _axes(columns: int, width: float) -> tuple[Any, Any]:
 
 
 def _draw(axis: Any, x: Sequence[Any], points: Sequence[Sequence[float]], label: str, colour: str, style: str) -> None:
-    """Draw means with a band of one standard deviation; on a logarithmic axis the band ends at the smallest value."""
-    mean = [max(m, SMALLEST) for m, _ in points]
-    axis.plot(x, mean, style, color=colour, label=label, markersize=4)
-    low, high = [max(m - s, SMALLEST) for m, s in points], [max(m + s, SMALLEST) for m, s in points]
+    """Draw medians with a band between the quartiles."""
+    low, median, high = ([max(point[k], SMALLEST) for point in points] for k in (2, 3, 4))
+    axis.plot(x, median, style, color=colour, label=label, markersize=4)
     axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
 
 

@@ -33,30 +33,21 @@ def spread(pair: Sequence[float]) -> str:
 
 def zoo_text(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of the networks of each width, and of what is left of them without redundancy."""
-    head = [
-        "width",
-        "test loss",
-        "accuracy",
-        *(f"{n}: {w}" for n in ("reduced", "published code") for w in ("units", "loss")),
-    ]
-    names = ["reduced", "reduced, published code"]
+    names = [name for name in ("reduced", "reduced, published code") if name in records[0]]
+    head = ["width", "test loss", "accuracy", *(f"{n}: {w}" for n in names for w in ("units", "loss"))]
     rows = [
         [
             str(r["width"]),
             spread(r["loss"]),
             f"{r['accuracy'][0]:.4f} ± {r['accuracy'][1]:.4f}",
-            *(
-                cell
-                for n in names
-                for cell in (f"{r[n]['units'][0]:.0f} ± {r[n]['units'][1]:.0f}", spread(r[n]["loss"]))
-            ),
+            *(c for n in names for c in (f"{r[n]['units'][0]:.0f} ± {r[n]['units'][1]:.0f}", spread(r[n]["loss"]))),
         ]
         for r in records
     ]
     known = [
         f"published, width {width}: loss {row['loss']}, reduced to {row['reduced units']} units with loss {row['reduced loss']}"
         for width, row in PUBLISHED.items()
-        if any(r["width"] == width for r in records)
+        if names and any(r["width"] == width for r in records)
     ]
     return "\n".join([table(head, rows), *known])
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from two_layer.connect import clusters, lines, matched, pairwise_lines, permutation_to
-from two_layer.nets import Data, Nets, Training, chosen, one, scores, stacked, train, zoo
+from two_layer.nets import Data, Nets, Training, chosen, logits, losses, one, scores, stacked, train, zoo
 from two_layer.reduce import reduced_zoo
 
 WIDTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -24,13 +23,11 @@ REDUCTIONS = {
 MOONS = Training(epochs=60, rate=0.1, decay=1e-4)
 DIGITS = Training(epochs=60, rate=0.01, decay=0.01)
 
-Say = Callable[[str], None]
 
-
-def mean_sd(values: Any) -> list[float]:
-    """Return mean and standard deviation."""
+def summary(values: Any) -> list[float]:
+    """Return mean, standard deviation and the three quartiles."""
     values = np.asarray(values, dtype=np.float64)
-    return [float(values.mean()), float(values.std(ddof=1))]
+    return [float(values.mean()), float(values.std(ddof=1)), *np.quantile(values, (0.25, 0.5, 0.75)).tolist()]
 
 
 def best_of(nets: Nets, data: Data) -> int:
@@ -42,35 +39,38 @@ def of_lines(nets: Nets, data: Data, height: float) -> dict[str, Any]:
     """Return barriers, epsilon and clusters of the lines between all networks."""
     measured = lines(nets, data)
     return {
-        "barrier": mean_sd(measured.barriers),
-        "epsilon": mean_sd(measured.epsilon),
+        "barrier": summary(measured.barriers),
+        "epsilon": summary(measured.epsilon),
         "curve": measured.losses.mean(0).tolist(),
         "clusters": clusters(measured.matrix, height),
         "matrix": measured.matrix.tolist(),
     }
 
 
-def width_record(data: Data, width: int, training: Training, count: int, paired: int) -> dict[str, Any]:
+def width_record(
+    data: Data, width: int, training: Training, count: int, paired: int, reductions: tuple[str, ...] = tuple(REDUCTIONS)
+) -> dict[str, Any]:
     """Return what is measured of the networks of one width.
 
     Args:
         count: networks that are trained.
         paired: of these, how many are interpolated, all pairs of them.
+        reductions: in which ways redundant units are removed.
     """
     nets = zoo(count, data, width, training, seed=width)
     loss, accuracy = scores(nets, data)
     few = chosen(nets, list(range(paired)))
     height = float(loss.mean())  # as published: pairs are shown up to the mean test loss
-    record: dict[str, Any] = {"width": width, "loss": mean_sd(loss), "accuracy": mean_sd(accuracy)}
+    record: dict[str, Any] = {"width": width, "loss": summary(loss), "accuracy": summary(accuracy)}
     record["naive"] = of_lines(few, data, height)
     record["matched"] = of_lines(matched(few, one(few, 0)), data, height)
-    for name, (scale, whole) in REDUCTIONS.items():
+    for name, (scale, whole) in ((name, REDUCTIONS[name]) for name in reductions):
         smaller, units = reduced_zoo(nets, scale=scale, whole=whole)
         of_reduced = scores(smaller, data)
         record[name] = {
-            "units": mean_sd(units),
-            "loss": mean_sd(of_reduced[0]),
-            "accuracy": mean_sd(of_reduced[1]),
+            "units": summary(units),
+            "loss": summary(of_reduced[0]),
+            "accuracy": summary(of_reduced[1]),
         }
         few_small = chosen(smaller, list(range(paired)))
         record[name]["naive"] = of_lines(few_small, data, height)
@@ -115,12 +115,12 @@ def references(data: Data, width: int, each: int, epochs: int) -> dict[str, Any]
     nets = stacked([one(group, k) for group in groups for k in range(each)])
     above = np.triu_indices(each * len(groups), 1)
     direct = pairwise_lines(nets, data).matrix[above]
-    record: dict[str, Any] = {"pair by pair": {"epsilon": mean_sd(direct)}, "naive": {}}
-    record["naive"]["epsilon"] = mean_sd(lines(nets, data).matrix[above])
+    record: dict[str, Any] = {"pair by pair": {"epsilon": summary(direct)}, "naive": {}}
+    record["naive"]["epsilon"] = summary(lines(nets, data).matrix[above])
     for k, name in enumerate(optimizers):
         through = lines(matched(nets, one(nets, k * each)), data).matrix[above]
         correlation = float(np.corrcoef(direct, through)[0, 1])
-        record[f"reference of {name}"] = {"epsilon": mean_sd(through), "correlation": correlation}
+        record[f"reference of {name}"] = {"epsilon": summary(through), "correlation": correlation}
     record["loss"] = {
         name: float(scores(group, data)[0].mean()) for name, group in zip(optimizers, groups, strict=True)
     }
@@ -142,10 +142,60 @@ def averages(data: Data, width: int, training: Training, depth: int = 1, norm: b
     return {
         "losses": scores(run, data)[0].tolist(),
         "average": float(scores(mean, data)[0]),
-        "epsilon": mean_sd(lines(run, data).epsilon),
+        "epsilon": summary(lines(run, data).epsilon),
         "share of units that matching moves": moved,
         "the same for another run": share_moved(start, one(start, 0), 1),
     }
+
+
+def soups(data: Data, width: int, training: Training, count: int) -> dict[str, dict[str, Any]]:
+    """Return the losses of averages of networks of four kinds, beside the best of them and their ensemble.
+
+    The order of the greedy soup, and whom it takes, is decided on one half of the test rows; losses are those of the other.
+    Source of the greedy soup: Wortsman et al. 2022, arXiv:2203.05482, recipe 1.
+    """
+    half = len(data.test) // 2
+    chooses = replace(data, test=data.test[:half], test_gold=data.test_gold[:half])
+    tells = replace(data, test=data.test[half:], test_gold=data.test_gold[half:])
+    apart = zoo(count, data, width, training, seed=800)
+    first = zoo(1, data, width, training, seed=820)
+    forks = train(chosen(first, [0] * count), data, replace(training, rate=training.rate / 5, epochs=10), seed=830)
+    kinds = {
+        "own starts": apart,
+        "own starts, matched": matched(apart, one(apart, best_of(apart, chooses))),
+        "forks of one run": forks,
+    }
+    records: dict[str, dict[str, Any]] = {}
+    for name, nets in kinds.items():
+        members = greedy_members(nets, chooses)
+        loss = scores(nets, tells)[0]
+        records[name] = {
+            "networks": count,
+            "mean of them": float(loss.mean()),
+            "best of them": float(loss[best_of(nets, chooses)]),
+            "plain average": loss_of_average(nets, list(range(count)), tells),
+            "greedy soup": loss_of_average(nets, members, tells),
+            "members of it": len(members),
+            "ensemble": float(losses(logits(nets, tells.test).mean(0, keepdim=True), tells.test_gold)),
+        }
+    return records
+
+
+def loss_of_average(nets: Nets, numbers: list[int], data: Data) -> float:
+    """Return the test loss of the mean of some networks' weights."""
+    mean = {name: tensor[numbers].mean(0, keepdim=True) for name, tensor in nets.items()}
+    return float(scores(mean, data)[0])
+
+
+def greedy_members(nets: Nets, data: Data) -> list[int]:
+    """Return the networks that a greedy soup takes: from the best on, each that does not raise the loss of the average."""
+    order = scores(nets, data)[0].argsort().tolist()
+    members, lowest = order[:1], loss_of_average(nets, order[:1], data)
+    for number in order[1:]:
+        reached = loss_of_average(nets, [*members, number], data)
+        if reached <= lowest:
+            members, lowest = [*members, number], reached
+    return members
 
 
 def share_moved(nets: Nets, reference: Nets, number: int) -> float:
@@ -166,8 +216,8 @@ def norm_networks(data: Data, widths: tuple[int, ...], count: int, training: Tra
         records.append(
             {
                 "width": width,
-                "loss": mean_sd(loss),
-                "accuracy": mean_sd(accuracy),
+                "loss": summary(loss),
+                "accuracy": summary(accuracy),
                 "naive": of_lines(nets, data, height),
                 "matched": of_lines(matched(nets, one(nets, best_of(nets, data))), data, height),
             }

@@ -1,0 +1,165 @@
+"""The study of two-layer networks: stacks are the models of the tool, figures are formulas, reductions are what they say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import evals
+import merge
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture(scope="module")
+def study() -> Iterator[Any]:
+    """Return a function that imports a module of the study by its name."""
+    sys.path.insert(0, str(RECIPES))
+    yield lambda name: import_module(name)
+    sys.path.remove(str(RECIPES))
+
+
+def _nets(study: Any, count: int = 3, width: int = 6, depth: int = 1, norm: bool = False) -> Any:
+    nets = study("two_layer.nets")
+    return nets.initial(count, _data(study), width, depth, norm, nets.Training(), seed=1)
+
+
+def _data(study: Any, classes: int = 3) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    rows, gold = torch.randn(60, 4, generator=generator), torch.arange(60) % classes
+    return study("two_layer.nets").Data("made up", rows[:40], gold[:40], rows[40:], gold[40:], classes)
+
+
+def test_a_stack_computes_what_the_models_of_the_tool_compute(study: Any, tmp_path: Path) -> None:
+    """Four layers with LayerNorm: the same numbers from the batched products and from the checkpoints that are written."""
+    stack, data = _nets(study, 2, depth=3, norm=True), _data(study)
+    outputs = study("two_layer.nets").logits(stack, data.test)
+    folders = study("two_layer.checkpoints").write_networks(stack, tmp_path)
+    for folder, expected in zip(folders, outputs, strict=True):
+        model = merge.merge([str(folder)], method="passthrough").model
+        assert torch.allclose(model(data.test).logits, expected, atol=1e-5)
+
+
+def test_one_output_is_two_of_which_the_first_is_zero(study: Any) -> None:
+    """The loss of both is that of a sigmoid: log(1 + exp(-z)) where the class is 1."""
+    data = _data(study, classes=2)
+    nets = study("two_layer.nets")
+    stack = nets.initial(1, data, 6, 1, False, nets.Training(), seed=1)
+    two = study("two_layer.checkpoints").two_outputs(nets.one(stack, 0))
+    outputs = nets.logits(nets.stacked([two]), data.test)
+    single = nets.losses(nets.logits(stack, data.test), data.test_gold)
+    assert torch.allclose(nets.losses(outputs, data.test_gold), single, atol=1e-6)
+
+
+def test_the_line_of_a_stack_is_that_of_the_public_function(study: Any, tmp_path: Path) -> None:
+    stack, data = _nets(study), _data(study)
+    checkpoints, connect = study("two_layer.checkpoints"), study("two_layer.connect")
+    task = checkpoints.write_task(data, tmp_path)
+    a, b, _ = checkpoints.write_networks(stack, tmp_path)
+    measured = evals.barrier(a, b, task=str(task), data=tmp_path / "made-up.jsonl", points=11)
+    found = connect.lines(stack, data, [(0, 1)])
+    assert np.allclose(measured.curves["naive"]["loss"], found.losses[0], atol=1e-5)
+    assert measured.barrier == pytest.approx(found.barriers[0], abs=1e-5)
+
+
+def test_epsilon_and_barrier_of_a_curve_are_those_of_their_definitions(study: Any) -> None:
+    """Read off by hand: ends 1 and 2, a peak of 4 half way; over the chord it is 2.5 high, over the worse end 2."""
+    curve = np.array([[1.0, 4.0, 2.0]])
+    found = study("two_layer.connect").Lines(((0, 1),), curve, 2)
+    assert found.barriers == pytest.approx([2.5])
+    assert found.epsilon == pytest.approx([2.0])
+    assert found.matrix.tolist() == [[0.0, 2.0], [2.0, 0.0]]
+
+
+def test_matching_undoes_every_order_of_one_network(study: Any) -> None:
+    connect, nets = study("two_layer.connect"), study("two_layer.nets")
+    one = nets.one(_nets(study, 1, width=16, depth=2), 0)
+    orders = connect.shuffled(one, 3)
+    assert not any(torch.equal(orders["layers.0.dense.weight"][k], one["layers.0.dense.weight"]) for k in range(3))
+    back = connect.matched(orders, one)
+    assert all(torch.equal(tensor[k], one[name]) for name, tensor in back.items() for k in range(3))
+
+
+@pytest.fixture(scope="module")
+def planted(study: Any) -> tuple[Any, Any]:
+    """A network of 6 units of as many directions, and the same function by 6 + 18 of them: copies of other lengths."""
+    nets = study("two_layer.nets")
+    plain = nets.one(_nets(study, 1), 0)
+    lengths = torch.tensor([0.5, 2.0, 3.0])
+    weight, bias, out = (plain[n] for n in ("layers.0.dense.weight", "layers.0.dense.bias", "classifier.weight"))
+    copies = [weight * s for s in lengths], [bias * s for s in lengths], [out / (4 * s) for s in lengths]
+    redundant = {
+        "layers.0.dense.weight": torch.cat([weight, *copies[0]]),
+        "layers.0.dense.bias": torch.cat([bias, *copies[1]]),
+        "classifier.weight": torch.cat([out / 4, *copies[2]], 1),
+    }
+    return plain, {**plain, **redundant}
+
+
+def test_reduction_recovers_a_planted_network_and_the_published_factor_does_not(study: Any, planted: Any) -> None:
+    """Copies s times as long, read by a quarter over s, give the network back if their outgoing weights take the factor s."""
+    plain, redundant = planted
+    reduced = study("two_layer.reduce").reduced
+    kept = reduced(redundant)
+    assert all(torch.allclose(kept[name], tensor, atol=1e-6) for name, tensor in plain.items())
+    published = reduced(redundant, scale="published")
+    assert published["layers.0.dense.bias"].shape == plain["layers.0.dense.bias"].shape
+    difference = (published["classifier.weight"] / plain["classifier.weight"]).flatten()
+    # 1/4 (1 + sum over s of 1/s^2) in place of 1
+    assert torch.allclose(difference, torch.full_like(difference, (1 + 4 + 1 / 4 + 1 / 9) / 4), atol=1e-5)
+
+
+def test_the_published_loop_ends_after_about_half_of_the_units(study: Any, planted: Any) -> None:
+    """24 units in 6 groups of 4: after k groups it has looked at 4 k units and 24 - 3 k are left; at k = 4 it ends."""
+    left = study("two_layer.reduce").reduced(planted[1], whole=False)
+    assert len(left["layers.0.dense.bias"]) == 24 - 3 * 4
+    with pytest.raises(ValueError, match="unknown scale 'seed'"):
+        study("two_layer.reduce").reduced(planted[1], scale="seed")
+
+
+def test_padding_keeps_the_function(study: Any) -> None:
+    nets, data = study("two_layer.nets"), _data(study)
+    narrow, wide = nets.one(_nets(study, 1, width=4), 0), nets.one(_nets(study, 1, width=7), 0)
+    both = nets.logits(study("two_layer.reduce").padded([narrow, wide]), data.test)
+    for net, outputs in zip((narrow, wide), both, strict=True):
+        assert torch.allclose(nets.logits(nets.stacked([net]), data.test)[0], outputs, atol=1e-6)
+
+
+def test_training_a_stack_is_training_its_networks(study: Any) -> None:
+    """AdamW treats every number by itself: one network of a stack of two ends where it ends alone."""
+    nets, data = study("two_layer.nets"), _data(study)
+    training = nets.Training(epochs=3, rate=0.05, batch=16)
+    stack = _nets(study, 2)
+    together = nets.train(stack, data, training, seed=3, shared=True)
+    alone = nets.train(nets.chosen(stack, [1]), data, training, seed=3, shared=True)
+    assert all(torch.allclose(together[name][1], tensor[0], atol=1e-5) for name, tensor in alone.items())
+    assert not torch.allclose(together["classifier.weight"], stack["classifier.weight"])
+
+
+@pytest.mark.slow
+def test_every_part_is_measured_printed_and_drawn(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On few networks and few epochs: that a part runs, not what comes out."""
+    script, records = study("two_layer_study"), study("two_layer.study")
+    short = study("two_layer.nets").Training(epochs=1)
+    monkeypatch.setattr(records, "MOONS", short)
+    monkeypatch.setattr(records, "DIGITS", short)
+    size = {"count": 3, "paired": 3, "each": 2, "few": 2, "steps": 3, "widths": (4,)}
+    parts = tuple(part for part in script.PARTS if part not in ("optimisers", "references", "norm", "entezari"))
+    measured = script.measure(parts, size, lambda _: None)
+    text = script.text_of(json.loads(json.dumps(measured)))
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [
+        "# moons",
+        "# digits",
+        "# checkpoints of one run",
+        "# averages of several networks, digits",
+    ]
+    script.draw(measured, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"barriers.png", "reduced.png", "epsilon.png"}
