@@ -116,7 +116,7 @@ def simplex(zoo: Path, out: Path, quick: bool, shared: dict[str, Any]) -> None:
         train=train,
         vertices=1 if quick else 3,
         samples=2,
-        steps=2 if quick else 40,
+        steps=2 if quick else 30,
         also={"hans": zoo / "hans.jsonl"},
         output=out,
         **shared,

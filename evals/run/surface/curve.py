@@ -79,14 +79,15 @@ def measure_curve(
     record |= {"curve": plan.kind, "bends": plan.bends}
     # Of the results folder: bends are the same whatever grid they are measured on.
     made = record_key("bends", *facts(asked, settings, options)[:-1], *trained)
-    record["checkpoints"] = f"curve-{matched.task.name}-{made.rsplit('-', 1)[-1][:8]}"
+    folder = f"curve-{matched.task.name}-{made.rsplit('-', 1)[-1][:8]}"
+    record["checkpoints"] = folder if options.output else None
     variants = [("naive", make_align_entry({"by": "none"}))] + ([("aligned", settings)] if settings.moves else [])
     curves, collected = list[dict[str, Any]](), [*asked.notes, *notes]
     for name, of_variant in variants:
         waited = time.process_time()
         with prepared(asked, of_variant, options) as ready:
             seconds = time.process_time() - waited
-            job = _Job(name, asked, ready, of_variant, plan, learning, options, record["checkpoints"])
+            job = _Job(name, asked, ready, of_variant, plan, learning, options, folder)
             curves += _measured(job, material, seconds)
             collected += ready.notes
             if ready.alignment:

@@ -139,15 +139,13 @@ def measure_plane(
         measured = _measured(asked, ready, plan, store)
     record = setting("plane", key, matched.task, matched.rows) | names | measured
     record["notes"] = [*asked.notes, *ready.notes, *measured["notes"]]
-    record |= {
-        "seconds": time.monotonic() - begun,
-        "arrays": f"plane-{matched.task.name}-{key.rsplit('-', 1)[-1][:8]}.npz",
-    }
+    arrays = f"plane-{matched.task.name}-{key.rsplit('-', 1)[-1][:8]}.npz"
+    record |= {"seconds": time.monotonic() - begun, "arrays": arrays if options.output else None}
     if ready.alignment:
         record["alignment"] = list(ready.alignment)
     if options.output:
         add_result(options.output, record)
-        _write_arrays(record, options.output / record["arrays"])
+        _write_arrays(record, options.output / arrays)
     return record
 
 

@@ -98,6 +98,7 @@ def measure_simplex(
     if record is not None and (options.output is None or (options.output / record["checkpoints"]).is_dir()):
         return record
     made = record_key("vertices", *decided[0][2:], matched.task.name, *trained)
+    folder = f"simplex-{matched.task.name}-{made.rsplit('-', 1)[-1][:8]}"
     record = setting("simplex", key, matched.task, matched.rows) | names
     record |= {
         "train": {
@@ -107,11 +108,11 @@ def measure_simplex(
             "rate": learning.rate,
         },
         "plan": {"kind": plan.kind, "samples": plan.samples, "tolerance": plan.tolerance, "strength": plan.strength},
-        "checkpoints": f"simplex-{matched.task.name}-{made.rsplit('-', 1)[-1][:8]}",
+        "checkpoints": folder if options.output else None,
     }
     with prepared(asked, settings, options) as ready:
         check_trainable(ready)
-        grower = _Grower(asked, ready, material, plan, learning, options, made, record["checkpoints"], len(models))
+        grower = _Grower(asked, ready, material, plan, learning, options, made, folder, len(models))
         simplexes = grower.run()
         ensembles = ensemble_rows(asked, ready, [each.vertices for each in simplexes], plan.samples, options.seed)
     record |= {
