@@ -57,6 +57,7 @@ def test_a_half_circle_has_the_gauss_length_pi(angle: object) -> None:
 
         return path
 
-    lengths = gauss_length(arc(1.0), GRID)  # type: ignore[arg-type]
+    few = GRID[::4]  # the trapezoid rule is exact for a rate that is linear
+    lengths = gauss_length(arc(1.0), few)  # type: ignore[arg-type]
     assert lengths.tolist() == pytest.approx([math.pi, 0.0], abs=1e-4)
-    assert gauss_length(arc(0.5), GRID)[0] == pytest.approx(math.pi / 2, abs=1e-4)  # type: ignore[arg-type]
+    assert gauss_length(arc(0.5), few)[0] == pytest.approx(math.pi / 2, abs=1e-4)  # type: ignore[arg-type]
