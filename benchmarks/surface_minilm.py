@@ -53,7 +53,9 @@ def start_of(zoo: Path, name: str, folder: Path) -> tuple[Path, Path]:
     sys.path.insert(0, str(ROOT / "recipes"))
     from finetune_minilm import Tuning, start_model
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tuning = Tuning(**json.loads((zoo / name / "zoo.json").read_text(encoding="utf-8"))["settings"]["tuning"])
     started = start_model(list(LABELS), tuning)
     whole, base = folder / "start", folder / "pretrained"
@@ -114,7 +116,7 @@ def simplex(zoo: Path, out: Path, quick: bool, shared: dict[str, Any]) -> None:
         [zoo / name for name in PAIR],
         against=[] if quick else [zoo / name for name in ("head2-order0", "head3-order0")],
         train=train,
-        vertices=1 if quick else 3,
+        vertices=1 if quick else 2,
         samples=2,
         steps=2 if quick else 30,
         also={"hans": zoo / "hans.jsonl"},
