@@ -101,8 +101,15 @@ def captured_log() -> Iterator[CapturedLog]:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """Look for garbage again, but seldom, and not in what was imported: a search through all of it takes half a second."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Look for garbage again, but seldom, and not in what was imported: a search through all of it takes half a second.
+
+    Pictures of alignments are drawn once of each kind, in processes that run tests.
+    """
+    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", None):
+        import drawn_once
+
+        drawn_once.install()
     gc.enable()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)  # as Python has it, every twentieth second of a test is such a search

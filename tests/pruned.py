@@ -24,7 +24,7 @@ from torch import Tensor
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.structure import structure_of
-from merge.checkpoints.transformers_model import quiet
+from merge.checkpoints.transformers_model import loading
 
 CASES = {**families.CASES, **families_more.CASES}
 
@@ -108,7 +108,7 @@ def family_checkpoint(kind: str, folder: Path, **changes: Any) -> Checkpoint:
 
 def load(folder: Path, case: str) -> Any:
     """Return the model of a folder as its users load it: no key is missing, unexpected or of another shape."""
-    with quiet():
+    with loading():
         cls = getattr(transformers, CASES[case]["architectures"][0])
         model, info = cls.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info

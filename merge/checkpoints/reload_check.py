@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.structure import transformers_build
-from merge.checkpoints.transformers_model import loading_faults, model_class, model_config, quiet
+from merge.checkpoints.transformers_model import loading, loading_faults, model_class, model_config, quiet
 from merge.checkpoints.weights.read import read_headers
 from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.errors import CheckpointError, OutputError, first_line, one_line
@@ -164,7 +164,7 @@ def _load(folder: Path, config: Mapping[str, Any], own_config: bool = True) -> t
     from safetensors import SafetensorError
 
     more = {} if own_config else {"config": model_config(config)}
-    with quiet():
+    with loading():
         try:
             model, info = model_class(config).from_pretrained(
                 str(folder), output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True, **more

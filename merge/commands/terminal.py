@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from merge.commands.failures import UNFORESEEN, on_one_line, unforeseen
+from merge.commands.imports import without_pydantic_plugins
 from merge.commands.phases import Phases
 from merge.errors import MergeError, UsageError
 from merge.progress import shown_by, silent
@@ -39,8 +40,7 @@ def start(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     set_threads(arguments)
-    # We have no plugins of pydantic; to look for them it reads the metadata of every installed package.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    without_pydantic_plugins()
     signal.signal(signal.SIGTERM, _interrupt)
     state = {VERBOSE: False}
     try:

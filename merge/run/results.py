@@ -46,9 +46,9 @@ class WrittenModel(abc.ABC):
             from sentence_transformers import SentenceTransformer
 
             return SentenceTransformer(str(self.folder), device="cpu")
-        from merge.checkpoints.transformers_model import model_class, quiet
+        from merge.checkpoints.transformers_model import loading, model_class
 
-        with quiet():
+        with loading():
             return model_class(self.checkpoint.config).from_pretrained(self.folder, dtype="auto")
 
     @cached_property

@@ -107,9 +107,9 @@ def view_index(view: View, p: Permutation) -> Int[Tensor, ...]:
     Raises:
         SpecError: the permutation has no such axis, or one of another size.
     """
-    source = torch.full(view.shape, view.offset)
+    source, index_shapes = torch.full(view.shape, view.offset), view.index_shapes()
     for level, (name, size) in enumerate(zip(view.names, view.shape, strict=True)):
-        index = torch.arange(size) if name == "-" else _index(p, name, view.index_shapes()[name])
+        index = torch.arange(size) if name == "-" else _index(p, name, index_shapes[name])
         # An index inside blocks is (blocks, size): add dimensions for the levels between them and for those further
         # inside.
         inner = (1,) * (len(view.shape) - 1 - level)
@@ -150,10 +150,13 @@ def flat_index(axis: TensorAxis, p: Permutation, sizes: tuple[int, ...]) -> Int[
     """
     if axis.fixed:
         return None
-    unknown = [name for name in axis.axis_names() if name not in p.indices]
+    if len(axis.names) == 1 and not axis.parts:  # most axes, of one name alone
+        return _index(p, axis.names[0], sizes)
+    names = axis.axis_names()
+    unknown = [name for name in names if name not in p.indices]
     if unknown:
         raise SpecError(f"the permutation has no axis {unknown[0]!r}. Was it made for another architecture or size?")
-    views = axis.views(sizes, counts(p))
+    views = axis.views(sizes, {name: p.indices[name].shape[-1] for name in names})
     if len(views) == 1:
         return view_index(views[0], p).reshape(-1)
     index = torch.empty(math.prod(sizes), dtype=torch.int64)
@@ -173,8 +176,10 @@ def apply_axes(axes: Iterable[TensorAxis], p: Permutation, tensor: Tensor) -> Te
 
 def take(tensor: Tensor, dim: int, span: int, index: Int[Tensor, " n"] | None) -> Tensor:
     """Return the tensor with `span` dimensions from `dim` on, flattened, in the order of an index array; None is no change."""
-    if index is None or torch.equal(index, torch.arange(len(index))):
+    if index is None or torch.equal(index, torch.arange(index.shape[0])):
         return tensor
+    if span == 1:
+        return tensor.index_select(dim, index)
     flat = tensor.flatten(dim, dim + span - 1).index_select(dim, index)
     return flat.unflatten(dim, tensor.shape[dim : dim + span])
 

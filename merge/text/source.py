@@ -30,7 +30,8 @@ class TextSource:
 class Record(BaseModel):
     """A part of a recipe: its keys are its fields, unknown ones are errors, and it cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A recipe has one validator, built when it is first read; its parts need none of their own.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

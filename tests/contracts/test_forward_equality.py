@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from merge.checkpoints.reload_check import trial_batch
-from merge.checkpoints.transformers_model import quiet
+from merge.checkpoints.transformers_model import loading
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
 
@@ -76,7 +76,7 @@ QUICK |= {"BertModel", "ViTModel", "CLIPModel", "BartForSequenceClassification",
 def load(folder: Path, architecture: str) -> Any:
     """Return the model as a user loads it, from the folder alone, in evaluation mode."""
     kind = next((a for a in AUTO if architecture in _mapped(a)), architecture)
-    with quiet():
+    with loading():
         model = getattr(transformers, kind).from_pretrained(folder).eval()
     assert type(model).__name__ == architecture
     return model

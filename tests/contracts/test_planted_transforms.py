@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -35,12 +36,24 @@ from merge.symmetry.transform import (
 )
 
 ALL = {**UNUSUAL_CASES, **CASES}
-FIRST = {str(config["model_type"]): config for config in reversed(list(ALL.values()))}
+LAYERS = ("num_hidden_layers", "n_layers", "n_layer")
+
+
+def of_one_layer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with one layer: the groups of the others are the same. Two where the first is unlike the second."""
+    shallow = {
+        key: of_one_layer(value) if key in ("text_config", "vision_config") else 1 if key in LAYERS else value
+        for key, value in config.items()
+    }
+    return dict(config) if config.get("model_type") in ("albert", "modernbert") else shallow
+
+
+FIRST = {str(config["model_type"]): of_one_layer(config) for config in reversed(list(ALL.values()))}
 # Pre-LN models whose head reads the last norm: their gains can be folded and the residual stream rotated.
 FOLDED = {
-    "gpt2": UNUSUAL_CASES["GPT2LMHeadModel"],
-    "vit": UNUSUAL_CASES["ViTForImageClassification"],
-    "llama": UNUSUAL_CASES["LlamaForCausalLM"],
+    "gpt2": of_one_layer(UNUSUAL_CASES["GPT2LMHeadModel"]),
+    "vit": of_one_layer(UNUSUAL_CASES["ViTForImageClassification"]),
+    "llama": of_one_layer(UNUSUAL_CASES["LlamaForCausalLM"]),
 }
 NOISE = 0.5
 # `learned` moves nothing from where others end: test_learned.py; weights find more than this under noise.

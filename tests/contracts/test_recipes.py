@@ -44,7 +44,7 @@ def make_inputs(recipe: Recipe, folder: Path) -> None:
     Recipes with slices are about BERTs of twelve layers. A base is a pretrained model, without a classifier. Where
     vocabularies are united each model has a word of its own.
     """
-    layers = 12 if recipe.slices is not None else 3
+    layers = 12 if recipe.slices is not None else 1 if recipe.align.by in SLOW else 3
     for seed, entry in enumerate(recipe.models):
         own = recipe.tokenizer == "union"
         words = [*WORDS, f"word{seed}"] if own else WORDS

@@ -20,7 +20,7 @@ from torch import Tensor
 import evals
 from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.open import open_checkpoint
-from merge.checkpoints.transformers_model import build, loading_faults, model_class, quiet
+from merge.checkpoints.transformers_model import build, loading, loading_faults, model_class
 from merge.errors import MergeError
 from merge.layers.edit import edit_layers
 from merge.layers.plans.plan import LayerPlan
@@ -64,7 +64,7 @@ def _drops(layout: Layout) -> bool:
 
 def loaded(folder: Path, layout: Layout) -> dict[str, Tensor]:
     """Return the weights that transformers loads for the layout's true class; nothing may be missing."""
-    with quiet():
+    with loading():
         model, info = model_class(layout.true).from_pretrained(folder, output_loading_info=True)
     missing = {name for name in info["missing_keys"] if not (_drops(layout) and "pooler" in name)}
     assert loading_faults({**info, "missing_keys": missing, "unexpected_keys": ()}) == []

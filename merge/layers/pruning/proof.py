@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.hooks import watching
 from merge.checkpoints.reload_check import trial_batch
-from merge.checkpoints.transformers_model import model_class, quiet
+from merge.checkpoints.transformers_model import loading, model_class, quiet
 from merge.errors import OutputError, one_line
 from merge.layers.pruning.running import float_model, in_own_memory
 from merge.layers.pruning.selection import Removal
@@ -81,7 +81,7 @@ def loaded(folder: Path, config: Mapping[str, Any]) -> Any:
     """Return the model of a written folder in float32, loaded by from_pretrained."""
     import torch
 
-    with quiet():
+    with loading():
         model = model_class(config).from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
     return in_own_memory(model.eval())
 

@@ -20,9 +20,10 @@ from evals.predict.predictor import make_predictor
 from evals.tasks.task import Rows
 from merge.checkpoints.inputs import Encoded, batch_tokens
 from merge.checkpoints.open import open_checkpoint
+from merge.checkpoints.transformers_model import loading
 
 GENERATOR = random.Random(0)
-TEXTS = [(sentence(GENERATOR, 9), sentence(GENERATOR, 4)) for _ in range(12)]
+TEXTS = [(sentence(GENERATOR, 9), sentence(GENERATOR, 4)) for _ in range(8)]
 QUICK = ("bert", "xlnet", "gpt2", "bart", "convbert")
 # Families whose rows of one length share batches, as padding is read by a convolution, a transform or a pooling.
 ONE_LENGTH = {"convbert", "fnet", "mobilebert", "nystromformer", "yoso"}
@@ -40,7 +41,8 @@ def changed(path: Path, **values: Any) -> None:
 def one_by_one(folder: Path, texts: list[tuple[str, ...]]) -> Tensor:
     """Return logits as transformers alone computes them, a fresh model reading one row after another."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
+    with loading():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
     with torch.no_grad():
         return torch.cat([model(**tokenizer(*text, return_tensors="pt")).logits for text in texts])
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from quick import quick_on
 from tiny import NLI, sentence
 from torch import Tensor
@@ -47,14 +48,11 @@ def words(zoo: Path, output: Path) -> list[str]:
 
 
 def launched(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run evaluate-models in two processes."""
+    """Run evaluate-models in two processes, which torchrun starts; torchrun itself need not import torch again."""
     torchrun = [sys.executable, "-c", TORCHRUN, "--standalone", "--nproc-per-node", "2", "--no-python"]
-    return subprocess.run(
+    return warm.run(
         [*torchrun, sys.executable, "-c", COMMAND, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 

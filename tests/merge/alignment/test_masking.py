@@ -33,7 +33,7 @@ def language_models(seed: int = 0) -> Pair:
     pair, _ = make_pair("BertForMaskedLM", planted_seed=None, other_seed=5)
     settings = Settings(seed=seed)
     return replace(
-        pair, batches=pair.batches[:8], text=TextFacts(mask_token=MASK, special_tokens=FRAME), settings=settings
+        pair, batches=pair.batches[:2], text=TextFacts(mask_token=MASK, special_tokens=FRAME), settings=settings
     )
 
 

@@ -42,7 +42,7 @@ FREE, ORDERS = Auto(), Auto(basis="permutation")
 def made(planted: int | None, noise: float = 0.0, other: int = 0) -> tuple[Pair, Any]:
     """Return a pair of tiny classifiers with a little text, and what brings b back."""
     pair, back = make_pair(CLASSIFIER, planted_seed=planted, noise=noise, other_seed=other)
-    return replace(pair, batches=pair.batches[:6]), back
+    return replace(pair, batches=pair.batches[:2]), back
 
 
 def chosen(pair: Pair, auto: Auto = FREE) -> Choice:

@@ -37,7 +37,7 @@ def divergence(pair: Pair, p: Permutation, lam: float = 0.5) -> float:
 
 def test_the_score_is_the_mean_kl_from_the_ensemble_to_the_midpoint() -> None:
     pair, back = make_pair("BertForSequenceClassification", planted_seed=2, other_seed=5)
-    pair = replace(pair, batches=pair.batches[:6])
+    pair = replace(pair, batches=pair.batches[:2])
     still = identity(pair.spec, pair.shapes)
     values, kind = score([still, back], pair)
     assert kind == "kl"
@@ -48,7 +48,7 @@ def test_the_score_is_the_mean_kl_from_the_ensemble_to_the_midpoint() -> None:
 def test_a_score_elsewhere_on_the_line_weighs_the_ends_as_the_model_does() -> None:
     """By scipy at a quarter; the ensemble of both ends in equal parts would be something else."""
     pair, back = make_pair("BertForSequenceClassification", planted_seed=2, other_seed=5)
-    pair = replace(pair, batches=pair.batches[:6])
+    pair = replace(pair, batches=pair.batches[:2])
     value = score([back], pair, lam=0.25)[0][0]
     assert value == pytest.approx(divergence(pair, back, 0.25), rel=1e-4)
     assert value != pytest.approx(divergence(pair, back, 0.5), rel=1e-2)
@@ -59,7 +59,7 @@ def test_a_score_elsewhere_on_the_line_weighs_the_ends_as_the_model_does() -> No
 def test_candidates_within_reach_of_the_lowest_are_scored_along_the_line() -> None:
     """By scipy; the one beyond reach has no such score, and a candidate that stands alone needs none."""
     pair, back = make_pair("BertForSequenceClassification", planted_seed=2, other_seed=5)
-    pair = replace(pair, batches=pair.batches[:6])
+    pair = replace(pair, batches=pair.batches[:2])
     still = identity(pair.spec, pair.shapes)
     little = restrict(back, {"pooler"})
     near, other, far = (
@@ -86,7 +86,7 @@ def test_the_line_decides_where_it_was_looked_at() -> None:
 def test_a_planted_copy_is_best_with_every_axis_moved(by: str) -> None:
     """Its midpoint is the model itself: the divergence vanishes for all axes, and for no other candidate."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=2)
-    pair = replace(pair, batches=pair.batches[:40])
+    pair = replace(pair, batches=pair.batches[:4])
     choice = choose(pair, {by: aligner(by)(pair)}, None)
     names = [c.name for c in choice.candidates]
     assert names == ["nothing", "pooler", "heads, ffn, pooler", "residual, heads, ffn, pooler"]
@@ -98,7 +98,7 @@ def test_a_planted_copy_is_best_with_every_axis_moved(by: str) -> None:
 def test_nothing_moves_when_nothing_is_better() -> None:
     """The honest null: a model and itself tie on every candidate, and the first, nothing, is kept."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None)
-    pair = replace(pair, batches=pair.batches[:8])
+    pair = replace(pair, batches=pair.batches[:2])
     choice = choose(pair, {"activations": aligner("activations")(pair)}, None)
     assert choice.kept.name == "nothing"
     assert choice.kept.alignment.permutation.is_identity
@@ -162,7 +162,7 @@ def test_the_endpoints_are_run_once_where_their_answers_can_be_remembered(
 def test_few_texts_and_texts_of_one_class_are_said() -> None:
     """One bias of the classifier decides everything: what the two ends say together is always that class."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
-    pair = replace(pair, batches=pair.batches[:2])
+    pair = replace(pair, batches=tuple({name: t[:4] for name, t in batch.items()} for batch in pair.batches[:2]))
     bias = torch.tensor([0.0, 50.0, 0.0])
     sided = replace(pair, a={**pair.a, "classifier.bias": bias}, b={**pair.b, "classifier.bias": bias})
     notes = choose(sided, {"weights": aligner("weights")(sided)}, None).notes
@@ -175,7 +175,7 @@ def test_few_texts_and_texts_of_one_class_are_said() -> None:
 def test_enough_texts_of_all_classes_are_not_remarked_on() -> None:
     """The negative control: 256 texts, on which two models differ as to the class."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
-    whole = {name: torch.cat([batch[name] for batch in pair.batches[:64]]) for name in pair.batches[0]}
+    whole = {name: torch.cat([batch[name] for batch in pair.batches]) for name in pair.batches[0]}
     pair = replace(pair, batches=(whole,))
     both = softmax(logits(pair, dict(pair.a)), axis=1) + softmax(logits(pair, dict(pair.b)), axis=1)
     most = np.bincount(both.argmax(1)).max() / 256
@@ -188,7 +188,7 @@ def test_enough_texts_of_all_classes_are_not_remarked_on() -> None:
 def test_texts_with_other_shares_of_classes_than_the_models_expect_are_said() -> None:
     """By softmax of both; the controls: the shares that the models expect, and names that are no classes of theirs."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
-    pair = replace(pair, batches=pair.batches[:16])
+    pair = replace(pair, batches=pair.batches[:2])
     bias = torch.tensor([0.0, 2.0, 0.0])
     pair = replace(pair, a={**pair.a, "classifier.bias": bias}, b={**pair.b, "classifier.bias": bias})
     expected = (softmax(logits(pair, dict(pair.a)), axis=1) + softmax(logits(pair, dict(pair.b)), axis=1)).mean(0) / 2

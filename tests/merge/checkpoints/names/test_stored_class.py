@@ -12,7 +12,7 @@ from layouts.shelf import BERT, BERT_CLASSES, BERT_MLM, DISTILBERT, MPNET, ROBER
 from safetensors.torch import load_file
 
 from merge.checkpoints.open import open_checkpoint
-from merge.checkpoints.transformers_model import loading_faults, quiet
+from merge.checkpoints.transformers_model import loading, loading_faults
 from merge.errors import CheckpointError, MismatchError
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
@@ -49,7 +49,7 @@ def test_a_bare_encoder_is_its_base_model_whatever_config_says(case: str, tmp_pa
     assert len(opened.notes) == 1
     assert tuned.notes == ()
     run(make_recipe({"models": [str(a), str(b)], "output": str(tmp_path / "out")}))
-    with quiet():
+    with loading():
         model, info = transformers.AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert loading_faults(info) == []
     left, right = (load_file(folder / "model.safetensors") for folder in (a, b))

@@ -41,7 +41,7 @@ FFN, ATTENTION = "bert.encoder.layer.{}.intermediate.dense", "bert.encoder.layer
 def two_models() -> Pair:
     """Return two BERTs that never saw each other, and a little text."""
     pair, _ = make_pair("BertForSequenceClassification", planted_seed=None, other_seed=5)
-    return replace(pair, batches=pair.batches[:8])
+    return replace(pair, batches=pair.batches[:2])
 
 
 def half_way(a: Tensors, b: Tensors, lam: float = 0.5) -> dict[str, Tensor]:
