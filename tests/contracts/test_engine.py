@@ -108,10 +108,17 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
+# A method has several cases, with two models and with five, with one setting and another: quick are those of two models.
+QUICK = [name for name, case in CASES.items() if case.models == 2]
+QUICK += [name for name, case in CASES.items() if not any(CASES[q].method == case.method for q in QUICK)]
+QUICK_ON_EVERY_METHOD = pytest.mark.parametrize("case", quick_on(QUICK, CASES), indirect=True)
+
+
 def is_arithmetic(case: Case) -> bool:
     return case.make().takes_numpy
 
 
+@QUICK_ON_EVERY_METHOD
 def test_every_rank_and_dtype_is_merged_in_float32_or_better_and_cast_once(case: Case) -> None:
     """What is written is the method's own result in float32 (float64 for float64), rounded once; integers pass through."""
     for dtype in DTYPES:
@@ -159,6 +166,7 @@ def _without_ranks(
     return tuple(found)
 
 
+@QUICK_ON_EVERY_METHOD
 def test_threads_pieces_and_the_order_of_models_leave_every_bit_as_it_is(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

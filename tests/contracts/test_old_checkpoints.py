@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 from architecture_case import CASES
-from families import UNLIKE
 from quick import quick_on
 from safetensors.torch import load_file, save_file
 from tiny import save_checkpoint
@@ -386,8 +385,8 @@ def by_rota(forms: Sequence[str], rest: bool = True) -> list[Any]:
 
 
 def quick_groups() -> list[Any]:
-    """Return GROUPS as parameters: quick are families that differ in kind and those with a form that no other has."""
-    quick = {"bert", "nomic_bert", "deit", "beit", *UNLIKE}
+    """Return GROUPS as parameters: quick are families each of which has a form that the others have not."""
+    quick = {"bert", "nomic_bert", "beit", "gpt2", "llama", "clip", "clip_text_model"}
     return [pytest.param(*group, marks=() if group[0] in quick else pytest.mark.slow) for group in GROUPS]
 
 

@@ -133,6 +133,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_verdict_comes_first_on_the_page(folder: Path) -> None:
     text = (folder / "index.html").read_text(encoding="utf-8")
     first = analysis()["verdict"][0]
@@ -145,6 +146,7 @@ def test_the_verdict_comes_first_on_the_page(folder: Path) -> None:
     assert not re.search(r'(src|href)="(?!#|data:)', text)  # it needs no other file
 
 
+@pytest.mark.slow
 def test_every_number_of_the_page_is_in_a_csv_file(folder: Path) -> None:
     files = {path.name for path in folder.glob("*.csv")}
     assert files == {f"basins-{name}.csv" for name in ("clusters", "models", "strategies", "averages", "verified")}
