@@ -63,3 +63,19 @@ def test_the_functions_of_torch_are_put_back() -> None:
         fail()
     assert not set(inside) & set(before)
     assert [getattr(init, name) for name in DRAWS] == before
+
+
+def test_a_level_of_logs_and_progress_bars_are_put_back() -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        with loading():
+            assert logging.get_verbosity() == logging.ERROR
+            assert not logging.is_progress_bar_enabled()
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity(before)
