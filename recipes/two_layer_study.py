@@ -1,7 +1,7 @@
 """Linear mode connectivity up to the order of hidden units, on networks small enough to train hundreds of in a minute.
 
     python recipes/two_layer_study.py --quick -o two-layer                 # about four minutes on two cores
-    python recipes/two_layer_study.py -o two-layer                         # 50 networks of every width: about half an hour
+    python recipes/two_layer_study.py -o two-layer                         # 50 networks of every width: 25 minutes by estimate
     python recipes/two_layer_study.py --quick --part moons --part entezari # some of it
 
 Networks of one hidden layer of 2 to 512 units are trained from their own starts on two moons and on scikit-learn's digits,
@@ -41,10 +41,10 @@ def _size(quick: bool) -> dict[str, Any]:
         }
     return {
         "count": 50,
-        "paired": 50,
+        "paired": 20,
         "each": 10,
-        "few": 10,
-        "steps": 5000,
+        "few": 6,
+        "steps": 2000,
         "widths": (2, 4, 8, 16, 32, 64, 128, 256, 512),
     }
 

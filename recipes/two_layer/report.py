@@ -34,7 +34,12 @@ def spread(pair: Sequence[float]) -> str:
 def zoo_text(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of the networks of each width, and of what is left of them without redundancy."""
     names = [name for name in ("reduced", "reduced, published code") if name in records[0]]
-    head = ["width", "test loss", "accuracy", *(f"{n}: {w}" for n in names for w in ("units", "loss"))]
+    head = [
+        "width",
+        "test loss",
+        "accuracy",
+        *(f"{n.removeprefix('reduced, ')}: {w}" for n in names for w in ("units", "loss")),
+    ]
     rows = [
         [
             str(r["width"]),
