@@ -4,9 +4,9 @@
 
     evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
 
-Public names: `score`, `hans`, `barrier`, `line`, `basins`, `plane`, `monotonic`, `curve`, `simplex`, `features`, `lesion`,
-`linearity`, `average_loss`, `compare`. They are imported when they are used, so that `import evals` is instant. Everything else
-is private and may change.
+Public names: `score`, `hans`, `barrier`, `line`, `basins`, `plane`, `monotonic`, `curve`, `simplex`, `features`,
+`similarity`, `lesion`, `linearity`, `average_loss`, `compare`. They are imported when they are used, so that `import evals` is
+instant. Everything else is private and may change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from evals.paths.averages import average_loss
     from evals.run.api import barrier, compare, hans, line, score
     from evals.run.api_basins import basins
-    from evals.run.inside.api import features
+    from evals.run.inside.api import features, similarity
     from evals.run.inside.studies import lesion, linearity
     from evals.run.surface.api import curve, monotonic, plane, simplex
 
@@ -37,6 +37,7 @@ __all__ = [
     "monotonic",
     "plane",
     "score",
+    "similarity",
     "simplex",
 ]
 # Public name -> its module, where that is not evals.run.api.
@@ -44,6 +45,7 @@ _MODULES = {
     "average_loss": "evals.paths.averages",
     "basins": "evals.run.api_basins",
     "features": "evals.run.inside.api",
+    "similarity": "evals.run.inside.api",
     **dict.fromkeys(("curve", "monotonic", "plane", "simplex"), "evals.run.surface.api"),
     **dict.fromkeys(("lesion", "linearity"), "evals.run.inside.studies"),
 }

@@ -19,6 +19,7 @@ from evals.commands.monotonic import monotonic
 from evals.commands.options import SETTINGS
 from evals.commands.plane import plane
 from evals.commands.score import glue, hans, score, tasks
+from evals.commands.similarity import similarity
 from evals.commands.simplex import simplex
 from evals.predict.process_group import end_with_launcher, exit_process, has_joined, join_group, rank_and_size
 from evals.predict.workers import release_workers, run_worker
@@ -49,6 +50,7 @@ def evaluate() -> None:
       evaluate-models simplex a/ b/ --task mnli --train train.jsonl --data dev.jsonl -o report
       evaluate-models monotonic pretrained/ run/ --task mnli -o report
       evaluate-models features a/ b/ --text sample.txt --align weights -o report
+      evaluate-models similarity a/ b/ --text sample.txt -o report
       evaluate-models lesion model/ --task mnli --limit 500 -o report
       evaluate-models linearity model/ --text sentences.txt -o report
       evaluate-models tasks
@@ -70,6 +72,7 @@ for _command in (
     curve,
     simplex,
     features,
+    similarity,
     lesion,
     linearity,
     tasks,

@@ -16,7 +16,8 @@ from evals.commands.options import (
     table_option,
     threads_option,
 )
-from evals.run.inside.features import FeatureTexts, measure_features
+from evals.run.inside.features import measure_features
+from evals.run.inside.texts import FeatureTexts
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options_but
 from merge.commands.terminal import common_options, set_verbosity
@@ -40,7 +41,7 @@ from merge.commands.terminal import common_options, set_verbosity
     metavar="SITE",
     help='A site ("layer 3 output") or a kind of sites ("ffn hidden"), several times.  [default: those of every sublayer]',
 )
-@align_options_but("reference", "apply", "repair")
+@align_options_but("reference", "repair")
 @data_options
 @model_options
 @threads_option
@@ -68,7 +69,7 @@ def features(a: str, b: str, **options: Any) -> None:
     check_formats(shared)
     check_device(shared.device)
     entry = align_entry(options)
-    if options["align"] in (None, "none"):  # then the text is that of the measurement alone
+    if options["align"] in (None, "none") and not options["apply"]:  # then the text is that of the measurement alone
         entry = {name: value for name, value in entry.items() if name not in TEXT_FLAGS}
     task = None if options["task"] is None else find_task(options["task"])
     settings = make_align_entry(entry)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.report.inside import features_tables
+from evals.report.inside import features_tables, similarity_tables
 from evals.report.inside.features_figure import features_figure
+from evals.report.inside.similarity_figure import similarity_figure
 from evals.report.svg import inline_svg, save_figure
 from evals.report.tables import csv_table
 from evals.results.store import model_labels
@@ -60,6 +61,15 @@ VIEWS: dict[str, View] = {
         features_tables.verdict,
         features_figure,
         _features_folded,
+    ),
+    "similarity": View(
+        "Similarity of representations",
+        "How alike two models represent the same texts, whatever the basis: 1 is a rotated copy (for permutation, a permuted "
+        "one). Standard errors are over random halves of the texts; chance is what rows of B in random order give.",
+        similarity_tables.similarity_tables,
+        similarity_tables.similarity_verdict,
+        similarity_figure,
+        lambda record: {"pairs": similarity_tables.cell_rows(record), "close": similarity_tables.close_rows(record)},
     ),
 }
 

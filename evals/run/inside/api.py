@@ -1,4 +1,4 @@
-"""The Python API of what is inside models: `features`."""
+"""The Python API of what is inside models: `features` and `similarity`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def features(
         'logits'
     """
     from evals.inside.pair_pass import FeaturePlan
-    from evals.run.inside.features import FeatureTexts, measure_features
+    from evals.run.inside.features import measure_features
+    from evals.run.inside.texts import FeatureTexts
     from merge.recipe.recipe import make_align_entry
 
     workspace = Workspace()
@@ -83,6 +84,69 @@ def features(
     on = FeatureTexts(_task(task), _text(text, samples, seed, workspace))
     record = measure_features((first, second), on, settings, FeaturePlan(lams, tuple(sites)), shared)
     return Inside((record,), Path(str(shared.output)), workspace)
+
+
+def similarity(
+    a: ModelLike,
+    b: ModelLike,
+    *,
+    text: TextLike | None = None,
+    samples: int = 512,
+    task: str | None = None,
+    data: RowsLike | None = None,
+    rows: str = "texts",
+    sites: Sequence[str] = (),
+    measures: Sequence[str] = (),
+    max_rows: int = 4096,
+    limit: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    cache: bool = True,
+) -> Inside:
+    """Measure how alike two models represent the same texts, every layer against every layer: `evaluate-models similarity`.
+
+    Args:
+        a, b: of any families, widths and depths.
+        text, samples, task, data: as in `features`; labels are not read.
+        rows: "texts" (a row is the mean over the tokens of a text), or "tokens".
+        sites: names or kinds of sites; the embeddings and every layer when empty.
+        measures: some of cka, debiased cka, procrustes, permutation, svcca and neighbours; all when empty.
+        max_rows: rows that are compared at most.
+        limit, max_length, seed, output, force, device, cache: as in `score`.
+    Returns:
+        `.record["matrices"]["cka"]`, a list for each site of a; `.record["pairs"]` with standard errors and chance; `.plot()`.
+    Raises:
+        UsageError: a site or measure is unknown; by token the models read other tokens; there are too few texts.
+    Source: Kornblith et al. 2019, arXiv:1905.00414.
+
+    Example:
+        >>> measured = evals.similarity("a/", "a/", text=["the doctor saw .", "a lawyer .", "who helped ?", "near a river"] * 3)
+        >>> round(measured.record["matrices"]["cka"][2][2], 6)
+        1.0
+    """
+    from evals.run.inside.similarity import MEASURE_NAMES, SimilarityPlan, measure_similarity
+    from evals.run.inside.texts import FeatureTexts
+
+    workspace = Workspace()
+    shared = shared_options(
+        workspace,
+        data,
+        None,
+        output,
+        limit=limit,
+        max_length=max_length,
+        seed=seed,
+        force=force,
+        device=device,
+        no_cache=not cache,
+    )
+    first, second = open_all([a, b], workspace.folder)
+    plan = SimilarityPlan(rows, tuple(sites), tuple(measures) or MEASURE_NAMES, max_rows)
+    on = FeatureTexts(_task(task), _text(text, samples, seed, workspace))
+    return Inside((measure_similarity((first, second), on, plan, shared),), Path(str(shared.output)), workspace)
 
 
 def _task(name: str | None) -> EvalTask | None:

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.run.barrier import check_pair
-from evals.run.inside.texts import Measured, measured_rows
+from evals.run.inside.texts import FeatureTexts, Measured, listed, measured_rows, versions
 from evals.run.options import EvalOptions, reuse_result, stored_results
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
     from evals.inside.pair_pass import FeaturePlan, PairFeatures
-    from evals.tasks.task import EvalTask
     from merge.alignment.settings import AlignEntry
     from merge.checkpoints.checkpoint import Checkpoint
-    from merge.text.source import TextSource
 
     Pair = tuple[Checkpoint, Checkpoint]
 
 KIND = "features"
 NAIVE = "as they are"
-
-
-@dataclass(frozen=True)
-class FeatureTexts:
-    """What features are measured on: the rows of a task, else texts."""
-
-    task: EvalTask | None
-    text: TextSource
 
 
 def checked_lams(lams: tuple[float, ...]) -> tuple[float, ...]:
@@ -85,21 +75,12 @@ def measure_features(
         "curves": curves,
         "alignment": alignment,
         "notes": list(dict.fromkeys([*measured.notes, *notes, *more])),
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": time.monotonic() - begun,
     }
     if options.output:
         add_result(options.output, record)
     return record
-
-
-def _versions() -> dict[str, str]:
-    import torch
-    import transformers
-
-    import merge
-
-    return {"merge-models": merge.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def _curves(
@@ -142,13 +123,6 @@ def _curves(
 def _to_json(features: PairFeatures) -> dict[str, Any]:
     parts = {name: [listed(asdict(each)) for each in getattr(features, name)] for name in PARTS}
     return {**parts, "texts": features.texts, "tokens": features.tokens, "activation bytes": features.batch_bytes}
-
-
-def listed(value: Any) -> Any:
-    """Return a record with its tuples as lists, as JSON has them."""
-    if isinstance(value, dict):
-        return {name: listed(child) for name, child in value.items()}
-    return [listed(child) for child in value] if isinstance(value, list | tuple) else value
 
 
 PARTS = ("connectivity", "additivity", "commutativity")

@@ -16,6 +16,14 @@ TEXT = "text"  # what a record has as its task where there is none
 
 
 @dataclass(frozen=True)
+class FeatureTexts:
+    """What features are measured on: the rows of a task, else texts."""
+
+    task: EvalTask | None
+    text: TextSource
+
+
+@dataclass(frozen=True)
 class Measured:
     """Rows on which models are compared.
 
@@ -53,3 +61,20 @@ def measured_rows(task: EvalTask | None, text: TextSource, options: EvalOptions)
     if len(measured.rows) < 2:
         raise UsageError(f"{measured.rows.data}: models are compared on two texts or more, found {len(measured.rows)}.")
     return measured
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what results depend on."""
+    import torch
+    import transformers
+
+    import merge
+
+    return {"merge-models": merge.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def listed(value: Any) -> Any:
+    """Return a record with its tuples as lists, as JSON has them."""
+    if isinstance(value, dict):
+        return {name: listed(child) for name, child in value.items()}
+    return [listed(child) for child in value] if isinstance(value, list | tuple) else value
