@@ -17,7 +17,7 @@ from evals.commands.options import (
     threads_option,
 )
 from evals.run.inside.features import measure_features
-from evals.run.inside.texts import FeatureTexts
+from evals.run.inside.texts import FeatureTexts, check_one_source
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options_but
 from merge.commands.terminal import common_options, set_verbosity
@@ -69,7 +69,9 @@ def features(a: str, b: str, **options: Any) -> None:
     check_formats(shared)
     check_device(shared.device)
     entry = align_entry(options)
-    if options["align"] in (None, "none") and not options["apply"]:  # then the text is that of the measurement alone
+    aligns = options["align"] not in (None, "none") or bool(options["apply"])
+    check_one_source(options["task"], options["text"], aligns)
+    if not aligns:  # then the text is that of the measurement alone
         entry = {name: value for name, value in entry.items() if name not in TEXT_FLAGS}
     task = None if options["task"] is None else find_task(options["task"])
     settings = make_align_entry(entry)

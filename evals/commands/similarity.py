@@ -17,8 +17,9 @@ from evals.commands.options import (
     threads_option,
 )
 from evals.run.inside.similarity import BY, MAX_ROWS, MEASURE_NAMES, SimilarityPlan, measure_similarity
-from evals.run.inside.texts import FeatureTexts
+from evals.run.inside.texts import FeatureTexts, check_one_source
 from merge.commands.terminal import common_options, set_verbosity
+from merge.errors import UsageError
 
 
 @click.command(context_settings=SETTINGS, short_help="Measure how alike two models represent texts, layer by layer.")
@@ -78,6 +79,9 @@ def similarity(a: str, b: str, **options: Any) -> None:
     set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
+    check_one_source(options["task"], options["text"], False)
+    if shared.labels is not None:
+        raise UsageError("--labels names classes, and similarity reads no labels: leave it out.")
     task = None if options["task"] is None else find_task(options["task"])
     plan = SimilarityPlan(
         options["by"], tuple(options["site"]), tuple(options["measures"]) or MEASURE_NAMES, options["most"]

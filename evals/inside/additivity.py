@@ -8,7 +8,7 @@ for the model's own activation, for ReLU, and for the normalisation of each norm
 and lam = 1/2 it is the paper's: ReLU takes the factor out. The control is B's units in random order: what two vectors of
 such units give that have nothing to do with one another.
 
-Source: Zhou et al. 2023, arXiv:2307.08286, definition 3 and section 4.1 (ReLU); the rest is ours.
+Source: Zhou et al. 2023, arXiv:2307.08286, "weak additivity for ReLU activations"; other functions and the control are ours.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ With W the weight and H the inputs of one linear layer in both models:
 to be compared with Dist_W = dist(W_A, W_B) and Dist_H = dist(H_A, H_B): the two commute where Dist_com is far below both.
 The difference of the two sides is (W_A - W_B)(H_A - H_B), which is how it is computed, without cancellation.
 
-Source: Zhou et al. 2023, arXiv:2307.08286, definition 4 and section 4.2.
+Source: Zhou et al. 2023, arXiv:2307.08286, "commutativity property".
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ With f(theta) the features at a site on all rows, and theta(lam) = (1 - lam) A +
 over all rows as one vector (global), over the rows of each text, and of each row alone. LLFC holds where the distance is
 near 0 although the baseline is not, and the coefficient is near 1.
 
-Source: Zhou et al. 2023, arXiv:2307.08286, definition 2 (LLFC), section 3 and equations 2 and 3.
+Source: Zhou et al. 2023, arXiv:2307.08286, "Layerwise Linear Feature Connectivity": its definition, E[1 - cosine] and coef.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ permutation table. Layers that share one module (ALBERT) are told apart by the o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -197,10 +198,9 @@ def _parts(config: Mapping[str, Any], first: Layer, stack: str) -> tuple[Parts |
             taps = {}
         for axis, addresses in taps.items():
             for path, side, *_ in (address.split(":") for address in addresses):
-                below = _below(path, first.path)
+                below, kind = _below(path, first.path), re.findall("[a-z]+", axis)[-1]
                 if below and side == "in":
-                    mix = below if axis.rstrip("0123456789)") == "v" or axis.endswith("v0)") else mix
-                    down = below if axis.rstrip("0123456789") == "ffn" else down
+                    mix, down = below if kind == "v" else mix, below if kind == "ffn" else down
     if mix and down:
         return Parts(mix, down), None
     return None, f"the parts of a {family} layer are in no table: it has the sites between layers alone"

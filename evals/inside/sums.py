@@ -42,7 +42,7 @@ class Running:
 class Distance:
     """Running squared norms of two arrays and of their difference.
 
-    `vanilla` is |x - y|^2 / (|x| |y|), `cosine` is 1 - cos(x, y), both of all rows as one vector (Zhou et al. 2023, section 4).
+    `vanilla` is |x - y|^2 / (|x| |y|), `cosine` is 1 - cos(x, y), both of all rows as one vector (Zhou et al. 2023).
     """
 
     def __init__(self) -> None:

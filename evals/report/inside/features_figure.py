@@ -37,7 +37,7 @@ def features_figure(record: Record) -> Figure:
         _draw_commutativity(commute, record)
         for axes in (distance, scale, additive, commute):
             axes.title.set_fontsize(9)
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
         a, b = (short(name) for name in model_labels(record["models"]))
         title = f"A = {a},  B = {b}\n{record['data']}"
         figure.suptitle(title, x=0.012, ha="left", fontsize=9)
@@ -93,8 +93,8 @@ def _draw_layers(axes: Axes, record: Record, names: Sequence[str], control: str,
             axes.plot(
                 layers, numbers(values), color=colour, marker=MARKERS[number], markersize=3.5, label=f"{prefix}{name}"
             )
-            axes.plot(layers, numbers(floor), color=colour, linestyle=":", linewidth=1.0)
-    axes.plot([], [], color=INK, linestyle=":", linewidth=1.0, label=f"{control}: {label}")
+            axes.plot(layers, numbers(floor), color=colour, linestyle=":", marker="_", linewidth=1.0)
+    axes.plot([], [], color=INK, linestyle=":", marker="_", linewidth=1.0, label=f"{control}: {label}")
     axes.set_xticks(layers)
 
 
@@ -106,9 +106,10 @@ def _draw_commutativity(axes: Axes, record: Record) -> None:
         for number, (name, style) in enumerate(styles.items()):
             values = numbers([row[1 + at * width + 6 + number] for row in rows])
             prefix = f"{curve['name'].split(' (')[0]}: " if len(record["curves"]) > 1 else ""
-            marker = MARKERS[at] if name == "Dist_com" else None
-            axes.plot(layers, values, style, color=COLOURS[at], marker=marker, markersize=3.5, label=f"{prefix}{name}")
-    axes.set(
-        title="commutativity of weights and features", xlabel="layer", ylabel="mean over linear layers", yscale="log"
-    )
+            marker = MARKERS[at] if name == "Dist_com" else "_"  # seen where there is one layer alone
+            axes.plot(layers, values, style, color=COLOURS[at], marker=marker, markersize=4, label=f"{prefix}{name}")
+    axes.set(title="commutativity of weights and features", xlabel="layer", ylabel="mean over linear layers")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda _value, _: "")
     axes.set_xticks(layers)

@@ -38,9 +38,7 @@ def similarity_figure(record: Record) -> Figure:
             axes.set_axis_off()
         a, b = (short(name) for name in model_labels(record["models"]))
         how = "a row a text" if record["by"] == "texts" else "a row a token"
-        title = (
-            f"A = {a} (down),  B = {b} (across)\n{record['data']}; {record['rows']:,} rows, {how}; ○ most similar of B"
-        )
+        title = f"A = {a} (down),  B = {b} (across)\n{record['data']}; {record['row_count']:,} rows, {how}; ○ most similar of B"
         figure.suptitle(title, x=0.012, ha="left", fontsize=9)
         return figure
 
@@ -98,7 +96,7 @@ def _draw_counterparts(axes: Axes, record: Record, names: Sequence[str]) -> None
     axes.tick_params(axis="x", labelrotation=90, labelsize=7)
     axes.set_title("counterparts, ± 2 s.e.", fontsize=9)
     axes.set(ylim=(min(-0.02, axes.get_ylim()[0]), 1.03))
-    axes.legend(fontsize=6.5, ncols=2)
+    axes.legend(fontsize=6.5, ncols=2, frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def _label(site: str) -> str:

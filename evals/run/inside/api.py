@@ -42,7 +42,8 @@ def features(
 
     Args:
         a, b: the endpoints; lam = 0 is a.
-        text: a file, a Hub data set or sentences, of which `samples` are drawn; the package's own text when None.
+        text: a file, a Hub data set or sentences, of which `samples` are drawn; the package's own text when None. It is the
+            calibration text of an alignment too.
         task, data: measure on the rows of a task instead, and their loss too.
         lam: one or several.
         sites: names ("layer 3 output") or kinds ("ffn hidden") of sites; those of every sublayer when empty.
@@ -62,9 +63,10 @@ def features(
     """
     from evals.inside.pair_pass import FeaturePlan
     from evals.run.inside.features import measure_features
-    from evals.run.inside.texts import FeatureTexts
+    from evals.run.inside.texts import FeatureTexts, check_one_source
     from merge.recipe.recipe import make_align_entry
 
+    check_one_source(task, text, align != "none")
     workspace = Workspace()
     shared = shared_options(
         workspace,
@@ -78,10 +80,14 @@ def features(
         device=device,
         no_cache=not cache,
     )
-    settings = make_align_entry({"by": align} if isinstance(align, str) else dict(align))
+    entry: dict[str, Any] = {"by": align} if isinstance(align, str) else dict(align)
+    source = _text(text, samples, seed, workspace)
+    if source.source is not None and align != "none":  # the calibration text of an alignment too, as in the command
+        entry = {"text": source.source, "samples": samples, **entry}
+    settings = make_align_entry(entry)
     first, second = open_all([a, b], workspace.folder)
     lams = (float(lam),) if isinstance(lam, int | float) else tuple(map(float, lam))
-    on = FeatureTexts(_task(task), _text(text, samples, seed, workspace))
+    on = FeatureTexts(_task(task), source)
     record = measure_features((first, second), on, settings, FeaturePlan(lams, tuple(sites)), shared)
     return Inside((record,), Path(str(shared.output)), workspace)
 
@@ -128,8 +134,9 @@ def similarity(
         1.0
     """
     from evals.run.inside.similarity import MEASURE_NAMES, SimilarityPlan, measure_similarity
-    from evals.run.inside.texts import FeatureTexts
+    from evals.run.inside.texts import FeatureTexts, check_one_source
 
+    check_one_source(task, text, False)
     workspace = Workspace()
     shared = shared_options(
         workspace,

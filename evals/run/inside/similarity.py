@@ -132,7 +132,7 @@ def _compared(pair: Pair, rows: Any, plan: SimilarityPlan, options: EvalOptions)
     if "svcca" in plan.measures and len(texts) < 5 * widest:
         notes.append(FEW.format(f"{len(texts):,}", f"{widest:,}"))
     return {
-        "rows": len(texts),
+        "row_count": len(texts),
         "units": {name: [each.values.shape[1] for each in side] for name, side in zip("ab", sides, strict=True)},
         "sites": {"a": list(compared.a), "b": list(compared.b)},
         "matrices": compared.matrices,

@@ -39,28 +39,45 @@ class Measured:
     def setting(self) -> dict[str, Any]:
         """Return the fields of a record that say on what it was measured."""
         name = TEXT if self.task is None else self.task.name
-        return {"task": name, "split": self.rows.split, "data": self.rows.data, "n": len(self.rows)}
+        rows = self.rows
+        return {"task": name, "split": rows.split, "data": rows.data, "n": len(rows), "rows": rows.hash}
 
 
 def measured_rows(task: EvalTask | None, text: TextSource, options: EvalOptions) -> Measured:
     """Return the rows of a task where there is one, else a sample of texts.
 
     Raises:
-        UsageError: --data without a task; there are fewer than two texts.
+        UsageError: --data or --labels without a task; there are fewer than two texts.
         TaskError, CalibrationError: they cannot be read.
     """
     from evals.inside.texts import text_rows
 
+    if task is None and options.labels is not None:
+        raise UsageError(
+            "--labels names the classes of a task, and texts have none: give --task too, or leave --labels out."
+        )
     if task is not None:
         measured = Measured(read_rows(task, options), task, ())
     elif options.data is not None:
         raise UsageError("--data holds the rows of a task: give --task too, or --text FILE for texts without labels.")
     else:
         rows, notes = text_rows(text)
-        measured = Measured(rows, None, notes)
+        measured = Measured(rows.sample(options.limit, options.seed), None, notes)
     if len(measured.rows) < 2:
         raise UsageError(f"{measured.rows.data}: models are compared on two texts or more, found {len(measured.rows)}.")
     return measured
+
+
+def check_one_source(task: object, text: object, aligns: bool) -> None:
+    """Stop where both a task and a text are given, and nothing reads the text.
+
+    Args:
+        aligns: whether an alignment does.
+    Raises:
+        UsageError: says which to leave out.
+    """
+    if task is not None and text is not None and not aligns:
+        raise UsageError("the rows of --task are measured, so nothing reads --text: leave one of the two out.")
 
 
 def versions() -> dict[str, str]:

@@ -103,6 +103,11 @@ def test_every_family_answers(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (
+            ("--task", "mnli", "--data", "rows.jsonl", "--text", "text.txt"),
+            "nothing reads --text: leave one of the two out",
+        ),
+        (("--labels", "yes,no"), "--labels names the classes of a task, and texts have none"),
         (("--text", "text.txt", "--site", "ffn hiden"), "unknown site 'ffn hiden'. Did you mean 'ffn hidden'"),
         (("--text", "text.txt", "--lam", "2"), "lam is between 0 (A) and 1 (B), found 2"),
         (("--data", "rows.jsonl"), "--data holds the rows of a task: give --task too"),

@@ -70,7 +70,7 @@ def test_rows_are_means_over_tokens_or_tokens(zoo: Path) -> None:
         expected = (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
         measured = evals.similarity("a", "b", text="text.txt", rows=rows, measures=["cka"]).record
         assert measured["matrices"]["cka"][2][2] == pytest.approx(float(expected), abs=1e-5)
-        assert measured["rows"] == len(x)
+        assert measured["row_count"] == len(x)
 
 
 @pytest.mark.parametrize("family", quick_on(("distilbert",), FAMILIES))
@@ -100,6 +100,7 @@ def test_models_of_other_tokenizers_are_compared_by_text_alone(zoo: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (("--labels", "yes,no"), "similarity reads no labels"),
         (("--site", "output of layer"), "unknown site 'output of layer'"),
         (("--site", "pooler", "--rows", "tokens"), "pooler and logits have a row a text"),
         (("--text", "short.txt"), "too short: 4 texts and 8 rows are compared at least"),
