@@ -5,6 +5,8 @@
     evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
 
 Public names: `score`, `hans`, `barrier`, `line`, `basins`, `plane`, `monotonic`, `curve`, `simplex`, `features`,
+`similarity`, `average_loss`, `compare`. They are imported when they are used, so that `import evals` is instant. Everything
+else is private and may change.
 `similarity`, `lesion`, `linearity`, `average_loss`, `compare`. They are imported when they are used, so that `import evals` is
 instant. Everything else is private and may change.
 """
