@@ -1,6 +1,6 @@
 """LLFC of pairs that share more and more of their training, beside the loss barrier; and what a BERT-base costs.
 
-    python benchmarks/features_of_pairs.py pairs     # five CPU minutes: trains four models, measures three pairs
+    python benchmarks/features_of_pairs.py pairs     # six CPU minutes: trains four models, measures three pairs
     python benchmarks/features_of_pairs.py cost      # four CPU minutes: two models of the size of BERT-base
 
 The base of `pairs` is the first three layers of the real MiniLM; the data is HANS, heuristic `constituent`, 1,600 pairs of the
@@ -16,6 +16,7 @@ import random
 import resource
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def rows_of(half: str, per_subcase: int) -> list[dict[str, Any]]:
     from evals.heuristics.grammar import generate
 
     pairs = [pair for pair in generate(per_subcase, seed=0, half=half) if pair.heuristic == "constituent"]
-    return [{"premise": p.premise, "hypothesis": p.hypothesis, "label": p.label} for p in pairs]
+    return [{"pairID" if name == "pair_id" else name: value for name, value in asdict(p).items()} for p in pairs]
 
 
 def train(rows: list[dict[str, Any]], head: int, order: int, shared: int, out: Path) -> None:

@@ -17,12 +17,11 @@ from merge.errors import UsageError
 
 # Families with every part of a layer, and one of another kind each.
 FAMILIES = (
-    "bert", "albert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "gpt2", "llama", "megatron-bert",
-    "mistral", "modernbert", "mpnet", "nomic_bert", "opt", "qwen2", "roberta", "roberta-prelayernorm", "roformer",
-    "xlm-roberta", "xlnet",
+    "bert", "albert", "deberta", "deberta-v2", "distilbert", "electra", "gpt2", "llama", "megatron-bert", "modernbert", "mpnet",
+    "nomic_bert", "opt", "roberta", "roberta-prelayernorm", "roformer", "xlnet",
 )  # fmt: skip
 # Whose last hidden state is normed once more, after the last layer.
-NORMED = {"gpt2", "llama", "megatron-bert", "mistral", "modernbert", "opt", "qwen2", "roberta-prelayernorm"}
+NORMED = {"gpt2", "llama", "megatron-bert", "modernbert", "opt", "roberta-prelayernorm"}
 PARTS_OF_BERT = ["attention", "attention norm", "ffn input", "ffn preactivation", "ffn hidden", "ffn", "output"]
 
 

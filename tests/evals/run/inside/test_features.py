@@ -20,8 +20,8 @@ from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random
 
 FAMILIES = (
-    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "gpt2", "llama", "modernbert", "mpnet",
-    "nomic_bert", "roberta", "roformer", "xlm-roberta", "xlnet",
+    "albert", "bert", "deberta", "deberta-v2", "distilbert", "gpt2", "llama", "modernbert", "mpnet", "nomic_bert", "roberta",
+    "xlnet",
 )  # fmt: skip
 ROWS = [
     {"premise": f"the {word} saw a lawyer .", "hypothesis": "a lawyer helped .", "label": NLI[k % 3]}
@@ -43,6 +43,7 @@ def run(*words: str) -> Any:
     return CliRunner().invoke(evaluate, ["features", *words])
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_figure_and_page_and_the_function_returns_the_same(zoo: Path) -> None:
     done = run("a", "b", "--task", "mnli", "--data", "rows.jsonl", "--lam", "0.5", "--lam", "0.25", "-o", "out")
     assert done.exit_code == 0, done.output
