@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +22,20 @@ SHADES, COLUMNS = "Blues", 3
 
 
 def similarity_figure(record: Record) -> Figure:
-    """Return a panel for each measure, rows the sites of A and columns those of B; the last one has lines of counterparts."""
+    """Return a panel for each measure, rows the sites of A and columns those of B; below, lines of counterparts."""
     from matplotlib.figure import Figure
 
     names = measures_of(record)
-    lines = math.ceil((len(names) + 1) / COLUMNS)
+    lines = math.ceil(len(names) / COLUMNS)
     with figure_settings():
-        figure = Figure(figsize=(9.6, 3.3 * lines + 0.5), layout="constrained")
-        panels = list(figure.subplots(lines, COLUMNS, squeeze=False).flat)
-        for axes, name in zip(panels, names, strict=False):
-            _draw_heatmap(figure, axes, record, name)
-        _draw_counterparts(panels[len(names)], record, names)
-        for axes in panels[len(names) + 1 :]:
-            axes.set_axis_off()
+        figure = Figure(figsize=(9.6, 3.3 * lines + 3.2), layout="constrained")
+        grid = figure.add_gridspec(lines + 1, COLUMNS)
+        for at, name in enumerate(names):
+            _draw_heatmap(figure, figure.add_subplot(grid[divmod(at, COLUMNS)]), record, name)
+        _draw_counterparts(figure.add_subplot(grid[lines, :]), record, names)
         a, b = (short(name) for name in model_labels(record["models"]))
         how = "a row a text" if record["by"] == "texts" else "a row a token"
-        title = f"A = {a} (down),  B = {b} (across)\n{record['data']}; {record['row_count']:,} rows, {how}; ○ most similar of B"
+        title = f"A = {a} (down),  B = {b} (across)\n{record['data']}; {record['row_count']:,} rows, {how}; bold or ○: most similar of B"
         figure.suptitle(title, x=0.012, ha="left", fontsize=9)
         return figure
 
@@ -74,7 +71,7 @@ def _draw_heatmap(figure: Figure, axes: Axes, record: Record, name: str) -> None
     floor = chance(record, name)
     if floor is not None:
         bar.ax.axhline(floor, color=COLOURS[0], linewidth=1.6)
-        bar.ax.set_title(f"chance\n{floor:.2f}", fontsize=6.5, color=COLOURS[0])
+        bar.ax.set_title(f"chance\n{round(floor, 2) + 0.0:.2f}", fontsize=6.5, color=COLOURS[0])
 
 
 def _draw_counterparts(axes: Axes, record: Record, names: Sequence[str]) -> None:
@@ -96,7 +93,7 @@ def _draw_counterparts(axes: Axes, record: Record, names: Sequence[str]) -> None
     axes.tick_params(axis="x", labelrotation=90, labelsize=7)
     axes.set_title("counterparts, ± 2 s.e.", fontsize=9)
     axes.set(ylim=(min(-0.02, axes.get_ylim()[0]), 1.03))
-    axes.legend(fontsize=6.5, ncols=2, frameon=True, framealpha=0.8, edgecolor="none")
+    axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def _label(site: str) -> str:
