@@ -5,8 +5,6 @@
     evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
 
 Public names: `score`, `hans`, `barrier`, `line`, `basins`, `plane`, `monotonic`, `curve`, `simplex`, `features`,
-`similarity`, `average_loss`, `compare`. They are imported when they are used, so that `import evals` is instant. Everything
-else is private and may change.
 `similarity`, `lesion`, `linearity`, `average_loss`, `compare`. They are imported when they are used, so that `import evals` is
 instant. Everything else is private and may change.
 """
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from evals.run.inside.api import features, similarity
     from evals.run.inside.studies import lesion, linearity
     from evals.run.surface.api import curve, monotonic, plane, simplex
-
 
 __all__ = [
     "average_loss",

@@ -6,16 +6,19 @@ from typing import Any
 
 import click
 
-from evals.commands.inside import TEXT_FLAGS, show_inside, task_option, text_source
 from evals.commands.options import (
     SETTINGS,
+    TEXT_FLAGS,
     check_formats,
     data_options,
     eval_options,
     model_options,
     table_option,
+    task_option,
+    text_source,
     threads_option,
 )
+from evals.commands.show import show_inside
 from evals.run.inside.features import measure_features
 from evals.run.inside.texts import FeatureTexts, check_one_source
 from merge.checkpoints.weights.arrays import check_device

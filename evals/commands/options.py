@@ -13,8 +13,11 @@ from evals.run.options import EvalOptions
 from merge.commands.align_options import align_options
 from merge.commands.terminal import NAMES, common_options
 from merge.errors import UsageError
+from merge.text.source import TextSource
 
 TABLES = ("plain", "markdown", "csv")
+# Those of options that say which text is read.
+TEXT_FLAGS = ("text", "text_column", "samples")
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -103,3 +106,31 @@ def check_formats(options: EvalOptions, official: bool = False) -> None:
     ]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} are two formats of one output; choose one.")
+
+
+def task_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --task, without which texts are read."""
+    help_text = "Read the rows of a task (--data), and not --text: evaluate-models tasks lists them, or a TASK.yaml."
+    return click.option("--task", help=help_text)(command)
+
+
+def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --text, --text-column and --samples to a command that aligns nothing."""
+    for add in (
+        click.option(
+            "--samples", type=click.IntRange(min=2), help="Number of texts drawn from --text.  [default: 512]"
+        ),
+        click.option("--text-column", type=NAMES, metavar="COL[,COL]", help="Column of --text; two for text pairs."),
+        click.option(
+            "--text", help="Text to run: .txt, .jsonl, .csv, .tsv, or a Hub dataset.  [default: the package's own]"
+        ),
+    ):
+        command = add(command)
+    return command
+
+
+def text_source(options: Mapping[str, Any]) -> TextSource:
+    """Return the sample of text that --text, --text-column, --samples and --seed ask for."""
+    columns = options["text_column"]
+    samples = options["samples"] or TextSource.samples
+    return TextSource(options["text"], None if columns is None else tuple(columns), samples, options["seed"])

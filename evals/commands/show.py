@@ -11,6 +11,7 @@ import click
 
 from evals.results.json_text import json_text
 from evals.run.options import EvalOptions
+from merge.errors import OutputError, first_line
 
 if TYPE_CHECKING:
     from evals.report.tables import Row
@@ -89,3 +90,29 @@ def _illustrate(folder: Path, records: Sequence[dict[str, Any]], kind: str, quie
 
 def _short(record: dict[str, Any]) -> str:
     return f"{record['task']}-{record['key'].rsplit('-', 1)[-1][:8]}"
+
+
+def show_inside(record: dict[str, Any], options: EvalOptions) -> None:
+    """Print a record as tables or JSON, its notes on stderr; write figures, CSV tables and page of the results folder."""
+    from evals.report.inside.section import inside_tables, inside_verdict, write_inside
+    from evals.report.page import write_page
+
+    if not options.quiet:
+        for note in dict.fromkeys(record["notes"]):
+            click.echo(f"note: {note}", err=True)
+    if options.as_json:
+        click.echo(json_text(record))
+    else:
+        plain = options.table == "plain"
+        lines = [f"{record['task']}: {record['data']}", *inside_verdict(record)]
+        for line in lines:
+            if plain or not options.quiet:
+                click.echo(line, err=not plain)
+        show_tables(inside_tables(record), options.table)
+    if options.output:
+        try:
+            made = [options.output / "results.json", *write_inside(record, options.output), write_page(options.output)]
+        except OSError as error:
+            raise OutputError(f"{options.output} cannot be written: {first_line(error)}") from error
+        if not options.quiet:
+            click.echo("wrote " + ", ".join(map(str, made)), err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,8 @@ def similarity_figure(record: Record) -> Figure:
         _draw_counterparts(figure.add_subplot(grid[lines, :]), record, names)
         a, b = (short(name) for name in model_labels(record["models"]))
         how = "a row a text" if record["by"] == "texts" else "a row a token"
-        title = f"A = {a} (down),  B = {b} (across)\n{record['data']}; {record['row_count']:,} rows, {how}; bold or ○: most similar of B"
+        where = f"{record['data']}; {record['row_count']:,} rows, {how}; bold or ○: most similar of B"
+        title = f"A = {a} (down),  B = {b} (across)\n{where}"
         figure.suptitle(title, x=0.012, ha="left", fontsize=9)
         return figure
 
