@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,9 @@ from evals.run.options import EvalOptions
 from merge.commands.align_options import align_options
 from merge.commands.terminal import NAMES, common_options
 from merge.errors import UsageError
-from merge.text.source import TextSource
+
+if TYPE_CHECKING:
+    from merge.text.source import TextSource
 
 TABLES = ("plain", "markdown", "csv")
 # Those of options that say which text is read.
@@ -131,6 +133,8 @@ def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def text_source(options: Mapping[str, Any]) -> TextSource:
     """Return the sample of text that --text, --text-column, --samples and --seed ask for."""
+    from merge.text.source import TextSource
+
     columns = options["text_column"]
     samples = options["samples"] or TextSource.samples
     return TextSource(options["text"], None if columns is None else tuple(columns), samples, options["seed"])
