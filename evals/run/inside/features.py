@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.run.barrier import check_pair
-from evals.run.inside.texts import FeatureTexts, Measured, listed, measured_rows, versions
+from evals.run.inside.texts import FeatureTexts, Measured, check_reads_text, listed, measured_rows, versions
 from evals.run.options import EvalOptions, reuse_result, stored_results
 from merge.errors import UsageError
 
@@ -55,6 +55,8 @@ def measure_features(
 
     begun = time.monotonic()
     plan = FeaturePlan(checked_lams(plan.lams), plan.sites)
+    for checkpoint in pair:
+        check_reads_text(checkpoint)
     heads, notes = check_pair(pair, options)
     stored = stored_results(options)
     measured = measured_rows(on.task, on.text, options)

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from evals.run.inside.texts import FeatureTexts, listed, measured_rows, versions
+from evals.run.inside.texts import FeatureTexts, check_reads_text, listed, measured_rows, versions
 from evals.run.options import EvalOptions, reuse_result, stored_results
 from merge.checkpoints.weights.arrays import check_device
 from merge.errors import UsageError, nearest
@@ -59,6 +59,8 @@ def measure_similarity(pair: Pair, on: FeatureTexts, plan: SimilarityPlan, optio
     begun = time.monotonic()
     _check(plan)
     check_device(options.device)
+    for checkpoint in pair:
+        check_reads_text(checkpoint)
     stored = stored_results(options)
     measured = measured_rows(on.task, on.text, options)
     if plan.by == BY[0] and len(measured.rows) > plan.most:

@@ -10,6 +10,7 @@ from merge.errors import UsageError
 
 if TYPE_CHECKING:
     from evals.tasks.task import EvalTask, Rows
+    from merge.checkpoints.checkpoint import Checkpoint
     from merge.text.source import TextSource
 
 TEXT = "text"  # what a record has as its task where there is none
@@ -66,6 +67,18 @@ def measured_rows(task: EvalTask | None, text: TextSource, options: EvalOptions)
     if len(measured.rows) < 2:
         raise UsageError(f"{measured.rows.data}: models are compared on two texts or more, found {len(measured.rows)}.")
     return measured
+
+
+def check_reads_text(checkpoint: Checkpoint) -> None:
+    """Stop at a model that has several inputs, or reads images.
+
+    Raises:
+        UsageError: names it and its class.
+    """
+    from merge.checkpoints.transformers_model import meta_model
+    from merge.layers.activations import check_one_text_input
+
+    check_one_text_input(meta_model(checkpoint.config), checkpoint.source)
 
 
 def check_one_source(task: object, text: object, aligns: bool) -> None:

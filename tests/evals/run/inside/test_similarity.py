@@ -88,6 +88,12 @@ def test_every_family_answers_and_is_like_itself(family: str, tmp_path: Path) ->
     assert [own[k][k] for k in range(len(own))] == pytest.approx([1] * len(own), abs=1e-9)
 
 
+def test_a_model_of_two_inputs_is_named(zoo: Path) -> None:
+    save_checkpoint(zoo / "t5", classifier_config("t5"))
+    refused = run("a", "t5", "--text", "text.txt")
+    assert "t5 is a T5ForSequenceClassification: this works for models with one text input" in str(refused.exception)
+
+
 def test_models_of_other_tokenizers_are_compared_by_text_alone(zoo: Path) -> None:
     save_checkpoint(zoo / "other", tokenizer=False)
     save_tokenizer(zoo / "other", WORDS[::-1])
