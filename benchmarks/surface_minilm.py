@@ -116,7 +116,7 @@ def simplex(zoo: Path, out: Path, quick: bool, shared: dict[str, Any]) -> None:
         [zoo / name for name in PAIR],
         against=[] if quick else [zoo / name for name in ("head2-order0", "head3-order0")],
         train=train,
-        vertices=1 if quick else 2,
+        vertices=1 if quick else 3,
         samples=2,
         steps=2 if quick else 30,
         also={"hans": zoo / "hans.jsonl"},
