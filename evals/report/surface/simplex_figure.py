@@ -37,9 +37,7 @@ def simplex_figure(record: Record) -> Figure:
         left.legend(loc="upper left", fontsize=8)
         names = [short(each["name"], 40) for each in ensembles]
         places = range(len(ensembles))[::-1]
-        right.hlines(
-            list(places), min(each["nll"] for each in ensembles), [e["nll"] for e in ensembles], color=RULE, zorder=1
-        )
+        right.hlines(list(places), 0, [e["nll"] for e in ensembles], color=RULE, zorder=1)
         right.plot([each["nll"] for each in ensembles], list(places), "o", color=INK, markersize=5, zorder=3)
         for place, each in zip(places, ensembles, strict=True):
             note = f"{each['passes']} pass{'es' if each['passes'] > 1 else ''}, accuracy {each['accuracy']:.3f}"
@@ -47,7 +45,7 @@ def simplex_figure(record: Record) -> Figure:
                 note, (each["nll"], place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7.5
             )
         right.set_yticks(list(places), names)
-        right.margins(x=0.35)
+        right.set_xlim(0, 1.4 * max(each["nll"] for each in ensembles))
         right.set(xlabel="negative log-likelihood")
         right.grid(axis="y", visible=False)
         train = record["train"]
