@@ -10,7 +10,10 @@ def title(record: Record) -> str:
     """Return the heading of a record's section."""
     if record["kind"] == "plane":
         return f"{record['task']}: plane {record['axes']}"
-    return f"{record['task']}: {' → '.join(model_labels(record['models']))}"
+    names = model_labels(record["models"])
+    if record["kind"] == "simplex":
+        return f"{record['task']}: {', '.join(names)}"
+    return f"{record['task']}: {' → '.join(names[:2] if len(names) < 3 else [names[0], ', '.join(names[1:])])}"
 
 
 def folded(record: Record) -> dict[str, list[Row]]:
