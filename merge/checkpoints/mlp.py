@@ -95,7 +95,7 @@ class MLPForSequenceClassification(PreTrainedModel):
 
     def forward(self, input_ids: Tensor) -> SequenceClassifierOutput:
         """Return the logits of rows of numbers, shape (rows, classes)."""
-        hidden = input_ids
+        hidden = input_ids.to(self.dtype)
         for layer in self.layers:
             hidden = layer(hidden)
         return SequenceClassifierOutput(logits=self.classifier(hidden))
