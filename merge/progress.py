@@ -12,6 +12,10 @@ from contextvars import ContextVar, copy_context
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+# Pieces of work at once, at most: each holds matrices of its own.
+MAX_WORKERS = 4
 
 
 class Display(Protocol):
@@ -67,3 +71,23 @@ def in_threads(tasks: Iterable[Callable[[], None]], threads: int, label: str) ->
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Return the function of each item, in their order, computed in threads that divide torch's threads among them.
+
+    Many small operations on few threads waste them: a thread that has nothing to do waits in a loop. With one thread, or one
+    item, items are computed in turn. inference_mode is a thread's own: the function enters it.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    count = min(threads, MAX_WORKERS, len(items))
+    if count < 2:
+        return [function(item) for item in items]
+    torch.set_num_threads(threads // count)
+    try:
+        with ThreadPoolExecutor(count, thread_name_prefix="merge") as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)

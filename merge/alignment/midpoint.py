@@ -8,20 +8,23 @@ last hidden states of the model between and the same mean of the endpoints'. Sma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from threading import Lock
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.pair import Alignment, Pair, as_transform, in_dtype
+from merge.alignment.pair import MAX_KEPT_BYTES, Alignment, Outputs, Pair, as_transform, in_dtype
 from merge.checkpoints.hooks import token_mask, token_rows
-from merge.checkpoints.transformers_model import set_weights
-from merge.progress import begin_phase, track
+from merge.progress import begin_phase, in_parallel, track
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.spec import parse
-from merge.symmetry.transform import Transform, apply_transform, apply_transform_axes
+from merge.symmetry.transform import Transform, apply_transform_axes, map_axes, moved_when_read
 
 # Outputs that are hidden states or embeddings, compared by cosine.
 FEATURES = ("last_hidden_state", "text_embeds", "image_embeds")
@@ -35,8 +38,6 @@ SCORES = {
 # b's share in the models between the endpoints where a line is measured.
 ALONG = (0.25, 0.5, 0.75)
 
-# The outputs of the endpoints are kept up to so many bytes; beyond, the endpoints are run again for every candidate.
-MAX_KEPT_BYTES = 1 << 29
 # With fewer texts, or if the ensemble gives one class to more than this share of them, the user is told that the scores
 # are uncertain.
 MIN_TEXTS, MAX_CLASS_SHARE = 256, 0.9
@@ -47,29 +48,52 @@ MAX_PRIOR_DIFFERENCE = 0.15
 class EndpointOutputs:
     """The outputs of both models of a pair on its batches: computed once, and again only if too large to keep."""
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, kept: Outputs | None = None) -> None:
+        """Args:
+        kept: the outputs on every batch, where the models have been run.
+        """
         self.pair = pair
-        self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
-        self._bytes = 0
+        self._kept: dict[int, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = {}
+        self._bytes, self._lock = 0, Lock()
+        # Number of a batch -> the mean of both models' probabilities of the classes of each text.
         self._shares: dict[int, Tensor] = {}
+        for k, (a, b) in enumerate(kept or ()):
+            self.keep(k, a, b)
 
     @cached_property
     def models(self) -> tuple[Any, Any]:
         """Both models; built when an output is first asked for."""
         return self.pair.model(self.pair.a, copied=False), self.pair.model(self.pair.b, copied=False)
 
-    def __call__(self, k: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the outputs of a and of b for batch k."""
+    def __call__(self, k: int) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Return the outputs of a and of b for batch k; threads may ask for different batches."""
         if k in self._kept:
             return self._kept[k]
+        with self._lock:
+            models = self.models
         batch = in_dtype(self.pair.batches[k], torch.float32)
-        a, b = (outputs_of(self.pair, model(**batch)) for model in self.models)
-        if list(a) == ["logits"] and a["logits"].ndim == 2 and a["logits"].shape[1] > 1:
-            self._shares[k] = (a["logits"].softmax(-1) + b["logits"].softmax(-1)) / 2
-        self._bytes += sum(out.nbytes for outputs in (a, b) for out in outputs.values())
-        if self._bytes <= MAX_KEPT_BYTES:
-            self._kept[k] = a, b
+        a, b = (outputs_of(self.pair, model(**batch)) for model in models)
+        self.keep(k, a, b)
         return a, b
+
+    def keep(self, k: int, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+        """Keep the outputs for batch k, where there is room."""
+        with self._lock:
+            if list(a) == ["logits"] and a["logits"].ndim == 2 and a["logits"].shape[1] > 1:
+                self._shares[k] = (a["logits"].softmax(-1) + b["logits"].softmax(-1)) / 2
+            self._bytes += sum(out.nbytes for outputs in (a, b) for out in outputs.values())
+            if self._bytes <= MAX_KEPT_BYTES:
+                self._kept[k] = a, b
+
+    def kept(self, k: int) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None:
+        """Return the outputs for batch k that are computed and kept; None without."""
+        return self._kept.get(k)
+
+    def add_shares(self, parts: Sequence[EndpointOutputs]) -> None:
+        """Let the notes go by outputs on parts of the text, where none on the whole are computed."""
+        if not self._shares:
+            shares = [share for part in parts for share in part._shares.values()]
+            self._shares = dict(enumerate(shares))
 
     def notes(self, texts: int) -> tuple[str, ...]:
         """Return notes for the user on the texts, once all outputs are computed: too few, nearly all of one class, or with the
@@ -84,7 +108,7 @@ class EndpointOutputs:
                 f"the choice of axes rests on {texts} texts only; with {MIN_TEXTS} or more it is surer (--text)"
             )
         if self._shares:
-            ensemble = torch.cat(list(self._shares.values()))
+            ensemble = torch.cat([self._shares[k] for k in sorted(self._shares)])
             counts = ensemble.argmax(-1).bincount()
             share, label = float(counts.max() / counts.sum()), int(counts.argmax())
             if share > MAX_CLASS_SHARE:
@@ -118,12 +142,46 @@ class EndpointOutputs:
         ]
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """The divergence of one candidate on some text.
+
+    Attributes:
+        by_text: of each text, summed over its rows; None where rows are not told apart by text.
+        total: of all of them.
+        rows: how many rows were compared.
+    """
+
+    by_text: Float[Tensor, " texts"] | None
+    total: float
+    rows: int
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.rows
+
+    def __add__(self, other: Divergence) -> Divergence:
+        both = None if self.by_text is None or other.by_text is None else torch.cat([self.by_text, other.by_text])
+        return Divergence(both, self.total + other.total, self.rows + other.rows)
+
+
 def score(
     moves: Sequence[Permutation | Transform | Alignment],
     pair: Pair,
     ends: EndpointOutputs | None = None,
     lam: float = 0.5,
 ) -> tuple[list[float], str]:
+    """Return the mean divergence at lam for each candidate alignment of b, and its kind (a key of SCORES); see `divergences`."""
+    measured, kind = divergences(moves, pair, ends, lam)
+    return [divergence.mean for divergence in measured], kind
+
+
+def divergences(
+    moves: Sequence[Permutation | Transform | Alignment],
+    pair: Pair,
+    ends: EndpointOutputs | None = None,
+    lam: float = 0.5,
+) -> tuple[list[Divergence], str]:
     """Return the divergence at lam for each candidate alignment of b, and its kind (a key of SCORES).
 
     One model between the endpoints is in memory at a time. An alignment may transform a as well, but no axis of an
@@ -137,34 +195,62 @@ def score(
     ends = ends or EndpointOutputs(pair)
     lines = {name: parse(line) for name, line in pair.spec.outputs.items()}
     begin_phase("choosing which axes move")
-    model, scores, kind = pair.model(pair.a), [], "kl"
-    with torch.inference_mode():
-        for move in track(moves, "choosing which axes move"):
-            transform, maps = (
-                (move.transform, move.reference_maps) if isinstance(move, Alignment) else (as_transform(move), {})
-            )
-            between = _between(pair, transform, maps, lam)
-            set_weights(model, {pair.written_name(name): tensor for name, tensor in between.items()})
-            total, count = 0.0, 0
-            for k, batch in enumerate(pair.batches):
+    model, measured, kinds = pair.model(pair.a), [], ["kl"]
+    before: tuple[Transform, Transform] | None = None
+    for move in track(moves, "choosing which axes move"):
+        transform, maps = (
+            (move.transform, move.reference_maps) if isinstance(move, Alignment) else (as_transform(move), {})
+        )
+        sides = Transform(identity(pair.spec, pair.shapes), maps), transform
+        _set_between(model, pair, sides, lam, before)
+        before = sides
+
+        def compare(k: int, transform: Transform = transform) -> tuple[Divergence, str]:
+            with torch.inference_mode():
                 a, b = ends(k)
                 b = {name: apply_transform_axes(lines[name], transform, value) for name, value in b.items()}
-                between_outputs = outputs_of(pair, model(**in_dtype(batch, torch.float32)))
-                value, rows, kind = divergence(a, b, between_outputs, scored_tokens(pair, k), lam)
-                total, count = total + float(value), count + rows
-            scores.append(total / count)
-    return scores, kind
+                between = outputs_of(pair, model(**in_dtype(pair.batches[k], torch.float32)))
+                return _divergence(a, b, between, scored_tokens(pair, k), lam)
+
+        batches = range(len(pair.batches))
+        compared = in_parallel(compare, batches) if pair.device == "cpu" else [compare(k) for k in batches]
+        kinds = [kind for _, kind in compared]
+        measured.append(reduce(operator.add, (each for each, _ in compared)))
+    return measured, kinds[-1]
 
 
-def _between(pair: Pair, t: Transform, reference_maps: Mapping[str, Tensor], lam: float) -> dict[str, Tensor]:
-    """Return the weights (1 - lam) a + lam b after the transforms."""
-    moved, a = apply_transform(pair.spec, t, pair.b), pair.a
-    if reference_maps:
-        a = apply_transform(pair.spec, Transform(identity(pair.spec, pair.shapes), reference_maps), a)
-    return {
-        name: (1 - lam) * tensor.float() + lam * moved[name].float() if tensor.is_floating_point() else tensor
-        for name, tensor in a.items()
-    }
+def _set_between(
+    model: Any, pair: Pair, sides: tuple[Transform, Transform], lam: float, before: tuple[Transform, Transform] | None
+) -> None:
+    """Give the model the weights (1 - lam) a + lam b after the transforms of a and b.
+
+    Args:
+        before: the transforms of the weights that it has; tensors that these move alike are left as they are.
+    """
+    a, b = (moved_when_read(pair.spec, t, side) for t, side in zip(sides, (pair.a, pair.b), strict=True))
+    state = model.state_dict()
+
+    def fill(name: str) -> None:
+        out = state[pair.written_name(name)]
+        if not pair.a[name].is_floating_point():
+            out.copy_(a[name])
+        elif out.device.type == "cpu":
+            torch.mul(a[name].float(), 1 - lam, out=out).add_(b[name].float(), alpha=lam)
+        else:
+            out.copy_((1 - lam) * a[name].float() + lam * b[name].float())
+
+    def same(name: str) -> bool:
+        axes = [axis for item in pair.spec.axes(name) for axis in map_axes(item)]
+        return before is not None and all(_moves_alike(t, u, axes) for t, u in zip(sides, before, strict=True))
+
+    in_parallel(fill, [name for name in pair.a if not same(name)])
+
+
+def _moves_alike(t: Transform, u: Transform, axes: Iterable[str]) -> bool:
+    """Return whether two transforms do the same to these axes."""
+    orders = [(t.permutation.indices.get(axis), u.permutation.indices.get(axis)) for axis in axes]
+    maps = [(t.maps.get(axis), u.maps.get(axis)) for axis in axes]
+    return all(x is y or (x is not None and y is not None and torch.equal(x, y)) for x, y in orders + maps)
 
 
 def outputs_of(pair: Pair, output: Any) -> dict[str, Tensor]:
@@ -188,24 +274,48 @@ def divergence(
         tokens: boolean mask of the tokens that are compared, shape (texts, length); None for all.
         lam: b's part in the mean of the endpoints.
     """
+    outputs, kind = _row_divergences(a, b, between, tokens, lam)
+    return sum((rows.sum() for rows in outputs), torch.zeros(())), len(outputs[-1]), kind
+
+
+def _divergence(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], between: Mapping[str, Tensor], tokens: Tensor | None, lam: float
+) -> tuple[Divergence, str]:
+    """Return the divergence of one batch, by text too, as `divergence`."""
+    outputs, kind = _row_divergences(a, b, between, tokens, lam)
+    texts, separate = len(next(iter(between.values()))), True
+    by_text = torch.zeros(texts, dtype=torch.float64)
+    for rows in outputs:
+        if len(rows) == texts:
+            by_text += rows.double()
+        elif tokens is not None and tokens.ndim == 2 and len(tokens) == texts and len(rows) == int(tokens.sum()):
+            by_text.index_add_(0, tokens.nonzero()[:, 0], rows.double())
+        else:
+            separate = False
+    total = sum(float(rows.sum()) for rows in outputs)
+    return Divergence(by_text if separate else None, total, len(outputs[-1])), kind
+
+
+def _row_divergences(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], between: Mapping[str, Tensor], tokens: Tensor | None, lam: float
+) -> tuple[list[Float[Tensor, " rows"]], str]:
+    """Return the divergences of the rows of each output, and their kind; features of several outputs are rows alike."""
     shown = [name for name in FEATURES if name in a]
     if shown:
         a_rows, b_rows, rows = (torch.cat([_rows(x[name], tokens) for name in shown]) for x in (a, b, between))
-        cosine = torch.cosine_similarity(rows, torch.lerp(a_rows, b_rows, lam), dim=-1)
-        return (1 - cosine).sum(), len(cosine), "cosine"
-    total, count, kind = torch.zeros(()), 0, "kl"
+        return [1 - torch.cosine_similarity(rows, torch.lerp(a_rows, b_rows, lam), dim=-1)], "cosine"
+    outputs, kind = [], "kl"
     for name in a:
         logits = [_rows(x[name], tokens) for x in (a, b, between)]
-        count = len(logits[0])
         if logits[0].shape[-1] == 1:  # a regression
-            total = total + (torch.lerp(logits[0], logits[1], lam) - logits[2]).square().sum()
+            outputs.append((torch.lerp(logits[0], logits[1], lam) - logits[2]).square().flatten(1).sum(1))
             kind = "mse"
         else:
             log_parts = torch.tensor([1 - lam, lam]).log()
             ends = [x.log_softmax(-1) + part for x, part in zip(logits[:2], log_parts, strict=True)]
             ensemble = torch.stack(ends).logsumexp(0)
-            total = total + (ensemble.exp() * (ensemble - logits[2].log_softmax(-1))).sum()
-    return total, count, kind
+            outputs.append((ensemble.exp() * (ensemble - logits[2].log_softmax(-1))).flatten(1).sum(1))
+    return outputs, kind
 
 
 def scored_tokens(pair: Pair, k: int) -> Tensor | None:

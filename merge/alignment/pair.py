@@ -19,6 +19,11 @@ from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform
 
+# For each batch the outputs of a and of b by name, in float32.
+Outputs = Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
+# Outputs are kept up to so many bytes; models with larger ones are run again where they are needed.
+MAX_KEPT_BYTES = 1 << 29
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -150,6 +155,7 @@ class Alignment:
         objective: the value maximised, in [-1, 1]: at the identity, then after each sweep; never decreasing. Of `learned`,
             minus the loss on held-out texts: at its start, then after each better step.
         correlations: of a's units with those of b as it was, by view, where the matcher measured them on the pair's text.
+        outputs: of both models as they were on each batch of the pair's text, where the matcher ran them there.
         notes: for the user.
     """
 
@@ -159,6 +165,7 @@ class Alignment:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     reference_maps: Mapping[str, Tensor] = field(default_factory=dict)
     correlations: Mapping[View, Tensor] | None = field(default=None, repr=False, compare=False)
+    outputs: Outputs | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
 
     @property

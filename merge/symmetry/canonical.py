@@ -22,6 +22,7 @@ from torch import Tensor
 
 from merge.checkpoints.structure import structure_of
 from merge.errors import SpecError
+from merge.progress import in_parallel
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import unit_positions
 from merge.symmetry.rewrites import NO_REWRITES, Rewrites
@@ -72,9 +73,10 @@ def canonical_weights(spec: PermutationSpec, config: Mapping[str, Any], tensors:
     tied = set(structure_of(config).ties.values())
     tables = [name for name in _names_ending(out, rewrites.tables, "weight") if not any(map(name.endswith, tied))]
     written = [*_names_ending(out, rewrites.writers, "weight"), *_names_ending(out, rewrites.writers, "bias")]
-    for name in [*written, *tables]:
-        out[name] = _centred(out[name], _stream_dim(spec, name))
-    return out
+    names = [*written, *tables]
+    return out | dict(
+        zip(names, in_parallel(lambda name: _centred(out[name], _stream_dim(spec, name)), names), strict=True)
+    )
 
 
 def fold_norms(spec: PermutationSpec, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Folded:

@@ -12,7 +12,16 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from merge.alignment.choice.candidates import Candidate, Choice, best, scores, sets_of_kinds, unmoved, with_line_scores
+from merge.alignment.choice.candidates import (
+    Candidate,
+    Choice,
+    best,
+    known_outputs,
+    scores,
+    sets_of_kinds,
+    unmoved,
+    with_line_scores,
+)
 from merge.alignment.choice.common_start import find_common_start
 from merge.alignment.masking import with_masked_words
 from merge.alignment.matchers import aligner
@@ -65,7 +74,7 @@ class Auto:
             return Choice((only,), only, None, (), start)
         begin_phase("matching units by every matcher")
         tried, left_out = self._candidates(pair, sets)
-        ends = EndpointOutputs(pair)
+        ends = EndpointOutputs(pair, known_outputs(tried))
         rotates = self.rotate and pair.spec.folded and self.axes is None and start.away - head_kinds(pair.kinds())
         scored, kind, notes = scores([unmoved(pair), *tried], pair, ends, alone=not rotates)
         groups = [(scored, pair)]

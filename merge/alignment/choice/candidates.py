@@ -7,21 +7,23 @@ line too, where a barrier may be as well: among them the mean over the three dec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from merge.alignment.choice.common_start import CommonStart
-from merge.alignment.choice.text_part import count_texts, part_of_text
+from merge.alignment.choice.text_part import count_texts, join_outputs, outputs_on, parts_of_text
 from merge.alignment.masking import with_masked_words
-from merge.alignment.midpoint import ALONG, SCORES, EndpointOutputs, score
-from merge.alignment.pair import Alignment, Matcher, Pair, head_kinds, streams
+from merge.alignment.midpoint import ALONG, SCORES, Divergence, EndpointOutputs, divergences, score
+from merge.alignment.pair import Alignment, Matcher, Outputs, Pair, head_kinds, streams
 from merge.symmetry.permutation import identity
 
 # How many times the lowest midpoint score is near it.
 NEAR_LOWEST = 1.5
-# How many times the lowest score on a part of the text is too far from it to be the lowest on all of it.
-FAR_FROM_LOWEST = 2 * NEAR_LOWEST
+# How many times the lowest score on a part of the text is too far from it to be the lowest on all of it, where the scores of
+# single texts do not show how much of a difference is chance; where they do, so many standard errors are beyond it.
+FAR_FROM_LOWEST, SURE = 2 * NEAR_LOWEST, 5.0
 # Scores that differ by less are equal but for the rounding of float32 models. Of equal ones the first is kept: it moves least.
 ROUNDING = 1e-6
 
@@ -109,10 +111,15 @@ def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | N
     sets = sets_of_kinds(pair) if axes is None else (axes,)
     matched = [Candidate(matcher(kinds), None, by) for by, matcher in matchers.items() for kinds in sets]
     pair = with_masked_words(pair)
-    ends = EndpointOutputs(pair)
+    ends = EndpointOutputs(pair, known_outputs(matched))
     scored, kind, notes = scores([unmoved(pair), *matched], pair, ends, alone=True)
     scored = with_line_scores([(scored, pair)], ends)
     return Choice(scored, best(scored), SCORES[kind], notes)
+
+
+def known_outputs(candidates: Sequence[Candidate]) -> Outputs | None:
+    """Return the outputs of the endpoints on the text, where a matcher has run them there."""
+    return next((c.alignment.outputs for c in candidates if c.alignment.outputs is not None), None)
 
 
 def sets_of_kinds(pair: Pair) -> tuple[frozenset[str], ...]:
@@ -131,28 +138,54 @@ def scores(
 ) -> tuple[tuple[Candidate, ...], str, tuple[str, ...]]:
     """Return the candidates with the scores of their midpoints, which score it is (a key of SCORES), and notes on the text.
 
-    Where a model and the text are large, all are scored on a part of the text, and those far from the lowest score are scored
-    on no more of it.
+    Where a model and the text are large, all are scored on a part of the text, then on more of it: those that are clearly
+    behind the best by then are scored on no more.
 
     Args:
         alone: there are no other candidates: the only one that is left need not be scored on the whole text.
     """
-    part, texts = part_of_text(pair), count_texts(pair)
-    if part is None:
-        values, kind = score([c.alignment for c in candidates], pair, ends)
-        scored = [replace(c, score=value) for c, value in zip(candidates, values, strict=True)]
-        return tuple(scored), kind, ends.notes(texts)
-    part_ends = EndpointOutputs(part)
-    values, kind = score([c.alignment for c in candidates], part, part_ends)
-    scored = [replace(c, score=value) for c, value in zip(candidates, values, strict=True)]
-    read = f"which axes move was chosen on {count_texts(part)} of {texts} texts"
-    limit = FAR_FROM_LOWEST * min(values) + ROUNDING
-    near = [k for k, value in enumerate(values) if value <= limit]
-    if alone and len(near) == 1:
-        return tuple(scored), kind, (read, *part_ends.notes(texts))
-    whole, _ = score([candidates[k].alignment for k in near], pair, ends)
-    scored = [replace(c, score=whole[near.index(k)]) if k in near else c for k, c in enumerate(scored)]
-    return tuple(scored), kind, (f"{read}, and among {len(near)} candidates on all", *ends.notes(texts))
+    parts, texts, moves = parts_of_text(pair), count_texts(pair), [c.alignment for c in candidates]
+    if not parts:
+        values, kind = score(moves, pair, ends)
+        return (
+            tuple(replace(c, score=value) for c, value in zip(candidates, values, strict=True)),
+            kind,
+            ends.notes(texts),
+        )
+    left, read, narrowed = list(range(len(moves))), 0, 0
+    so_far: dict[int, Divergence] = {}
+    parts_ends = []
+    for part in parts:
+        parts_ends.append(outputs_on(part, ends))
+        measured, kind = divergences([moves[k] for k in left], part.pair, parts_ends[-1])
+        for k, new in zip(left, measured, strict=True):
+            so_far[k] = so_far[k] + new if k in so_far else new
+        read += count_texts(part.pair)
+        best = min(left, key=lambda k: so_far[k].mean)
+        ahead = [k for k in left if read == texts or not clearly_behind(so_far[k], so_far[best])]
+        if len(ahead) < len(left):
+            left, narrowed = ahead, read
+        if alone and len(left) == 1:
+            break
+    join_outputs(ends, parts, parts_ends)
+    scored = tuple(replace(c, score=so_far[k].mean) for k, c in enumerate(candidates))
+    note = f"which axes move was chosen on {narrowed} of {texts} texts"
+    if read == texts:
+        note += f", and among {len(left)} candidates on all"
+    return scored, kind, (*([note] if narrowed else []), *ends.notes(texts))
+
+
+def clearly_behind(divergence: Divergence, best: Divergence) -> bool:
+    """Return whether a candidate's divergence on all of a text would be far from that of the best so far, as a part shows.
+
+    Whether the mean over the texts of the part is above NEAR_LOWEST times the best's, beyond what chance explains: candidates
+    that are nearer may be better along the line.
+    """
+    if divergence.by_text is None or best.by_text is None:
+        return divergence.mean > FAR_FROM_LOWEST * best.mean + ROUNDING
+    differences = divergence.by_text - NEAR_LOWEST * best.by_text
+    error = float(differences.std()) / math.sqrt(len(differences))
+    return float(differences.mean()) > SURE * error + ROUNDING
 
 
 def with_line_scores(

@@ -26,6 +26,7 @@ from merge.alignment.solvers.balance import BALANCES, MIN_SINGULAR_RATIO, Rows, 
 from merge.alignment.solvers.objective import CHUNK, square_sum
 from merge.alignment.solvers.procrustes import orthogonal
 from merge.errors import AlignmentError
+from merge.progress import in_parallel
 from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import identity
 from merge.symmetry.spec import PermutationSpec
@@ -60,6 +61,7 @@ def canonical_distances(spec: PermutationSpec, a: Tensors, *others: Tensors) -> 
         AlignmentError: all weights of a are zero.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in a.items()}
+    floating = [name for name, tensor in a.items() if tensor.is_floating_point()]
     sizes = axis_sizes(spec, shapes)
     groups = {axis: spec.group(axis) for axis in sizes if axis not in spec.named and spec.group(axis) in BALANCES}
     scaled = {axis: group for axis, group in groups.items() if group != "linear"}
@@ -67,19 +69,19 @@ def canonical_distances(spec: PermutationSpec, a: Tensors, *others: Tensors) -> 
         unmoved = identity(spec, shapes)
         a, *rest = (moved_when_read(spec, balance(spec, side, scaled, unmoved), side) for side in (a, *others))
         others = tuple(rest)
-    differences: list[list[float]] = [[] for _ in others]
-    size = []
-    for name in shapes:
+
+    def squares_of(name: str) -> tuple[float, list[float]]:
         x = a[name]
-        if x.is_floating_point():
-            size.append(square_sum(x))
-            for squares, b in zip(differences, others, strict=True):
-                squares.append(_square_of_difference(x, b[name]))
-    for axis in (axis for axis, group in groups.items() if group == "linear"):
+        return square_sum(x), [_square_of_difference(x, b[name]) for b in others]
+
+    def lowered_by(axis: str) -> tuple[float, list[float]]:
         fixed, *heads_of_others = (_fixed_heads(spec, side, axis, sizes[axis]) for side in (a, *others))
-        size.append(-fixed.lowered)
-        for squares, heads in zip(differences, heads_of_others, strict=True):
-            squares.append(-_gauge_gain(fixed, heads))
+        return -fixed.lowered, [-_gauge_gain(fixed, heads) for heads in heads_of_others]
+
+    terms = in_parallel(squares_of, floating)
+    terms += in_parallel(lowered_by, [axis for axis, group in groups.items() if group == "linear"])
+    size = [own for own, _ in terms]
+    differences = [[squares[k] for _, squares in terms] for k in range(len(others))]
     norm = math.fsum(size)
     if norm <= 0:
         raise AlignmentError("every weight of the reference is zero: nothing can be aligned to it. Choose another one.")

@@ -10,16 +10,20 @@ Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023, arXiv:2209.0483
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks
-from merge.alignment.solvers.moments import Correlations, check_seen, unit_correlations
+from merge.alignment.solvers.moments import Compared, Correlations, check_seen, compare_units
 from merge.alignment.solvers.silent import settle_silent
+from merge.progress import in_parallel
 from merge.symmetry.permutation import Permutation, identity, view_index
+
+# Axis -> its index array.
+Indices = Mapping[str, Tensor]
 
 
 def match_activations(pair: Pair) -> Matcher:
@@ -29,34 +33,45 @@ def match_activations(pair: Pair) -> Matcher:
         AlignmentError: there are no batches: activations need text and a tokenizer.
     """
     check_text(pair, "activation matching")
-    correlations = unit_correlations(pair)
+    compared, solved = compare_units(pair), dict[str, Indices]()
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)
-        return _solve(pair, correlations, kinds)
+        return _solve(pair, compared, kinds, solved)
 
     return match
 
 
-def _solve(pair: Pair, correlations: Correlations, kinds: frozenset[str]) -> Alignment:
-    """Match every axis of these kinds on its correlations; the objective is the mean correlation of matched units."""
-    unmoved = identity(pair.spec, pair.shapes)
+def _solve(pair: Pair, compared: Compared, kinds: frozenset[str], solved: dict[str, Indices]) -> Alignment:
+    """Match every axis of these kinds on its correlations; the objective is the mean correlation of matched units.
+
+    Args:
+        solved: axis, or the blocks of a split axis -> the order that was found before; those found here are added.
+    """
+    unmoved, correlations = identity(pair.spec, pair.shapes), compared.correlations
     movable = pair.axes_of(kinds)
     by_coordinate: dict[str, dict[tuple[str, ...], Tensor]] = {}
     for view, correlation in correlations.items():
         if view.names[0] in movable:
             by_coordinate.setdefault(view.names[0], {})[view.names] = correlation.reshape(*view.shape, *view.shape)
     check_seen(movable, by_coordinate)
-    indices = dict(unmoved.indices)
-    for coordinate, single in by_coordinate.items():
-        gains = {names: gain.double() for names, gain in single.items()}
+
+    def match(coordinate: str) -> Indices:
+        gains = {names: gain.double() for names, gain in by_coordinate[coordinate].items()}
         alone = set(gains) == {(coordinate,)}
-        indices |= {coordinate: match_axis(gains[coordinate,])} if alone else match_blocks(gains)
+        return {coordinate: match_axis(gains[coordinate,])} if alone else match_blocks(gains)
+
+    new = [coordinate for coordinate in by_coordinate if coordinate not in solved]
+    solved |= dict(zip(new, in_parallel(match, new), strict=True))
+    indices = dict(unmoved.indices)
+    for coordinate in by_coordinate:
+        indices |= solved[coordinate]
     plain = {c: single[c,] for c, single in by_coordinate.items() if set(single) == {(c,)}}
     permutation, notes = settle_silent(pair, Permutation(indices, unmoved.outer), plain)
     values = [_mean_correlation(correlations, movable, p) for p in (unmoved, permutation)]
     kept = tuple(k for k in pair.kinds() if k in kinds)
-    return Alignment(permutation, kept, tuple(values), correlations=correlations, notes=notes)
+    outputs = compared.outputs
+    return Alignment(permutation, kept, tuple(values), correlations=correlations, outputs=outputs, notes=notes)
 
 
 def _mean_correlation(correlations: Correlations, movable: Sequence[str], p: Permutation) -> float:

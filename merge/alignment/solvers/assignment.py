@@ -18,8 +18,9 @@ from merge.errors import AlignmentError
 # position instead of shuffling them.
 TIE_BREAK = 1e-9
 
-# From this size on, the sparse problem is cheaper than the dense one.
-MIN_SPARSE_SIZE = 1024
+# From this size on, the sparse problem is cheaper than the dense one, unless few positions have a best unit that is best for
+# another too: the Hungarian algorithm searches for a path from each of those alone.
+MIN_SPARSE_SIZE, MAX_DOUBLED_SHARE = 1024, 1 / 16
 # Candidates of each position and of each unit in the sparse problem, and how often it may be widened.
 CANDIDATES, MAX_ROUNDS = 40, 8
 # Of the largest gain: how far a reduced gain may be above zero and count as rounding; far below the nudge.
@@ -53,9 +54,11 @@ def match_axis(gain: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
     best = torch.where(gain.diagonal() + nudge >= largest, torch.arange(len(gain)), best)
     if int(torch.bincount(best).max()) == 1:
         return best
-    matching = match_sparse(gain, nudge) if len(gain) >= MIN_SPARSE_SIZE else None
-    if matching is not None:
-        return matching
+    doubled = len(gain) - int((torch.bincount(best) > 0).sum())
+    if len(gain) >= MIN_SPARSE_SIZE and doubled > MAX_DOUBLED_SHARE * len(gain):
+        matching = match_sparse(gain, nudge)
+        if matching is not None:
+            return matching
     nudged = gain.clone()
     nudged.diagonal().add_(nudge)
     return torch.as_tensor(linear_sum_assignment(nudged.numpy(), maximize=True)[1])

@@ -10,7 +10,6 @@ Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2 and algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -23,6 +22,7 @@ from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks, match_inside
 from merge.alignment.solvers.circuits import circuit_gains
 from merge.alignment.solvers.objective import Objective, State, equal_states
+from merge.progress import in_parallel
 from merge.symmetry.permutation import Permutation
 
 MAX_SWEEPS = 50
@@ -32,9 +32,6 @@ REL_TOLERANCE = 1e-6
 ENTRY_TOLERANCE = 1e-12
 # Share of the units of an axis that a restart shuffles. Descents from wholly random starts end lower.
 SHUFFLED_SHARE = 1 / 3
-# Axes that are matched in parallel, at most: each holds matrices of its own.
-MAX_WORKERS = 4
-
 
 P = TypeVar("P")
 
@@ -241,16 +238,7 @@ class PermutationDescent:
 
     def _in_parallel(self, run: Sequence[str], p: Permutation, match: Callable[[str], Permutation]) -> Permutation:
         """Return p with every axis of a run as it is when matched alone; p itself if none has changed."""
-        threads = torch.get_num_threads()
-        if threads == 1 or len(run) == 1:
-            permutations = [match(coordinate) for coordinate in run]
-        else:
-            torch.set_num_threads(1)  # of each product: there are enough of them
-            try:
-                with ThreadPoolExecutor(min(threads, MAX_WORKERS)) as pool:
-                    permutations = list(pool.map(match, run))
-            finally:
-                torch.set_num_threads(threads)
+        permutations = in_parallel(match, run)
         if all(permutation is p for permutation in permutations):
             return p
         changed = {

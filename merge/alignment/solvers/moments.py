@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.masking import with_masked_words
-from merge.alignment.pair import Pair, in_dtype
+from merge.alignment.pair import MAX_KEPT_BYTES, Outputs, Pair, in_dtype
 from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
 from merge.checkpoints.inputs import Batch
 from merge.errors import AlignmentError
-from merge.progress import track
+from merge.progress import in_parallel, track
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import unit_positions
 
@@ -23,8 +25,10 @@ from merge.symmetry.permutation import unit_positions
 Correlations = Mapping[View, Float[Tensor, "n n"]]  # float32: they are many
 
 
-# Tokens that are run at once: the activations of one model at every site are kept until the other has run.
+# Tokens that are run at once: the activations of both models at every site are kept until they are compared.
 TOKENS_AT_ONCE = 512
+# Units of a whose correlations are held in float64 at a time.
+UNITS_AT_ONCE = 256
 
 
 # A unit whose variance is below this share of the average varies by rounding only; it correlates with nothing.
@@ -32,7 +36,7 @@ DEAD_UNIT_VARIANCE = 1e-10
 
 
 class Moments:
-    """Running mean and variance of units about the first batch's mean; sums in float64.
+    """Running mean and variance of units about the first batch's mean; sums over batches in float64.
 
     Attributes:
         count: rows so far.
@@ -49,8 +53,9 @@ class Moments:
             self.sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
             self.squares = torch.zeros_like(self.sums)
         rows = rows - self.shift
-        self.sums += rows.sum(0, dtype=torch.float64)
-        self.squares += rows.square().sum(0, dtype=torch.float64)
+        # Those of one batch in the dtype of the rows, pairwise as torch adds them up: float64 would take five times as long.
+        self.sums += rows.sum(0)
+        self.squares += rows.square().sum(0)
         self.count, self.calls = self.count + len(rows), self.calls + 1
         return rows
 
@@ -81,7 +86,8 @@ class CrossMoments:
     def add(self, a: Float[Tensor, "rows m"], b: Float[Tensor, "rows n"]) -> None:
         """Add a batch of rows; row i of a and of b belong to the same token."""
         if self.a.calls == 0:
-            self.cross = torch.zeros(a.shape[1], b.shape[1], device=a.device)
+            with torch.inference_mode(False):  # it is written to outside as well
+                self.cross = torch.zeros(a.shape[1], b.shape[1], device=a.device)
         self.cross.addmm_(self.a.add(a).T, self.b.add(b))
 
     def covariance(self) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"], Float[Tensor, " n"]]:
@@ -91,26 +97,68 @@ class CrossMoments:
 
     def correlation(self) -> Float[Tensor, "m n"]:
         """Return Pearson correlations, float64; 0 for a unit that never varies."""
-        covariance, *variances = self.covariance()
-        factor = [torch.where(v > DEAD_UNIT_VARIANCE * v.mean(), v, torch.inf).rsqrt() for v in variances]
-        return covariance * factor[0][:, None] * factor[1]
+        return self.correlation_of(slice(None))
+
+    def correlation_of(self, units: slice) -> Float[Tensor, "some n"]:
+        """Return the correlations of some units of a with all of b, as `correlation`."""
+        a, b = (side.sums.cpu() / side.count for side in (self.a, self.b))
+        factors = []
+        for variance in (side.variance.cpu() for side in (self.a, self.b)):
+            factors.append(torch.where(variance > DEAD_UNIT_VARIANCE * variance.mean(), variance, torch.inf).rsqrt())
+        rows = self.cross[units].cpu().double() / self.a.count
+        rows -= a[units][:, None] * b
+        return rows.mul_(factors[0][units][:, None]).mul_(factors[1])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What both models of a pair gave on its text.
+
+    Attributes:
+        correlations: of the units of each view, averaged over its sites.
+        outputs: for each batch the outputs of a and of b that the spec names; None where they are too large to keep.
+    """
+
+    correlations: Correlations
+    outputs: Outputs | None
+
+
+def compare_units(pair: Pair) -> Compared:
+    """Run both models of a pair over its batches once."""
+    outputs = KeptOutputs(frozenset(pair.spec.outputs))
+    return Compared(_correlations(pair, collect(pair, outputs)), outputs.kept)
 
 
 def unit_correlations(pair: Pair) -> Correlations:
     """Return the correlations of the units of each view, averaged over its sites."""
+    return _correlations(pair, collect(pair))
+
+
+def _correlations(pair: Pair, collected: dict[str, list[CrossMoments]]) -> Correlations:
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    correlations, collected = {}, collect(pair)
+    correlations = {}
     lines: dict[tuple[str, ...], list[str]] = {}
     for line in collected:
         lines.setdefault(level_names(line)[0], []).append(line)
     for names, own in lines.items():
         sites = [site for line in own for site in collected.pop(line)]
-        count = len(sites)
-        correlation = sites.pop(0).correlation()
-        while sites:  # sums of d x d entries, freed as soon as they are used
-            correlation += sites.pop(0).correlation()
-        correlations[contiguous(names, level_sizes(names, counts, len(correlation)))] = (correlation / count).float()
+        correlation = _mean_correlation(sites)
+        correlations[contiguous(names, level_sizes(names, counts, len(correlation)))] = correlation
     return correlations
+
+
+def _mean_correlation(sites: Sequence[CrossMoments]) -> Float[Tensor, "m n"]:
+    """Return the mean of the sites' correlations, in float32, in the memory of the first one's products."""
+    out = sites[0].cross = sites[0].cross.cpu()
+
+    def fill(units: slice) -> None:
+        total = sites[0].correlation_of(units)
+        for site in sites[1:]:
+            total += site.correlation_of(units)
+        out[units] = total / len(sites)
+
+    in_parallel(fill, [slice(start, start + UNITS_AT_ONCE) for start in range(0, len(out), UNITS_AT_ONCE)])
+    return out
 
 
 def level_names(line: str) -> tuple[tuple[str, ...], str]:
@@ -125,10 +173,32 @@ def level_sizes(names: tuple[str, ...], counts: Mapping[str, int], units: int) -
     return tuple(counts.get(name, rest) for name in names)
 
 
-def collect(pair: Pair) -> dict[str, list[CrossMoments]]:
+class KeptOutputs:
+    """The outputs of both models on each batch, in its parts: kept as long as they are small."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.names, self.bytes = names, 0
+        self.kept: list[tuple[dict[str, Tensor], dict[str, Tensor]]] | None = []
+
+    def add(self, parts: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> None:
+        """Add the outputs of a and b on the parts of a batch, in float32."""
+        if self.kept is None:
+            return
+        sides = []
+        for side in zip(*parts, strict=True):
+            names = [name for name in side[0] if name in self.names]
+            sides.append({name: torch.cat([part[name].float() for part in side]) for name in names})
+        self.bytes += sum(out.nbytes for outputs in sides for out in outputs.values())
+        self.kept = [*self.kept, (sides[0], sides[1])] if self.bytes <= MAX_KEPT_BYTES else None
+
+
+def collect(pair: Pair, outputs: KeptOutputs | None = None) -> dict[str, list[CrossMoments]]:
     """Run both models over the batches and return the cross-moments of every site, by the names of the levels there.
 
     A last level that does not move is `-` and the name under which maps act on it.
+
+    Args:
+        outputs: where the models' outputs go.
     """
     pair = with_masked_words(pair)
     models = [pair.model(side, copied=False) for side in (pair.a, pair.b)]
@@ -137,34 +207,52 @@ def collect(pair: Pair) -> dict[str, list[CrossMoments]]:
     sites = {site: axis for site, axis in pair.spec.sites().items() if movable.issuperset(axis.axis_names())}
     moments_of: dict[str, list[CrossMoments]] = {}
     moments_at: dict[str, list[tuple[Tensor, CrossMoments]]] = {}
-    kept: dict[str, list[Tensor]] = {}
     # A layer that is run several times (ALBERT) has as many activations.
     every = "num_hidden_groups" in pair.config
 
-    def keep(site: str, activation: Tensor) -> None:
-        kept.setdefault(site, []).append(activation.clone())  # some models add to it in place later
+    def begin(site: str, units: int) -> None:
+        views = [view for view in sites[site].views((units,), counts) if view.movable]
+        moments_at[site] = [(unit_positions(view).reshape(-1), CrossMoments()) for view in views]
+        for view, (_, moments) in zip(views, moments_at[site], strict=True):
+            line = " ".join(f"-{view.map_only}" if name == "-" else name for name in view.names)
+            moments_of.setdefault(line, []).append(moments)
 
-    def compare(batch: Batch, site: str, activation: Tensor) -> None:
-        a, b = _rows(kept[site].pop(0), batch, site), _rows(activation, batch, site)
-        if a is None or b is None:
-            return
-        if site not in moments_at:
-            views = [view for view in sites[site].views((a.shape[1],), counts) if view.movable]
-            moments_at[site] = [(unit_positions(view).reshape(-1), CrossMoments()) for view in views]
-            for view, (_, moments) in zip(views, moments_at[site], strict=True):
-                line = " ".join(f"-{view.map_only}" if name == "-" else name for name in view.names)
-                moments_of.setdefault(line, []).append(moments)
-        for positions, moments in moments_at[site]:
-            moments.add(*(x if len(positions) == x.shape[1] else x[:, positions] for x in (a, b)))
+    def compare(activations: tuple[list[Tensor], list[Tensor], str]) -> None:
+        with torch.inference_mode():
+            for a, b in zip(*activations[:2], strict=True):
+                for positions, moments in moments_at[activations[2]]:
+                    moments.add(*(x if len(positions) == x.shape[1] else x[:, positions] for x in (a, b)))
 
-    with torch.inference_mode():
-        for batch in track(pair.batches, "comparing activations"):
-            for part in _parts(in_dtype(batch, torch.float32)):
-                with watching(models[0], sites, keep, first=not every):
-                    models[0](**part)
-                with watching(models[1], sites, partial(compare, part), first=not every):
-                    models[1](**part)
+    for batch in track(pair.batches, "comparing activations"):
+        given = []
+        for part in _parts(in_dtype(batch, torch.float32)):
+            run = partial(_run, batch=part, sites=tuple(sites), every=every)
+            (output_a, rows_a), (output_b, rows_b) = (
+                in_parallel(run, models) if pair.device == "cpu" else map(run, models)
+            )
+            given.append((output_a, output_b))
+            shown = [site for site, rows in rows_b.items() if rows and rows_a[site]]
+            for site in (site for site in shown if site not in moments_at):
+                begin(site, rows_a[site][0].shape[1])
+            in_parallel(compare, [(rows_a.pop(site), rows_b.pop(site), site) for site in shown])
+        if outputs is not None:
+            outputs.add(given)
     return moments_of
+
+
+def _run(
+    model: Any, batch: Batch, sites: Sequence[str], every: bool
+) -> tuple[Mapping[str, Tensor], dict[str, list[Float[Tensor, "rows units"]]]]:
+    """Return a model's outputs on a batch, and its activations at the sites as rows, in the order it comes to them."""
+    shown: dict[str, list[Tensor]] = {}
+
+    def keep(site: str, activation: Tensor) -> None:
+        rows, kept = _rows(activation, batch, site), shown.setdefault(site, [])
+        if rows is not None:  # some models add to an activation in place later
+            kept.append(rows.clone() if rows.data_ptr() == activation.data_ptr() else rows)
+
+    with torch.inference_mode(), watching(model, sites, keep, first=not every):
+        return model(**batch), shown
 
 
 def _parts(batch: Batch) -> Iterator[Batch]:
@@ -185,8 +273,11 @@ def _rows(activation: Tensor, batch: Batch, site: str) -> Float[Tensor, "rows un
     """
     if activation.ndim < 3:
         return activation
+    mask = token_mask(batch)
+    if mask is not None and activation.shape[:2] == mask.shape and bool(mask.all()):
+        return activation.flatten(0, -2)
     try:
-        return token_rows(activation, token_mask(batch), "".join(site.split(":")[2:]))
+        return token_rows(activation, mask, "".join(site.split(":")[2:]))
     except PaddingError:
         return None
 

@@ -47,5 +47,13 @@ def settle_silent(
 
 def _silent(gain: Float[Tensor, "n n"], index: Tensor) -> Tensor:
     """Return the places of a's silent units that a silent unit of b was matched to."""
-    silent_a, silent_b = (gain == 0).all(1), (gain == 0).all(0)
+    silent_a, silent_b = _zero_rows(gain), _zero_rows(gain.T)
     return torch.nonzero(silent_a & silent_b[index]).flatten()
+
+
+def _zero_rows(gain: Float[Tensor, "n n"]) -> Tensor:
+    """Return a mask of the rows that are zero; those whose first entry is not zero are not read."""
+    zero = gain[:, 0] == 0
+    rows = zero.nonzero().flatten()
+    zero[rows] = (gain[rows] == 0).all(1)
+    return zero
