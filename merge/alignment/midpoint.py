@@ -10,24 +10,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, reduce
-from threading import Lock
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from merge.alignment.divergence import Divergence, divergence_by_text, outputs_of, scored_tokens
 from merge.alignment.pair import MAX_KEPT_BYTES, Alignment, Outputs, Pair, as_transform, in_dtype
-from merge.checkpoints.hooks import token_mask, token_rows
-from merge.progress import begin_phase, in_parallel, track
+from merge.checkpoints.transformers_model import runs_beside_others, twin
+from merge.progress import MAX_WORKERS, begin_phase, in_parallel, track
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.spec import parse
 from merge.symmetry.transform import Transform, apply_transform_axes, map_axes, moved_when_read
-
-# Outputs that are hidden states or embeddings, compared by cosine.
-FEATURES = ("last_hidden_state", "text_embeds", "image_embeds")
 
 SCORES = {
     "kl": "KL from ensemble to midpoint",
@@ -54,7 +49,7 @@ class EndpointOutputs:
         """
         self.pair = pair
         self._kept: dict[int, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = {}
-        self._bytes, self._lock = 0, Lock()
+        self._bytes = 0
         # Number of a batch -> the mean of both models' probabilities of the classes of each text.
         self._shares: dict[int, Tensor] = {}
         for k, (a, b) in enumerate(kept or ()):
@@ -66,24 +61,26 @@ class EndpointOutputs:
         return self.pair.model(self.pair.a, copied=False), self.pair.model(self.pair.b, copied=False)
 
     def __call__(self, k: int) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """Return the outputs of a and of b for batch k; threads may ask for different batches."""
+        """Return the outputs of a and of b for batch k."""
         if k in self._kept:
             return self._kept[k]
-        with self._lock:
-            models = self.models
-        batch = in_dtype(self.pair.batches[k], torch.float32)
-        a, b = (outputs_of(self.pair, model(**batch)) for model in models)
+        batch, inference = in_dtype(self.pair.batches[k], torch.float32), torch.is_inference_mode_enabled()
+
+        def run(model: Any) -> dict[str, Tensor]:
+            with torch.inference_mode(inference), torch.no_grad():  # as the caller's thread
+                return outputs_of(self.pair, model(**batch))
+
+        a, b = in_parallel(run, self.models) if runs_beside_others(self.models[0]) else map(run, self.models)
         self.keep(k, a, b)
         return a, b
 
     def keep(self, k: int, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
         """Keep the outputs for batch k, where there is room."""
-        with self._lock:
-            if list(a) == ["logits"] and a["logits"].ndim == 2 and a["logits"].shape[1] > 1:
-                self._shares[k] = (a["logits"].softmax(-1) + b["logits"].softmax(-1)) / 2
-            self._bytes += sum(out.nbytes for outputs in (a, b) for out in outputs.values())
-            if self._bytes <= MAX_KEPT_BYTES:
-                self._kept[k] = a, b
+        if list(a) == ["logits"] and a["logits"].ndim == 2 and a["logits"].shape[1] > 1:
+            self._shares[k] = (a["logits"].softmax(-1) + b["logits"].softmax(-1)) / 2
+        self._bytes += sum(out.nbytes for outputs in (a, b) for out in outputs.values())
+        if self._bytes <= MAX_KEPT_BYTES:
+            self._kept[k] = a, b
 
     def kept(self, k: int) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None:
         """Return the outputs for batch k that are computed and kept; None without."""
@@ -142,27 +139,8 @@ class EndpointOutputs:
         ]
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """The divergence of one candidate on some text.
-
-    Attributes:
-        by_text: of each text, summed over its rows; None where rows are not told apart by text.
-        total: of all of them.
-        rows: how many rows were compared.
-    """
-
-    by_text: Float[Tensor, " texts"] | None
-    total: float
-    rows: int
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.rows
-
-    def __add__(self, other: Divergence) -> Divergence:
-        both = None if self.by_text is None or other.by_text is None else torch.cat([self.by_text, other.by_text])
-        return Divergence(both, self.total + other.total, self.rows + other.rows)
+# The divergence of a batch, and its kind.
+Compared = tuple[Divergence, str]
 
 
 def score(
@@ -196,6 +174,8 @@ def divergences(
     lines = {name: parse(line) for name, line in pair.spec.outputs.items()}
     begin_phase("choosing which axes move")
     model, measured, kinds = pair.model(pair.a), [], ["kl"]
+    # Twins of one set of weights: modules may keep state of their own during a forward pass.
+    models = [model, *(twin(model, share_buffers=True) for _ in range(_workers(pair, model) - 1))]
     before: tuple[Transform, Transform] | None = None
     for move in track(moves, "choosing which axes move"):
         transform, maps = (
@@ -205,18 +185,27 @@ def divergences(
         _set_between(model, pair, sides, lam, before)
         before = sides
 
-        def compare(k: int, transform: Transform = transform) -> tuple[Divergence, str]:
+        def compare(task: tuple[Any, int, Sequence[Mapping[str, Tensor]]], t: Transform = transform) -> Compared:
+            runner, k, (a, b) = task
             with torch.inference_mode():
-                a, b = ends(k)
-                b = {name: apply_transform_axes(lines[name], transform, value) for name, value in b.items()}
-                between = outputs_of(pair, model(**in_dtype(pair.batches[k], torch.float32)))
-                return _divergence(a, b, between, scored_tokens(pair, k), lam)
+                b = {name: apply_transform_axes(lines[name], t, value) for name, value in b.items()}
+                between = outputs_of(pair, runner(**in_dtype(pair.batches[k], torch.float32)))
+                return divergence_by_text(a, b, between, scored_tokens(pair, k), lam)
 
-        batches = range(len(pair.batches))
-        compared = in_parallel(compare, batches) if pair.device == "cpu" else [compare(k) for k in batches]
+        compared: list[Compared] = []
+        for start in range(0, len(pair.batches), len(models)):
+            numbers = range(start, min(start + len(models), len(pair.batches)))
+            with torch.inference_mode():
+                tasks = [(runner, k, ends(k)) for runner, k in zip(models, numbers, strict=False)]
+            compared += in_parallel(compare, tasks)
         kinds = [kind for _, kind in compared]
         measured.append(reduce(operator.add, (each for each, _ in compared)))
     return measured, kinds[-1]
+
+
+def _workers(pair: Pair, model: Any) -> int:
+    """Return how many batches are run beside each other."""
+    return min(torch.get_num_threads(), MAX_WORKERS, len(pair.batches)) if runs_beside_others(model) else 1
 
 
 def _set_between(
@@ -251,80 +240,3 @@ def _moves_alike(t: Transform, u: Transform, axes: Iterable[str]) -> bool:
     orders = [(t.permutation.indices.get(axis), u.permutation.indices.get(axis)) for axis in axes]
     maps = [(t.maps.get(axis), u.maps.get(axis)) for axis in axes]
     return all(x is y or (x is not None and y is not None and torch.equal(x, y)) for x, y in orders + maps)
-
-
-def outputs_of(pair: Pair, output: Any) -> dict[str, Tensor]:
-    """Return the outputs of a model that the spec names, in float32; some are given only where their inputs are."""
-    return {name: output[name].float() for name in pair.spec.outputs if name in output}
-
-
-def divergence(
-    a: Mapping[str, Tensor],
-    b: Mapping[str, Tensor],
-    between: Mapping[str, Tensor],
-    tokens: Tensor | None,
-    lam: float = 0.5,
-) -> tuple[Tensor, int, str]:
-    """Return (summed divergence, number of rows, kind) of one batch; several logits of one model are added up.
-
-    A model that returns hidden states or embeddings is measured by those, not by logits.
-
-    Args:
-        a, b, between: outputs of the endpoints and of the model between, by name.
-        tokens: boolean mask of the tokens that are compared, shape (texts, length); None for all.
-        lam: b's part in the mean of the endpoints.
-    """
-    outputs, kind = _row_divergences(a, b, between, tokens, lam)
-    return sum((rows.sum() for rows in outputs), torch.zeros(())), len(outputs[-1]), kind
-
-
-def _divergence(
-    a: Mapping[str, Tensor], b: Mapping[str, Tensor], between: Mapping[str, Tensor], tokens: Tensor | None, lam: float
-) -> tuple[Divergence, str]:
-    """Return the divergence of one batch, by text too, as `divergence`."""
-    outputs, kind = _row_divergences(a, b, between, tokens, lam)
-    texts, separate = len(next(iter(between.values()))), True
-    by_text = torch.zeros(texts, dtype=torch.float64)
-    for rows in outputs:
-        if len(rows) == texts:
-            by_text += rows.double()
-        elif tokens is not None and tokens.ndim == 2 and len(tokens) == texts and len(rows) == int(tokens.sum()):
-            by_text.index_add_(0, tokens.nonzero()[:, 0], rows.double())
-        else:
-            separate = False
-    total = sum(float(rows.sum()) for rows in outputs)
-    return Divergence(by_text if separate else None, total, len(outputs[-1])), kind
-
-
-def _row_divergences(
-    a: Mapping[str, Tensor], b: Mapping[str, Tensor], between: Mapping[str, Tensor], tokens: Tensor | None, lam: float
-) -> tuple[list[Float[Tensor, " rows"]], str]:
-    """Return the divergences of the rows of each output, and their kind; features of several outputs are rows alike."""
-    shown = [name for name in FEATURES if name in a]
-    if shown:
-        a_rows, b_rows, rows = (torch.cat([_rows(x[name], tokens) for name in shown]) for x in (a, b, between))
-        return [1 - torch.cosine_similarity(rows, torch.lerp(a_rows, b_rows, lam), dim=-1)], "cosine"
-    outputs, kind = [], "kl"
-    for name in a:
-        logits = [_rows(x[name], tokens) for x in (a, b, between)]
-        if logits[0].shape[-1] == 1:  # a regression
-            outputs.append((torch.lerp(logits[0], logits[1], lam) - logits[2]).square().flatten(1).sum(1))
-            kind = "mse"
-        else:
-            log_parts = torch.tensor([1 - lam, lam]).log()
-            ends = [x.log_softmax(-1) + part for x, part in zip(logits[:2], log_parts, strict=True)]
-            ensemble = torch.stack(ends).logsumexp(0)
-            outputs.append((ensemble.exp() * (ensemble - logits[2].log_softmax(-1))).flatten(1).sum(1))
-    return outputs, kind
-
-
-def scored_tokens(pair: Pair, k: int) -> Tensor | None:
-    """Return which tokens of batch k are compared: masked words, or all tokens but padding; None for images."""
-    if pair.text.scored:
-        return pair.text.scored[k]
-    return token_mask(pair.batches[k])
-
-
-def _rows(output: Tensor, tokens: Tensor | None) -> Tensor:
-    """Return an output as rows: one for each token that is compared, for each patch of an image, or for each text."""
-    return output if output.ndim < 3 else token_rows(output, tokens)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from merge.errors import CheckpointError, closest, one_line
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # The one model type that is not transformers' own (merge.checkpoints.mlp).
 MLP = "mlp"
+# Families whose forward pass seeds the random numbers of the process, and draws them.
+RANDOM_FORWARD = {"big_bird", "bigbird_pegasus", "reformer", "vit_mae", "yoso"}
 
 
 def model_class(config: Mapping[str, Any]) -> Any:
@@ -163,6 +166,27 @@ def build(
     if faults:
         raise CheckpointError(f"{type(model).__name__} does not take these tensors: {'; '.join(faults)}")
     return model.eval()
+
+
+def runs_beside_others(model: Any) -> bool:
+    """Return whether a model on the CPU may run in a thread beside other models: it draws no random numbers of the process."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module) or any(p.device.type != "cpu" for p in model.parameters()):
+        return False
+    return model.config.model_type not in RANDOM_FORWARD
+
+
+def twin(model: Any, share_buffers: bool = False) -> Any:
+    """Return a model of the same class on the memory of the same weights, whose parameters and modules are its own.
+
+    Some modules keep state of their own during a forward pass: two threads need two of them.
+    """
+    import torch
+
+    own = {id(p): torch.nn.Parameter(p.data, requires_grad=p.requires_grad) for p in model.parameters()}
+    buffers = {id(buffer): buffer for buffer in model.buffers()} if share_buffers else {}
+    return deepcopy(model, {**own, **buffers})
 
 
 def on_device(model: Any, device: str) -> Any:

@@ -14,8 +14,9 @@ from statistics import fmean
 
 from merge.alignment.choice.common_start import CommonStart
 from merge.alignment.choice.text_part import count_texts, join_outputs, outputs_on, parts_of_text
+from merge.alignment.divergence import Divergence
 from merge.alignment.masking import with_masked_words
-from merge.alignment.midpoint import ALONG, SCORES, Divergence, EndpointOutputs, divergences, score
+from merge.alignment.midpoint import ALONG, SCORES, EndpointOutputs, divergences, score
 from merge.alignment.pair import Alignment, Matcher, Outputs, Pair, head_kinds, streams
 from merge.symmetry.permutation import identity
 

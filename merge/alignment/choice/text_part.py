@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from merge.alignment.midpoint import FEATURES, EndpointOutputs
+from merge.alignment.divergence import FEATURES
+from merge.alignment.midpoint import EndpointOutputs
 from merge.alignment.pair import Pair
 
 # Parameters times tokens of a run over the whole text; below, all of the text is read for every candidate.

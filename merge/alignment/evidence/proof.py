@@ -9,8 +9,9 @@ the bound of the spec.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor
 from merge.alignment.evidence.streamed_model import streamed_models
 from merge.alignment.pair import Pair, as_transform, in_dtype
 from merge.checkpoints.inputs import Batch
-from merge.checkpoints.transformers_model import quiet
+from merge.checkpoints.transformers_model import quiet, runs_beside_others
 from merge.errors import AlignmentError
+from merge.progress import in_parallel
 from merge.symmetry.forward.call import Run, attempted, call
 from merge.symmetry.forward.runs import find_runs
 from merge.symmetry.permutation import Permutation
@@ -99,11 +101,11 @@ def compare_other_inputs(
         usual: a few texts or images.
     """
     dtype, worst, given = getattr(torch, spec.dtype), 0.0, frozenset[str]()
-    kept = _KeptOutputs(before, dtype, frozenset(spec.outputs))
+    kept, beside = _KeptOutputs(before, dtype, frozenset(spec.outputs)), runs_beside_others(before)
     for run in find_runs(before, in_dtype(usual, dtype), kept.fault).runs:
         differences = {name: _Difference() for name in spec.outputs}
         with torch.inference_mode(), quiet():
-            old, new = kept.outputs(run), call(after, _in_dtype(run, dtype))
+            old, new = _outputs(beside, partial(kept.outputs, run), partial(call, after, _in_dtype(run, dtype)))
             error = _worst(_add(spec, transform, old, new, differences))
         if not error <= worst:
             worst, given = error, run.given
@@ -172,11 +174,12 @@ def compare(spec: PermutationSpec, before: Any, after: Any, transform: Transform
         batches: inputs, as in `prove`.
     """
     dtype, texts = getattr(torch, spec.dtype), 0
-    differences = {name: _Difference() for name in spec.outputs}
+    differences, beside = {name: _Difference() for name in spec.outputs}, runs_beside_others(before)
     with torch.inference_mode():
         parts = [{name: tensor[:MAX_TEXTS_PER_BATCH] for name, tensor in batch.items()} for batch in _spread(batches)]
         for part in (in_dtype(part, dtype) for part in _joined(parts)):
-            _add(spec, transform, before(**part), after(**part), differences)
+            old, new = _outputs(beside, partial(before, **part), partial(after, **part))
+            _add(spec, transform, old, new, differences)
             texts += len(next(iter(part.values())))
     outputs = tuple(name for name, difference in differences.items() if difference.seen)
     if texts and not outputs:
@@ -184,6 +187,16 @@ def compare(spec: PermutationSpec, before: Any, after: Any, transform: Transform
             f"the model gives none of the outputs that the {spec.family} table names: nothing is proved."
         )
     return Proof(_worst(differences), spec.bound, texts, outputs, spec.dtype)
+
+
+def _outputs(beside: bool, *calls: Callable[[], Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
+    """Return what the models give, beside each other in threads where they may: one small product uses several badly."""
+
+    def inside(call: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        with torch.inference_mode():
+            return call()
+
+    return in_parallel(inside, calls) if beside else [inside(call) for call in calls]
 
 
 def _add(

@@ -10,13 +10,12 @@ is not the layer's own, and stays. Of a table of embeddings only the rows that a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from merge.checkpoints.transformers_model import build
+from merge.checkpoints.transformers_model import build, twin
 from merge.symmetry.transform import rows_of
 
 
@@ -42,14 +41,8 @@ def streamed_models(
     """Return a model for each of these weights, as `streamed_model`; transformers builds it once."""
     narrow = next((tensor.dtype for tensor in stored.values() if tensor.is_floating_point()), dtype)
     model = build(config, stored, narrow, copied=False)
-    models = [model, *(_twin(model) for _ in weights[1:])]
+    models = [model, *(twin(model) for _ in weights[1:])]
     return [_streamed(twin, config, each, dtype) for twin, each in zip(models, weights, strict=True)]
-
-
-def _twin(model: nn.Module) -> Any:
-    """Return a model of the same class on the same memory, whose parameters are its own."""
-    own = {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in model.parameters()}
-    return deepcopy(model, own)
 
 
 def _streamed(model: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype) -> Any:

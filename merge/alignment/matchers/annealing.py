@@ -20,9 +20,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from merge.alignment.divergence import divergence, outputs_of, scored_tokens
 from merge.alignment.masking import with_masked_words
 from merge.alignment.matchers.weights import match_weights
-from merge.alignment.midpoint import divergence, outputs_of, score, scored_tokens
+from merge.alignment.midpoint import score
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text, in_dtype
 from merge.alignment.solvers.objective import occurrences
 from merge.checkpoints.transformers_model import set_weights

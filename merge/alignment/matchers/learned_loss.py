@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from merge.alignment.divergence import FEATURES, divergence, outputs_of
 from merge.alignment.masking import IGNORED, is_masked_language_model, mask_words, never_masked
-from merge.alignment.midpoint import FEATURES, EndpointOutputs, divergence, outputs_of
+from merge.alignment.midpoint import EndpointOutputs
 from merge.alignment.pair import Pair, in_dtype
 from merge.checkpoints.hooks import token_mask
 from merge.checkpoints.inputs import Batch, attended

@@ -16,6 +16,7 @@ from merge.alignment.masking import with_masked_words
 from merge.alignment.pair import MAX_KEPT_BYTES, Outputs, Pair, in_dtype
 from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
 from merge.checkpoints.inputs import Batch
+from merge.checkpoints.transformers_model import runs_beside_others
 from merge.errors import AlignmentError
 from merge.progress import in_parallel, track
 from merge.symmetry.notation import View, contiguous
@@ -208,7 +209,7 @@ def collect(pair: Pair, outputs: KeptOutputs | None = None) -> dict[str, list[Cr
     moments_of: dict[str, list[CrossMoments]] = {}
     moments_at: dict[str, list[tuple[Tensor, CrossMoments]]] = {}
     # A layer that is run several times (ALBERT) has as many activations.
-    every = "num_hidden_groups" in pair.config
+    every, beside = "num_hidden_groups" in pair.config, all(map(runs_beside_others, models))
 
     def begin(site: str, units: int) -> None:
         views = [view for view in sites[site].views((units,), counts) if view.movable]
@@ -227,9 +228,7 @@ def collect(pair: Pair, outputs: KeptOutputs | None = None) -> dict[str, list[Cr
         given = []
         for part in _parts(in_dtype(batch, torch.float32)):
             run = partial(_run, batch=part, sites=tuple(sites), every=every)
-            (output_a, rows_a), (output_b, rows_b) = (
-                in_parallel(run, models) if pair.device == "cpu" else map(run, models)
-            )
+            (output_a, rows_a), (output_b, rows_b) = in_parallel(run, models) if beside else map(run, models)
             given.append((output_a, output_b))
             shown = [site for site, rows in rows_b.items() if rows and rows_a[site]]
             for site in (site for site in shown if site not in moments_at):

@@ -11,8 +11,9 @@ from contracts.test_aligners import make_pair
 from merge.alignment.choice import text_part
 from merge.alignment.choice.candidates import Candidate, choose, clearly_behind, scores, unmoved
 from merge.alignment.choice.text_part import count_texts, parts_of_text
+from merge.alignment.divergence import Divergence
 from merge.alignment.matchers import aligner
-from merge.alignment.midpoint import Divergence, EndpointOutputs, score
+from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Alignment, Pair
 
 
