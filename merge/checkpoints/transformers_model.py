@@ -174,7 +174,8 @@ def runs_beside_others(model: Any) -> bool:
 
     if not isinstance(model, torch.nn.Module) or any(p.device.type != "cpu" for p in model.parameters()):
         return False
-    return model.config.model_type not in RANDOM_FORWARD
+    config: Any = model.config
+    return config.model_type not in RANDOM_FORWARD
 
 
 def twin(model: Any, share_buffers: bool = False) -> Any:
