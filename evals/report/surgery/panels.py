@@ -55,10 +55,10 @@ def draw_legend(figure: Figure, handles: Sequence[Any], columns: int = 3) -> Non
 
 
 def draw_line(axes: Axes, points: Points, at: int, label: str, **style: Any) -> Any:
-    colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+    colour = COLOURS[at % len(COLOURS)]
     xs, ys = ([point[side] for point in sorted(points)] for side in (0, 1))
-    settings = {"markersize": 4, "linewidth": 1.4, "zorder": 3, **style}
-    (line,) = axes.plot(xs, ys, color=colour, marker=marker, label=label, **settings)
+    settings = {"marker": MARKERS[at % len(MARKERS)], "markersize": 4, "linewidth": 1.4, "zorder": 3, **style}
+    (line,) = axes.plot(xs, ys, color=colour, label=label, **settings)
     return line
 
 
