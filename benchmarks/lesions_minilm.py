@@ -167,7 +167,7 @@ def cost(bench: Bench) -> None:
             begun = time.process_time()
             study = run()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-            tokens = sum(map(len, tokenizer([text for text in texts[: study.record["n"]]])["input_ids"]))
+            tokens = sum(map(len, tokenizer(texts[: study.record["n"]])["input_ids"]))
             print(f"  {name}, {study.record['n']} texts, {tokens:,} tokens")
             print(f"  {time.process_time() - begun:.0f} CPU s, at most {peak:.1f} GiB since the process began")
             print_cost(study)
