@@ -149,18 +149,27 @@ def reversals(total: int) -> Iterator[Variant]:
 
 
 def shuffles(total: int, draws: int, seed: int) -> Iterator[Variant]:
-    """Yield random orders in which k layers keep their slots, k from 0 to all but two, and of thirds of the stack alone."""
+    """Yield random orders in which k layers keep their slots, k from 0 to all but two, and of thirds of the stack alone.
+
+    Equal draws are one model.
+    """
     generator = np.random.default_rng([seed, 3])
     for fixed in range(total - 1):
-        for _ in range(draws):
-            free = sorted(map(int, generator.choice(total, total - fixed, replace=False)))
-            order = _shuffled(total, [free], generator)
-            yield Variant(SHUFFLE, _order_name(order), order_plan(order), _moved(order), len(free), "k layers fixed")
+        orders = {
+            tuple(
+                _shuffled(total, [sorted(map(int, generator.choice(total, total - fixed, replace=False)))], generator)
+            )
+            for _ in range(draws)
+        }
+        for order in sorted(orders):
+            yield Variant(
+                SHUFFLE, _order_name(order), order_plan(order), _moved(order), total - fixed, "k layers fixed"
+            )
     thirds = [[int(k) for k in part] for part in np.array_split(np.arange(total), 3)]
     groups = {f"layers {part[0]} to {part[-1]} alone": [part] for part in thirds if len(part) > 1}
     for name, parts in {**groups, "each third by itself": [part for part in thirds if len(part) > 1]}.items():
-        for _ in range(draws if parts else 0):
-            order = _shuffled(total, parts, generator)
+        orders = {tuple(_shuffled(total, parts, generator)) for _ in range(draws if parts else 0)}
+        for order in sorted(orders):
             yield Variant(SHUFFLE, _order_name(order), order_plan(order), _moved(order), sum(map(len, parts)), name)
 
 

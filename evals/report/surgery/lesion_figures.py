@@ -72,7 +72,7 @@ def _layers_figure(record: Record) -> Figure:
 def _orders_figure(record: Record) -> Figure:
     single = of_part(record, "layers")
     asked: list[tuple[str, str, list[Any], Callable[[Any], float]]] = [
-        ("random", "layers dropped at random", [*single, *of_part(record, "random")], lambda v: len(v["layers"])),
+        ("random", "layers dropped", [*single, *of_part(record, "random")], lambda v: len(v["layers"])),
         ("orders", "Kendall's tau of the order", of_part(record, "orders"), lambda v: v["at"]),
     ]
     shown = [each for each in asked if of_part(record, each[0])]
@@ -84,6 +84,7 @@ def _orders_figure(record: Record) -> Figure:
             points = points_of(record, variants, place)
             draw_cloud(axes, points, 0 if part == "random" else 1)
             axes.set_xlabel(title)
+            axes.locator_params(axis="x", nbins=6, integer=part == "random")
             if part == "orders" and (value := correlation(points)) is not None:
                 axes.set_title(f"Pearson {value:.2f}, {len(points)} orders", loc="left", fontsize=9)
         share_range(panels)
@@ -92,6 +93,8 @@ def _orders_figure(record: Record) -> Figure:
 
 
 def _paths_figure(record: Record) -> Figure:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     paths = record["paths"]
     total = sum(paths["counts"])
     lengths = range(len(paths["counts"]))
@@ -103,6 +106,8 @@ def _paths_figure(record: Record) -> Figure:
         line = norms.axhline(paths["whole"], color=INK, linewidth=1.0, label="the whole model's gradient")
         if min(paths["norms"]) > 0:
             norms.set_yscale("log")
+            norms.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            norms.yaxis.set_minor_formatter(NullFormatter())
         norms.set(xlabel="path length", ylabel="norm of the gradient of one path")
         bars = shares.bar(lengths, paths["shares"], color=COLOURS[0], label="share of gradient")
         (floor,) = shares.plot(

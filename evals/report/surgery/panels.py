@@ -29,7 +29,8 @@ def panels_of(record: Record, count: int, height: float = 3.5) -> tuple[Figure, 
 
     figure = Figure(figsize=(max(5.6, 3.6 * count), height), layout="constrained")
     panels = list(figure.subplots(1, count, squeeze=False)[0])
-    title = f"{short(record['models'][0]['name'], 60)}   {record['task']}, {record['split']}, n = {record['n']:,}"
+    rows = ", ".join(dict.fromkeys((record["task"], record["split"], f"n = {record['n']:,}")))
+    title = f"{short(record['models'][0]['name'], 60)}   {rows}"
     figure.suptitle(title, x=0.012, ha="left", fontsize=9)
     return figure, panels
 
