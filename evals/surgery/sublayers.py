@@ -117,10 +117,12 @@ class _Watch:
 
 
 def layer_kind(config: Mapping[str, Any], stack: str = "") -> LayerKind | None:
-    """Return where a model's sublayers are; None where the table of parts has no layers of that form."""
+    """Return where a model's sublayers are; None where the table of parts has no layers of that form, or they read an encoder."""
     try:
         parts = parts_of(config, stack)
     except UsageError:
+        return None
+    if parts.cross is not None:
         return None
     projections = {ATTENTION: parts.mix, FFN: parts.down}
     writes = SANDWICH if parts.sandwich else projections

@@ -42,12 +42,11 @@ def measure_linearity(
     from evals.results.store import add_result
     from evals.surgery.linearity import check_settings, linearity_variants
     from evals.surgery.measure import measure_variants
-    from merge.layers.parts import parts_of
 
     begun, stored = time.monotonic(), stored_results(options)
     check_settings(settings)
     check_trained(asked, train)
-    parts_of(checkpoint.config, asked.stack)  # stops with the reason where the sublayers are not known
+    check_sublayers(checkpoint, asked.stack)
     subject = open_subject(checkpoint, asked, options, "a linearity study")
     training = _training(subject, train, settings, options)
     facts = (subject.setting["task"], subject.setting["rows"], checkpoint.content_hash, asked.stack, asked.score)
@@ -75,6 +74,21 @@ def measure_linearity(
     if options.output:
         add_result(options.output, record)
     return record
+
+
+def check_sublayers(checkpoint: Checkpoint, stack: str) -> None:
+    """Stop where the sublayers of a model's layers are not known, or there are more than two.
+
+    Raises:
+        UsageError: gives the reason.
+    """
+    from merge.layers.parts import parts_of
+
+    if parts_of(checkpoint.config, stack).cross is not None:
+        raise UsageError(
+            f"layers of a {checkpoint.model_type} decoder read an encoder between attention and feed-forward part: linear maps of "
+            "the two are not fitted. Use --stack encoder, or evaluate-models lesion."
+        )
 
 
 def check_trained(asked: Asked, train: Path | None) -> None:

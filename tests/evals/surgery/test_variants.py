@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import layered
 import pytest
 from slotted_models import model_of
 
+from evals.run.inside.linearity import check_sublayers
 from evals.surgery.lesion import LesionSettings, check_parts, lesion_variants
 from evals.surgery.linearity import LinearitySettings, order_variants
 from evals.surgery.slots import Plan
+from evals.surgery.sublayers import layer_kind
 from evals.surgery.variants import given_orders, random_layers, random_orders, reversals, shuffles, swaps
 from merge.errors import UsageError
 
@@ -103,6 +106,15 @@ def test_bad_settings_are_one_line(settings: LesionSettings, message: str) -> No
     with pytest.raises(UsageError, match=message) as stop:
         lesion_variants(model_of("bert"), settings)
     assert "\n" not in str(stop.value)
+
+
+def test_a_decoder_that_reads_an_encoder_is_lesioned_by_layers_alone() -> None:
+    """Three sublayers add to its stream, and not two; the encoder beside it has two (the control)."""
+    config = layered.family_config("bart")
+    assert layer_kind(config, "decoder") is None
+    assert layer_kind(config, "encoder") is not None
+    with pytest.raises(UsageError, match="read an encoder between attention and feed-forward part"):
+        check_sublayers(layered.checkpoint_of("bart"), "decoder")
 
 
 def test_parts_are_run_in_their_order() -> None:
