@@ -86,8 +86,8 @@ def check_sublayers(checkpoint: Checkpoint, stack: str) -> None:
 
     if parts_of(checkpoint.config, stack).cross is not None:
         raise UsageError(
-            f"layers of a {checkpoint.model_type} decoder read an encoder between attention and feed-forward part: linear maps of "
-            "the two are not fitted. Use --stack encoder, or evaluate-models lesion."
+            f"layers of a {checkpoint.model_type} decoder read an encoder between its two sublayers: linear maps of "
+            "these are not fitted. Use --stack encoder, or evaluate-models lesion."
         )
 
 

@@ -113,7 +113,7 @@ def test_a_decoder_that_reads_an_encoder_is_lesioned_by_layers_alone() -> None:
     config = layered.family_config("bart")
     assert layer_kind(config, "decoder") is None
     assert layer_kind(config, "encoder") is not None
-    with pytest.raises(UsageError, match="read an encoder between attention and feed-forward part"):
+    with pytest.raises(UsageError, match="read an encoder between its two sublayers"):
         check_sublayers(layered.checkpoint_of("bart"), "decoder")
 
 
