@@ -100,6 +100,39 @@ def states_of(live: LiveLayers, batch: Batch, wanted: Iterable[int]) -> dict[int
     return rows
 
 
+def normed_state(live: LiveLayers, batch: Batch, state: int, norm: str) -> Tensor:
+    """Return the rows of a state before the gain and bias of the norm that writes it, where norms come last.
+
+    They are read before the norm, not divided by its gain afterwards: a gain of 0 (all-MiniLM-L6-v2 has one, 5e-33) hides a
+    unit that the norm's statistics need.
+
+    Args:
+        state: from 1 on.
+        norm: path of the norm below a layer.
+    """
+    import torch
+
+    sites, events = [f"{live.path}.{name}.{norm}:in" for name in live.names], 0
+    rows: list[Tensor] = []
+
+    def show(_site: str, activation: Tensor) -> None:
+        nonlocal events
+        events += 1
+        if events == state:
+            rows.append(live.rows(activation, batch))
+            raise EnoughError
+
+    with torch.inference_mode(), suppress(EnoughError), watching(live.model.base_model, sites, show):
+        live.model(**batch)
+    (before,) = rows
+    return torch.nn.functional.layer_norm(before, before.shape[-1:], eps=norm_epsilon(live.module(0, norm)))
+
+
+def norm_epsilon(norm: Any) -> float:
+    """Return the epsilon of a layer norm, which DeBERTa names otherwise."""
+    return float(getattr(norm, "eps", None) or norm.variance_epsilon)
+
+
 def check_reads_text(checkpoint: Checkpoint, stack: str, asks: str) -> None:
     """Stop where the layers do not read plain text, or there is no tokenizer to read it with.
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from merge.errors import CalibrationError, UsageError
-from merge.layers.activations import LiveLayers, split_batches, states_of
+from merge.layers.activations import LiveLayers, norm_epsilon, normed_state, split_batches, states_of
 from merge.layers.assembly import Assembly
-from merge.layers.repair.projection import Projection, norm_above, read_projection
+from merge.layers.repair.projection import Projection, read_projection
 from merge.layers.repair.ridge import Fitted, NormalEquations, fit
 from merge.progress import track
 
@@ -83,19 +83,16 @@ def affine_layer(
     assert making is not None
     assert making.states is not None
     (start, end), parts = making.states, assembly.parts
-    model = assembly.plan.layers[index][0][0]
-    norm = norm_above(assembly, model, end)
-    assert norm is not None
+    assert parts.norm is not None
     assert parts.mix_norm is not None
-    gain, bias = norm
-    names, width = Projection.of(assembly, index), len(gain)
     before = teacher.module(0, parts.mix_norm)
-    epsilon = float(getattr(before, "eps", None) or before.variance_epsilon)  # as DeBERTa names it
+    names, width, epsilon = Projection.of(assembly, index), len(before.weight), norm_epsilon(before)
     fitting, held = (NormalEquations(width, width) for _ in range(2))
     for batch, is_held in track(list(split_batches(tuple(batches))), "fitting a layer"):
-        seen = states_of(teacher, batch, (start, end))
-        z = torch.nn.functional.layer_norm(seen[start], (width,), eps=epsilon)
-        (held if is_held and len(ridges) > 1 else fitting).add(z, (seen[end] - bias) / gain)
+        read = states_of(teacher, batch, [start])[start]
+        z = torch.nn.functional.layer_norm(read, (width,), eps=epsilon)
+        due = normed_state(teacher, batch, end, parts.norm)
+        (held if is_held and len(ridges) > 1 else fitting).add(z, due)
     _check_rows(f"affine layer {index}", fitting.rows + held.rows, width)
     identity = torch.cat([torch.eye(width, dtype=torch.float64), torch.zeros(1, width, dtype=torch.float64)])
     fitted = fit(fitting, held, identity, ridges)

@@ -17,9 +17,6 @@ from merge.layers.stacks import layer_of
 if TYPE_CHECKING:
     from merge.checkpoints.inputs import Batch
 
-# A gain below this share of the mean gain hardly passes its unit on, and is not divided by.
-LEAST_GAIN = 1e-3
-
 
 def read_projection(student: LiveLayers, index: int, assembly: Assembly, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rows that the output projection of a layer reads, those that it writes, and what is added to them."""
@@ -91,13 +88,3 @@ class Projection:
 
         path = self.weight.removeprefix(self.layer).removesuffix(".weight")
         return isinstance(student.module(index, path), Conv1D)
-
-
-def norm_above(assembly: Assembly, model: int, state: int) -> tuple[Tensor, Tensor] | None:
-    """Return gain (no unit near 0) and bias of the norm that wrote a state of a model; None where norms come first."""
-    if assembly.parts.norm is None:
-        return None
-    named = layer_tensors(assembly, model, state - 1, assembly.parts.norm)
-    gain = named[".weight"].float()
-    least = LEAST_GAIN * gain.abs().mean()
-    return torch.where(gain.abs() < least, least.copysign(gain), gain), named[".bias"].float()

@@ -3,8 +3,8 @@
 Only its feed-forward output projection changes. With x the rows that the projection reads, r the rest of the stream that is
 added to its output, and h the state that the next kept layer was trained to read:
 
-    norms last (post-LN)    W = argmin |x W + r - (h - beta) / gamma|^2 + ridge d |W - W0|^2,  and the norm takes gamma, beta
-    norms first (pre-LN)    W = argmin |x W + r - h|^2                  + ridge d |W - W0|^2
+    norms last (post-LN)    W = argmin |x W + r - z|^2 + ridge d |W - W0|^2,  h = gamma z + beta,  and the norm takes gamma, beta
+    norms first (pre-LN)    W = argmin |x W + r - h|^2 + ridge d |W - W0|^2
 
 with gamma and beta of the layer that wrote h. Neither a layer nor a parameter is added. Seams are refitted from the first to
 the last, each on the model with the seams below it refitted.
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from merge.checkpoints.transformers_model import set_weights
 from merge.errors import CalibrationError, UsageError
-from merge.layers.activations import LiveLayers, split_batches, states_of
+from merge.layers.activations import LiveLayers, normed_state, split_batches, states_of
 from merge.layers.assembly import Assembly
-from merge.layers.repair.projection import Projection, layer_tensors, norm_above, read_projection
+from merge.layers.repair.projection import Projection, layer_tensors, read_projection
 from merge.layers.repair.ridge import Fitted, NormalEquations, fit
 from merge.layers.repair.seams import Seam
 from merge.progress import track
@@ -72,12 +72,12 @@ def refit_seam(
     transposed = names.transposed(student, seam.index)
     start = weight if transposed else weight.T
     bias = assembly.tensor(names.bias).float() if names.bias else None
-    norm = norm_above(assembly, seam.model, seam.state)
     fitting, held = (NormalEquations(start.shape[0], start.shape[1], bias is not None) for _ in range(2))
     for batch, is_held in track(list(split_batches(tuple(batches))), "refitting a seam"):
-        target = states_of(teacher, batch, [seam.state])[seam.state]
-        if norm is not None:
-            target = (target - norm[1]) / norm[0]
+        if assembly.parts.norm is None:
+            target = states_of(teacher, batch, [seam.state])[seam.state]
+        else:
+            target = normed_state(teacher, batch, seam.state, assembly.parts.norm)
         x, _, rest = read_projection(student, seam.index, assembly, batch)
         (held if is_held and (len(ridges) > 1 or not whole) else fitting).add(x, target - rest)
     rows = fitting.rows + held.rows
