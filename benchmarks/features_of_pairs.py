@@ -1,7 +1,7 @@
 """LLFC of pairs that share more and more of their training, beside the loss barrier; and what a BERT-base costs.
 
     python benchmarks/features_of_pairs.py pairs     # six CPU minutes: trains four models, measures three pairs
-    python benchmarks/features_of_pairs.py cost      # four CPU minutes: two models of the size of BERT-base
+    python benchmarks/features_of_pairs.py cost      # five CPU minutes: two models of the size of BERT-base
 
 The base of `pairs` is the first three layers of the real MiniLM; the data is HANS, heuristic `constituent`, 1,600 pairs of the
 training half to learn from and 400 of the evaluation half to measure on: 100 steps of AdamW at 3e-4 with linear decay, embeddings

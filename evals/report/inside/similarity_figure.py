@@ -33,7 +33,11 @@ def similarity_figure(record: Record) -> Figure:
         grid = figure.add_gridspec(lines + 1, COLUMNS)
         for at, name in enumerate(names):
             _draw_heatmap(figure, figure.add_subplot(grid[divmod(at, COLUMNS)]), record, name)
-        _draw_counterparts(figure.add_subplot(grid[lines, :]), record, names)
+        counterparts = figure.add_subplot(grid[lines, :])
+        _draw_counterparts(counterparts, record, names)
+        figure.legend(
+            *counterparts.get_legend_handles_labels(), fontsize=7.5, loc="outside lower center", ncols=len(names) + 1
+        )
         a, b = (short(name) for name in model_labels(record["models"]))
         how = "a row a text" if record["by"] == "texts" else "a row a token"
         where = f"{record['data']}; {record['row_count']:,} rows, {how}; bold or ○: most similar of B"
@@ -95,7 +99,6 @@ def _draw_counterparts(axes: Axes, record: Record, names: Sequence[str]) -> None
     axes.tick_params(axis="x", labelrotation=90, labelsize=7)
     axes.set_title("counterparts, ± 2 s.e.", fontsize=9)
     axes.set(ylim=(min(-0.02, axes.get_ylim()[0]), 1.03))
-    axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def _label(site: str) -> str:
