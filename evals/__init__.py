@@ -5,8 +5,8 @@
     evals.score(["merged/", "a/", "b/"], "mnli", data="validation_matched.jsonl")
 
 Public names: `score`, `hans`, `barrier`, `line`, `basins`, `plane`, `monotonic`, `curve`, `simplex`, `features`,
-`similarity`, `lesion`, `linearity`, `average_loss`, `compare`. They are imported when they are used, so that `import evals` is
-instant. Everything else is private and may change.
+`similarity`, `lesion`, `linearity`, `stitch`, `average_loss`, `compare`. They are imported when they are used, so that
+`import evals` is instant. Everything else is private and may change.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from evals.run.api import barrier, compare, hans, line, score
     from evals.run.api_basins import basins
     from evals.run.inside.api import features, similarity
+    from evals.run.inside.api_stitch import stitch
     from evals.run.inside.studies import lesion, linearity
     from evals.run.surface.api import curve, monotonic, plane, simplex
 
@@ -38,6 +39,7 @@ __all__ = [
     "score",
     "similarity",
     "simplex",
+    "stitch",
 ]
 # Public name -> its module, where that is not evals.run.api.
 _MODULES = {
@@ -47,6 +49,7 @@ _MODULES = {
     "similarity": "evals.run.inside.api",
     **dict.fromkeys(("curve", "monotonic", "plane", "simplex"), "evals.run.surface.api"),
     **dict.fromkeys(("lesion", "linearity"), "evals.run.inside.studies"),
+    "stitch": "evals.run.inside.api_stitch",
 }
 
 

@@ -5,9 +5,9 @@
     merged = merge.merge(["a/", "b/"], align="weights")     # folders, Hub ids or live models, mixed
     merged.save("merged/")
 
-Public names: `merge`, `align`, `edit`, `compare_layers`, `prune_heads`, `prune_neurons`, `prune_embeddings`, `load`, `push`,
-`MergeError`, `__version__`. They are imported when they are used, so that `import merge` is instant. Everything else is private
-and may change.
+Public names: `merge`, `align`, `edit`, `compare_layers`, `stitch`, `prune_heads`, `prune_neurons`, `prune_embeddings`,
+`load`, `push`, `MergeError`, `__version__`. They are imported when they are used, so that `import merge` is instant.
+Everything else is private and may change.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from merge.errors import MergeError
     from merge.run.api import align, load, merge, push
     from merge.run.api_layers import compare_layers, edit
+    from merge.run.api_stitch import stitch
     from merge.run.pruning import prune_embeddings, prune_heads, prune_neurons
 
 __version__ = "0.1.0"
@@ -35,12 +36,14 @@ __all__ = [
     "prune_heads",
     "prune_neurons",
     "push",
+    "stitch",
 ]
 
 _HOMES = {
     "MergeError": "merge.errors",
     **dict.fromkeys(("align", "load", "merge", "push"), "merge.run.api"),
     **dict.fromkeys(("compare_layers", "edit"), "merge.run.api_layers"),
+    "stitch": "merge.run.api_stitch",
     **dict.fromkeys(("prune_embeddings", "prune_heads", "prune_neurons"), "merge.run.pruning"),
 }
 

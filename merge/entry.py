@@ -25,6 +25,11 @@ def edit_layers() -> None:
     _run("edit-layers", _edit_main)
 
 
+def stitch_models() -> None:
+    """Run stitch-models."""
+    _run("stitch-models", _stitch_main)
+
+
 def evaluate_models() -> None:
     """Run evaluate-models, or stop with one line if another package named evals is installed."""
     _run("evaluate-models", _evaluate_main)
@@ -54,6 +59,12 @@ def _edit_main() -> Callable[[], None]:
     from merge.commands.edit_layers import edit_main
 
     return edit_main
+
+
+def _stitch_main() -> Callable[[], None]:
+    from merge.commands.stitch_models import stitch_main
+
+    return stitch_main
 
 
 def _evaluate_main() -> Callable[[], None]:

@@ -17,7 +17,10 @@ from merge.errors import UsageError, nearest
 # Heights over the ends, in the unit of the loss or as a share of errors: 0 where two models share a basin.
 BARRIERS = ("convexity gap", "loss barrier", "barrier over the mean", "epsilon", "error barrier")
 # What models can be clustered by: 0 from a model to itself. The mean loss of a line is no distance.
-DISTANCES = (*BARRIERS, "area", "distance")
+# The mean stitching penalty is measured on request alone, without a line between the weights.
+STITCHING = "stitching"
+DISTANCES = (*BARRIERS, "area", "distance", STITCHING)
+STITCHING_SOURCE = "Bansal et al. 2021, arXiv:2106.07682; mean penalty over the cuts inside, both directions"
 
 # Of the mean losses of resampled rows that are in memory at a time, 64 MB.
 MAX_NUMBERS = 8_000_000
@@ -42,7 +45,7 @@ class Matrix:
         """Return the matrix as nested lists, None for nan."""
         return {
             "name": self.name,
-            "source": SOURCES[self.name],
+            "source": STITCHING_SOURCE if self.name == STITCHING else SOURCES[self.name],
             "values": _lists(self.values),
             "errors": _lists(self.errors),
         }
@@ -64,6 +67,8 @@ def find_summary(name: str, losses: PairLosses | None = None) -> str:
         raise UsageError(f"unknown summary {name!r}.{nearest(summary, DISTANCES)}")
     if summary == "error barrier" and losses is not None and losses.ends_correct is None:
         raise UsageError("the task asks for a number, so there is no error barrier. Choose another summary.")
+    if summary == STITCHING and losses is not None and losses.stitching is None:
+        raise UsageError("stitching penalties were not measured. Run the sweep with --distance stitching.")
     return summary
 
 
@@ -80,16 +85,23 @@ def summary_matrices(losses: PairLosses) -> dict[str, Matrix]:
             values[each.name][i, j] = values[each.name][j, i] = each.value
             if each.standard_error is not None:
                 errors[each.name][i, j] = errors[each.name][j, i] = each.standard_error
-    return {name: Matrix(name, values[name], errors[name]) for name in names}
+    matrices = {name: Matrix(name, values[name], errors[name]) for name in names}
+    if losses.stitching is not None:
+        penalties = np.full((n, n), np.nan)
+        np.fill_diagonal(penalties, 0.0)
+        for i, j in losses.pairs:
+            penalties[i, j] = penalties[j, i] = losses.stitching[i, j]
+        matrices[STITCHING] = Matrix(STITCHING, penalties, np.full((n, n), np.nan))
+    return matrices
 
 
 def summary_values(name: str, lam: Any, curves: Any, distance: Any = 0.0) -> Float64[np.ndarray, " ..."]:
     """Return a summary of many curves at once: what `evals.paths.summaries.summarise` says of each.
 
     Args:
-        name: a key of SOURCES.
+        name: a key of SOURCES, or STITCHING.
         curves: mean losses, or error rates for the error barrier, shape (..., points).
-        distance: of the endpoints, which `area` and `distance` need; shape (...).
+        distance: of the endpoints, which `area` and `distance` need, or the penalty of STITCHING; shape (...).
     """
     grid, curves = np.asarray(lam, dtype=np.float64), np.asarray(curves, dtype=np.float64)
     first, last, peak = curves[..., 0], curves[..., -1], curves.max(-1)
@@ -131,7 +143,8 @@ def resampled_matrices(
     matrices[:, np.arange(n), np.arange(n)] = 0.0
     for pairs in _blocks(losses, draws):
         first, second = np.array(pairs).T
-        distance = np.array([losses.distance[pair] for pair in pairs])
+        fixed = losses.stitching if name == STITCHING and losses.stitching is not None else losses.distance
+        distance = np.array([fixed[pair] for pair in pairs])  # the same for all resamples
         curves = _mean_curves(losses, pairs, weights, errors=name == "error barrier")
         values = summary_values(name, losses.lam, curves, distance)
         matrices[:, first, second] = matrices[:, second, first] = values

@@ -28,6 +28,7 @@ class PairLosses:
         distance: pair -> Euclidean distance of the weights that are interpolated.
         ends_correct, inside_correct: whether each row is right, of the same shapes; None where the task asks for a number.
         name: of the line: "naive", or how the models were aligned.
+        stitching: pair -> mean stitching penalty, 0 for two models that are stitching-connected; None where not measured.
     """
 
     models: tuple[str, ...]
@@ -38,6 +39,7 @@ class PairLosses:
     ends_correct: Bool[np.ndarray, "models rows"] | None = field(default=None, repr=False)
     inside_correct: Mapping[Pair, Bool[np.ndarray, "inner rows"]] | None = field(default=None, repr=False)
     name: str = "naive"
+    stitching: Mapping[Pair, float] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         n, points, rows = len(self.models), len(self.lam), self.ends.shape[-1]
@@ -104,4 +106,5 @@ class PairLosses:
             distance={new: self.distance[old] for old, new in pairs.items()},
             ends_correct=None if self.ends_correct is None else self.ends_correct[list(chosen)],
             inside_correct=None if hits is None else {new: hits[old] for old, new in pairs.items()},
+            stitching=None if self.stitching is None else {new: self.stitching[old] for old, new in pairs.items()},
         )

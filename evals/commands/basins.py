@@ -21,6 +21,7 @@ from merge.errors import UsageError
 if TYPE_CHECKING:
     from evals.run.options import EvalOptions
 
+DISTANCES = ("line", "stitching")
 BACKENDS = ("loky", "ray", "dask")  # those of evals.clusters.sweep.workers, here without loading torch
 
 
@@ -63,6 +64,13 @@ BACKENDS = ("loky", "ray", "dask")  # those of evals.clusters.sweep.workers, her
 )
 @click.option("--summary", help="What the distance of two models is, such as 'loss barrier'.  [default: convexity gap]")
 @click.option(
+    "--distance",
+    type=click.Choice(DISTANCES),
+    default="line",
+    show_default=True,
+    help="What --summary is of: the line between the weights, or stitches of A's lower to B's upper layers, at every depth.",
+)
+@click.option(
     "--method", help="How models are clustered: average, single, complete, rows, spectral, ....  [default: average]"
 )
 @click.option(
@@ -100,6 +108,7 @@ def basins(models: tuple[str, ...], **options: Any) -> None:
       evaluate-models basins zoo/* --task mnli --data dev.jsonl --limit 500 --dry-run
       evaluate-models basins run/checkpoint-* --task qqp --diagnostic paws_qqp:f1 -o report
       evaluate-models basins zoo/* --task mnli --align weights --align-to reference --processes 8 -o report
+      evaluate-models basins zoo/* --task mnli --distance stitching -o report
     """
     from merge.checkpoints.open import open_encoder
     from merge.recipe.recipe import make_align_entry
@@ -152,6 +161,12 @@ def _analysis(options: Mapping[str, Any]) -> dict[str, Any]:
         clusters = int(clusters)
     named = {"summary": options["summary"], "method": options["method"], "number": clusters}
     named["tolerance"] = options["tolerance"]
+    if options["distance"] == "stitching":
+        if options["summary"] not in (None, "stitching"):
+            raise UsageError(
+                f"--summary {options['summary']} is of the line between weights, not of --distance stitching."
+            )
+        named["summary"] = "stitching"
     return {name: value for name, value in named.items() if value is not None}
 
 

@@ -21,6 +21,7 @@ from evals.commands.plane import plane
 from evals.commands.score import glue, hans, score, tasks
 from evals.commands.similarity import similarity
 from evals.commands.simplex import simplex
+from evals.commands.stitch import stitch
 from evals.predict.process_group import end_with_launcher, exit_process, has_joined, join_group, rank_and_size
 from evals.predict.workers import release_workers, run_worker
 from merge.commands.align_options import with_align_value
@@ -53,6 +54,7 @@ def evaluate() -> None:
       evaluate-models similarity a/ b/ --text sample.txt -o report
       evaluate-models lesion model/ --task mnli --limit 500 -o report
       evaluate-models linearity model/ --text sentences.txt -o report
+      evaluate-models stitch a/ b/ --task mnli --text sample.txt -o report
       evaluate-models tasks
       torchrun --standalone --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
     """
@@ -75,6 +77,7 @@ for _command in (
     similarity,
     lesion,
     linearity,
+    stitch,
     tasks,
 ):
     evaluate.add_command(with_fitting_advice(_command))

@@ -47,9 +47,14 @@ def measure_basins(
     workspace = None if options.output else Workspace()
     stored = options if workspace is None else replace(options, output=workspace.folder)
     asked = analysis_settings(plan, stored.seed, len(checkpoints))
+    from evals.clusters.distances import STITCHING
+    from evals.run.inside.stitch_distance import with_stitching
+
     swept = sweep_models(checkpoints, task, settings, plan, stored, tell)
     if not isinstance(swept, Swept):
         return swept
+    if asked.summary == STITCHING:
+        swept = with_stitching(swept, task, stored)
     analyses = [_analysis(swept, at, asked, plan) for at in range(len(swept.losses))]
     record = basins_record(swept) | {"analyses": [analysis.to_json() for analysis in analyses]}
     record["notes"] += [note for analysis in analyses for note in analysis.notes]
@@ -136,8 +141,19 @@ def _line(losses: PairLosses) -> dict[str, Any]:
                 "source": SOURCES[name],
             }
             for name in names
-        },
+        }
+        | _stitching(losses),
     }
+
+
+def _stitching(losses: PairLosses) -> dict[str, Any]:
+    """Return the summary of stitching penalties, where they were measured."""
+    from evals.clusters.distances import STITCHING, STITCHING_SOURCE
+
+    if losses.stitching is None:
+        return {}
+    values = [losses.stitching[pair] for pair in losses.pairs]
+    return {STITCHING: {"value": values, "standard_error": [None] * len(values), "source": STITCHING_SOURCE}}
 
 
 def write_basins(record: dict[str, Any], folder: Path) -> list[Path]:

@@ -21,7 +21,8 @@ class SectionedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one list of options for each section; click calls this for --help."""
-        records = {p.name: record for p in self.get_params(ctx) if (record := p.get_help_record(ctx)) is not None}
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]  # the usage names the arguments
+        records = {p.name: record for p in options if (record := p.get_help_record(ctx)) is not None}
         listed = {name for names in self.sections.values() for name in names}
         rest = [name for name in records if name not in listed]
         last = list(self.sections)[-1]

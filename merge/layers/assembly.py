@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -53,8 +53,8 @@ class Assembly:
 
     @cached_property
     def embedder(self) -> Checkpoint:
-        """The model whose embeddings and tokenizer the output has: that of the first layer."""
-        return self.models[self.plan.layers[0][0][0] if self.plan.layers else 0]
+        """The model whose embeddings and tokenizer the output has: that of the first layer, or the one whose state it reads."""
+        return self.models[self.plan.embedders[0]]
 
     @cached_property
     def parts(self) -> Parts:
@@ -123,7 +123,10 @@ class Assembly:
 
 
 def assemble(
-    models: Sequence[Checkpoint], plan: LayerPlan, moved: Mapping[int, Mapping[str, Tensor]] | None = None
+    models: Sequence[Checkpoint],
+    plan: LayerPlan,
+    moved: Mapping[int, Mapping[str, Tensor]] | None = None,
+    fits: Callable[[Checkpoint, Checkpoint], None] | None = None,
 ) -> Assembly:
     """Return the assembly of a plan, checked by headers alone.
 
@@ -135,11 +138,11 @@ def assemble(
         MismatchError: the models do not fit together.
     """
     models = tuple(models)
-    used = sorted({model for sources in plan.layers for model, _ in sources}) or [0]
+    used = sorted({model for sources in plan.layers for model, _ in sources} | set(plan.embedders)) or [0]
     if unused := [m.source for k, m in enumerate(models) if k not in used and not plan.floor]:
         raise UsageError(f"the plan uses no layer of {some(unused)}. Leave the model out, or name its layers.")
     for model in models[1:]:
-        check_fit(models[0], model)
+        (fits or check_fit)(models[0], model)
     for making in plan.makings:
         if making is not None and making.kind in ("zero", "affine"):
             parts_of(models[0].config, plan.stack)
@@ -159,9 +162,12 @@ def assemble(
     return Assembly(models, plan, config, planned, moved or {})
 
 
-def check_fit(first: Checkpoint, other: Checkpoint) -> None:
+def check_fit(first: Checkpoint, other: Checkpoint, tokens: bool = True, embedding_keys: Collection[str] = ()) -> None:
     """Stop where layers of two models cannot run in one: other widths, activations, norms, positions or tokens.
 
+    Args:
+        tokens: whether both must read the same tokens.
+        embedding_keys: config entries that only embeddings depend on, which may differ.
     Raises:
         MismatchError: all differences in one message.
     """
@@ -172,15 +178,15 @@ def check_fit(first: Checkpoint, other: Checkpoint) -> None:
             f"layers of different architectures cannot be combined: {first.source} is {first.model_type}, {other.source} is "
             f"{other.model_type}."
         )
-    may_differ = {*COUNTS, *PER_LAYER, *RULES, *HEAD_KEYS}
+    may_differ = {*COUNTS, *PER_LAYER, *RULES, *HEAD_KEYS, *embedding_keys}
     different = setting_differences(first.structure, other.structure, may_differ)
     faults = [f"{key} is {left!r} in {first.source}, {right!r} in {other.source}" for key, left, right in different]
     dtypes = [{t.result_dtype for t in m.encoder.tensors.values() if not t.is_integer} for m in (first, other)]
     if dtypes[0] != dtypes[1]:
         listed = [", ".join(sorted(each)) for each in dtypes]
         faults.append(f"weights are {listed[0]} in {first.source}, {listed[1]} in {other.source}")
-    tokenizers = [tokenizer_of(each.source, each.folder, each.config) for each in (first, other)]
-    if tokenizers[0] is not None and tokenizers[1] is not None:
+    tokenizers = [tokenizer_of(each.source, each.folder, each.config) for each in (first, other) if tokens]
+    if tokens and tokenizers[0] is not None and tokenizers[1] is not None:
         faults += compare_tokenizers(tokenizers[0], tokenizers[1])[0]
     if faults:
         raise MismatchError(f"layers of these models do not fit together: {some(faults, 4, separator='; ')}.")

@@ -14,13 +14,14 @@ from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.names.canonical import lacking_weights
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import check_edited
+from merge.checkpoints.tokenizers.files import tokenizer_names
 from merge.checkpoints.weights.write import Written, write_weights
 from merge.disk.staging import copy_side_files, output_notes, staged, write_json
 from merge.errors import CheckpointError, OutputError, some
 from merge.layers.assembly import Assembly, assemble
 from merge.layers.plans.plan import LayerPlan, plan_notes
 from merge.layers.plans.text import model_letter
-from merge.layers.record import MANIFEST, EditReport, Made, card, manifest
+from merge.layers.record import EditReport, Made, card, manifest
 from merge.layers.strategies.importance import LayerImportance
 from merge.progress import track
 
@@ -143,15 +144,27 @@ def _write(folder: Path, report: EditReport) -> EditReport:
     written = _write_tensors(folder, assembly)
     write_json(folder / "config.json", report.config)
     owner, embedder = assembly.owner, assembly.embedder
-    copy_side_files(owner.folder, owner.side_files, folder)
-    if not owner.has_tokenizer and embedder.has_tokenizer:
-        copy_side_files(embedder.folder, tuple(n for n in embedder.side_files if n not in owner.side_files), folder)
+    of_tokenizer = tokenizer_names(owner.folder) if reads_other_tokens(embedder, owner) else ()
+    copied = tuple(name for name in owner.side_files if name not in of_tokenizer)
+    copy_side_files(owner.folder, copied, folder)
+    if embedder.has_tokenizer and (of_tokenizer or not owner.has_tokenizer):
+        copy_side_files(embedder.folder, tuple(n for n in embedder.side_files if n not in copied), folder)
     extra = [owner.written_name(name) for name in assembly.owner_extra]
     notes = reload_check(folder, report.config, owner.folder, extra=extra)
     report = replace(report, bytes=written.bytes, notes=(*report.notes, *notes))
     (folder / "README.md").write_text(card(report), encoding="utf-8", newline="\n")
-    write_json(folder / MANIFEST, manifest(report, folder, written.hashes))
+    write_json(folder / report.made.manifest, manifest(report, folder, written.hashes))
     return report
+
+
+def reads_other_tokens(embedder: Checkpoint, owner: Checkpoint) -> bool:
+    """Return whether the model whose embeddings are taken has another tokenizer than the one whose head is."""
+    from merge.checkpoints.tokenizers.comparison import compare_tokenizers, tokenizer_of
+
+    if embedder is owner:
+        return False
+    pair = [tokenizer_of(each.source, each.folder, each.config) for each in (embedder, owner)]
+    return pair[0] is not None and pair[1] is not None and bool(compare_tokenizers(pair[0], pair[1])[0])
 
 
 def _write_tensors(folder: Path, assembly: Assembly) -> Written:

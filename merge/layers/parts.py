@@ -97,6 +97,8 @@ PARTS: dict[tuple[str, str], Parts] = {
     ("xlnet", ""): Parts("rel_attn.o", "ff.layer_2", "ff.layer_1", "rel_attn.layer_norm", "ff.layer_norm"),
 }  # fmt: skip
 
+STREAM_WIDTHS = ("hidden_size", "dim", "d_model", "n_embd")  # config keys of the number of units of the stream
+
 
 def parts_of(config: Mapping[str, Any], stack: str = "") -> Parts:
     """Return the parts of the layers of a model.

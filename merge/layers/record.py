@@ -31,6 +31,7 @@ class Made:
         steps: what was done after the layers were taken (alignment, repair, healing): name -> figures for the manifest.
         sentences: the same in plain sentences, for terminal and card.
         notes: for the user.
+        tool: the command that made it.
     """
 
     importance: LayerImportance | None = None
@@ -38,6 +39,12 @@ class Made:
     steps: Mapping[str, Any] = field(default_factory=dict)
     sentences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tool: str = "edit-layers"
+
+    @property
+    def manifest(self) -> str:
+        """The name of the file that states how the model was made."""
+        return MANIFEST if self.tool == "edit-layers" else "merge.json"
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,8 @@ def card(report: EditReport) -> str:
             if report.made.sentences
             else []
         ),
-        f"{'Input' if len(inputs) == 1 else 'Inputs'}: {'; '.join(inputs)}. Files, versions and hashes: `{MANIFEST}`.",
+        f"{'Input' if len(inputs) == 1 else 'Inputs'}: {'; '.join(inputs)}. Files, versions and hashes: "
+        f"`{report.made.manifest}`.",
     ]
     if report.notes:
         lines.append("\n".join(["## Notes", "", *(f"- {note}" for note in report.notes)]))
@@ -215,7 +223,9 @@ def _made_of(report: EditReport) -> str:
         named = ", ".join(f"{name} = {model.source}" for name, model in pairs)
         what = f"{len(plan.layers)} layers by the plan `{format_plan(plan, report.made.names)}`, with {named}."
     if computed == 0:
-        return f"{what} Made with `edit-layers` of merge-models; tensors were copied byte for byte, without training."
+        copies = "tensors were copied byte for byte, without training"
+        return f"{what} Made with `{report.made.tool}` of merge-models; {copies}."
     return (
-        f"{what} Made with `edit-layers` of merge-models; {report.copied} tensors are copies, {computed} were computed."
+        f"{what} Made with `{report.made.tool}` of merge-models; {report.copied} tensors are copies, {computed} were "
+        "computed."
     )

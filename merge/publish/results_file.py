@@ -18,7 +18,7 @@ from merge.errors import MergeError, brief
 
 FORMAT = 1
 SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
-INSIDE = ("features", "similarity", "lesion", "linearity")
+INSIDE = ("features", "similarity", "lesion", "linearity", "stitch")
 SURFACES = ("plane", "monotonic", "curve", "simplex")
 FIELDS: dict[str, dict[str, type]] = {
     "scores": {**SETTING, "model": dict, "scores": dict},

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.report.inside import features_tables, similarity_tables
+from evals.report.inside import features_tables, similarity_tables, stitch_tables
 from evals.report.inside.features_figure import features_figure
 from evals.report.inside.similarity_figure import similarity_figure
+from evals.report.inside.stitch_figure import stitch_figure
 from evals.report.svg import inline_svg, save_figure
 from evals.report.tables import csv_table
 from evals.results.store import model_labels
@@ -70,6 +71,16 @@ VIEWS: dict[str, View] = {
         similarity_tables.similarity_verdict,
         similarity_figure,
         lambda record: {"pairs": similarity_tables.cell_rows(record), "close": similarity_tables.close_rows(record)},
+    ),
+    "stitch": View(
+        "Stitching",
+        "What B loses when its upper layers read mapped states of A's lower layers, in place of its own (Bansal et al. 2021). A "
+        "penalty says something where the controls have a larger one: no map, the mean state alone, an A of random weights. "
+        "Reversed: B below, A above, against A.",
+        stitch_tables.stitch_tables,
+        stitch_tables.verdict,
+        stitch_figure,
+        stitch_tables.folded,
     ),
 }
 

@@ -38,12 +38,14 @@ class Making:
             the model reads, and the last one what its last layer writes.
         without: the sublayers that a copy loses, in the order of SUBLAYERS, with NORM behind them where the norm after
             each is bypassed too.
+        reads: of an affine layer between two models, the model whose state it reads; the layer is made of the other one's.
     """
 
     kind: Kind
     weights: tuple[float, ...] = ()
     states: tuple[int, int] | None = None
     without: tuple[str, ...] = ()
+    reads: int | None = None
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -80,6 +82,7 @@ class Making:
             "weights": list(self.weights) or None,
             "states": self.states and list(self.states),
             "without": list(self.without) or None,
+            "reads": self.reads,
         }
         return {key: value for key, value in stated.items() if value is not None}
 

@@ -61,6 +61,14 @@ class LayerPlan:
         return self.makings[index] if self.makings else None
 
     @property
+    def embedders(self) -> tuple[int, ...]:
+        """The models whose embeddings the output has: those of the first layer, or the one whose state it reads."""
+        making = self.making(0) if self.layers else None
+        if making is not None and making.reads is not None:
+            return (making.reads,)
+        return tuple(dict.fromkeys(model for model, _ in self.layers[0])) if self.layers else (0,)
+
+    @property
     def copies(self) -> bool:
         """Whether every layer is a copy of one layer."""
         return not any(self.makings) and all(len(sources) == 1 for sources in self.layers)
@@ -167,8 +175,8 @@ def planned_tensors(
 ) -> PlannedTensors:
     """Return the source tensors of every output tensor.
 
-    Tensors that act before the layers (embeddings) come from the models of the first output layer, all other tensors
-    outside the layers from those of the last; from several models they are merged like a layer.
+    Tensors that act before the layers (embeddings) come from the models of the first output layer, or from the one whose
+    state it reads, all other tensors outside the layers from those of the last; from several models they are merged like a layer.
 
     Args:
         configs: the config of each model, or of the only model.
@@ -185,8 +193,8 @@ def planned_tensors(
             f"slices of different models need an architecture with one list of layers, which {family} is not."
         )
     parts = [{name: layer_of(name, family, plan.stack) for name in model} for model in shapes]
-    ends = (plan.layers[0], plan.layers[-1]) if plan.layers else (((0, 0),),) * 2
-    first, last = (tuple(dict.fromkeys(model for model, _ in end)) for end in ends)
+    last = tuple(dict.fromkeys(model for model, _ in plan.layers[-1])) if plan.layers else (0,)
+    first = plan.embedders
 
     def outside(models: tuple[int, ...], early: bool) -> dict[str, tuple[tuple[int, str], ...]]:
         """Return the sources of tensors outside the layers: those that act before the layers, or all others."""

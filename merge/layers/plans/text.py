@@ -8,6 +8,7 @@ zero(A[3])           a copy whose output projections are zero (LLaMA Pro)
 A[3]-attention       a copy without its attention; A[3]-ffn, A[3]-cross; A[3]-ffn-norm without the norm after it too
 merge(A[0-3], B[0-3])  in a recipe of merge-models: layer i of each, merged by its method
 affine(A2->A5)       one fitted layer in place of layers 2 to 4: from the state that layer 2 reads to the one layer 5 reads
+affine(A3->B4)       the same between two models: from what layer 3 of A reads to what layer 4 of B reads
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def _formatted(making: Making | None, sources: Sequence[Source], models: Sequenc
     """Return the text of a layer that is not a copy."""
     if making is not None and making.states is not None:
         name = models[sources[0][0]]
-        return f"affine({name}{making.states[0]}->{name}{making.states[1]})"
+        start = name if making.reads is None else models[making.reads]
+        return f"affine({start}{making.states[0]}->{name}{making.states[1]})"
     if making is not None and making.without:
         return f"{models[sources[0][0]]}[{sources[0][1]}]{''.join(f'-{name}' for name in making.without)}"
     named = [f"{models[model]}{layer}" for model, layer in sources]
@@ -212,8 +214,13 @@ class _Parser:
     def _affine(self) -> tuple[Making, tuple[Source, ...]]:
         first = self._peek.place
         (model, start), (other, end) = self._state(), self._state(after="->")
-        if model != other or end <= start:
-            raise self._fault("affine(A2->A5) goes from a state of a model to a later state of the same model", first)
+        if model != other:
+            return Making("affine", states=(start, end), reads=model), ((other, max(end - 1, 0)),)
+        if end <= start:
+            raise self._fault(
+                "affine(A2->A5) goes from a state of a model to a later state of it, or to a state of another model",
+                first,
+            )
         return Making("affine", states=(start, end)), ((model, end - 1),)
 
     def _state(self, after: str = "") -> Source:

@@ -14,6 +14,7 @@ folded into its projection (Shopkhoev et al. 2025, arXiv:2505.02819, ReplaceMe, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from merge.errors import CalibrationError, UsageError
 from merge.layers.activations import LiveLayers, norm_epsilon, normed_state, split_batches, states_of
 from merge.layers.assembly import Assembly
+from merge.layers.parts import STREAM_WIDTHS
 from merge.layers.repair.projection import Projection, read_projection
 from merge.layers.repair.ridge import Fitted, NormalEquations, fit
 from merge.progress import track
@@ -40,42 +42,56 @@ def check_affine(assembly: Assembly) -> None:
     Raises:
         UsageError: the activation bends it, the feed-forward part is too narrow, or layers share weights.
     """
-    from transformers.activations import ACT2FN
-
-    parts, config = assembly.parts, assembly.config
-    family = str(config["model_type"])
+    parts, family = assembly.parts, str(assembly.config["model_type"])
     if parts.sandwich:
         raise UsageError(f"{family} norms the output of its feed-forward part, so no affine map can be folded into it.")
-    if parts.norm is None or parts.up is None:
-        return
+    if parts.norm is not None and parts.up is not None:
+        check_linear_feed_forward(assembly)
+
+
+def check_linear_feed_forward(assembly: Assembly) -> None:
+    """Stop where a feed-forward part cannot compute a linear map by act(t) - act(-t) = t.
+
+    Raises:
+        UsageError: the activation bends it, or the part is narrower than twice the stream.
+    """
+    from transformers.activations import ACT2FN
+
+    parts, family = assembly.parts, str(assembly.config["model_type"])
     settings = assembly.owner.structure.settings
     name = next((str(settings[key]) for key in ACTIVATION_KEYS if settings.get(key)), "")
     grid = torch.linspace(-6, 6, 97, dtype=torch.float64)
     act = ACT2FN[name]
     if not torch.allclose(act(grid) - act(-grid), grid, atol=1e-6):
         raise UsageError(f"{family} with activation {name!r} cannot hold an affine map: act(t) - act(-t) is not t.")
-    narrow = [
-        shape
+    width = next(int(settings[key]) for key in STREAM_WIDTHS if settings.get(key))
+    inner = [
+        math.prod(shape) // width
         for output, ((model, source), *_) in assembly.tensors.sources.items()
         if output.endswith(f".{parts.up}.weight")
         and len(shape := assembly.models[model].tensors[source].shape) == 2
-        and shape[0] < 2 * shape[1]
+        and math.prod(shape) < 2 * width * width
     ]
-    if narrow:
+    if inner:
         raise UsageError(
-            f"an affine layer needs a feed-forward part of twice the hidden size, {2 * narrow[0][1]}; this model has "
-            f"{narrow[0][0]}. Use --repair seam, or a plan without affine layers."
+            f"an affine layer needs a feed-forward part of twice the hidden size, {2 * width}; this model has {inner[0]}."
         )
 
 
 def affine_layer(
-    assembly: Assembly, index: int, teacher: LiveLayers, batches: Sequence[Batch], ridges: Sequence[float] = RIDGES
+    assembly: Assembly,
+    index: int,
+    teacher: LiveLayers,
+    batches: Sequence[Batch],
+    ridges: Sequence[float] = RIDGES,
+    reads: LiveLayers | None = None,
 ) -> tuple[dict[str, Tensor], Fitted]:
     """Return the tensors of a fitted layer by their output names, and the figures of the fit.
 
     Args:
         index: of the output layer, which the plan makes as affine.
         teacher: the model that the map is fitted to.
+        reads: the model whose state it reads; the teacher when None.
     Raises:
         CalibrationError: there are fewer tokens than the map has columns.
     """
@@ -84,23 +100,29 @@ def affine_layer(
     assert making.states is not None
     (start, end), parts = making.states, assembly.parts
     assert parts.norm is not None
+    if not end:
+        raise UsageError(f"output layer {index}: a fitted layer goes to a state that a layer wrote, not to state 0.")
     assert parts.mix_norm is not None
     before = teacher.module(0, parts.mix_norm)
     names, width, epsilon = Projection.of(assembly, index), len(before.weight), norm_epsilon(before)
     fitting, held = (NormalEquations(width, width) for _ in range(2))
     for batch, is_held in track(list(split_batches(tuple(batches))), "fitting a layer"):
-        read = states_of(teacher, batch, [start])[start]
+        read = states_of(reads or teacher, batch, [start])[start]
         z = torch.nn.functional.layer_norm(read, (width,), eps=epsilon)
         due = normed_state(teacher, batch, end, parts.norm)
         (held if is_held and len(ridges) > 1 else fitting).add(z, due)
     _check_rows(f"affine layer {index}", fitting.rows + held.rows, width)
     identity = torch.cat([torch.eye(width, dtype=torch.float64), torch.zeros(1, width, dtype=torch.float64)])
     fitted = fit(fitting, held, identity, ridges)
-    return _as_layer(assembly, names, fitted.weights.float()), fitted
+    return as_layer(assembly, names, fitted.weights.float()), fitted
 
 
-def _as_layer(assembly: Assembly, names: Projection, weights: Tensor) -> dict[str, Tensor]:
-    """Return the tensors of a layer that computes LN(x) W + b before its last norm."""
+def as_layer(assembly: Assembly, names: Projection, weights: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of a layer that computes LN(x) W + b before its last norm.
+
+    Args:
+        weights: W and below it b, shape (units + 1, units).
+    """
     parts, width = assembly.parts, weights.shape[1]
     layer = {name: assembly.tensor(name) for name in assembly.tensors.sources if name.startswith(names.layer)}
     up, down = f"{names.layer}{parts.up}", f"{names.layer}{parts.down}"

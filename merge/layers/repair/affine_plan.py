@@ -52,6 +52,11 @@ def without_folds(plan: LayerPlan, models: Sequence[Checkpoint]) -> tuple[LayerP
         assert making is not None
         assert making.states is not None
         start, end = making.states
+        if making.reads is not None:
+            raise UsageError(
+                f"layer {index} of the plan: where norms come first, a map between two models is no layer of its own. "
+                "stitch-models says which maps can be written."
+            )
         before = ((plan.layers[index][0][0], start - 1),)
         if index == 0 or plan.making(index - 1) is not None or plan.layers[index - 1] != before:
             raise UsageError(

@@ -78,7 +78,14 @@ class Projection:
                 f"{family}: {len(assembly.plan.layers)} layers share {len(stored)} sets of weights here, so none of them can be "
                 "refitted alone. Use --repair none with --heal-steps."
             )
-        layer = next(f"{p[0]}{p[1]}." for p in split.values() if p is not None and p[1] == index)
+        return cls.stored_as(assembly, index)
+
+    @classmethod
+    def stored_as(cls, assembly: Assembly, number: int) -> Projection:
+        """Return the names of the layer that is stored under a number."""
+        family, stack = str(assembly.config["model_type"]), assembly.plan.stack
+        split = {name: layer_of(name, family, stack) for name in assembly.tensors.sources}
+        layer = next(f"{p[0]}{p[1]}." for p in split.values() if p is not None and p[1] == number)
         weight, bias = (f"{layer}{assembly.parts.down}.{end}" for end in ("weight", "bias"))
         return cls(layer, weight, bias if bias in split else None)
 

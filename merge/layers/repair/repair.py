@@ -178,8 +178,9 @@ class _Work:
     def fit_layer(self, index: int, facts: dict[str, Any], sentences: list[str]) -> None:
         from merge.layers.repair.affine import RIDGES, affine_layer
 
-        teacher = self.teacher(self.assembly.plan.layers[index][0][0])
-        tensors, fitted = affine_layer(self.assembly, index, teacher, self.batches, self._ridges(RIDGES))
+        teacher, making = self.teacher(self.assembly.plan.layers[index][0][0]), self.assembly.plan.making(index)
+        reads = self.teacher(making.reads) if making is not None and making.reads is not None else None
+        tensors, fitted = affine_layer(self.assembly, index, teacher, self.batches, self._ridges(RIDGES), reads)
         self.assembly = self.assembly.with_computed(tensors)
         self._record("affine", index, fitted, facts, sentences, f"output layer {index} is a fitted map")
 

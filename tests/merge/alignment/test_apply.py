@@ -273,6 +273,7 @@ def test_a_model_that_folding_changed_is_refused(
 COMMANDS: dict[str, tuple[Callable[[], None], str]] = {
     "merge-models": (entry.merge_models, "_merge_main"),
     "edit-layers": (entry.edit_layers, "_edit_main"),
+    "stitch-models": (entry.stitch_models, "_stitch_main"),
     "evaluate-models": (entry.evaluate_models, "_evaluate_main"),
 }
 

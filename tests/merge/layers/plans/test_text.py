@@ -30,6 +30,7 @@ MEANT = {
         *[(((0, 2),), Making("without", without=("attention", "ffn")))] * 2,
     ],
     "A0, affine(B2->B5)": [(((0, 0),), None), (((1, 4),), Making("affine", states=(2, 5)))],
+    "A0, affine(A1->B5)": [(((0, 0),), None), (((1, 4),), Making("affine", states=(1, 5), reads=0))],
 }
 
 
@@ -62,8 +63,7 @@ MISTAKES = {
     "A[0], $": (6, "unexpected character '$'"),
     "A[0]*0": (5, "1 to 10000 layers by repetition"),
     "A[0]*99999": (5, "1 to 10000 layers by repetition"),
-    "affine(A5->A2)": (7, "to a later state of the same model"),
-    "affine(A2->B5)": (7, "to a later state of the same model"),
+    "affine(A5->A2)": (7, "to a later state of it"),
     "affine(A2, A5)": (9, "expected an arrow"),
     "laco(A1, B1)": (0, "laco(...) collapses layers of one model"),
     "zero(0.5*A1)": (5, "only mean(...) takes weights"),

@@ -1,0 +1,142 @@
+"""Stitching penalties: sums against the rows, planted copies without penalty, controls, and how the command answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
+
+import evals
+from evals.inside.stitching import CONTROLS, StateSums, StitchPlan, depth_cuts, fitted
+from evals.report.inside.section import inside_figure, inside_tables
+from merge.checkpoints.inputs import encode, load_tokenizer
+from merge.checkpoints.open import open_checkpoint
+from merge.errors import CalibrationError, MismatchError, UsageError
+from merge.layers.activations import live_layers, live_model, states_of
+from merge.layers.stitching.norms import norm_of_state
+
+CONFIG = bert_config(num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stitching")
+    for seed, name in enumerate("ab"):
+        save_checkpoint(folder / name, CONFIG, seed)
+    write_text(folder / "text.txt", 60)
+    rows = [
+        {"premise": f"the {WORDS[2 + k % 5]} saw a lawyer .", "hypothesis": "a lawyer helped .", "label": NLI[k % 3]}
+        for k in range(24)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_sums_are_those_of_the_rows(store: Path) -> None:
+    """CKA and an affine map from sums, and the same from all rows in numpy; reversed sums are those of swapped models."""
+    models = [open_checkpoint(str(store / name)) for name in "ab"]
+    a, b = (live_layers(live_model(model)) for model in models)
+    texts = [(line,) for line in (store / "text.txt").read_text().splitlines()]
+    batches = encode(load_tokenizer(store / "a"), texts, 32).batches
+    sums = StateSums([(1, 2)]).read(a, b, batches)
+    x, y = (
+        torch.cat([states_of(live, batch, [cut])[cut] for batch in batches]).double() for live, cut in ((a, 1), (b, 2))
+    )
+    cx, cy = (z.numpy() - z.numpy().mean(0) for z in (x, y))
+    due = np.linalg.norm(cx.T @ cy) ** 2 / (np.linalg.norm(cx.T @ cx) * np.linalg.norm(cy.T @ cy))
+    assert abs(sums.cka((1, 2)) - due) < 1e-9
+    swapped = StateSums([(2, 1)]).read(b, a, batches)
+    for made in (sums.equations((1, 2), reverse=True), swapped.equations((2, 1))):
+        mapping = fitted(made, StitchPlan(ridge=1e-6), None)
+        wide = np.concatenate([y.numpy(), np.ones((len(y), 1))], 1)
+        best = wide @ np.linalg.lstsq(wide, x.numpy(), rcond=None)[0]
+        assert np.abs(mapping(y).numpy() - best).max() < 1e-2
+    norm = norm_of_state(models[1], 2, b)
+    before = fitted(sums.equations((1, 2)), StitchPlan("affine+norm"), norm)
+    assert before.norm is norm
+
+
+def test_cuts_of_equal_depth() -> None:
+    assert depth_cuts(3, 3) == ((0, 0), (1, 1), (2, 2), (3, 3))
+    assert depth_cuts(6, 3) == ((0, 0), (2, 1), (4, 2), (6, 3))
+
+
+def test_a_model_stitched_to_itself_has_no_penalty_and_its_controls_have(store: Path) -> None:
+    measured = evals.stitch(store / "a", store / "a", text=store / "text.txt", line=False)
+    cuts = measured.record["cuts"]
+    assert [cut["at"] for cut in cuts] == [[0, 0], [1, 1], [2, 2]]
+    for cut in cuts:
+        assert set(cut["penalties"]) == {"stitched", *CONTROLS}
+        for name in ("stitched", "identity", "reversed"):
+            assert abs(cut["penalties"][name]) < 1e-4
+        assert cut["penalties"]["mean only"] > 0.01
+        assert cut["penalties"]["random A"] > 0.01
+        assert abs(cut["cka"] - 1) < 1e-9
+
+
+def test_a_task_is_scored_and_all_pairs_make_a_matrix(store: Path) -> None:
+    measured = evals.stitch(
+        store / "a", store / "b", task="mnli", data=store / "rows.jsonl", text=store / "text.txt", all_pairs=True
+    )
+    record = measured.record
+    own = evals.score(store / "b", "mnli", data=store / "rows.jsonl").records[0]["scores"]
+    assert record["ends"]["b"]["accuracy"] == own["accuracy"]
+    assert abs(record["ends"]["b"]["loss"] - own["loss"]) < 1e-5
+    assert (len(record["matrix"]), len(record["matrix"][0])) == (3, 3)
+    for cut in record["cuts"]:
+        assert record["matrix"][cut["at"][0]][cut["at"][1]] == cut["penalties"]["stitched"]
+        assert abs(cut["penalties"]["stitched"] - (own["accuracy"] - cut["scores"]["stitched"]["accuracy"])) < 1e-9
+    barrier = evals.barrier(store / "a", store / "b", task="mnli", data=store / "rows.jsonl")
+    assert record["barrier"]["barrier"] == barrier.curves["naive"]["barrier"]
+    assert len(record["llfc"]) == 3
+    assert len(inside_tables(record)) == 3
+    assert len(inside_figure(record).axes) == 4
+
+
+@pytest.mark.slow
+def test_other_widths_and_depths_are_measured_without_a_line(store: Path, tmp_path: Path) -> None:
+    wide = bert_config(hidden_size=36, intermediate_size=40, num_hidden_layers=3)
+    save_checkpoint(tmp_path / "wide", wide, 3)
+    measured = evals.stitch(tmp_path / "wide", store / "b", text=store / "text.txt")
+    assert [cut["at"] for cut in measured.record["cuts"]] == [[0, 0], [2, 1], [3, 2]]
+    assert "identity" not in measured.record["cuts"][0]["penalties"]
+    assert any("no barrier and no LLFC" in note for note in measured.notes)
+
+
+@pytest.mark.slow
+def test_a_zoo_is_clustered_by_stitching(store: Path, tmp_path: Path) -> None:
+    """Two copies that differ in a bias alone are at 0; an unrelated model is not; the second sweep reads what the first wrote."""
+    tensors = random_tensors(CONFIG, 0)
+    tensors["classifier.bias"] = tensors["classifier.bias"] + 0.01
+    save_checkpoint(tmp_path / "near", CONFIG, tensors={name: tensor.float() for name, tensor in tensors.items()})
+    given = {"task": "mnli", "data": store / "rows.jsonl", "points": 3, "processes": 1, "output": tmp_path / "out"}
+    models = [store / "a", tmp_path / "near", store / "b"]
+    swept = evals.basins(models, summary="stitching", **given)
+    penalties = swept.matrix("stitching")
+    assert penalties[0, 1] < 1e-9
+    assert penalties[0, 2] == penalties[2, 0] >= 0
+    stored = sorted((tmp_path / "out/sweep/stitching").iterdir())
+    assert len(stored) == 3
+    before = [path.stat().st_mtime_ns for path in stored]
+    again = evals.basins(models, summary="stitching", **given)
+    assert (again.matrix("stitching") == penalties).all()
+    assert [path.stat().st_mtime_ns for path in stored] == before
+
+
+def test_what_cannot_be_measured_is_one_line(store: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", CONFIG, 2, tokenizer=False)
+    save_tokenizer(tmp_path / "c", [WORDS[1], WORDS[0], *WORDS[2:]])
+    with pytest.raises(MismatchError, match="both models must read the same tokens"):
+        evals.stitch(store / "a", tmp_path / "c", text=store / "text.txt")
+    with pytest.raises(CalibrationError, match="needs text of at least 24 tokens"):
+        evals.stitch(
+            store / "a", store / "b", task="mnli", data=store / "rows.jsonl", text=["the doctor .", "a river ."]
+        )
+    with pytest.raises(UsageError, match="takes 10 texts or more; found 2"):
+        evals.stitch(store / "a", store / "b", text=["the doctor .", "a river ."])
+    with pytest.raises(UsageError, match="Did you mean 'affine'"):
+        evals.stitch(store / "a", store / "b", map="afine")
