@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sums_are_those_of_the_rows(store: Path) -> None:
-    """CKA and an affine map from sums, and the same from all rows in numpy; reversed sums are those of swapped models."""
+    """CKA and R2 of a map from sums, and the same from all rows; reversed sums are those of swapped models."""
     models = [open_checkpoint(str(store / name)) for name in "ab"]
     a, b = (live_layers(live_model(model)) for model in models)
     texts = [(line,) for line in (store / "text.txt").read_text().splitlines()]
@@ -50,11 +50,12 @@ def test_sums_are_those_of_the_rows(store: Path) -> None:
     due = np.linalg.norm(cx.T @ cy) ** 2 / (np.linalg.norm(cx.T @ cx) * np.linalg.norm(cy.T @ cy))
     assert abs(sums.cka((1, 2)) - due) < 1e-9
     swapped = StateSums([(2, 1)]).read(b, a, batches)
-    for made in (sums.equations((1, 2), reverse=True), swapped.equations((2, 1))):
-        mapping = fitted(made, StitchPlan(ridge=1e-6), None)
-        wide = np.concatenate([y.numpy(), np.ones((len(y), 1))], 1)
-        best = wide @ np.linalg.lstsq(wide, x.numpy(), rcond=None)[0]
-        assert np.abs(mapping(y).numpy() - best).max() < 1e-2
+    maps = [
+        fitted(made, StitchPlan(), None) for made in (sums.equations((1, 2), reverse=True), swapped.equations((2, 1)))
+    ]
+    assert (maps[0].weight - maps[1].weight).abs().max() < 1e-9
+    left, spread = ((x - maps[0](y)).square().sum(), (x - x.mean(0)).square().sum())
+    assert abs(float(maps[0].explained or 0) - float(1 - left / spread)) < 1e-9
     norm = norm_of_state(models[1], 2, b)
     before = fitted(sums.equations((1, 2)), StitchPlan("affine+norm"), norm)
     assert before.norm is norm
@@ -74,7 +75,7 @@ def test_a_model_stitched_to_itself_has_no_penalty_and_its_controls_have(store: 
         for name in ("stitched", "identity", "reversed"):
             assert abs(cut["penalties"][name]) < 1e-4
         assert cut["penalties"]["mean only"] > 0.01
-        assert cut["penalties"]["random A"] > 0.01
+        assert cut["penalties"]["random A"] > 0.001
         assert abs(cut["cka"] - 1) < 1e-9
 
 
