@@ -17,9 +17,9 @@ from merge.errors import UsageError, nearest
 # Heights over the ends, in the unit of the loss or as a share of errors: 0 where two models share a basin.
 BARRIERS = ("convexity gap", "loss barrier", "barrier over the mean", "epsilon", "error barrier")
 # What models can be clustered by: 0 from a model to itself. The mean loss of a line is no distance.
-# The mean stitching penalty is measured on request alone, without a line between the weights.
+DISTANCES = (*BARRIERS, "area", "distance")
+# The mean stitching penalty, of no line between the weights: measured on request alone.
 STITCHING = "stitching"
-DISTANCES = (*BARRIERS, "area", "distance", STITCHING)
 STITCHING_SOURCE = "Bansal et al. 2021, arXiv:2106.07682; mean penalty over the cuts inside, both directions"
 
 # Of the mean losses of resampled rows that are in memory at a time, 64 MB.
@@ -63,8 +63,8 @@ def find_summary(name: str, losses: PairLosses | None = None) -> str:
             asks for a number does not have.
     """
     summary = " ".join(name.lower().replace("-", " ").replace("_", " ").split())
-    if summary not in DISTANCES:
-        raise UsageError(f"unknown summary {name!r}.{nearest(summary, DISTANCES)}")
+    if summary not in (*DISTANCES, STITCHING):
+        raise UsageError(f"unknown summary {name!r}.{nearest(summary, (*DISTANCES, STITCHING))}")
     if summary == "error barrier" and losses is not None and losses.ends_correct is None:
         raise UsageError("the task asks for a number, so there is no error barrier. Choose another summary.")
     if summary == STITCHING and losses is not None and losses.stitching is None:

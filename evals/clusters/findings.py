@@ -33,7 +33,7 @@ class AnalysisSettings:
     """How models are clustered and subsets ranked.
 
     Attributes:
-        summary: what the distance of two models is; one of `evals.clusters.distances.DISTANCES`.
+        summary: what the distance of two models is; one of `evals.clusters.distances.DISTANCES`, or STITCHING.
         method: of clustering; a key of `evals.clusters.methods.METHODS`.
         number: of clusters, or how it is chosen: "auto", "silhouette" or "gap".
         tolerance: the largest barrier between two models that share a basin, in the unit of `barrier_summary`. None: .02 for the

@@ -79,6 +79,7 @@ def test_a_model_stitched_to_itself_has_no_penalty_and_its_controls_have(store: 
         assert abs(cut["cka"] - 1) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_task_is_scored_and_all_pairs_make_a_matrix(store: Path) -> None:
     measured = evals.stitch(
         store / "a", store / "b", task="mnli", data=store / "rows.jsonl", text=store / "text.txt", all_pairs=True
