@@ -1,0 +1,95 @@
+"""stitch-models as it is typed: exit codes, one line for a fault, nothing written; the tables that --help shows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny import bert_config, save_checkpoint, write_text
+
+from merge.commands import stitch_models
+from merge.commands.stitch_models import stitch_main
+from merge.layers.stitching import kinds
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stitch-models")
+    for seed, name in enumerate("ab"):
+        save_checkpoint(folder / name, bert_config(intermediate_size=48), seed)
+    write_text(folder / "text.txt", 30)
+    return folder
+
+
+@pytest.fixture
+def run(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
+    """Return a function that runs stitch-models in a fresh folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(*arguments: str) -> tuple[int, str, str]:
+        named = [str(store / word) if word in ("a", "b", "text.txt") else word for word in arguments]
+        monkeypatch.setattr(sys, "argv", ["stitch-models", *named])
+        code = 0
+        capsys.readouterr()
+        try:
+            stitch_main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger().level
+    yield run_here
+    signal.signal(signal.SIGTERM, handler)
+    logging.getLogger().setLevel(level)
+
+
+def test_help_shows_the_tables_of_the_library() -> None:
+    assert tuple(kinds.MAPS) == stitch_models.MAPS
+    assert kinds.REFINEMENTS == stitch_models.REFINEMENTS
+    assert kinds.TOKENS == stitch_models.TOKENS
+
+
+def test_a_stitch_is_written_and_reported(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("a", "b", "--at", "1:1", "--map", "identity", "--json", "-q")
+    stated = json.loads(out)
+    assert (code, stated["output"], stated["plan"]) == (0, "stitched", "A[0], B[1]")
+    assert (tmp_path / "stitched/merge.json").is_file()
+    assert run("a", "b", "--at", "1:1", "--map", "identity")[0] == 1  # it is there
+    code, out, _ = run("a", "b", "--at", "1:1", "--dry-run", "-o", "other", "--text", "text.txt")
+    assert code == 0
+    assert "A[0], affine(A1->B1), B[1]" in out
+    assert "nothing written (dry run)" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stitched"]
+
+
+FAULTS: dict[tuple[str, ...], tuple[int, str]] = {
+    ("--at", "3-4"): (2, "--at is two numbers, such as 3:4"),
+    ("--at", "1:7"): (2, "has 2 layers, so it can be cut at 0 to 2, not at 7"),
+    (): (2, "Missing option '--at'"),
+    ("--at", "1:1", "--map", "afine"): (2, "'afine' is not one of"),
+    ("--at", "1:1", "--map", "identity", "--text", "text.txt"): (2, "--map identity fits nothing"),
+    ("--at", "1:1", "--steps", "5"): (2, "--steps belongs to --refine"),
+    ("--at", "1:1", "--text", "none.txt"): (1, "none.txt"),
+    ("--at", "1:1", "--bogus"): (2, "No such option"),
+}
+
+
+@pytest.mark.parametrize("arguments", FAULTS)
+def test_a_fault_is_one_line_and_nothing_is_written(arguments: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    expected, says = FAULTS[arguments]
+    code, out, err = run("a", "b", *arguments, "-q")
+    assert (code, out) == (expected, "")
+    assert err.startswith("stitch-models: ")
+    assert says in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
