@@ -306,6 +306,18 @@ def test_the_same_stitch_gives_the_same_bytes(store: Path) -> None:
     assert first == second
 
 
+@pytest.mark.slow
+def test_a_layer_plan_holds_a_fitted_layer_between_two_models(store: Path) -> None:
+    """Its text reads back, and the layer does better than none: closer to what B's next layer was trained to read."""
+    made = merge.edit([store / "a", store / "b"], "A0, affine(A1->B2), B2", text=store / "text.txt")
+    stated = json.loads((made.folder / "edit.json").read_text())
+    assert stated["plan"] == "A[0], affine(A1->B2), B[2]"
+    assert stated["layers"][1]["reads"] == 0
+    assert made.model.config.num_hidden_layers == 3
+    again = merge.edit([store / "a", store / "b"], stated["plan"], text=store / "text.txt")
+    assert gap(again, made.folder) == 0.0
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[MergeError], str]] = {
     "index": ({"at": (9, 1)}, UsageError, "has 3 layers, so it can be cut at 0 to 3, not at 9"),
     "nothing of A": ({"at": (0, 1), "map": "identity"}, UsageError, r"keeps no layer of .*a \(A\)"),
