@@ -9,7 +9,7 @@ from evals.report.tables import Cell, Row
 
 Record = Mapping[str, Any]
 # The summaries of a pair that the terminal shows; basins.json and pairs.csv have all.
-SHOWN = ("loss barrier", "convexity gap")
+SHOWN = ("loss barrier", "convexity gap", "stitching")
 MOST_PAIRS = 45  # in the terminal: those of ten models
 
 

@@ -86,8 +86,11 @@ def stitch_models(
     assembly = work.assembled(joined.plan, joined.moved)
     if joined.computed:
         assembly = assembly.with_computed(joined.computed)
+    k, m = settings.at
+    lower = {0: "no layer", 1: "the first layer"}.get(k, f"the first {k} layers")
+    parts = f"{lower} of {a.source}, then {b.source} from layer {m} on"
     said = (
-        f"the first {settings.at[0]} layers of {a.source}, then {b.source} from layer {settings.at[1]}",
+        parts if m < layer_count(b.config) else f"{lower} of {a.source}, then the head of {b.source}",
         *joined.sentences,
     )
     made = Made(
@@ -173,8 +176,14 @@ class Work:
         parts, family = assembly.parts, self.top.model_type
         if not self.norm_last:
             self._check_added(family)
-        check_affine(assembly)
-        check_linear_feed_forward(assembly)
+        try:
+            check_affine(assembly)
+            check_linear_feed_forward(assembly)
+        except UsageError as error:
+            raise UsageError(
+                f"--map {self.settings.kind} takes a layer of its own: {error} --map identity and permutation need none; "
+                "evaluate-models stitch measures every map unwritten."
+            ) from None
         projection = own_projection(assembly, k)
         if not parts.norm_last and projection.bias is None:
             raise UsageError(
