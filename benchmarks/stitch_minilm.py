@@ -37,6 +37,7 @@ from merge.layers.stitching.live import Halves, stitched
 from merge.layers.stitching.maps import identity_map
 
 WIDTH = 384
+RIDGE = 1e-4  # nearly plain least squares, as the figures due were fitted
 # (bottom, layers of it that are kept, first layer of the top) -> Spearman of the affine stitch, and without a map.
 DUE = {
     ("A", 2, 1): (0.8416, 0.7983), ("A", 4, 1): (0.8448, 0.7894), ("A", 4, 2): (0.8165, 0.7020), ("A", 2, 0): (0.8471, 0.8287),
@@ -155,8 +156,8 @@ def pooler() -> dict[str, torch.Tensor]:
 class Stitching:
     """Both models, live, and the text that maps are fitted on."""
 
-    def __init__(self, bench: Bench, l3: Path) -> None:
-        self.bench = bench
+    def __init__(self, bench: Bench, l3: Path, ridge: float) -> None:
+        self.bench, self.ridge = bench, ridge
         self.folders = {"A": bench.folder, "B": l3}
         self.models = {name: open_checkpoint(str(folder)) for name, folder in self.folders.items()}
         self.live = {name: live_layers(live_model(model.encoder)) for name, model in self.models.items()}
@@ -178,7 +179,7 @@ def live_stitches(work: Stitching) -> None:
             halves = Halves(work.live[bottom], work.live[top], at)
             title = f"{bottom}{at[0]}->{top}{at[1]}"
             for mapping, due in zip(
-                (fitted(sums.equations(at), StitchPlan(), None), identity_map(WIDTH, WIDTH)),
+                (fitted(sums.equations(at), StitchPlan(ridge=work.ridge), None), identity_map(WIDTH, WIDTH)),
                 DUE[bottom, *at],
                 strict=True,
             ):
@@ -218,11 +219,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--l3", type=Path, required=True, help="paraphrase-MiniLM-L3-v2.onnx")
     parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--ridge", type=float, default=RIDGE, help="of the maps of live stitches")
     options = parser.parse_args()
     begun = time.process_time()
     bench = Bench(options.data)
     with tempfile.TemporaryDirectory() as place:
-        work = Stitching(bench, write_l3(options.l3, bench.folder, Path(place) / "l3"))
+        work = Stitching(bench, write_l3(options.l3, bench.folder, Path(place) / "l3"), options.ridge)
         for part in options.only.split(","):
             print(f"{part}: {PARTS[part].__doc__}")
             PARTS[part](work)
