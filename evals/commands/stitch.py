@@ -16,8 +16,8 @@ from evals.commands.options import (
     table_option,
     threads_option,
 )
-from evals.run.inside.features import FeatureTexts
 from evals.run.inside.stitch import measure_stitch
+from evals.run.inside.texts import FeatureTexts
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.stitch_models import MAPS
 from merge.commands.terminal import common_options, set_verbosity

@@ -64,8 +64,8 @@ def stitch(
         [[0, 0], [1, 1], [2, 2]]
     """
     from evals.inside.stitching import StitchPlan
-    from evals.run.inside.features import FeatureTexts
     from evals.run.inside.stitch import measure_stitch
+    from evals.run.inside.texts import FeatureTexts
     from evals.tasks import find_task
     from merge.text.memory import text_file
 

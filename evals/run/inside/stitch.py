@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from evals.run.inside.features import FeatureTexts
-from evals.run.inside.texts import Measured, measured_rows
+from evals.run.inside.texts import FeatureTexts, Measured, measured_rows, versions
 from evals.run.options import EvalOptions, reuse_result, stored_results
 from merge.errors import MergeError, MismatchError, UsageError
 
@@ -64,7 +63,7 @@ def measure_stitch(pair: Pair, on: FeatureTexts, plan: StitchPlan, options: Eval
         "cka": None if stitches.cka is None else [list(row) for row in stitches.cka],
         **beside,
         "notes": list(dict.fromkeys([*fit.notes, *measured.notes, *more])),
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": time.monotonic() - begun,
     }
     if options.output:
@@ -220,12 +219,3 @@ def _line(pair: Pair, on: FeatureTexts, measured: Measured, options: EvalOptions
             f"no barrier and no LLFC beside it, as the weights of the two models have no line between them: {error}"
         )
     return beside, notes
-
-
-def _versions() -> dict[str, str]:
-    import torch
-    import transformers
-
-    import merge
-
-    return {"merge-models": merge.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
