@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from evals.commands.inside import show_inside, task_option, text_options, text_source
 from evals.commands.options import (
     SETTINGS,
     check_formats,
@@ -14,8 +13,12 @@ from evals.commands.options import (
     eval_options,
     model_options,
     table_option,
+    task_option,
+    text_options,
+    text_source,
     threads_option,
 )
+from evals.commands.show import show_inside
 from evals.run.inside.stitch import measure_stitch
 from evals.run.inside.texts import FeatureTexts
 from merge.checkpoints.weights.arrays import check_device
