@@ -37,7 +37,6 @@ from merge.layers.stitching.live import Halves, stitched
 from merge.layers.stitching.maps import identity_map
 
 WIDTH = 384
-RIDGE = 1e-4  # nearly plain least squares, as the figures due were fitted
 # (bottom, layers of it that are kept, first layer of the top) -> Spearman of the affine stitch, and without a map.
 DUE = {
     ("A", 2, 1): (0.8416, 0.7983), ("A", 4, 1): (0.8448, 0.7894), ("A", 4, 2): (0.8165, 0.7020), ("A", 2, 0): (0.8471, 0.8287),
@@ -219,7 +218,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--l3", type=Path, required=True, help="paraphrase-MiniLM-L3-v2.onnx")
     parser.add_argument("--only", default=",".join(PARTS))
-    parser.add_argument("--ridge", type=float, default=RIDGE, help="of the maps of live stitches")
+    parser.add_argument("--ridge", type=float, default=0.01, help="of the maps of live stitches")
     options = parser.parse_args()
     begun = time.process_time()
     bench = Bench(options.data)

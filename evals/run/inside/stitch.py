@@ -97,6 +97,8 @@ def _texts(on: FeatureTexts, options: EvalOptions) -> tuple[Measured, Measured]:
         return text, measured_rows(on.task, on.text, options)
     if options.data is not None:
         raise UsageError("--data holds the rows of a task: give --task too, or --text FILE for texts without labels.")
+    if options.labels is not None or options.limit is not None:
+        raise UsageError("--labels and --limit are of the rows of a task: give --task too, or --samples for texts.")
     if len(text.rows) < 2 * HELD_OUT:
         raise UsageError(
             f"{text.rows.data}: without a task, one text in {HELD_OUT} is measured and the others are fitted on, which takes "
