@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from merge.progress import in_threads, shown_by, track
+import pytest
+import torch
+
+from merge.progress import in_parallel, in_threads, shown_by, track
 
 T = TypeVar("T")
 
@@ -46,3 +49,18 @@ def test_threads_of_a_loop_show_to_the_same_display() -> None:
         in_threads([partial(task, number) for number in range(4)], 2, "tasks")
     assert sorted(done) == [0, 1, 2, 3]
     assert sorted(display.labels) == ["task 0", "task 1", "task 2", "task 3", "tasks"]
+
+
+def test_work_in_parallel_divides_the_threads_of_torch_and_gives_them_back() -> None:
+    """Four threads for two items are two each; one item keeps all; an error goes to the caller, and the number is as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert in_parallel(lambda item: (item, torch.get_num_threads()), ["a", "b"]) == [("a", 2), ("b", 2)]
+        assert in_parallel(lambda item: torch.get_num_threads(), ["a"]) == [4]
+        assert in_parallel(lambda item: item, []) == []
+        with pytest.raises(ZeroDivisionError):
+            in_parallel(lambda item: 1 // item, [1, 0])
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)

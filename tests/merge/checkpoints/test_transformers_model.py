@@ -1,13 +1,15 @@
-"""Models are loaded without draws on the meta device, and draws elsewhere stay what they are."""
+"""Models are loaded without draws on the meta device, draws elsewhere stay what they are, and twins share their memory."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import bert_config, random_tensors
 from torch.nn import Embedding, LayerNorm, Linear, init
 
-from merge.checkpoints.transformers_model import build, loading, meta_model
+from merge.checkpoints.transformers_model import build, loading, meta_model, runs_beside_others, twin
 
 DRAWS = ("kaiming_uniform_", "normal_", "uniform_")
 
@@ -79,3 +81,30 @@ def test_a_level_of_logs_and_progress_bars_are_put_back() -> None:
         assert logging.is_progress_bar_enabled()
     finally:
         logging.set_verbosity(before)
+
+
+def test_a_twin_has_the_memory_of_its_model_and_state_of_its_own() -> None:
+    """What is written into the model's weights and buffers is the twin's; what a module keeps for itself is not."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).eval()
+    other = twin(model, share_buffers=True)
+    model[0].weight.data.fill_(2.0)
+    model[1].running_mean.fill_(5.0)
+    model[0].kept = "own"
+    assert torch.equal(other[0].weight, model[0].weight)
+    assert torch.equal(other[1].running_mean, model[1].running_mean)
+    assert "kept" not in vars(other[0])
+    assert not torch.equal(twin(model)[1].running_mean.add_(1), model[1].running_mean)
+
+
+def test_a_model_that_seeds_the_random_numbers_of_the_process_runs_alone() -> None:
+    """BigBird draws its blocks so; BERT draws nothing, and what is no model is not known."""
+    assert runs_beside_others(module_of("bert"))
+    assert not runs_beside_others(module_of("big_bird"))
+    assert not runs_beside_others(lambda **_: None)
+
+
+def module_of(family: str) -> torch.nn.Module:
+    """Return a module with the config of a family, and one parameter."""
+    module = torch.nn.Linear(1, 1)
+    module.config = SimpleNamespace(model_type=family)
+    return module
