@@ -36,7 +36,11 @@ def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
         UsageError, RecipeError: flags contradict each other, or values do not fit.
     """
     with uncollected():
-        from merge.recipe.recipe import make_recipe
+        return _recipe_of_flags(models, options)
+
+
+def _recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
+    from merge.recipe.recipe import make_recipe
 
     models, options = _recipe_as_argument(models, options)
     given = [name for name in (*RECIPE_FLAGS, "last", "ema") if options[name] not in (None, ())]

@@ -50,8 +50,9 @@ class Recipe(Record):
     slices: tuple[Slice, ...] | None = Field(default=None, min_length=1)
     settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     overrides: tuple[Override, ...] = ()
-    align: AlignEntry = Field(default_factory=AlignEntry)
-    statistics: StatisticsEntry = Field(default_factory=StatisticsEntry)
+    # Constructed without a check: checked, each would need a validator of its own, which takes a while to build.
+    align: AlignEntry = Field(default_factory=AlignEntry.model_construct)
+    statistics: StatisticsEntry = Field(default_factory=StatisticsEntry.model_construct)
     tokenizer: str | None = Field(default=None, min_length=1)
     dtype: Literal["float32", "float64"] | None = None
     out_dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = None

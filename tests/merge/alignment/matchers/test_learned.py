@@ -130,11 +130,11 @@ def test_a_planted_element_of_the_group_is_learned_back(
 @pytest.mark.slow
 def test_b_does_not_change_and_a_does_not_either_when_both_move(monkeypatch: pytest.MonkeyPatch) -> None:
     from_nothing(monkeypatch)
-    pair = planted(make(BERT, other=None))
+    pair = planted(make(BERT | {"num_hidden_layers": 2}))  # every layer's axes are learned
     pair = replace(pair, settings=replace(pair.settings, both=True, steps=20))
     found = match_learned(pair)(HEADS)
     reference = Transform(identity(pair.spec, pair.shapes), found.reference_maps)
-    assert set(found.reference_maps) == set(found.maps) == {"qk0", "v0"}
+    assert set(found.reference_maps) == set(found.maps) == {"qk0", "v0", "qk1", "v1"}
     assert not any(torch.equal(found.maps[axis], found.reference_maps[axis]) for axis in found.maps)
     assert proof(pair, found.transform) < 1e-9
     assert proof(pair, reference, "a") < 1e-9
