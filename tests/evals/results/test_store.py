@@ -413,7 +413,7 @@ def test_a_number_shows_four_decimals_and_never_a_false_zero() -> None:
 def test_names_are_escaped_wherever_they_appear(tmp_path: Path) -> None:
     """A model folder may be called anything, and a report is opened in a browser."""
     name = "<script>alert('x')</script>--><b>&amp;"
-    records = [scores(name), hans(name), barrier(name, name + "2"), {"kind": "plane", "key": name, name: name}]
+    records = [scores(name), hans(name), barrier(name, name + "2"), {"kind": "volume", "key": name, name: name}]
     text = page_of(tmp_path, *records)
     page = Page(text)
     assert "script" not in page.tags
@@ -459,7 +459,7 @@ def test_tags_are_closed_in_order(tmp_path: Path) -> None:
         def handle_endtag(self, tag: str) -> None:
             assert open_tags.pop() == tag
 
-    Nesting().feed(page_of(tmp_path, scores(), hans(), barrier(), {"kind": "plane", "key": "p"}))
+    Nesting().feed(page_of(tmp_path, scores(), hans(), barrier(), {"kind": "volume", "key": "p"}))
     assert open_tags == []
     with pytest.raises(AssertionError):
         Nesting().feed("<p><b></p></b>")
@@ -517,8 +517,8 @@ def test_a_bare_record_is_enough(tmp_path: Path) -> None:
 
 def test_a_kind_without_a_section_is_listed_all_the_same(tmp_path: Path) -> None:
     """Nothing in the store may be missing from the page in silence."""
-    page = Page(page_of(tmp_path, {"kind": "plane", "key": "a b c", "loss": [[0.515625, 0.625], [0.75, 0.875]]}))
-    assert "plane: a b c" in page.text
+    page = Page(page_of(tmp_path, {"kind": "volume", "key": "a b c", "loss": [[0.515625, 0.625], [0.75, 0.875]]}))
+    assert "volume: a b c" in page.text
     assert {"0.515625", "0.625", "0.75", "0.875"} <= set(page.values)
 
 
