@@ -108,6 +108,7 @@ def test_models_of_other_widths_and_depths_are_compared_and_the_copied_site_is_t
     assert np.array(compared.matrices["cka"]).shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_the_spread_over_fresh_rows() -> None:
     """One distribution of rows, sampled 40 times: the standard error of a sample is near the spread of the similarities."""
     mixing, noise = random(0, UNITS, UNITS), random(1, 4, 4)
