@@ -59,13 +59,11 @@ def test_a_closed_form_is_the_least_squares_of_numpy() -> None:
     }
     for layer in range(2):
         for name, (read, written) in COMPONENTS.items():
-            (x, y), (x_held, y_held) = (
-                (
-                    np.concatenate([getattr(seen[layer], side).double().numpy() for seen in parts[held]])
-                    for side in (read, written)
-                )
+            x, y, x_held, y_held = [
+                np.concatenate([getattr(seen[layer], side).double().numpy() for seen in parts[held]])
                 for held in (False, True)
-            )
+                for side in (read, written)
+            ]
             ones = np.ones((len(x), 1))
             # What a norm wrote obeys one linear relation, but for the rounding of float32, which must not be fitted.
             solved = np.linalg.lstsq(np.hstack([x, ones]), y, rcond=1e-6)[0]

@@ -104,7 +104,7 @@ def test_a_planted_layer_matters_and_a_dead_one_does_not(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_components_are_frozen_removed_and_replaced_while_the_rest_learns(model: Path) -> None:
     study = evals.linearity(
-        model, task="mnli", data=ROWS, train=ROWS, tune_rounds=1, rate=1e-3, only=["components"], limit=20
+        model, task="mnli", data=ROWS, train=ROWS, tune_rounds=3, rate=1e-3, only=["components"], limit=20
     )
     tuned = {each["name"]: each for each in study.record["tuned"]}
     assert len(tuned) == 1 + 6 + 2 * 3
