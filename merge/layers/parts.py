@@ -140,5 +140,5 @@ def check_without(making: Making, config: Mapping[str, Any], stack: str) -> None
         kept = "".join(f"-{name}" for name in making.removed)
         raise UsageError(
             f"{family} norms what it reads plus what a sublayer writes, and no checkpoint of {family} can leave that norm out. "
-            f"Keep it: A[3]{kept}."
+            f"Leave -norm out of the plan (A[3]{kept}), which keeps it."
         )
