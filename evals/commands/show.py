@@ -16,6 +16,8 @@ from merge.errors import OutputError, first_line
 if TYPE_CHECKING:
     from evals.report.tables import Row
 
+Record = dict[str, Any]
+
 
 def show(records: Sequence[dict[str, Any]], options: EvalOptions, kind: str) -> None:
     """Print the results, and rewrite figures and page of the results folder.
@@ -92,10 +94,25 @@ def _short(record: dict[str, Any]) -> str:
     return f"{record['task']}-{record['key'].rsplit('-', 1)[-1][:8]}"
 
 
-def show_inside(record: dict[str, Any], options: EvalOptions) -> None:
-    """Print a record as tables or JSON, its notes on stderr; write figures, CSV tables and page of the results folder."""
-    from evals.report.inside.section import inside_tables, inside_verdict, write_inside
-    from evals.report.page import write_page
+def show_record(
+    record: Record,
+    options: EvalOptions,
+    tables: Sequence[list[Row]],
+    write: Callable[[Record, Path], Sequence[Path]],
+    verdict: Sequence[str] = (),
+    cost: Sequence[str] = (),
+) -> None:
+    """Print a record as tables or JSON, its notes on stderr; write figures, tables and page of the results folder.
+
+    Args:
+        write: the figures and tables of the record into the folder of results.json; returns the paths.
+        verdict, cost: lines before the tables and after them; beside Markdown and CSV they go to stderr.
+    """
+    plain = options.table == "plain"
+
+    def tell(lines: Sequence[str]) -> None:
+        for line in lines if plain or not options.quiet else ():
+            click.echo(line, err=not plain)
 
     if not options.quiet:
         for note in dict.fromkeys(record["notes"]):
@@ -103,16 +120,22 @@ def show_inside(record: dict[str, Any], options: EvalOptions) -> None:
     if options.as_json:
         click.echo(json_text(record))
     else:
-        plain = options.table == "plain"
-        lines = [f"{record['task']}: {record['data']}", *inside_verdict(record)]
-        for line in lines:
-            if plain or not options.quiet:
-                click.echo(line, err=not plain)
-        show_tables(inside_tables(record), options.table)
+        tell([f"{record['task']}: {record['data']}", *verdict])
+        show_tables(tables, options.table)
+        tell(cost)
     if options.output:
+        from evals.report.page import write_page
+
         try:
-            made = [options.output / "results.json", *write_inside(record, options.output), write_page(options.output)]
+            made = [options.output / "results.json", *write(record, options.output), write_page(options.output)]
         except OSError as error:
             raise OutputError(f"{options.output} cannot be written: {first_line(error)}") from error
         if not options.quiet:
             click.echo("wrote " + ", ".join(map(str, made)), err=True)
+
+
+def show_inside(record: Record, options: EvalOptions) -> None:
+    """Show the record of features, similarity or stitches."""
+    from evals.report.inside.section import inside_tables, inside_verdict, write_inside
+
+    show_record(record, options, inside_tables(record), write_inside, inside_verdict(record))

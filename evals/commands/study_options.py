@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evals.commands.options import data_options, model_options, table_option, threads_option
-from evals.results.json_text import json_text
+from evals.commands.show import show_record
 from evals.run.options import EvalOptions
 from merge.commands.terminal import NAMES, common_options
 
@@ -56,45 +56,10 @@ def asked_of(options: Mapping[str, Any], shared: EvalOptions) -> Asked:
 
 
 def show_study(record: dict[str, Any], options: EvalOptions) -> None:
-    """Print a record as tables or JSON, and write figures, tables and the page of the results folder."""
-    from evals.commands.show import show_tables
+    """Show the record of lesions or of linear fits."""
+    from evals.report.surgery.section import write_surgery_report
     from evals.report.surgery.tables import TABLES, cost_lines
     from evals.report.surgery.verdict import verdict_lines
 
-    if not options.quiet:
-        for note in dict.fromkeys(record["notes"]):
-            click.echo(f"note: {note}", err=True)
-    if options.as_json:
-        click.echo(json_text([record]))
-    else:
-        plain = options.table == "plain"
-        if plain or not options.quiet:
-            click.echo(f"{record['task']}: {record['data']}", err=not plain)
-        for line in verdict_lines(record) if plain else ():
-            click.echo(line)
-        tables = list(TABLES[record["kind"]](record).values())
-        for rows in tables if plain else ():
-            show_tables([rows], "plain")
-            click.echo("")
-        if not plain:
-            show_tables(tables, options.table)
-        for line in cost_lines(record) if plain or not options.quiet else ():
-            click.echo(line, err=not plain)
-    if options.output:
-        _illustrate(record, options)
-
-
-def _illustrate(record: dict[str, Any], options: EvalOptions) -> None:
-    from evals.report.page import write_page
-    from evals.report.surgery.section import write_surgery_report
-    from evals.results.store import STORE
-    from merge.errors import OutputError, first_line
-
-    folder = options.output
-    assert folder is not None
-    try:
-        made = [folder / STORE, *write_surgery_report(record, folder), write_page(folder)]
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {first_line(error)}") from error
-    if not options.quiet:
-        click.echo(f"wrote {', '.join(map(str, made))}", err=True)
+    tables = list(TABLES[record["kind"]](record).values())
+    show_record(record, options, tables, write_surgery_report, verdict_lines(record), cost_lines(record))

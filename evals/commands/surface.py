@@ -9,11 +9,9 @@ from typing import Any
 
 import click
 
-from evals.commands.show import show_tables
-from evals.results.json_text import json_text
+from evals.commands.show import show_record
 from evals.run.options import EvalOptions
 from evals.run.surface.learning import Learning
-from merge.errors import OutputError, first_line
 
 FOLDER = "surface"  # that of evals.paths.surface.points, here without loading torch
 
@@ -57,24 +55,7 @@ def kept_on_interruption(options: EvalOptions) -> Iterator[None]:
 
 
 def show_surface(record: dict[str, Any], options: EvalOptions) -> None:
-    """Print a record as tables or JSON, its notes on stderr; write figures and page of the results folder."""
-    from evals.report.page import write_page
+    """Show the record of a plane, a curve, a simplex or an interpolation from the start."""
     from evals.report.surface.section import surface_tables, write_surface
 
-    if not options.quiet:
-        for note in dict.fromkeys(record["notes"]):
-            click.echo(f"note: {note}", err=True)
-    if options.as_json:
-        click.echo(json_text(record))
-    else:
-        plain = options.table == "plain"
-        if plain or not options.quiet:
-            click.echo(f"{record['task']}: {record['data']}", err=not plain)
-        show_tables(surface_tables(record), options.table)
-    if options.output:
-        try:
-            made = [options.output / "results.json", *write_surface(record, options.output), write_page(options.output)]
-        except OSError as error:
-            raise OutputError(f"{options.output} cannot be written: {first_line(error)}") from error
-        if not options.quiet:
-            click.echo("wrote " + ", ".join(map(str, made)), err=True)
+    show_record(record, options, surface_tables(record), write_surface)
