@@ -85,7 +85,7 @@ def _score(
 )
 @score_options
 def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: Path | None, **options: Any) -> None:
-    """Score MODELS on HANS: do they infer entailment from word overlap?
+    """Score MODELS on HANS: do shared words pass for entailment?
 
     Without --data the 30 subcases are generated from the HANS grammar, 1,000 pairs each. Models with three NLI labels
     are folded after the argmax, as the official scorer does.

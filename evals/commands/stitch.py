@@ -27,7 +27,7 @@ from merge.commands.terminal import common_options, set_verbosity
 
 
 @click.command(
-    context_settings=SETTINGS, short_help="Measure stitches of A's lower to B's upper layers at every depth."
+    context_settings=SETTINGS, short_help="Measure stitches of lower layers of A and upper layers of B."
 )
 @click.argument("a")
 @click.argument("b")

@@ -24,6 +24,7 @@ from evals.predict.logits import check_finite
 from evals.predict.predictor import Predictor
 from evals.results.measure import judge
 from evals.tasks.task import METRICS
+from merge.disk.documents import parse_json
 from merge.errors import OutputError, first_line
 from merge.progress import shown_by, track
 
@@ -79,9 +80,9 @@ class PointStore:
             if not line.endswith(b"\n"):
                 break
             try:
-                record = json.loads(line)
+                record = parse_json(line, str(self.path), OutputError)
                 at, values = tuple(record["at"]), tuple(Value(**value) for value in record["values"])
-            except (ValueError, KeyError, TypeError):  # changed by hand, or damaged: measured again
+            except (OutputError, ValueError, KeyError, TypeError):  # changed by hand, or damaged: measured again
                 continue
             self.values[at] = values
             whole.append(line)

@@ -7,7 +7,6 @@ interrupted goes on exactly as it would have: the points and the optimiser's sta
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -248,7 +247,7 @@ def _write_state(path: Path, points: Sequence[Mapping[str, Tensor]], optimiser: 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"state": json.dumps({"step": step})})
+            save_file(tensors, temporary, metadata={"step": str(step)})
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {first_line(error)}") from error
 
@@ -261,7 +260,7 @@ def _read_state(path: Path, points: Sequence[Mapping[str, Tensor]], optimiser: t
         return 0
     try:
         with safe_open(path, "pt") as file:
-            step = int(json.loads(file.metadata()["state"])["step"])
+            step = int(file.metadata()["step"])
             with torch.no_grad():
                 for k, point in enumerate(points):
                     for name, tensor in point.items():

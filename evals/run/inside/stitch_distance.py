@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.run.options import EvalOptions
 from evals.run.sweep import Swept
+from merge.disk.documents import read_object
 from merge.errors import OutputError, first_line
 from merge.progress import shown_by, silent, track
 
@@ -77,8 +78,8 @@ def _measured(swept: Swept, pair: Pair, fit: Measured, measured: Measured, optio
 def _stored(path: Path) -> float | None:
     """Return a distance that was measured before; None where there is none that can be read."""
     try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))["distance"]
-    except (OSError, ValueError, KeyError, TypeError):
+        value = read_object(path, OutputError, {"distance": "a number"}).get("distance") if path.is_file() else None
+    except OutputError:
         return None
     return float(value) if isinstance(value, int | float) else None
 

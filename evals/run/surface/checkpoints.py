@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,4 +59,4 @@ def read_point(folder: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any
         )
     opened = open_encoder(str(folder))
     weights = {opened.written_name(name): tensor.clone() for name, tensor in opened.state_dict().items()}
-    return weights, json.loads(json.dumps(facts))
+    return weights, facts

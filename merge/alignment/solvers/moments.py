@@ -181,8 +181,13 @@ class KeptOutputs:
         self.names, self.bytes = names, 0
         self.kept: list[tuple[dict[str, Tensor], dict[str, Tensor]]] | None = []
 
-    def add(self, parts: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> None:
-        """Add the outputs of a and b on the parts of a batch, in float32."""
+    def add(self, batch: Batch, parts: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> None:
+        """Add the outputs of a and b on the parts of a batch, in float32.
+
+        A model of texts and images compares each text with each image, so those of the parts are not those of the whole.
+        """
+        if self.kept is not None and len(parts) > 1 and "pixel_values" in batch:
+            self.kept = None
         if self.kept is None:
             return
         sides = []
@@ -235,7 +240,7 @@ def collect(pair: Pair, outputs: KeptOutputs | None = None) -> dict[str, list[Cr
                 begin(site, rows_a[site][0].shape[1])
             in_parallel(compare, [(rows_a.pop(site), rows_b.pop(site), site) for site in shown])
         if outputs is not None:
-            outputs.add(given)
+            outputs.add(batch, given)
     return moments_of
 
 

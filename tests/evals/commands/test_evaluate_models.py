@@ -729,7 +729,9 @@ def test_the_help_lists_every_command_with_a_line(run: Run) -> None:
     """The line is whole: click cuts those that are too long, and ends them in dots."""
     lines = run("--help").out.split("Commands:")[1].split("\n  ")
     told = dict(line.split(maxsplit=1) for line in lines if line.strip() and not line.startswith(" "))
-    assert list(told) == sorted(["score", "glue", "hans", "compare", "barrier", "basins", "line", "tasks"])
+    names = ["score", "glue", "hans", "compare", "barrier", "basins", "line", "tasks"]
+    names += ["plane", "curve", "simplex", "monotonic", "features", "similarity", "stitch", "lesion", "linearity"]
+    assert list(told) == sorted(names)
     assert all(len(line) > 15 and line.strip().endswith((".", "?")) for line in told.values())
     assert not any("..." in line for line in told.values())
 
