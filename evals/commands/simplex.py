@@ -25,9 +25,7 @@ from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError
 
 
-@click.command(
-    context_settings=SETTINGS, short_help="Grow simplexes of low loss from models; average predictions."
-)
+@click.command(context_settings=SETTINGS, short_help="Grow simplexes of low loss from models; average predictions.")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--task", required=True, help="A task with classes: evaluate-models tasks lists them, or a TASK.yaml.")
 @click.option(

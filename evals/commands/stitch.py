@@ -26,9 +26,7 @@ from merge.commands.stitch_models import MAPS
 from merge.commands.terminal import common_options, set_verbosity
 
 
-@click.command(
-    context_settings=SETTINGS, short_help="Measure stitches of lower layers of A and upper layers of B."
-)
+@click.command(context_settings=SETTINGS, short_help="Measure stitches of lower layers of A and upper layers of B.")
 @click.argument("a")
 @click.argument("b")
 @task_option
