@@ -20,7 +20,8 @@ from evals.inside.sums import Distance, squares
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evals.inside.sites import Rows, Site
+    from evals.inside.rows import Rows
+    from evals.inside.sites import Site
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from evals.inside.sites import Rows, Site
+    from evals.inside.rows import Rows
+    from evals.inside.sites import Site
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import torch
 from evals.inside.additivity import Additivity, RunningAdditivity, normalisation
 from evals.inside.commutativity import Commutativity, RunningCommutativity, is_linear
 from evals.inside.llfc import Connectivity, SiteConnectivity
-from evals.inside.sites import Rows, Site, Sites, see_sites, sites_of
+from evals.inside.rows import Rows, see_sites
+from evals.inside.sites import Site, Sites, sites_of
 from evals.inside.texts import BYTES, unpadded_batches
 from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
 from merge.checkpoints.inputs import Batch, Encoded, Tokens

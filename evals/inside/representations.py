@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evals.inside.sites import Rows, Site, see_sites
+from evals.inside.rows import Rows, see_sites
+from evals.inside.sites import Site
 from evals.inside.texts import BYTES, unpadded_batches
 from merge.errors import TaskError
 from merge.progress import track

@@ -1,4 +1,4 @@
-"""Sites: the named activations of a model, resolved for its family, and their rows in one streaming pass.
+"""Sites: the named activations of a model, resolved for its family.
 
 Names count layers from 0, as everywhere in this project:
 
@@ -19,20 +19,14 @@ permutation table. Layers that share one module (ALBERT) are told apart by the o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from merge.checkpoints.hooks import token_mask, token_rows, watching
 from merge.errors import SpecError, UsageError, nearest
 from merge.layers.activations import check_one_text_input
 from merge.layers.parts import Parts, parts_of
 from merge.layers.stacks import FAMILIES, stack_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from merge.checkpoints.inputs import Batch
 
 # The kinds of sites in a layer, in the order in which they are computed.
 KINDS = ("attention", "attention norm", "ffn input", "ffn preactivation", "ffn hidden", "ffn", "output")
@@ -107,7 +101,7 @@ class Sites:
             if not chosen:
                 kinds = list(dict.fromkeys(site.kind for site in self.sites.values()))
                 raise UsageError(
-                    f"unknown site {each!r}.{nearest(each, [*self.sites, *kinds])} Kinds of sites of this model, each for "
+                    f"unknown site {each!r}.{nearest(each, {*self.sites, *kinds})} Kinds of sites of this model, each for "
                     f"all layers: {', '.join(kinds)}; layers count from 0 to {len(self.layers) - 1}."
                 )
             names |= chosen
@@ -253,67 +247,3 @@ def _pooler(model: Any, modules: frozenset[str]) -> str | None:
     if not type(model).__name__.endswith(POOLED_HEADS):
         return None
     return next((address for address in CLASSIFIERS if address.split(":")[0] in modules), None)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The activations of one batch at a site, padding left out.
-
-    Attributes:
-        values: (rows, units), on the model's device.
-        texts: for each row, the number of its text in the batch.
-        pooled: whether there is one row a text, and not one a token.
-    """
-
-    values: Tensor
-    texts: Tensor
-    pooled: bool
-
-
-def see_sites(model: Any, batch: Batch, sites: Iterable[Site], see: Any) -> Any:
-    """Run one batch and call `see(site, rows)` at every site, in the order of the forward pass; return the model's output.
-
-    Rows are the model's own memory where no padding is cut out: copy what is kept.
-
-    Args:
-        sites: of `sites_of`; several may share a module.
-        see: takes (Site, Rows).
-    """
-    import torch
-
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    mask = token_mask(batch)
-    if mask is None:
-        raise UsageError("sites are rows of texts: the batch has no attention mask.")
-    texts, each = mask.nonzero()[:, 0], torch.arange(len(mask), device=mask.device)
-    at: dict[str, dict[int, list[Site]]] = {}
-    for site in sites:
-        at.setdefault(site.address, {}).setdefault(site.run, []).append(site)
-    runs = dict.fromkeys(at, 0)
-
-    def show(site: Site, activation: Tensor, order: str = "") -> None:
-        pooled = activation.ndim == 2 and len(activation) == len(mask)
-        see(site, Rows(token_rows(activation, mask, order), each if pooled else texts, pooled))
-
-    def watch(address: str, activation: Tensor) -> None:
-        run, runs[address] = runs[address], runs[address] + 1
-        order = address.split(":")[2] if address.count(":") > 1 else ""
-        for site in at[address].get(run, ()):
-            show(site, activation, order)
-
-    with torch.inference_mode(), watching(model, [address for address in at if address], watch):
-        output = model(**batch)
-    for site in at.get("", {}).get(0, ()):
-        show(site, output.logits)
-    return output
-
-
-def kept_rows(model: Any, batch: Batch, sites: Iterable[Site]) -> dict[str, Rows]:
-    """Return the rows of one batch at every site, copied: models may add to their activations in place later on."""
-    rows: dict[str, Rows] = {}
-
-    def keep(site: Site, seen: Rows) -> None:
-        rows[site.name] = Rows(seen.values.clone(), seen.texts, seen.pooled)
-
-    see_sites(model, batch, sites, keep)
-    return rows

@@ -57,7 +57,7 @@ def check_parts(asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """
     for part in asked:
         if part not in known:
-            raise UsageError(f"unknown part {part!r}.{nearest(part, known)} Parts: {', '.join(known)}.")
+            raise UsageError(f"unknown part {part!r}.{nearest(part, known)}")
     if not asked:
         raise UsageError(f"no part was asked for. Parts: {', '.join(known)}.")
     return tuple(part for part in known if part in asked)

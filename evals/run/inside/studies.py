@@ -54,7 +54,7 @@ class LayerStudy(Measured):
         """
         parts = {variant["part"] for variant in self.record["variants"]}
         if part not in parts:
-            raise UsageError(f"there is no part {part!r}.{nearest(part, parts)} Parts: {', '.join(sorted(parts))}.")
+            raise UsageError(f"there is no part {part!r}.{nearest(part, parts)}")
         name = score or self.record["scores"][0]
         chosen = (v for v in self.record["variants"] if v["part"] == part and kind in ("", v["kind"]))
         return {v["name"]: v["scores"][name] for v in chosen}

@@ -12,7 +12,8 @@ from tiny import bert_config, random_tensors
 
 from evals.inside.llfc import Connectivity
 from evals.inside.pair_pass import FeaturePlan, PairFeatures, measure_pair_features
-from evals.inside.sites import Rows, Site
+from evals.inside.rows import Rows
+from evals.inside.sites import Site
 from merge.checkpoints.inputs import Tokens
 from merge.checkpoints.transformers_model import build
 

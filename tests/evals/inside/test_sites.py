@@ -10,7 +10,8 @@ from classifier_families import classifier_config
 from quick import quick_on
 from tiny import random_tensors
 
-from evals.inside.sites import LOGITS, POOLER, Sites, kept_rows, sites_of
+from evals.inside.rows import kept_rows
+from evals.inside.sites import LOGITS, POOLER, Sites, sites_of
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.transformers_model import build
 from merge.errors import UsageError
