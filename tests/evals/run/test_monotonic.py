@@ -56,6 +56,24 @@ def test_the_middle_of_the_line_is_the_merge_of_start_and_end(zoo: Path) -> None
     assert line["gauss"]["rows"] == 3
 
 
+def test_only_a_model_without_forward_derivatives_has_no_gauss_length(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of the record is there, with a note; a machine without memory is another fault, and is not called that."""
+    fault: list[Exception] = [NotImplementedError("forward AD with scan is not implemented")]
+
+    def gauss_length(*_: object) -> None:
+        raise fault[0]
+
+    monkeypatch.setattr("evals.paths.surface.arc.gauss_length", gauss_length)
+    made = record(zoo, "start", "final", gauss_rows=3)
+    assert made["lines"][0]["gauss"] is None
+    assert any("has no forward derivative (forward AD with scan" in note for note in made["notes"])
+    fault[0] = RuntimeError("not enough memory: you tried to allocate 9 bytes")
+    with pytest.raises((RuntimeError, MergeError), match="not enough memory"):
+        record(zoo, "start", "final", gauss_rows=3)
+
+
 @pytest.mark.slow
 def test_the_gauss_length_is_that_of_finite_differences(zoo: Path) -> None:
     """The same integral with tangents from logits of merged checkpoints' weights in float64, on a fine grid."""
