@@ -1,8 +1,9 @@
 """Warm processes: a command in a process of its own that does not have to import torch and transformers first.
 
 On Linux each worker of the tests starts one server (the forkserver of multiprocessing), which imports them once and forks
-for every command. Elsewhere a command is a plain subprocess. What is tested about the start of a process itself, such as
-the modules it imports or its hash seed, needs `subprocess`.
+for every command. Elsewhere a command is a plain subprocess. Either has another hash seed than the process of the tests, so
+that the sets of names in `hash_seed` have another order there. What is tested about the start of a process itself, such as
+the modules it imports, needs `subprocess`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
+
+from hash_seed import other_seed
 
 HERE = Path(__file__).parent
 FORKS = sys.platform == "linux"
@@ -72,7 +75,8 @@ def run(
     """
     if not FORKS:
         more = {"capture_output": True, "text": True, "check": False, "timeout": timeout}
-        return subprocess.run(list(command), env=None if env is None else dict(env), cwd=cwd, input=input, **more)
+        environment = {**(os.environ if env is None else env), "PYTHONHASHSEED": other_seed()}
+        return subprocess.run(list(command), env=environment, cwd=cwd, input=input, **more)
     start = list(command).index("-c")
     assert command[0] == sys.executable
     with tempfile.TemporaryDirectory(prefix="warm-") as files:
@@ -106,7 +110,8 @@ def server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     paths = os.pathsep.join([str(HERE.parent), str(HERE)])
-    with mock.patch.dict(os.environ, PYTHONPATH=paths):  # Python 3.11 does not hand sys.path to the server
+    # Python 3.11 does not hand sys.path to the server
+    with mock.patch.dict(os.environ, PYTHONPATH=paths, PYTHONHASHSEED=other_seed()):
         multiprocessing.forkserver.ensure_running()
     return context
 

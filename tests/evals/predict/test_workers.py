@@ -38,9 +38,26 @@ from merge.errors import TaskError
 ROOT = Path(__file__).parents[3]
 # Whatever goes wrong, and whoever is killed: the system ends each process of a test after this many seconds.
 LIMIT = 150
-ALARM = f"import signal; signal.alarm({LIMIT}); "
-COMMAND = f"{ALARM}from evals.commands.evaluate_models import main; main()"
-TORCHRUN = f"{ALARM}from torch.distributed.run import main; main()"
+# The launcher of torchrun, with a function where torchrun has a command: a fork need not import torch again.
+TORCHRUN = f"""
+import signal, sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from evals.commands import evaluate_models
+
+def process(*words):
+    signal.alarm({LIMIT})
+    sys.argv = ["evaluate-models", *words]
+    evaluate_models.exit_process = sys.exit  # the launcher waits for a function to return
+    try:
+        evaluate_models.main()
+    except SystemExit as end:
+        assert not end.code, end.code
+
+signal.alarm({LIMIT})
+local = {{"run_id": "test", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}}
+two = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, start_method="fork", **local)
+elastic_launch(two, process)(*sys.argv[1:])
+"""
 
 
 def words(zoo: Path, output: Path) -> list[str]:
@@ -48,12 +65,9 @@ def words(zoo: Path, output: Path) -> list[str]:
 
 
 def launched(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run evaluate-models in two processes, which torchrun starts; torchrun itself need not import torch again."""
-    torchrun = [sys.executable, "-c", TORCHRUN, "--standalone", "--nproc-per-node", "2", "--no-python"]
-    return warm.run(
-        [*torchrun, sys.executable, "-c", COMMAND, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
+    """Run evaluate-models in two processes, which torchrun's launcher starts."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return warm.run([sys.executable, "-c", TORCHRUN, *words], env=environment)
 
 
 def files(folder: Path) -> dict[str, Any]:
