@@ -160,11 +160,11 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
 
     \b
     More commands:
-      merge-models recipes [NAME]           list the recipes that come with the package, or print one
-      merge-models push FOLDER ORG/NAME     upload a merged folder to the Hub
-      merge-models card FOLDER --results F  write evaluation results into its model card
-      merge-models verify FOLDER            check a merged folder against its manifest
-      merge-models statistics MODEL         measure statistics for fisher and regmean, into a file
+      merge-models recipes [NAME]            list the recipes that come with the package, or print one
+      merge-models push FOLDER ORG/NAME      upload a merged folder to the Hub
+      merge-models card FOLDER --results F   write evaluation results into its model card
+      merge-models verify FOLDER             check a merged folder against its manifest
+      merge-models statistics MODEL --kind gram -o F   measure what regmean (or fisher) reads, into a file
     """
     set_verbosity(options["verbose"], options["quiet"])
     if options["private"] and not options["push_to_hub"]:
