@@ -72,3 +72,8 @@ def reuse_result(
     if output and renamed != record:
         add_result(output, renamed)
     return renamed
+
+
+def has_beside(output: Path | None, name: Any) -> bool:
+    """Return whether what a stored record names is in the results folder; a record that was damaged names nothing."""
+    return output is None or (isinstance(name, str) and "\0" not in name and (output / name).exists())

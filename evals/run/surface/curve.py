@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.run.line import TaskData
-from evals.run.options import EvalOptions, reuse_result, stored_results
+from evals.run.options import EvalOptions, has_beside, reuse_result, stored_results
 from evals.run.surface.checkpoints import read_point, write_point
 from evals.run.surface.learning import Learning, check_trainable, training_rows
 from evals.run.surface.models import Asked, asked_models, facts, prepared
@@ -72,7 +72,7 @@ def measure_curve(
     matched = asked.sets[0]
     names = {"models": [named(model) for model in asked.models], "data": matched.rows.data, "split": matched.rows.split}
     record = reuse_result(stored, key, names, options.output)
-    if record is not None and (options.output is None or (options.output / record["checkpoints"]).is_dir()):
+    if record is not None and has_beside(options.output, record.get("checkpoints")):
         return record
     record = setting("curve", key, matched.task, matched.rows) | names
     record |= {"train": {"data": material.rows.data, "rows": len(material.rows), **_training_facts(learning, options)}}

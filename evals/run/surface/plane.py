@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.run.line import TaskData
-from evals.run.options import EvalOptions, reuse_result, stored_results
+from evals.run.options import EvalOptions, has_beside, reuse_result, stored_results
 from evals.run.surface.models import Asked, asked_models, expanded, facts, is_run, prepared
 from merge.errors import OutputError, UsageError, first_line
 
@@ -130,7 +130,7 @@ def measure_plane(
     matched = asked.sets[0]
     names = {"models": [named(model) for model in asked.models], "data": matched.rows.data, "split": matched.rows.split}
     record = reuse_result(stored, key, names, options.output)
-    if record is not None and (options.output is None or (options.output / record["arrays"]).is_file()):
+    if record is not None and has_beside(options.output, record.get("arrays")):
         return record
     with (
         point_store(options.output, record_key("points", *decided), options.force) as store,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evals.run.line import TaskData
-from evals.run.options import EvalOptions, reuse_result, stored_results
+from evals.run.options import EvalOptions, has_beside, reuse_result, stored_results
 from evals.run.surface.checkpoints import read_point, write_point
 from evals.run.surface.ensembles import ensemble_rows
 from evals.run.surface.learning import Learning, check_trainable, training_rows
@@ -95,7 +95,7 @@ def measure_simplex(
     matched = asked.sets[0]
     names = {"models": [named(model) for model in asked.models], "data": matched.rows.data, "split": matched.rows.split}
     record = reuse_result(stored, key, names, options.output)
-    if record is not None and (options.output is None or (options.output / record["checkpoints"]).is_dir()):
+    if record is not None and has_beside(options.output, record.get("checkpoints")):
         return record
     made = record_key("vertices", *decided[0][2:], matched.task.name, *trained)
     folder = f"simplex-{matched.task.name}-{made.rsplit('-', 1)[-1][:8]}"
