@@ -76,4 +76,4 @@ def reuse_result(
 
 def has_beside(output: Path | None, name: Any) -> bool:
     """Return whether what a stored record names is in the results folder; a record that was damaged names nothing."""
-    return output is None or (isinstance(name, str) and "\0" not in name and (output / name).exists())
+    return output is None or (isinstance(name, str) and (output / name).exists())

@@ -134,6 +134,22 @@ def test_what_spans_no_plane_is_one_line(inside: Path, models: list[str], messag
         evals.plane(models if len(models) > 1 else models[0], task="mnli", data=ROWS, points=3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arrays", [None, "nowhere.npz"])
+def test_a_stored_plane_whose_arrays_are_not_there_is_measured_again(inside: Path, tmp_path: Path, arrays: Any) -> None:
+    words = ("a", "b", "c", "--points", "3", "--levels", "0", "-o", str(tmp_path))
+    run(*words)
+    stored = tmp_path / "results.json"
+    record = json.loads(stored.read_text())
+    damaged = json.loads(json.dumps(record))
+    damaged["results"][0]["arrays"] = arrays
+    stored.write_text(json.dumps(damaged))
+    run(*words)
+    again = json.loads(stored.read_text())["results"][0]
+    assert again["arrays"] == record["results"][0]["arrays"]
+    assert (tmp_path / again["arrays"]).is_file()
+
+
 def test_collinear_checkpoints_are_refused(inside: Path, tmp_path: Path) -> None:
     merge.merge(["a", "b"], method="linear", weights=[0.3, 0.7]).save(tmp_path / "between")
     with pytest.raises(UsageError, match="are on one line"):
