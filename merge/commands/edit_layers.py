@@ -200,7 +200,10 @@ def stack_command(model: str, layers: str, **options: Any) -> None:
 @edit_command.command("apply", context_settings=HELP)
 @click.argument("models", nargs=-1, required=True)
 @click.option(
-    "--plan", "text_of_plan", metavar="PLAN", help="The layers of the new model in order; or a file of a plan."
+    "--plan",
+    "text_of_plan",
+    metavar="PLAN",
+    help="The layers of the new model in order; or a .json file of a plan, such as the edit.json of an edit.",
 )
 @click.option(
     "--align", metavar="BY", help="Align every model to the first before layers are taken: auto, weights, ..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,13 +79,17 @@ def read_layer_recipe(path: Path) -> LayerRecipe:
 
 
 def plan_of_file(text: str, names: list[str], stack: str) -> LayerPlan | None:
-    """Return the plan of a .json file (an edit.json, or its list of layers); None where the text names no such file.
+    """Return the plan of a .json file (an edit.json, or its list of layers); None where the text names no file.
 
     Raises:
-        UsageError: the file holds no plan.
+        UsageError: the file holds no plan, or is not a .json file.
     """
     path = Path(text)
-    if path.suffix != ".json" or not path.is_file():
+    if not path.suffix or not os.path.isfile(text):  # noqa: PTH113 (Path.is_file raises for a long plan)
         return None
+    if path.suffix != ".json":
+        raise UsageError(
+            f"--plan {text} is a file: expected a plan as text ('A[0-3], B[4-5]'), or a .json file such as edit.json."
+        )
     value = read_json(path, UsageError)
     return plan_from_json(value.get("layers") if isinstance(value, dict) else value, names, stack)

@@ -49,6 +49,14 @@ def test_a_plan_is_read_back_from_text_json_and_file(text: str, tmp_path: Path) 
     assert plan_of_file(str(tmp_path / "edit.json"), ["A", "B"], "") == plan
 
 
+def test_a_file_that_is_no_json_is_named_and_a_long_text_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "plan.txt").write_text("A0, B1")
+    with pytest.raises(UsageError, match=r"plan\.txt is a file: expected a plan as text .* or a \.json file"):
+        plan_of_file(str(tmp_path / "plan.txt"), ["A", "B"], "")
+    assert plan_of_file(str(tmp_path / "absent.txt"), ["A", "B"], "") is None
+    assert plan_of_file(", ".join(["mean(0.25*A1, 0.75*A2)"] * 40), ["A", "B"], "") is None
+
+
 def test_one_model_needs_no_name() -> None:
     assert parse_plan("0-1, mean(2, 3), 5*2", ["A"]) == parse_plan("A[0-1], mean(A2, A3), A[5]*2", ["A"])
     assert parse_plan("none", ["A"]) == LayerPlan.none()
