@@ -156,19 +156,23 @@ class Bench:
         cosine = float(torch.cosine_similarity(embeddings, self.full).mean())
         return cosine, representational_similarity(embeddings, self.full)
 
-    def line(self, name: str, value: float, due: float | None, more: str = "", tolerance: float = TOLERANCE) -> None:
+    def verdict(self, value: float, due: float | None) -> str:
+        """Count a figure that is due, and say how far it is off; nothing where none is due."""
+        if due is None:
+            return ""
+        self.shown += 1
+        near = abs(value - due) <= TOLERANCE
+        self.off += not near
+        return f"due {due:.4f}  {'' if near else 'OFF by ' + format(value - due, '+.4f')}"
+
+    def line(self, name: str, value: float, due: float | None, more: str = "") -> None:
         """Print a figure beside the one that is due."""
-        verdict = ""
-        if due is not None:
-            self.shown += 1
-            near = abs(value - due) <= tolerance
-            self.off += not near
-            verdict = f"due {due:.4f}  {'' if near else 'OFF by ' + format(value - due, '+.4f')}"
+        verdict = self.verdict(value, due)
         print(f"  {name:38} {value:.4f} ({100 * value / self.top:5.1f} %)  {verdict} {more}".rstrip(), flush=True)
 
-    def row(self, name: str, values: Sequence[float], due: Sequence[float], tolerance: float = TOLERANCE) -> None:
+    def row(self, name: str, values: Sequence[float], due: Sequence[float]) -> None:
         """Print several figures, and the largest difference from those that are due."""
-        off = [abs(x - y) > tolerance for x, y in zip(values, due, strict=True)]
+        off = [abs(x - y) > TOLERANCE for x, y in zip(values, due, strict=True)]
         self.shown += len(off)
         self.off += sum(off)
         largest = max(abs(x - y) for x, y in zip(values, due, strict=True))
