@@ -6,7 +6,7 @@
 
 A is the model of six layers, B that of three; both descend from one MiniLM of twelve, so that a stitch without a map is not
 chance. A2->B1 keeps two layers of A and B's layers from 1 on: `--at 2:1`. Scores are Spearman correlations on 250 of the
-development pairs; maps are fitted on 800 training sentences, drawn anew here.
+development pairs; maps are fitted on both sentences of 400 training pairs.
 
     live     every stitch by hooks, affine and without a map: the maps of evaluate-models stitch
     written  four stitches by stitch-models, loaded by AutoModel: affine and affine+norm
