@@ -300,7 +300,7 @@ def affine(bench: Bench) -> None:
 
 
 def healing(bench: Bench) -> None:
-    """Steps of distillation after a plain drop of layers 2 to 4, and after the seam refit; the order of texts is another."""
+    """Steps of distillation after a plain drop of layers 2 to 4, and after the seam refit."""
     for kind, steps, due in (("none", 20, 96.7), ("none", 40, 97.4), ("none", 80, 97.6), ("auto", 40, None)):
         _healed(bench, kind, steps, due)
 
