@@ -44,6 +44,7 @@ from merge.commands.terminal import common_options, set_verbosity
     metavar="SITE",
     help='A site ("layer 3 output") or a kind of sites ("ffn hidden"), several times.  [default: those of every sublayer]',
 )
+@click.option("--llfc-only", is_flag=True, help="Leave out additivity and commutativity, about half of the time.")
 @align_options_but("reference", "repair")
 @data_options
 @model_options
@@ -78,6 +79,6 @@ def features(a: str, b: str, **options: Any) -> None:
         entry = {name: value for name, value in entry.items() if name not in TEXT_FLAGS}
     task = None if options["task"] is None else find_task(options["task"])
     settings = make_align_entry(entry)
-    plan = FeaturePlan(tuple(options["lam"]), tuple(options["site"]))
+    plan = FeaturePlan(tuple(options["lam"]), tuple(options["site"]), options["llfc_only"])
     pair = open_encoder(a), open_encoder(b)
     show_inside(measure_features(pair, FeatureTexts(task, text_source(options)), settings, plan, shared), shared)

@@ -56,15 +56,13 @@ class RunningAdditivity:
         self.distance, self.control = Distance(), Distance()
 
     def add(self, a: Rows, b: Rows) -> None:
-        """Add the inputs of the function in both models."""
-        x, y = a.values.double(), b.values.double()
-        self._add(self.distance, x, y)
+        """Add the inputs of the function in both models; it gives units in another order in that order."""
+        x, y = a.values.float(), b.values.float()
+        of_x, of_y = self.function(x), self.function(y)
         order = torch.randperm(y.shape[1], generator=torch.Generator().manual_seed(0)).to(y.device)
-        self._add(self.control, x, y[:, order])
-
-    def _add(self, distance: Distance, x: Tensor, y: Tensor) -> None:
-        outside = torch.lerp(self.function(x), self.function(y), self.lam)
-        distance.add(outside, self.function(torch.lerp(x, y, self.lam)))
+        for distance, left, right in ((self.distance, y, of_y), (self.control, y[:, order], of_y[:, order])):
+            inside = self.function(torch.lerp(x, left, self.lam))
+            distance.add(torch.lerp(of_x, right, self.lam), inside)
 
     @property
     def result(self) -> Additivity:

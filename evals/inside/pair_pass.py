@@ -20,6 +20,7 @@ from evals.inside.commutativity import Commutativity, RunningCommutativity, is_l
 from evals.inside.llfc import Connectivity, SiteConnectivity
 from evals.inside.rows import Rows, see_sites
 from evals.inside.sites import Site, Sites, sites_of
+from evals.inside.sums import all_finite
 from evals.inside.texts import BYTES, unpadded_batches
 from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
 from merge.checkpoints.inputs import Batch, Encoded, Tokens
@@ -44,10 +45,12 @@ class FeaturePlan:
     Attributes:
         lams: of the interpolated models; the first is that of additivity.
         sites: names or kinds of sites for LLFC; those of MEASURED that the model has where empty.
+        llfc_only: whether additivity and commutativity are left out; they are about half of the time.
     """
 
     lams: tuple[float, ...] = (0.5,)
     sites: tuple[str, ...] = ()
+    llfc_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def measure_pair_features(
     sites = sites_of(model)
     kinds = {site.kind for site in sites.sites.values()}
     asked = sites.select(plan.sites or [kind for kind in MEASURED if kind in kinds])
-    functions, linears, notes = _readers(trio, sites, plan.lams[0], _probe(tokens))
+    functions, linears, notes = ([], [], ()) if plan.llfc_only else _readers(trio, sites, plan.lams[0], _probe(tokens))
     wanted = [*asked, *(each.site for each in functions), *(each.site for each in linears)]
     unique = {_key(site): site for site in wanted}
     width = sum(rows.values.shape[1] for rows in _kept(trio.a, _probe(tokens), unique).values())
@@ -239,7 +242,7 @@ def _kept(model: Any, batch: Batch, unique: Mapping[Key, Site]) -> dict[Key, Row
     kept: dict[Key, Rows] = {}
 
     def keep(site: Site, rows: Rows) -> None:
-        if not bool(rows.values.isfinite().all()):
+        if not all_finite(rows.values):
             raise TaskError(
                 f"{site.name} of {type(model).__name__} is not finite on these texts: the weights are broken."
             )

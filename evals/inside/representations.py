@@ -10,6 +10,7 @@ import torch
 
 from evals.inside.rows import Rows, see_sites
 from evals.inside.sites import Site
+from evals.inside.sums import all_finite
 from evals.inside.texts import BYTES, unpadded_batches
 from merge.errors import TaskError
 from merge.progress import track
@@ -49,7 +50,7 @@ def represent(model: Any, tokens: Tokens, sites: Sequence[Site], by: str, label:
 
         def see(site: Site, rows: Rows, texts: Tensor = texts) -> None:
             values = rows.values.float()
-            if not bool(values.isfinite().all()):
+            if not all_finite(values):
                 raise TaskError(f"{site.name} of {label} is not finite on these texts: the weights are broken.")
             out = held.setdefault(site.name, values.new_zeros(count, values.shape[1]))
             if by == BY_TEXT:

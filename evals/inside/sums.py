@@ -77,6 +77,11 @@ def squares(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
 
 
+def all_finite(values: Tensor) -> bool:
+    """Return whether there is no NaN and no infinity; a finite sum says so without a mask of every value."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
 def cosine_distances(dot: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Return 1 - cos from dot products and squared norms, each of any shape: 0 for two zeros, 1 for one."""
     scale = (x * y).sqrt()

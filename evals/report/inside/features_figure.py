@@ -19,12 +19,13 @@ Record = Mapping[str, Any]
 
 
 def features_figure(record: Record) -> Figure:
-    """Return four panels: 1 - cosine by site, scale by site, additivity and commutativity by layer."""
+    """Return panels: 1 - cosine by site and scale by site; additivity and commutativity by layer where they were measured."""
     from matplotlib.figure import Figure
 
+    by_layer = len(layer_rows(record)) > 1
     with figure_settings():
-        figure = Figure(figsize=(9.6, 7.4), layout="constrained")
-        (distance, scale), (additive, commute) = figure.subplots(2, 2)
+        figure = Figure(figsize=(9.6, 7.4 if by_layer else 4.2), layout="constrained")
+        distance, scale, *others = figure.subplots(1 + by_layer, 2).flat
         for at, curve in enumerate(record["curves"]):
             _draw_sites(distance, scale, curve, COLOURS[at % len(COLOURS)])
         _label_sites(distance, record)
@@ -32,10 +33,12 @@ def features_figure(record: Record) -> Figure:
         distance.set(ylabel="1 - cos, mean over rows", ylim=(0, None), title="LLFC: average of features")
         scale.axhline(1, color=INK, linestyle="--", linewidth=0.9, label="same scale")
         scale.set(ylabel="coefficient", title="scale against the average of features")
-        _draw_layers(additive, record, ("own activation", "ReLU", "norms"), "control", "units of B in random order")
-        additive.set(title="weak additivity", ylabel="|x - y|² / (|x| |y|)", xlabel="layer", ylim=(0, None))
-        _draw_commutativity(commute, record)
-        for axes in (distance, scale, additive, commute):
+        if by_layer:
+            additive, commute = others
+            _draw_layers(additive, record, ("own activation", "ReLU", "norms"), "control", "units of B in random order")
+            additive.set(title="weak additivity", ylabel="|x - y|² / (|x| |y|)", xlabel="layer", ylim=(0, None))
+            _draw_commutativity(commute, record)
+        for axes in (distance, scale, *others):
             axes.title.set_fontsize(9)
             axes.legend(fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
         a, b = (short(name) for name in model_labels(record["models"]))

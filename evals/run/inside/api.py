@@ -28,6 +28,7 @@ def features(
     data: RowsLike | None = None,
     lam: float | Sequence[float] = 0.5,
     sites: Sequence[str] = (),
+    llfc_only: bool = False,
     align: str | Mapping[str, Any] = "none",
     labels: Sequence[str] | None = None,
     limit: int | None = None,
@@ -47,6 +48,7 @@ def features(
         task, data: measure on the rows of a task instead, and their loss too.
         lam: one or several.
         sites: names ("layer 3 output") or kinds ("ffn hidden") of sites; those of every sublayer when empty.
+        llfc_only: leave out additivity and commutativity, about half of the time.
         align: an alignment that is measured beside the models as they are; as in `merge.merge`.
         labels, limit, max_length, seed, output, force, device, cache: as in `score`.
     Returns:
@@ -88,7 +90,7 @@ def features(
     first, second = open_all([a, b], workspace.folder)
     lams = (float(lam),) if isinstance(lam, int | float) else tuple(map(float, lam))
     on = FeatureTexts(_task(task), source)
-    record = measure_features((first, second), on, settings, FeaturePlan(lams, tuple(sites)), shared)
+    record = measure_features((first, second), on, settings, FeaturePlan(lams, tuple(sites), llfc_only), shared)
     return Inside((record,), Path(str(shared.output)), workspace)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +47,13 @@ def measure_features(
         UsageError: there is no such site; lam is not between 0 and 1; there are too few texts.
         TaskError, CalibrationError: rows cannot be read, or a model has no tokenizer.
     """
-    from evals.inside.pair_pass import FeaturePlan
     from evals.inside.texts import tokens_of
     from evals.paths.barrier import alignment_facts
     from evals.results.measure import named, record_key
     from evals.results.store import add_result
 
     begun = time.monotonic()
-    plan = FeaturePlan(checked_lams(plan.lams), plan.sites)
+    plan = replace(plan, lams=checked_lams(plan.lams))
     for checkpoint in pair:
         check_reads_text(checkpoint)
     heads, notes = check_pair(pair, options)
@@ -63,7 +62,7 @@ def measure_features(
     tokens = tokens_of(pair[0], measured.rows, options.max_length, not options.no_cache)
     hashes = [checkpoint.content_hash for checkpoint in pair]
     facts = (hashes, measured.setting()["task"], measured.rows.hash, alignment_facts(settings, options.seed))
-    key = record_key(KIND, *facts, plan.lams, plan.sites, options.max_length, options.labels)
+    key = record_key(KIND, *facts, *astuple(plan), options.max_length, options.labels)
     names = {"models": [named(checkpoint) for checkpoint in pair], "data": measured.rows.data}
     if (record := reuse_result(stored, key, names, options.output)) is not None:
         return record

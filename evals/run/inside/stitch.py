@@ -206,7 +206,7 @@ def _line(pair: Pair, on: FeatureTexts, measured: Measured, options: EvalOptions
             beside["barrier"] = {
                 name: record["curves"][0][name] for name in ("barrier", "barrier_lam", "standard_error", "lam", "loss")
             }
-        sites = FeaturePlan(sites=("embeddings", "output"))
+        sites = FeaturePlan(sites=("embeddings", "output"), llfc_only=True)
         record = measure_features((pair[0].encoder, pair[1].encoder), on, unaligned, sites, alone)
         beside["llfc"] = [
             {

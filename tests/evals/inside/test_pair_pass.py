@@ -67,6 +67,14 @@ def test_connectivity_is_that_of_the_formula() -> None:
     assert abs(result.at[1].coefficient - result.at[0].coefficient) > 1e-3
 
 
+def test_connectivity_alone_is_that_of_the_whole_pass() -> None:
+    a, b = weights(0), weights(1)
+    alone, whole = measured(a, b, llfc_only=True), measured(a, b)
+    assert alone.connectivity == whole.connectivity
+    assert (alone.additivity, alone.commutativity) == ((), ())
+    assert min(len(whole.additivity), len(whole.commutativity)) > 0
+
+
 def test_a_model_is_connected_with_itself_exactly() -> None:
     """Distances are 0 and scales 1 to the last bit or the last but one; with another model none is (control)."""
     a = weights(0)

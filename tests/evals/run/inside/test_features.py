@@ -68,6 +68,17 @@ def test_the_command_writes_tables_figure_and_page_and_the_function_returns_the_
 
 
 @pytest.mark.slow
+def test_connectivity_alone_leaves_the_other_tables_out(zoo: Path) -> None:
+    """The record of connectivity alone is not taken for that of the whole command, which measures again."""
+    alone = run("a", "b", "--text", "text.txt", "-o", "out", "--llfc-only")
+    assert alone.exit_code == 0, alone.output
+    assert "layer 1 ffn hidden" in alone.stdout
+    assert "Dist_com" not in alone.stdout
+    assert sum(path.suffix == ".png" for path in (zoo / "out").iterdir()) == 1
+    assert "Dist_com" in run("a", "b", "--text", "text.txt", "-o", "out").stdout
+
+
+@pytest.mark.slow
 def test_a_permuted_copy_is_connected_once_it_is_aligned(zoo: Path) -> None:
     """B is A with its units in another order: far from connected as it is, exactly connected aligned."""
     checkpoint = open_encoder("a")
