@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.solvers.procrustes import balancing
+from merge.alignment.solvers.procrustes import balancing_whole
 from merge.alignment.solvers.unit_rows import unit_rows
 from merge.symmetry.groups import Shape, complex_map, rotary_pairs
 from merge.symmetry.permutation import Permutation, unit_positions
@@ -86,15 +86,7 @@ def _map_shape(group: str, shape: Shape) -> Shape:
 
 
 def _linear(out: Rows, into: Rows) -> Float[Tensor, "blocks n n"]:
-    left, right = (torch.linalg.qr(x.mT).R for x in (out, into))
-    values = torch.linalg.svdvals(left @ right.mT)
-    n = out.shape[1]
-    maps = torch.eye(n, dtype=torch.float64).repeat(len(out), 1, 1)
-    # With fewer columns than units some direction of the head has no effect.
-    whole = (values[:, -1] > MIN_SINGULAR_RATIO * values[:, 0]) & (min(out.shape[2], into.shape[2]) >= n)
-    if bool(whole.any()):
-        maps[whole] = balancing(out[whole], into[whole])
-    return maps
+    return balancing_whole(out, into, MIN_SINGULAR_RATIO)
 
 
 def _scales(out: Rows, into: Rows) -> Float[Tensor, "blocks n"]:

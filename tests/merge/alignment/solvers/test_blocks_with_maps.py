@@ -68,7 +68,7 @@ def test_no_pair_of_heads_gains_more_than_its_bound() -> None:
     blocks = Blocks({key: drawn(HEADS, SIZE, HEADS, SIZE, seed=k) for k, key in enumerate((QK, V))}, GROUPS)
     bound = blocks.bound()
     inside = [[blocks.inside(g, h).score for h in range(HEADS)] for g in range(HEADS)]
-    assert bool((torch.tensor(inside) <= bound + 1e-9).all())
+    assert bool((torch.tensor(inside, dtype=torch.float64) <= bound + 1e-9).all())
     assert bool((torch.tensor(inside) > 0.5 * bound).all())
 
 

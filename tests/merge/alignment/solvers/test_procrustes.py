@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.alignment.solvers.procrustes import balancing, orthogonal, rotation_fixing_ones
+from merge.alignment.solvers.procrustes import balancing, balancing_whole, orthogonal, rotation_fixing_ones
 from merge.errors import AlignmentError
 
 HEADS, SIZE, WIDTH = 3, 6, 20
@@ -95,3 +95,17 @@ def test_the_rotation_is_the_one_of_the_centred_gain() -> None:
     expected = u[:, :-1] @ vh[:-1] + 1 / d
     assert np.abs(rotation_fixing_ones(torch.as_tensor(gain)).numpy() - expected).max() < 1e-10
     assert np.abs(orthogonal(torch.as_tensor(gain)).numpy() - expected).max() > 0.05
+
+
+@pytest.mark.parametrize("share", [0.5, 1e-5])
+def test_products_of_rows_balance_as_the_factors_do(share: float) -> None:
+    """The maps are those of QR up to the sign of each row, also of a head whose products would cost too many digits."""
+    x, y = drawn(HEADS, SIZE, WIDTH), drawn(HEADS, SIZE, WIDTH + 3, seed=1)
+    x[1, 0] *= share
+    y[1, 0] /= share
+    expected, maps = balancing(x, y), balancing_whole(x, y, 1e-4)
+    signs = (expected * maps).sum(-1, keepdim=True).sign()
+    assert torch.allclose(signs * maps, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    assert not torch.allclose(maps[1], torch.eye(SIZE, dtype=torch.float64))
+    y[1, 0] *= share * 1e-6
+    assert torch.equal(balancing_whole(x, y, 1e-4)[1], torch.eye(SIZE, dtype=torch.float64))
