@@ -18,7 +18,6 @@ from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.procrustes import orthogonal, rotation_fixing_ones
 from merge.symmetry.groups import complex_map, rotary_pairs
 
-
 # What rounding may leave of a sum of singular values below the score of the rotation itself.
 SINGULAR_SLACK = 1e-12
 
