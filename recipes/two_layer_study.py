@@ -109,12 +109,12 @@ def measure(parts: tuple[str, ...], size: dict[str, Any], say: Callable[[str], N
 
 def text_of(records: dict[str, Any]) -> str:
     """Return the tables of the records."""
-    from two_layer.report import averages_text, blocks_text, lines_text, rows_text, spread, table, zoo_text
+    from two_layer.report import averages_text, blocks_text, lines_text, rows_text, spread, table, units_text, zoo_text
 
     parts = []
     for name in ("moons", "digits"):
         if name in records:
-            parts += [f"# {name}", zoo_text(records[name]), lines_text(records[name])]
+            parts += [f"# {name}", zoo_text(records[name]), units_text(records[name]), lines_text(records[name])]
     if "optimisers" in records:
         parts += ["# initialisations and optimisers, moons, 512 units", blocks_text(records["optimisers"])]
     if "references" in records:

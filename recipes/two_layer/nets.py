@@ -92,10 +92,14 @@ def losses(outputs: Tensor, gold: Tensor) -> Tensor:
     return cross_entropy(outputs.mT, gold, reduction="none").mean(1)
 
 
+def predicted(outputs: Tensor) -> Tensor:
+    """Return the class that every network predicts for every row, shape (networks, rows)."""
+    return (outputs[..., 0] > 0).long() if outputs.shape[-1] == 1 else outputs.argmax(-1)
+
+
 def accuracies(outputs: Tensor, gold: Tensor) -> Tensor:
     """Return the accuracy of every network."""
-    predicted = (outputs[..., 0] > 0).long() if outputs.shape[-1] == 1 else outputs.argmax(-1)
-    return (predicted == gold).double().mean(1)
+    return (predicted(outputs) == gold).double().mean(1)
 
 
 @torch.inference_mode()

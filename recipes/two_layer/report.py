@@ -57,6 +57,16 @@ def zoo_text(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([table(head, rows), *known])
 
 
+def units_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return on how many test rows two networks of each width differ, and how many units carry a network."""
+    head = ["width", "rows two predict differently", "units with .95 of the strength"]
+    rows = [
+        [str(r["width"]), spread(r["disagreement"]), f"{r['strong units'][0]:.0f} ± {r['strong units'][1]:.0f}"]
+        for r in records
+    ]
+    return table(head, rows)
+
+
 def lines_text(records: Sequence[Mapping[str, Any]]) -> str:
     """Return barriers and clusters of each width: whole networks, then reduced ones."""
     head = [

@@ -10,6 +10,7 @@ import numpy as np
 from two_layer.connect import clusters, lines, matched, pairwise_lines, permutation_to
 from two_layer.nets import Data, Nets, Training, chosen, logits, losses, one, scores, stacked, train, zoo
 from two_layer.reduce import reduced_zoo
+from two_layer.units import disagreements, strong_units
 
 WIDTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Of the published table, what the notes of this project have: width 512, and no standard deviations.
@@ -62,6 +63,7 @@ def width_record(
     few = chosen(nets, list(range(paired)))
     height = float(loss.mean())  # as published: pairs are shown up to the mean test loss
     record: dict[str, Any] = {"width": width, "loss": summary(loss), "accuracy": summary(accuracy)}
+    record |= {"disagreement": summary(disagreements(nets, data)), "strong units": summary(strong_units(nets))}
     record["naive"] = of_lines(few, data, height)
     record["matched"] = of_lines(matched(few, one(few, 0)), data, height)
     for name, (scale, whole) in ((name, REDUCTIONS[name]) for name in reductions):

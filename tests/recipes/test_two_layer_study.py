@@ -146,6 +146,27 @@ def test_training_a_stack_is_training_its_networks(study: Any) -> None:
     assert not torch.allclose(together["classifier.weight"], stack["classifier.weight"])
 
 
+def test_disagreement_and_strong_units_are_those_read_off_by_hand(study: Any) -> None:
+    """Sigmoids of z = x - c at x = 0, 1, 2, 3 with c = .5, 1.5, -1; units of strength 90, 6, 4 of which two have .95."""
+    nets, units = study("two_layer.nets"), study("two_layer.units")
+    rows = torch.arange(4.0)[:, None]
+    data = nets.Data("by hand", rows, torch.zeros(4).long(), rows, torch.zeros(4).long(), 2)
+    lines = {
+        "layers.0.dense.weight": torch.ones(3, 1, 1),
+        "layers.0.dense.bias": torch.zeros(3, 1),
+        "classifier.weight": torch.ones(3, 1, 1),
+        "classifier.bias": -torch.tensor([[0.5], [1.5], [-1.0]]),
+    }
+    assert units.disagreements(lines, data).tolist() == [0.25, 0.25, 0.5]
+    planted = {
+        "layers.0.dense.weight": torch.tensor([[[2.0, 0.0], [5.0, 4.0], [1.0, 1.0]]]),
+        "layers.0.dense.bias": torch.tensor([[0.0, 7.0, 1.0]]),
+        "classifier.weight": torch.tensor([[[0.0, 0.0, 3.0**0.5]]]),
+    }
+    assert units.strong_units(planted).tolist() == [2.0]
+    assert units.strong_units(planted, share=0.97).tolist() == [3.0]
+
+
 @pytest.mark.slow
 def test_every_part_is_measured_printed_and_drawn(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On few networks and few epochs: that a part runs, not what comes out."""
