@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import mutations as m
+from kind import Kind
+from study_cases import STUDY_KINDS
 
-Mutate = Callable[[bytes, random.Random], bytes]
 DRY = ("merge-models", "-q", "--dry-run", "-o", "out")
 WHOLE = ("merge-models", "-q", "-o", "out")
 SCORE = ("evaluate-models", "score", "-q", "--no-cache")
 DROP = ("edit-layers", "stack", "-q", "--layers", "0,0", "-o", "out", "--dry-run")
 EDIT = DROP[:-1]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of input.
-
-    Attributes:
-        share: of the cases, out of 1,000.
-        files: patterns of the files of the world that are changed, one a case.
-        mutate: how.
-        commands: of which one reads the file; {} stands for its path.
-    """
-
-    share: int
-    files: tuple[str, ...]
-    mutate: Mutate
-    commands: tuple[tuple[str, ...], ...]
 
 
 MERGES = ((*DRY, "a", "b"), (*DRY, "b", "a"), (*WHOLE, "a", "b"), (*DROP, "a"))
@@ -90,7 +75,10 @@ KINDS: Mapping[str, Kind] = {
                        (("evaluate-models", "score", "-q", "task.yaml", "a", "--data", "{}"),)),
     "manifests": Kind(34, ("merged/merge.json",), m.mutated_json,
                       (("merge-models", "verify", "merged"), REPORTS[2])),
+    **STUDY_KINDS,
 }  # fmt: skip
+# Words of names: of the kinds that have one of them. All kinds where it is not set.
+CHOSEN = os.environ.get("MERGE_MODELS_FUZZ_KINDS", "").split()
 
 
 @dataclass(frozen=True)
@@ -107,13 +95,14 @@ class Case:
 def make_case(number: int, world: Path, seed: int = 0) -> Case:
     """Return case `number`: the same for the same seed and world."""
     chance = random.Random(f"{seed} {number}")
-    name = chance.choices(list(KINDS), [kind.share for kind in KINDS.values()])[0]
-    kind = KINDS[name]
+    kinds = {name: kind for name, kind in KINDS.items() if not CHOSEN or any(word in name for word in CHOSEN)}
+    name = chance.choices(list(kinds), [kind.share for kind in kinds.values()])[0]
+    kind = kinds[name]
     files = sorted(path for pattern in kind.files for path in world.glob(pattern))
     path = chance.choice(files)
     command = chance.choice(kind.commands)
     file = path.relative_to(world).as_posix()
-    words = tuple(word.replace("{}", file) for word in command)
+    words = tuple(word.replace("{}", file).replace("{n}", chance.choice(m.NUMBERS)) for word in command)
     content = None if chance.random() < 0.03 else kind.mutate(path.read_bytes(), chance)
     return Case(name, file, content, words, f"{seed} {number}")
 

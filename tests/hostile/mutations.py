@@ -38,6 +38,13 @@ TEXTS = (
 )
 
 
+# Where a command expects a number, a few of them, or layers.
+NUMBERS = (
+    "-1", "0", "1", "2", "7", "1e308", "1e-320", "nan", "inf", "-inf", "10000000000", "1" + "0" * 30, "9" * 5000, "", " ", "x",
+    "0-99999999999", "5-2", "0,0", "1,0", "0:0", "0:1", "1:1", "0:99999999999", "-1:0", "a:b", "0.5", "1.5", "é", "\u0661", "0x1",
+)  # fmt: skip
+
+
 def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
     """Return bytes with one fault that disks, networks and editors make."""
     at = chance.randrange(len(data) + 1)
@@ -118,6 +125,29 @@ def mutated_json(data: bytes, chance: random.Random) -> bytes:
     if chance.random() < 0.2:
         return mutated_bytes(data, chance)
     return json_text(mutated_value(json.loads(data), chance)).encode("utf-8", "surrogatepass")
+
+
+def unchanged(data: bytes, chance: random.Random) -> bytes:
+    """Return the file as it is, where a command's own words are what is changed."""
+    return data
+
+
+PLAN_PIECES = (
+    "A[0]", "A0", "B[0]", "C0", "A[0]*3", "A[0]*99999999999", "mean(A0, B0)", "mean(0.7*A0, 0.3*B0)", "mean(A0)", "mean()",
+    "mean(nan*A0, inf*B0)", "laco(A[0-0])", "laco(A0, B0)", "zero(A[0])", "A[0]-attention", "A[0]-x", "affine(A0->A1)",
+    "affine(A0->B1)", "affine(A1->A0)", "merge(A0, B0)", "A[0-99999999999]", "A[5-2]", "A[", "]", "A", "->", "*", "é", "\x1b[31m",
+    "zero(mean(A0, B0))", "A[0]-attention-ffn", "A[0,0]", "A" + "9" * 5000, "1e999*A0", "-1*A0", "\0", "(" * 3000, "\n", ",",
+)  # fmt: skip
+
+
+def mutated_plan(data: bytes, chance: random.Random) -> bytes:
+    """Return the text of a plan with a part changed, or its bytes."""
+    if chance.random() < 0.3:
+        return mutated_bytes(data, chance)
+    parts = data.decode().strip().split(", ")
+    for _ in range(chance.choice((1, 1, 2))):
+        parts[chance.randrange(len(parts))] = chance.choice(PLAN_PIECES)
+    return ", ".join(parts[chance.randrange(len(parts)) :]).encode()
 
 
 def mutated_lines(data: bytes, chance: random.Random) -> bytes:

@@ -1,6 +1,7 @@
 """Fuzzer: whatever a file holds, a command ends with 0, or with one line and 1 or 2, soon, and leaves nothing behind.
 
-MERGE_MODELS_FUZZ=20000 pytest tests/hostile/test_fuzz.py runs more cases; MERGE_MODELS_FUZZ_SEED=7 runs others.
+MERGE_MODELS_FUZZ=20000 pytest tests/hostile/test_fuzz.py runs more cases; MERGE_MODELS_FUZZ_SEED=7 runs others, and
+MERGE_MODELS_FUZZ_KINDS="study" those of kinds whose name has one of these words.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import cases
 import pytest
+import studies
 import world as worlds
 
 CASES = int(os.environ.get("MERGE_MODELS_FUZZ", "2000"))
@@ -31,6 +33,8 @@ SEED = int(os.environ.get("MERGE_MODELS_FUZZ_SEED", "0"))
 PARTS = 4
 MAX_SECONDS = 10  # of the processor, for one command
 MAX_WAIT = 60  # by the clock: a busy machine runs a command many times slower
+KEPT = "studies"
+KEPT_COPY: list[Path] = []  # where the studies are kept as they were
 MAX_GROWTH_MB = 256  # of the peak, in one case
 MAX_BYTES = 1 << 31  # of memory beyond what the process has before the cases
 
@@ -53,11 +57,17 @@ def run_command(words: tuple[str, ...], wait: float = MAX_WAIT) -> Outcome:
     """Run a command in this process, as its entry point does."""
     from merge.commands.edit_layers import edit_command
     from merge.commands.merge_models import COMMANDS, merge_command
+    from merge.commands.stitch_models import stitch_command
     from merge.commands.terminal import start
 
     evaluate = importlib.import_module("evals.commands.evaluate_models").evaluate
     name, arguments = words[0], list(words[1:])
-    command: Any = {"merge-models": merge_command, "edit-layers": edit_command, "evaluate-models": evaluate}[name]
+    command: Any = {
+        "merge-models": merge_command,
+        "edit-layers": edit_command,
+        "evaluate-models": evaluate,
+        "stitch-models": stitch_command,
+    }[name]
     if name == "merge-models" and arguments[0] in COMMANDS:
         command, name, arguments = COMMANDS[arguments[0]], f"{name} {arguments[0]}", arguments[1:]
     out, err, code, begun = io.StringIO(), io.StringIO(), 0, time.process_time()
@@ -108,6 +118,8 @@ def faults_of(outcome: Outcome, before: dict[str, Any], after: dict[str, Any]) -
     """Return what is wrong with how a command ended."""
     faults = []
     lines = [line for line in outcome.err.splitlines() if line.strip()]
+    if len(lines) == 3 and lines[2].strip() == "^":  # the text of a plan, with a caret under the place
+        lines = lines[:1]
     if outcome.code not in (0, 1, 2):
         faults.append(f"exit {outcome.code}")
     if "Traceback" in outcome.err + outcome.out or "Warning: " in outcome.err:
@@ -117,10 +129,12 @@ def faults_of(outcome: Outcome, before: dict[str, Any], after: dict[str, Any]) -
     if "MemoryError" in outcome.err or "not enough memory" in outcome.err:
         faults.append("out of memory")
     new = {name for name in after.keys() - before.keys() if outcome.code or not name.startswith("out/")}
+    kept = f"{KEPT}/"  # where a study that fails may leave what it can go on from
+    new = {name for name in new if not (name.startswith(kept) and "/surface/" in name)}
     changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     if outcome.code:
         faults += [f"left behind: {name}" for name in sorted(new)]
-        faults += [f"changed: {name}" for name in sorted(changed)]
+        faults += [f"changed: {name}" for name in sorted(changed) if not name.startswith(kept)]
     else:
         hidden = sorted(
             name for name in after.keys() - before.keys() if any(p.startswith(".") for p in Path(name).parts)
@@ -133,15 +147,21 @@ def faults_of(outcome: Outcome, before: dict[str, Any], after: dict[str, Any]) -
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the folder that the cases run in, where the files that commands themselves write are made too."""
     folder = worlds.make_world(tmp_path_factory.mktemp("world"))
-    before = Path.cwd()
+    studies.add_studies(folder)
+    before, undrawn = Path.cwd(), studies.undrawn()
     os.chdir(folder)
     try:
-        for words in worlds.PREPARED:
+        for words in (*worlds.PREPARED, *studies.PREPARED):
             outcome = run_command(words, wait=600)
             assert outcome.code == 0, outcome.err
+        stopping = studies.interrupted(2)
+        assert [run_command(words, wait=600).code for words in studies.STOPPED] == [130] * len(studies.STOPPED)
+        stopping.undo()
         shutil.copyfile("merged/transform.safetensors", "transform.safetensors")
+        KEPT_COPY[:] = [Path(shutil.copytree(KEPT, tmp_path_factory.mktemp("kept") / KEPT))]
         yield folder
     finally:
+        undrawn.undo()
         os.chdir(before)
 
 
@@ -175,6 +195,9 @@ def try_case(case: cases.Case, world: Path) -> tuple[Outcome, list[str]]:
     for name, data in kept.items():
         if (world / name).read_bytes() != data:
             (world / name).write_bytes(data)
+    if KEPT in " ".join(case.command):
+        shutil.rmtree(world / KEPT)
+        shutil.copytree(KEPT_COPY[0], world / KEPT)
     for left in ("out", "merged-report"):
         shutil.rmtree(world / left, ignore_errors=True)
     return outcome, faults

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import bert_config, save_checkpoint
 
-SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 LABELS = ["entailment", "neutral", "contradiction"]
 ROWS = [
     {"premise": "the doctor saw a lawyer .", "hypothesis": "a lawyer helped .", "label": LABELS[k % 3]}
