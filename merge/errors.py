@@ -18,6 +18,10 @@ class MergeError(Exception):
     picture = ""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a run that keeps some of its work; the message says what."""
+
+
 class UsageError(MergeError):
     """The command line asks for something that does not exist or does not fit together."""
 

@@ -10,13 +10,14 @@ import click
 
 from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
 from evals.commands.show import show_tables
+from evals.commands.surface import KEPT
 from evals.results.json_text import json_text
 from evals.run.basins import PAIRS, illustrate_basins, measure_basins
 from evals.run.basins_plan import ALIGN_TO, AskedDiagnostic, BasinsPlan, asked_diagnostic
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options_but
-from merge.commands.terminal import common_options, set_verbosity
-from merge.errors import UsageError
+from merge.commands.terminal import MAX_COUNT, common_options, set_verbosity
+from merge.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from evals.run.options import EvalOptions
@@ -49,7 +50,9 @@ BACKENDS = ("loky", "ray", "dask")  # those of evals.clusters.sweep.workers, her
     show_default=True,
     help="Align each pair by itself, or every model to the first --reference (else the first model): a pair then costs none.",
 )
-@click.option("--points", type=click.IntRange(min=3), default=11, show_default=True, help="Points of the even grid.")
+@click.option(
+    "--points", type=click.IntRange(3, MAX_COUNT), default=11, show_default=True, help="Points of the even grid."
+)
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
@@ -138,7 +141,7 @@ def basins(models: tuple[str, ...], **options: Any) -> None:
         from evals.clusters.sweep.records import FOLDER
 
         if shared.output and (shared.output / FOLDER).is_dir():
-            click.echo(f"what was measured is kept in {shared.output}; the same command goes on from there", err=True)
+            raise Interrupted(KEPT.format(shared.output)) from None
         raise
     if isinstance(measured, tuple):
         _show(measured[0], shared)

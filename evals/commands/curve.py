@@ -20,7 +20,7 @@ from evals.run.line import TaskData
 from evals.run.surface.curve import KIND_NAMES, CurvePlan, measure_curve
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.align_options import align_entry, align_options_but
-from merge.commands.terminal import common_options, set_verbosity
+from merge.commands.terminal import MAX_COUNT, common_options, set_verbosity
 
 
 @click.command(context_settings=SETTINGS, short_help="Train a curve of low loss from A to B.")
@@ -31,7 +31,9 @@ from merge.commands.terminal import common_options, set_verbosity
 @click.option(
     "--bends", type=click.IntRange(1, 8), default=1, show_default=True, help="Trained points between the ends."
 )
-@click.option("--points", type=click.IntRange(min=3), default=11, show_default=True, help="Points that are measured.")
+@click.option(
+    "--points", type=click.IntRange(3, MAX_COUNT), default=11, show_default=True, help="Points that are measured."
+)
 @learning_options
 @align_options_but("reference", "apply", "repair")
 @data_options

@@ -8,7 +8,7 @@ import click
 
 from evals.commands.options import SETTINGS, check_formats, eval_options
 from evals.commands.study_options import asked_of, show_study, study_options
-from merge.commands.terminal import set_verbosity
+from merge.commands.terminal import MAX_COUNT, set_verbosity
 from merge.errors import UsageError
 
 
@@ -22,15 +22,15 @@ from merge.errors import UsageError
 )
 @click.option(
     "--draws",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_COUNT),
     default=5,
     show_default=True,
     help="Random sets for each number of dropped layers.",
 )
-@click.option("--reorders", type=click.IntRange(min=0), default=24, show_default=True, help="Random orders.")
+@click.option("--reorders", type=click.IntRange(0, MAX_COUNT), default=24, show_default=True, help="Random orders.")
 @click.option(
     "--paths",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_COUNT),
     default=8,
     show_default=True,
     help="Paths of each length whose gradient is followed.",

@@ -9,7 +9,7 @@ import click
 
 from evals.commands.options import SETTINGS, check_formats, eval_options
 from evals.commands.study_options import asked_of, show_study, study_options
-from merge.commands.terminal import set_verbosity
+from merge.commands.terminal import MAX_COUNT, set_verbosity
 from merge.errors import UsageError
 
 FITS = ("closed", "cosine", "mse", "l2")  # those of evals.surgery.linearity, here without loading torch
@@ -26,7 +26,7 @@ FITS = ("closed", "cosine", "mse", "l2")  # those of evals.surgery.linearity, he
 )
 @click.option(
     "--rounds",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_COUNT),
     default=3,
     show_default=True,
     help="Rounds of trained maps through the text.",
@@ -39,7 +39,7 @@ FITS = ("closed", "cosine", "mse", "l2")  # those of evals.surgery.linearity, he
 )
 @click.option(
     "--draws",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_COUNT),
     default=3,
     show_default=True,
     help="Shuffles for each number of fixed layers.",
@@ -52,7 +52,7 @@ FITS = ("closed", "cosine", "mse", "l2")  # those of evals.surgery.linearity, he
 )
 @click.option(
     "--tune-rounds",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_COUNT),
     default=3,
     show_default=True,
     help="Rounds through the rows of --train.",

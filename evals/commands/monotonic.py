@@ -20,7 +20,7 @@ from evals.run.line import TaskData
 from evals.run.surface.models import expanded
 from evals.run.surface.monotonic import MonotonicPlan, measure_monotonic
 from merge.checkpoints.weights.arrays import check_device
-from merge.commands.terminal import common_options, set_verbosity
+from merge.commands.terminal import MAX_COUNT, common_options, set_verbosity
 
 
 @click.command(context_settings=SETTINGS, short_help="Does the loss fall all the way from INIT to FINAL?")
@@ -29,7 +29,7 @@ from merge.commands.terminal import common_options, set_verbosity
 @click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")
 @click.option(
     "--points",
-    type=click.IntRange(min=3),
+    type=click.IntRange(3, MAX_COUNT),
     default=21,
     show_default=True,
     help="Points of the even grid, ends included.",

@@ -11,7 +11,7 @@ import click
 
 from evals.run.options import EvalOptions
 from merge.commands.align_options import align_options
-from merge.commands.terminal import NAMES, common_options
+from merge.commands.terminal import MAX_COUNT, NAMES, common_options
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def line_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command that measures the line between two models."""
     points = click.option(
         "--points",
-        type=click.IntRange(min=3),
+        type=click.IntRange(3, MAX_COUNT),
         default=11,
         show_default=True,
         help="Points on the even grid of the line, endpoints included.",

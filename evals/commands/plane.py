@@ -28,7 +28,7 @@ from merge.commands.terminal import common_options, set_verbosity
 @click.argument("models", nargs=-1)
 @click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")
 @click.option(
-    "--points", type=click.IntRange(min=3), default=7, show_default=True, help="Points a side of the even grid."
+    "--points", type=click.IntRange(3, 1000), default=7, show_default=True, help="Points a side of the even grid."
 )
 @click.option(
     "--levels",

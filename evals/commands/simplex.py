@@ -21,7 +21,7 @@ from evals.commands.surface import kept_on_interruption, learning_of, learning_o
 from evals.run.line import TaskData
 from evals.run.surface.simplex import KIND_NAMES, SimplexPlan, measure_simplex
 from merge.checkpoints.weights.arrays import check_device
-from merge.commands.terminal import common_options, set_verbosity
+from merge.commands.terminal import MAX_COUNT, common_options, set_verbosity
 from merge.errors import UsageError
 
 
@@ -44,7 +44,7 @@ from merge.errors import UsageError
 )
 @click.option("--vertices", type=click.IntRange(1, 12), default=2, show_default=True, help="Vertices that are grown.")
 @click.option(
-    "--samples", type=click.IntRange(min=1), default=5, show_default=True, help="Points drawn from each simplex."
+    "--samples", type=click.IntRange(1, MAX_COUNT), default=5, show_default=True, help="Points drawn from each simplex."
 )
 @click.option(
     "--tolerance",

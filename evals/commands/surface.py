@@ -11,9 +11,12 @@ import click
 
 from evals.commands.show import show_record
 from evals.run.options import EvalOptions
-from evals.run.surface.learning import Learning
+from evals.run.surface.learning import MAX_STEPS, Learning
+from merge.errors import Interrupted
 
-FOLDER = "surface"  # that of evals.paths.surface.points, here without loading torch
+# Those of evals.paths.surface.points and evals.run.surface.checkpoints, here without loading torch.
+FOLDER, TRAINED = "surface", "*/*/surface.json"
+KEPT = "what was done is kept in {}, and the same command goes on from there"
 
 
 def learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,7 +28,7 @@ def learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="File or folder of labelled rows that points are trained on; --data only measures.",
         ),
         click.option(
-            "--train-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Steps of Adam."
+            "--train-steps", type=click.IntRange(1, MAX_STEPS), default=200, show_default=True, help="Steps of Adam."
         ),
         click.option(
             "--rate", type=float, default=1e-4, show_default=True, help="Learning rate; it falls linearly to 0."
@@ -45,13 +48,22 @@ def learning_of(options: Mapping[str, Any]) -> Learning:
 
 @contextmanager
 def kept_on_interruption(options: EvalOptions) -> Iterator[None]:
-    """Say on Ctrl-C that the results folder keeps what was measured."""
+    """Say on Ctrl-C whether the results folder keeps points, trained ones or measured ones.
+
+    Raises:
+        Interrupted: it does.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        if options.output and (options.output / FOLDER).is_dir():
-            click.echo(f"what was done is kept in {options.output}; the same command goes on from there", err=True)
+        if options.output and _keeps_points(options.output):
+            raise Interrupted(KEPT.format(options.output)) from None
         raise
+
+
+def _keeps_points(folder: Path) -> bool:
+    """Return whether a results folder has measured points, the state of a training, or points that were trained."""
+    return any(not each.name.startswith(".") for each in [*folder.glob(f"{FOLDER}/*"), *folder.glob(TRAINED)])
 
 
 def show_surface(record: dict[str, Any], options: EvalOptions) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.report import tables
 from evals.results.predictions import has_predictions
-from evals.results.store import load_basins, load_results, locked, model_labels
+from evals.results.store import load_results, locked, model_labels, usable_basins
 from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
 from merge.publish.results_file import FIELDS, INSIDE, SETTING, SURFACES
@@ -200,7 +200,7 @@ def write_page(folder: Path | str) -> Path:
     A plane has a small script, which reads out the point that is pointed at.
     """
     folder = Path(folder)
-    html = _template().render(page_context(load_results(folder), folder, load_basins(folder)))
+    html = _template().render(page_context(load_results(folder), folder, usable_basins(folder)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):

@@ -9,6 +9,7 @@ null. A scores record may name the file of its predictions, relative to the fold
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from merge.disk.atomic import write_atomic
+from merge.disk.checksums import NOT_AS_WRITTEN, without_checksum
 from merge.disk.documents import read_json, shown
 from merge.errors import TaskError, one_line
-from merge.publish.results_file import FORMAT, read_results, record_faults
+from merge.publish.results_file import FORMAT, Results, read_store, record_faults
 
 STORE, BASINS = "results.json", "basins.json"
 LOCK_SECONDS = 30.0
@@ -27,21 +29,29 @@ LOCK_SECONDS = 30.0
 UNFINISHED = (".*.tmp", "predictions/.*.tmp")
 
 
-def load_results(folder: Path | str) -> list[dict[str, Any]]:
+def load_results(folder: Path | str, warn: bool = False) -> list[dict[str, Any]]:
     """Return the records of a folder's results.json, oldest first; none if there is no such file.
 
+    Args:
+        warn: log the records that are set aside, as they are not as they were written.
     Raises:
         TaskError: the file cannot be read, is not JSON, or holds records that lack what their kind needs.
     """
-    path = Path(folder) / STORE
-    return read_results(path, TaskError) if path.exists() else []
+    store = _load(Path(folder))
+    if warn:
+        store.warn(Path(folder) / STORE)
+    return store.records
+
+
+def _load(folder: Path) -> Results:
+    return read_store(folder / STORE, TaskError) if (folder / STORE).exists() else Results()
 
 
 def load_basins(folder: Path | str) -> dict[str, Any] | None:
     """Return the record of a folder's sweep over many models, basins.json; None if there is no such file.
 
     Raises:
-        TaskError: the file cannot be read, or holds another thing.
+        TaskError: the file cannot be read, holds another thing, or is not as it was written.
     """
     path = Path(folder) / BASINS
     if not path.exists():
@@ -51,7 +61,22 @@ def load_basins(folder: Path | str) -> dict[str, Any] | None:
         raise TaskError(
             f"{path} is not a record of evaluate-models basins: expected kind 'basins', found {shown(record)}."
         )
-    return record
+    whole = without_checksum(record)
+    if whole is None:
+        raise TaskError(
+            f"{path} is not used: {NOT_AS_WRITTEN}. Run evaluate-models basins with -o {folder} again: the pairs that are "
+            "there are not measured again."
+        )
+    return whole
+
+
+def usable_basins(folder: Path) -> dict[str, Any] | None:
+    """Return `load_basins`; None, and a line in the log, where basins.json cannot be used: the page is whole without it."""
+    try:
+        return load_basins(folder)
+    except TaskError as error:
+        logging.getLogger(__name__).warning("The page of %s has no basins. %s", folder, error)
+        return None
 
 
 def find(results: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
@@ -80,10 +105,11 @@ def add_results(folder: Path | str, records: Sequence[Mapping[str, Any]]) -> Non
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            results = {record["key"]: record for record in [*load_results(folder), *added]}
-            text = json.dumps(
-                {"format": FORMAT, "results": list(results.values())}, indent=1, ensure_ascii=False, allow_nan=False
-            )
+            before = _load(folder)
+            by_key = {record["key"]: record for record in [*before.records, *added]}
+            set_aside = [_plain(record, "a record") for record in before.set_aside if record["key"] not in by_key]
+            stored = Results(list(by_key.values()), set_aside).stored()
+            text = json.dumps({"format": FORMAT, "results": stored}, indent=1, ensure_ascii=False, allow_nan=False)
             write_atomic(folder / STORE, text + "\n")
     except OSError as error:
         raise TaskError(f"{folder / STORE} cannot be written: {one_line(error)}") from None

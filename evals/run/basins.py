@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,10 +168,13 @@ def write_basins(record: dict[str, Any], folder: Path) -> list[Path]:
     from evals.results.json_text import json_text
     from evals.results.store import BASINS
     from merge.disk.atomic import write_atomic
+    from merge.disk.checksums import with_checksum
 
     made = [folder / BASINS, folder / PAIRS]
     try:
-        write_atomic(made[0], json_text(record, indent=None) + "\n")
+        # As JSON gives it back, whose checksum is stored with it.
+        whole = json.loads(json_text(record, indent=None))
+        write_atomic(made[0], json.dumps(with_checksum(whole)) + "\n")
         write_atomic(made[1], csv_table(pair_rows(record)))
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {first_line(error)}") from error

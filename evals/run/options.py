@@ -55,7 +55,9 @@ def stored_results(options: EvalOptions) -> list[dict[str, Any]]:
 
     if not options.output:
         return []
-    records = load_results(options.output)  # with --force too: a malformed store stops the command before it computes
+    records = load_results(
+        options.output, warn=True
+    )  # with --force too: a malformed store stops the command before it computes
     return [] if options.force else records
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from merge.alignment.matchers import BY
-from merge.commands.terminal import NAMES
+from merge.commands.terminal import MAX_COUNT, NAMES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,11 +71,13 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     ),
     click.option(
         "--restarts",
-        type=click.IntRange(min=0),
+        type=click.IntRange(0, MAX_COUNT),
         help="Further runs of weight matching from perturbations of the best one.  [default: 0]",
     ),
     click.option(
-        "--steps", type=click.IntRange(min=1), help="Steps of the learned and annealing alignments.  [default: 200]"
+        "--steps",
+        type=click.IntRange(1, MAX_COUNT),
+        help="Steps of the learned and annealing alignments.  [default: 200]",
     ),
     click.option("--both", is_flag=True, default=None, help="Let the learned alignment change the reference too."),
     click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.commands.terminal import NAMES
+from merge.commands.terminal import MAX_COUNT, NAMES
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def repair_options(command: Command) -> Command:
                 "--ridge", type=float, help="Pull of fits towards the old weights.  [default: by held-out text]"
             ),
             click.option(
-                "--heal-steps", type=click.IntRange(min=0), default=0, help="Steps of distillation afterwards."
+                "--heal-steps", type=click.IntRange(0, MAX_COUNT), default=0, help="Steps of distillation afterwards."
             ),
             click.option(
                 "--heal-rate", type=float, default=2e-4, show_default=True, help="Rate of its optimiser, AdamW."

@@ -11,7 +11,7 @@ import click
 
 from merge.commands.layer_options import text_options
 from merge.commands.sections import SectionedCommand
-from merge.commands.terminal import common_options, set_verbosity, start
+from merge.commands.terminal import MAX_COUNT, common_options, set_verbosity, start
 from merge.errors import UsageError
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -83,7 +83,7 @@ Examples:
     show_default=True,
     help="Train the fitted map: to B's state, to B's outputs, or to labels.",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Steps of --refine.  [default: 100]")
+@click.option("--steps", type=click.IntRange(1, MAX_COUNT), help="Steps of --refine.  [default: 100]")
 @click.option("--rate", type=float, help="Rate of its optimiser, Adam.  [default: 0.001]")
 @click.option("--label-column", metavar="COL", help="Column of --text with class names, for --refine task.")
 @click.option("-o", "--output", default="stitched", show_default=True, help="Folder to write.")

@@ -16,12 +16,14 @@ import click
 from merge.commands.failures import UNFORESEEN, on_one_line, unforeseen
 from merge.commands.imports import without_pydantic_plugins
 from merge.commands.phases import Phases
-from merge.errors import MergeError, UsageError
+from merge.errors import Interrupted, MergeError, UsageError
 from merge.progress import shown_by, silent
 
 RUST_PANIC = "PanicException"  # of libraries in Rust; it is no Exception
 OUT_OF_MEMORY = re.compile("not enough memory|out of memory|can't allocate memory")
 MAX_DEFAULT_THREADS = 8
+# Of what a command repeats (steps, points, draws): a larger number is a slip of the hand, and would never end.
+MAX_COUNT = 1_000_000
 VERBOSE = "verbose"  # entry of a command's state: whether the whole of an error is printed
 
 
@@ -53,8 +55,9 @@ def start(
         message = str(error).removesuffix(error.picture) if error.picture else error
         click.echo(f"{name}: {on_one_line(message, state[VERBOSE])}{error.picture}", err=True)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo(f"{name}: interrupted; no incomplete output is left", err=True)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        left = str(stop) if isinstance(stop, Interrupted) else "no incomplete output is left"
+        click.echo(f"{name}: interrupted; {left}", err=True)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.disk.atomic import write_atomic
+from merge.disk.checksums import tensors_checksum
 from merge.disk.documents import read_json
 from merge.errors import MergeError
 
@@ -64,7 +65,7 @@ def read_cached_tensors(kind: str, key: str) -> dict[str, Tensor] | None:
     except (SafetensorError, ValueError):
         tensors = {}
     kept = tensors.pop(CHECKSUM, None)
-    if kept is None or bytes(kept.tolist()) != _digest(tensors):
+    if kept is None or bytes(kept.tolist()) != tensors_checksum(tensors):
         logging.getLogger(__name__).warning("%s is not what was written there; it is not used, and made again.", path)
         return None
     return tensors
@@ -75,16 +76,8 @@ def write_cached_tensors(kind: str, key: str, tensors: Mapping[str, Tensor]) -> 
     import torch
     from safetensors.torch import save
 
-    checksum = torch.tensor(list(_digest(tensors)), dtype=torch.uint8)
+    checksum = torch.tensor(list(tensors_checksum(tensors)), dtype=torch.uint8)
     _write(kind, f"{key}.safetensors", save({**tensors, CHECKSUM: checksum}))
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> bytes:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.digest()
 
 
 def _write(kind: str, name: str, data: bytes) -> None:

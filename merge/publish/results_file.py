@@ -2,19 +2,23 @@
 
 The file is {"format": 1, "results": [record, ...]}. A record has a kind and a key; the kinds "scores", "barrier",
 "line" and those of INSIDE and SURFACES have the fields below, and other kinds are kept as they are. A number that is not
-finite is stored as null.
+finite is stored as null. Records of INSIDE and SURFACES have many more fields, which tables and figures index: a checksum
+says that they are as they were written. One that is not is set aside, and what it holds is measured again.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from merge.disk.checksums import NOT_AS_WRITTEN, with_checksum, without_checksum
 from merge.disk.documents import read_json, shown
-from merge.errors import MergeError, brief
+from merge.errors import MergeError, brief, some
 
 FORMAT = 1
 SETTING: dict[str, type] = {"task": str, "split": str, "data": str, "n": int}
@@ -29,6 +33,7 @@ FIELDS: dict[str, dict[str, type]] = {
 CURVE_LISTS = ("lam", "loss", "accuracy")
 CALIBRATED_LISTS = ("temperature", "calibrated")  # where temperatures were fitted
 CURVE_NUMBERS = ("barrier", "barrier_lam", "epsilon", "convexity_gap", "standard_error")
+CHECKED = frozenset((*INSIDE, *SURFACES))
 MAX_FAULTS = 5  # that a message lists
 
 
@@ -148,8 +153,38 @@ SCHEMAS: dict[str, type[_Common]] = {
 }
 
 
+@dataclass(frozen=True)
+class Results:
+    """What a results.json holds.
+
+    Attributes:
+        records: oldest first.
+        set_aside: records of INSIDE and SURFACES that are not as they were written; they stay in the file.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+
+    def warn(self, path: Path) -> None:
+        """Log a line that names the records that are set aside."""
+        if self.set_aside:
+            names = some([f"{record['kind']} ({brief(record['key'])})" for record in self.set_aside], MAX_FAULTS)
+            logging.getLogger(__name__).warning(
+                "%s: not used, and measured again where it is asked for: %s; %s.", path, names, NOT_AS_WRITTEN
+            )
+
+    def stored(self) -> list[dict[str, Any]]:
+        """Return all records as the file has them."""
+        return [*self.set_aside, *(with_checksum(r) if r["kind"] in CHECKED else r for r in self.records)]
+
+
 def read_results(path: Path, error: type[MergeError]) -> list[dict[str, Any]]:
-    """Return the records of a results.json, oldest first.
+    """Return the records of a results.json, oldest first; errors as those of `read_store`."""
+    return read_store(path, error).records
+
+
+def read_store(path: Path, error: type[MergeError]) -> Results:
+    """Return what a results.json holds.
 
     Raises:
         MergeError: of the class `error`: the file cannot be read, or is not what evaluate-models writes.
@@ -162,14 +197,21 @@ def read_results(path: Path, error: type[MergeError]) -> list[dict[str, Any]]:
         )
     if store.get("format", FORMAT) != FORMAT:
         raise error(f"{path} has format {shown(store['format'])}; this version reads format {FORMAT}.")
-    results: list[dict[str, Any]] = store["results"]
+    set_aside, results = list[dict[str, Any]](), list[Any]()
+    for record in store["results"]:
+        named = isinstance(record, dict) and isinstance(record.get("key"), str) and record.get("kind") in CHECKED
+        whole = without_checksum(record) if named else record
+        if whole is None:
+            set_aside.append(record)
+        else:
+            results.append(whole)
     faults = [fault for at, record in enumerate(results) for fault in record_faults(record, f"results[{at}]")]
     if faults:
         more = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
         raise error(
             f"{path} holds malformed records, which evaluate-models did not write: {'; '.join(faults[:MAX_FAULTS])}{more}"
         )
-    return results
+    return Results(results, set_aside)
 
 
 def record_faults(record: object, where: str) -> list[str]:

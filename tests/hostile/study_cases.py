@@ -37,7 +37,13 @@ PLANNED = (
 )
 RUNS = (s.RUN_PLANE, s.RUN_MONOTONIC)
 OF_A = (*s.ON_TEXT, *s.ON_ROWS, *STITCHES, *PRUNES, *REPAIRS)
-OF_TEXT = (*s.ON_TEXT, *STITCHES[:2], PRUNES[0], *REPAIRS[:2], ("edit-layers", "prune-embeddings", "a", "--text", "{}", *EDIT))
+OF_TEXT = (
+    *s.ON_TEXT,
+    *STITCHES[:2],
+    PRUNES[0],
+    *REPAIRS[:2],
+    ("edit-layers", "prune-embeddings", "a", "--text", "{}", *EDIT),
+)
 OPTIONS = (
     *((*words, option, "{n}") for words in s.ON_TEXT for option in ("--samples", "--seed", "--max-length")),
     *((*words, option, "{n}") for words in s.ON_ROWS for option in ("--limit", "--seed", "--labels")),

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from merge.disk.atomic import replacing
+from merge.disk.checksums import with_checksum, without_checksum
 from merge.disk.documents import parse_json
 from merge.errors import MergeError, OutputError, first_line
 
@@ -62,7 +63,7 @@ def write_record(store: Path, key: str, record: RowLosses) -> None:
     }
     if record.correct is not None:
         columns["correct"] = pa.FixedSizeListArray.from_arrays(pa.array(record.correct.reshape(-1)), rows)
-    facts = json.dumps({"format": FORMAT, "key": key, **record.facts}, sort_keys=True)
+    facts = json.dumps(with_checksum({"format": FORMAT, "key": key, **record.facts}), sort_keys=True)
     table = pa.table(columns).replace_schema_metadata({METADATA: facts.encode()})
     path = record_path(store, key)
     try:
@@ -100,13 +101,13 @@ def read_record(store: Path, key: str, rows: int) -> RowLosses | None:
 
 
 def _facts(schema: Any) -> Any:
-    """Return what is written beside the columns.
+    """Return what is written beside the columns; None where it is not as it was written.
 
     Raises:
         KeyError: nothing is.
         OutputError: it is not JSON.
     """
-    return parse_json((schema.metadata or {})[METADATA], "a record of a sweep", OutputError)
+    return without_checksum(parse_json((schema.metadata or {})[METADATA], "a record of a sweep", OutputError))
 
 
 def _matrix(column: Any, dtype: Any, rows: int) -> Any:

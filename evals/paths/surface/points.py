@@ -8,6 +8,7 @@ new points only.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ from evals.predict.logits import check_finite
 from evals.predict.predictor import Predictor
 from evals.results.measure import judge
 from evals.tasks.task import METRICS
-from merge.disk.documents import parse_json
+from merge.disk.atomic import write_atomic
+from merge.disk.checksums import NOT_AS_WRITTEN, with_checksum, without_checksum
+from merge.disk.documents import check_regular, parse_json
 from merge.errors import OutputError, first_line
 from merge.progress import shown_by, track
 
@@ -64,6 +67,14 @@ def value_of(losses: Tensor, predicted: Tensor, each: EncodedTask) -> Value:
     return Value(float(losses.double().mean()), error, finite)
 
 
+def _point_record(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a point; None for a line that is not as it was written."""
+    try:
+        return without_checksum(parse_json(line, "a point", OutputError))
+    except OutputError:
+        return None
+
+
 @dataclass
 class PointStore:
     """The values of points by their coefficients, kept in a file where there is one."""
@@ -72,27 +83,34 @@ class PointStore:
     values: dict[At, tuple[Value, ...]] = field(default_factory=dict)
 
     def read(self) -> None:
-        """Read what an earlier run has measured; a last line that was cut short is left out, and written again."""
+        """Read what an earlier run has measured; lines that are not as it wrote them are left out, and measured again."""
         if self.path is None or not self.path.exists():
             return
-        whole = []
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                record = parse_json(line, str(self.path), OutputError)
-                at, values = tuple(record["at"]), tuple(Value(**value) for value in record["values"])
-            except (OutputError, ValueError, KeyError, TypeError):  # changed by hand, or damaged: measured again
-                continue
-            self.values[at] = values
-            whole.append(line)
-        self.path.write_bytes(b"".join(whole))
+        check_regular(self.path)
+        lines, whole = self.path.read_bytes().splitlines(keepends=True), []
+        unfinished = lines[-1:] if lines and not lines[-1].endswith(b"\n") else []  # of a run that was killed
+        for line in lines[: len(lines) - len(unfinished)]:
+            record = _point_record(line)
+            if record is not None:
+                values = tuple(Value(**value) for value in record["values"])
+                self.values[tuple(record["at"])] = values
+                whole.append(line)
+        if changed := len(lines) - len(unfinished) - len(whole):
+            logging.getLogger(__name__).warning(
+                "%s: %d of %d points are not used, and measured again: %s.",
+                self.path,
+                changed,
+                len(lines),
+                NOT_AS_WRITTEN,
+            )
+        if len(whole) < len(lines):
+            write_atomic(self.path, b"".join(whole))
 
     def add(self, at: At, values: Sequence[Value]) -> None:
         """Keep the values of a point, on the disk before this returns."""
         self.values[at] = tuple(values)
         if self.path is not None:
-            line = json.dumps({"at": list(at), "values": [asdict(value) for value in values]})
+            line = json.dumps(with_checksum({"at": list(at), "values": [asdict(value) for value in values]}))
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 

@@ -27,6 +27,7 @@ from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Batch, Tokens, batch_tokens
 from merge.disk.atomic import replacing
+from merge.disk.checksums import CHECKSUM, NOT_AS_WRITTEN, tensors_checksum
 from merge.errors import CheckpointError, OutputError, first_line
 from merge.progress import track
 
@@ -163,6 +164,8 @@ def train_points(
             total.backward()
             keeper.step()
             losses.append(float(loss.detach()))
+    if not all(torch.isfinite(tensor).all() for tensor in flat):  # after the last step nothing else would show it
+        raise CheckpointError(f"{label}: the trained weights are no numbers any more. Take a smaller rate (--rate).")
     trained = tuple(
         {**{n: t.cpu() for n, t in buffers.items()}, **{n: t.detach().cpu() for n, t in point.items()}}
         for point in points
@@ -244,31 +247,43 @@ def _write_state(path: Path, points: Sequence[Mapping[str, Tensor]], optimiser: 
             tensors[f"{k}/{name}"] = tensor.detach().contiguous()
             for moment in MOMENTS:
                 tensors[f"{k}/{name}/{moment}"] = optimiser.state[tensor][moment].contiguous()
+    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"step": str(step)})
+            save_file(tensors, temporary, metadata={"step": str(step), CHECKSUM: _checksum(tensors, step)})
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {first_line(error)}") from error
 
 
 def _read_state(path: Path, points: Sequence[Mapping[str, Tensor]], optimiser: torch.optim.Adam) -> int:
-    """Read the points and the optimiser's state, and return the steps that were taken; 0 where there is no whole file."""
+    """Read the points and the optimiser's state, and return the steps that were taken; 0 where there is no file.
+
+    Raises:
+        CheckpointError: the file is not as it was written; it is removed.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         return 0
     try:
         with safe_open(path, "pt") as file:
-            step = int(file.metadata()["step"])
-            with torch.no_grad():
-                for k, point in enumerate(points):
-                    for name, tensor in point.items():
-                        tensor.copy_(file.get_tensor(f"{k}/{name}"))
-                        moments = {m: file.get_tensor(f"{k}/{name}/{m}").to(tensor.device) for m in MOMENTS}
-                        optimiser.state[tensor] = {"step": torch.tensor(float(step)), **moments}
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError):
-        # Half read is worse than not at all.
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        step = int(facts["step"])
+        if facts[CHECKSUM] != _checksum(tensors, step):
+            raise ValueError(NOT_AS_WRITTEN)
+    except (SafetensorError, KeyError, ValueError):
         path.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} was damaged, and is removed. Start the command again.") from None
+        raise CheckpointError(f"{path} is removed: {NOT_AS_WRITTEN}. Start the command again.") from None
+    with torch.no_grad():
+        for k, point in enumerate(points):
+            for name, tensor in point.items():
+                tensor.copy_(tensors[f"{k}/{name}"])
+                moments = {m: tensors[f"{k}/{name}/{m}"].to(tensor.device) for m in MOMENTS}
+                optimiser.state[tensor] = {"step": torch.tensor(float(step)), **moments}
     return step
+
+
+def _checksum(tensors: Mapping[str, Tensor], step: int) -> str:
+    return f"{step} {tensors_checksum(tensors).hex()}"

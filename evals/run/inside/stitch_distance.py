@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.run.options import EvalOptions
 from evals.run.sweep import Swept
-from merge.disk.documents import read_object
+from merge.disk.checksums import NOT_AS_WRITTEN, with_checksum, without_checksum
+from merge.disk.documents import read_json
 from merge.errors import OutputError, first_line
 from merge.progress import shown_by, silent, track
 
@@ -76,12 +78,17 @@ def _measured(swept: Swept, pair: Pair, fit: Measured, measured: Measured, optio
 
 
 def _stored(path: Path) -> float | None:
-    """Return a distance that was measured before; None where there is none that can be read."""
-    try:
-        value = read_object(path, OutputError, {"distance": "a number"}).get("distance") if path.is_file() else None
-    except OutputError:
+    """Return a distance that was measured before; None where there is none that is as it was written: it is measured again."""
+    if not path.is_file():
         return None
-    return float(value) if isinstance(value, int | float) else None
+    try:
+        whole = without_checksum(read_json(path, OutputError))
+    except OutputError:
+        whole = None
+    if whole is None:
+        logging.getLogger(__name__).warning("%s is not used, and measured again: %s.", path, NOT_AS_WRITTEN)
+        return None
+    return float(whole["distance"])
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -89,6 +96,6 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(record, sort_keys=True) + "\n")
+        write_atomic(path, json.dumps(with_checksum(record), sort_keys=True) + "\n")
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {first_line(error)}") from error

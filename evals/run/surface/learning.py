@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from evals.run.surface.models import Asked, Prepared
     from evals.tasks.label_names import MatchedTask
     from evals.tasks.task import EvalTask
+
+MAX_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ def training_rows(
         raise UsageError(
             "--train names the labelled rows that points are trained on; --data only measures. Example: --train train.jsonl"
         )
-    if learning.steps < 1 or learning.rows_a_step < 1 or not learning.rate > 0:
+    if not 1 <= learning.steps <= MAX_STEPS or learning.rows_a_step < 1 or not 0 < learning.rate < math.inf:
         raise UsageError(
-            f"training takes at least 1 step, 1 row a step and a rate above 0, found {learning.steps}, {learning.rows_a_step} "
-            f"and {learning.rate}."
+            f"training takes 1 to {MAX_STEPS:,} steps, at least 1 row a step and a rate above 0, found {learning.steps}, "
+            f"{learning.rows_a_step} and {learning.rate}."
         )
     rows = read_rows(task, replace(options, data=learning.data, limit=None))
     measured = set(asked.sets[0].rows.texts)

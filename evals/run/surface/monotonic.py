@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from evals.paths.surface.points import PointStore
     from evals.run.surface.models import Prepared
+    from evals.tasks.task import Rows
     from merge.checkpoints.checkpoint import Checkpoint
 
 HEAD_DRAWN = "the head's start: drawn as transformers draws a new head, after torch.manual_seed({}) ({})"
@@ -288,12 +289,30 @@ def _gauss(
     try:
         parts = [gauss_length(logits_path(ready.predictor.model, *ends, batch), alpha) for batch in encoded.batches]
     except RuntimeError as error:  # NotImplementedError is one; so is a machine without memory
-        if not isinstance(error, NotImplementedError) and "forward" not in str(error).lower():
+        if isinstance(error, NotImplementedError):
+            reason = f"a part of {ready.checkpoint.architecture} has no forward derivative"
+        elif _fails_to_derive(ends, ready, rows):
+            reason = f"{ready.checkpoint.architecture} runs, and its forward derivative fails even on one row"
+        else:
             raise
-        notes.append(
-            f"no Gauss length: a part of {ready.checkpoint.architecture} has no forward derivative ({one_line(error)[:120]})"
-        )
+        notes.append(f"no Gauss length: {reason} ({one_line(error)[:120]})")
         return None
     every = torch.cat(parts)
     spread = float(every.std()) if len(every) > 1 else None
     return {"mean": float(every.mean()), "standard_deviation": spread, "rows": len(every)}
+
+
+def _fails_to_derive(ends: tuple[Mapping[str, Tensor], Mapping[str, Tensor]], ready: Prepared, rows: Rows) -> bool:
+    """Return whether the model runs on one row, and its forward derivative there does not."""
+    import torch
+
+    from evals.paths.surface.arc import logits_path, turning_rate
+
+    batch = ready.predictor.encode(rows.chosen([0], "one row")).batches[0]
+    path = logits_path(ready.predictor.model, *ends, batch)
+    path(torch.tensor(0.5))
+    try:
+        turning_rate(path, 0.5)
+    except RuntimeError:
+        return True
+    return False
