@@ -18,8 +18,10 @@ class MergeError(Exception):
     picture = ""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a run that keeps some of its work; the message says what."""
+class Interrupted(MergeError):
+    """Ctrl-C in a command that keeps some of its work; the message says what."""
+
+    exit_code = 130
 
 
 class UsageError(MergeError):

@@ -16,7 +16,7 @@ from merge.errors import Interrupted
 
 # Those of evals.paths.surface.points and evals.run.surface.checkpoints, here without loading torch.
 FOLDER, TRAINED = "surface", "*/*/surface.json"
-KEPT = "what was done is kept in {}, and the same command goes on from there"
+KEPT = "interrupted; what was done is kept in {}, and the same command goes on from there"
 
 
 def learning_options(command: Callable[..., Any]) -> Callable[..., Any]:

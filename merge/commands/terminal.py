@@ -16,7 +16,7 @@ import click
 from merge.commands.failures import UNFORESEEN, on_one_line, unforeseen
 from merge.commands.imports import without_pydantic_plugins
 from merge.commands.phases import Phases
-from merge.errors import Interrupted, MergeError, UsageError
+from merge.errors import MergeError, UsageError
 from merge.progress import shown_by, silent
 
 RUST_PANIC = "PanicException"  # of libraries in Rust; it is no Exception
@@ -55,9 +55,8 @@ def start(
         message = str(error).removesuffix(error.picture) if error.picture else error
         click.echo(f"{name}: {on_one_line(message, state[VERBOSE])}{error.picture}", err=True)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as stop:
-        left = str(stop) if isinstance(stop, Interrupted) else "no incomplete output is left"
-        click.echo(f"{name}: interrupted; {left}", err=True)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"{name}: interrupted; no incomplete output is left", err=True)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

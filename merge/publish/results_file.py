@@ -199,8 +199,8 @@ def read_store(path: Path, error: type[MergeError]) -> Results:
         raise error(f"{path} has format {shown(store['format'])}; this version reads format {FORMAT}.")
     set_aside, results = list[dict[str, Any]](), list[Any]()
     for record in store["results"]:
-        named = isinstance(record, dict) and isinstance(record.get("key"), str) and record.get("kind") in CHECKED
-        whole = without_checksum(record) if named else record
+        named = isinstance(record, dict) and all(isinstance(record.get(n), str) for n in ("kind", "key"))
+        whole = without_checksum(record) if named and record["kind"] in CHECKED else record
         if whole is None:
             set_aside.append(record)
         else:

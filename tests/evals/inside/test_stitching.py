@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captured_log import CapturedLog
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 
 import evals
@@ -110,7 +111,7 @@ def test_other_widths_and_depths_are_measured_without_a_line(store: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_zoo_is_clustered_by_stitching(store: Path, tmp_path: Path) -> None:
+def test_a_zoo_is_clustered_by_stitching(store: Path, tmp_path: Path, captured_log: CapturedLog) -> None:
     """Two copies that differ in a bias alone are at 0; an unrelated model is not; the second sweep reads what the first wrote."""
     tensors = random_tensors(CONFIG, 0)
     tensors["classifier.bias"] = tensors["classifier.bias"] + 0.01
@@ -127,6 +128,10 @@ def test_a_zoo_is_clustered_by_stitching(store: Path, tmp_path: Path) -> None:
     again = evals.basins(models, summary="stitching", **given)
     assert (again.matrix("stitching") == penalties).all()
     assert [path.stat().st_mtime_ns for path in stored] == before
+    stored[0].write_text(stored[0].read_text().replace('"distance": ', '"distance": 9'))
+    captured_log.messages.clear()
+    assert (evals.basins(models, summary="stitching", **given).matrix("stitching") == penalties).all()
+    assert [line for line in captured_log.messages if f"{stored[0]} is not used, and measured again" in line]
 
 
 def test_what_cannot_be_measured_is_one_line(store: Path, tmp_path: Path) -> None:

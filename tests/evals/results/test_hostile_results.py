@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from captured_log import CapturedLog
 
 from evals.heuristics.scores import HansTable
 from evals.report import tables
 from evals.report.page import write_page
 from evals.results.predictions import METADATA, PredictionTable, read_predictions_table, write_predictions_table
-from evals.results.store import load_results
+from evals.results.store import add_result, load_results
+from merge.disk.checksums import CHECKSUM
 from merge.errors import CheckpointError, TaskError
-from merge.publish.results_file import read_results
+from merge.publish.results_file import INSIDE, SURFACES, read_results
 
 SCORES: dict[str, Any] = {
     "kind": "scores", "key": "k", "task": "mnli", "split": "dev", "data": "rows", "n": 9,
@@ -109,6 +111,46 @@ def test_no_number_may_be_nan_text_or_keys(record: dict[str, Any], value: Any, t
         if isinstance(inner, int | float):
             with pytest.raises(CheckpointError):
                 read_results(stored(tmp_path, changed(record, path, value)), CheckpointError)
+
+
+STUDY = {
+    **{name: SCORES[name] for name in ("task", "split", "data", "n", "notes")},
+    "models": [{"name": "a"}],
+    "rows": [],
+}
+
+
+@pytest.mark.parametrize("kind", [*INSIDE, *SURFACES])
+def test_a_study_that_is_not_as_it_was_written_is_set_aside(
+    kind: str, tmp_path: Path, captured_log: CapturedLog
+) -> None:
+    """A line names it, it stays in the file beside new results, the page is without it, and one that is measured replaces it."""
+    study = {**STUDY, "kind": kind, "key": f"{kind}-1", "rows": "0", "cells": [[0.5, 1.5], [2.5, None]]}
+    add_result(tmp_path, study)
+    assert load_results(tmp_path, warn=True) == [study]  # the control
+    assert captured_log.messages == []
+    sound = json.loads((tmp_path / "results.json").read_text())["results"][0]
+    for damaged in (
+        {**sound, "cells": sound["cells"][:1]},
+        {**sound, "cells": "0.5"},
+        {name: value for name, value in sound.items() if name != "cells"},
+        {name: value for name, value in sound.items() if name != CHECKSUM},  # of an older version
+        {**sound, "n": float("nan")},
+    ):
+        captured_log.messages.clear()
+        stored(tmp_path, damaged)
+        assert load_results(tmp_path, warn=True) == []
+        (line,) = captured_log.messages
+        assert f"measured again where it is asked for: {kind} ({kind}-1)" in line
+        add_result(tmp_path, SCORES)
+        assert load_results(tmp_path) == [SCORES]
+        assert [record["key"] for record in json.loads((tmp_path / "results.json").read_text())["results"]] == [
+            f"{kind}-1",
+            "k",
+        ]
+        write_page(tmp_path)
+        add_result(tmp_path, study)
+        assert load_results(tmp_path) == [SCORES, study]
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.parquet", "a/../../x"])

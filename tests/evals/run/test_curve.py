@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from captured_log import CapturedLog
 from click.testing import CliRunner
 from tiny import NLI, bert_config, save_checkpoint
 
 import evals
 from evals.commands.evaluate_models import evaluate
-from merge.errors import MergeError
+from evals.paths.surface import training
+from merge.commands.terminal import start
+from merge.errors import CheckpointError, MergeError
 
 SMALL = bert_config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
 ROWS = [
@@ -71,6 +74,93 @@ def test_a_second_run_reads_the_bend_and_a_finer_grid_trains_nothing(
         measured(tmp_path, steps=7)
 
 
+def test_a_damaged_record_is_measured_again_from_its_bends(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured_log: CapturedLog
+) -> None:
+    """What tables would index is not used; bends are read, and one that was changed is named and not used either."""
+    first = measured(tmp_path)
+    path = tmp_path / "results.json"
+    sound = path.read_text()
+    del (damaged := json.loads(sound))["results"][0]["curves"][1]["length"]
+    path.write_text(json.dumps(damaged))
+    monkeypatch.setattr("evals.paths.surface.training.train_points", None)
+    again = measured(tmp_path)
+    assert without_times(again) == without_times(first)
+    assert [line for line in captured_log.messages if "measured again where it is asked for: curve (" in line]
+    bend = tmp_path / first["checkpoints"] / "naive-bend1"
+    for name, change in (
+        ("model.safetensors", flipped),
+        ("surface.json", lambda data: data.replace(b"steps", b"STEPS")),
+    ):
+        whole = (bend / name).read_bytes()
+        (bend / name).write_bytes(change(whole))
+        with pytest.raises(CheckpointError, match="naive-bend1 is not used: it was changed since it was written"):
+            measured(tmp_path, points=3)
+        (bend / name).write_bytes(whole)
+    measured(tmp_path, points=3)  # the control
+
+
+def test_ctrl_c_says_in_one_line_what_is_kept(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing before the first step; then its state, from which the command ends as if it had not been stopped."""
+    words = [
+        "curve",
+        "a",
+        "b",
+        "-q",
+        "--task",
+        "mnli",
+        "--data",
+        "rows.jsonl",
+        "--train",
+        "train.jsonl",
+        "--points",
+        "3",
+    ]
+    words += ["--train-steps", "4", "--rate", "0.01"]
+    real, left = training._loss, [0]
+
+    def loss(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    def stopped(folder: str) -> str:
+        with pytest.raises(SystemExit, match="130"):
+            start(evaluate, "evaluate-models", [*words, "-o", str(tmp_path / folder)])
+        (line,) = filter(None, capsys.readouterr().err.splitlines())
+        return line
+
+    monkeypatch.setattr(training, "_loss", loss)
+    assert stopped("none") == "evaluate-models: interrupted; no incomplete output is left"
+    for folder in ("kept", "changed"):
+        left[0] = 2
+        kept = f"what was done is kept in {tmp_path / folder}, and the same command goes on from there"
+        assert stopped(folder) == f"evaluate-models: interrupted; {kept}"
+    (state,) = (tmp_path / "changed" / "surface").glob("*.safetensors")
+    state.write_bytes(flipped(state.read_bytes()))
+    monkeypatch.setattr(training, "_loss", real)
+    settings = {"train": "train.jsonl", "data": "rows.jsonl", "points": 3, "steps": 4, "rate": 0.01}
+    expected = evals.curve("a", "b", task="mnli", **settings).record["curves"][1]["loss"]
+    assert (
+        evals.curve("a", "b", task="mnli", output=tmp_path / "kept", **settings).record["curves"][1]["loss"] == expected
+    )
+    with pytest.raises(CheckpointError, match="is removed: it was changed since it was written"):
+        evals.curve("a", "b", task="mnli", output=tmp_path / "changed", **settings)
+    assert not state.exists()
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "seconds"}
+
+
+def flipped(data: bytes) -> bytes:
+    """Return the bytes of weights with one bit of the last number changed: another model that loads as well."""
+    return data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
+
+
 @pytest.mark.slow
 def test_after_an_alignment_both_paths_are_measured_once_more(inside: Path, tmp_path: Path) -> None:
     """The aligned end has b's loss, and is a checkpoint of its own."""
@@ -99,6 +189,7 @@ def test_rows_that_are_trained_on_and_measured_are_said(inside: Path) -> None:
         (["a", "wide", "--train", "train.jsonl"], "wide"),
         (["a", "a", "--train", "train.jsonl"], "have the same weights"),
         (["a", "b", "--train", "train.jsonl", "--rate", "0"], "a rate above 0"),
+        (["a", "b", "--train", "train.jsonl", "--rate", "inf"], "a rate above 0"),
         (["a", "b", "--train", "absent.jsonl"], "absent.jsonl"),
     ],
 )

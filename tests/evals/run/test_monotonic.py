@@ -69,9 +69,22 @@ def test_only_a_model_without_forward_derivatives_has_no_gauss_length(
     made = record(zoo, "start", "final", gauss_rows=3)
     assert made["lines"][0]["gauss"] is None
     assert any("has no forward derivative (forward AD with scan" in note for note in made["notes"])
-    fault[0] = RuntimeError("not enough memory: you tried to allocate 9 bytes")
-    with pytest.raises((RuntimeError, MergeError), match="not enough memory"):
-        record(zoo, "start", "final", gauss_rows=3)
+    for words in (
+        "not enough memory: you tried to allocate 9 bytes",
+        "mat1 and mat2 of the forward pass have no shape in common",
+    ):
+        fault[0] = RuntimeError(words)
+        with pytest.raises((RuntimeError, MergeError), match=words[:17]):
+            record(zoo, "start", "final", gauss_rows=3)
+
+    def no_derivative(*_: object) -> None:
+        raise fault[0]
+
+    monkeypatch.setattr("evals.paths.surface.arc.turning_rate", no_derivative)
+    made = record(zoo, "start", "final", gauss_rows=3)
+    assert any(
+        "runs, and its forward derivative fails even on one row (mat1 and mat2" in note for note in made["notes"]
+    )
 
 
 @pytest.mark.slow

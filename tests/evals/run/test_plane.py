@@ -135,15 +135,18 @@ def test_what_spans_no_plane_is_one_line(inside: Path, models: list[str], messag
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arrays", [None, "nowhere.npz"])
-def test_a_stored_plane_whose_arrays_are_not_there_is_measured_again(inside: Path, tmp_path: Path, arrays: Any) -> None:
+@pytest.mark.parametrize("arrays", ["changed", "deleted"])
+def test_a_stored_plane_whose_arrays_are_not_there_is_measured_again(inside: Path, tmp_path: Path, arrays: str) -> None:
     words = ("a", "b", "c", "--points", "3", "--levels", "0", "-o", str(tmp_path))
     run(*words)
     stored = tmp_path / "results.json"
     record = json.loads(stored.read_text())
-    damaged = json.loads(json.dumps(record))
-    damaged["results"][0]["arrays"] = arrays
-    stored.write_text(json.dumps(damaged))
+    if arrays == "changed":
+        damaged = json.loads(json.dumps(record))
+        damaged["results"][0]["arrays"] = "nowhere.npz"
+        stored.write_text(json.dumps(damaged))
+    else:
+        (tmp_path / record["results"][0]["arrays"]).unlink()
     run(*words)
     again = json.loads(stored.read_text())["results"][0]
     assert again["arrays"] == record["results"][0]["arrays"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from captured_log import CapturedLog
 from click.testing import CliRunner
 from tiny import NLI, bert_config, save_checkpoint
 
@@ -107,6 +108,21 @@ def test_a_second_run_reads_the_vertices_and_a_further_vertex_is_trained_alone(
     assert (
         second["simplexes"][0]["dimensions"][1]["vertex_loss"] == first["simplexes"][0]["dimensions"][1]["vertex_loss"]
     )
+
+
+def test_a_damaged_record_is_measured_again_from_its_vertices(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured_log: CapturedLog
+) -> None:
+    first = grown(zoo, "a", tmp_path, vertices=1)
+    path = tmp_path / "results.json"
+    damaged = json.loads(path.read_text())
+    damaged["results"][0]["simplexes"][0]["dimensions"] = 1
+    path.write_text(json.dumps(damaged))
+    monkeypatch.setattr("evals.paths.surface.training.train_points", None)
+    again = grown(zoo, "a", tmp_path, vertices=1)
+    assert again["simplexes"] == first["simplexes"]
+    assert json.loads(path.read_text())["results"][0]["simplexes"] == first["simplexes"]
+    assert [line for line in captured_log.messages if "measured again where it is asked for: simplex (" in line]
 
 
 def test_shared_vertices_join_all_models(zoo: Path, tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def test_a_damaged_record_is_not_used(tmp_path: Path) -> None:
     assert read_record(tmp_path, KEY, 5) is None
     path.write_bytes(whole)
     assert read_record(tmp_path, KEY, 5) is not None
+    table = pq.read_table(path)
+    for was, becomes in ((b"1.5", b"9.5"), (b"1.5", b'"x"'), (b'"checksum"', b'"x"')):
+        facts = table.schema.metadata[METADATA]
+        pq.write_table(table.replace_schema_metadata({METADATA: facts.replace(was, becomes)}), path)
+        assert not is_stored(tmp_path, KEY)
+        assert read_record(tmp_path, KEY, 5) is None
+    path.write_bytes(whole)
     path.rename(record_path(tmp_path, "pairs-4567"))
     assert not is_stored(tmp_path, "pairs-4567")
     assert read_record(tmp_path, "pairs-4567", 5) is None

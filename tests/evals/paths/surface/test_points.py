@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from captured_log import CapturedLog
 
 from evals.paths.surface.points import Value, point_store, rounded
 from merge.errors import OutputError
@@ -26,6 +27,27 @@ def test_points_are_read_again_and_a_cut_line_is_measured_again(tmp_path: Path) 
     with point_store(tmp_path, "points-1", force=True) as store:
         assert store.values == {}
     assert [each.name for each in (tmp_path / "surface").iterdir()] == []
+
+
+def test_a_point_that_was_changed_is_measured_again_and_said(tmp_path: Path, captured_log: CapturedLog) -> None:
+    """Another number, another type, an older line without a checksum: none of them is a value."""
+    with point_store(tmp_path, "points-1") as store:
+        store.add((0.5, 0.5), VALUES)
+        store.add((1.0, 0.0), VALUES[:1])
+    path = tmp_path / "surface" / "points-1.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    for damaged in (
+        first.replace(b"1.5", b"1.6"),
+        first.replace(b"1.5", b'"x"'),
+        first.replace(b"checksum", b"x"),
+        b"\n",
+    ):
+        captured_log.messages.clear()
+        path.write_bytes(damaged + second)
+        with point_store(tmp_path, "points-1") as store:
+            assert store.values == {(1.0, 0.0): VALUES[:1]}
+        assert ["1 of 2 points are not used, and measured again" in line for line in captured_log.messages] == [True]
+        assert path.read_bytes() == second
 
 
 def test_one_process_at_a_time_measures_the_points_of_a_key(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from captured_log import CapturedLog
 from planted_basins import planted
 
 from evals.clusters.analysis import analyse, verified
@@ -20,6 +21,7 @@ from evals.report.basins.section import basins_figures, basins_section, write_ba
 from evals.report.page import write_page
 from evals.report.tables import Span
 from evals.results.json_text import json_text
+from evals.results.store import load_basins
 from merge.errors import TaskError
 
 SIZES = (5, 3)
@@ -162,7 +164,19 @@ def test_the_same_record_gives_the_same_bytes(folder: Path, tmp_path: Path) -> N
     assert all(path.read_bytes() == (folder / path.name).read_bytes() for path in made)
 
 
-def test_another_file_in_its_place_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "basins.json").write_text('{"kind": "scores"}', encoding="utf-8")
-    with pytest.raises(TaskError, match="not a record of evaluate-models basins"):
-        write_page(tmp_path)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"kind": "scores"}', "not a record of evaluate-models basins"),
+        ('{"kind": "basins", "models": []}', "is not used: it was changed since it was written"),
+    ],
+)
+def test_the_page_is_whole_without_a_basins_file_that_cannot_be_used(
+    text: str, reason: str, tmp_path: Path, captured_log: CapturedLog
+) -> None:
+    """The page is of all else, and a line names the file; a command that needs the file stops."""
+    (tmp_path / "basins.json").write_text(text, encoding="utf-8")
+    assert write_page(tmp_path).is_file()
+    assert reason in " ".join(captured_log.messages)
+    with pytest.raises(TaskError, match=reason):
+        load_basins(tmp_path)
