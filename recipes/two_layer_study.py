@@ -10,7 +10,8 @@ clusters by epsilon; the same for networks without redundant units, with the fac
 published code's. Then: initialisations and optimisers, the choice of the reference, averages of a run's checkpoints,
 LayerNorm networks of four layers; and barriers by depth and difficulty, annealing beside assignment, forks of one run.
 
-Parts: moons, digits, optimisers, references, averages, soups, norm, entezari. Written: results.json, report.txt and PNG figures.
+Parts: moons, digits, optimisers, references, averages, soups, norm, entezari. Written: results.json and report.txt as the
+work goes on, PNG figures at its end.
 Units are matched by the code of `merge.align --by weights`; the networks are models that every command opens, and
 `--save FOLDER` writes some of them for that.
 """
@@ -49,8 +50,18 @@ def _size(quick: bool) -> dict[str, Any]:
     }
 
 
-def measure(parts: tuple[str, ...], size: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """Return the records of the parts."""
+def measure(
+    parts: tuple[str, ...],
+    size: dict[str, Any],
+    say: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], object] = lambda records: None,
+) -> dict[str, Any]:
+    """Return the records of the parts.
+
+    Args:
+        say: called with what is measured next.
+        keep: called with all records so far after each width, and after each part.
+    """
     from two_layer.data import digits, moons
     from two_layer.entezari import annealing, by_depth, by_difficulty, spawned
     from two_layer.study import (
@@ -73,12 +84,15 @@ def measure(parts: tuple[str, ...], size: dict[str, Any], say: Callable[[str], N
             say(f"{name}, width {width}")
             record = width_record(data, width, training, size["count"], size["paired"], reductions)
             records.setdefault(name, []).append(record)
+            keep(records)
     if "optimisers" in parts:
         say("initialisations and optimisers")
         records["optimisers"] = optimisers(two, 512, size["each"], MOONS.epochs)
+        keep(records)
     if "references" in parts:
         say("references")
         records["references"] = references(two, 64, size["each"], MOONS.epochs)
+        keep(records)
     if "averages" in parts:
         say("averages of a run's checkpoints")
         records["averages"] = {
@@ -87,12 +101,15 @@ def measure(parts: tuple[str, ...], size: dict[str, Any], say: Callable[[str], N
             "digits, 64 units": averages(ten, 64, DIGITS),
             "digits, four layers with LayerNorm": averages(ten, 64, DIGITS, 3, True),
         }
+        keep(records)
     if "soups" in parts:
         say("soups")
         records["soups"] = soups(ten, 64, DIGITS, 10)
+        keep(records)
     if "norm" in parts:
         say("four layers with LayerNorm")
         records["norm"] = norm_networks(ten, (8, 16, 64, 256), size["few"] + 2, DIGITS)
+        keep(records)
     if "entezari" in parts:
         few = size["few"]
         records["entezari"] = {}
@@ -104,6 +121,7 @@ def measure(parts: tuple[str, ...], size: dict[str, Any], say: Callable[[str], N
         }.items():
             say(name)
             records["entezari"][name] = run()
+            keep(records)
     return records
 
 
@@ -183,12 +201,14 @@ def main() -> int:
         print(f"wrote {', '.join(map(str, written))} and {options.save / 'digits.yaml'}")
         return 0
     options.output.mkdir(parents=True, exist_ok=True)
-    records = measure(tuple(options.part or PARTS), _size(options.quick), say)
-    (options.output / "results.json").write_text(json.dumps(records), encoding="utf-8")
-    text = text_of(records)
-    (options.output / "report.txt").write_text(text, encoding="utf-8")
+
+    def keep(records: dict[str, Any]) -> None:
+        (options.output / "results.json").write_text(json.dumps(records), encoding="utf-8")
+        (options.output / "report.txt").write_text(text_of(records), encoding="utf-8")
+
+    records = measure(tuple(options.part or PARTS), _size(options.quick), say, keep)
     draw(records, options.output)
-    print(text)
+    print(text_of(records))
     say(f"wrote {options.output}")
     return 0
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.report.svg import numbers, save_figure, short
+from evals.report.svg import fraction_range, numbers, save_figure, short
 from evals.report.tables import show
 from evals.results.store import Record, model_labels
 from merge.publish.figures import COLOURS, INK, MARKERS, PAPER, figure_settings
@@ -45,6 +45,8 @@ def barrier_figure(record: Record) -> Figure:
         for axes, name in zip(panels, names, strict=True):
             axes.margins(y=0.12)
             axes.set(xlabel="λ (0 = a, 1 = b)", ylabel=name, xlim=(-0.04, 1.04))
+        if classes:
+            fraction_range(panels[1])
         calibrated = [_draw_calibrated(loss, curve, at) for at, curve in enumerate(curves) if curve.get("calibrated")]
         for at, curve in enumerate(curves):
             _draw_gap(loss, curve, at, shift=0.012 * (at - (len(curves) - 1) / 2))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merge.publish.figures import INK, PAPER, RULE, rendered
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -53,6 +54,13 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
 def numbers(values: Any) -> list[float]:
     """Return the values with nan, which matplotlib leaves out, where a score is undefined."""
     return [float("nan") if value is None else value for value in values]
+
+
+def fraction_range(axes: Axes) -> None:
+    """Let the values of an axis that shows a share or a correlation end at 1, and at 0 where none is below it."""
+    low, high = axes.get_ylim()
+    low = max(low, -0.03 * high) if axes.dataLim.y0 >= 0 else low
+    axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)))
 
 
 def short(name: str, length: int = 44) -> str:

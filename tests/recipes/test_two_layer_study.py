@@ -176,7 +176,9 @@ def test_every_part_is_measured_printed_and_drawn(study: Any, tmp_path: Path, mo
     monkeypatch.setattr(records, "DIGITS", short)
     size = {"count": 3, "paired": 3, "each": 2, "few": 2, "steps": 3, "widths": (4,)}
     parts = tuple(part for part in script.PARTS if part not in ("optimisers", "references", "norm", "entezari"))
-    measured = script.measure(parts, size, lambda _: None)
+    kept: list[set[str]] = []
+    measured = script.measure(parts, size, lambda _: None, lambda records: kept.append(set(records)))
+    assert [len(each) for each in kept] == [1, 2, 3, 4]
     text = script.text_of(json.loads(json.dumps(measured)))
     assert [line for line in text.splitlines() if line.startswith("# ")] == [
         "# moons",

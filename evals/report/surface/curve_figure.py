@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evals.report.svg import numbers, short
+from evals.report.svg import fraction_range, numbers, short
 from evals.report.tables import show
 from evals.results.store import Record, model_labels
 from merge.publish.figures import COLOURS, INK, PAPER, figure_settings
@@ -42,6 +42,7 @@ def curve_figure(record: Record) -> Figure:
         for panel, name in zip(panels, ("loss", record["score"].replace("_", " ")), strict=True):
             panel.set(xlabel="t (0 = a, 1 = b)", ylabel=name, xlim=(-0.04, 1.04))
             panel.margins(y=0.12)
+        fraction_range(panels[1])
         figure.legend(
             handles, [f"{c['name']}: barrier {show(c['barrier'])}" for c in curves], loc="outside lower center", ncols=2
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evals.report.svg import numbers, short
+from evals.report.svg import fraction_range, numbers, short
 from evals.report.tables import show
 from evals.results.store import Record
 from merge.publish.figures import COLOURS, INK, MARKERS, figure_settings
@@ -35,6 +35,7 @@ def monotonic_figure(record: Record) -> Figure:
                     loss.axvspan(bump["start"], bump["end"], color=style["color"], alpha=0.08, zorder=0)
         loss.set(xlabel="α (0 = start, 1 = end)", ylabel="loss")
         score.set(xlabel="α (0 = start, 1 = end)", ylabel=record["score"].replace("_", " "))
+        fraction_range(score)
         names = [
             f"{short(line['name'])}: {'monotone' if line['monotone'] else 'smallest Δ ' + show(line['delta'])}"
             for line in lines

@@ -20,7 +20,7 @@ from quick import quick_on
 from evals.report import barrier_figure as plots
 from evals.report.barrier_figure import barrier_figure, barrier_plot
 from evals.report.hans_figure import hans_figure, hans_plot
-from evals.report.svg import inline_svg
+from evals.report.svg import fraction_range, inline_svg
 from evals.report.tables import GOLDS
 from merge.errors import TaskError
 from merge.publish import figures
@@ -132,6 +132,22 @@ def test_the_same_record_gives_the_same_bytes(tmp_path: Path, draw: Any) -> None
         second = [path.read_bytes() for path in draw(tmp_path / "second")]
     assert first == second
     assert b"<dc:date>" not in first[1]
+
+
+def test_the_axis_of_a_share_ends_at_one_and_at_zero() -> None:
+    """A margin beyond is room for a marker; a correlation below 0 keeps its axis."""
+    figure = Figure()
+    ends = []
+    for values in ([1.0, 1.0], [0.0, 1.0], [-0.2, 0.1]):
+        axes = figure.add_subplot()
+        axes.plot(values)
+        axes.margins(y=0.3)
+        fraction_range(axes)
+        ends.append(axes.get_ylim())
+    (low, high), both, below = ends
+    assert low < 1 < high < 1.01
+    assert both == pytest.approx((-0.039, 1.03117))  # 3 % of 1.3, and of what is below 1
+    assert below == pytest.approx((-0.29, 0.19))
 
 
 @pytest.mark.slow
