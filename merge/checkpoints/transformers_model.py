@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+from merge.checkpoints.skeletons import from_skeleton, keep_skeleton, skeleton_key
 from merge.errors import CheckpointError, closest, one_line
 
 if TYPE_CHECKING:
@@ -150,22 +151,27 @@ def build(
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape.
     """
-    settings = model_config(config)
     weights = {name: tensor.to(dtype or tensor.dtype, copy=copied) for name, tensor in tensors.items()}
-    settings.dtype = dtype or next(iter(weights.values())).dtype
+    dtype = dtype or next(iter(weights.values())).dtype
+    key = skeleton_key(config, weights, dtype)
+    if (kept := from_skeleton(key, weights)) is not None:
+        return kept
+    settings = model_config(config)
+    settings.dtype = dtype
     with loading():
         model, info = model_class(config).from_pretrained(
             None,
             config=settings,
             state_dict=weights,
             output_loading_info=True,
-            dtype=settings.dtype,
+            dtype=dtype,
             ignore_mismatched_sizes=True,  # for its report; it is an error below
         )
     faults = loading_faults(info)
     if faults:
         raise CheckpointError(f"{type(model).__name__} does not take these tensors: {'; '.join(faults)}")
-    return model.eval()
+    keep_skeleton(key, model.eval(), weights)
+    return model
 
 
 def runs_beside_others(model: Any) -> bool:
