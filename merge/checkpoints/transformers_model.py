@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoints.skeletons import from_skeleton, keep_skeleton, skeleton_key
+from merge.checkpoints.weights.skeletons import from_skeleton, keep_skeleton, skeleton_key
 from merge.errors import CheckpointError, closest, one_line
 
 if TYPE_CHECKING:

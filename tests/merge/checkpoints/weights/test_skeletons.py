@@ -12,9 +12,9 @@ from families import UNLIKE, canonical_tensors, written_name
 from quick import quick_on
 from tiny import bert_config, random_tensors
 
-from merge.checkpoints import skeletons
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.transformers_model import build
+from merge.checkpoints.weights import skeletons
 from merge.errors import CheckpointError
 from merge.symmetry.architectures import spec_for
 

@@ -79,7 +79,7 @@ def keep_skeleton(key: Hashable, model: Any, weights: Mapping[str, Tensor]) -> N
         if tensor is None or id(tensor) in names or _kind(tensor) != _kind(weight):
             return
         if tensor.data_ptr() != weight.data_ptr():
-            if tensor is not _head_bias(model) or bool((tensor != weight).any()):
+            if tensor is not _head_bias(model) or tensor.tolist() != weight.tolist():
                 return
             copied.add(name)
         names[id(tensor)] = name
