@@ -1,4 +1,7 @@
-"""Fault injection: whichever operation on a file fails, a command ends with one line, leaves nothing, and works again."""
+"""Fault injection: whichever operation on a file fails, a command ends with one line, leaves nothing, and works again.
+
+Studies, stitches and repairs are tried at some of their operations; MERGE_MODELS_FAULTS=all tries every one.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import studies
 import world as worlds
 from faulty_disk import ERRORS, FaultyDisk, failing
 from quick import quick_on
@@ -19,6 +23,7 @@ from test_fuzz import Outcome, contents, run_command
 from merge.run.verify import verify
 
 SAMPLED = 12  # operations of each command in the quick test
+STUDY_SAMPLED = None if os.environ.get("MERGE_MODELS_FAULTS") == "all" else 5  # of each study; None for all
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,37 @@ SCENARIOS = {
 }
 
 
+STUDIES = {
+    "stitched": Scenario(
+        ("stitch-models", "a", "b", "--at", "1:0", "--map", "scale", *studies.TEXT, "-q", "-o", "out"), "out"
+    ),
+    "applied": Scenario(("edit-layers", "apply", "a", "b", "--plan", "A0, mean(A0, B0)", "-q", "-o", "out"), "out"),
+    "repaired": Scenario(
+        ("edit-layers", "apply", "a", "b", "--plan", "A0, B0", "--repair", "seam", *studies.TEXT, "-q", "-o", "out"),
+        "out",
+    ),
+    **{
+        words[1]: Scenario((*words, "-o", "out"), "out")
+        for words in ((*studies.STITCH, *studies.TEXT), (*studies.LESION, *studies.TEXT), studies.CURVE, studies.PLANE)
+    },
+}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the folder that the commands run in, with a cache that has seen them once."""
     folder = worlds.make_world(tmp_path_factory.mktemp("disk"))
-    before = Path.cwd()
+    studies.add_studies(folder)
+    before, undrawn = Path.cwd(), studies.undrawn()
     os.chdir(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MERGE_MODELS_CACHE", str(folder / "cache"))
-        for words in (*worlds.PREPARED[:1], *(scenario.words for scenario in SCENARIOS.values())):
+        for words in (*worlds.PREPARED[:1], *(each.words for each in (SCENARIOS | STUDIES).values())):
             outcome = run_command(words, wait=600)
             assert outcome.code == 0, outcome.err
             shutil.rmtree("out", ignore_errors=True)
         yield folder
+    undrawn.undo()
     os.chdir(before)
 
 
@@ -77,7 +100,8 @@ def attempt(
     elif outcome.code:
         assert after == before, what
     if fails_at and again:
-        shutil.rmtree(world / "out", ignore_errors=True)
+        if scenario.words[0] != "evaluate-models":  # which goes on from what is there
+            shutil.rmtree(world / "out", ignore_errors=True)
         second = run_command(scenario.words)
         assert second.code == 0, f"{what}; then: {second.err}"
     if scenario.words[0] != "evaluate-models" and (again or not outcome.code):
@@ -125,3 +149,26 @@ def test_every_operation_may_fail(name: str, world: Path) -> None:
     print(f"{name}: {total} operations, {failures} failures")  # noqa: T201
     assert wrong == []
     assert failures > (total - first) // 4
+
+
+@pytest.mark.slow
+@pytest.mark.fuzz
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", STUDIES)
+def test_an_operation_of_a_study_may_fail(name: str, world: Path) -> None:
+    """Some of the operations of the commands that study, stitch and repair, or all: the same run then goes on and succeeds."""
+    total = all_operations(STUDIES[name], world)
+    tried = (
+        range(1, total + 1)
+        if STUDY_SAMPLED is None
+        else [round((k + 0.5) * total / STUDY_SAMPLED) for k in range(STUDY_SAMPLED)]
+    )
+    wrong, failures = [], 0
+    for n in tried:
+        try:
+            failures += attempt(STUDIES[name], world, n, ERRORS[n % len(ERRORS)])[1].code > 0
+        except AssertionError as error:
+            wrong.append(str(error).splitlines()[0])
+    print(f"{name}: {len(tried)} of {total} operations, {failures} failures")  # noqa: T201
+    assert wrong == []
+    assert failures > len(tried) // 5

@@ -136,12 +136,13 @@ def test_a_study_that_is_not_as_it_was_written_is_set_aside(
         {name: value for name, value in sound.items() if name != "cells"},
         {name: value for name, value in sound.items() if name != CHECKSUM},  # of an older version
         {**sound, "n": float("nan")},
+        {**sound, "kind": "x", "cells": None},  # found by its key
     ):
         captured_log.messages.clear()
         stored(tmp_path, damaged)
         assert load_results(tmp_path, warn=True) == []
         (line,) = captured_log.messages
-        assert f"measured again where it is asked for: {kind} ({kind}-1)" in line
+        assert f"measured again where it is asked for: {damaged['kind']} ({kind}-1)" in line
         add_result(tmp_path, SCORES)
         assert load_results(tmp_path) == [SCORES]
         assert [record["key"] for record in json.loads((tmp_path / "results.json").read_text())["results"]] == [
@@ -151,6 +152,15 @@ def test_a_study_that_is_not_as_it_was_written_is_set_aside(
         write_page(tmp_path)
         add_result(tmp_path, study)
         assert load_results(tmp_path) == [SCORES, study]
+
+
+@pytest.mark.parametrize("record", [SCORES, BARRIER], ids=["scores", "barrier"])
+def test_the_kind_is_that_of_the_key(record: dict[str, Any], tmp_path: Path) -> None:
+    """Else a record of a kind that has no schema would be found by its key, and read as if it had been checked."""
+    named = {**record, "key": f"{record['kind']}-3f"}
+    assert load_results(stored(tmp_path, named).parent) == [named]
+    with pytest.raises(TaskError, match=f"kind should be {record['kind']}, found "):
+        load_results(stored(tmp_path, {**named, "kind": "x"}).parent)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.parquet", "a/../../x"])

@@ -142,7 +142,7 @@ def test_ctrl_c_says_in_one_line_what_is_kept(
     (state,) = (tmp_path / "changed" / "surface").glob("*.safetensors")
     state.write_bytes(flipped(state.read_bytes()))
     monkeypatch.setattr(training, "_loss", real)
-    settings = {"train": "train.jsonl", "data": "rows.jsonl", "points": 3, "steps": 4, "rate": 0.01}
+    settings: dict[str, Any] = {"train": "train.jsonl", "data": "rows.jsonl", "points": 3, "steps": 4, "rate": 0.01}
     expected = evals.curve("a", "b", task="mnli", **settings).record["curves"][1]["loss"]
     assert (
         evals.curve("a", "b", task="mnli", output=tmp_path / "kept", **settings).record["curves"][1]["loss"] == expected
