@@ -1,17 +1,22 @@
-"""Pictures of match quality, of which each kind is drawn once by each process of the tests: a picture takes 0.2 CPU seconds.
+"""Pictures, of which each kind is drawn once by each process of the tests: a picture takes 0.2 CPU seconds.
 
-tests/merge/alignment/evidence/test_quality.py looks at the pictures themselves, and draws them all.
+Tests that look at the pictures themselves draw them all: of match quality tests/merge/alignment/evidence/test_quality.py, of
+evaluations those in tests/evals/report and tests/evals/results, by `all_drawn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from evals.report import svg
 from merge.publish import alignment_plot
 
-draw = alignment_plot.save_alignment_plot
+draw, render = alignment_plot.save_alignment_plot, svg.rendered
 DRAWN: dict[tuple[Any, ...], bytes] = {}
 
 
@@ -35,6 +40,25 @@ def save_alignment_plot(folder: Path, aligned: Sequence[Mapping[str, Any]]) -> N
     (folder / alignment_plot.FILE).write_bytes(DRAWN[kind(aligned)])
 
 
+def rendered(figure: Any, kind: str) -> bytes:
+    """Return the bytes of the first figure of as many lines, points, bars and texts in as many panels of one size."""
+    drawn = [Counter(type(part).__name__ for part in axes.get_children()) for axes in figure.axes]
+    parts = tuple(tuple(sorted(counts.items())) for counts in drawn)
+    key = (kind, tuple(figure.get_size_inches()), len(figure.texts), len(figure.legends), parts)
+    if key not in DRAWN:
+        DRAWN[key] = render(figure, kind)
+    return DRAWN[key]
+
+
 def install() -> None:
     """Let runs of this process draw so; what was imported before draws every picture."""
     alignment_plot.save_alignment_plot = save_alignment_plot
+    svg.rendered = rendered
+
+
+@pytest.fixture(autouse=True)
+def all_drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Draw every figure of an evaluation in the tests of a folder whose conftest.py imports this."""
+    with monkeypatch.context() as patch:
+        patch.setattr(svg, "rendered", render)
+        yield

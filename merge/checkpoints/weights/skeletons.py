@@ -125,7 +125,7 @@ def from_skeleton(key: Hashable, weights: Mapping[str, Tensor]) -> Any:
     return _Unpickler(BytesIO(skeleton.pickled), tensors).load()
 
 
-def _head_bias(model: Any) -> Tensor | None:
+def _head_bias(model: Any) -> Any:
     try:
         return getattr(model.get_output_embeddings(), "bias", None)
     except NotImplementedError:  # a model that reads no tokens

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import quick_on
 
 from evals.heuristics.grammar import SUBCASES, HansPair, Template, generate, half_of
 from evals.heuristics.words import PHRASES, WORDS
@@ -79,15 +80,14 @@ def probability(subcase: str, template: str) -> Fraction:
     return UNEQUAL.get(template, Fraction(1, len(PUBLISHED[subcase])))
 
 
+# The pairs of the other half take two CPU seconds: quick tests draw a few.
+HALVES = quick_on(("evaluation",), ("evaluation", "train"))
+
+
 @cache
-def halves() -> dict[str, Sequence[HansPair]]:
-    """All 30,000 pairs of each half, generated once."""
-    return {"train": generate(half="train"), "evaluation": generate(half="evaluation")}
-
-
 def pairs(half: str = "evaluation") -> Sequence[HansPair]:
-    """The pairs of one half."""
-    return halves()[half]
+    """All 30,000 pairs of one half, generated once."""
+    return generate(half=half)  # type: ignore[arg-type]
 
 
 @cache
@@ -150,10 +150,10 @@ def unlikely_shares(rows: Iterable[HansPair]) -> list[str]:
     return faults
 
 
-def test_templates_come_as_often_as_published() -> None:
+@pytest.mark.parametrize("half", HALVES)
+def test_templates_come_as_often_as_published(half: str) -> None:
     """A subcase's score is a mean over its templates, so their shares are part of the benchmark."""
-    assert unlikely_shares(pairs("evaluation")) == []
-    assert unlikely_shares(pairs("train")) == []
+    assert unlikely_shares(pairs(half)) == []
 
 
 def test_a_wrong_share_is_seen() -> None:
@@ -186,7 +186,7 @@ def is_subsequence(premise: str, hypothesis: str) -> bool:
     return f" {' '.join(words(hypothesis))} " in f" {' '.join(words(premise))} "
 
 
-@pytest.mark.parametrize("half", ["evaluation", "train"])
+@pytest.mark.parametrize("half", HALVES)
 def test_every_pair_tempts_its_heuristic(half: str) -> None:
     """By definition lexical overlap reuses words; a subsequence or constituent is one stretch of the premise."""
     counts: Counter[str] = Counter()
@@ -261,10 +261,12 @@ def test_sentences_are_tokenised_as_published() -> None:
 # Draws
 
 
-def test_no_pair_comes_twice_and_the_halves_share_none() -> None:
+@pytest.mark.parametrize("per_subcase", quick_on((50,), (50, 1000)))
+def test_no_pair_comes_twice_and_the_halves_share_none(per_subcase: int) -> None:
     """A pair seen in training would not test generalisation; 60,000 pairs in two halves are 60,000 different ones."""
-    texts = {(pair.premise, pair.hypothesis) for half in ("evaluation", "train") for pair in pairs(half)}
-    assert len(texts) == 60_000
+    train = pairs("train") if per_subcase == 1000 else generate(per_subcase, half="train")
+    texts = {(pair.premise, pair.hypothesis) for pair in (*pairs(), *train)}
+    assert len(texts) == 30_000 + 30 * per_subcase
 
 
 @pytest.mark.slow
@@ -482,10 +484,10 @@ def unlike(mine: Iterable[tuple[str, str, str, str]], published: Iterable[tuple[
 
 
 @needs_data
-def test_our_words_come_as_often_as_theirs() -> None:
+@pytest.mark.parametrize("half", HALVES)
+def test_our_words_come_as_often_as_theirs(half: str) -> None:
     """Equal grammars may still weigh their words differently; two samples of a thousand pairs a subcase must agree."""
-    assert unlike(ours("evaluation"), theirs("validation")) == []
-    assert unlike(ours("train"), theirs("validation")) == []
+    assert unlike(ours(half), theirs("validation")) == []
 
 
 @needs_data

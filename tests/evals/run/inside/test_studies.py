@@ -114,6 +114,22 @@ def test_components_are_frozen_removed_and_replaced_while_the_rest_learns(model:
     assert losses["the whole model learns"] < losses["attention of all layers removed"]
 
 
+def test_a_stored_study_of_layers_is_read_again_and_stands_on_the_page(model: Path, tmp_path: Path) -> None:
+    """One part and its figure; the slow test has every part."""
+    text = str(write_text(tmp_path / "t.txt", 12))
+    command = ["lesion", str(model), "--text", text, "--only", "layers", "--draws", "1", "-o"]
+    first, second = (invoke(*command, str(tmp_path / "out"), *more) for more in ((), ("--json", "-q")))
+    assert (first.exit_code, second.exit_code) == (0, 0), first.stderr
+    record = json.loads(second.stdout)
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [r["seconds"] for r in stored] == [record["seconds"]]  # computed once
+    assert {".png", ".svg", ".csv", ".html", ".json"} <= {path.suffix for path in (tmp_path / "out").iterdir()}
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Lesions" in page
+    assert page.count("<svg") >= 1
+
+
+@pytest.mark.slow
 def test_a_stored_study_is_read_again_and_stands_on_the_page(model: Path, tmp_path: Path) -> None:
     text = str(write_text(tmp_path / "t.txt", 30))
     command = ["lesion", str(model), "--text", text, "--draws", "1", "--reorders", "1", "--paths", "1", "-o"]

@@ -434,9 +434,12 @@ def test_the_note_says_where_the_table_is_from_and_what_it_does_not_see() -> Non
     assert "axes ffn, heads, residual" in note
     assert "every so many units are taken" in note
     assert "encoder.layer.0.attention.self.query.weight[0]" in note
-    # Text alone does not read it; a run with target_mapping does.
-    assert derive(family_config("xlnet")).spec.lines["transformer.mask_emb"] == "- - residual"
     assert "Not moved" not in derive(family_config("bert")).note
+
+
+@pytest.mark.slow
+def test_a_run_with_target_mapping_reads_what_text_alone_does_not() -> None:
+    assert derive(family_config("xlnet")).spec.lines["transformer.mask_emb"] == "- - residual"
 
 
 def test_deriving_changes_no_global_state() -> None:
