@@ -167,6 +167,77 @@ def test_disagreement_and_strong_units_are_those_read_off_by_hand(study: Any) ->
     assert units.strong_units(planted, share=0.97).tolist() == [3.0]
 
 
+def test_a_schedule_ends_at_zero_and_a_start_is_kaimings(study: Any) -> None:
+    """He et al. 2015: weights of variance 2 / fan-in, uniform ones up to the root of 6 / fan-in."""
+    nets = study("two_layer.nets")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler = nets._scheduler(optimizer, nets.Training(epochs=4), 1)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    data = _data(study)
+    for init, bound in (("uniform", (6 / 4) ** 0.5), ("default", 4**-0.5)):
+        weight = nets.initial(9, data, 64, 1, False, nets.Training(init=init), seed=0)["layers.0.dense.weight"]
+        assert 0.98 * bound < float(weight.abs().max()) <= bound
+    normal = nets.initial(9, data, 64, 1, False, nets.Training(init="normal"), seed=0)["layers.0.dense.weight"]
+    assert float(normal.std()) == pytest.approx((2 / 4) ** 0.5, rel=0.05)
+
+
+def test_clusters_are_cut_at_the_height_and_blocks_are_means_without_the_diagonal(study: Any) -> None:
+    """Two pairs, .1 apart inside and .3 across: two clusters at .2, one at .3."""
+    matrix = np.full((4, 4), 0.3)
+    matrix[0, 1] = matrix[1, 0] = matrix[2, 3] = matrix[3, 2] = 0.1
+    np.fill_diagonal(matrix, 0)
+    clusters = study("two_layer.connect").clusters
+    assert [clusters(matrix, height)["distances"]["clusters"] for height in (0.09, 0.2, 0.3)] == [4, 2, 1]
+    mean = study("two_layer.study")._block_mean
+    assert (mean(matrix, 0, 0, 2), mean(matrix, 0, 1, 2)) == pytest.approx((0.1, 0.3))
+
+
+def test_the_share_that_matching_moves_is_that_of_the_units(study: Any) -> None:
+    """Two of six units change places."""
+    nets = study("two_layer.nets")
+    one = nets.one(_nets(study, 1), 0)
+    order = torch.tensor([1, 0, 2, 3, 4, 5])
+    other = {**one, **{n: one[n][order] for n in ("layers.0.dense.weight", "layers.0.dense.bias")}}
+    other["classifier.weight"] = one["classifier.weight"][:, order]
+    share = study("two_layer.study").share_moved
+    assert share(nets.stacked([one, other]), one, 0) == 0
+    assert share(nets.stacked([one, other]), one, 1) == pytest.approx(2 / 6)
+
+
+def test_a_greedy_soup_takes_what_does_not_raise_the_loss(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 1 is best; 2 would raise the loss of the average, 0 leaves it as it is."""
+    module = study("two_layer.study")
+    table = {(1,): 0.1, (1, 2): 0.15, (1, 0): 0.1}
+    monkeypatch.setattr(module, "scores", lambda nets, data: (torch.tensor([0.3, 0.1, 0.2]), None))
+    monkeypatch.setattr(module, "loss_of_average", lambda nets, numbers, data: table[tuple(numbers)])
+    assert module.greedy_members({}, None) == [1, 0]
+
+
+def test_a_soup_is_chosen_on_one_half_of_the_test_rows_and_told_on_the_other(study: Any) -> None:
+    nets, module, data = study("two_layer.nets"), study("two_layer.study"), _data(study)
+    training = nets.Training(epochs=1, batch=20)
+    record = module.soups(data, 4, training, 2)["own starts"]
+    networks = nets.zoo(2, data, 4, training, seed=800)
+    losses = nets.losses(nets.logits(networks, data.test[10:]), data.test_gold[10:])
+    assert record["mean of them"] == pytest.approx(float(losses.mean()), abs=1e-6)
+    assert record["ensemble"] <= record["mean of them"]
+
+
+def test_forks_train_as_long_and_as_the_run_that_they_share(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets, module, data = study("two_layer.nets"), study("two_layer.entezari"), _data(study)
+    start, trained = _nets(study, 1), list[Any]()
+    monkeypatch.setattr(module, "zoo", lambda count, data, width, training, **_: trained.append(training) or start)
+    monkeypatch.setattr(module, "train", lambda forks, data, training, **_: trained.append(training) or forks)
+    records = module.spawned(data, (0, 2, 5), 3, nets.Training(epochs=5, rate=0.3, decay=0.2))
+    assert [r["shared epochs"] for r in records] == [0, 2, 5]
+    assert [t.epochs for t in trained] == [0, 5, 2, 3, 5]
+    assert {(t.rate, t.decay, t.schedule) for t in trained} == {(0.3, 0.2, "constant")}
+    assert all(record["naive"][0] == 0 for record in records)  # copies of one network
+
+
 @pytest.mark.slow
 def test_every_part_is_measured_printed_and_drawn(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On few networks and few epochs: that a part runs, not what comes out."""

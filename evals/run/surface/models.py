@@ -42,18 +42,21 @@ def run_checkpoints(source: str) -> list[str]:
     Raises:
         UsageError: there are none.
     """
-    folder = Path(source).expanduser()
-    numbered = [
-        (int(match[1]), each)
-        for each in folder.iterdir()
-        if (match := CHECKPOINT.fullmatch(each.name)) and each.is_dir()
-    ]
+    numbered = numbered_checkpoints(source)
     if not numbered:
         raise UsageError(
             f"{source} holds neither a checkpoint (config.json) nor those of a training run (checkpoint-100/, "
             "checkpoint-200/, ...)."
         )
-    return [str(each) for _, each in sorted(numbered)]
+    return [str(each) for _, each in numbered]
+
+
+def numbered_checkpoints(source: str) -> list[tuple[int, Path]]:
+    """Return (step, folder) of each checkpoint-STEP in a folder, by their steps; none where there is no such folder."""
+    folder = Path(source).expanduser()
+    inside = folder.iterdir() if folder.is_dir() else ()
+    found = [(int(match[1]), each) for each in inside if (match := CHECKPOINT.fullmatch(each.name)) and each.is_dir()]
+    return sorted(found)
 
 
 def expanded(sources: Sequence[str]) -> list[str]:

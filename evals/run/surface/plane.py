@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from evals.run.line import TaskData
 from evals.run.options import EvalOptions, has_beside, reuse_result, stored_results
-from evals.run.surface.models import Asked, asked_models, expanded, facts, is_run, prepared
+from evals.run.surface.models import (
+    Asked,
+    asked_models,
+    expanded,
+    facts,
+    is_run,
+    numbered_checkpoints,
+    prepared,
+    run_checkpoints,
+)
 from merge.errors import OutputError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -44,9 +53,13 @@ class PlanePlan:
 def plane_sources(sources: Sequence[str]) -> tuple[list[str], bool]:
     """Return the models of a plane, every training run replaced by its checkpoints, and whether there was a run.
 
+    One folder alone spans no plane, so it is a run if it has checkpoints, whether the final model is beside them or not.
+
     Raises:
         UsageError: a folder is neither a checkpoint nor a run.
     """
+    if len(sources) == 1 and numbered_checkpoints(sources[0]):
+        return run_checkpoints(sources[0]), True
     return expanded(sources), any(map(is_run, sources))
 
 

@@ -103,6 +103,20 @@ def test_training_lowers_the_loss_and_changes_the_bend_alone(trainable: Any) -> 
         assert all(torch.equal(each[name], tensor) for name, tensor in kept.items())
 
 
+def test_the_rate_falls_linearly_and_every_step_has_rows_of_its_own(trainable: Any) -> None:
+    """Two steps of Adam down one slope move the bias of the head by the rate and by half of it."""
+    predictor, (a, b), material = trainable
+
+    def trained_at(rate: float, steps: int) -> Any:
+        training = Training(steps, rate, rows_a_step=3)
+        start = [combine((a, b), (0.5, 0.5))]
+        done = train_points(predictor.model, (a, b), start, lambda _: (0.0, 0.0, 1.0), material, training)
+        return done.losses, (done.points[0]["classifier.bias"] - start[0]["classifier.bias"]).abs()
+
+    assert trained_at(1e-3, 2)[1].tolist() == pytest.approx([1.5e-3] * 3, rel=0.02)
+    assert len({round(loss, 5) for loss in trained_at(1e-12, 8)[0]}) > 1
+
+
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(trainable: Any, tmp_path: Path) -> None:
     whole = trained(trainable, 12)
     kept = tmp_path / "state.safetensors"

@@ -43,6 +43,8 @@ def test_bumps_open_before_the_rise_and_close_below_it() -> None:
     assert (second.start, second.top, second.end, second.closed) == (0.5, 0.8, 0.9, True)
     assert second.height == pytest.approx(0.4)
     assert second.width == pytest.approx(0.4)
+    (level,) = bumps([0.0, 0.2, 0.6, 1.0], [1.0, 2.0, 1.0, 0.5])  # as high as before the rise is not below it
+    assert (level.end, level.closed) == (1.0, True)
     assert bumps(alpha, [value if value != 3.2 else 3.0 + 1e-7 for value in loss[:7]])[1:] == ()  # rounding is no bump
 
 

@@ -97,6 +97,7 @@ def bowl(lattice: Lattice, narrow: float) -> dict[tuple[int, int], float]:
 def test_the_grid_is_finer_where_the_loss_bends() -> None:
     lattice = lattice_around([(-1.0, -1.0), (1.0, 1.0)], 7, 2)
     assert lattice.low == pytest.approx((-1.4, -1.4))
+    assert lattice.high == pytest.approx((1.4, 1.4))
     loss = bowl(lattice, narrow=12.0)
     fine = [lattice.place(*point) for point in loss if point[0] % lattice.step or point[1] % lattice.step]
     assert 49 < len(loss) <= 3 * 49

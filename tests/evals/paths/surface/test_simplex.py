@@ -13,6 +13,7 @@ from evals.paths.surface.ensemble import calibration
 from evals.paths.surface.simplex import (
     VolumePenalty,
     drawn_weights,
+    log_volume,
     low_loss_dimension,
     regular_share,
     squared_distances_to,
@@ -77,6 +78,16 @@ def test_the_penalty_pushes_a_new_vertex_off_the_others() -> None:
     assert math.isfinite(float(value.detach()))
     assert start.grad is not None
     assert bool(torch.isfinite(start.grad).all())
+
+
+def test_twice_the_height_is_twice_the_volume_to_the_penalty() -> None:
+    """Of a regular triangle of side 1 the logarithm is 0 but for what keeps a flat one finite; log 2 at twice the height."""
+    regular, high = (
+        float(log_volume(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.full((2,), 0.25 + height**2)))
+        for height in (3**0.5 / 2, 3**0.5)
+    )
+    assert regular == pytest.approx(0, abs=1e-4)
+    assert high == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_the_dimension_is_the_last_before_the_loss_is_over_the_bound() -> None:
