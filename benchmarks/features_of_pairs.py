@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 STEPS, BATCH, RATE, LAYERS = 100, 32, 3e-4, 3
 SITES = ("embeddings", "layer 0 output", "layer 1 output", "layer 2 output", "pooler")
@@ -37,7 +37,7 @@ BARRIER_BY_HAND, SCALE_BY_HAND = 0.440, 0.065
 LAMS = [k / 10 for k in range(1, 10)]
 
 
-def rows_of(half: str, per_subcase: int) -> list[dict[str, Any]]:
+def rows_of(half: Literal["train", "evaluation"], per_subcase: int) -> list[dict[str, Any]]:
     """Return labelled pairs of the heuristic `constituent`."""
     from evals.heuristics.grammar import generate
 
@@ -146,25 +146,23 @@ def print_pairs(pairs: list[Pair]) -> None:
 
     from evals.report.tables import plain_table
 
-    rows = [["pair", "barrier", *SITES, "scale of the logits"]]
+    rows: list[list[Any]] = [["pair", "barrier", *SITES, "scale of the logits"]]
     for pair in sorted(pairs, key=lambda each: each.barrier):
-        figures = [f"{pair.middle[name]:.3f} ({pair.ends[name]:.3f})" for name in SITES]
-        rows.append([f"{pair.kind}: {' '.join(pair.names)}", f"{pair.barrier:.3f}", *figures, f"{pair.scale:.3f}"])
+        cells = [f"{pair.middle[name]:.3f} ({pair.ends[name]:.3f})" for name in SITES]
+        rows.append([f"{pair.kind}: {' '.join(pair.names)}", f"{pair.barrier:.3f}", *cells, f"{pair.scale:.3f}"])
     print(plain_table(rows))
-    independent = [pair for pair in pairs if pair.kind == "independent"]
-    barriers = [pair.barrier for pair in independent]
-    series = {f"{name}, the middle": ([p.middle[name] for p in independent], BY_HAND.get(name)) for name in SITES}
+    alone = [pair for pair in pairs if pair.kind == "independent"]
+    # Name -> the figure of every independent pair, and that by hand.
+    figures: dict[str, tuple[list[float], float | None]] = {"barrier": ([p.barrier for p in alone], BARRIER_BY_HAND)}
+    for name in SITES:
+        by_hand = BY_HAND.get(name, (None, None))
+        figures[f"{name}, the middle"] = [p.middle[name] for p in alone], by_hand[0]
+        figures[f"{name}, A and B"] = [p.ends[name] for p in alone], by_hand[1]
+    figures["scale of the logits"] = [p.scale for p in alone], SCALE_BY_HAND
     table: list[list[Any]] = [["independent pairs", "mean", "least", "most", "by hand", "Spearman with the barrier"]]
-    table.append(["barrier", fmean(barriers), min(barriers), max(barriers), BARRIER_BY_HAND, None])
-    for name, (values, by_hand) in series.items():
-        ends = [pair.ends[name.removesuffix(", the middle")] for pair in independent]
-        for words, figures, due in ((name, values, 0), (name.replace("the middle", "A and B"), ends, 1)):
-            due_figure = None if by_hand is None else by_hand[due]
-            rank = float(spearmanr(barriers, figures).statistic) if len(figures) > 2 else None
-            table.append([words, fmean(figures), min(figures), max(figures), due_figure, rank])
-    scales = [pair.scale for pair in independent]
-    rank = float(spearmanr(barriers, scales).statistic) if len(scales) > 2 else None
-    table.append(["scale of the logits", fmean(scales), min(scales), max(scales), SCALE_BY_HAND, rank])
+    for name, (values, due) in figures.items():
+        rank = float(spearmanr(figures["barrier"][0], values).statistic) if len(values) > 2 else None
+        table.append([name, fmean(values), min(values), max(values), due, rank])
     print(plain_table(table))
 
 

@@ -102,14 +102,14 @@ def swaps(bench: Bench) -> None:
     """Every pair of layers swapped: the score falls with the distance."""
     study = evals.linearity(bench.folder, task="stsb", data=bench.pairs, score="spearmanr", only=["swaps"])
     print_cost(study)
-    found = study.scores("swaps")
+    scores = study.scores("swaps")
     whole = study.whole["spearmanr"]
-    assert found["layers in their order"] == whole
+    assert scores["layers in their order"] == whole
     print("  the identity order has the score of the whole model exactly")
     published = {(0, 1): 93.3, (1, 2): 98.4, (2, 3): 98.5, (3, 4): 99.2, (4, 5): 92.9, (0, 5): 65.6}
     by_distance: dict[int, list[float]] = {}
     for a, b in combinations(range(LAYERS), 2):
-        value = found[f"layers {a} and {b} swapped"]
+        value = scores[f"layers {a} and {b} swapped"]
         by_distance.setdefault(b - a, []).append(value)
         if (a, b) in published:
             bench.line(f"layers {a} and {b} swapped, share of the whole", value / whole, published[a, b] / 100, whole)

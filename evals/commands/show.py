@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
+# Wide headers of tables of what is inside models take several lines.
+TERMINAL_WIDTH = 80
+
 
 def show(records: Sequence[dict[str, Any]], options: EvalOptions, kind: str) -> None:
     """Print the results, and rewrite figures and page of the results folder.
@@ -62,11 +65,15 @@ def _tables(records: Sequence[dict[str, Any]], kind: str, options: EvalOptions) 
     return tables
 
 
-def show_tables(tables: Sequence[list[Row]], form: str) -> None:
-    """Print tables as text in columns, as Markdown or as CSV; in these two an empty line parts them."""
+def show_tables(tables: Sequence[list[Row]], form: str, width: int | None = None) -> None:
+    """Print tables as text in columns, as Markdown or as CSV; in these two an empty line parts them.
+
+    Args:
+        width: of text, for which wide headers take several lines.
+    """
     from evals.report.tables import csv_table, markdown_table, plain_table
 
-    shown = {"plain": plain_table, "markdown": markdown_table, "csv": csv_table}[form]
+    shown = {"plain": partial(plain_table, width=width), "markdown": markdown_table, "csv": csv_table}[form]
     click.echo(("\n" if form == "plain" else "\n\n").join(shown(rows).rstrip("\n") for rows in tables))
 
 
@@ -101,12 +108,14 @@ def show_record(
     write: Callable[[Record, Path], Sequence[Path]],
     verdict: Sequence[str] = (),
     cost: Sequence[str] = (),
+    width: int | None = None,
 ) -> None:
     """Print a record as tables or JSON, its notes on stderr; write figures, tables and page of the results folder.
 
     Args:
         write: the figures and tables of the record into the folder of results.json; returns the paths.
         verdict, cost: lines before the tables and after them; beside Markdown and CSV they go to stderr.
+        width: of tables as text.
     """
     plain = options.table == "plain"
 
@@ -121,7 +130,7 @@ def show_record(
         click.echo(json_text(record))
     else:
         tell([f"{record['task']}: {record['data']}", *verdict])
-        show_tables(tables, options.table)
+        show_tables(tables, options.table, width)
         tell(cost)
     if options.output:
         from evals.report.page import write_page
@@ -138,4 +147,4 @@ def show_inside(record: Record, options: EvalOptions) -> None:
     """Show the record of features, similarity or stitches."""
     from evals.report.inside.section import inside_tables, inside_verdict, write_inside
 
-    show_record(record, options, inside_tables(record), write_inside, inside_verdict(record))
+    show_record(record, options, inside_tables(record), write_inside, inside_verdict(record), width=TERMINAL_WIDTH)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evals.commands.options import data_options, model_options, table_option, threads_option
-from evals.commands.show import show_record
+from evals.commands.show import TERMINAL_WIDTH, show_record
 from evals.run.options import EvalOptions
 from merge.commands.terminal import NAMES, common_options
 
@@ -62,4 +62,5 @@ def show_study(record: dict[str, Any], options: EvalOptions) -> None:
     from evals.report.surgery.verdict import verdict_lines
 
     tables = list(TABLES[record["kind"]](record).values())
-    show_record(record, options, tables, write_surgery_report, verdict_lines(record), cost_lines(record))
+    lines = verdict_lines(record), cost_lines(record)
+    show_record(record, options, tables, write_surgery_report, *lines, width=TERMINAL_WIDTH)

@@ -71,12 +71,12 @@ class Prepared:
         """The nearest other rows of each row, by cosine."""
         unit = torch.nn.functional.normalize(self.values.float())
         count = min(NEIGHBOURS, len(unit) - 1)
-        found = []
+        indices = []
         for start in range(0, len(unit), 1024):
             cosines = unit[start : start + 1024] @ unit.T
             cosines[torch.arange(len(cosines)), torch.arange(start, start + len(cosines))] = -math.inf
-            found.append(cosines.topk(count).indices)
-        return torch.cat(found)
+            indices.append(cosines.topk(count).indices)
+        return torch.cat(indices)
 
 
 def prepare(values: Float[Tensor, "rows units"]) -> Prepared:

@@ -67,14 +67,3 @@ def see_sites(model: Any, batch: Batch, sites: Iterable[Site], see: Any) -> Any:
     for site in at.get("", {}).get(0, ()):
         show(site, output.logits)
     return output
-
-
-def kept_rows(model: Any, batch: Batch, sites: Iterable[Site]) -> dict[str, Rows]:
-    """Return the rows of one batch at every site, copied: models may add to their activations in place later on."""
-    rows: dict[str, Rows] = {}
-
-    def keep(site: Site, seen: Rows) -> None:
-        rows[site.name] = Rows(seen.values.clone(), seen.texts, seen.pooled)
-
-    see_sites(model, batch, sites, keep)
-    return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -249,15 +250,43 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
 
 
-def plain_table(rows: Sequence[Row]) -> str:
-    """Return the rows as text for a terminal: one line a row, numbers aligned right."""
+def plain_table(rows: Sequence[Row], width: int | None = None) -> str:
+    """Return the rows as text for a terminal: one line a row, numbers aligned right.
+
+    Args:
+        width: of the terminal; the header takes as many lines as it needs for the table to fit, where it can.
+    """
     right = numeric_columns(rows)
     cells = [[" ".join(show(cell).split()) for cell in row] for row in rows]
+    if width is not None:
+        cells = [*_folded_header(cells, width), *cells[1:]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) for row in cells
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _folded_header(cells: Sequence[Sequence[str]], width: int) -> list[list[str]]:
+    """Return the header as the fewest lines with which the table has at most `width` columns, or as narrow as it gets."""
+    header, *body = cells
+    needed = [max((len(row[at]) for row in body), default=0) for at in range(len(header))]
+    folded: list[list[str]] = []
+    for lines in range(1, max(len(title.split()) for title in header) + 1):
+        folded = [_folded(title, least, lines) for title, least in zip(header, needed, strict=True)]
+        widths = [max(least, *map(len, parts)) for least, parts in zip(needed, folded, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) <= width:
+            break
+    count = max(map(len, folded))
+    return [list(line) for line in zip(*([""] * (count - len(parts)) + parts for parts in folded), strict=True)]
+
+
+def _folded(title: str, least: int, lines: int) -> list[str]:
+    """Return a title in at most some lines, as narrow as they make it, and no narrower than its column."""
+    width = max(least, 1, *map(len, title.split()))
+    while len(parts := textwrap.wrap(title, width, break_on_hyphens=False)) > lines:
+        width += 1
+    return parts or [""]
 
 
 def csv_table(rows: Sequence[Row]) -> str:

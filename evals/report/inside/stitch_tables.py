@@ -31,12 +31,12 @@ def penalty_rows(record: Record) -> list[Row]:
 
 def _llfc(record: Record) -> dict[int, float]:
     """Return cut -> 1 - cosine of the average's features and the average of features, of the state there."""
-    found = {}
+    distances = {}
     for site in record.get("llfc") or ():
         name = site["site"]
         cut = 0 if name == "embeddings" else int(name.split()[1]) + 1
-        found[cut] = site["distance"]
-    return found
+        distances[cut] = site["distance"]
+    return distances
 
 
 def score_rows(record: Record) -> list[Row]:

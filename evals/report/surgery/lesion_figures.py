@@ -64,7 +64,7 @@ def _layers_figure(record: Record) -> Figure:
             axes.set_title(title, loc="left", fontsize=9)
             axes.set_xlabel("layer")
             axes.locator_params(axis="x", integer=True)
-        share_range(panels)
+        share_range(panels, leading(record))
         draw_legend(figure, handles)
         return figure
 
@@ -87,7 +87,7 @@ def _orders_figure(record: Record) -> Figure:
             axes.locator_params(axis="x", nbins=6, integer=part == "random")
             if part == "orders" and (value := correlation(points)) is not None:
                 axes.set_title(f"Pearson {value:.2f}, {len(points)} orders", loc="left", fontsize=9)
-        share_range(panels)
+        share_range(panels, leading(record))
         draw_legend(figure, handles)
         return figure
 

@@ -50,7 +50,7 @@ def linearity_figures(record: Record) -> dict[str, tuple[Figure, str]]:
 def _components_figure(record: Record) -> Figure:
     from matplotlib.figure import Figure
 
-    found = {name: [each for each in record["components"] if each["component"] == name] for name in COMPONENTS}
+    measured = {name: [each for each in record["components"] if each["component"] == name] for name in COMPONENTS}
     with figure_settings():
         figure = Figure(figsize=(10.8, 5.6), layout="constrained")
         panels = list(figure.subplots(2, 3).flat)
@@ -59,7 +59,7 @@ def _components_figure(record: Record) -> Figure:
         figure.suptitle(title, x=0.012, ha="left", fontsize=9)
         handles: list[Any] = []
         for axes, name in zip(panels, COMPONENTS, strict=False):
-            rows = found[name]
+            rows = measured[name]
             handles.append(draw_line(axes, [(r["layer"], r["nonlinearity"]) for r in rows], 0, "best linear map"))
             handles.append(_baseline(axes, rows, "of_mean", "the mean output (no skill)", ":"))
             if rows[0]["of_skip"] is not None:
@@ -69,7 +69,7 @@ def _components_figure(record: Record) -> Figure:
             axes.locator_params(axis="x", integer=True)
         last = panels[len(COMPONENTS)]
         for at, name in enumerate(COMPONENTS):
-            handles.append(draw_line(last, [(r["layer"], r["r2"]) for r in found[name]], at + 1, f"R2: {name}"))
+            handles.append(draw_line(last, [(r["layer"], r["r2"]) for r in measured[name]], at + 1, f"R2: {name}"))
         last.axhline(0, color=INK, linestyle=":", linewidth=1.0)
         last.set_title("R2 of the best linear map (0: no skill)", loc="left", fontsize=9)
         last.set(xlabel="layer", ylabel="R2")
@@ -117,7 +117,7 @@ def _replaced_figure(record: Record) -> Figure:
             axes.set_title(title, loc="left", fontsize=9)
             axes.set_xlabel(xlabel)
             axes.locator_params(axis="x", integer=True)
-        share_range(panels)
+        share_range(panels, leading(record))
         draw_legend(figure, handles, 6)
         return figure
 
@@ -155,6 +155,6 @@ def _commutativity_figure(record: Record) -> Figure:
             axes.locator_params(axis="x", integer=True)
             if (value := correlation(points)) is not None:
                 axes.set_title(f"Pearson {value:.2f}, {len(points)} models", loc="left", fontsize=9)
-        share_range(panels)
+        share_range(panels, leading(record))
         draw_legend(figure, handles)
         return figure

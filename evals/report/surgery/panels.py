@@ -13,7 +13,7 @@ from evals.report.surgery.tables import (
     no_layers,
     score_of,
 )
-from evals.report.svg import short
+from evals.report.svg import fraction_range, short
 from merge.publish.figures import COLOURS, INK, MARKERS, PAPER
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Points = Sequence[tuple[float, float]]
+
+# Scores that are not fractions.
+UNBOUNDED = ("loss", "kl")
 
 
 def panels_of(record: Record, count: int, height: float = 3.5) -> tuple[Figure, list[Axes]]:
@@ -84,8 +87,10 @@ def points_of(
     return [(x, y) for x, y in scored if y is not None and math.isfinite(y)]
 
 
-def share_range(panels: Sequence[Axes]) -> None:
-    """Give panels of one score one range."""
+def share_range(panels: Sequence[Axes], score: str) -> None:
+    """Give panels of one score one range, within what the score can be."""
+    for axes in panels if score not in UNBOUNDED else ():
+        fraction_range(axes)
     low, high = min(axes.get_ylim()[0] for axes in panels), max(axes.get_ylim()[1] for axes in panels)
     for axes in panels:
         axes.set_ylim(low, high)

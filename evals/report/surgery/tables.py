@@ -60,16 +60,16 @@ def frame_rows(record: Record) -> list[Row]:
 
 def layer_rows(record: Record) -> list[Row]:
     """Return a row for each layer: the score without it, without each of its sublayers, and with the layer twice."""
-    found: dict[tuple[float, str], float | None] = {}
+    scores: dict[tuple[float, str], float | None] = {}
     for variant in of_part(record, "layers", "sublayers", "duplicates"):
         kind = variant["kind"] if variant["part"] != "duplicates" else "twice"
-        found[variant["at"], kind] = score_of(record, variant)
-    kinds = [kind for kind in (*SINGLE, "twice") if any(kind == each for _, each in found)]
-    layers = sorted({at for at, _ in found})
+        scores[variant["at"], kind] = score_of(record, variant)
+    kinds = [kind for kind in (*SINGLE, "twice") if any(kind == each for _, each in scores)]
+    layers = sorted({at for at, _ in scores})
     titles = [kind if kind in ("dropped", "twice") else f"without {kind}" for kind in kinds]
     rows: list[Row] = [[f"layer: {leading(record)}", *titles]]
     for layer in layers:
-        rows.append([f"{layer:g}", *(found.get((layer, kind)) for kind in kinds)])
+        rows.append([f"{layer:g}", *(scores.get((layer, kind)) for kind in kinds)])
     return rows
 
 
@@ -158,36 +158,36 @@ def baseline_rows(record: Record) -> list[Row]:
 
 
 def _by_layer(record: Record, title: str, value: Callable[[Mapping[str, Any]], Cell]) -> list[Row]:
-    found = {(each["layer"], each["component"]): value(each) for each in record["components"]}
-    if not found:
+    cells = {(each["layer"], each["component"]): value(each) for each in record["components"]}
+    if not cells:
         return []
-    layers = sorted({layer for layer, _ in found})
+    layers = sorted({layer for layer, _ in cells})
     rows: list[Row] = [[title, *COMPONENTS]]
-    return [*rows, *([f"{layer}", *(found[layer, name] for name in COMPONENTS)] for layer in layers)]
+    return [*rows, *([f"{layer}", *(cells[layer, name] for name in COMPONENTS)] for layer in layers)]
 
 
 def replaced_rows(record: Record) -> list[Row]:
     """Return a row for each layer: the score with each component as a linear map, and without it."""
-    found = {(v["at"], v["part"], v["kind"]): score_of(record, v) for v in of_part(record, "replace", "remove")}
+    scores = {(v["at"], v["part"], v["kind"]): score_of(record, v) for v in of_part(record, "replace", "remove")}
     columns = [(part, f"{name}, one") for part in ("replace", "remove") for name in REPLACED]
-    layers = sorted({at for at, _, kind in found if kind.endswith(", one")})
+    layers = sorted({at for at, _, kind in scores if kind.endswith(", one")})
     words = {"replace": "as a linear map", "remove": "removed"}
     rows: list[Row] = [
         [f"layer: {leading(record)}", *(f"{kind.removesuffix(', one')} {words[part]}" for part, kind in columns)]
     ]
-    body: list[Row] = [[f"{at:g}", *(found.get((at, part, kind)) for part, kind in columns)] for at in layers]
+    body: list[Row] = [[f"{at:g}", *(scores.get((at, part, kind)) for part, kind in columns)] for at in layers]
     return [*rows, *body] if layers else []
 
 
 def cumulative_rows(record: Record) -> list[Row]:
     """Return a row for each number of layers whose component is a linear map, from the front and from the back."""
-    found = {(v["at"], v["kind"]): score_of(record, v) for v in of_part(record, "replace")}
+    scores = {(v["at"], v["kind"]): score_of(record, v) for v in of_part(record, "replace")}
     kinds = [f"{name}, {end}" for name in REPLACED for end in ("from the front", "from the back")]
-    counts = sorted({at for at, kind in found if not kind.endswith(", one")})
+    counts = sorted({at for at, kind in scores if not kind.endswith(", one")})
     rows: list[Row] = [[f"linear maps in a row: {leading(record)}", *kinds]]
-    whole = {kind: found.get((max(counts), kind.replace("back", "front"))) for kind in kinds} if counts else {}
+    whole = {kind: scores.get((max(counts), kind.replace("back", "front"))) for kind in kinds} if counts else {}
     body: list[Row] = [
-        [f"{count:g}", *(found.get((count, kind), whole[kind] if count == max(counts) else None) for kind in kinds)]
+        [f"{count:g}", *(scores.get((count, kind), whole[kind] if count == max(counts) else None) for kind in kinds)]
         for count in counts
     ]
     return [*rows, *body] if counts else []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from evals.run.inside.subject import Asked, Subject, open_subject, versions
+from evals.run.inside.subject import Asked, Subject, open_subject
+from evals.run.inside.texts import versions
 from evals.run.options import EvalOptions, reuse_result, stored_results
 
 if TYPE_CHECKING:

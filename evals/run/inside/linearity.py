@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from evals.run.inside.lesion import check_notes, study_fields
-from evals.run.inside.subject import Asked, Subject, open_subject, versions
+from evals.run.inside.subject import Asked, Subject, open_subject
+from evals.run.inside.texts import versions
 from evals.run.options import EvalOptions, read_rows, reuse_result, stored_results
 from merge.errors import UsageError
 

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evals.run.inside.texts import DATA_WITHOUT_TASK, TEXT
 from evals.run.options import EvalOptions, read_rows
 from merge.checkpoints.weights.arrays import check_device
 from merge.errors import UsageError
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from merge.checkpoints.inputs import Batch, Encoded
     from merge.text.source import TextSource
 
-TEXT = "text"  # what a record has as its task where there is none
-DATA_WITHOUT_TASK = "--data holds the rows of a task: give --task too, or --text FILE for texts without labels."
 TEXT_WITH_TASK = "--text and --task are two sources of rows: give one of them."
 
 
@@ -201,13 +200,3 @@ def _text_subject(checkpoint: Checkpoint, asked: Asked, options: EvalOptions, wh
     text = hashlib.sha256(b"".join(batch["input_ids"].numpy().tobytes() for batch in batches)).hexdigest()
     setting = {"task": TEXT, "split": TEXT, "data": source, "n": sum(counts), "rows": text}
     return Subject(model, Encoded(tuple(batches), rows, 0), judge, setting, notes, None)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide a result."""
-    import torch
-    import transformers
-
-    import merge
-
-    return {"merge-models": merge.__version__, "torch": torch.__version__, "transformers": transformers.__version__}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from merge.text.source import TextSource
 
 TEXT = "text"  # what a record has as its task where there is none
+DATA_WITHOUT_TASK = "--data holds the rows of a task: give --task too, or --text FILE for texts without labels."
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def measured_rows(task: EvalTask | None, text: TextSource, options: EvalOptions)
     if task is not None:
         measured = Measured(read_rows(task, options), task, ())
     elif options.data is not None:
-        raise UsageError("--data holds the rows of a task: give --task too, or --text FILE for texts without labels.")
+        raise UsageError(DATA_WITHOUT_TASK)
     else:
         rows, notes = text_rows(text)
         measured = Measured(rows.sample(options.limit, options.seed), None, notes)

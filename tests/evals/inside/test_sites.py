@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from classifier_families import classifier_config
 from quick import quick_on
 from tiny import random_tensors
 
-from evals.inside.rows import kept_rows
-from evals.inside.sites import LOGITS, POOLER, Sites, sites_of
+from evals.inside.rows import Rows, see_sites
+from evals.inside.sites import LOGITS, POOLER, Site, Sites, sites_of
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.transformers_model import build
 from merge.errors import UsageError
@@ -33,7 +34,12 @@ def live(family: str, **changes: Any) -> Any:
 
 def sites_and_rows(model: Any) -> tuple[Sites, dict[str, Any], Any, torch.Tensor]:
     sites, batch = sites_of(model), random_inputs(model.config.to_dict())[0]
-    rows = kept_rows(model, batch, sites.sites.values())
+    rows: dict[str, Rows] = {}
+
+    def keep(site: Site, seen: Rows) -> None:
+        rows[site.name] = replace(seen, values=seen.values.clone())
+
+    see_sites(model, batch, sites.sites.values(), keep)
     return sites, rows, batch, batch["attention_mask"].bool()
 
 

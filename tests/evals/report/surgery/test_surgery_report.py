@@ -11,6 +11,7 @@ from evals.report.surgery.lesion_figures import lesion_figures
 from evals.report.surgery.linearity_figures import linearity_figures
 from evals.report.surgery.tables import correlation, grouped_rows, lesion_tables, linearity_tables, variant_rows
 from evals.report.surgery.verdict import span, verdict_lines
+from evals.report.tables import plain_table
 
 
 def variant(part: str, at: float, score: float, kind: str = "", layers: tuple[int, ...] = (0,)) -> dict[str, Any]:
@@ -160,3 +161,26 @@ def test_spans_and_correlations() -> None:
     assert correlation([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0)]) is None
     undefined = {**variant("random", 2, 0.5), "scores": {"accuracy": None, "loss": 1.0}}
     assert grouped_rows(LESION, [undefined], "")[1] == ["2", 0, None, None, None]
+
+
+def test_tables_fit_a_terminal_with_all_words_of_their_headers() -> None:
+    """The control is the same table without a width; rows stay one line each."""
+    tables = [*lesion_tables(LESION).values(), *linearity_tables(LINEARITY).values()]
+    wide = [max(map(len, plain_table(rows).splitlines())) for rows in tables]
+    assert max(wide) > 100
+    for rows in tables:
+        text = plain_table(rows, 80).splitlines()
+        header = text[: len(text) - len(rows) + 1]
+        assert max(map(len, text)) <= 80
+        assert sorted(" ".join(header).split()) == sorted(" ".join(map(str, rows[0])).split())
+        numbers = [line.split() for line in text[len(header) :]]
+        assert numbers == [line.split() for line in plain_table(rows).splitlines()[1:]]
+
+
+def test_axes_of_fractions_end_at_one_and_of_losses_do_not() -> None:
+    whole = {"whole": {"accuracy": 1.0, "loss": 1.0}}
+    for score, bounded in (("accuracy", True), ("loss", False)):
+        figure, _ = lesion_figures(LESION | whole | {"scores": [score]})["layers"]
+        tops = {axes.get_ylim()[1] for axes in figure.axes}
+        assert len(tops) == 1
+        assert (max(tops) < 1.04) == bounded
