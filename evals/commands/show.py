@@ -73,8 +73,11 @@ def show_tables(tables: Sequence[list[Row]], form: str, width: int | None = None
     """
     from evals.report.tables import csv_table, markdown_table, plain_table
 
-    shown = {"plain": partial(plain_table, width=width), "markdown": markdown_table, "csv": csv_table}[form]
-    click.echo(("\n" if form == "plain" else "\n\n").join(shown(rows).rstrip("\n") for rows in tables))
+    if form == "plain":
+        click.echo("\n".join(plain_table(rows, width).rstrip("\n") for rows in tables))
+    else:
+        shown = {"markdown": markdown_table, "csv": csv_table}[form]
+        click.echo("\n\n".join(shown(rows).rstrip("\n") for rows in tables))
 
 
 def _illustrate(folder: Path, records: Sequence[dict[str, Any]], kind: str, quiet: bool) -> None:
