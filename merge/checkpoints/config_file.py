@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoints.weights.read import StoredTensor
-from merge.disk.documents import check_kinds, read_object
+from merge.disk.documents import check_kinds, read_object, shown
 from merge.errors import CheckpointError
 
 KINDS = {
@@ -40,6 +40,7 @@ KINDS = {
     "type_vocab_size": "a whole number",
     "pad_token_id": "a whole number",
 }
+DTYPES = ("dtype", "torch_dtype")  # of the model, or of each of its parts
 NO_LIMIT = 1e9  # some programs write transformers' 10**30, which stands for no limit, as 1e+30
 TOKENIZER_KINDS = {
     "model_max_length": "a number",
@@ -72,6 +73,10 @@ def read_config(folder: Path, source: str) -> dict[str, Any]:
     if config.get("model_type") is None:
         raise CheckpointError(f"{source}: config.json names no model_type; this is not a transformers checkpoint.")
     check_kinds(config, f"{source}: config.json", CheckpointError, KINDS)
+    for key in DTYPES:
+        for part, dtype in config[key].items() if isinstance(config.get(key), dict) else ():
+            if not isinstance(dtype, str):
+                raise CheckpointError(f"{source}: config.json: {key}: {part!r}: expected text, found {shown(dtype)}.")
     return config
 
 

@@ -11,7 +11,7 @@ from merge.checkpoints.structure import transformers_build
 from merge.checkpoints.transformers_model import loading, loading_faults, model_class, model_config, quiet
 from merge.checkpoints.weights.read import read_headers
 from merge.disk.cache import cache_key, read_cached, write_cached
-from merge.errors import CheckpointError, OutputError, first_line, one_line
+from merge.errors import CheckpointError, MergeError, OutputError, first_line, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,15 +161,16 @@ def _first(config: Mapping[str, Any], keys: Sequence[str], default: Any = None) 
 
 def _load(folder: Path, config: Mapping[str, Any], own_config: bool = True) -> tuple[Any, Mapping[str, Any]]:
     """Return the model of a folder and what loading it told; by the folder's config.json, or by the one that is given."""
-    from safetensors import SafetensorError
-
     more = {} if own_config else {"config": model_config(config)}
     with loading():
         try:
             model, info = model_class(config).from_pretrained(
                 str(folder), output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True, **more
             )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        except MergeError:
+            raise
+        # A model's own code raises errors of many kinds for a config that it does not take.
+        except Exception as error:
             raise OutputError(
                 f"the merged checkpoint does not reload: {first_line(error)}. Nothing was written."
             ) from error

@@ -99,3 +99,15 @@ def test_an_entry_of_the_tokenizer_of_another_type_is_one_line(value: Any, tmp_p
         CheckpointError, match="tokenizer_config.json: model_max_length: expected a (whole )?number, found"
     ):
         open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("value", [{"": None}, {"text_config": 1}, {"": ["float32"]}])
+def test_a_dtype_of_a_part_is_text(value: Any, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "a", bert_config(), tokenizer=False)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"dtype": {"": "float32"}}), encoding="utf-8")
+    open_checkpoint(str(folder))  # the control
+    path.write_text(json.dumps(config | {"dtype": value}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json: dtype: '\w*': expected text, found"):
+        open_checkpoint(str(folder))
