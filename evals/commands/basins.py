@@ -21,6 +21,7 @@ from merge.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from evals.run.options import EvalOptions
+    from merge.text.source import TextSource
 
 DISTANCES = ("line", "stitching")
 BACKENDS = ("loky", "ray", "dask")  # those of evals.clusters.sweep.workers, here without loading torch
@@ -111,7 +112,7 @@ def basins(models: tuple[str, ...], **options: Any) -> None:
       evaluate-models basins zoo/* --task mnli --data dev.jsonl --limit 500 --dry-run
       evaluate-models basins run/checkpoint-* --task qqp --diagnostic paws_qqp:f1 -o report
       evaluate-models basins zoo/* --task mnli --align weights --align-to reference --processes 8 -o report
-      evaluate-models basins zoo/* --task mnli --distance stitching -o report
+      evaluate-models basins zoo/* --task mnli --distance stitching --text sample.txt -o report
     """
     from merge.checkpoints.open import open_encoder
     from merge.recipe.recipe import make_align_entry
@@ -133,6 +134,7 @@ def basins(models: tuple[str, ...], **options: Any) -> None:
         verify=options["verify"],
         analysis=_analysis(options),
         dry_run=options["dry_run"],
+        text=_text_of_stitches(options, shared.seed),
     )
     settings = make_align_entry(align_entry(options))
     try:
@@ -155,6 +157,19 @@ def _diagnostic(text: str) -> AskedDiagnostic:
     if equals and not path:
         raise UsageError(f"--diagnostic expects TASK, TASK:SCORE or TASK:SCORE=DATA, found {text!r}.")
     return asked_diagnostic(named, Path(path) if path else None)
+
+
+def _text_of_stitches(options: dict[str, Any], seed: int) -> TextSource | None:
+    """Return what stitches are fitted on where no alignment reads a text, and take its options away; else None."""
+    from merge.commands.align_options import FLAGS
+    from merge.text.source import TextSource
+
+    given = align_entry(options)
+    if "stitching" not in (options["distance"], options["summary"]) or given.get("by", "none") != "none":
+        return None
+    values = {name: given.get(name) for name in ("text", "text_column", "samples")}
+    options |= {flag: None for flag, name in FLAGS.items() if name in values}
+    return TextSource(values["text"], values["text_column"], values["samples"] or TextSource.samples, seed)
 
 
 def _analysis(options: Mapping[str, Any]) -> dict[str, Any]:

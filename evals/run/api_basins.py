@@ -13,7 +13,8 @@ from merge.errors import UsageError
 
 if TYPE_CHECKING:
     from merge.checkpoints.live import ModelLike
-    from merge.text.memory import RowsLike
+    from merge.text.memory import RowsLike, TextLike
+    from merge.text.source import TextSource
 
 
 def basins(
@@ -33,6 +34,9 @@ def basins(
     tolerance: float | None = None,
     verify: int = 0,
     averages: Sequence[Sequence[int]] = (),
+    text: TextLike | None = None,
+    text_column: Sequence[str] | None = None,
+    samples: int = 512,
     data: RowsLike | None = None,
     labels: Sequence[str] | None = None,
     limit: int | None = None,
@@ -57,6 +61,8 @@ def basins(
             `evals.clusters.findings.AnalysisSettings`.
         verify: how many of the best ranked subsets are averaged and measured, beside the average of all.
         averages: further subsets, by the index of their models, that are averaged and measured.
+        text, text_column, samples: what the maps of summary "stitching" are fitted on, pairs where two columns are named; when
+            None the text of `align`, else the package's own.
         task, data, labels, limit, max_length, seed, device, cache: as in `score`.
         output: a folder for the losses of every pair and basins.json; later calls measure only what is not there, unless
             `force`.
@@ -107,6 +113,7 @@ def basins(
         verify,
         tuple(map(tuple, averages)),
         analysis,
+        text=_text_of_stitches(text, text_column, samples, seed, summary, workspace),
     )
     settings = make_align_entry({"by": align} if isinstance(align, str) else dict(align))
     if isinstance(models, str | os.PathLike):
@@ -115,3 +122,23 @@ def basins(
     measured = measure_basins(opened, find_task(task), settings, plan, options, tell or (lambda _line: None))
     assert isinstance(measured, tuple)  # no dry run was asked for
     return Basins(*measured)
+
+
+def _text_of_stitches(
+    text: TextLike | None,
+    columns: Sequence[str] | None,
+    samples: int,
+    seed: int,
+    summary: str,
+    workspace: Workspace,
+) -> TextSource | None:
+    from merge.text.memory import text_file
+    from merge.text.source import TextSource
+
+    if text is None:
+        return None
+    if summary != "stitching":
+        raise UsageError(
+            "text is what stitches are fitted on: give summary='stitching', or align={'by': ..., 'text': ...}."
+        )
+    return TextSource(text_file(text, workspace.folder), None if columns is None else tuple(columns), samples, seed)

@@ -55,7 +55,7 @@ def measure_basins(
     if not isinstance(swept, Swept):
         return swept
     if asked.summary == STITCHING:
-        swept = with_stitching(swept, task, stored)
+        swept = with_stitching(swept, task, stored, plan.text)
     analyses = [_analysis(swept, at, asked, plan) for at in range(len(swept.losses))]
     record = basins_record(swept) | {"analyses": [analysis.to_json() for analysis in analyses]}
     record["notes"] += [note for analysis in analyses for note in analysis.notes]

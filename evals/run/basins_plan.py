@@ -13,6 +13,7 @@ from merge.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from evals.tasks.task import EvalTask
+    from merge.text.source import TextSource
 
 ALIGN_TO = ("pair", "reference")
 LEAST_POINTS = 3
@@ -55,6 +56,7 @@ class BasinsPlan:
         averages: further subsets, by the index of their models, that are averaged and measured.
         analysis: fields of `AnalysisSettings` that are not its defaults.
         dry_run: whether the cost alone is wanted.
+        text: what the maps of stitches are fitted on; that of the alignment where None.
     """
 
     points: int = 11
@@ -67,6 +69,7 @@ class BasinsPlan:
     averages: tuple[tuple[int, ...], ...] = ()
     analysis: Mapping[str, Any] = field(default_factory=dict)
     dry_run: bool = False
+    text: TextSource | None = None
 
 
 def check_plan(plan: BasinsPlan, options: EvalOptions) -> None:

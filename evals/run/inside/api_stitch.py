@@ -24,6 +24,7 @@ def stitch(
     task: str | None = None,
     data: RowsLike | None = None,
     text: TextLike | None = None,
+    text_column: Sequence[str] | None = None,
     samples: int = 512,
     map: str = "affine",
     ridge: float = 1e-2,
@@ -44,7 +45,8 @@ def stitch(
     Args:
         a, b: of one tokenizer; their widths and numbers of layers may differ.
         task, data: what is scored; without a task, agreement with b on texts that are held out of the fit.
-        text: what maps are fitted on; the package's own text when None.
+        text: what maps are fitted on, like the rows that are scored; the package's own text when None. `text_column` (two for
+            pairs) and `samples` are of it.
         map: identity, scale, permutation, orthogonal, low-rank (of `rank`), affine, or affine+norm.
         ridge: pull of an affine or low-rank fit towards the best rotation.
         all_pairs: stitch every cut of a to every cut of b too.
@@ -83,7 +85,8 @@ def stitch(
         no_cache=not cache,
     )
     first, second = open_all([a, b], workspace.folder)
-    source = TextSource(None if text is None else text_file(text, workspace.folder), samples=samples, seed=seed)
+    path = None if text is None else text_file(text, workspace.folder)
+    source = TextSource(path, None if text_column is None else tuple(text_column), samples, seed)
     on = FeatureTexts(None if task is None else find_task(task), source)
     record = measure_stitch((first, second), on, StitchPlan(map, ridge, rank, all_pairs, line), shared)
     return Inside((record,), Path(str(shared.output)), workspace)

@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from evals.clusters.pair_losses import Pair
     from evals.run.inside.texts import Measured
     from evals.tasks.task import EvalTask
+    from merge.text.source import TextSource
 
 FOLDER = "stitching"
 
 
-def with_stitching(swept: Swept, task: EvalTask, options: EvalOptions) -> Swept:
+def with_stitching(swept: Swept, task: EvalTask, options: EvalOptions, text: TextSource | None = None) -> Swept:
     """Return a sweep with the stitching distance of every pair; alignment does not change it, so all lines have the same.
 
-    Maps are affine and fitted on the text of the alignment, else on the package's own.
+    Maps are affine.
 
     Args:
         options: `output` names the folder of the sweep, where distances are kept.
+        text: what maps are fitted on; when None that of the alignment, else the package's own.
     Raises:
         CalibrationError: the text is too short for the maps.
         OutputError: the folder is not writable.
@@ -39,7 +41,7 @@ def with_stitching(swept: Swept, task: EvalTask, options: EvalOptions) -> Swept:
     from evals.run.inside.texts import Measured, measured_rows
 
     sweep, plan = swept.sweep, StitchPlan()
-    fit = measured_rows(None, sweep.settings.text_source(sweep.seed), EvalOptions(seed=sweep.seed))
+    fit = measured_rows(None, text or sweep.settings.text_source(sweep.seed), EvalOptions(seed=sweep.seed))
     measured = Measured(sweep.rows, task, ())
     folder = Path(str(options.output)) / "sweep" / FOLDER
     distances: dict[Pair, float] = {}

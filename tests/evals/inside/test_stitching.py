@@ -12,6 +12,7 @@ from captured_log import CapturedLog
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 
 import evals
+from evals.commands.basins import _text_of_stitches
 from evals.inside.stitching import CONTROLS, StateSums, StitchPlan, depth_cuts, fitted
 from evals.report.inside.section import inside_figure, inside_tables
 from merge.checkpoints.inputs import encode, load_tokenizer
@@ -19,6 +20,7 @@ from merge.checkpoints.open import open_checkpoint
 from merge.errors import CalibrationError, MismatchError, UsageError
 from merge.layers.activations import live_layers, live_model, states_of
 from merge.layers.stitching.norms import norm_of_state
+from merge.text.source import TextSource
 
 CONFIG = bert_config(num_hidden_layers=2)
 
@@ -117,6 +119,7 @@ def test_a_zoo_is_clustered_by_stitching(store: Path, tmp_path: Path, captured_l
     tensors["classifier.bias"] = tensors["classifier.bias"] + 0.01
     save_checkpoint(tmp_path / "near", CONFIG, tensors={name: tensor.float() for name, tensor in tensors.items()})
     given = {"task": "mnli", "data": store / "rows.jsonl", "points": 3, "processes": 1, "output": tmp_path / "out"}
+    given["text"] = store / "text.txt"
     models = [store / "a", tmp_path / "near", store / "b"]
     swept = evals.basins(models, summary="stitching", **given)
     penalties = swept.matrix("stitching")
@@ -124,6 +127,7 @@ def test_a_zoo_is_clustered_by_stitching(store: Path, tmp_path: Path, captured_l
     assert penalties[0, 2] == penalties[2, 0] >= 0
     stored = sorted((tmp_path / "out/sweep/stitching").iterdir())
     assert len(stored) == 3
+    assert any("fitted on text.txt" in note for note in swept.record["notes"])
     before = [path.stat().st_mtime_ns for path in stored]
     again = evals.basins(models, summary="stitching", **given)
     assert (again.matrix("stitching") == penalties).all()
@@ -132,6 +136,18 @@ def test_a_zoo_is_clustered_by_stitching(store: Path, tmp_path: Path, captured_l
     captured_log.messages.clear()
     assert (evals.basins(models, summary="stitching", **given).matrix("stitching") == penalties).all()
     assert [line for line in captured_log.messages if f"{stored[0]} is not used, and measured again" in line]
+
+
+def test_stitches_of_a_sweep_read_a_text_that_no_alignment_does() -> None:
+    text = {"text": "t.jsonl", "text_column": ("premise", "hypothesis"), "samples": None}
+    options = {"distance": "stitching", "summary": None, "align": None, **text}
+    assert _text_of_stitches(options, 3) == TextSource("t.jsonl", ("premise", "hypothesis"), 512, 3)
+    assert options["text"] is options["text_column"] is None
+    aligned = {"distance": "stitching", "summary": None, "align": "weights", **text}
+    assert _text_of_stitches(aligned, 3) is None
+    line = {"distance": "line", "summary": None, "align": None, **text}
+    assert _text_of_stitches(line, 3) is None
+    assert aligned["text"] == line["text"] == "t.jsonl"
 
 
 def test_what_cannot_be_measured_is_one_line(store: Path, tmp_path: Path) -> None:
