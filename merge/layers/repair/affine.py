@@ -7,6 +7,8 @@ z = LN(x). Its feed-forward part computes the map without bending it, as
 
 with t = (W - 1) z: rows W - 1 and 1 - W in the input projection, columns 1 and -1 in the output projection. The stream adds
 z again, and the last norm is that of the last replaced layer, so that W z + b is fitted to its output before gain and bias.
+That first norm would forget the length of what the layer reads. So where the layer before wrote x = gain n + bias, its norm
+gets gain 1 and bias 0: the layer reads n, of which z = n.
 
 Where norms come first, no layer is needed: the output y of the feed-forward part before the block becomes T y + c, which is
 folded into its projection (Shopkhoev et al. 2025, arXiv:2505.02819, ReplaceMe, with a constant and a pull to T = 1).
@@ -105,16 +107,33 @@ def affine_layer(
     assert parts.mix_norm is not None
     before = teacher.module(0, parts.mix_norm)
     names, width, epsilon = Projection.of(assembly, index), len(before.weight), norm_epsilon(before)
+    below = _norm_below(assembly, index)
     fitting, held = (NormalEquations(width, width) for _ in range(2))
     for batch, is_held in track(list(split_batches(tuple(batches))), "fitting a layer"):
-        read = states_of(reads or teacher, batch, [start])[start]
+        if below:
+            read = normed_state(reads or teacher, batch, start, parts.norm)
+        else:
+            read = states_of(reads or teacher, batch, [start])[start]
         z = torch.nn.functional.layer_norm(read, (width,), eps=epsilon)
         due = normed_state(teacher, batch, end, parts.norm)
         (held if is_held and len(ridges) > 1 else fitting).add(z, due)
     _check_rows(f"affine layer {index}", fitting.rows + held.rows, width)
     identity = torch.cat([torch.eye(width, dtype=torch.float64), torch.zeros(1, width, dtype=torch.float64)])
     fitted = fit(fitting, held, identity, ridges)
-    return as_layer(assembly, names, fitted.weights.float()), fitted
+    bare = {name: torch.full((width,), float(name.endswith("weight"))) for name in below}
+    return {**as_layer(assembly, names, fitted.weights.float()), **bare}, fitted
+
+
+def _norm_below(assembly: Assembly, index: int) -> tuple[str, ...]:
+    """Return gain and bias of the norm that an affine layer reads, where it is that of a copied layer; else nothing."""
+    plan, making = assembly.plan, assembly.plan.making(index)
+    assert making is not None
+    assert making.states is not None
+    model = plan.layers[index][0][0] if making.reads is None else making.reads
+    if index == 0 or plan.making(index - 1) is not None or plan.layers[index - 1] != ((model, making.states[0] - 1),):
+        return ()
+    path = f"{Projection.of(assembly, index - 1).layer}{assembly.parts.norm}"
+    return f"{path}.weight", f"{path}.bias"
 
 
 def as_layer(assembly: Assembly, names: Projection, weights: Tensor) -> dict[str, Tensor]:

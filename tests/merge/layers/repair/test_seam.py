@@ -121,7 +121,10 @@ def test_a_state_is_read_before_its_norm_so_that_a_gain_of_zero_hides_nothing(ki
 
 @pytest.mark.parametrize("kind", quick_on(("bert",), NORMS_LAST))
 def test_a_fitted_layer_computes_the_map_that_was_fitted(kind: str) -> None:
-    """State 2 of the written model is LN(z W + b) gain + bias with z = LN(state 1), by the formula."""
+    """State 2 of the written model is LN(z W + b) gain + bias, and z is all of the state that the map was fitted on.
+
+    The norm below writes z = (x - bias) / gain and no longer x, whose length the norm in the layer would take away.
+    """
     checkpoint = checkpoint_of(kind, **WIDE.get(kind, {"intermediate_size": 64}))
     assembly = assemble([checkpoint], parse_plan("A0, affine(A1->A3), A3", ["A"]))
     check_affine(assembly)
@@ -134,6 +137,10 @@ def test_a_fitted_layer_computes_the_map_that_was_fitted(kind: str) -> None:
     norm = written.module(1, str(part))
     epsilon = getattr(norm, "eps", None) or norm.variance_epsilon
     z = torch.nn.functional.layer_norm(states[1].double(), (24,), eps=epsilon)
+    below = teacher.module(0, str(part))
+    x = states_of(teacher, batch, [1])[1]
+    assert torch.allclose(z, ((x - below.bias) / below.weight).double(), atol=1e-4)
+    assert not torch.allclose(z, torch.nn.functional.layer_norm(x.double(), (24,), eps=epsilon), atol=1e-2)
     mapped = z @ fitted.weights[:-1] + fitted.weights[-1]
     due = torch.nn.functional.layer_norm(mapped, (24,), eps=epsilon) * norm.weight.double() + norm.bias.double()
     assert float((states[2] - due.detach()).abs().max()) < 1e-4
