@@ -279,7 +279,7 @@ AFFINE = {
 
 
 def affine(bench: Bench) -> None:
-    """Every block replaced by one fitted layer: plain drop, and the map before the last norm's gain."""
+    """Every block replaced by one fitted layer: plain drop, and the map before the last norm's gain, with a ridge of 1e-6."""
     bench.check((0, 5))
     better = 0
     for (start, end), (plain, fitted) in AFFINE.items():
@@ -289,7 +289,7 @@ def affine(bench: Bench) -> None:
         text = ", ".join(
             part for part, there in ((before, start), (f"affine(A{start}->A{end})", 1), (after, end < 6)) if there
         )
-        done = bench.done(parse_plan(text, ["A"]), RepairSettings("none", bench.text))
+        done = bench.done(parse_plan(text, ["A"]), RepairSettings("none", bench.text, 1e-6))
         layer = (f"affine {start}-{end}", done.assembly.build().encoder.layer[start])
         layers = [*bench.layers(range(start)), layer, *bench.layers(range(end, LAYERS))]
         value = bench.some.score(bench.some.run(layers))
