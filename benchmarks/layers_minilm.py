@@ -290,8 +290,10 @@ def affine(bench: Bench) -> None:
             part for part, there in ((before, start), (f"affine(A{start}->A{end})", 1), (after, end < 6)) if there
         )
         done = bench.done(parse_plan(text, ["A"]), RepairSettings("none", bench.text, 1e-6))
-        layer = (f"affine {start}-{end}", done.assembly.build().encoder.layer[start])
-        layers = [*bench.layers(range(start)), layer, *bench.layers(range(end, LAYERS))]
+        made = done.assembly.build().encoder.layer
+        bare = max(start - 1, 0)  # the layer below loses the gain of its norm to the fitted one
+        changed = [(f"{k} of {start}-{end}", made[k]) for k in range(bare, start + 1)]
+        layers = [*bench.layers(range(bare)), *changed, *bench.layers(range(end, LAYERS))]
         value = bench.some.score(bench.some.run(layers))
         record = done.facts["repair"]["affine"][0]
         bench.line(f"{start}-{end} fitted", value, fitted, f"ridge {record['ridge']:g} R2 {record['explained']:.3f}")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def apply_plan(models: tuple[str, ...], text_of_plan: str | None, align: str | None, options: dict[str, Any]) -> None:
     """Read the plan, typed or of a recipe, and write what it makes of the models."""
     from merge.layers.plans.text import parse_plan
+    from merge.layers.stacks import layer_count
 
+    typed_plan: str | None = None
     if len(models) == 1 and models[0].endswith((".yaml", ".yml", ".json")) and Path(models[0]).is_file():
         from merge.recipe.layer_recipe import read_layer_recipe
 
@@ -42,10 +44,18 @@ def apply_plan(models: tuple[str, ...], text_of_plan: str | None, align: str | N
 
         names, paths = named_models(models)
         read = plan_of_file(text_of_plan, names, options["stack"])
+        typed_plan = None if read else text_of_plan
         plan = read or parse_plan(text_of_plan, names, options["stack"])
     fitted = any(making is not None and making.kind == "affine" for making in plan.makings)
     check_text_is_read(options, fitted or align is not None)
-    write_edit(names, paths, lambda _: (plan, None), options, align)
+
+    def make_plan(checkpoints: list[Checkpoint]) -> tuple[LayerPlan, None]:
+        if typed_plan is not None:  # once more, as the models say which numbers are too large
+            totals = [layer_count(model.config, options["stack"]) for model in checkpoints]
+            parse_plan(typed_plan, names, options["stack"], totals=totals)
+        return plan, None
+
+    write_edit(names, paths, make_plan, options, align)
 
 
 def write_edit(

@@ -162,7 +162,9 @@ def layer_plan(
     total, stack = layer_count(checkpoints[0].config, settings.stack), settings.stack
     if layers is not None:
         if len(checkpoints) > 1 or re.search("[A-Za-z]", layers):
-            return parse_plan(layers, [model_letter(k) for k in range(len(checkpoints))], stack), None
+            letters = [model_letter(k) for k in range(len(checkpoints))]
+            totals = [layer_count(model.config, stack) for model in checkpoints]
+            return parse_plan(layers, letters, stack, totals=totals), None
         return LayerPlan.keep(parse_layers(layers, total), stack), None
     if drop is not None:
         return LayerPlan.without(parse_layers(drop, total), total, stack), None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 SHADES = "Blues"
 ON_LIGHT, ON_DARK = "#111111", "#fdfdfd"
+HEADROOM = 0.12  # above the curves, for the legend
 MAX_NUMBERED = 14  # cuts of a model, up to which a cell is wide enough for its number
 
 
@@ -62,7 +63,9 @@ def _draw_penalties(axes: Axes, record: Record) -> None:
     _label_cuts(axes, record)
     axes.set(ylabel=f"penalty in {main_score(record)}", title="against B (reversed: against A)")
     axes.title.set_fontsize(9)
-    axes.legend(fontsize=7)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + HEADROOM * (high - low))
+    axes.legend(fontsize=7, ncols=len(NAMES), loc="upper center", columnspacing=1.0, handlelength=1.4)
 
 
 def _draw_alike(axes: Axes, record: Record) -> None:

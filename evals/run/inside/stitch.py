@@ -108,7 +108,10 @@ def _texts(on: FeatureTexts, options: EvalOptions) -> tuple[Measured, Measured]:
     held = [k for k in numbers if k % HELD_OUT == HELD_OUT - 1]
     parts = [
         Measured(text.rows.chosen(kept, how), None, text.notes)
-        for kept, how in (([k for k in numbers if k not in set(held)], "fitted on"), (held, "held out of the fit"))
+        for kept, how in (
+            ([k for k in numbers if k not in set(held)], "less those that are measured"),
+            (held, "held out of the fit"),
+        )
     ]
     return parts[0], parts[1]
 

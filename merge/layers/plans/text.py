@@ -35,17 +35,22 @@ def model_letter(number: int) -> str:
 
 
 def parse_plan(
-    text: str, models: Sequence[str], stack: str = "", functions: Sequence[str] = (*FUNCTIONS, *SUBLAYERS)
+    text: str,
+    models: Sequence[str],
+    stack: str = "",
+    functions: Sequence[str] = (*FUNCTIONS, *SUBLAYERS),
+    totals: Sequence[int] = (),
 ) -> LayerPlan:
     """Return the plan of a text.
 
     Args:
         models: the names that the text gives the models, in their order; of one model, layers need no name.
         functions: what the plan may hold beside copies; "merge" merges layer i of each source by the method of a recipe.
+        totals: how many layers each model has; without them no number is too large.
     Raises:
         UsageError: the text is no plan; the message shows the place.
     """
-    return _Parser(text, models, stack, functions).plan()
+    return _Parser(text, models, stack, functions, totals).plan()
 
 
 def format_plan(plan: LayerPlan, models: Sequence[str]) -> str:
@@ -90,8 +95,11 @@ def _formatted(making: Making | None, sources: Sequence[Source], models: Sequenc
 class _Parser:
     """Reads a plan from left to right; one token is looked ahead."""
 
-    def __init__(self, text: str, models: Sequence[str], stack: str, functions: Sequence[str]) -> None:
+    def __init__(
+        self, text: str, models: Sequence[str], stack: str, functions: Sequence[str], totals: Sequence[int]
+    ) -> None:
         self._text, self._models, self._stack, self._functions = text, list(models), stack, functions
+        self._totals = list(totals)
         self._tokens = split_tokens(text)
         self._next = 0
 
@@ -226,8 +234,8 @@ class _Parser:
     def _state(self, after: str = "") -> Source:
         if after:
             self._expect(after, "an arrow ->")
-        model = self._model()
-        return model, self._number("the number of a state")
+        model, place = self._model(), self._peek.place
+        return model, self._below(model, self._number("the number of a state"), place, "state")
 
     def _terms(self, weighed: bool) -> tuple[tuple[float, ...], list[Source]]:
         """Return the weights (none where none is given) and the sources inside parentheses."""
@@ -255,12 +263,12 @@ class _Parser:
         """Return the layers of `A[0-3,5]`, `A[2]`, `A2`, or of `0-3` where there is one model."""
         model = self._model()
         if self._peek.text != "[":
-            return [(model, layer) for layer in self._range()]
+            return [(model, layer) for layer in self._range(model)]
         self._take()
-        layers = self._range()
+        layers = self._range(model)
         while self._peek.text == ",":
             self._take()
-            layers += self._range()
+            layers += self._range(model)
         self._expect("]", "a comma or a closing bracket ]")
         return [(model, layer) for layer in layers]
 
@@ -277,16 +285,25 @@ class _Parser:
             )
         return self._models.index(token.text)
 
-    def _range(self) -> list[int]:
+    def _range(self, model: int) -> list[int]:
         place = self._peek.place
-        start = self._number("the number of a layer")
+        start = self._below(model, self._number("the number of a layer"), place, "layer")
         if self._peek.text != "-" or self._removes:
             return [start]
         self._take()
-        end = self._number("the last layer of a range")
+        last = self._peek.place
+        end = self._below(model, self._number("the last layer of a range"), last, "layer")
         if abs(end - start) >= MOST_LAYERS:
             raise self._fault(f"a range has at most {MOST_LAYERS} layers", place)
         return list(range(start, end + 1)) if start <= end else list(range(start, end - 1, -1))
+
+    def _below(self, model: int, number: int, place: int, what: str) -> int:
+        """Return a number that the model has a layer or state of, where the numbers of layers are known."""
+        if self._totals and number >= (total := self._totals[model] + (what == "state")):
+            name = self._models[model]
+            known = f"{what}s 0 to {total - 1}" if total else "no layers"
+            raise self._fault(f"there is no {what} {number} of {name}, which has {known}", place)
+        return number
 
     def _number(self, wanted: str) -> int:
         token = self._take()

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from merge.errors import CalibrationError, UsageError
+from merge.errors import UsageError
 from merge.layers.activations import LiveLayers, norm_epsilon, normed_state, split_batches, states_of
 from merge.layers.assembly import Assembly
 from merge.layers.parts import STREAM_WIDTHS
 from merge.layers.repair.projection import Projection, read_projection
-from merge.layers.repair.ridge import Fitted, NormalEquations, fit
+from merge.layers.repair.ridge import Fitted, NormalEquations, check_rows, fit
 from merge.progress import track
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def affine_layer(
         z = torch.nn.functional.layer_norm(read, (width,), eps=epsilon)
         due = normed_state(teacher, batch, end, parts.norm)
         (held if is_held and len(ridges) > 1 else fitting).add(z, due)
-    _check_rows(f"affine layer {index}", fitting.rows + held.rows, width)
+    check_rows(f"affine layer {index}", fitting.rows + held.rows, width)
     identity = torch.cat([torch.eye(width, dtype=torch.float64), torch.zeros(1, width, dtype=torch.float64)])
     fitted = fit(fitting, held, identity, ridges)
     bare = {name: torch.full((width,), float(name.endswith("weight"))) for name in below}
@@ -187,7 +187,7 @@ def folded_map(
         _, y, rest = read_projection(student, index, assembly, batch)
         target = states_of(teacher, batch, [end])[end] - rest
         (held if is_held and len(ridges) > 1 else fitting).add(y, target)
-    _check_rows(f"the map after output layer {index}", fitting.rows + held.rows, width)
+    check_rows(f"the map after output layer {index}", fitting.rows + held.rows, width)
     start = torch.eye(width, dtype=torch.float64)
     if bias is not None:
         start = torch.cat([start, torch.zeros(1, width, dtype=torch.float64)])
@@ -198,11 +198,3 @@ def folded_map(
     if names.bias is not None and bias is not None:
         tensors[names.bias] = bias @ turn + fitted.weights[-1].float()
     return tensors, fitted
-
-
-def _check_rows(what: str, rows: int, width: int) -> None:
-    if rows < width:
-        raise CalibrationError(
-            f"{what} needs text of at least {width} tokens, as many as the stream has units, found {rows}. Give a longer "
-            "--text, or more --samples."
-        )

@@ -89,6 +89,19 @@ class NormalEquations:
         return 1.0 - self.error(weights) / variance if variance > 0 else 1.0
 
 
+def check_rows(what: str, rows: int, units: int) -> None:
+    """Stop where a fit has fewer tokens than the stream has units.
+
+    Raises:
+        CalibrationError: says how many are needed.
+    """
+    if rows < units:
+        raise CalibrationError(
+            f"{what} needs text of at least {units} tokens, as many as the stream has units, found {rows}. Give a longer "
+            "--text, or more --samples."
+        )
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A solution.

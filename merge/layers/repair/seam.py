@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from merge.checkpoints.transformers_model import set_weights
-from merge.errors import CalibrationError, UsageError
+from merge.errors import UsageError
 from merge.layers.activations import LiveLayers, normed_state, split_batches, states_of
 from merge.layers.assembly import Assembly
 from merge.layers.repair.projection import Projection, layer_tensors, read_projection
-from merge.layers.repair.ridge import Fitted, NormalEquations, fit
+from merge.layers.repair.ridge import Fitted, NormalEquations, check_rows, fit
 from merge.layers.repair.seams import Seam
 from merge.progress import track
 
@@ -81,11 +81,7 @@ def refit_seam(
         x, _, rest = read_projection(student, seam.index, assembly, batch)
         (held if is_held and (len(ridges) > 1 or not whole) else fitting).add(x, target - rest)
     rows = fitting.rows + held.rows
-    if rows < start.shape[1]:
-        raise CalibrationError(
-            f"{seam.words} needs text of at least {start.shape[1]} tokens, as many as the stream has units, found {rows}. "
-            "Give a longer --text, or more --samples."
-        )
+    check_rows(seam.words, rows, start.shape[1])
     start_with_constant = start.double() if bias is None else torch.cat([start.double(), bias[None].double()])
     fitted = fit(fitting, held, start_with_constant, ridges, whole)
     solved = fitted.weights if bias is None else fitted.weights[:-1]

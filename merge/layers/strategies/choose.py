@@ -65,7 +65,11 @@ def drop_plan(checkpoint: Checkpoint, settings: DropSettings) -> tuple[LayerPlan
     free = total - len(set(settings.protected))
     if not 0 < settings.count <= min(free, total - 1):
         held = f", {total - free} of them protected" if free < total else ""
-        raise UsageError(f"cannot drop {settings.count} of {total} layers{held}: expected 1 to {min(free, total - 1)}.")
+        most = min(free, total - 1)
+        raise UsageError(
+            f"cannot drop {settings.count} of {total} layers{held}: "
+            + (f"expected 1 to {most}." if most else "none is left to drop.")
+        )
     if strategy.reads == "nothing":
         dropped = _by_position(settings, total)
         return LayerPlan.without(dropped, total, settings.stack), None

@@ -13,6 +13,7 @@ from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, save_
 
 import evals
 from evals.commands.basins import _text_of_stitches
+from evals.inside import stitching
 from evals.inside.stitching import CONTROLS, StateSums, StitchPlan, depth_cuts, fitted
 from evals.report.inside.section import inside_figure, inside_tables
 from merge.checkpoints.inputs import encode, load_tokenizer
@@ -95,6 +96,8 @@ def test_a_task_is_scored_and_all_pairs_make_a_matrix(store: Path) -> None:
     for cut in record["cuts"]:
         assert record["matrix"][cut["at"][0]][cut["at"][1]] == cut["penalties"]["stitched"]
         assert abs(cut["penalties"]["stitched"] - (own["accuracy"] - cut["scores"]["stitched"]["accuracy"])) < 1e-9
+        back = record["ends"]["a"]["accuracy"] - cut["scores"]["reversed"]["accuracy"]
+        assert abs(cut["penalties"]["reversed"] - back) < 1e-9
     barrier = evals.barrier(store / "a", store / "b", task="mnli", data=store / "rows.jsonl")
     assert record["barrier"]["barrier"] == barrier.curves["naive"]["barrier"]
     assert len(record["llfc"]) == 3
@@ -148,6 +151,34 @@ def test_stitches_of_a_sweep_read_a_text_that_no_alignment_does() -> None:
     line = {"distance": "line", "summary": None, "align": None, **text}
     assert _text_of_stitches(line, 3) is None
     assert aligned["text"] == line["text"] == "t.jsonl"
+
+
+def test_depths_of_models_of_other_sizes_meet_at_the_nearest_layer() -> None:
+    assert depth_cuts(3, 4) == ((0, 0), (1, 1), (2, 2), (2, 3), (3, 4))  # 0.75 and 2.25 are rounded
+    assert depth_cuts(3, 0) == ((0, 0),)
+
+
+def test_the_distance_is_the_mean_penalty_inside_and_a_gain_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of A with score 1 and B with .8, cut at 1 and 2: penalties .1, .4, and two of below 0, by hand (.1 + .4) / 4."""
+    scores = {("a", (1, 1)): 0.7, ("b", (1, 1)): 0.6, ("a", (2, 2)): 0.9, ("b", (2, 2)): 1.2}
+    scores |= {(model, end): -9.0 for model in "ab" for end in ((0, 0), (3, 3))}
+
+    class Layers:
+        total = 3
+
+    lives = [Layers(), Layers()]
+    sides = [
+        stitching.Side(live, lambda own=own: {"accuracy": own}, {})  # type: ignore[arg-type, misc]
+        for live, own in zip(lives, (1.0, 0.8), strict=True)
+    ]
+    bottoms = {id(live): name for live, name in zip(lives, "ab", strict=True)}
+    monkeypatch.setattr(StateSums, "read", lambda self, *_: self)
+    monkeypatch.setattr(StateSums, "equations", lambda *_, **__: None)
+    monkeypatch.setattr(stitching, "fitted", lambda *_: None)
+    monkeypatch.setattr(
+        stitching, "_score", lambda bottom, _top, at, _map: {"accuracy": scores[bottoms[id(bottom)], at]}
+    )
+    assert abs(stitching.stitching_distance(*sides, [], StitchPlan()) - 0.125) < 1e-12
 
 
 def test_what_cannot_be_measured_is_one_line(store: Path, tmp_path: Path) -> None:

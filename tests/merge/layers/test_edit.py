@@ -432,7 +432,7 @@ def test_a_recipe_does_what_its_flags_do(run: Run, place: Path) -> None:
 
 # What is typed, and what the one line says.
 REFUSED = {
-    ("apply", "m", "--plan", "A[0-9]"): "layer 6 of model 0, which has layers 0 to 5",
+    ("apply", "m", "--plan", "A[0-9]"): "there is no layer 9 of A, which has layers 0 to 5",
     ("apply", "m", "--plan", "A[0-3], A[]"): "plan, character 11: expected the number of a layer, found ']'",
     ("apply", "m"): "give a plan",
     ("apply", "A=m", "A=m", "--plan", "A0"): "two models are named A",

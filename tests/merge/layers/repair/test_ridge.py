@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from merge.errors import CalibrationError
-from merge.layers.repair.ridge import NormalEquations, fit
+from merge.layers.repair.ridge import NormalEquations, check_rows, fit
 
 
 def rows(count: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -85,3 +85,21 @@ def test_the_ridge_is_chosen_by_the_held_out_rows() -> None:
     assert chosen.ridge == 1e3
     assert chosen.held_out[1e3] < chosen.held_out[1e-6]
     assert chosen.rows == 245
+
+
+def test_held_out_rows_are_fitted_only_where_all_are() -> None:
+    """Without `whole` the held-out rows can still judge the fit: the weights are those of the first rows alone."""
+    (x, y), (other, due) = rows(), rows(30, 1)
+    start = torch.zeros(6, 3, dtype=torch.float64)
+    alone = fit(summed(x, y), summed(other, due), start, (0.1,), whole=False)
+    assert alone.rows == 60
+    assert torch.equal(alone.weights, summed(x, y).solve(start, 0.1))
+    both = fit(summed(x, y), summed(other, due), start, (0.1,))
+    assert both.rows == 90
+    assert not torch.allclose(both.weights, alone.weights)
+
+
+def test_a_fit_takes_as_many_tokens_as_units() -> None:
+    check_rows("a map", 24, 24)
+    with pytest.raises(CalibrationError, match="a map needs text of at least 24 tokens, .* found 23"):
+        check_rows("a map", 23, 24)

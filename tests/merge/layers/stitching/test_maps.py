@@ -10,6 +10,7 @@ from torch import Tensor
 from merge.errors import CalibrationError, UsageError
 from merge.layers.repair.ridge import NormalEquations
 from merge.layers.stitching.maps import fit_map, fit_rotation, mean_map
+from merge.layers.stitching.norms import divisor
 
 UNITS, ROWS = 5, 80
 RIDGES = (1e-9,)
@@ -117,3 +118,9 @@ def test_too_few_tokens_and_a_rank_that_is_none() -> None:
         fit_map("affine", *sums(x, x), RIDGES)
     with pytest.raises(UsageError, match=r"has rank 1 to 4"):
         fit_map("low-rank", *sums(rows(), rows(1)), RIDGES, 5)
+
+
+def test_a_gain_near_zero_is_not_divided_by() -> None:
+    """The least divisor is a thousandth of the mean size, which signs do not cancel, and keeps the sign of its gain."""
+    gain = torch.tensor([1.0, -1.0, 1e-9, -1e-9], dtype=torch.float64)
+    assert torch.allclose(divisor(gain), torch.tensor([1.0, -1.0, 5e-4, -5e-4], dtype=torch.float64), rtol=1e-6)

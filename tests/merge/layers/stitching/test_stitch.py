@@ -19,7 +19,9 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.open import open_checkpoint
 from merge.errors import MergeError, MismatchError, UsageError
 from merge.layers.activations import live_layers, live_model
-from merge.layers.stitching.kinds import MAPS
+from merge.layers.stacks import layer_count
+from merge.layers.stitching.kinds import MAPS, StitchSettings
+from merge.layers.stitching.layout import Layout
 from merge.layers.stitching.live import Halves, stitched
 from merge.layers.stitching.reordered import reordered, rotated
 
@@ -366,3 +368,12 @@ def test_a_narrow_feed_forward_part_a_short_text_and_a_shared_table_are_refused(
         merge.stitch(family_model(store, "mpnet"), family_model(store, "mpnet", 1), at=(1, 1), map="identity")
     with pytest.raises(MismatchError, match="layers of one architecture"):
         merge.stitch(store / "a", family_model(store, "mpnet"), at=(1, 1), map="identity")
+
+
+def test_a_map_below_the_head_takes_the_last_layer_as_its_form(store: Path) -> None:
+    """There is no layer of B above: the layer that holds the map has the shapes of the last one."""
+    a, b = (open_checkpoint(str(store / name)) for name in "ab")
+    total = layer_count(b.config)
+    layout = Layout(a, a, b, StitchSettings((1, total), "affine"), True)
+    assert layout.plan().layers == (((0, 0),), ((1, total - 1),))
+    assert Layout(a, a, b, StitchSettings((1, 0), "affine"), True).plan().layers[1] == ((1, 0),)
