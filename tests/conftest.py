@@ -13,14 +13,17 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.runner import runtestprotocol
 from captured_log import CapturedLog
 
 ROOT = Path(__file__).parents[1]
+LONG_FIXTURE_SECONDS = 0.1  # what --durations lists
 
 
 def kept_structures() -> Path:
@@ -35,10 +38,16 @@ def kept_structures() -> Path:
     return ROOT / ".pytest_cache" / "structure" / digest[:16]
 
 
+def delete_cache(folder: Path, process: int) -> None:
+    """Delete the cache folder at the end of the process that made it, and not of one that it forked."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def new_cache() -> str:
     """Make the cache folder of this run: empty but for the structures that runs share, and deleted at its end."""
     folder = Path(tempfile.mkdtemp(prefix="merge-models-cache-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(delete_cache, folder, os.getpid())
     with contextlib.suppress(OSError):  # without links (Windows), or where nothing can be written: asked anew
         kept_structures().mkdir(parents=True, exist_ok=True)
         (folder / "structures").symlink_to(kept_structures(), target_is_directory=True)
@@ -52,6 +61,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # no threads to read files of a few kilobytes
 
 
 def checked(descriptor: int) -> None:
@@ -104,15 +114,31 @@ def captured_log() -> Iterator[CapturedLog]:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Look for garbage again, but seldom, and not in what was imported: a search through all of it takes half a second.
 
-    Pictures of alignments are drawn once of each kind, in processes that run tests.
+    Pictures are drawn once of each kind, in processes that run tests; and those with tests that start processes fork the
+    server of these.
     """
     if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", None):
         import drawn_once
+
+        if (warm := sys.modules.get("warm")) is not None and warm.FORKS:
+            warm.server()
 
         drawn_once.install()
     gc.enable()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)  # as Python has it, every twentieth second of a test is such a search
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Let a worker send one report of a test that passed, not one of each of its three parts."""
+    if not hasattr(item.config, "workerinput"):
+        return None
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        if report.when == "call" or not report.passed or report.duration > LONG_FIXTURE_SECONDS:
+            item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

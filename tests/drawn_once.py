@@ -1,7 +1,7 @@
 """Pictures, of which each kind is drawn once by each process of the tests: a picture takes 0.2 CPU seconds.
 
 Tests that look at the pictures themselves draw them all: of match quality tests/merge/alignment/evidence/test_quality.py, of
-evaluations those in tests/evals/report and tests/evals/results, by `all_drawn`.
+evaluations those that use `all_drawn`.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def install() -> None:
     svg.rendered = rendered
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def all_drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Draw every figure of an evaluation in the tests of a folder whose conftest.py imports this."""
+    """Draw every figure of an evaluation."""
     with monkeypatch.context() as patch:
         patch.setattr(svg, "rendered", render)
         yield

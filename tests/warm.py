@@ -1,18 +1,22 @@
 """Warm processes: a command in a process of its own that does not have to import torch and transformers first.
 
-On Linux each worker of the tests starts one server (the forkserver of multiprocessing), which imports them once and forks
-for every command. Elsewhere a command is a plain subprocess. Either has another hash seed than the process of the tests, so
-that the sets of names in `hash_seed` have another order there. What is tested about the start of a process itself, such as
-the modules it imports, needs `subprocess`.
+On Linux each worker of the tests forks one server before its first test, which has all that the worker imported and
+nothing that a test did, and forks for every command. Elsewhere a command is a plain subprocess. What is tested about the
+start of a process itself, such as the modules it imports, needs `subprocess`.
+
+A command that is to have another hash seed, so that the sets of names in `hash_seed` have another order, is forked from a
+server that imports all anew (the forkserver of multiprocessing), which takes eight CPU seconds.
 """
 
 from __future__ import annotations
 
 import atexit
 import importlib
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +26,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -64,18 +69,21 @@ def run(
     cwd: str | Path | None = None,
     input: str = "",
     timeout: float = 180,
+    reseeded: bool = False,
     **_: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python [flags] -c CODE words...` to its end and return its exit code, stdout and stderr as text.
 
     It stands in for `subprocess.run(..., capture_output=True, text=True)`, whose other options it takes and ignores.
 
+    Args:
+        reseeded: whether the process has another hash seed than this one.
     Raises:
         subprocess.TimeoutExpired: it took longer; it is killed.
     """
     if not FORKS:
         more = {"capture_output": True, "text": True, "check": False, "timeout": timeout}
-        environment = {**(os.environ if env is None else env), "PYTHONHASHSEED": other_seed()}
+        environment = {**(os.environ if env is None else env)} | ({"PYTHONHASHSEED": other_seed()} if reseeded else {})
         return subprocess.run(list(command), env=environment, cwd=cwd, input=input, **more)
     start = list(command).index("-c")
     assert command[0] == sys.executable
@@ -89,24 +97,79 @@ def run(
             folder=str(Path.cwd() if cwd is None else cwd),
             files=files,
         )
-        process = server().Process(target=_become, args=(becomes,))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
+        status = (_run_reseeded if reseeded else _run)(becomes, timeout)
+        if status is None:
             raise subprocess.TimeoutExpired(list(command), timeout)
         out, err = (_text(Path(files, name)) for name in ("1", "2"))
-        return subprocess.CompletedProcess(list(command), process.exitcode, out, err)
+        return subprocess.CompletedProcess(list(command), status, out, err)
 
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
+def _run(becomes: Command, timeout: float) -> int | None:
+    """Return the exit code of a command that the server of this process forks; None where it took longer and was killed."""
+    server().send(becomes)
+    process = server().recv()
+    if not server().poll(timeout):
+        os.kill(process, signal.SIGKILL)
+        server().recv()
+        return None
+    return int(server().recv())
+
+
+def _run_reseeded(becomes: Command, timeout: float) -> int | None:
+    """Return what `_run` does, of a command that is forked from a server with another hash seed."""
+    process = reseeded_server().Process(target=_become, args=(becomes,))
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return None
+    return int(process.exitcode)
+
+
 @cache
-def server() -> Any:
-    """Start the server of this process and return the context that forks from it."""
+def server() -> Connection:
+    """Fork the server of this process, before any thread of a computation is there, and return the line to it."""
+    for module in PRELOADED:
+        importlib.import_module(module)
+    line, far_end = multiprocessing.Pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a worker has a thread that waits for its next test
+        child = os.fork()
+    if child == 0:
+        line.close()
+        _serve(far_end)
+    far_end.close()
+    return line
+
+
+def _serve(line: Connection) -> NoReturn:
+    """For each command, fork a process: send its number at once and its exit code when it ends; end with the caller."""
+    atexit._clear()
+    logging.getLogger().handlers.clear()
+    while True:
+        try:
+            command = line.recv()
+        except EOFError:
+            os._exit(0)
+        process = os.fork()
+        if process == 0:
+            line.close()
+            try:
+                _become(command)
+            finally:
+                os._exit(1)
+        line.send(process)
+        line.send(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+
+
+@cache
+def reseeded_server() -> Any:
+    """Start the server with another hash seed and return the context that forks from it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     paths = os.pathsep.join([str(HERE.parent), str(HERE)])
@@ -129,6 +192,7 @@ def _become(command: Command) -> NoReturn:
     own = [] if "-P" in command.flags else [""]
     given = [path for path in command.environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [*own, *given, *(path for path in sys.path if path not in ("", str(HERE), *given))]
+    _filter_warnings()
     for flag, option in zip(command.flags, command.flags[1:], strict=False):
         if flag == "-W":
             warnings._setoption(option)  # type: ignore[attr-defined]
@@ -139,6 +203,14 @@ def _become(command: Command) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _filter_warnings() -> None:
+    """Show the warnings that a fresh Python shows: pytest has them all raised."""
+    warnings.resetwarnings()
+    for category in (ResourceWarning, ImportWarning, PendingDeprecationWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("default", category=DeprecationWarning, module="__main__")
 
 
 def _status(code: str) -> int:

@@ -7,6 +7,7 @@ merging a BERT, so the structure of a config is cached.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,9 @@ from merge.disk.documents import as_json
 from merge.disk.versions import installed_version
 
 FORMAT = 2
+MAX_STRUCTURES = 256
+# Cache folder and key -> structure that this process has read; where there are too many, they are read again.
+STRUCTURES: dict[tuple[str, str], Structure] = {}
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,9 @@ def structure_of(config: Mapping[str, Any], tensors: int | None = None) -> Struc
         CheckpointError: the config names no class, or none that can be built from it.
     """
     key = cache_key(FORMAT, transformers_build(), config)
+    place = os.environ.get("MERGE_MODELS_CACHE", ""), key
+    if (known := STRUCTURES.get(place)) is not None:
+        return known
     fields = read_cached("structures", key)
     if fields is None:
         # Through JSON in both cases, so that a cached structure equals a new one.
@@ -83,7 +90,10 @@ def structure_of(config: Mapping[str, Any], tensors: int | None = None) -> Struc
         write_cached("structures", key, fields)
     shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
     listed = {key: tuple(fields[key]) for key in ("known", "vocabulary", "required")}
-    return Structure(**{**fields, "shapes": shapes, **listed})
+    if len(STRUCTURES) >= MAX_STRUCTURES:
+        STRUCTURES.clear()
+    structure = STRUCTURES[place] = Structure(**{**fields, "shapes": shapes, **listed})
+    return structure
 
 
 @cache

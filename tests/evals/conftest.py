@@ -7,7 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+from drawn_once import all_drawn
 from tiny import NLI, save_checkpoint, sentence
+
+__all__ = ["all_drawn", "zoo"]
 
 
 @pytest.fixture(scope="module")

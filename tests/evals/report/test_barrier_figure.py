@@ -389,6 +389,8 @@ from pathlib import Path
 import matplotlib
 import test_barrier_figure as t
 
+pytestmark = pytest.mark.usefixtures("all_drawn")
+
 def settings():  # reading the backend would itself load pyplot
     return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}
 

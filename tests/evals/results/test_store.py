@@ -27,6 +27,8 @@ from evals.results import store as report
 from evals.results.store import add_result, find, load_results
 from merge.errors import TaskError
 
+pytestmark = pytest.mark.usefixtures("all_drawn")
+
 SUBCASES = {"ln_passive": 0.03, "le_conjunction": 0.84, "sn_NP/S": 0.02, "se_adjective": 1.0, "cn_adverb": 0.06}
 
 

@@ -16,6 +16,8 @@ from evals.report.basins.prediction import prediction_figure
 from evals.report.basins.scatter import Axis, scatter_figure, spread
 from merge.publish.figures import COLOURS
 
+pytestmark = pytest.mark.usefixtures("all_drawn")
+
 NAMES = ["a", "b", "c", "d"]
 # a and c share a basin, b and d another.
 DISTANCES = np.array([[0, 0.9, 0.1, 0.8], [0.9, 0, 0.7, 0.2], [0.1, 0.7, 0, 0.6], [0.8, 0.2, 0.6, 0]])

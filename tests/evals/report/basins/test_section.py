@@ -24,6 +24,8 @@ from evals.results.json_text import json_text
 from evals.results.store import load_basins
 from merge.errors import TaskError
 
+pytestmark = pytest.mark.usefixtures("all_drawn")
+
 SIZES = (5, 3)
 SCORES = (0.3, 0.28, 0.33, 0.31, 0.29, 0.1, 0.11, 0.09)
 AVERAGES = ((0, 1, 2), (0, 1, 5), (2, 3, 4), (5, 6, 7), tuple(range(8)))

@@ -11,6 +11,8 @@ import pytest
 from evals.report.surface.interactive import SHADES, interactive_plane
 from evals.report.surface.section import surface_tables
 
+pytestmark = pytest.mark.usefixtures("all_drawn")
+
 
 def record(name: str = "a") -> dict[str, Any]:
     """Return a plane of three models with a loss of 1 + column, on a grid of 3 x 3 with one finer point."""

@@ -13,6 +13,8 @@ from evals.report.surgery.tables import correlation, grouped_rows, lesion_tables
 from evals.report.surgery.verdict import span, verdict_lines
 from evals.report.tables import plain_table
 
+pytestmark = pytest.mark.usefixtures("all_drawn")
+
 
 def variant(part: str, at: float, score: float, kind: str = "", layers: tuple[int, ...] = (0,)) -> dict[str, Any]:
     change = {"change": 1 - score, "standard_error": 0.1}
