@@ -1,7 +1,7 @@
 """Linear mode connectivity up to the order of hidden units, on networks small enough to train hundreds of in a minute.
 
     python recipes/two_layer_study.py --quick -o two-layer                 # about four minutes on two cores
-    python recipes/two_layer_study.py -o two-layer                         # 50 networks of every width: 25 minutes by estimate
+    python recipes/two_layer_study.py -o two-layer                         # 50 networks of every width: 11 CPU minutes
     python recipes/two_layer_study.py --quick --part moons --part entezari # some of it
 
 Networks of one hidden layer of 2 to 512 units are trained from their own starts on two moons and on scikit-learn's digits,
