@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -133,5 +134,13 @@ VARIANTS = (
     "beit shared relative",
 )
 STANDING = (*FIRST.values(), *VARIANTS)
+
+
+@cache
+def standing_case(name: str) -> Case:
+    """Return one of STANDING, made once for all batteries: each of their tests gives the model its tensors first."""
+    return make(*CASES[name])
+
+
 # Every case; those that repeat on one more head what the others show are for make check.
 ALL_CASES = [pytest.param(name, marks=() if name in STANDING else pytest.mark.slow) for name in CASES]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from architecture_case import ALL_CASES, CASES, FIRST, STANDING, TABLES, Case, first_of, make, outputs_of
+from architecture_case import ALL_CASES, CASES, FIRST, STANDING, TABLES, Case, make, outputs_of, standing_case
 from families import CLASSIFIERS, FAMILIES, UNLIKE, canonical_tensors, family_case, written_name
 from quick import quick_on
 
@@ -36,12 +36,12 @@ BROKEN = 1e-3
 
 @pytest.fixture(params=ALL_CASES, scope="module")
 def case(request: pytest.FixtureRequest) -> Case:
-    return make(*CASES[request.param])
+    return standing_case(request.param) if request.param in STANDING else make(*CASES[request.param])
 
 
 @pytest.fixture(params=ARCHITECTURES, scope="module")
 def family(request: pytest.FixtureRequest) -> Case:
-    return make(*first_of(request.param))
+    return standing_case(FIRST[request.param])
 
 
 def test_every_registered_family_is_in_this_battery() -> None:
