@@ -2,7 +2,7 @@
 
     python benchmarks/layers_on_disk.py [--place FOLDER]
 
-The model has random weights (438 MB). Both are timed three times, the best counts; both flush to the disk. `edit-layers` also
+The model has random weights (438 MB). Both are timed five times, the best counts; both flush to the disk. `edit-layers` also
 hashes what it reads and writes, reloads the result and runs it, which is stated apart.
 """
 
@@ -23,6 +23,7 @@ from merge.checkpoints.structure import structure_of
 from merge.layers import edit
 from merge.layers.plans.plan import LayerPlan
 
+REPEATS = 5
 CONFIG = {"model_type": "bert", "architectures": ["BertModel"]}
 
 
@@ -66,7 +67,7 @@ def main() -> None:
             return size
 
         with patch.object(edit, "_write_tensors", timed):
-            for _ in range(3):
+            for _ in range(REPEATS):
                 shutil.rmtree(place / "out", ignore_errors=True)
                 begun = time.perf_counter()
                 size = edit.edit_layers(checkpoint, plan, place / "out").bytes

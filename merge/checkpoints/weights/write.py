@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # written name -> (dtype in safetensors' letters, shape)
 
 MAX_SHARD_SIZE = "50GB"
-BLOCK_BYTES = 1 << 22  # hashed at a time
+BLOCK_BYTES = 1 << 20  # hashed at a time: what a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class WeightFile:
             self._unread = error
 
     def _hash_written(self) -> None:
-        hashed = 0
+        hashed, block = 0, memoryview(bytearray(BLOCK_BYTES))  # one block for all: new memory costs as much as a copy
         while True:
             with self._change:
                 while self._end <= hashed and not self._closing:
@@ -140,11 +140,11 @@ class WeightFile:
             if end <= hashed:
                 return
             while hashed < end:
-                block = self._read.read(min(end - hashed, BLOCK_BYTES))
-                if not block:
+                size = self._read.readinto(block[: min(end - hashed, BLOCK_BYTES)])
+                if not size:
                     raise OSError(f"{self._path} is shorter than what was written to it")
-                self._hash.update(block)
-                hashed += len(block)
+                self._hash.update(block[:size])
+                hashed += size
 
 
 @dataclass(frozen=True)
