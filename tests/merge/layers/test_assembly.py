@@ -80,6 +80,17 @@ def test_every_kind_of_plan_is_what_hands_make_of_the_modules(case: tuple[str, s
     assert difference(made, original_model(checkpoint)) > 1e-6
 
 
+def test_three_layers_are_collapsed_by_the_formula_of_laco() -> None:
+    """t1 + (t2 - t1) + (t3 - t1), and not layer 3, which subtracting in place would leave."""
+    checkpoint = checkpoint_of("bert")
+    made = layers_of(assemble([checkpoint], parse_plan("A0, laco(A[1-3])", ["A"])).build(torch.float64), "bert")
+    one, two, three = (dict(layers_of(original_model(checkpoint), "bert")[k].named_parameters()) for k in (1, 2, 3))
+    for name, parameter in made[1].named_parameters():
+        due = one[name].double() + (two[name] - one[name]) + (three[name] - one[name])
+        assert torch.allclose(parameter, due, atol=1e-6)
+        assert not torch.allclose(parameter, three[name].double(), atol=1e-3)
+
+
 def test_at_least_twelve_families_have_every_kind_of_plan() -> None:
     assert sum(all(fitting(kind, plan) for plan in PLANS) for kind in FAMILY) >= 12
 
