@@ -62,13 +62,24 @@ def measure_stitch(pair: Pair, on: FeatureTexts, plan: StitchPlan, options: Eval
         "matrix": None if stitches.matrix is None else [list(row) for row in stitches.matrix],
         "cka": None if stitches.cka is None else [list(row) for row in stitches.cka],
         **beside,
-        "notes": list(dict.fromkeys([*fit.notes, *measured.notes, *more])),
+        "notes": list(dict.fromkeys([*fit.notes, *measured.notes, *fit_notes(fit, measured), *more])),
         "versions": versions(),
         "seconds": time.monotonic() - begun,
     }
     if options.output:
         add_result(options.output, record)
     return record
+
+
+def fit_notes(fit: Measured, measured: Measured) -> list[str]:
+    """Return a note where pairs are scored and maps fitted on single texts."""
+    pairs, single = (max(map(len, each.rows.texts)) for each in (measured, fit))
+    if pairs <= single:
+        return []
+    return [
+        f"rows of {measured.setting()['task']} are pairs, and maps are fitted on single texts ({fit.rows.data}), whose states "
+        "differ: give --text with --text-column A,B for pairs like them"
+    ]
 
 
 def check_tokens_alike(pair: Pair) -> None:

@@ -38,6 +38,7 @@ def with_stitching(swept: Swept, task: EvalTask, options: EvalOptions, text: Tex
     """
     from evals.inside.stitching import StitchPlan
     from evals.results.measure import record_key
+    from evals.run.inside.stitch import fit_notes
     from evals.run.inside.texts import Measured, measured_rows
 
     sweep, plan = swept.sweep, StitchPlan()
@@ -59,7 +60,7 @@ def with_stitching(swept: Swept, task: EvalTask, options: EvalOptions, text: Tex
         distances[pair] = stored
     losses = tuple(replace(each, stitching=distances) for each in swept.losses)
     note = f"stitching: affine maps fitted on {fit.rows.data}; mean penalty over the cuts inside, both directions"
-    return replace(swept, losses=losses, notes=(*swept.notes, note))
+    return replace(swept, losses=losses, notes=(*swept.notes, note, *fit_notes(fit, measured)))
 
 
 def _measured(swept: Swept, pair: Pair, fit: Measured, measured: Measured, options: EvalOptions) -> float:

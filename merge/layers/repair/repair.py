@@ -177,12 +177,16 @@ class _Work:
 
     def fit_layer(self, index: int, facts: dict[str, Any], sentences: list[str]) -> None:
         from merge.layers.repair.affine import RIDGES, affine_layer
+        from merge.layers.repair.projection import Projection
 
         teacher, making = self.teacher(self.assembly.plan.layers[index][0][0]), self.assembly.plan.making(index)
         reads = self.teacher(making.reads) if making is not None and making.reads is not None else None
         tensors, fitted = affine_layer(self.assembly, index, teacher, self.batches, self._ridges(RIDGES), reads)
+        own = Projection.of(self.assembly, index).layer
+        taken = any(not name.startswith(own) for name in tensors)
         self.assembly = self.assembly.with_computed(tensors)
-        self._record("affine", index, fitted, facts, sentences, f"output layer {index} is a fitted map")
+        more = ", which takes over gain and bias of the norm below it" if taken else ""
+        self._record("affine", index, fitted, facts, sentences, f"output layer {index} is a fitted map{more}")
 
     def fold(self, index: int, end: int, facts: dict[str, Any], sentences: list[str]) -> None:
         from merge.layers.repair.affine import RIDGES, folded_map

@@ -16,6 +16,9 @@ from evals.commands.basins import _text_of_stitches
 from evals.inside import stitching
 from evals.inside.stitching import CONTROLS, StateSums, StitchPlan, depth_cuts, fitted
 from evals.report.inside.section import inside_figure, inside_tables
+from evals.run.inside.stitch import fit_notes
+from evals.run.inside.texts import Measured
+from evals.tasks.task import Rows
 from merge.checkpoints.inputs import encode, load_tokenizer
 from merge.checkpoints.open import open_checkpoint
 from merge.errors import CalibrationError, MismatchError, UsageError
@@ -151,6 +154,15 @@ def test_stitches_of_a_sweep_read_a_text_that_no_alignment_does() -> None:
     line = {"distance": "line", "summary": None, "align": None, **text}
     assert _text_of_stitches(line, 3) is None
     assert aligned["text"] == line["text"] == "t.jsonl"
+
+
+def test_a_note_says_where_pairs_are_scored_and_single_texts_fitted() -> None:
+    pairs, single = (
+        Measured(Rows((texts,) * 2, (0, 1), ("no", "yes"), data, "", ("0", "1")), None, ())
+        for texts, data in ((("a", "b"), "dev.jsonl"), (("a",), "some text"))
+    )
+    assert "maps are fitted on single texts (some text)" in fit_notes(single, pairs)[0]
+    assert fit_notes(pairs, pairs) == fit_notes(pairs, single) == fit_notes(single, single) == []
 
 
 def test_depths_of_models_of_other_sizes_meet_at_the_nearest_layer() -> None:
