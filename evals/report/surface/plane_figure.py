@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVELS = 14
-# More marks than this are drawn without their names, but for the first, the last and the average.
-MOST_NAMED = 8
+# About the width of a panel, and the size of the names of marks, in points.
+PANEL_POINTS = 300.0
+NAME_SIZE = 8
+MARK_SIZE = 10.0
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 COLOURS = {"loss": "viridis_r", "score": "viridis"}
 
 
@@ -75,10 +80,9 @@ def _draw_marks(axes: Axes, marks: Sequence[Record]) -> None:
     from matplotlib.patheffects import withStroke
 
     models = [mark for mark in marks if mark["name"] != "average"]
-    left, right = axes.get_xlim()
     if len(models) > 3:
         axes.plot([m["x"] for m in models], [m["y"] for m in models], color=INK, linewidth=0.9, zorder=4)
-    for at, mark in enumerate(marks):
+    for mark in marks:
         average = mark["name"] == "average"
         axes.plot(
             mark["x"],
@@ -89,14 +93,60 @@ def _draw_marks(axes: Axes, marks: Sequence[Record]) -> None:
             markeredgecolor=INK,
             zorder=5,
         )
-        if len(marks) <= MOST_NAMED or at in (0, len(models) - 1, len(marks) - 1):
-            axes.annotate(
-                short(mark["name"], 24),
-                (mark["x"], mark["y"]),
-                xytext=(6, 5) if mark["x"] < left + 0.7 * (right - left) else (-6, 5),
-                ha="left" if mark["x"] < left + 0.7 * (right - left) else "right",
-                textcoords="offset points",
-                fontsize=8,
-                path_effects=[withStroke(linewidth=3, foreground=PAPER)],
-                zorder=6,
-            )
+    left, right = axes.get_xlim()
+    low, high = axes.get_ylim()
+    scale = PANEL_POINTS / (right - left)
+    places = [((mark["x"] - left) * scale, (mark["y"] - low) * scale) for mark in marks]
+    for at, offset in name_places(places, names_of(marks), (PANEL_POINTS, (high - low) * scale)).items():
+        axes.annotate(
+            names_of(marks)[at],
+            (marks[at]["x"], marks[at]["y"]),
+            xytext=offset,
+            textcoords="offset points",
+            fontsize=NAME_SIZE,
+            path_effects=[withStroke(linewidth=3, foreground=PAPER)],
+            zorder=6,
+        )
+
+
+def names_of(marks: Sequence[Record]) -> list[str]:
+    """Return the names of marks as they are drawn: without the folder where they differ without it, and not too long."""
+    ends = [mark["name"].rstrip("/").rsplit("/", 1)[-1] for mark in marks]
+    return [short(name, 24) for name in (ends if len(set(ends)) == len(ends) else [mark["name"] for mark in marks])]
+
+
+def name_places(
+    places: Sequence[tuple[float, float]], names: Sequence[str], panel: tuple[float, float]
+) -> dict[int, tuple[float, float]]:
+    """Return the number of a mark -> where its name begins, from the mark; names that would cover others are left out.
+
+    The average, the first and the last mark come first. Each name is tried above, beside and below its mark, to the right and
+    to the left; of marks on one another the first has a name.
+
+    Args:
+        places: of the marks in the panel, in points.
+        panel: its width and height, in points.
+    """
+    last = len(places) - 1
+    first = dict.fromkeys([last, 0, max(last - 1, 0), *range(last + 1)])
+    half = MARK_SIZE / 2
+    marks, taken = [(x - half, y - half, x + half, y + half) for x, y in places], list[Box]()
+    kept: dict[int, tuple[float, float]] = {}
+    for at in first:
+        (x, y), width = places[at], 0.62 * NAME_SIZE * len(names[at])
+        if any(math.dist(places[other], (x, y)) < MARK_SIZE for other in kept):
+            continue
+        away = [other for other, place in zip(marks, places, strict=True) if math.dist(place, (x, y)) > MARK_SIZE]
+        for side, height in itertools.product((6.0, -6.0 - width), (4.0, -3.0, -4.0 - NAME_SIZE)):
+            offset = side + math.copysign(3.0, side) * (height == -3.0), height
+            box = (x + offset[0], y + offset[1], x + offset[0] + width, y + offset[1] + NAME_SIZE)
+            inside = box[0] >= 0 and box[1] >= 0 and box[2] <= panel[0] and box[3] <= panel[1]
+            if inside and not any(_overlap(box, other) for other in (*away, *taken)):
+                kept[at] = offset
+                taken.append(box)
+                break
+    return kept
+
+
+def _overlap(box: Box, other: Box) -> bool:
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]

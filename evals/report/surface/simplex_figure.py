@@ -45,7 +45,7 @@ def simplex_figure(record: Record) -> Figure:
                 note, (each["nll"], place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7.5
             )
         right.set_yticks(list(places), names)
-        right.set_xlim(0, 1.4 * max(each["nll"] for each in ensembles))
+        right.set_xlim(0, 1.6 * max(each["nll"] for each in ensembles))
         right.set(xlabel="negative log-likelihood")
         right.grid(axis="y", visible=False)
         train = record["train"]
