@@ -10,12 +10,14 @@ import pytest
 import torch
 from tiny import bert_config, random_tensors
 
+from evals.inside.additivity import RunningAdditivity
 from evals.inside.llfc import Connectivity
 from evals.inside.pair_pass import FeaturePlan, PairFeatures, measure_pair_features
 from evals.inside.rows import Rows
 from evals.inside.sites import Site
 from merge.checkpoints.inputs import Tokens
 from merge.checkpoints.transformers_model import build
+from merge.errors import TaskError
 
 LENGTHS = (5, 3, 5, 7)
 EXACT, ROUNDING = 1e-12, 1e-5
@@ -73,6 +75,24 @@ def test_connectivity_alone_is_that_of_the_whole_pass() -> None:
     assert alone.connectivity == whole.connectivity
     assert (alone.additivity, alone.commutativity) == ((), ())
     assert min(len(whole.additivity), len(whole.commutativity)) > 0
+
+
+def test_logits_are_in_the_order_of_the_texts() -> None:
+    """Texts of one length share a batch, so that they run in another order than they have."""
+    a, b = weights(0), weights(1)
+    model, texts = build(bert_config(), b), tokens().fields["input_ids"].split(LENGTHS)
+    with torch.no_grad():
+        alone = torch.cat([model(text[None]).logits for text in texts])
+    torch.testing.assert_close(measured(a, b).logits["b"], alone, rtol=0, atol=ROUNDING)
+    assert not torch.allclose(alone, alone[[1, 0, 2, 3]], atol=1e-3)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(broken: float) -> None:
+    b = weights(1)
+    b["bert.encoder.layer.0.output.dense.bias"][0] = broken
+    with pytest.raises(TaskError, match="is not finite on these texts"):
+        measured(weights(0), b)
 
 
 def test_a_model_is_connected_with_itself_exactly() -> None:
@@ -136,6 +156,26 @@ def test_commutativity_and_additivity_are_those_of_the_formulas() -> None:
     assert {each.function for each in result.additivity if each.layer == 0} == {
         "GELUActivation", "ReLU", "norm attention.output.LayerNorm", "norm output.LayerNorm",
     }  # fmt: skip
+
+
+def test_what_is_additive_is_so_in_every_order_of_units() -> None:
+    """Doubling has distance and control 0; ReLU has neither, and its control is that of B's units in another order."""
+    x, y = (torch.randn(9, 6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    texts, site = torch.zeros(9, dtype=torch.int64), Site("layer 0 ffn", "ffn", 0, "x", 0)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+    results = {}
+    for name, function, right in (
+        ("double", lambda v: 2 * v, y),
+        ("relu", torch.relu, y),
+        ("moved", torch.relu, y[:, order]),
+    ):
+        running = RunningAdditivity(site, name, function, 0.3)
+        running.add(Rows(x, texts, False), Rows(right, texts, False))
+        results[name] = running.result
+    assert results["double"].vanilla == pytest.approx(0, abs=EXACT)
+    assert results["double"].control == pytest.approx(0, abs=EXACT)
+    assert min(results["relu"].vanilla, results["relu"].control) > 0.01
+    assert results["relu"].control == pytest.approx(results["moved"].vanilla, rel=ROUNDING)
 
 
 def _inputs_of_ffn(tensors: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from statistics import fmean
 
 import layered
 import pytest
@@ -119,3 +120,12 @@ def test_a_decoder_that_reads_an_encoder_is_lesioned_by_layers_alone() -> None:
 
 def test_parts_are_run_in_their_order() -> None:
     assert check_parts(("b", "a"), ("a", "b", "c")) == ("a", "b")
+
+
+def test_random_orders_begin_with_one_swap_and_end_with_as_many_as_layers() -> None:
+    """24 draws of 6 layers: four draws for each number of swaps, so that the first four move two layers each."""
+    identity, *orders = random_orders(6, 24, seed=0)
+    assert (identity.layers, identity.at) == ((), 1.0)
+    assert [len(order.layers) for order in orders[:4]] == [2] * 4
+    assert max(len(order.layers) for order in orders[4:8]) > 2
+    assert fmean([order.at for order in orders[:4]]) > fmean([order.at for order in orders[-8:]])
