@@ -109,20 +109,9 @@ class Comparison:
 
     def plot(self) -> Figure:
         """Return a figure of score against number of layers, with the floor as a line."""
-        from matplotlib.figure import Figure
+        from merge.layers.compare_figure import comparison_figure
 
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.add_subplot()
-        rows = [row for row in self.rows if row.layers]
-        axes.scatter([row.layers for row in rows], [row.score for row in rows])
-        for row in rows:
-            axes.annotate(row.label, (row.layers, row.score), fontsize=7, xytext=(4, 2), textcoords="offset points")
-        if floor := [row.score for row in self.rows if not row.layers]:
-            axes.axhline(floor[0], linestyle=":", color="gray", label="no layer")
-            axes.legend()
-        axes.set_xlabel("layers")
-        axes.set_ylabel(self.score)
-        return figure
+        return comparison_figure([(row.label, row.layers, row.score) for row in self.rows], self.score)
 
 
 def entries_of(plans: Sequence[tuple[str, LayerPlan]], settings: RepairSettings) -> list[Entry]:
@@ -183,7 +172,7 @@ def compare_plans(
         value = scored(done.assembly, outputs)
         row = _row(entry.label, done.assembly, names, outputs, full, value, top, floor)
         rows.append(Row(**{**asdict(row), "repair": "; ".join(done.sentences)}))
-        notes = (*notes, *(f"{entry.label}: {note}" for note in done.notes))
+        notes = (*notes, *(f"{entry.label}: {note}" for note in done.notes if note not in notes))
     named = score_name if score is not None else f"{measure} to the full model"
     return Comparison((*rows, *floor_row), named, source, tuple(dict.fromkeys((*notes, *floor_notes))))
 
