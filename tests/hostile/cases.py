@@ -82,6 +82,14 @@ CHOSEN = os.environ.get("MERGE_MODELS_FUZZ_KINDS", "").split()
 TRIED = {name: kind for name, kind in KINDS.items() if not CHOSEN or any(word in name for word in CHOSEN)}
 
 
+PARTS = 4  # cases are run in parts, of every fourth number each
+
+
+def with_studies(part: int) -> bool:
+    """Return whether a part has studies among its kinds: one does, as they are long to prepare; all where kinds are chosen."""
+    return part == 0 or bool(CHOSEN)
+
+
 @dataclass(frozen=True)
 class Case:
     """One case: a file of the world, its new content (None: no file any more) and the command."""
@@ -96,8 +104,10 @@ class Case:
 def make_case(number: int, world: Path, seed: int = 0) -> Case:
     """Return case `number`: the same for the same seed and world."""
     chance = random.Random(f"{seed} {number}")
-    name = chance.choices(list(TRIED), [kind.share for kind in TRIED.values()])[0]
-    kind = TRIED[name]
+    studies = with_studies(number % PARTS)
+    kinds = {name: kind for name, kind in TRIED.items() if studies or name not in STUDY_KINDS}
+    name = chance.choices(list(kinds), [kind.share for kind in kinds.values()])[0]
+    kind = kinds[name]
     files = sorted(path for pattern in kind.files for path in world.glob(pattern))
     path = chance.choice(files)
     command = chance.choice(kind.commands)

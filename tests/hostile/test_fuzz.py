@@ -30,7 +30,6 @@ import world as worlds
 
 CASES = int(os.environ.get("MERGE_MODELS_FUZZ", "2000"))
 SEED = int(os.environ.get("MERGE_MODELS_FUZZ_SEED", "0"))
-PARTS = 4
 MAX_SECONDS = 10  # of the processor, for one command
 MAX_WAIT = 60  # by the clock: a busy machine runs a command many times slower
 KEPT = "studies"
@@ -147,22 +146,31 @@ def faults_of(outcome: Outcome, before: dict[str, Any], after: dict[str, Any]) -
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the folder that the cases run in, where the files that commands themselves write are made too."""
     folder = worlds.make_world(tmp_path_factory.mktemp("world"))
-    studies.add_studies(folder)
     before, undrawn = Path.cwd(), studies.undrawn()
     os.chdir(folder)
     try:
-        for words in (*worlds.PREPARED, *studies.PREPARED):
+        for words in worlds.PREPARED:
             outcome = run_command(words, wait=600)
             assert outcome.code == 0, outcome.err
-        stopping = studies.interrupted(2)
-        assert [run_command(words, wait=600).code for words in studies.STOPPED] == [130] * len(studies.STOPPED)
-        stopping.undo()
         shutil.copyfile("merged/transform.safetensors", "transform.safetensors")
-        KEPT_COPY[:] = [Path(shutil.copytree(KEPT, tmp_path_factory.mktemp("kept") / KEPT))]
         yield folder
     finally:
         undrawn.undo()
         os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def studied(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the cases with studies in it, finished and stopped ones, and with what they read."""
+    studies.add_studies(world)
+    for words in studies.PREPARED:
+        outcome = run_command(words, wait=600)
+        assert outcome.code == 0, outcome.err
+    stopping = studies.interrupted(2)
+    assert [run_command(words, wait=600).code for words in studies.STOPPED] == [130] * len(studies.STOPPED)
+    stopping.undo()
+    KEPT_COPY[:] = [Path(shutil.copytree(KEPT, tmp_path_factory.mktemp("kept") / KEPT))]
+    return world
 
 
 @contextlib.contextmanager
@@ -195,9 +203,9 @@ def try_case(case: cases.Case, world: Path) -> tuple[Outcome, list[str]]:
     for name, data in kept.items():
         if (world / name).read_bytes() != data:
             (world / name).write_bytes(data)
-    if KEPT in " ".join(case.command):
-        shutil.rmtree(world / KEPT)
-        shutil.copytree(KEPT_COPY[0], world / KEPT)
+    for name in {Path(word).name for word in case.command if word.startswith(f"{KEPT}/")}:
+        shutil.rmtree(world / KEPT / name)
+        shutil.copytree(KEPT_COPY[0] / name, world / KEPT / name)
     for left in ("out", "merged-report"):
         shutil.rmtree(world / left, ignore_errors=True)
     return outcome, faults
@@ -206,15 +214,19 @@ def try_case(case: cases.Case, world: Path) -> tuple[Outcome, list[str]]:
 @pytest.mark.fuzz
 @pytest.mark.slow
 @pytest.mark.timeout(max(300, CASES))
-@pytest.mark.parametrize("part", range(PARTS))
-def test_no_file_brings_a_command_down(part: int, world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(cases.PARTS))
+def test_no_file_brings_a_command_down(
+    part: int, world: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Every case ends by itself, within MAX_SECONDS, in bounded memory, with one line where it fails."""
     monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
+    if cases.with_studies(part):
+        request.getfixturevalue("studied")
     seen: Counter[str] = Counter()
     wrong = []
     slowest = (0.0, "")
     with bounded_memory():
-        for number in range(part, CASES, PARTS):
+        for number in range(part, CASES, cases.PARTS):
             case = cases.make_case(number, world, SEED)
             outcome, faults = try_case(case, world)
             seen[f"{case.kind} {'refused' if outcome.code else 'accepted'}"] += 1
@@ -230,7 +242,7 @@ def test_no_file_brings_a_command_down(part: int, world: Path, monkeypatch: pyte
     if CASES >= 1000:  # the control: mutations are seen, and not every one of them
         usual = {name for name, kind in cases.TRIED.items() if kind.share > 30 and name != "side files"}
         assert {name for name in usual if not seen[f"{name} refused"]} == set()
-        assert sum(count for name, count in seen.items() if name.endswith("accepted")) > CASES // 20 // PARTS
+        assert sum(count for name, count in seen.items() if name.endswith("accepted")) > CASES // 20 // cases.PARTS
 
 
 def test_the_checks_see_each_fault() -> None:
