@@ -82,6 +82,7 @@ CHOSEN = os.environ.get("MERGE_MODELS_FUZZ_KINDS", "").split()
 TRIED = {name: kind for name, kind in KINDS.items() if not CHOSEN or any(word in name for word in CHOSEN)}
 
 
+STUDIES_SHARE = 0.5  # of their own shares: a study takes three times as long as a merge without writing
 PARTS = 4  # cases are run in parts, of every fourth number each
 
 
@@ -106,7 +107,8 @@ def make_case(number: int, world: Path, seed: int = 0) -> Case:
     chance = random.Random(f"{seed} {number}")
     studies = with_studies(number % PARTS)
     kinds = {name: kind for name, kind in TRIED.items() if studies or name not in STUDY_KINDS}
-    name = chance.choices(list(kinds), [kind.share for kind in kinds.values()])[0]
+    shares = [kind.share * (STUDIES_SHARE if name in STUDY_KINDS else 1) for name, kind in kinds.items()]
+    name = chance.choices(list(kinds), shares)[0]
     kind = kinds[name]
     files = sorted(path for pattern in kind.files for path in world.glob(pattern))
     path = chance.choice(files)
