@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.heuristics.grammar import LABELS
+from evals.heuristics.grammar import LABELS, SUBCASES
 from evals.heuristics.scores import HANS_LO
 from evals.results.measure import score_key, score_model
 from evals.results.predictions import has_predictions
@@ -53,6 +53,8 @@ def read_diagnostic(task: EvalTask, score: str | None, data: Path | None, limit:
     names = score_names(task.metric)
     wanted = score or names[0]
     if task.name == "hans":
+        if data is None:  # its parts are known before its pairs are drawn
+            _check_part(wanted, dict.fromkeys(case.heuristic for case in SUBCASES), [case.name for case in SUBCASES])
         whole = task.read(data, seed)
         part = hans_part(whole, wanted)
         return Diagnostic(f"{task.name}:{wanted}", task, ACCURACY, part.sample(limit, seed))
@@ -68,22 +70,31 @@ def hans_part(rows: Rows, part: str) -> Rows:
         UsageError: there is no such part, or no row of it.
     """
     heuristics = list(dict.fromkeys(pair.heuristic for pair in rows.extra))
-    subcases = list(dict.fromkeys(pair.subcase for pair in rows.extra))
-    cells = {f"{heuristic}/{label}": (heuristic, label) for heuristic in heuristics for label in LABELS}
-    cells[LO] = HANS_LO
+    _check_part(part, heuristics, dict.fromkeys(pair.subcase for pair in rows.extra))
+    cells = _cells(heuristics)
     if part == ACCURACY:
         return rows
     if part in cells:
         kept = [k for k, pair in enumerate(rows.extra) if (pair.heuristic, pair.label) == cells[part]]
     elif part in heuristics:
         kept = [k for k, pair in enumerate(rows.extra) if pair.heuristic == part]
-    elif part in subcases:
-        kept = [k for k, pair in enumerate(rows.extra) if pair.subcase == part]
     else:
-        raise UsageError(f"hans has no part {part!r}.{nearest(part, [ACCURACY, *cells, *heuristics, *subcases])}")
+        kept = [k for k, pair in enumerate(rows.extra) if pair.subcase == part]
     if not kept:
         raise UsageError(f"{rows.data} has no row of {part}. Name another part of HANS, or another file.")
     return rows.chosen(kept, f"{len(kept):,} of {len(rows):,} rows, those of {part}")
+
+
+def _cells(heuristics: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return the name of each part that is a heuristic under one label -> both."""
+    return {f"{heuristic}/{label}": (heuristic, label) for heuristic in heuristics for label in LABELS} | {LO: HANS_LO}
+
+
+def _check_part(part: str, heuristics: Collection[str], subcases: Iterable[str]) -> None:
+    """Raise UsageError with the nearest names where HANS with these heuristics and subcases has no such part."""
+    parts = [ACCURACY, *_cells(heuristics), *heuristics, *subcases]
+    if part not in parts:
+        raise UsageError(f"hans has no part {part!r}.{nearest(part, parts)}")
 
 
 def diagnostic_key(sweep: Sweep, diagnostic: Diagnostic, checkpoint: Checkpoint) -> str:
