@@ -49,13 +49,15 @@ def measure_basins(
     stored = options if workspace is None else replace(options, output=workspace.folder)
     asked = analysis_settings(plan, stored.seed, len(checkpoints))
     from evals.clusters.distances import STITCHING
-    from evals.run.inside.stitch_distance import with_stitching
+    from evals.run.inside.stitch_distance import read_fit, with_stitching
 
+    stitching = asked.summary == STITCHING  # its text is read before hours are spent on the lines
+    fit = read_fit(plan.text or settings.text_source(stored.seed), stored.seed) if stitching else None
     swept = sweep_models(checkpoints, task, settings, plan, stored, tell)
     if not isinstance(swept, Swept):
         return swept
-    if asked.summary == STITCHING:
-        swept = with_stitching(swept, task, stored, plan.text)
+    if fit is not None:
+        swept = with_stitching(swept, task, stored, fit)
     analyses = [_analysis(swept, at, asked, plan) for at in range(len(swept.losses))]
     record = basins_record(swept) | {"analyses": [analysis.to_json() for analysis in analyses]}
     record["notes"] += [note for analysis in analyses for note in analysis.notes]

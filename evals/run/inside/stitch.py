@@ -96,8 +96,8 @@ def check_tokens_alike(pair: Pair) -> None:
         if faults:
             told = faults[0].split(" Choose one")[0].split(" Rows of")[0]
             raise MismatchError(
-                f"B's layers read A's states token by token, so both models must read the same tokens: {told} stitch-models "
-                "--match-tokens offsets fits a map between models of two tokenizers."
+                f"B's layers read A's states token by token, so both models must read the same tokens: {told} stitch-models fits "
+                "a map between models of two tokenizers, whose tokens it matches by characters."
             )
 
 

@@ -24,14 +24,25 @@ if TYPE_CHECKING:
 FOLDER = "stitching"
 
 
-def with_stitching(swept: Swept, task: EvalTask, options: EvalOptions, text: TextSource | None = None) -> Swept:
+def read_fit(text: TextSource, seed: int) -> Measured:
+    """Return the texts that maps are fitted on.
+
+    Raises:
+        CalibrationError, UsageError: they cannot be read, or are fewer than two.
+    """
+    from evals.run.inside.texts import measured_rows
+
+    return measured_rows(None, text, EvalOptions(seed=seed))
+
+
+def with_stitching(swept: Swept, task: EvalTask, options: EvalOptions, fit: Measured) -> Swept:
     """Return a sweep with the stitching distance of every pair; alignment does not change it, so all lines have the same.
 
     Maps are affine.
 
     Args:
         options: `output` names the folder of the sweep, where distances are kept.
-        text: what maps are fitted on; when None that of the alignment, else the package's own.
+        fit: what maps are fitted on.
     Raises:
         CalibrationError: the text is too short for the maps.
         OutputError: the folder is not writable.
@@ -39,10 +50,9 @@ def with_stitching(swept: Swept, task: EvalTask, options: EvalOptions, text: Tex
     from evals.inside.stitching import StitchPlan
     from evals.results.measure import record_key
     from evals.run.inside.stitch import fit_notes
-    from evals.run.inside.texts import Measured, measured_rows
+    from evals.run.inside.texts import Measured
 
     sweep, plan = swept.sweep, StitchPlan()
-    fit = measured_rows(None, text or sweep.settings.text_source(sweep.seed), EvalOptions(seed=sweep.seed))
     measured = Measured(sweep.rows, task, ())
     folder = Path(str(options.output)) / "sweep" / FOLDER
     distances: dict[Pair, float] = {}

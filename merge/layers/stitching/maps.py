@@ -149,7 +149,7 @@ def check_tokens(kind: str, tokens: int, units: int) -> None:
     if tokens < least:
         why = "as many as the stream has units" if kind in FULL else "to have a spread"
         raise CalibrationError(
-            f"--map {kind} needs text of at least {least} tokens, {why}, found {tokens}. Give a longer --text, or more "
+            f"the map {kind} needs text of at least {least} tokens, {why}, found {tokens}. Give a longer --text, or more "
             "--samples."
         )
 

@@ -156,6 +156,20 @@ def test_stitches_of_a_sweep_read_a_text_that_no_alignment_does() -> None:
     assert aligned["text"] == line["text"] == "t.jsonl"
 
 
+def test_the_text_of_stitches_is_read_before_the_lines_are_measured(store: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(CalibrationError, match="there is no such file"):
+        evals.basins(
+            [store / "a", store / "b"],
+            task="mnli",
+            data=store / "rows.jsonl",
+            summary="stitching",
+            text=tmp_path / "none.txt",
+            tell=told.append,
+        )
+    assert told == []
+
+
 def test_a_note_says_where_pairs_are_scored_and_single_texts_fitted() -> None:
     pairs, single = (
         Measured(Rows((texts,) * 2, (0, 1), ("no", "yes"), data, "", ("0", "1")), None, ())
