@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from merge.symmetry.notation import View
 from merge.symmetry.permutation import Permutation
 from merge.symmetry.spec import PermutationSpec
 from merge.symmetry.transform import Transform
+
+T = TypeVar("T")
 
 # For each batch the outputs of a and of b by name, in float32.
 Outputs = Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
@@ -65,6 +67,22 @@ class TextFacts:
     class_shares: Mapping[str, float] = field(default_factory=dict)
 
 
+class Shared:
+    """What several matchers compute of one pair: once, by whichever asks first."""
+
+    def __init__(self) -> None:
+        # Key and identities of what it was computed from -> those objects, which so stay alive, and the result.
+        self._kept: dict[tuple[object, ...], tuple[tuple[object, ...], Any]] = {}
+
+    def get(self, key: object, parts: tuple[object, ...], compute: Callable[[], T]) -> T:
+        """Return what is computed from these parts, an earlier result where they are the same objects."""
+        identity = key, *map(id, parts)
+        if identity not in self._kept:
+            self._kept[identity] = parts, compute()
+        result: T = self._kept[identity][1]
+        return result
+
+
 @dataclass(frozen=True)
 class Pair:
     """Reference a, model b and the calibration text both are run on.
@@ -79,6 +97,7 @@ class Pair:
         text: facts about the batches and the tokenizer that made them.
         device: where models run and large products are computed; the tensors of the pair stay on their device.
         merged: both models' tensors as they are merged, if a and b are in canonical form; else None.
+        shared: of a pair that several matchers align: what they compute alike.
     """
 
     spec: PermutationSpec
@@ -91,6 +110,13 @@ class Pair:
     text: TextFacts = TextFacts()
     device: str = "cpu"
     merged: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
+    shared: Shared | None = field(default=None, repr=False, compare=False)
+
+    def once(self, key: object, compute: Callable[[], T]) -> T:
+        """Return what is computed from the tensors and the text: an earlier result, where matchers share the pair."""
+        if self.shared is None:
+            return compute()
+        return self.shared.get(key, (self.spec, self.a, self.b, self.batches), compute)
 
     @property
     def as_merged(self) -> Pair:

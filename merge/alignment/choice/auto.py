@@ -26,7 +26,7 @@ from merge.alignment.choice.common_start import find_common_start
 from merge.alignment.masking import with_masked_words
 from merge.alignment.matchers import aligner
 from merge.alignment.midpoint import SCORES, EndpointOutputs
-from merge.alignment.pair import Alignment, Pair, check_kinds, head_kinds, in_canonical_form, streams
+from merge.alignment.pair import Alignment, Pair, Shared, check_kinds, head_kinds, in_canonical_form, streams
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, SpecError
 from merge.progress import begin_phase
@@ -97,7 +97,7 @@ class Auto:
 
     def _candidates(self, pair: Pair, sets: Sequence[frozenset[str]]) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
         """Return the different alignments by all matchers over all sets of kinds, and notes on the matchers that failed."""
-        compared, identity = in_canonical_form(pair), unmoved(pair)
+        compared, identity = replace(in_canonical_form(pair), shared=Shared()), unmoved(pair)
         candidates: dict[Hashable, Candidate] = {_key(identity.alignment): identity}
         faults: dict[str, None] = {}
         for by, basis in product(TRIED, BASES if self.basis is None else [self.basis]):

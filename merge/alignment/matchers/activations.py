@@ -33,7 +33,7 @@ def match_activations(pair: Pair) -> Matcher:
         AlignmentError: there are no batches: activations need text and a tokenizer.
     """
     check_text(pair, "activation matching")
-    compared, solved = compare_units(pair), dict[str, Indices]()
+    compared, solved = compare_units(pair), pair.once("orders by activations", dict[str, Indices])
 
     def match(kinds: frozenset[str]) -> Alignment:
         check_kinds(pair, kinds)

@@ -27,10 +27,12 @@ from merge.alignment.masking import with_masked_words
 from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
 from merge.alignment.solvers.balance import balance
+from merge.alignment.solvers.balanced_moments import Similarity, balanced_similarities, relative_covariance
 from merge.alignment.solvers.blocks_with_maps import Slot, match_coordinate
+from merge.alignment.solvers.cross_moments import MIXING_GROUPS, CrossMoments
 from merge.alignment.solvers.descent import best_of_restarts, coordinate_descent
 from merge.alignment.solvers.descent_with_maps import MappedDescent, acting_groups
-from merge.alignment.solvers.moments import CrossMoments, check_seen, collect, level_names, level_sizes
+from merge.alignment.solvers.moments import check_seen, collect, level_names, level_sizes
 from merge.alignment.solvers.silent import settle_silent
 from merge.progress import shown_by, silent, track
 from merge.symmetry.maps import is_matrix
@@ -41,8 +43,6 @@ from merge.symmetry.transform import Transform, apply_transform, compose, invers
 MAX_SWEEPS = 15
 # A map whose entries differ from the identity's by less is rounding.
 MAP_TOLERANCE = 1e-9
-# Groups whose elements mix units: they are matched on covariances, because no unit has a variance that they keep.
-MIXING_GROUPS = frozenset({"linear", "orthogonal", "orthogonal_one", "rotary", "rotary_adjacent"})
 
 
 def rotate_by_weights(pair: Pair) -> Matcher:
@@ -190,59 +190,79 @@ def match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[
     Raises:
         AlignmentError: no activation shows an axis.
     """
+    return pair.once(("balanced", kinds, pair.settings.basis), lambda: _match_balanced(pair, kinds))
+
+
+def _match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple[float, float], tuple[str, ...]]:
     groups, unmoved = acting_groups(pair, kinds), identity(pair.spec, pair.shapes)
     balance_a, balance_b = (balance(pair.spec, side, groups, unmoved) for side in (pair.a, pair.b))
     a, b = (apply_transform(pair.spec, t, side) for t, side in ((balance_a, pair.a), (balance_b, pair.b)))
     indices, maps, units = dict(unmoved.indices), dict[str, Tensor](), 0
     balanced, plain = replace(pair, a=a, b=b), dict[str, Tensor]()
     before = after = 0.0
-    for coordinate, gains in _gains(balanced, kinds, groups):
+    shared = balanced_similarities(pair, balance_a, balance_b, groups) if pair.shared is not None else None
+    lines = _similarities(balanced, groups) if shared is None else shared[1]
+    for coordinate, gains in _gains(pair, lines, kinds, groups):
         matching = match_coordinate(coordinate, gains, groups)
         indices |= {axis: index for axis, index in matching.indices.items() if axis in unmoved.indices}
         maps |= matching.maps
         if len(gains) == 1 and next(iter(gains))[0] == (coordinate,) and groups.get(coordinate) not in MIXING_GROUPS:
-            plain[coordinate] = next(iter(gains.values()))
-        squares = [gain.flatten(gain.ndim // 2).flatten(0, -2) for gain in gains.values()]
-        before += sum(float(square.trace()) for square in squares)
+            # Of a correlation that others hold too, no second copy is kept.
+            kept = next(iter(gains.values()))
+            plain[coordinate] = kept if shared is None else kept.float()
+        before += sum(float(_diagonal(gain).sum()) for gain in gains.values())
         after += matching.score
-        units += sum(len(square) for square in squares)
+        units += sum(math.prod(gain.shape[: gain.ndim // 2]) for gain in gains.values())
     permutation, notes = settle_silent(balanced, Permutation(indices, unmoved.outer), plain)
     rotation = Transform(permutation, maps)
     transform = compose(inverse(balance_a), compose(rotation, balance_b))
     return transform, (before / max(units, 1), after / max(units, 1)), notes
 
 
-def _gains(
-    pair: Pair, kinds: frozenset[str], groups: Mapping[str, str]
-) -> Iterator[tuple[str, dict[Slot, Float[Tensor, ...]]]]:
-    """Yield (coordinate, slot -> how alike units of a and of b respond, averaged over the sites of the slot)."""
-    collected, movable = collect(pair), pair.axes_of(kinds)
-    counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    lines_of: dict[str, list[str]] = {}
-    for line in collected:
-        if (coordinate := level_names(line)[0][0]) in movable:
-            lines_of.setdefault(coordinate, []).append(line)
-    check_seen(movable, {c: {level_names(line)[0] for line in lines} for c, lines in lines_of.items()})
-    for coordinate, lines in lines_of.items():
-        gains: dict[Slot, Tensor] = {}
-        for line in lines:
-            (names, axis), sites = level_names(line), collected.pop(line)  # freed as soon as they are used
-            count, shape = len(sites), level_sizes(names, counts, sites[0].cross.shape[0])
-            similarity = _covariance if groups.get(axis) in MIXING_GROUPS else _correlation
+def _diagonal(gain: Float[Tensor, ...]) -> Tensor:
+    return gain.flatten(gain.ndim // 2).flatten(0, -2).diagonal()
+
+
+def _similarities(balanced: Pair, groups: Mapping[str, str]) -> dict[str, Similarity]:
+    """Return by line how alike units of balanced models respond, from a run of these; each can be asked for once."""
+    collected = collect(balanced)
+
+    def of(line: str) -> Similarity:
+        units = len(collected[line][0].cross)
+
+        def mean(shape: tuple[int, ...]) -> Tensor:
+            sites = collected.pop(line)  # freed as soon as they are used
+            count, mixes = len(sites), groups.get(level_names(line)[1]) in MIXING_GROUPS
+            similarity = relative_covariance if mixes else _correlation
             total = similarity(sites.pop(0), shape)
             while sites:
                 total += similarity(sites.pop(0), shape)
-            gains[names, axis if axis in groups else ""] = total / count
+            return total / count
+
+        return Similarity(units, mean)
+
+    return {line: of(line) for line in collected}
+
+
+def _gains(
+    pair: Pair, lines: Mapping[str, Similarity], kinds: frozenset[str], groups: Mapping[str, str]
+) -> Iterator[tuple[str, dict[Slot, Float[Tensor, ...]]]]:
+    """Yield (coordinate, slot -> how alike units of a and of b respond, averaged over the sites of the slot)."""
+    movable = pair.axes_of(kinds)
+    counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
+    lines_of: dict[str, list[str]] = {}
+    for line in lines:
+        if (coordinate := level_names(line)[0][0]) in movable:
+            lines_of.setdefault(coordinate, []).append(line)
+    check_seen(movable, {c: {level_names(line)[0] for line in lines} for c, lines in lines_of.items()})
+    for coordinate, own in lines_of.items():
+        gains: dict[Slot, Tensor] = {}
+        for line in own:
+            names, axis = level_names(line)
+            shape = level_sizes(names, counts, lines[line].units)
+            gains[names, axis if axis in groups else ""] = lines[line].measured(shape)
         yield coordinate, gains
 
 
 def _correlation(site: CrossMoments, shape: tuple[int, ...]) -> Tensor:
     return site.correlation().reshape(*shape, *shape)
-
-
-def _covariance(site: CrossMoments, shape: tuple[int, ...]) -> Tensor:
-    """Return covariances over the root of the mean variances of the blocks that the two units are in."""
-    covariance, *variances = site.covariance()
-    means = [variance.reshape(shape).mean(-1, keepdim=True).expand(shape).reshape(-1) for variance in variances]
-    factor_a, factor_b = (torch.where(mean > 0, mean, torch.inf).rsqrt() for mean in means)
-    return (covariance * factor_a[:, None] * factor_b).reshape(*shape, *shape)

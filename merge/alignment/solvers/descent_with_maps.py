@@ -37,6 +37,8 @@ from merge.symmetry.transform import Transform, apply_transform, apply_transform
 # and that has to count.
 KEEP_MEAN = frozenset({"permutation", "none", "orthogonal_one"})
 ROTATIONS = frozenset({"orthogonal", "orthogonal_one"})
+# A step by which J gains less is rounding, not progress.
+STEP_TOLERANCE = 1e-10
 
 Tensors = Mapping[str, Tensor]
 
@@ -89,6 +91,9 @@ class MappedDescent:
         self.inner = {name: dot(self.a[name], self.b[name]) for name in names}
         self.squares = {name: dot(self.b[name], self.b[name]) for name in names}
         self.square_a = math.fsum(dot(self.a[name], self.a[name]) for name in names)
+        # How often each tensor has changed, and for each coordinate what that was when it was known to be at its best.
+        self._changes = dict.fromkeys(names, 0)
+        self._settled: dict[str, tuple[int, ...]] = {}
 
     def _centred(self, name: str, tensor: Tensor) -> Tensor:
         if tensor.ndim != 1 or not tensor.is_floating_point():
@@ -127,25 +132,39 @@ class MappedDescent:
             matched: if given, only tensors whose other axes are fixed or among these are compared, and the step is taken
                 whether or not J over all tensors gains.
         """
-        counted = [o for o in self.occurrences[coordinate] if matched is None or o.others <= frozenset(matched)]
-        if not counted:
+        everywhere, names = self.occurrences[coordinate], self.tensors[coordinate]
+        counted = [o for o in everywhere if matched is None or o.others <= frozenset(matched)]
+        if not counted or (matched is None and self._settled.get(coordinate) == self._state(coordinate)):
             return False
-        best, value = None, self.value if matched is None else -math.inf
-        for step in self._steps(coordinate, counted):
-            new = {
-                name: apply_transform_axes(self.spec.axes(name), step, self.b[name])
-                for name in self.tensors[coordinate]
-            }
+        best, value = None, self.value + STEP_TOLERANCE if matched is None else -math.inf
+        steps = self._steps(coordinate, counted)
+        for step in steps:
+            if step.is_identity:
+                continue
+            new = {name: apply_transform_axes(self.spec.axes(name), step, self.b[name]) for name in names}
             inner = self.inner | {name: dot(self.a[name], tensor) for name, tensor in new.items()}
             squares = self.squares | {name: dot(tensor, tensor) for name, tensor in new.items()}
             if (reached := _nearness(inner, squares, self.square_a)) > value:
                 best, value = (step, new, inner, squares), reached
-        if best is None:
-            return False
-        self.transform = compose(best[0], self.transform)
-        self.b |= best[1]
-        self.inner, self.squares = best[2:]
-        return True
+        if best is not None:
+            self.transform = compose(best[0], self.transform)
+            self.b |= best[1]
+            self.inner, self.squares = best[2:]
+            self._changes |= {name: self._changes[name] + 1 for name in names}
+        # After the only candidate, found in closed form on all tensors, the next would be the identity.
+        final = best is None or (len(steps) == 1 and self._is_exact(coordinate))
+        if final and len(counted) == len(everywhere):
+            self._settled[coordinate] = self._state(coordinate)
+        return best is not None
+
+    def _state(self, coordinate: str) -> tuple[int, ...]:
+        """Return how often each tensor of a coordinate has changed."""
+        return tuple(self._changes[name] for name in self.tensors[coordinate])
+
+    def _is_exact(self, coordinate: str) -> bool:
+        """Return whether a step is the best of all: gains do not depend on the axes themselves, nor on a level between."""
+        axes = self.axes_of(coordinate)
+        return all(axes.isdisjoint(o.others) and len(o.view.names) < 3 for o in self.occurrences[coordinate])
 
     def _steps(self, coordinate: str, counted: Sequence[Occurrence]) -> list[Transform]:
         """Return the best steps along a coordinate: of b as it is, and between balanced models where a group stretches."""

@@ -31,14 +31,14 @@ class Element:
 
     def score(self, gain: Float[Tensor, "n n"]) -> float:
         """Return <gain, E>."""
-        taken = gain[:, self.index]
-        if self.map is None:
-            return float(taken.diagonal().sum())
-        return float((taken.diagonal() * self.map).sum() if self.map.ndim == 1 else (taken * self.map).sum())
+        if self.map is not None and self.map.ndim == 2:
+            return float((gain[:, self.index] * self.map).sum())
+        taken = gain.gather(1, self.index[:, None])[:, 0]
+        return float(taken.sum() if self.map is None else (taken * self.map).sum())
 
 
 Gain = Float[Tensor, "n n"]
-# From the gain of tensors that take the map, and the gain of those that are permuted only, to the best element.
+# From the gain of tensors that take the map, and the gain of those that are permuted only (or one zero), to the best element.
 Best = Callable[[Gain, Gain], Element]
 
 
@@ -49,10 +49,9 @@ def best_element(group: str, gain: Gain, held: Gain | None = None) -> Element:
         gain: float64; of tensors that the group acts on.
         held: of those that are permuted with them but take no sign (role `=`); a rotation meets none that differs by unit.
     """
-    held = torch.zeros_like(gain) if held is None else held
-    if not bool(gain.any() or held.any()):
+    if not bool(gain.any() or (held is not None and held.any())):
         return Element(torch.arange(len(gain)))  # nothing distinguishes the units
-    return BEST[group](gain, held)
+    return BEST[group](gain, torch.zeros((), dtype=gain.dtype) if held is None else held)
 
 
 def score_bound(group: str, gains: Float[Tensor, "... n n"]) -> Float[Tensor, ...]:
@@ -88,9 +87,9 @@ def _signed(gain: Gain, held: Gain) -> Element:
 def _one_sign(gain: Gain, held: Gain) -> Element:
     """Return the better of the best permutation and the best one with the whole axis negated."""
     elements = [Element(match_axis(sign * gain + held)) for sign in (1, -1)]
-    kept, negated = (
-        sign * element.score(gain) + element.score(held) for sign, element in zip((1, -1), elements, strict=True)
-    )
+    scores = [element.score(gain) for element in elements]
+    held_scores = [element.score(held) if held.ndim else 0.0 for element in elements]
+    kept, negated = scores[0] + held_scores[0], -scores[1] + held_scores[1]
     if kept >= negated:
         return elements[0]
     return Element(elements[1].index, -torch.ones(len(gain), dtype=torch.float64))

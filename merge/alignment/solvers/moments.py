@@ -1,4 +1,4 @@
-"""Means, variances and correlations of two models' units over the same text."""
+"""Moments and correlations of two models' units over the same text, which both are run on once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from merge.alignment.masking import with_masked_words
 from merge.alignment.pair import MAX_KEPT_BYTES, Outputs, Pair, in_dtype
+from merge.alignment.solvers.balance import BALANCES
+from merge.alignment.solvers.cross_moments import MIXING_GROUPS, CrossMoments
 from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import runs_beside_others
@@ -21,6 +23,7 @@ from merge.errors import AlignmentError
 from merge.progress import in_parallel, track
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import unit_positions
+from merge.symmetry.transform import axis_sizes
 
 # View -> correlations of its units, a's along the rows; the view is as if it filled an axis alone.
 Correlations = Mapping[View, Float[Tensor, "n n"]]  # float32: they are many
@@ -32,85 +35,6 @@ TOKENS_AT_ONCE = 512
 UNITS_AT_ONCE = 256
 
 
-# A unit whose variance is below this share of the average varies by rounding only; it correlates with nothing.
-DEAD_UNIT_VARIANCE = 1e-10
-
-
-class Moments:
-    """Running mean and variance of units about the first batch's mean; sums over batches in float64.
-
-    Attributes:
-        count: rows so far.
-        calls: batches so far.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.calls = 0, 0
-
-    def add(self, rows: Float[Tensor, "rows units"]) -> Float[Tensor, "rows units"]:
-        """Add a batch of rows, and return it about the first batch's mean, in its own dtype."""
-        if self.calls == 0:
-            self.shift = rows.mean(0)
-            self.sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-            self.squares = torch.zeros_like(self.sums)
-        rows = rows - self.shift
-        # Those of one batch in the dtype of the rows, pairwise as torch adds them up: float64 would take five times as long.
-        self.sums += rows.sum(0)
-        self.squares += rows.square().sum(0)
-        self.count, self.calls = self.count + len(rows), self.calls + 1
-        return rows
-
-    @property
-    def mean(self) -> Float[Tensor, " units"]:
-        return self.shift + self.sums / self.count
-
-    @property
-    def variance(self) -> Float[Tensor, " units"]:
-        return (self.squares / self.count - (self.sums / self.count).square()).clamp_min(0)
-
-    @property
-    def deviation(self) -> Float[Tensor, " units"]:
-        return self.variance.sqrt()
-
-
-class CrossMoments:
-    """Running cross-moments of two activations about the first batch's means; products in float32."""
-
-    def __init__(self) -> None:
-        self.a, self.b = Moments(), Moments()
-
-    @property
-    def count(self) -> int:
-        """Rows so far."""
-        return self.a.count
-
-    def add(self, a: Float[Tensor, "rows m"], b: Float[Tensor, "rows n"]) -> None:
-        """Add a batch of rows; row i of a and of b belong to the same token."""
-        if self.a.calls == 0:
-            with torch.inference_mode(False):  # it is written to outside as well
-                self.cross = torch.zeros(a.shape[1], b.shape[1], device=a.device)
-        self.cross.addmm_(self.a.add(a).T, self.b.add(b))
-
-    def covariance(self) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"], Float[Tensor, " n"]]:
-        """Return covariances, and the variances of a's units and of b's; float64, on the CPU."""
-        a, b = (side.sums.cpu() / side.count for side in (self.a, self.b))
-        return self.cross.cpu().double() / self.a.count - a[:, None] * b, self.a.variance.cpu(), self.b.variance.cpu()
-
-    def correlation(self) -> Float[Tensor, "m n"]:
-        """Return Pearson correlations, float64; 0 for a unit that never varies."""
-        return self.correlation_of(slice(None))
-
-    def correlation_of(self, units: slice) -> Float[Tensor, "some n"]:
-        """Return the correlations of some units of a with all of b, as `correlation`."""
-        a, b = (side.sums.cpu() / side.count for side in (self.a, self.b))
-        factors = []
-        for variance in (side.variance.cpu() for side in (self.a, self.b)):
-            factors.append(torch.where(variance > DEAD_UNIT_VARIANCE * variance.mean(), variance, torch.inf).rsqrt())
-        rows = self.cross[units].cpu().double() / self.a.count
-        rows -= a[units][:, None] * b
-        return rows.mul_(factors[0][units][:, None]).mul_(factors[1])
-
-
 @dataclass(frozen=True)
 class Compared:
     """What both models of a pair gave on its text.
@@ -118,48 +42,77 @@ class Compared:
     Attributes:
         correlations: of the units of each view, averaged over its sites.
         outputs: for each batch the outputs of a and of b that the spec names; None where they are too large to keep.
+        lines: the same correlations by line, as `collect` names them.
+        sites: of the lines that were asked for, the moments at their sites.
     """
 
     correlations: Correlations
     outputs: Outputs | None
+    lines: Mapping[str, Float[Tensor, "n n"]]
+    sites: Mapping[str, Sequence[CrossMoments]]
 
 
 def compare_units(pair: Pair) -> Compared:
-    """Run both models of a pair over its batches once."""
-    outputs = KeptOutputs(frozenset(pair.spec.outputs))
-    return Compared(_correlations(pair, collect(pair, outputs)), outputs.kept)
+    """Run both models of a pair over its batches once; of a pair that matchers share, once for all of them."""
+
+    def compare() -> Compared:
+        outputs, group = KeptOutputs(frozenset(pair.spec.outputs)), pair.spec.group
+        # With maps they may be matched next.
+        axes = axis_sizes(pair.spec, pair.shapes) if pair.shared is not None else ()
+        mixing = frozenset(axis for axis in axes if group(axis) in MIXING_GROUPS)
+        collected = collect(pair, outputs, frozenset(axis for axis in mixing if group(axis) in BALANCES))
+        sites = {line: list(moments) for line, moments in collected.items() if level_names(line)[1] in mixing}
+        correlations, lines = _correlations(pair, collected, frozenset(sites))
+        return Compared(correlations, outputs.kept, lines, sites)
+
+    return pair.once("compared units", compare)
 
 
 def unit_correlations(pair: Pair) -> Correlations:
     """Return the correlations of the units of each view, averaged over its sites."""
-    return _correlations(pair, collect(pair))
+    return _correlations(pair, collect(pair))[0]
 
 
-def _correlations(pair: Pair, collected: dict[str, list[CrossMoments]]) -> Correlations:
+def _correlations(
+    pair: Pair, collected: dict[str, list[CrossMoments]], kept: Collection[str] = ()
+) -> tuple[Correlations, Mapping[str, Float[Tensor, "n n"]]]:
+    """Return correlations by view and by line; moments are taken out of the record, and their memory is used.
+
+    Args:
+        kept: lines whose moments are needed further.
+    """
     counts = {axis: shape[-1] for axis, shape in pair.spec.fit(pair.shapes).items()}
-    correlations = {}
+    correlations, by_line = {}, {}
     lines: dict[tuple[str, ...], list[str]] = {}
     for line in collected:
         lines.setdefault(level_names(line)[0], []).append(line)
     for names, own in lines.items():
-        sites = [site for line in own for site in collected.pop(line)]
-        correlation = _mean_correlation(sites)
+        counted = [len(collected[line]) for line in own]
+        for line in own:
+            sites = collected.pop(line)
+            by_line[line] = _mean_correlation(sites, torch.empty_like(sites[0].cross) if line in kept else None)
+        correlation = by_line[own[0]]
+        if len(own) > 1:
+            shares = [count / sum(counted) for count in counted]
+            correlation = sum((s * by_line[line] for s, line in zip(shares, own, strict=True)), torch.zeros(()))
         correlations[contiguous(names, level_sizes(names, counts, len(correlation)))] = correlation
-    return correlations
+    return correlations, by_line
 
 
-def _mean_correlation(sites: Sequence[CrossMoments]) -> Float[Tensor, "m n"]:
-    """Return the mean of the sites' correlations, in float32, in the memory of the first one's products."""
-    out = sites[0].cross = sites[0].cross.cpu()
+def _mean_correlation(sites: Sequence[CrossMoments], out: Tensor | None = None) -> Float[Tensor, "m n"]:
+    """Return the mean of the sites' correlations, in float32, in this memory or that of the first one's products."""
+    if out is None:
+        out = sites[0].cross = sites[0].cross.cpu()
+    filled = out.cpu()
 
     def fill(units: slice) -> None:
         total = sites[0].correlation_of(units)
         for site in sites[1:]:
             total += site.correlation_of(units)
-        out[units] = total / len(sites)
+        filled[units] = total / len(sites)
 
     in_parallel(fill, [slice(start, start + UNITS_AT_ONCE) for start in range(0, len(out), UNITS_AT_ONCE)])
-    return out
+    return filled
 
 
 def level_names(line: str) -> tuple[tuple[str, ...], str]:
@@ -198,13 +151,14 @@ class KeptOutputs:
         self.kept = [*self.kept, (sides[0], sides[1])] if self.bytes <= MAX_KEPT_BYTES else None
 
 
-def collect(pair: Pair, outputs: KeptOutputs | None = None) -> dict[str, list[CrossMoments]]:
+def collect(pair: Pair, outputs: KeptOutputs | None = None, own: Collection[str] = ()) -> dict[str, list[CrossMoments]]:
     """Run both models over the batches and return the cross-moments of every site, by the names of the levels there.
 
     A last level that does not move is `-` and the name under which maps act on it.
 
     Args:
         outputs: where the models' outputs go.
+        own: axes of which the products of the units of one model with one another are taken as well.
     """
     pair = with_masked_words(pair)
     models = [pair.model(side, copied=False) for side in (pair.a, pair.b)]
@@ -218,7 +172,10 @@ def collect(pair: Pair, outputs: KeptOutputs | None = None) -> dict[str, list[Cr
 
     def begin(site: str, units: int) -> None:
         views = [view for view in sites[site].views((units,), counts) if view.movable]
-        moments_at[site] = [(unit_positions(view).reshape(-1), CrossMoments()) for view in views]
+        moments_at[site] = []
+        for view in views:
+            blocks = math.prod(view.shape[:-1]) if view.map_axis in own else 0
+            moments_at[site].append((unit_positions(view).reshape(-1), CrossMoments(site, view, blocks)))
         for view, (_, moments) in zip(views, moments_at[site], strict=True):
             line = " ".join(f"-{view.map_only}" if name == "-" else name for name in view.names)
             moments_of.setdefault(line, []).append(moments)
@@ -242,6 +199,13 @@ def collect(pair: Pair, outputs: KeptOutputs | None = None) -> dict[str, list[Cr
         if outputs is not None:
             outputs.add(batch, given)
     return moments_of
+
+
+def activations(
+    pair: Pair, tensors: Mapping[str, Tensor], batch: Batch, sites: Sequence[str]
+) -> dict[str, list[Float[Tensor, "rows units"]]]:
+    """Return a model's activations at the sites on one batch, as rows."""
+    return _run(pair.model(tensors, copied=False), batch, sites, "num_hidden_groups" in pair.config)[1]
 
 
 def _run(

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.solvers.moments import Moments
+from merge.alignment.solvers.cross_moments import Moments
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import build, set_weights
 from merge.errors import AlignmentError

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.pair import in_dtype
-from merge.alignment.solvers.moments import Moments
+from merge.alignment.solvers.cross_moments import Moments
 from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
 from merge.checkpoints.inputs import Batch
 from merge.errors import AlignmentError

@@ -19,7 +19,8 @@ from merge.alignment.matchers.activations import match_activations
 from merge.alignment.pair import Pair, Settings
 from merge.alignment.solvers import moments as moments_module
 from merge.alignment.solvers.assignment import match_axis
-from merge.alignment.solvers.moments import CrossMoments, collect
+from merge.alignment.solvers.cross_moments import CrossMoments
+from merge.alignment.solvers.moments import collect
 from merge.alignment.solvers.silent import _silent
 from merge.checkpoints.inputs import random_inputs
 from merge.checkpoints.structure import structure_of
