@@ -5,9 +5,10 @@ Work is a sequence of phases, each with a name; inside a phase loops say how far
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import Protocol, TypeVar
 
@@ -59,6 +60,12 @@ def shown_by(display: Display, begin: Callable[[str], None] = _not_shown) -> Ite
     finally:
         _DISPLAY.reset(tokens[0])
         _BEGIN.reset(tokens[1])
+
+
+def return_freed_memory() -> None:
+    """Give what was freed back to the system: the C library keeps it for later, and it would add to the next phase's peak."""
+    with suppress(OSError, AttributeError, TypeError):  # not that of every system can
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def in_threads(tasks: Iterable[Callable[[], None]], threads: int, label: str) -> None:

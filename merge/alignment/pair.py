@@ -198,6 +198,10 @@ class Alignment:
     def transform(self) -> Transform:
         return Transform(self.permutation, self.maps)
 
+    def release_measurements(self) -> None:
+        """Let correlations and outputs go: they hold the memory of a model or more."""
+        self.__dict__.update(correlations=None, outputs=None)
+
 
 def as_transform(moved: Permutation | Transform) -> Transform:
     """Return a permutation as a transform without maps; a transform as it is."""

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from merge.progress import return_freed_memory
+
 T = TypeVar("T")
 
 # Seconds between two writings of a line, and before the first guess of the time that is left.
@@ -33,6 +35,7 @@ class Phases:
         """End the current phase and begin another."""
         if name == self.name:
             return
+        return_freed_memory()
         now = time.process_time(), time.monotonic()
         cpu, wall = self.seconds.get(self.name, (0.0, 0.0))
         self.seconds[self.name] = cpu + now[0] - self.since[0], wall + now[1] - self.since[1]

@@ -23,13 +23,15 @@ from merge.alignment.choice.candidates import (
     with_line_scores,
 )
 from merge.alignment.choice.common_start import find_common_start
+from merge.alignment.choice.race import Race, run_race
+from merge.alignment.choice.text_part import parts_of_text
 from merge.alignment.masking import with_masked_words
 from merge.alignment.matchers import aligner
 from merge.alignment.midpoint import SCORES, EndpointOutputs
 from merge.alignment.pair import Alignment, Pair, Shared, check_kinds, head_kinds, in_canonical_form, streams
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, SpecError
-from merge.progress import begin_phase
+from merge.progress import begin_phase, return_freed_memory
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.transform import axis_sizes, folded_spec, restrict_transform
@@ -73,13 +75,21 @@ class Auto:
             only = Candidate(next(matched), None, "weights", self.basis)
             return Choice((only,), only, None, (), start)
         begin_phase("matching units by every matcher")
-        tried, left_out = self._candidates(pair, sets)
-        ends = EndpointOutputs(pair, known_outputs(tried))
+        tried, left_out, race = self._candidates(pair, sets)
         rotates = self.rotate and pair.spec.folded and self.axes is None and start.away - head_kinds(pair.kinds())
+        if race is not None:
+            groups: list[tuple[Sequence[Candidate], Pair]] = [([unmoved(pair), *tried], pair)]
+            if rotates:
+                rotated, folded, faults = self._rotated(pair)
+                groups, left_out = [*groups, (rotated, folded)], (*left_out, *faults)
+            scored, notes = run_race(groups, race)
+            return Choice(scored, best(scored), SCORES[race.kind], (*left_out, *notes), start)
+        ends = EndpointOutputs(pair, known_outputs(tried))
         scored, kind, notes = scores([unmoved(pair), *tried], pair, ends, alone=not rotates)
         groups = [(scored, pair)]
         if rotates:
-            rotated, folded, faults = self._rotated(pair, ends)
+            rotated, folded, faults = self._rotated(pair)
+            rotated = scores(rotated, folded, ends)[0] if rotated else ()
             groups, left_out = [*groups, (rotated, folded)], (*left_out, *faults)
         scored = with_line_scores(groups, ends)
         return Choice(scored, best(scored), SCORES[kind], (*left_out, *notes), start)
@@ -95,32 +105,63 @@ class Auto:
         # Fine-tunes of one start whose task heads were initialised anew: all layers share a basis.
         return (away,) if away <= head_kinds(pair.kinds()) else sets_of_kinds(pair)
 
-    def _candidates(self, pair: Pair, sets: Sequence[frozenset[str]]) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
-        """Return the different alignments by all matchers over all sets of kinds, and notes on the matchers that failed."""
+    def _candidates(
+        self, pair: Pair, sets: Sequence[frozenset[str]]
+    ) -> tuple[tuple[Candidate, ...], tuple[str, ...], Race | None]:
+        """Return the different alignments by all matchers over all sets of kinds, and notes on what was not tried.
+
+        Where models and text are large, with a race: a set that the first matcher, the cheapest, shows to be clearly behind is
+        left to no other.
+        """
         compared, identity = replace(in_canonical_form(pair), shared=Shared()), unmoved(pair)
         candidates: dict[Hashable, Candidate] = {_key(identity.alignment): identity}
         faults: dict[str, None] = {}
+        race, size = None, {kinds: k for k, kinds in enumerate(sets)}
         for by, basis in product(TRIED, BASES if self.basis is None else [self.basis]):
             try:
                 for alignment in _alignments(compared, by, basis, sets):
                     candidates.setdefault(_key(alignment), Candidate(alignment, None, by, basis))
             except AlignmentError as error:
                 faults[f"not tried: {by}, {basis} inside heads ({error})"] = None
-        size = {kinds: k for k, kinds in enumerate(sets)}
+            return_freed_memory()
+            if race is None and parts_of_text(pair):
+                race = Race(pair, known_outputs([*candidates.values()]))
+                sets, behind = _sets_ahead([*candidates.values()], sets, race)
+                faults |= dict.fromkeys(behind)
+                begin_phase("matching units by every matcher")
         others = [candidate for candidate in candidates.values() if candidate is not identity]
-        return tuple(sorted(others, key=lambda c: size[frozenset(c.alignment.kinds)])), tuple(faults)
+        return tuple(sorted(others, key=lambda c: size[frozenset(c.alignment.kinds)])), tuple(faults), race
 
-    def _rotated(self, pair: Pair, ends: EndpointOutputs) -> tuple[tuple[Candidate, ...], Pair, tuple[str, ...]]:
-        """Return the scored candidates that rotate the residual stream, the pair they align, and notes where there are none."""
+    def _rotated(self, pair: Pair) -> tuple[tuple[Candidate, ...], Pair, tuple[str, ...]]:
+        """Return the candidates that rotate the residual stream, the pair they align, and notes where there are none."""
         try:
             folded = folded_pair(pair)
         except SpecError as error:
             return (), pair, (f"not tried: a rotation of the residual stream ({error})",)
-        tried, faults = self._candidates(folded, [frozenset(folded.kinds())])
+        tried, faults, _ = self._candidates(folded, [frozenset(folded.kinds())])
         if not tried:
             return (), pair, faults
-        scored, _, _ = scores(tried, folded, ends)
-        return tuple(replace(candidate, rotated=True) for candidate in scored), folded, faults
+        return tuple(replace(candidate, rotated=True) for candidate in tried), folded, faults
+
+
+def _sets_ahead(
+    candidates: Sequence[Candidate], sets: Sequence[frozenset[str]], race: Race
+) -> tuple[Sequence[frozenset[str]], list[str]]:
+    """Return the sets of kinds with a candidate that is not clearly behind, all where none has one, and notes on the others."""
+    if len(sets) < 2 or len(candidates) < 2:
+        return sets, []
+    ahead = {
+        frozenset(c.alignment.kinds)
+        for c, near in zip(candidates, race.ahead(candidates, race.pair), strict=True)
+        if near
+    }
+    tried = {frozenset(c.alignment.kinds) for c in candidates}
+    left = [kinds for kinds in sets if kinds in ahead or kinds not in tried]
+    if not left:
+        return sets, []
+    behind = [", ".join(k for k in race.pair.kinds() if k in kinds) for kinds in sets if kinds not in left]
+    note = f"over {'; over '.join(behind)}: only one matcher was tried, as the text puts them clearly behind"
+    return left, [note] if behind else []
 
 
 def _alignments(pair: Pair, by: str, basis: str, sets: Sequence[frozenset[str]]) -> Iterator[Alignment]:

@@ -176,15 +176,15 @@ def scores(
     return scored, kind, (*([note] if narrowed else []), *ends.notes(texts))
 
 
-def clearly_behind(divergence: Divergence, best: Divergence) -> bool:
+def clearly_behind(divergence: Divergence, best: Divergence, near: float = NEAR_LOWEST) -> bool:
     """Return whether a candidate's divergence on all of a text would be far from that of the best so far, as a part shows.
 
-    Whether the mean over the texts of the part is above NEAR_LOWEST times the best's, beyond what chance explains: candidates
-    that are nearer may be better along the line.
+    Whether the mean over the texts of the part is above so many times the best's, beyond what chance explains: of midpoints
+    candidates that are nearer than NEAR_LOWEST times may be better along the line.
     """
     if divergence.by_text is None or best.by_text is None:
-        return divergence.mean > FAR_FROM_LOWEST * best.mean + ROUNDING
-    differences = divergence.by_text - NEAR_LOWEST * best.by_text
+        return divergence.mean > FAR_FROM_LOWEST / NEAR_LOWEST * near * best.mean + ROUNDING
+    differences = divergence.by_text - near * best.by_text
     error = float(differences.std()) / math.sqrt(len(differences))
     return float(differences.mean()) > SURE * error + ROUNDING
 

@@ -74,14 +74,12 @@ def picked(task: AlignmentTask, choices: Choices | None = None) -> Iterator[tupl
     elif settings.apply is not None:
         yield from _applied(task, settings.apply)
     else:
-        from merge.alignment.pair import in_canonical_form
-
         match = aligner(settings.by)
         for k in task.moving:
             begin_phase("reading weights")
             pair = task.pair(k)
             begin_phase(f"matching units by {settings.by}")
-            choice = _chosen(match(pair if match.compares_merged else in_canonical_form(pair)), settings, pair)
+            choice = _chosen(match(match.compared(pair)), settings, pair)
             yield k, choice, pair
 
 

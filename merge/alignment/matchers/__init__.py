@@ -28,6 +28,7 @@ class Aligner:
         joint: `module:function` that aligns many models at once, instead of `function`.
         reads_text: whether it needs calibration text.
         compares_merged: whether it compares the weights that are merged, not their canonical forms.
+        runs_models: whether, without maps, it compares what the models compute, which is that of both forms.
         options: the fields of a recipe's align entry that it reads, of OPTIONS.
     """
 
@@ -37,6 +38,7 @@ class Aligner:
     joint: str | None = None
     reads_text: bool = False
     compares_merged: bool = False
+    runs_models: bool = False
     options: tuple[str, ...] = ("restarts",)
 
     def __call__(self, pair: Pair) -> Matcher:
@@ -53,6 +55,14 @@ class Aligner:
         function = self.with_maps if self.with_maps is not None and wants_maps(pair) else self.function
         matcher: Matcher = _load(function)(pair)
         return matcher
+
+    def compared(self, pair: Pair) -> Pair:
+        """Return the pair in the form in which its models are compared: the canonical one, where that makes a difference."""
+        from merge.alignment.pair import in_canonical_form
+        from merge.alignment.solvers.descent_with_maps import wants_maps
+
+        plain = self.compares_merged or (self.runs_models and not wants_maps(pair))
+        return pair if plain else in_canonical_form(pair)
 
     def align_jointly(self, pairs: Sequence[Pair], kinds: frozenset[str]) -> list[Alignment]:
         """Return, for the b of each pair, the alignment to the reference, which is the a of each; all found together."""
@@ -74,6 +84,7 @@ _TABLE = (
         "activations:match_activations",
         with_maps="rotations:rotate_by_activations",
         reads_text=True,
+        runs_models=True,
         options=(),
     ),
     Aligner("activations+weights", "refined:match_refined", with_maps="rotations:rotate_by_both", reads_text=True),

@@ -207,9 +207,9 @@ def _match_balanced(pair: Pair, kinds: frozenset[str]) -> tuple[Transform, tuple
         indices |= {axis: index for axis, index in matching.indices.items() if axis in unmoved.indices}
         maps |= matching.maps
         if len(gains) == 1 and next(iter(gains))[0] == (coordinate,) and groups.get(coordinate) not in MIXING_GROUPS:
-            # Of a correlation that others hold too, no second copy is kept.
-            kept = next(iter(gains.values()))
-            plain[coordinate] = kept if shared is None else kept.float()
+            own = [line for line in lines if level_names(line)[0] == (coordinate,)]
+            # Where others hold the correlations too, no second copy is kept.
+            plain[coordinate] = next(iter(gains.values())) if shared is None else shared[0].lines[own[0]]
         before += sum(float(_diagonal(gain).sum()) for gain in gains.values())
         after += matching.score
         units += sum(math.prod(gain.shape[: gain.ndim // 2]) for gain in gains.values())

@@ -78,7 +78,8 @@ def balanced_similarities(
     if any(float(mapped.abs().max() / mapped.abs().min()) > MAX_SCALES for mapped in scales):
         return None
     compared = compare_units(pair)
-    dual = pair.once("roles at sites", lambda: _dual_sites(pair, balance_a, compared))
+    key = "maps at sites", frozenset(balance_a.maps)
+    dual = pair.once(key, lambda: _dual_sites(pair, balance_a, compared))
     if dual is None:
         return None
     forms, lines = _Forms(balance_a, balance_b, dual), dict[str, Similarity]()

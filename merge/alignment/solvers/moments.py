@@ -20,7 +20,7 @@ from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watchi
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import runs_beside_others
 from merge.errors import AlignmentError
-from merge.progress import in_parallel, track
+from merge.progress import in_parallel, return_freed_memory, track
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import unit_positions
 from merge.symmetry.transform import axis_sizes
@@ -30,7 +30,7 @@ Correlations = Mapping[View, Float[Tensor, "n n"]]  # float32: they are many
 
 
 # Tokens that are run at once: the activations of both models at every site are kept until they are compared.
-TOKENS_AT_ONCE = 512
+TOKENS_AT_ONCE = 256
 # Units of a whose correlations are held in float64 at a time.
 UNITS_AT_ONCE = 256
 
@@ -198,6 +198,8 @@ def collect(pair: Pair, outputs: KeptOutputs | None = None, own: Collection[str]
             in_parallel(compare, [(rows_a.pop(site), rows_b.pop(site), site) for site in shown])
         if outputs is not None:
             outputs.add(batch, given)
+    del models
+    return_freed_memory()
     return moments_of
 
 

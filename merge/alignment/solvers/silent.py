@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from merge.alignment.pair import Pair
+from merge.alignment.pair import Pair, in_canonical_form
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.objective import Objective, weights_of
 from merge.symmetry.permutation import Permutation
@@ -31,6 +31,8 @@ def settle_silent(
     places = {axis: silent for axis, silent in places.items() if len(silent) > 1}
     if not places:
         return permutation, ()
+    if pair.merged is None:
+        pair = in_canonical_form(pair)
     objective = Objective(pair, weights_of(pair), pair.movable)
     indices = dict(permutation.indices)
     for axis, silent in places.items():
