@@ -125,10 +125,10 @@ def test_what_a_model_later_does_to_an_activation_in_place_is_not_compared(monke
 
 
 def test_batches_are_run_in_parts_that_leave_no_text_out() -> None:
-    """Forty texts of thirty tokens by eight; where a batch holds something else too, it is run as it is."""
-    ids = torch.arange(1200).reshape(40, 30)
+    """Forty-one texts of thirty tokens by eight; where a batch holds something else too, it is run as it is."""
+    ids = torch.arange(1230).reshape(41, 30)
     parts = list(moments_module._parts({"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
-    assert [len(part["input_ids"]) for part in parts] == [8, 8, 8, 8, 8]
+    assert [len(part["input_ids"]) for part in parts] == [8, 8, 8, 8, 8, 1]
     assert all(part["attention_mask"].shape == part["input_ids"].shape for part in parts)
     assert torch.equal(torch.cat([part["input_ids"] for part in parts]), ids)
     images = {"input_ids": ids, "pixel_values": torch.zeros(3, 3, 8, 8)}
