@@ -76,7 +76,9 @@ def choose_alignments(settings: AlignEntry, heads: HeadPlan, seed: int, device: 
         if ready.models is not heads.given:
             heads = plan_heads(heads.policy, ready.models)
         checkpoints = _checkpoints(heads, settings)
-        task = AlignmentTask(settings, checkpoints, match_classes(checkpoints).labels, seed, device)
+        labels = match_classes(checkpoints).labels
+        _unmap(checkpoints)  # what was read to check them
+        task = AlignmentTask(settings, checkpoints, labels, seed, device)
         return choose_automatically(task, rotations=True)
 
 
