@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from merge.layers.plans.formatted import format_plan
 from merge.layers.plans.numbers import format_layers
-from merge.layers.plans.text import format_plan
 from merge.layers.record import EditReport
 from merge.layers.strategies.importance import LayerImportance
 

@@ -13,8 +13,8 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.modules import is_module_tensor
 from merge.errors import CheckpointError, UsageError
 from merge.layers.assembly import Assembly, assemble
+from merge.layers.plans.formatted import format_plan
 from merge.layers.plans.plan import LayerPlan
-from merge.layers.plans.text import format_plan
 from merge.layers.repair.repair import RepairSettings, repaired
 from merge.progress import track
 from merge.text.source import TextSource

@@ -11,9 +11,9 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.disk.hashes import file_hash
 from merge.disk.versions import installed_version
 from merge.layers.assembly import Assembly
+from merge.layers.plans.formatted import format_plan
 from merge.layers.plans.numbers import format_layers
 from merge.layers.plans.plan import LayerPlan, PlannedTensors
-from merge.layers.plans.text import format_plan
 from merge.layers.stacks import layer_count
 from merge.layers.strategies.importance import LayerImportance
 from merge.publish.card import PIPELINES, licence_of

@@ -247,8 +247,8 @@ class EditedModel(WrittenModel):
         return edit_facts(self.report)
 
     def __str__(self) -> str:
+        from merge.layers.plans.formatted import format_plan
         from merge.layers.plans.numbers import format_layers
-        from merge.layers.plans.text import format_plan
 
         plan = self.report.plan
         if plan.copies and len(self.report.assembly.models) == 1:

@@ -9,9 +9,10 @@ import pytest
 
 from merge.errors import UsageError
 from merge.layers.plans.document import plan_from_json
+from merge.layers.plans.formatted import format_plan
 from merge.layers.plans.making import Making
 from merge.layers.plans.plan import LayerPlan
-from merge.layers.plans.text import format_plan, parse_plan
+from merge.layers.plans.text import parse_plan
 from merge.layers.plans.tokens import PlanSyntaxError
 from merge.recipe.layer_recipe import plan_of_file
 
