@@ -8,9 +8,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from evals.report.surface.plane_figure import NAME_SIZE, name_places, names_of
 from evals.results.store import Record
 
 WIDTH, PAD = 640, 14
+TEXT_SIZE = 12
 # Viridis at even steps, light for a high value; of a loss the other way round.
 SHADES = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
 
@@ -59,7 +61,7 @@ def interactive_plane(record: Record, identity: str) -> str:
     marks = [_mark(record, at, mark, pixel) for at, mark in enumerate(record["marks"])]
     payload = {"score": record["score"].replace("_", " "), "points": [*points, *(m for m in marks if not m["off"])]}
     label = f"Loss over the plane {record['axes']}; every measured point is in the arrays beside this page."
-    drawn = "".join([*_cells(record, pixel), *map(_circle, marks)])
+    drawn = "".join([*_cells(record, pixel), *_circles(record, marks, height)])
     safe = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
     return (
         f'<div class="plane" id="{identity}"><p><button type="button" data-kind="loss" aria-pressed="true">loss</button> '
@@ -96,12 +98,18 @@ def _mark(record: Record, at: int, mark: Record, pixel: Any) -> dict[str, Any]:
     } | values
 
 
-def _circle(mark: dict[str, Any]) -> str:
-    name = html.escape(mark["name"])
-    return (
-        f'<circle cx="{mark["px"]}" cy="{mark["py"]}" r="4.5" fill="#fff" stroke="#000"/><text x="{mark["px"] + 7}" '
-        f'y="{mark["py"] - 6}" font-size="12" fill="#000" stroke="#fff" stroke-width="3" paint-order="stroke">{name}</text>'
+def _circles(record: Record, marks: Sequence[dict[str, Any]], height: float) -> list[str]:
+    """Return a circle for each mark, and the names that cover no other."""
+    k, names = TEXT_SIZE / NAME_SIZE, names_of(record["marks"])
+    places = name_places(
+        [(m["px"] / k, (height - m["py"]) / k) for m in marks], names, ((WIDTH - PAD) / k, (height - PAD) / k)
     )
+    circles = [f'<circle cx="{m["px"]}" cy="{m["py"]}" r="4.5" fill="#fff" stroke="#000"/>' for m in marks]
+    return circles + [
+        f'<text x="{marks[at]["px"] + right * k:.1f}" y="{marks[at]["py"] - up * k:.1f}" font-size="{TEXT_SIZE}" fill="#000" '
+        f'stroke="#fff" stroke-width="3" paint-order="stroke">{html.escape(names[at])}</text>'
+        for at, (right, up) in places.items()
+    ]
 
 
 def _cells(record: Record, pixel: Any) -> list[str]:

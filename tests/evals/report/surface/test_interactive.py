@@ -60,6 +60,16 @@ def test_a_name_breaks_out_of_nothing() -> None:
     assert payload(element)["points"][10]["name"] == "</script><b>"
 
 
+def test_names_of_marks_are_in_the_picture_and_the_right_one_begins_left_of_its_mark() -> None:
+    made = record("zoo/a")
+    made["marks"][1]["x"] = 4.0
+    texts = re.findall(r'<text x="([\d.]+)" [^>]*>([^<]*)</text>', interactive_plane(made, "plane0"))
+    places = {name: float(x) for x, name in texts}
+    assert set(places) == {"a", "b", "c", "average"}
+    assert 14 < places["a"] < 40
+    assert places["b"] < 626
+
+
 def test_the_table_names_the_lowest_point_with_its_weights() -> None:
     rows = surface_tables(record())[0]
     assert [row[0] for row in rows[1:]] == ["a", "b", "c", "average", "lowest on the grid"]
