@@ -126,7 +126,7 @@ STUDY = {
 def test_a_study_that_is_not_as_it_was_written_is_set_aside(
     kind: str, tmp_path: Path, captured_log: CapturedLog
 ) -> None:
-    """A line names it, it stays in the file beside new results, the page is without it, and one that is measured replaces it."""
+    """A line names it, it stays in the file beside new results, and one that is measured replaces it."""
     study = {**STUDY, "kind": kind, "key": f"{kind}-1", "rows": "0", "cells": [[0.5, 1.5], [2.5, None]]}
     add_result(tmp_path, study)
     assert load_results(tmp_path, warn=True) == [study]  # the control
@@ -151,9 +151,17 @@ def test_a_study_that_is_not_as_it_was_written_is_set_aside(
             f"{kind}-1",
             "k",
         ]
-        write_page(tmp_path)
         add_result(tmp_path, study)
         assert load_results(tmp_path) == [SCORES, study]
+
+
+def test_the_page_is_without_a_study_that_is_set_aside(tmp_path: Path) -> None:
+    add_result(tmp_path, {**STUDY, "kind": "plane", "key": "plane-1", "rows": "0"})
+    path = tmp_path / "results.json"
+    with pytest.raises(KeyError):  # the control: these few fields are no plane
+        write_page(tmp_path)
+    path.write_text(path.read_text().replace('"n": 9', '"n": 8'))
+    assert "plane-1" not in write_page(tmp_path).read_text()
 
 
 @pytest.mark.parametrize("record", [SCORES, BARRIER], ids=["scores", "barrier"])
