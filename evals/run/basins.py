@@ -171,11 +171,12 @@ def write_basins(record: dict[str, Any], folder: Path) -> list[Path]:
     from evals.results.store import BASINS
     from merge.disk.atomic import write_atomic
     from merge.disk.checksums import with_checksum
+    from merge.disk.documents import parse_json
 
     made = [folder / BASINS, folder / PAIRS]
     try:
         # As JSON gives it back, whose checksum is stored with it.
-        whole = json.loads(json_text(record, indent=None))
+        whole = parse_json(json_text(record, indent=None), BASINS, OutputError)
         write_atomic(made[0], json.dumps(with_checksum(whole)) + "\n")
         write_atomic(made[1], csv_table(pair_rows(record)))
     except OSError as error:
