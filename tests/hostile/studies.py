@@ -49,7 +49,7 @@ ON_ROWS = ((*FEATURES, *TASK), (*LESION, *TASK), PLANE, CURVE, SIMPLEX, MONOTONI
 KEPT = tuple((*words, "-o", f"studies/{words[1]}") for words in (*ON_TEXT, *ON_ROWS[2:]))
 GOES_ON = ("curve", "simplex")
 OF_A_POINT = ("surface.json", "config.json", "model.safetensors")
-BASINS = ("evaluate-models", "basins", "a", "b", "base", "-q", *TASK, "-o", "basins")
+BASINS = ("evaluate-models", "basins", "a", "b", "base", "-q", *TASK, "--processes", "1", "-o", "basins")
 PREPARED = (*KEPT, BASINS)
 STOPPED = tuple((*words[:-1], f"{words[-1]}-stopped") for words in KEPT if words[1] in GOES_ON)
 
