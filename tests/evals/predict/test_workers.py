@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import warm
+from accelerate import PartialState
 from quick import quick_on
 from tiny import NLI, sentence
 from torch import Tensor
@@ -133,8 +134,9 @@ def forked(tmp_path: Path) -> Iterator[Callable[..., list[tuple[int, str]]]]:
 
 
 def as_rank(arguments: Sequence[str], surroundings: Mapping[str, str], stderr: Path) -> None:
-    """Be one process of an evaluation; a fork of this process has one thread only."""
+    """Be one process of an evaluation; a fork of this process has one thread only, and no group of an earlier test."""
     signal.alarm(LIMIT)
+    PartialState._reset_state()  # a training in this process leaves it as that of a process alone
     os.environ.update(surroundings)
     torch.set_num_threads(1)
     sys.argv = ["evaluate-models", *arguments]
