@@ -45,6 +45,7 @@ def test_what_is_far_behind_leaves_and_the_only_one_left_is_kept(large: None) ->
     assert notes[0] == f"which axes move was chosen on {count_texts(first)} of {count_texts(pair)} texts"
 
 
+@pytest.mark.slow
 def test_twins_are_told_apart_by_nothing_and_run_no_more_than_the_bound(
     large: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ def test_the_mean_of_divergences_is_that_of_their_texts() -> None:
     assert mean_of([values[0], Divergence(None, 8.0, 2)]).by_text is None
 
 
+@pytest.mark.slow
 def test_the_choice_in_a_race_is_that_on_the_whole_text(large: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A permuted copy: sets that leave the stream alone are tried by activations only, and the planted answer is kept."""
     pair, back = planted(noise=0.1)

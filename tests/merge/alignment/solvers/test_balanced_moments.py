@@ -64,7 +64,7 @@ def test_a_shared_run_gives_what_a_run_of_the_balanced_models_gives(name: str, m
         assert float((mapped - together.maps[axis]).abs().max()) < 1e-2 * scale, axis
 
 
-@pytest.mark.parametrize(("shared", "runs"), [(Shared(), 1), (None, 4)])
+@pytest.mark.parametrize(("shared", "runs"), [(Shared(), 1), pytest.param(None, 4, marks=pytest.mark.slow)])
 def test_matchers_that_share_a_pair_run_the_text_once(
     shared: Shared | None, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
