@@ -75,7 +75,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def first_run(words: Sequence[str]) -> None:
-    """Let the cache see a command once."""
+    """Let the cache see a command once; what another left is in its way."""
+    shutil.rmtree("out", ignore_errors=True)
     outcome = run_command(words, wait=600)
     assert outcome.code == 0, outcome.err
     shutil.rmtree("out", ignore_errors=True)

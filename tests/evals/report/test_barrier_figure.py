@@ -25,6 +25,7 @@ from evals.report.tables import GOLDS
 from merge.errors import TaskError
 from merge.publish import figures
 
+pytestmark = pytest.mark.usefixtures("all_drawn")
 LAM = [i / 10 for i in range(11)]
 # The thirty subcases of HANS, in the order of its file.
 SUBCASES = [
@@ -388,8 +389,6 @@ import sys
 from pathlib import Path
 import matplotlib
 import test_barrier_figure as t
-
-pytestmark = pytest.mark.usefixtures("all_drawn")
 
 def settings():  # reading the backend would itself load pyplot
     return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}

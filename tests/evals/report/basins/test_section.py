@@ -22,6 +22,7 @@ from evals.report.page import write_page
 from evals.report.tables import Span
 from evals.results.json_text import json_text
 from evals.results.store import load_basins
+from merge.disk.checksums import with_checksum
 from merge.errors import TaskError
 
 pytestmark = pytest.mark.usefixtures("all_drawn")
@@ -131,7 +132,7 @@ def test_two_models_have_a_section_without_clusters_and_coordinate() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the record, its page, pictures and tables."""
     folder = tmp_path_factory.mktemp("basins")
-    (folder / "basins.json").write_text(json_text(record()), encoding="utf-8")
+    (folder / "basins.json").write_text(json_text(with_checksum(record())), encoding="utf-8")
     write_basins_report(record(), record()["analyses"], folder)
     write_page(folder)
     return folder
