@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,12 @@ from merge.commands.imports import uncollected
 
 
 def merge_models() -> None:
-    """Run merge-models."""
+    """Run merge-models.
+
+    Its threads wait for one another asleep, unless the environment has another OMP_WAIT_POLICY: those of one computation that
+    wait by spinning take the processor from the threads beside them, and a fifth of the seconds of weight matching.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _run("merge-models", _merge_main)
 
 
