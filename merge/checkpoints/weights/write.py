@@ -27,6 +27,7 @@ Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # written name -> (dtype in 
 
 MAX_SHARD_SIZE = "50GB"
 BLOCK_BYTES = 1 << 20  # hashed at a time: what a core's cache holds
+FLUSH_BYTES = 1 << 28  # after which they are sent to the disk, so that little is left to wait for at the end
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class WeightFile:
     """An open file that any thread writes to at any offset, hashed by a thread of its own while it is written.
 
     Every writing thread has a handle of its own, so that none waits for another. The hash follows the written bytes from the
-    beginning of the file up to the first gap.
+    beginning of the file up to the first gap, and its thread flushes the file to the disk on the way.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +63,7 @@ class WeightFile:
         self._change = threading.Condition()
         self._closing = False
         self._hash = hashlib.sha256()
-        self._unread: OSError | None = None  # what the disk said to the thread that reads the file for its hash
+        self._failure: OSError | None = None  # of the thread that hashes
         self._hashing = threading.Thread(target=self._follow, name="hashing", daemon=True)
         self._hashing.start()
 
@@ -103,8 +104,8 @@ class WeightFile:
             self._change.notify()
         os.fsync(self._handles[0].fileno())  # meanwhile the rest is hashed
         self._hashing.join()
-        if self._unread is not None:
-            raise self._unread
+        if self._failure is not None:
+            raise self._failure
         return self._hash.hexdigest()
 
     def close(self) -> None:
@@ -128,10 +129,11 @@ class WeightFile:
         try:
             self._hash_written()
         except OSError as error:
-            self._unread = error
+            self._failure = error
 
     def _hash_written(self) -> None:
-        hashed, block = 0, memoryview(bytearray(BLOCK_BYTES))  # one block for all: new memory costs as much as a copy
+        hashed = flushed = 0
+        block = memoryview(bytearray(BLOCK_BYTES))  # one block for all: new memory costs as much as a copy
         while True:
             with self._change:
                 while self._end <= hashed and not self._closing:
@@ -145,6 +147,9 @@ class WeightFile:
                     raise OSError(f"{self._path} is shorter than what was written to it")
                 self._hash.update(block[:size])
                 hashed += size
+                if hashed - flushed >= FLUSH_BYTES:
+                    os.fsync(self._handles[0].fileno())
+                    flushed = hashed
 
 
 @dataclass(frozen=True)

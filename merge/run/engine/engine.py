@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-PIECE = 1 << 16  # entries: the float32 of a few models then fits into a core's cache
+PIECE = 1 << 18  # entries: of less, threads wait for the interpreter's lock; of more, caches hold no piece
 
 
 @dataclass(frozen=True)
