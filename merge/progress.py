@@ -17,6 +17,7 @@ R = TypeVar("R")
 
 # Pieces of work at once, at most: each holds matrices of its own.
 MAX_WORKERS = 4
+LARGEST_KEPT_BYTES = 31 << 20
 
 
 class Display(Protocol):
@@ -66,6 +67,14 @@ def return_freed_memory() -> None:
     """Give what was freed back to the system: the C library keeps it for later, and it would add to the next phase's peak."""
     with suppress(OSError, AttributeError, TypeError):  # not that of every system can
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, for arrays that come and go: new memory costs as much as filling it.
+
+    It gives back what is free beyond twice the largest block that was ever freed, of those up to 32 MB. This one is never filled.
+    """
+    bytearray(LARGEST_KEPT_BYTES)
 
 
 def in_threads(tasks: Iterable[Callable[[], None]], threads: int, label: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -9,7 +10,7 @@ from typing import TypeVar
 import pytest
 import torch
 
-from merge.progress import in_parallel, in_threads, shown_by, track
+from merge.progress import in_parallel, in_threads, keep_freed_memory, return_freed_memory, shown_by, track
 
 T = TypeVar("T")
 
@@ -64,3 +65,26 @@ def test_work_in_parallel_divides_the_threads_of_torch_and_gives_them_back() -> 
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+def faults_of(rounds: int, size: int) -> int:
+    """Return how many pages the system hands out while three blocks at a time are filled and freed."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        alive = [torch.ones(size, dtype=torch.uint8) for _ in range(3)]
+        alive.clear()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library frees by other rules")
+def test_kept_memory_is_filled_again_and_is_given_back_when_asked() -> None:
+    """Of ten rounds of 24 MB, fewer pages than one round fills; and once more after the memory was returned."""
+    size = 8 << 20
+    pages = size // 4096
+    keep_freed_memory()
+    faults_of(4, size)  # where the heap grows
+    assert faults_of(10, size) < 3 * pages
+    return_freed_memory()
+    assert faults_of(1, size) > pages

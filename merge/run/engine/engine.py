@@ -18,7 +18,7 @@ from merge.checkpoints.weights.read import INTEGER_DTYPES
 from merge.errors import CheckpointError, MismatchError, OutputError
 from merge.methods import Method
 from merge.methods.context import TensorContext, mask_generators
-from merge.progress import begin_phase, in_threads
+from merge.progress import begin_phase, in_threads, keep_freed_memory
 from merge.run.engine.job import CommonRows, Input, Job
 from merge.run.engine.magnitude_ranking import SAMPLED, Visit, magnitude_thresholds, sample
 
@@ -69,6 +69,7 @@ class Engine:
         """
         with self.arrays.working():
             begin_phase("merging tensors")
+            keep_freed_memory()
             thresholds = self._thresholds(jobs, threads)
 
             def merge(job: Job) -> None:
