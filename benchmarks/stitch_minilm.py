@@ -28,7 +28,8 @@ import torch
 from minilm_layers import Bench
 
 import merge
-from evals.inside.stitching import StateSums, StitchPlan, fitted
+from evals.inside.state_sums import StateSums
+from evals.inside.stitching import StitchPlan, fitted
 from merge.checkpoints.inputs import encode, load_tokenizer
 from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.transformers_model import build
@@ -178,7 +179,7 @@ def live_stitches(work: Stitching) -> None:
             halves = Halves(work.live[bottom], work.live[top], at)
             title = f"{bottom}{at[0]}->{top}{at[1]}"
             for mapping, due in zip(
-                (fitted(sums.equations(at), StitchPlan(ridge=work.ridge), None), identity_map(WIDTH, WIDTH)),
+                (fitted(sums, at, StitchPlan(ridge=work.ridge)), identity_map(WIDTH, WIDTH)),
                 DUE[bottom, *at],
                 strict=True,
             ):

@@ -48,6 +48,9 @@ class LiveLayers:
         return token_rows(activation, token_mask(batch), self.order)
 
 
+EMBEDDING_NORM = "embeddings.LayerNorm"  # writes state 0 where norms come last
+
+
 class EnoughError(Exception):
     """Ends a forward pass once all that is asked for has been seen."""
 
@@ -100,32 +103,43 @@ def states_of(live: LiveLayers, batch: Batch, wanted: Iterable[int]) -> dict[int
     return rows
 
 
-def normed_state(live: LiveLayers, batch: Batch, state: int, norm: str) -> Tensor:
-    """Return the rows of a state before the gain and bias of the norm that writes it, where norms come last.
+def see_normed(
+    live: LiveLayers, batch: Batch, wanted: Iterable[int], norm: str, see: Callable[[int, Tensor], None]
+) -> None:
+    """Run a batch and call `see(state, rows)` for every wanted state, before gain and bias of the norm that writes it.
 
-    They are read before the norm, not divided by its gain afterwards: a gain of 0 (all-MiniLM-L6-v2 has one, 5e-33) hides a
-    unit that the norm's statistics need.
+    For families whose norms come last. States are read before the norm, not divided by its gain afterwards: a gain of 0
+    (all-MiniLM-L6-v2 has one, 5e-33) hides a unit that the norm's statistics need.
 
     Args:
-        state: from 1 on.
+        wanted: states; 0 only where the norm of the embeddings writes it.
         norm: path of the norm below a layer.
     """
     import torch
 
-    sites, events = [f"{live.path}.{name}.{norm}:in" for name in live.names], 0
-    rows: list[Tensor] = []
+    chosen = set(wanted)
+    paths = [EMBEDDING_NORM] * (0 in chosen) + [f"{live.path}.{name}.{norm}" for name in live.names]
+    epsilons = {f"{path}:in": norm_epsilon(live.model.base_model.get_submodule(path)) for path in paths}
+    state = 0 if 0 in chosen else 1
 
-    def show(_site: str, activation: Tensor) -> None:
-        nonlocal events
-        events += 1
-        if events == state:
-            rows.append(live.rows(activation, batch))
-            raise EnoughError
+    def show(site: str, activation: Tensor) -> None:
+        nonlocal state
+        if state in chosen:
+            rows = live.rows(activation, batch)
+            see(state, torch.nn.functional.layer_norm(rows, rows.shape[-1:], eps=epsilons[site]))
+            if state == max(chosen):
+                raise EnoughError
+        state += 1
 
-    with torch.inference_mode(), suppress(EnoughError), watching(live.model.base_model, sites, show):
+    with torch.inference_mode(), suppress(EnoughError), watching(live.model.base_model, epsilons, show):
         live.model(**batch)
-    (before,) = rows
-    return torch.nn.functional.layer_norm(before, before.shape[-1:], eps=norm_epsilon(live.module(0, norm)))
+
+
+def normed_state(live: LiveLayers, batch: Batch, state: int, norm: str) -> Tensor:
+    """Return the rows of one state as `see_normed` reads it."""
+    rows: dict[int, Tensor] = {}
+    see_normed(live, batch, [state], norm, rows.__setitem__)
+    return rows[state]
 
 
 def norm_epsilon(norm: Any) -> float:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,9 +36,9 @@ from merge.layers.plans.making import SUBLAYERS
 from merge.layers.repair.affine import as_layer
 from merge.layers.repair.projection import Projection
 from merge.layers.repair.ridge import NormalEquations
-from merge.layers.stitching.maps import Norm, StateMap, best_rotation, fit_map
-from merge.layers.stitching.norms import divisor, norm_names, norm_of_state
-from merge.layers.stitching.pairs import Rows
+from merge.layers.stitching.maps import Norm, StateMap, fit_map
+from merge.layers.stitching.norms import divisible_state, divisor, norm_names, norm_of_state, rotation_before_norm
+from merge.layers.stitching.pairs import Reader, Rows, state_of
 from merge.progress import track
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ class NormedLayer:
     below: tuple[tuple[str, str], Norm] | None
     before_norm: bool
 
+    @property
+    def readers(self) -> tuple[Reader, Reader]:
+        """What reads the states of A and B that the map is fitted on: before gains that hide a unit, where a norm wrote them."""
+        below = partial(divisible_state, norm=self.below[1]) if self.below else state_of
+        return below, partial(divisible_state, norm=self.after)
+
     def features(self, x: Tensor) -> Tensor:
         """Return what the map is fitted on."""
         return x if self.below else torch.nn.functional.layer_norm(x, x.shape[-1:], eps=self.after.epsilon)
@@ -81,7 +88,7 @@ class NormedLayer:
         made: dict[str, Tensor] = {}
         if self.below is not None:
             names, norm = self.below
-            gain, bias = norm.gain.to(weight.dtype), norm.bias.to(weight.dtype)
+            gain, bias = divisor(norm.gain).to(weight.dtype), norm.bias.to(weight.dtype)
             constant, weight = constant + bias @ weight, gain[:, None] * weight
             made |= {names[0]: torch.ones_like(norm.gain), names[1]: torch.zeros_like(norm.bias)}
         projection = own_projection(self.assembly, self.index)
@@ -209,16 +216,11 @@ def fit_normed(layer: NormedLayer, rows: Iterable[Rows], settings: StitchSetting
     """Return the map of a layer whose norm comes last, fitted on pairs of states."""
     width = len(layer.after.gain)
     sums = [NormalEquations(width, width) for _ in range(2)]
-    plain = NormalEquations(width, width)
     for x, y, held in rows:
         features = layer.features(x.float()).double()
         sums[held and len(ridges) > 1].add(features, layer.targets(y.float()).double())
-        if layer.before_norm:
-            plain.add(features, y.double())
-    start = None
-    if layer.before_norm and plain.rows:  # the best rotation, before the norm's gain
-        gain = divisor(layer.after.gain).double()
-        start = (best_rotation(plain) - torch.cat([torch.zeros(width, width), layer.after.bias[None]])) / gain
+    whole = sums[0] + sums[1]
+    start = rotation_before_norm(whole, layer.after) if layer.before_norm and whole.rows else None
     return fit_map(settings.kind, sums[0], sums[1], ridges, settings.rank, start)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from merge.layers.activations import LiveLayers
     from merge.layers.stitching.adapter import AddedLayer, NormedLayer
     from merge.layers.stitching.maps import StateMap
-    from merge.layers.stitching.pairs import Rows, StitchText
+    from merge.layers.stitching.pairs import Reader, Rows, StitchText
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,17 @@ def joined(layout: Layout) -> Joined:
     return _in_layer(layout, plan, text, live)
 
 
-def _rows(layout: Layout, text: StitchText, live: tuple[LiveLayers, LiveLayers]) -> Iterator[Rows]:
-    from merge.layers.stitching.pairs import matched_tokens, same_tokens
+def _rows(
+    layout: Layout,
+    text: StitchText,
+    live: tuple[LiveLayers, LiveLayers],
+    readers: tuple[Reader, Reader] | None = None,
+) -> Iterator[Rows]:
+    from merge.layers.stitching.pairs import AS_READ, matched_tokens, same_tokens
 
     if layout.settings.tokens == "offsets":
-        return matched_tokens((layout.source, layout.top), live, layout.settings.at, text)
-    return same_tokens(*live, layout.settings.at, text.batches)
+        return matched_tokens((layout.source, layout.top), live, layout.settings.at, text, readers or AS_READ)
+    return same_tokens(live, layout.settings.at, text.batches, readers or AS_READ)
 
 
 def _moved(layout: Layout, plan: LayerPlan, text: StitchText, live: tuple[LiveLayers, LiveLayers]) -> Joined:
@@ -117,7 +122,7 @@ def _in_layer(layout: Layout, plan: LayerPlan, text: StitchText, live: tuple[Liv
     layer: NormedLayer | AddedLayer
     if layout.norm_last:
         layer = normed_layer(assembly, layout.settings, index, live)
-        fitted = fit_normed(layer, _rows(layout, text, live), layout.settings, ridges)
+        fitted = fit_normed(layer, _rows(layout, text, live, layer.readers), layout.settings, ridges)
     else:
         layer = added_layer(assembly, index)
         if layout.settings.tokens == "offsets":

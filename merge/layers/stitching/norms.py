@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.layers.activations import LiveLayers
+from merge.layers.activations import EMBEDDING_NORM, LiveLayers, see_normed
 from merge.layers.config import group_of
 from merge.layers.parts import parts_of
+from merge.layers.repair.ridge import NormalEquations
 from merge.layers.stacks import before_layers, layer_of
-from merge.layers.stitching.maps import Norm
+from merge.layers.stitching.maps import Norm, best_rotation
+
+if TYPE_CHECKING:
+    from merge.checkpoints.inputs import Batch
 
 # A gain below this share of the mean gain hardly passes its unit on, and is not divided by.
 LEAST_GAIN = 1e-3
@@ -29,7 +35,7 @@ def norm_names(model: Checkpoint, state: int) -> tuple[str, str] | None:
         early = [name for name in tensors if layer_of(name, family) is None and before_layers(name, family)]
         if any(part in name for name in early for part in BETWEEN):
             return None
-        ends = ("embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias")
+        ends = (f"{EMBEDDING_NORM}.weight", f"{EMBEDDING_NORM}.bias")
         names = [next((name for name in early if name.endswith(end)), None) for end in ends]
     else:
         layer = group_of(state - 1, model.config) if family == "albert" else state - 1
@@ -52,6 +58,41 @@ def norm_of_state(model: Checkpoint, state: int, live: LiveLayers) -> Norm | Non
         return None
     gain, bias = (model.encoder.tensor(name).float() for name in names)
     return Norm(gain, bias, _layer_epsilon(live))
+
+
+def normed_states(live: LiveLayers, batch: Batch, states: Iterable[int]) -> dict[int, torch.Tensor]:
+    """Return the rows of states of one batch, each before gain and bias of the norm that writes it."""
+    norm = parts_of(live.model.config.to_dict()).norm
+    assert norm is not None
+    rows: dict[int, torch.Tensor] = {}
+    see_normed(live, batch, states, norm, rows.__setitem__)
+    return rows
+
+
+def divisible_state(live: LiveLayers, batch: Batch, state: int, norm: Norm) -> torch.Tensor:
+    """Return the rows of a state with gains that can be divided by, so that no unit is hidden by a gain of 0.
+
+    Equal to the state but for such units, which the model's next layer hardly reads and the norm's statistics need.
+
+    Args:
+        norm: that writes the state.
+    """
+    return normed_states(live, batch, [state])[state] * divisor(norm.gain) + norm.bias
+
+
+def rotation_before_norm(e: NormalEquations, norm: Norm) -> torch.Tensor:
+    """Return the best rotation to the state that a norm writes, taken back to what it reads; from sums of the latter.
+
+    Returns:
+        W and below it c of a map to the state before gain and bias.
+    """
+    gain, bias = divisor(norm.gain).double(), norm.bias.double()
+    after = NormalEquations(len(e.xx) - 1, e.xy.shape[1])
+    after.xx, after.rows = e.xx, e.rows
+    after.xy, after.y = e.xy * gain + torch.outer(e.xx[:, -1], bias), e.y * gain + e.rows * bias
+    start = best_rotation(after)
+    start[-1] -= bias
+    return start / gain
 
 
 def _layer_epsilon(live: LiveLayers) -> float:

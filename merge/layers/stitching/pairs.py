@@ -7,8 +7,9 @@ their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # A state of A, the state of B at the same tokens, and whether the text is held out.
 Rows = tuple[Tensor, Tensor, bool]
+# Returns the rows of a state of a model on a batch.
+Reader = Callable[[LiveLayers, "Batch", int], Tensor]
 EVERY = 5  # one text in so many is held out
 
 
@@ -58,14 +61,32 @@ def read_text(bottom: Checkpoint, source: TextSource) -> StitchText:
     return StitchText(text.samples, batches, text.source, (*text.notes, *cut))
 
 
-def same_tokens(a: LiveLayers, b: LiveLayers, at: tuple[int, int], batches: Sequence[Batch]) -> Iterator[Rows]:
+def state_of(live: LiveLayers, batch: Batch, state: int) -> Tensor:
+    """Return the rows of one state as the next layer reads it."""
+    return states_of(live, batch, [state])[state]
+
+
+AS_READ: tuple[Reader, Reader] = (state_of, state_of)
+
+
+def same_tokens(
+    live: tuple[LiveLayers, LiveLayers],
+    at: tuple[int, int],
+    batches: Sequence[Batch],
+    readers: tuple[Reader, Reader] = AS_READ,
+) -> Iterator[Rows]:
     """Yield the states of two models that read the same tokens, a row for each token that is not padding."""
     for batch, held in track(list(split_batches(tuple(batches))), "reading states"):
-        yield states_of(a, batch, [at[0]])[at[0]], states_of(b, batch, [at[1]])[at[1]], held
+        x, y = (read(model, batch, state) for read, model, state in zip(readers, live, at, strict=True))
+        yield x, y, held
 
 
 def matched_tokens(
-    models: tuple[Checkpoint, Checkpoint], live: tuple[LiveLayers, LiveLayers], at: tuple[int, int], text: StitchText
+    models: tuple[Checkpoint, Checkpoint],
+    live: tuple[LiveLayers, LiveLayers],
+    at: tuple[int, int],
+    text: StitchText,
+    readers: tuple[Reader, Reader] = AS_READ,
 ) -> Iterator[Rows]:
     """Yield the states of two models with tokenizers of their own, a row for each piece that tokens of both make up.
 
@@ -81,7 +102,10 @@ def matched_tokens(
             )
     longest = min(MAX_LENGTH, *(positions(model.config) for model in models))
     for number, sample in enumerate(track(list(text.samples), "reading states")):
-        sides = [_read(t, each, sample, cut, longest) for t, each, cut in zip(tokenizers, live, at, strict=True)]
+        sides = [
+            _read(tokenizer, partial(reader, model, state=state), sample, longest)
+            for tokenizer, reader, model, state in zip(tokenizers, readers, live, at, strict=True)
+        ]
         pieces = matched_pieces(*(offsets for offsets, _ in sides))
         if pieces:
             x, y = (
@@ -92,7 +116,7 @@ def matched_tokens(
 
 
 def _read(
-    tokenizer: Any, live: LiveLayers, sample: tuple[str, ...], cut: int, longest: int
+    tokenizer: Any, states: Callable[[Batch], Tensor], sample: tuple[str, ...], longest: int
 ) -> tuple[list[tuple[int, int, int]], Tensor]:
     """Return of every token which text of a pair it is in and its characters, and the states of a model at the tokens."""
     encoded = tokenizer(
@@ -106,7 +130,7 @@ def _read(
         (-1, 0, 0) if part is None or marked else (part, *span)
         for part, span, marked in zip(parts, offsets, special, strict=True)
     ]
-    return spans, states_of(live, batch, [cut])[cut]
+    return spans, states(batch)
 
 
 def matched_pieces(

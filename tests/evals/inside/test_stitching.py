@@ -12,9 +12,11 @@ from captured_log import CapturedLog
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 
 import evals
+import merge
 from evals.commands.basins import _text_of_stitches
 from evals.inside import stitching
-from evals.inside.stitching import CONTROLS, StateSums, StitchPlan, depth_cuts, fitted
+from evals.inside.state_sums import StateSums
+from evals.inside.stitching import CONTROLS, StitchPlan, depth_cuts, fitted
 from evals.report.inside.section import inside_figure, inside_tables
 from evals.run.inside.stitch import fit_notes
 from evals.run.inside.texts import Measured
@@ -23,10 +25,12 @@ from merge.checkpoints.inputs import encode, load_tokenizer
 from merge.checkpoints.open import open_checkpoint
 from merge.errors import CalibrationError, MismatchError, UsageError
 from merge.layers.activations import live_layers, live_model, states_of
-from merge.layers.stitching.norms import norm_of_state
+from merge.layers.stitching.live import Halves, stitched
+from merge.layers.stitching.norms import norm_of_state, normed_states
 from merge.text.source import TextSource
 
 CONFIG = bert_config(num_hidden_layers=2)
+WIDE = bert_config(num_hidden_layers=2, intermediate_size=48)  # as a layer that holds a map needs it
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stitching")
     for seed, name in enumerate("ab"):
         save_checkpoint(folder / name, CONFIG, seed)
+    save_checkpoint(folder / "wide", WIDE, 1)
     write_text(folder / "text.txt", 60)
     rows = [
         {"premise": f"the {WORDS[2 + k % 5]} saw a lawyer .", "hypothesis": "a lawyer helped .", "label": NLI[k % 3]}
@@ -57,15 +62,52 @@ def test_sums_are_those_of_the_rows(store: Path) -> None:
     due = np.linalg.norm(cx.T @ cy) ** 2 / (np.linalg.norm(cx.T @ cx) * np.linalg.norm(cy.T @ cy))
     assert abs(sums.cka((1, 2)) - due) < 1e-9
     swapped = StateSums([(2, 1)]).read(b, a, batches)
-    maps = [
-        fitted(made, StitchPlan(), None) for made in (sums.equations((1, 2), reverse=True), swapped.equations((2, 1)))
-    ]
+    maps = [fitted(sums, (1, 2), StitchPlan(), reverse=True), fitted(swapped, (2, 1), StitchPlan())]
     assert (maps[0].weight - maps[1].weight).abs().max() < 1e-9
     left, spread = ((x - maps[0](y)).square().sum(), (x - x.mean(0)).square().sum())
     assert abs(float(maps[0].explained or 0) - float(1 - left / spread)) < 1e-9
-    norm = norm_of_state(models[1], 2, b)
-    before = fitted(sums.equations((1, 2)), StitchPlan("affine+norm"), norm)
-    assert before.norm is norm
+
+
+def with_dead_units(place: Path) -> Path:
+    """Write model a of the store with a gain of 0 at the largest unit of what every norm of its layers writes."""
+    model = open_checkpoint(str(save_checkpoint(place / "whole", WIDE, 0)))
+    live = live_layers(live_model(model))
+    batch = {"input_ids": torch.tensor([[2, 5, 7, 9, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+    tensors = model.state_dict()
+    for state in (1, 2):
+        unit = int(normed_states(live, batch, [state])[state].abs().mean(0).argmax())
+        tensors[f"bert.encoder.layer.{state - 1}.output.LayerNorm.weight"][unit] = 0.0
+    return save_checkpoint(place / "dead", WIDE, tensors=tensors)
+
+
+def test_a_norm_with_a_gain_of_zero_hides_no_unit_from_hooks_nor_from_a_written_layer(
+    store: Path, tmp_path: Path
+) -> None:
+    """A norm's statistics need the unit that its gain hides: without it a model stitched to itself is not that model.
+
+    Its normed states have mean 0, so the other units tell it, and the map can know it. Hooks and the written layer fit one map.
+    """
+    folder = with_dead_units(tmp_path)
+    for other, at in ((folder, (2, 2)), (store / "wide", (1, 2)), (store / "wide", (1, 1))):
+        models = [open_checkpoint(str(each)) for each in (other, folder)]
+        a, b = (live_layers(live_model(model)) for model in models)
+        batches = encode(
+            load_tokenizer(folder), [(line,) for line in (store / "text.txt").read_text().splitlines()], 32
+        ).batches
+        norms = tuple(
+            {cut: norm_of_state(model, cut, live) for cut in (1, 2)} for model, live in zip(models, (a, b), strict=True)
+        )
+        by_hooks = fitted(StateSums([at], norms).read(a, b, batches), at, StitchPlan("affine+norm", ridge=1e-3))
+        made = merge.stitch(other, folder, at=at, map="affine+norm", ridge=1e-3, text=store / "text.txt")
+        with torch.inference_mode(), stitched(Halves(a, b, at), by_hooks):
+            hooked = b.model(**batches[0]).logits
+        written = live_model(open_checkpoint(str(made.folder)))(**batches[0]).logits
+        own = b.model(**batches[0]).logits
+        assert (hooked - written).abs().max() < 1e-4
+        if other == folder:
+            assert (hooked - own).abs().max() < 1e-3
+        else:
+            assert (hooked - own).abs().max() > 1e-2
 
 
 def test_cuts_of_equal_depth() -> None:
@@ -199,8 +241,7 @@ def test_the_distance_is_the_mean_penalty_inside_and_a_gain_counts_as_none(monke
     ]
     bottoms = {id(live): name for live, name in zip(lives, "ab", strict=True)}
     monkeypatch.setattr(StateSums, "read", lambda self, *_: self)
-    monkeypatch.setattr(StateSums, "equations", lambda *_, **__: None)
-    monkeypatch.setattr(stitching, "fitted", lambda *_: None)
+    monkeypatch.setattr(stitching, "fitted", lambda *_, **__: None)
     monkeypatch.setattr(
         stitching, "_score", lambda bottom, _top, at, _map: {"accuracy": scores[bottoms[id(bottom)], at]}
     )

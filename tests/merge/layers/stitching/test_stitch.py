@@ -194,7 +194,7 @@ def test_the_written_model_computes_what_the_hooks_do(store: Path, at: tuple[int
     a, b = (open_checkpoint(str(store / name)) for name in "ab")
     halves = Halves(live_layers(live_model(a)), live_layers(live_model(b)), at)
     sums, none = NormalEquations(24, 24), NormalEquations(24, 24)
-    for x, y, _ in same_tokens(halves.bottom, halves.top, at, read_text(a, text).batches):
+    for x, y, _ in same_tokens((halves.bottom, halves.top), at, read_text(a, text).batches):
         sums.add(x.double(), y.double())
     fitted = fit_map("affine", sums, none, (0.1,))
     norm = norm_of_state(b, at[1], halves.top)
