@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import make_parser, parse, run_main
 from merge_speed import BERT, make_checkpoint, measure
 
 CASES = {"planted": 0.0, "planted, noise .5": 0.5, "independent": None}
@@ -218,7 +219,7 @@ def bench(scratch: Path, commands: list[str], cases: list[str], rounds: int, tok
 
 def main() -> None:
     """Make the models, run in turn, print medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--full", action="store_true", help="run the port to its end")
@@ -229,7 +230,7 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser)
     if args.worker:
         case, what, result = args.worker
         Path(result).write_text(json.dumps(work(args.scratch, case, what, args.tokens)), encoding="utf-8")
@@ -249,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -13,7 +13,6 @@ has not. Six CPU minutes for eight models of three layers, less what OUT already
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -22,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from command_line import existing, make_parser, parse, run_main
 
 import evals
 import merge
@@ -120,12 +121,12 @@ def candidate_rows(zoo: Path, folders: Sequence[Path], analysis: dict[str, Any],
 
 def main() -> None:
     """Sweep over the zoo, measure averages, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("zoo", type=Path)
+    parser = make_parser(__doc__)
+    parser.add_argument("zoo", type=existing)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args()
+    args = parse(parser)
 
     folders = sorted(path.parent for path in args.zoo.glob("*/config.json"))
     subsets = random_subsets(len(folders), AVERAGES)
@@ -155,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -23,6 +23,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from command_line import make_parser, parse, run_main
 from scipy.stats import pearsonr, spearmanr
 from zoo.board import header, select
 from zoo.line import Contest, Measured, measure
@@ -194,14 +195,14 @@ def train_all(args: argparse.Namespace) -> tuple[dict[int, Trained], Any, Exampl
 
 def main() -> None:
     """Train or read the classifiers and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where the models are kept (default: zoo)")
     parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words, and naive")
     parser.add_argument("--aligners", nargs="+", choices=PAIRWISE, default=list(PAIRWISE), help="default: all")
     parser.add_argument("--points", type=int, default=7, help="models on the line, ends included (default: 7)")
     parser.add_argument("--rows", type=int, default=200, help="rows a subcase that are measured on (default: 200 x 30)")
     parser.add_argument("--steps", type=int, default=TRAINING.steps, help=f"of training (default: {TRAINING.steps})")
-    args = parser.parse_args()
+    args = parse(parser)
 
     args.pairs = PAIRS
     torch.set_num_threads(1)
@@ -232,4 +233,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

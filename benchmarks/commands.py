@@ -24,6 +24,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from command_line import make_parser, parse, run_main
+
 TOKENS = 8192
 # Case -> (folder suffix, arguments).
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -85,14 +87,14 @@ def bench(scratch: Path, case: str) -> None:
 
 def main() -> None:
     """Make the models, run each command once, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--make", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help="leave the last output")
     parser.add_argument(
         "--scratch", type=Path, default=Path(tempfile.gettempdir()) / "merge-models-benchmark" / "commands"
     )
-    args = parser.parse_args()
+    args = parse(parser)
     if args.make:
         make(args.scratch)
         return
@@ -108,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,13 +11,14 @@ at least half has to go in every row. About 80 CPU seconds a row; a row that is 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from command_line import make_parser, parse, run_main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
@@ -91,9 +92,9 @@ def measure(folder: Path, threads: int, alter: Callable[[Any], None]) -> dict[st
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("margin"), help="where models and results are kept")
-    folder: Path = parser.parse_args().folder
+    folder: Path = parse(parser).folder
     os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     print("| training | accuracy of a, b | at the midpoint | aligned | barrier | aligned | gone |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -115,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -22,7 +22,6 @@ Training takes three CPU minutes, once; the table ten.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from collections.abc import Callable, Mapping
@@ -32,6 +31,7 @@ from typing import Any
 
 import torch
 from classification_pairs import LABELS, classifier_config, fixed
+from command_line import make_parser, parse, run_main
 from pretrained_pair import language_batches
 from same_start import stay
 from zoo.board import Results, header, print_leaderboard, select
@@ -237,13 +237,13 @@ def measure_rows(methods: Mapping[str, Method], rows: Mapping[str, Rows], points
 
 def main() -> None:
     """Train what is not there yet and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where the models are kept (default: zoo)")
     parser.add_argument("--steps", type=int, default=200, help="of each fine-tuning (default: 200)")
     parser.add_argument("--rows", type=int, default=900, help="rows that are measured on (default: 900)")
     parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words, and naive")
     parser.add_argument("--points", type=int, default=5, help="models on the line, ends included (default: 5)")
-    args = parser.parse_args()
+    args = parse(parser)
 
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -269,4 +269,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

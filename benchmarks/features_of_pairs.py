@@ -13,7 +13,6 @@ barrier is the largest height of the loss over the line of its ends, at eleven p
 
 from __future__ import annotations
 
-import argparse
 import random
 import resource
 import tempfile
@@ -23,6 +22,8 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
+
+from command_line import make_parser, parse, run_main
 
 STEPS, BATCH, RATE, LAYERS = 100, 32, 3e-4, 3
 SITES = ("embeddings", "layer 0 output", "layer 1 output", "layer 2 output", "pooler")
@@ -191,12 +192,12 @@ def measure_cost(rows: int) -> None:
 
 def main() -> None:
     """Run one of the two."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("what", choices=["pairs", "cost"])
     parser.add_argument("--folder", type=Path, help="where trained models are kept (default: nowhere)")
     parser.add_argument("--seeds", type=int, default=2, help="independent models of `pairs` (default: 2)")
     parser.add_argument("--rows", type=int, default=500, help="sentences of `cost` (default: 500)")
-    args = parser.parse_args()
+    args = parse(parser)
     if args.what == "cost":
         measure_cost(args.rows)
     elif args.folder:
@@ -207,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -9,7 +9,6 @@ name: its figures are compared with those of 20,000 draws of 24. --scores keeps 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import add_data, make_parser, parse, run_main
 from lesions_minilm import LAYERS, read_rows
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -111,10 +111,10 @@ def report(scores: dict[Order, float]) -> None:
 
 def main() -> None:
     """Measure or read the scores, and print what they say."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "../shared/data")
+    parser = make_parser(__doc__)
+    add_data(parser)
     parser.add_argument("--scores", type=Path, help="JSON of the scores, written or read")
-    args = parser.parse_args()
+    args = parse(parser)
     torch.set_num_threads(1)
     if args.scores and args.scores.exists():
         stored = json.loads(args.scores.read_text(encoding="utf-8"))
@@ -127,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

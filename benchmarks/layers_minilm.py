@@ -10,7 +10,6 @@ development pairs (drops), else of 250 of them. Expected figures are within .005
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from command_line import add_data, add_parts, make_parser, parse, run_main
 from minilm_layers import LAYERS, Bench, Pairs
 from scipy.stats import kendalltau, spearmanr
 
@@ -333,17 +333,14 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "../shared/data")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, separated by commas: {', '.join(PARTS)}")
-    arguments = parser.parse_args()
-    wanted = arguments.only.split(",")
-    if unknown := [name for name in wanted if name not in PARTS]:
-        parser.error(f"--only: there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+    parser = make_parser(__doc__)
+    add_data(parser)
+    add_parts(parser, PARTS)
+    arguments = parse(parser)
     torch.set_num_threads(1)
     bench = Bench(arguments.data)
     bench.line("full model, 250 pairs", bench.top, 0.8638)
-    for name in wanted:
+    for name in arguments.only:
         begun = time.process_time()
         print(f"{name}: {PARTS[name].__doc__}")
         PARTS[name](bench)
@@ -352,4 +349,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -8,7 +8,6 @@ hashes what it reads and writes, reloads the result and runs it, which is stated
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from command_line import make_parser, parse, run_main
 
 from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.structure import structure_of
@@ -50,9 +50,9 @@ def copied(source: Path, target: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--place", type=Path, help="where to write; a temporary folder by default")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     with tempfile.TemporaryDirectory(dir=arguments.place) as name:
         place = Path(name)
         written_model(place / "m")
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

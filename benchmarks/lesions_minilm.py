@@ -12,13 +12,11 @@ CPU seconds on one thread: drops 20, sublayers 60, swaps 50, shuffles 90, linear
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import add_data, add_parts, make_parser, parse, run_main
 
 import evals
 from evals.report.surgery.tables import correlation, cost_lines
@@ -184,14 +183,14 @@ PARTS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "../shared/data")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
-    parsed = parser.parse_args(arguments)
+def main() -> None:
+    parser = make_parser(__doc__)
+    add_data(parser)
+    add_parts(parser, PARTS)
+    parsed = parse(parser)
     torch.set_num_threads(1)
     bench = Bench(parsed.data)
-    for name in parsed.only.split(","):
+    for name in parsed.only:
         part, begun = PARTS[name], time.process_time()
         print(f"{name}: {part.__doc__}", flush=True)
         part(bench)
@@ -200,4 +199,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from command_line import make_parser, parse, run_main
 from torch import Tensor
 from toy_bench import evaluation_rows, train_toy
 from zoo.board import header
@@ -101,10 +102,10 @@ def run_count(count: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train or read the toys, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where the models are kept (default: zoo)")
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="of models (default: 3 5)")
-    args = parser.parse_args()
+    args = parse(parser)
 
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

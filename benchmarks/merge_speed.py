@@ -14,7 +14,6 @@ are warm.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import make_parser, parse, run_main
 
 BERT = {
     "architectures": ["BertForSequenceClassification"],
@@ -173,13 +173,13 @@ def bench(method: str, scratch: Path, mergekit: str | None, rounds: int) -> None
 
 def main() -> None:
     """Build, run in turn, print medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", choices=MODELS, default="bert")
     parser.add_argument("--methods", default="linear,slerp,task_arithmetic,ties", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mergekit", help="path of mergekit-yaml")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "merge-models-benchmark")
-    args = parser.parse_args()
+    args = parse(parser)
     config, dtype = MODELS[args.model]
     scratch = args.scratch / args.model
     for seed, name in enumerate(("base", "a", "b")):
@@ -196,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

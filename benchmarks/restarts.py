@@ -11,12 +11,12 @@ the barrier, and the barrier of the descent that each would keep.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from command_line import make_parser, parse, run_main
 from scipy.stats import spearmanr
 from toy_bench import PAIRS, calibration_rows, evaluation_rows, seeds_of, train_toy
 from zoo.board import header
@@ -49,13 +49,13 @@ def descents(contest: Contest, count: int, points: int, title: str) -> list[tupl
 
 def main() -> None:
     """Train or read the models, and print the descents."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where the models are kept (default: zoo)")
     parser.add_argument("--pairs", nargs="+", type=seeds_of, default=PAIRS, help="of seeds (default: 0-1 0-2 1-2 2-3)")
     parser.add_argument("--count", type=int, default=14, help="descents of each pair (default: 14)")
     parser.add_argument("--points", type=int, default=5, help="models on the line, endpoints included (default: 5)")
     parser.add_argument("--steps", type=int, help="of training (default: that of toy_bench.py)")
-    args = parser.parse_args()
+    args = parse(parser)
 
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from classification_pairs import BATCH, TRAIN_PER_SUBCASE, classifier_config, hans_examples
+from command_line import existing, make_parser, parse, run_main
 from torch import Tensor
 from zoo.board import header
 from zoo.line import Contest, Measured, measure
@@ -164,13 +165,13 @@ def open_contest(args: argparse.Namespace) -> tuple[Contest, tuple[Batch, ...]]:
 
 def main() -> None:
     """Read or train the fine-tunes and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where made models are kept (default: zoo)")
     parser.add_argument(
         "--models", nargs=2, type=Path, metavar=("A", "B"), help="folders of two fine-tunes of one start"
     )
-    parser.add_argument("--rows", type=Path, help="with --models: labelled pairs to measure on")
-    parser.add_argument("--text", type=Path, help="with --models: pairs to align on")
+    parser.add_argument("--rows", type=existing, help="with --models: labelled pairs to measure on")
+    parser.add_argument("--text", type=existing, help="with --models: pairs to align on")
     parser.add_argument("--count", type=int, default=1500, help="rows measured on (default: 1500)")
     parser.add_argument("--samples", type=int, default=512, help="pairs aligned on (default: 512)")
     parser.add_argument(
@@ -185,7 +186,7 @@ def main() -> None:
         "--control", action="store_true", help="learned maps on fine-tunes of one start, and on strangers"
     )
     parser.add_argument("--steps", type=int, default=100, help="with --control: of learning (default: 100)")
-    args = parser.parse_args()
+    args = parse(parser)
     if args.models and not (args.rows and args.text):
         parser.error("--models needs --rows and --text")
 
@@ -205,4 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

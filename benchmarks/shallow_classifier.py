@@ -11,7 +11,6 @@ rows and on generated HANS pairs. For each heuristic two shares are printed: how
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import add_data, make_parser, parse, run_main
 
 from evals.heuristics.grammar import generate
 from merge.checkpoints.checkpoint import Checkpoint
@@ -161,14 +161,14 @@ def plot(found: Mapping[Any, Scores], majority: float, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("model", help="of six layers, with the classes of NLI")
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "../shared/data/snli")
+    add_data(parser, "snli")
     parser.add_argument(
         "--quick", action="store_true", help="three layers alone, few rows and steps: to try the script"
     )
     parser.add_argument("--plot", type=Path, default=Path("shallow.png"))
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     torch.set_num_threads(1)
     models = opened_whole([open_checkpoint(arguments.model)])
     exam = Exam(Path(arguments.model), arguments.data, *((60, 3) if arguments.quick else (996, 20)))
@@ -181,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

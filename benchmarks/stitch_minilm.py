@@ -14,7 +14,6 @@ development pairs; maps are fitted on both sentences of 400 training pairs.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import struct
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import add_data, add_parts, existing, make_parser, parse, run_main
 from minilm_layers import Bench
 
 import merge
@@ -215,21 +215,21 @@ PARTS = {"live": live_stitches, "written": written_stitches}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--l3", type=Path, required=True, help="paraphrase-MiniLM-L3-v2.onnx")
-    parser.add_argument("--only", default=",".join(PARTS))
+    parser = make_parser(__doc__)
+    add_data(parser)
+    parser.add_argument("--l3", type=existing, required=True, help="paraphrase-MiniLM-L3-v2.onnx")
+    add_parts(parser, PARTS)
     parser.add_argument("--ridge", type=float, default=0.01, help="of the maps of live stitches")
-    options = parser.parse_args()
+    options = parse(parser)
     begun = time.process_time()
     bench = Bench(options.data)
     with tempfile.TemporaryDirectory() as place:
         work = Stitching(bench, write_l3(options.l3, bench.folder, Path(place) / "l3"), options.ridge)
-        for part in options.only.split(","):
+        for part in options.only:
             print(f"{part}: {PARTS[part].__doc__}")
             PARTS[part](work)
     print(f"{bench.shown} figures, {bench.off} of them off by more than .005; {time.process_time() - begun:.0f} CPU s")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

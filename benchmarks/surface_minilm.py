@@ -18,12 +18,13 @@ minutes, simplex five, plane and monotonic two each; --quick tries every command
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from command_line import existing, make_parser, parse, run_main
 
 import evals
 import merge
@@ -132,12 +133,12 @@ def simplex(zoo: Path, out: Path, quick: bool, shared: dict[str, Any]) -> None:
 
 def main() -> None:
     """Print the figures of every part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("zoo", type=Path, help="Folder that recipes/finetune_zoo.py heads wrote.")
+    parser = make_parser(__doc__)
+    parser.add_argument("zoo", type=existing, help="Folder that recipes/finetune_zoo.py heads wrote.")
     parser.add_argument("-o", "--output", type=Path, default=Path("surface-report"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args()
+    args = parse(parser)
     args.output.mkdir(parents=True, exist_ok=True)
     shared = {"task": "hans", "data": args.zoo / "test.jsonl", "limit": 40 if args.quick else 200}
     for part in args.parts:
@@ -149,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

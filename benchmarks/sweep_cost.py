@@ -15,7 +15,6 @@ padding, and the time to read a model's bytes. Counted: FLOPs, and reads by the 
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import add_data, make_parser, parse, run_main
 from predict_speed import minilm_classifier
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
@@ -156,13 +156,13 @@ def plan(tokens: int, rows: int, mean_square: float, read_rate: float) -> None:
 
 def main() -> None:
     """Print the cost of a pair in both ways, its growth, and the plan."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = make_parser(__doc__)
+    add_data(parser)
     parser.add_argument("--task", choices=tuple(FILES), default="mnli")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--models", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
-    args = parser.parse_args()
+    args = parse(parser)
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     data = args.data / FILES[args.task]
@@ -225,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import make_parser, parse, run_main
 from torch import Tensor
 from zoo.board import header, measure_all, print_leaderboard, select
 from zoo.characters import Characters, hans_characters, with_mask
@@ -138,14 +139,14 @@ def seeds_of(pair: str) -> tuple[int, int]:
 
 def main() -> None:
     """Train or read the toys, and print the leaderboards."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("zoo"), help="where the models are kept (default: zoo)")
     parser.add_argument("--kinds", nargs="+", choices=tuple(TRAINING), default=list(TRAINING), help="default: both")
     parser.add_argument("--pairs", nargs="+", type=seeds_of, default=PAIRS, help="of seeds (default: 0-1 0-2 1-2 2-3)")
     parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words, and naive")
     parser.add_argument("--points", type=int, default=11, help="models on the line, endpoints included (default: 11)")
     parser.add_argument("--steps", type=int, help="of training (default: what takes a toy beyond the plateau)")
-    args = parser.parse_args()
+    args = parse(parser)
 
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -156,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

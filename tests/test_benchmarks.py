@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run_main
 from tiny import bert_config, random_tensors
 from torch import Tensor
 from zoo.board import select
@@ -28,7 +29,15 @@ from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import random
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("toy_bench", "classification_pairs", "same_start", "different_basins", "pretrained_pair", "restarts")
+LIBRARIES = {"command_line", "git_re_basin", "minilm_layers"}  # what scripts import, which are not run
+SCRIPTS = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - LIBRARIES)
+# What a script is run with so that only data or models are missing; without data where it takes nothing else.
+NEEDED: dict[str, tuple[str, ...]] = {
+    "basins_of_a_zoo": ("none", "-o", "out"), "real_runs": ("--out", "out"), "shallow_classifier": ("nli",),
+    "same_start": ("--models", "none", "none", "--rows", "none", "--text", "none"), "stitch_minilm": ("--l3", "none"),
+    "surface_minilm": ("none",), "layer_orders": (), "layers_minilm": (), "lesions_minilm": (), "merge_minilm": (),
+    "predict_speed": (), "pretrained_pair": (), "pruning_minilm": (), "sweep_cost": (),
+}  # fmt: skip
 GPT2 = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -66,17 +75,66 @@ def contest(kind: str, planted: bool = False) -> Contest:
     return Contest(pair, ({**inputs, "labels": labels},))
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_says_how_it_is_run(
-    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Run as a program with --help: nothing is trained, the command line is shown."""
+def stopped(script: str, *arguments: str) -> SystemExit:
+    """Return how a script ends that is run as a program."""
     path = BENCHMARKS / f"{script}.py"
-    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(path), run_name="__main__")
-    assert stop.value.code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(path), run_name="__main__")
+    return stop.value
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_says_how_it_is_run(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run as a program with --help: nothing is trained, the command line is shown."""
+    assert stopped(script, "--help").code == 0
     assert f"python benchmarks/{script}.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_is_missing_is_one_line(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No folder of data, no model, or a flag that does not exist: one line, nothing but it, and no traceback."""
+    monkeypatch.setenv("MERGE_MODELS_DATA", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    flag = ("cost", "--no-such-flag") if script == "features_of_pairs" else ("--no-such-flag",)
+    stop = stopped(script, *NEEDED.get(script, flag))
+    captured = capsys.readouterr()
+    says = captured.err if stop.code == 2 else f"{stop.code}\n"
+    assert says.count("\n") == 1
+    assert says.startswith(f"{script}.py: error: ")
+    assert "none" in says if script in NEEDED else "--no-such-flag" in says
+    assert not captured.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (UsageError("two\nlines"), "error: two lines"),
+        (FileNotFoundError(2, "", "rows.jsonl"), "rows.jsonl does not exist"),
+        (ModuleNotFoundError("", name="model"), "the package model is not installed"),
+    ],
+)
+def test_wrong_input_is_one_line(error: Exception, says: str) -> None:
+    def lacking() -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match=says) as stop:
+        run_main(lacking)
+    assert "\n" not in str(stop.value)
+
+
+def test_a_benchmark_that_fails_for_another_reason_keeps_its_traceback() -> None:
+    """One line is for input; a fault of the program is not hidden."""
+
+    def fault() -> None:
+        raise KeyError("fault")
+
+    with pytest.raises(KeyError):
+        run_main(fault)
 
 
 # What a method does to the units does not depend on the head and its labels, nor on whether a model reads both ways: every

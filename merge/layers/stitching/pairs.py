@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,23 +101,19 @@ def matched_tokens(
             )
     longest = min(MAX_LENGTH, *(positions(model.config) for model in models))
     for number, sample in enumerate(track(list(text.samples), "reading states")):
-        sides = [
-            _read(tokenizer, partial(reader, model, state=state), sample, longest)
-            for tokenizer, reader, model, state in zip(tokenizers, readers, live, at, strict=True)
-        ]
-        pieces = matched_pieces(*(offsets for offsets, _ in sides))
+        sides = [_tokenised(tokenizer, sample, longest) for tokenizer in tokenizers]
+        pieces = matched_pieces(*(spans for spans, _ in sides))
         if pieces:
-            x, y = (
-                torch.stack([states[list(piece[side])].mean(0) for piece in pieces])
-                for side, (_, states) in enumerate(sides)
-            )
+            states = [
+                read(model, batch, state)
+                for read, model, state, (_, batch) in zip(readers, live, at, sides, strict=True)
+            ]
+            x, y = (torch.stack([states[side][list(piece[side])].mean(0) for piece in pieces]) for side in range(2))
             yield x, y, number % EVERY == EVERY - 1
 
 
-def _read(
-    tokenizer: Any, states: Callable[[Batch], Tensor], sample: tuple[str, ...], longest: int
-) -> tuple[list[tuple[int, int, int]], Tensor]:
-    """Return of every token which text of a pair it is in and its characters, and the states of a model at the tokens."""
+def _tokenised(tokenizer: Any, sample: tuple[str, ...], longest: int) -> tuple[list[tuple[int, int, int]], Batch]:
+    """Return of every token which text of a pair it is in and its characters, and the batch of this one sample."""
     encoded = tokenizer(
         *sample, truncation=True, max_length=longest, return_offsets_mapping=True, return_special_tokens_mask=True
     )
@@ -130,7 +125,7 @@ def _read(
         (-1, 0, 0) if part is None or marked else (part, *span)
         for part, span, marked in zip(parts, offsets, special, strict=True)
     ]
-    return spans, states(batch)
+    return spans, batch
 
 
 def matched_pieces(
