@@ -11,7 +11,8 @@ import torch
 
 from evals.tasks.task import Rows
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.inputs import Tokens, load_tokenizer, position_limit, read_tokens, segment_fault
+from merge.checkpoints.config_file import position_limit
+from merge.checkpoints.inputs import Tokens, load_tokenizer, read_tokens, segment_fault
 from merge.disk.cache import cache_key, read_cached_tensors, write_cached_tensors
 from merge.disk.hashes import file_hash
 from merge.disk.versions import installed_version

@@ -15,6 +15,9 @@ from merge.checkpoints.hooks import token_mask, token_rows
 
 # Outputs that are hidden states or embeddings, compared by cosine.
 FEATURES = ("last_hidden_state", "text_embeds", "image_embeds")
+# Outputs that choose one token of a text. A token that is padding has no part in the choice.
+SPANS = ("start_logits", "end_logits")
+IMPOSSIBLE = -1e9  # a logit whose probability is 0 in float32, and whose logarithm is finite
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,20 @@ class Divergence:
 
 
 def outputs_of(pair: Pair, output: Any) -> dict[str, Tensor]:
-    """Return the outputs of a model that the spec names, in float32; some are given only where their inputs are."""
-    return {name: output[name].float() for name in pair.spec.outputs if name in output}
+    """Return the outputs of a model that the spec names, in float32; some are given only where their inputs are.
+
+    A discriminator (ElectraForPreTraining) has one logit x for each token, shape (texts, length): the class "replaced"
+    against "as it was". It is returned as the two logits (0, x), whose softmax is the sigmoid of x.
+    """
+    outputs = {name: output[name].float() for name in pair.spec.outputs if name in output}
+    if "logits" in outputs and outputs["logits"].ndim == 2 and _is_discriminator(pair.config):
+        x = outputs["logits"]
+        outputs["logits"] = torch.stack([torch.zeros_like(x), x], -1)
+    return outputs
+
+
+def _is_discriminator(config: Mapping[str, Any]) -> bool:
+    return str(next(iter(config.get("architectures") or ()), "")).endswith("ForPreTraining")
 
 
 def divergence(
@@ -93,7 +108,7 @@ def _row_divergences(
         return [1 - torch.cosine_similarity(rows, torch.lerp(a_rows, b_rows, lam), dim=-1)], "cosine"
     outputs, kind = [], "kl"
     for name in a:
-        logits = [_rows(x[name], tokens) for x in (a, b, between)]
+        logits = [_rows(_without_padding(name, x[name], tokens), tokens) for x in (a, b, between)]
         if logits[0].shape[-1] == 1:  # a regression
             outputs.append((torch.lerp(logits[0], logits[1], lam) - logits[2]).square().flatten(1).sum(1))
             kind = "mse"
@@ -103,6 +118,13 @@ def _row_divergences(
             ensemble = torch.stack(ends).logsumexp(0)
             outputs.append((ensemble.exp() * (ensemble - logits[2].log_softmax(-1))).flatten(1).sum(1))
     return outputs, kind
+
+
+def _without_padding(name: str, output: Tensor, tokens: Tensor | None) -> Tensor:
+    """Return the logits of a choice among the tokens of a text, with no probability for padding."""
+    if name not in SPANS or tokens is None or tokens.shape != output.shape:
+        return output
+    return output.masked_fill(~tokens.to(output.device), IMPOSSIBLE)
 
 
 def scored_tokens(pair: Pair, k: int) -> Tensor | None:

@@ -53,6 +53,13 @@ TOKENIZER_KINDS = {
 LAYERS = re.compile(r"(^|_)(n_layers?|layers|\w*_layers|num_\w*(groups|blocks))$")
 POSITIONS = re.compile(r"(^|_)(n_positions|max_position_embeddings|max_positions?)$")
 SIZES = re.compile(r"(_size|_dim|_heads?|_embeddings|_positions?|_buckets|_labels|_channels|_head|d_model|n_embd)$")
+# Families that count positions from after the padding token's id.
+AFTER_PADDING = {
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+# Config keys of the number of positions, as families name it.
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings", "max_seq_len")
 # Layers that share their weights may be more than the tensors; no family has as many as this.
 MAX_SHARED_LAYERS = 64
 MAX_UNNAMED_LABELS = 1024
@@ -157,3 +164,14 @@ def _whole_numbers(config: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
             yield from _whole_numbers(value, f"{prefix}{key}.")
         elif isinstance(value, int) and not isinstance(value, bool):
             yield f"{prefix}{key}", value
+
+
+def position_limit(config: Mapping[str, Any]) -> int | None:
+    """Return how many positions a model has; None where its config sets no limit."""
+    count = next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int) and config[key] > 0), None)
+    if count is None:
+        return None
+    # RoBERTa and its relatives count positions from after the padding token's id, which is always 1 in MPNet's code.
+    pad = 1 if config.get("model_type") == "mpnet" else int(config.get("pad_token_id") or 0)
+    unused = pad + 1 if config.get("model_type") in AFTER_PADDING else 0
+    return max(int(count) - unused, 1)

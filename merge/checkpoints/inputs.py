@@ -10,17 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge.checkpoints.config_file import position_limit
 from merge.checkpoints.tokenizers.files import check_listed_ids, listed_words
 from merge.disk.documents import read_object
 from merge.errors import CalibrationError, first_line
 
-# Families that count positions from after the padding token's id.
-AFTER_PADDING = {
-    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
-    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-}  # fmt: skip
-# Config keys of the number of positions, as families name it.
-POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings", "max_seq_len")
 MAX_LENGTH = 128
 # Config keys of a decoder's first token, and classes of encoder-decoders whose decoder reads a text.
 BEGINNINGS, DECODING = ("decoder_start_token_id", "pad_token_id"), ("ForConditionalGeneration", "Model")
@@ -214,17 +208,6 @@ def positions(config: Mapping[str, Any]) -> int:
     """Return how many positions a model has; MAX_LENGTH where it sets no limit."""
     limit = position_limit(config)
     return MAX_LENGTH if limit is None else limit
-
-
-def position_limit(config: Mapping[str, Any]) -> int | None:
-    """Return how many positions a model has; None where its config sets no limit."""
-    count = next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int) and config[key] > 0), None)
-    if count is None:
-        return None
-    # RoBERTa and its relatives count positions from after the padding token's id, which is always 1 in MPNet's code.
-    pad = 1 if config.get("model_type") == "mpnet" else int(config.get("pad_token_id") or 0)
-    unused = pad + 1 if config.get("model_type") in AFTER_PADDING else 0
-    return max(int(count) - unused, 1)
 
 
 def random_inputs(config: Mapping[str, Any], seed: int = 0) -> tuple[Batch, ...]:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.config_file import position_limit
 from merge.checkpoints.modules import LISTING, Module, activation_name, is_module_tensor
 from merge.disk.documents import read_object
 from merge.errors import CheckpointError, SpecError
@@ -21,14 +22,7 @@ RECORDS = ("__version__",)  # of the libraries that wrote the folder
 # Entries of sentence_bert_config.json that change no output: where the tokenizer came from, how batches are laid out.
 UNREAD = ("tokenizer_name_or_path", "unpad_inputs")
 # Written by some versions alone; where one of two models lacks them, the library works them out from the model itself.
-STATED_BY_SOME = (
-    "max_seq_length",
-    "do_lower_case",
-    "transformer_task",
-    "modality_config",
-    "module_output_name",
-    "model_type",
-)
+STATED_BY_SOME = ("transformer_task", "modality_config", "module_output_name", "model_type")
 UNBOUNDED = 10**6  # tokens; tokenizers without a limit state a larger number
 SETTING_KINDS = {"prompts": "keys and values", "default_prompt_name": "text", "similarity_fn_name": "text"}
 SETTING_KINDS |= {"activation_fn": "text", "max_seq_length": "a whole number", "do_lower_case": "true or false"}
@@ -105,7 +99,10 @@ def pipeline_kind(checkpoint: Checkpoint) -> str | None:
 
 
 def _reading_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return how texts are read: what the first module's file states, and the longest text, which moved to the tokenizer."""
+    """Return how texts are read: what the first module's file states, and the longest text, which moved to the tokenizer.
+
+    Where neither states it, the library reads as many tokens as the model has positions.
+    """
     files = [path for path in sorted(checkpoint.folder.glob("sentence_*_config.json")) if path.is_file()]
     facts = {key: value for path in files for key, value in _optional(path).items() if key not in UNREAD}
     if facts.get("do_lower_case") is False:
@@ -113,7 +110,8 @@ def _reading_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     if facts.get("max_seq_length") is None:
         length = _optional(checkpoint.folder / "tokenizer_config.json").get("model_max_length")
         facts["max_seq_length"] = length if isinstance(length, int) and length < UNBOUNDED else None
-    return facts
+    limits = (facts["max_seq_length"], position_limit(checkpoint.config))
+    return facts | {"max_seq_length": min((limit for limit in limits if isinstance(limit, int)), default=None)}
 
 
 def _optional(path: Path) -> dict[str, Any]:

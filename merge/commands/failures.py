@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import traceback
 
@@ -19,7 +20,7 @@ def on_one_line(message: object, verbose: bool = False) -> str:
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     if verbose and len(lines) > 1:
         return "\n".join(map(_shown, lines))
-    line = _shown("; ".join(line.rstrip(";") if k < len(lines) - 1 else line for k, line in enumerate(lines)))
+    line = _shown("; ".join([*(re.sub(r"(?<!\.)\.$|;+$", "", line) for line in lines[:-1]), *lines[-1:]]))
     if verbose or len(line) <= MAX_LINE:
         return line
     return f"{line[:MAX_LINE]}... ({len(line):,} characters; -v shows them all)"

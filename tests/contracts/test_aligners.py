@@ -34,9 +34,11 @@ STEPS = 10
 HEADS = ["BertForSequenceClassification", "BertModel", "BertForMaskedLM", "BertForTokenClassification"]
 
 
-def make_pair(architecture: str, planted_seed: int | None, noise: float = 0.0, other_seed: int = 0) -> tuple[Pair, Any]:
+def make_pair(
+    architecture: str, planted_seed: int | None, noise: float = 0.0, other_seed: int = 0, **changes: Any
+) -> tuple[Pair, Any]:
     """Return a pair whose b is a, re-based by a random element and jittered; and the element that brings it back."""
-    config = bert_config(architecture)
+    config = bert_config(architecture, **changes)
     base_model = architecture == "BertModel"
 
     def tensors(seed: int) -> dict[str, torch.Tensor]:

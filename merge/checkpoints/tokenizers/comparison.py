@@ -6,8 +6,7 @@ words: case, accents, spaces, joined and long words, special tokens, pairs.
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from merge.checkpoints.tokenizers.files import (
     stated_ids,
     tokenizer_names,
 )
+from merge.checkpoints.tokenizers.probes import Tables, probe_texts, table_differences, tables_of
 from merge.checkpoints.tokenizers.tokenizer import Tokenizer, load_any
 from merge.checkpoints.tokenizers.union import setting_differences
 from merge.disk.cache import cache_key, read_cached, write_cached
@@ -41,12 +41,7 @@ HARMLESS = frozenset(
 )  # fmt: skip
 EVERY_CHARACTER = ("CanineTokenizer",)
 NOT_COMPARED = ("tokenizer_config.json", "special_tokens_map.json")
-FORMAT, SAMPLED_WORDS, LONG_WORD = 1, 48, 120
-FIXED_TEXTS = (
-    "Hello World", "na\u00efve caf\u00e9 \u00c0\u00c9", "don't we'll", "a  b\tc\nd ", " a", "\u6771\u4eac \u6771\u4eac\u90fd",
-    "1234567 3.14", "e\u0301 \ufb01 \u00bd \u2460", "\u200bzero\u00a0width", "(a) [b] {c} <d>", "\U0001f600!", "\u00df \u0130",
-    "[MASK] <mask> a[MASK]b", "",
-)  # fmt: skip
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -104,14 +99,27 @@ class TokenizerOf:
                     f"and not the {len(words)} of {main}. Is the tokenizer_class the one this file is for?"
                 )
 
+    @cached_property
+    def record(self) -> Tokenizer | None:
+        """Everything that the tokenizers library runs; None of a tokenizer in Python."""
+        if not getattr(self.loaded, "is_fast", False):
+            return None
+        text = self.loaded.backend_tokenizer.to_str()
+        return Tokenizer(self.folder, parse_json(text, f"{self.source}: its tokenizer", CheckpointError, nul=True))
+
+    @property
+    def tables(self) -> Tables:
+        """What it looks up beside its vocabulary; of a tokenizer in Python its merges alone."""
+        if self.record is not None:
+            return tables_of(self.record)
+        ranks = getattr(self.loaded, "bpe_ranks", {})
+        return Tables(merges=sorted(ranks, key=ranks.__getitem__))
+
     @property
     def settings(self) -> dict[str, Any]:
         """What decides how a text becomes tokens, by name; of a tokenizer in Python its class and arguments."""
-        if getattr(self.loaded, "is_fast", False):
-            stored = parse_json(
-                self.loaded.backend_tokenizer.to_str(), f"{self.source}: its tokenizer", CheckpointError, nul=True
-            )
-            return Tokenizer(self.folder, stored).settings
+        if self.record is not None:
+            return self.record.settings
         stated = {k: v for k, v in self.loaded.init_kwargs.items() if k not in HARMLESS and not k.endswith("_file")}
         return {"class": type(self.loaded).__name__} | {k: str(v) for k, v in stated.items()}
 
@@ -226,8 +234,9 @@ def _compare_loaded(a: TokenizerOf, b: TokenizerOf) -> tuple[list[str], list[str
     if any(word.strip() for word, _ in a.tokens.items() ^ b.tokens.items()):
         return [_moved(a.tokens, b.tokens, a.source, b.source)], []
     differences = setting_differences(a.settings, b.settings, a.source, b.source)
-    reason = some(list(differences.values()), 2, separator="; ")
-    texts = list(probe_texts(a.tokens))
+    phrases, made = table_differences(a.tables, b.tables)
+    reason = some([*phrases, *differences.values()], 2, separator="; ")
+    texts = [*probe_texts(a.tokens), *made]
     for k, (left, right) in enumerate(zip(a.read(texts), b.read(texts), strict=True)):
         if left == right:
             continue
@@ -241,26 +250,6 @@ def _compare_loaded(a: TokenizerOf, b: TokenizerOf) -> tuple[list[str], list[str
     if not reason:
         return [], []
     return [], [f"tokenizers state other settings, though {len(texts)} texts of their words are read alike: {reason}"]
-
-
-def probe_texts(tokens: Mapping[str, int]) -> Iterator[str]:
-    """Yield texts that show what a tokenizer does: its own words in other cases, spellings and neighbourhoods."""
-    words = sorted({plain for token in tokens if (plain := _plain(token)).isalpha()})
-    step = max(1, len(words) // SAMPLED_WORDS)
-    chosen = words[::step][:SAMPLED_WORDS] or ["a"]
-    yield f"{chosen[0]} {chosen[-1]}"
-    yield f"{chosen[-1]}, {chosen[0]}."
-    for word, following in zip(chosen, [*chosen[1:], chosen[0]], strict=True):
-        accented = unicodedata.normalize("NFC", f"{word[0]}\u0301{word[1:]}")
-        yield f"{word} {word.upper()} {word.capitalize()}  {word}"
-        yield f"{accented} {word}\u0301 {word}{following} {word}-{following}"
-        yield word * (LONG_WORD // len(word) + 1)
-    yield from FIXED_TEXTS
-
-
-def _plain(token: str) -> str:
-    """Return a token without the marks of its kind: ## of WordPiece, the space of BPE and Unigram, the end of a word."""
-    return token.removeprefix("##").lstrip("\u0120\u2581").removesuffix("</w>")
 
 
 def beyond_table(tokenizer: TokenizerOf, rows: int) -> list[str]:

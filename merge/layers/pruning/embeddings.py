@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.inputs import AFTER_PADDING
+from merge.checkpoints.config_file import AFTER_PADDING
 from merge.checkpoints.sentence_transformers import pipeline_kind
 from merge.checkpoints.structure import structure_of
 from merge.checkpoints.tokenizers.files import FILES, tokenizer_names

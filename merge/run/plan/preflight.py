@@ -25,6 +25,7 @@ from merge.errors import CheckpointError, MismatchError, some
 from merge.recipe.recipe import Recipe
 from merge.run.plan.base_model import base_model
 from merge.run.plan.heads import HeadPlan
+from merge.run.plan.kept_settings import reading_notes
 
 # Folder -> its tokenizer; None without one.
 Tokenizers = Mapping[Path, TokenizerOf | None]
@@ -89,7 +90,8 @@ def preflight(heads: HeadPlan, allowed: Allowed = Allowed(), output: Path | None
     if faults:
         raise MismatchError("\n".join(faults))
     kept = _config_notes(first, [*others, *([] if heads.given.base is None else [heads.given.base])], allowed)
-    return (*_notes(heads.given.all, tokenizers), *dict.fromkeys(said), *heads.notes, *kept, *notes)
+    reading = reading_notes(first, others)
+    return (*_notes(heads.given.all, tokenizers), *dict.fromkeys(said), *heads.notes, *kept, *reading, *notes)
 
 
 def _read_tokenizers(checkpoints: Sequence[Checkpoint]) -> tuple[Tokenizers, list[str]]:

@@ -12,15 +12,14 @@ from classifier_families import CLASSIFIERS, classifier_config
 from layered import family_config
 from tiny import SPECIAL, WORDS, random_tensors, save_tokenizer
 
+from merge.checkpoints.config_file import AFTER_PADDING, position_limit
 from merge.checkpoints.inputs import (
-    AFTER_PADDING,
     MAX_LENGTH,
     Tokens,
     batch_tokens,
     check_ids,
     encode,
     load_tokenizer,
-    position_limit,
     positions,
     random_inputs,
     segment_fault,

@@ -521,6 +521,7 @@ def test_a_fault_of_the_machine_is_one_line(run: Run, monkeypatch: pytest.Monkey
     [
         ("one", "one"),
         ("one\ntwo;\n\n  three.", "one; two; three."),
+        ("one.\ntwo.\nthree...\nfour.", "one; two; three...; four."),
         ("\x1b[31mred\ud800", "\\x1b[31mred\\ud800"),
         ("x" * 3000, f"{'x' * 2000}... (3,000 characters; -v shows them all)"),
     ],

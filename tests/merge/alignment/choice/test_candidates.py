@@ -119,6 +119,44 @@ def test_without_text_all_axes_move() -> None:
     assert all(torch.equal(choice.kept.alignment.permutation.indices[a], back.indices[a]) for a in back.indices)
 
 
+def one_text_at_a_time(pair: Pair, tensors: dict[str, torch.Tensor], output: str) -> list[np.ndarray]:
+    """Return an output of each text without padding, as a model gives it that reads nothing else."""
+    model, rows = pair.model(tensors), []
+    with torch.inference_mode():
+        for batch in pair.batches:
+            for k, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+                alone = {name: value[k : k + 1, :length] for name, value in batch.items()}
+                rows.append(model(**alone)[output][0].double().numpy())
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("architecture", "outputs"),
+    [("ElectraForPreTraining", ("logits",)), ("BertForQuestionAnswering", ("start_logits", "end_logits"))],
+)
+def test_a_logit_for_each_token_is_compared_without_padding(architecture: str, outputs: tuple[str, ...]) -> None:
+    """By scipy: of a discriminator, the KL of replaced or not, over tokens; of spans, the KL of which token, over texts."""
+    changes = {"model_type": "electra", "embedding_size": 12} if architecture.startswith("Electra") else {}
+    pair, back = make_pair(architecture, planted_seed=2, other_seed=5, **changes)
+    pair = replace(pair, batches=pair.batches[:2])
+    moved = apply(pair.spec, back, pair.b)
+    sides = (dict(pair.a), dict(moved), {name: (tensor + moved[name]) / 2 for name, tensor in pair.a.items()})
+    expected = 0.0
+    for output in outputs:
+        a, b, between = (one_text_at_a_time(pair, side, output) for side in sides)
+        assert len({len(row) for row in a}) > 1, "without padding there is nothing to leave out"
+        rows = []
+        for each in zip(a, b, between, strict=True):
+            p, q, m = (softmax(np.stack([0 * x, x], 1) if output == "logits" else x[None], axis=1) for x in each)
+            rows += entropy((p + q) / 2, m, axis=1).tolist()
+        expected += fmean(rows)
+    ends = EndpointOutputs(pair)
+    values, kind = score([back], pair, ends)
+    assert (kind, ends.notes(1000)) == ("kl", ())
+    assert values[0] == pytest.approx(expected, rel=1e-4)
+    assert values[0] > 1e-3
+
+
 def test_headless_models_are_scored_by_the_cosine_to_the_endpoints_mean() -> None:
     """By numpy, over tokens that are not padding; b's hidden states are taken in a's basis."""
     pair, back = make_pair("BertModel", planted_seed=2, other_seed=5)

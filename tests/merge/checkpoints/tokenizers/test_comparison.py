@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import transformers
 from layouts.parts import (
     BPE_SPECIAL,
@@ -23,8 +24,9 @@ from layouts.parts import (
 )
 from tiny import SPECIAL, WORDS
 
-from merge.checkpoints.tokenizers.comparison import TokenizerOf, compare_tokenizers, double_ids, probe_texts
+from merge.checkpoints.tokenizers.comparison import TokenizerOf, compare_tokenizers, double_ids
 from merge.checkpoints.tokenizers.files import has_tokenizer, ids_of, stated_ids
+from merge.checkpoints.tokenizers.probes import probe_texts
 
 Write = Callable[[Path], Any]
 SENTENCES = [
@@ -75,6 +77,41 @@ def words_of_bertweet(*words: str) -> Write:
     return write
 
 
+def unigram(cat: float) -> Write:
+    """Write a Unigram in which `cat` as one piece has a score."""
+
+    def write(folder: Path) -> None:
+        pieces = [
+            ("<s>", 0.0),
+            ("<pad>", 0.0),
+            ("</s>", 0.0),
+            ("<unk>", 0.0),
+            *((c, -3.0) for c in "\u2581abcdt"),
+            ("\u2581cat", cat),
+        ]
+        stored = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 3, False))
+        stored.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        stored.save(str(folder / "tokenizer.json"))
+        write_json(
+            folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+        )
+
+    return write
+
+
+def added(token: str, **flags: bool) -> Write:
+    """Add a token to tokenizer.json, cut out of a text as the flags say."""
+
+    def write(folder: Path) -> None:
+        stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        usual = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        stored["added_tokens"].append({"id": len(SPECIAL + WORDS), "content": token, **usual, **flags})
+        write_json(folder / "tokenizer.json", stored)
+
+    return write
+
+
+LETTERS = {token: i for i, token in enumerate([*BPE_SPECIAL, *"abcdefghijklmnopqrstuvwxyz.", "\u0120", "ab", "bc"])}
 LONGER = bpe_vocab() | {"aw": len(bpe_vocab())}
 OTHER_IDS = dict(
     zip(bpe_vocab(), [*range(len(BPE_SPECIAL)), *reversed(range(len(BPE_SPECIAL), len(bpe_vocab())))], strict=True)
@@ -94,6 +131,12 @@ def words_of_prophetnet(*words: str) -> Write:
 PAIRS: dict[str, tuple[str, tuple[Write, ...], tuple[Write, ...], dict[str, Any], dict[str, Any]]] = {
     "vocab.json with other ids": ("roberta", (vocab_and_merges,), (bpe(OTHER_IDS, *MERGES),), {}, {}),
     "merges in another order": ("roberta", (bpe(LONGER, "s a", "a w"),), (bpe(LONGER, "a w", "s a"),), {}, {}),
+    "merges in another order, which no word of the vocabulary shows": (
+        "roberta", (bpe(LETTERS, "a b", "b c"),), (bpe(LETTERS, "b c", "a b"),), {}, {},
+    ),
+    "scores of pieces": ("xlm-roberta", (unigram(-2.0),), (unigram(-20.0),), {}, {}),
+    "spaces around an added token": ("bert", (wordpiece, added("<e1>")), (wordpiece, added("<e1>", lstrip=True)), {}, {}),
+    "an added token inside words": ("bert", (wordpiece, added("<e1>")), (wordpiece, added("<e1>", single_word=True)), {}, {}),
     "fewer merges": ("roberta", (vocab_and_merges,), (bpe(bpe_vocab(), *MERGES[:3]),), {}, {}),
     "a space in front": (
         "roberta", (vocab_and_merges,), (vocab_and_merges, file("tokenizer_config.json", {"add_prefix_space": True})), {}, {},
@@ -136,6 +179,7 @@ ALIKE = {
     "vocab.txt against its tokenizer.json",
     "files of transformers 4 and of 5",
     "one sentencepiece model",
+    "spaces around an added token",  # which BERT's words do not hold
 }
 
 
@@ -149,7 +193,7 @@ def test_models_that_read_texts_differently_are_told_apart(case: str, tmp_path: 
     assert all(has_tokenizer(f, [p.name for p in f.iterdir()], {"model_type": family}) for f in (a, b))
     readers = [transformers.AutoTokenizer.from_pretrained(str(folder)) for folder in (a, b)]
     same_ids = readers[0].get_vocab() == readers[1].get_vocab()
-    cased = ["th\u00e9 doctor", "THE"]
+    cased = ["th\u00e9 doctor", "THE", "abc", "cat", "the <e1> river", "the<e1>"]
     alike = same_ids and readers[0]([*SENTENCES, *cased])["input_ids"] == readers[1]([*SENTENCES, *cased])["input_ids"]
     faults, _ = compare_tokenizers(tokenizer(a), tokenizer(b))
     assert alike is (case in ALIKE)
@@ -234,3 +278,15 @@ def test_probe_texts_are_made_of_the_words_themselves() -> None:
     assert all(word in joined for word in ("ing", "dog", "DOG", "Cat", "catdog", "d\u0301og"))
     assert any(len(text) > 100 for text in texts)
     assert json.dumps(texts)
+
+
+def test_a_difference_of_merges_that_no_text_shows_is_said(tmp_path: Path) -> None:
+    """Two merges that never meet may change ranks: nothing is read otherwise, and the files differ all the same."""
+    a, b = (
+        folder_of(tmp_path / name, "roberta", bpe(LETTERS | {"de": len(LETTERS)}, *merges))
+        for name, merges in (("a", ("a b", "d e")), ("b", ("d e", "a b")))
+    )
+    faults, notes = compare_tokenizers(tokenizer(a), tokenizer(b))
+    assert faults == []
+    assert len(notes) == 1
+    assert "of their merges 2 have other ranks" in notes[0]

@@ -51,8 +51,9 @@ DECIDING: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
       for key, value in [
           ("activation_function", RELU), ("activation_function", "own.Tanh"), ("module_input_name", "token_embeddings"),
           ("module_output_name", "scores"), ("use_residual", True), ("scale", 2.0)]),
-    *(("sentence_bert_config.json", {"max_seq_length": 32}, {key: value}) for key, value in [
-        ("max_seq_length", 16), ("query_length", 32), ("document_length", 200), ("query_expansion", {"strategy": "fixed"}),
+    *(("sentence_bert_config.json", {"max_seq_length": 24, "do_lower_case": False}, {key: value}) for key, value in [
+        ("max_seq_length", 16), ("max_seq_length", None), ("do_lower_case", True), ("query_length", 32),
+        ("document_length", 200), ("query_expansion", {"strategy": "fixed"}),
         ("processing_kwargs", {"text": {"padding": "max_length"}}),
     ]),
     ("1_Pooling/idf.json", {"the": 0.5}, {"the": 0.7}),
@@ -105,6 +106,7 @@ def test_every_entry_that_decides_an_output_is_compared(
          {"bias": True, "module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}),
         ("2_Dense/config.json", {"in_features": SIZE, "out_features": 10, "activation_function": TANH},
          {"activation_function": "torch.nn.Tanh", "module_output_name": None, "use_residual": False}),
+        ("sentence_bert_config.json", {"max_seq_length": 32}, {"max_seq_length": None}),  # all positions
         ("sentence_bert_config.json", {"max_seq_length": 32},
          {"do_lower_case": False, "unpad_inputs": True, "transformer_task": "feature-extraction"}),
     ],

@@ -286,3 +286,35 @@ def test_mixed_dtypes_keep_what_the_reference_states(tmp_path: Path) -> None:
     tensors = {n: t.half() if "LayerNorm" not in n else t.clone() for n, t in a.state_dict().items()}
     save_file(tensors, a.folder / "model.safetensors")
     assert merged_config([open_checkpoint(str(a.folder))], None)["dtype"] == "float16"
+
+
+READING: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
+    ({"model_max_length": 16}, {"model_max_length": 24}, "(model_max_length) is 16 in {a}, 24 in {b}"),
+    ({"model_max_length": 16}, {}, "(model_max_length) is 16 in {a}, 32 in {b}"),  # all positions of the model
+    ({"model_max_length": 32}, {"model_max_length": 10**30}, None),
+    ({"truncation_side": "left"}, {}, "truncation_side is 'left' in {a}, 'right' in {b}"),
+    ({"padding_side": "left"}, {"padding_side": "right"}, None),  # masked, whatever the side
+]
+
+
+@pytest.mark.parametrize(("left", "right", "words"), READING)
+def test_what_is_read_of_a_long_text_is_said_where_it_differs(
+    left: dict[str, Any], right: dict[str, Any], words: str | None, tmp_path: Path
+) -> None:
+    models = [made(tmp_path / name, seed, words=WORDS) for seed, name in enumerate("ab")]
+    for model, stated in zip(models, (left, right), strict=True):
+        path = model.folder / "tokenizer_config.json"
+        kept = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "model_max_length"}
+        path.write_text(json.dumps(kept | stated), encoding="utf-8")
+    notes = preflight(plan_heads(None, ModelSet(tuple(models))))
+    sources = {name: model.source for name, model in zip("ab", models, strict=True)}
+    assert [words.format(**sources) in note for note in notes] == [True] if words else notes == ()
+
+
+def test_scores_of_several_labels_beside_scores_of_one_are_said(tmp_path: Path) -> None:
+    """Pipelines take a sigmoid of the one and a softmax of the other; one of several classes is the default."""
+    one, several = "single_label_classification", "multi_label_classification"
+    a, b, c = (made(tmp_path / str(k), k, problem_type=kind) for k, kind in enumerate((one, several, None)))
+    assert preflight(plan_heads(None, ModelSet((a, c)))) == ()
+    (note,) = preflight(plan_heads(None, ModelSet((a, b))))
+    assert f"problem_type is '{one}' in {a.source}, '{several}' in {b.source}" in note
