@@ -8,8 +8,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from layered import checkpoint_of
 from tiny import bert_config, save_checkpoint, write_text
 
 from merge.commands import stitch_models
@@ -25,6 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate("ab"):
         save_checkpoint(folder / name, bert_config(intermediate_size=48), seed)
     write_text(folder / "text.txt", 30)
+    (folder / "short.txt").write_text("a river\n" * 5)
     return folder
 
 
@@ -36,7 +39,7 @@ def run(
     monkeypatch.chdir(tmp_path)
 
     def run_here(*arguments: str) -> tuple[int, str, str]:
-        named = [str(store / word) if word in ("a", "b", "text.txt") else word for word in arguments]
+        named = [str(store / word) if word in ("a", "b", "text.txt", "short.txt") else word for word in arguments]
         monkeypatch.setattr(sys, "argv", ["stitch-models", *named])
         code = 0
         capsys.readouterr()
@@ -72,6 +75,43 @@ def test_a_stitch_is_written_and_reported(run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stitched"]
 
 
+# What differs from A in B, and the words for it.
+MIXED: dict[str, tuple[dict[str, Any], str]] = {
+    "width": ({"hidden_size": 12}, "has states of 24 units (hidden_size) and"),
+    "activation": ({"hidden_act": "relu"}, "hidden_act is 'gelu' in"),
+    "norm": ({"layer_norm_eps": 1e-3}, "layer_norm_eps is 1e-12 in"),
+    "heads": ({"num_attention_heads": 2}, "num_attention_heads is 4 in"),
+    "feed-forward width": ({"intermediate_size": 40}, "intermediate_size is 48 in"),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_models_that_do_not_fit_together_are_one_line(kind: str, run: Run, store: Path, tmp_path: Path) -> None:
+    changes, words = MIXED[kind]
+    other = store / kind
+    save_checkpoint(other, bert_config(intermediate_size=48) | changes, 1)
+    code, out, err = run("a", str(other), "--at", "1:1", "--text", "text.txt", "-q")
+    assert (code, out, list(tmp_path.iterdir())) == (1, "", [])
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_family_that_cannot_be_cut_is_one_line(run: Run, tmp_path: Path) -> None:
+    """Two lists of layers; positions in a table that all layers read; a gate that bends every map."""
+    cases = {
+        ("bart", "identity"): "two lists of layers",
+        ("mpnet", "identity"): "relative_attention_bias",
+        ("llama", "affine"): "gated",
+    }
+    for (family, kind), words in cases.items():
+        models = [str(checkpoint_of(family, seed).folder) for seed in (0, 1)]
+        code, out, err = run(*models, "--at", "1:1", "--map", kind, "-q")
+        assert code in (1, 2)
+        assert (out, list(tmp_path.iterdir())) == ("", [])
+        assert words in err
+        assert err.count("\n") == 1
+
+
 FAULTS: dict[tuple[str, ...], tuple[int, str]] = {
     ("--at", "3-4"): (2, "--at is two numbers, such as 3:4"),
     ("--at", "1:7"): (2, "has 2 layers, so it can be cut at 0 to 2, not at 7"),
@@ -80,6 +120,12 @@ FAULTS: dict[tuple[str, ...], tuple[int, str]] = {
     ("--at", "1:1", "--map", "identity", "--text", "text.txt"): (2, "--map identity fits nothing"),
     ("--at", "1:1", "--steps", "5"): (2, "--steps belongs to --refine"),
     ("--at", "1:1", "--text", "none.txt"): (1, "none.txt"),
+    ("--at", "1:1", "--text", "short.txt"): (
+        1,
+        "the map affine needs text of at least 24 tokens, as many as the stream has",
+    ),
+    ("--at", "1:1", "--map", "identity", "-o", "text.txt"): (1, "text.txt exists"),
+    ("--at", "0:1", "--map", "identity"): (2, "keeps no layer of"),
     ("--at", "1:1", "--bogus"): (2, "No such option"),
 }
 
