@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.disk.atomic import write_atomic
-from merge.disk.checksums import tensors_checksum
-from merge.disk.documents import read_json
+from merge.disk.checksums import tensors_checksum, with_checksum, without_checksum
+from merge.disk.documents import as_json, read_json
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKSUM = "sha256"
+CHECKSUM, VALUE = "sha256", "value"
 
 
 def cache_folder() -> Path:
@@ -38,16 +38,18 @@ def cache_key(*parts: Any) -> str:
 
 
 def read_cached(kind: str, key: str) -> Any:
-    """Return the value stored under this key, or None where there is none that can be read."""
+    """Return the value stored under this key, or None where there is none that is as it was written."""
     try:
-        return read_json(cache_folder() / kind / f"{key}.json", MergeError)
+        stored = without_checksum(read_json(cache_folder() / kind / f"{key}.json", MergeError))
     except (MergeError, RuntimeError):  # RuntimeError: a home folder that does not exist
         return None
+    return None if stored is None else stored.get(VALUE)
 
 
 def write_cached(kind: str, key: str, value: Any) -> None:
-    """Store a JSON value under this key; a cache that cannot be written to is no error."""
-    _write(kind, f"{key}.json", json.dumps(value).encode())
+    """Store a JSON value under this key, with a checksum; a cache that cannot be written to is no error."""
+    whole = as_json({VALUE: value})  # as it is read back
+    _write(kind, f"{key}.json", json.dumps(with_checksum(whole)).encode())
 
 
 def read_cached_tensors(kind: str, key: str) -> dict[str, Tensor] | None:

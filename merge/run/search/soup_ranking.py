@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.disk.checksums import NOT_AS_WRITTEN, without_checksum
 from merge.disk.documents import read_json, shown
 from merge.errors import MergeError, one_line, some
 
@@ -83,7 +84,7 @@ def ranked_soup(path: Path, models: Sequence[Checkpoint], aligned: bool) -> Soup
         path: basins.json.
         aligned: whether the models are aligned before they are merged: then the ranking is that of the aligned lines.
     Raises:
-        RankingError: the file cannot be read or ranks nothing, has no such lines, or lacks a model.
+        RankingError: the file cannot be read, is not as it was written or ranks nothing, has no such lines, or lacks a model.
     """
     record = _read(path)
     analysis = _analysis(path, record, aligned)
@@ -114,8 +115,14 @@ def _read(path: Path) -> _Basins:
         raise RankingError(
             f"{path} is not the basins.json of evaluate-models: expected kind basins, found {shown(document)}."
         )
+    whole = without_checksum(document)
+    if whole is None:
+        raise RankingError(
+            f"{path} is not used: {NOT_AS_WRITTEN}. Run evaluate-models basins with -o {path.parent} again: the pairs that are "
+            "there are not measured again."
+        )
     try:
-        record = _Basins.model_validate(document)
+        record = _Basins.model_validate(whole)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, each['loc']))}: {one_line(each['msg'])}" for each in error.errors()]
         raise RankingError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +79,18 @@ def test_values_come_back() -> None:
     assert read_cached("made", "k") == {"a": [1, "é"]}
     (cache_folder() / "made" / "k.json").write_text("{")
     assert read_cached("made", "k") is None
+
+
+@pytest.mark.parametrize("value", [0.25, True, ["a"], {"b": {"a": 1}, "a": None}])
+def test_a_value_that_was_changed_since_it_was_written_is_not_read(value: Any) -> None:
+    """A score or a hash that differs in one letter is as plausible as the one that was written."""
+    write_cached("made", "k", value)
+    assert read_cached("made", "k") == value
+    path = cache_folder() / "made" / "k.json"
+    whole = json.loads(path.read_text())
+    for changed in ({**whole, "value": 0.26}, {"value": value}, value):
+        path.write_text(json.dumps(changed))
+        assert read_cached("made", "k") is None
 
 
 def test_keys_are_equal_for_equal_parts_alone() -> None:

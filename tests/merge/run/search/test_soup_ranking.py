@@ -13,6 +13,7 @@ from tiny import bert_config, empty_cache, random_tensors, save_checkpoint
 
 import merge.run.search.greedy_soup as search
 from merge.checkpoints.open import open_checkpoint
+from merge.disk.checksums import with_checksum
 from merge.errors import MergeError
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
@@ -56,7 +57,7 @@ def basins(folders: list[Path], order: str = "cab", **changes: Any) -> dict[str,
 
 def write(record: Any) -> Path:
     path = Path("basins.json")
-    path.write_text(json.dumps(record), encoding="utf-8")
+    path.write_text(json.dumps(with_checksum(record)), encoding="utf-8")
     return path
 
 
@@ -149,6 +150,20 @@ def test_weights_of_the_ranking_are_those_of_the_soup(folders: list[Path]) -> No
 def test_files_that_rank_nothing_are_one_line(folders: list[Path], change: dict[str, Any], message: str) -> None:
     with pytest.raises(MergeError, match=message):
         _weights(folders, {**basins(folders), **change})
+
+
+def test_a_ranking_that_was_changed_since_it_was_written_is_not_used(folders: list[Path]) -> None:
+    """One loss by hand, or no checksum as older versions wrote it; the control: the file as it was written ranks."""
+    models = [open_checkpoint(str(folder)) for folder in folders]
+    path = write(basins(folders))
+    assert ranked_soup(path, models, False).weights == (1.0, 1.0, 0.0)
+    text = path.read_text(encoding="utf-8")
+    for changed in (text.replace("0.25", "0.15"), json.dumps(basins(folders))):
+        assert changed != text
+        path.write_text(changed, encoding="utf-8")
+        with pytest.raises(MergeError, match="was changed since it was written, or an older version wrote it") as error:
+            ranked_soup(path, models, False)
+        assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_and_recipes_that_change_averages_are_one_line(folders: list[Path]) -> None:
