@@ -24,7 +24,7 @@ from merge.alignment.choice.candidates import (
 )
 from merge.alignment.choice.common_start import find_common_start
 from merge.alignment.choice.race import Race, run_race
-from merge.alignment.choice.text_part import parts_of_text
+from merge.alignment.choice.text_part import parts_for_race
 from merge.alignment.masking import with_masked_words
 from merge.alignment.matchers import aligner
 from merge.alignment.midpoint import SCORES, EndpointOutputs
@@ -110,8 +110,8 @@ class Auto:
     ) -> tuple[tuple[Candidate, ...], tuple[str, ...], Race | None]:
         """Return the different alignments by all matchers over all sets of kinds, and notes on what was not tried.
 
-        Where models and text are large, with a race: a set that the first matcher, the cheapest, shows to be clearly behind is
-        left to no other.
+        Where models are large, with a race: a set that the first matcher, the cheapest, shows to be clearly behind is left to
+        no other.
         """
         compared, identity = replace(in_canonical_form(pair), shared=Shared()), unmoved(pair)
         candidates: dict[Hashable, Candidate] = {_key(identity.alignment): identity}
@@ -124,7 +124,7 @@ class Auto:
             except AlignmentError as error:
                 faults[f"not tried: {by}, {basis} inside heads ({error})"] = None
             return_freed_memory()
-            if race is None and parts_of_text(pair):
+            if race is None and parts_for_race(pair):
                 race = Race(pair, known_outputs([*candidates.values()]))
                 sets, behind = _sets_ahead([*candidates.values()], sets, race)
                 faults |= dict.fromkeys(behind)

@@ -1,18 +1,19 @@
-"""A race of candidates on a text, part by part, where models and text are large: the ones that cannot win leave it early.
+"""A race of candidates on a text, part by part, where models are large: the ones that cannot win leave it early.
 
 After each part the candidates leave whose midpoint is clearly behind the best (`clearly_behind`), then those whose mean score
 along the line is. It ends when one is left, all of the text is read, or the candidates have been run often enough; then the
-best of those that are left is kept, by their scores on what was read.
+best of those that are left is kept, by their scores on what was read. A short text is one part: no candidate leaves, but sets
+of axes do, after the first matcher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 from merge.alignment.choice.candidates import NEAR_LOWEST, ROUNDING, Candidate, clearly_behind
-from merge.alignment.choice.text_part import TextPart, count_texts, join_outputs, outputs_on, parts_of_text
+from merge.alignment.choice.text_part import TextPart, count_texts, join_outputs, outputs_on, parts_for_race
 from merge.alignment.divergence import Divergence
 from merge.alignment.midpoint import ALONG, EndpointOutputs, divergences
 from merge.alignment.pair import Outputs, Pair
@@ -37,7 +38,7 @@ class Race:
         outputs: of the endpoints on the whole text, where the models have been run.
         """
         self.pair, self.ends, self.runs, self.kind = pair, EndpointOutputs(pair, outputs), 0.0, "kl"
-        self.parts = parts_of_text(pair)
+        self.parts = parts_for_race(pair)
         self._parts_ends: list[EndpointOutputs] = []
         # Identity of an alignment, number of a part, lam -> the alignment, which so stays alive, and its divergence.
         self._measured: dict[tuple[int, int, float], tuple[object, Divergence]] = {}
@@ -68,9 +69,15 @@ class Race:
         return [self._measured[id(c.alignment), number, lam][1] for c in candidates]
 
     def ahead(self, candidates: Sequence[Candidate], pair: Pair) -> list[bool]:
-        """Return for each candidate whether the first part leaves open that it is near the lowest score."""
+        """Return for each candidate whether the first part leaves open that it is near the lowest score.
+
+        Of a text that is one part, the scores decide as they are: it is all there is, and chance must not make the choice
+        costlier than on a longer text, where what is far off is surely so.
+        """
         values = self.measure(candidates, pair, 0)
         lowest = min(values, key=lambda value: value.mean)
+        if len(self.parts) == 1:
+            return [value.mean <= NEAR_LOWEST * lowest.mean + ROUNDING for value in values]
         return [not clearly_behind(value, lowest) for value in values]
 
     def finish(self) -> None:
@@ -91,11 +98,13 @@ def run_race(
     line: dict[tuple[int, int], Divergence] = {}
     texts, read, narrowed = count_texts(race.pair), 0, 0
 
-    def add(number: int, lams: Sequence[float], sums: dict[tuple[int, int], Divergence]) -> None:
+    def add(
+        number: int, lams: Sequence[float], sums: dict[tuple[int, int], Divergence], added: Sequence[Sequence[int]]
+    ) -> None:
         for g, (group, pair) in enumerate(groups):
-            some = [group[k] for k in left[g]]
+            some = [group[k] for k in added[g]]
             each = [race.measure(some, pair, number, lam) for lam in lams] if some else []
-            for k, *values in zip(left[g], *each, strict=bool(some)):
+            for k, *values in zip(added[g], *each, strict=bool(some)):
                 new = mean_of(values)
                 sums[g, k] = sums[g, k] + new if (g, k) in sums else new
 
@@ -108,11 +117,13 @@ def run_race(
     for number, part in enumerate(race.parts):
         before = sum(map(len, left))
         read += count_texts(part.pair)
-        add(number, [MIDDLE], middle)
+        add(number, [MIDDLE], middle, left)
         if read < texts:
             drop(middle, NEAR_LOWEST)
-        if sum(map(len, left)) > 1:
-            add(number, ALONG, line)
+        # Of all of the text, only those near the lowest score are scored along the line.
+        on_line = left if read < texts else _near_lowest(left, middle)
+        if sum(map(len, on_line)) > 1:
+            add(number, ALONG, line, on_line)
             if read < texts:
                 drop(line, 1.0)
         count = sum(map(len, left))
@@ -122,15 +133,21 @@ def run_race(
         if race.runs + len(ALONG) * count * race.share(number + 1) > MAX_RUNS:
             break
     race.finish()
-    near = {(g, k) for g, some in enumerate(left) for k in some if (g, k) in line}
-    limit = NEAR_LOWEST * min(value.mean for value in middle.values()) + ROUNDING
-    near = {entry for entry in near if middle[entry].mean <= limit} or near
+    near = {(g, k) for g, some in enumerate(_near_lowest(left, middle)) for k in some if (g, k) in line}
     scored = tuple(
         replace(c, score=middle[g, k].mean, line=line[g, k].mean if (g, k) in near else None)
         for g, (group, _) in enumerate(groups)
         for k, c in enumerate(group)
     )
-    return scored, (_note(narrowed, read, texts, sum(map(len, left))), *race.ends.notes(texts))
+    note = [_note(narrowed, read, texts, sum(map(len, left)))] if len(race.parts) > 1 else []
+    return scored, (*note, *race.ends.notes(texts))
+
+
+def _near_lowest(left: list[list[int]], middle: Mapping[tuple[int, int], Divergence]) -> list[list[int]]:
+    """Return those of the candidates that are left whose midpoint is near the lowest of all; all of them where none is."""
+    limit = NEAR_LOWEST * min(value.mean for value in middle.values()) + ROUNDING
+    near = [[k for k in some if middle[g, k].mean <= limit] for g, some in enumerate(left)]
+    return near if any(near) else left
 
 
 def _note(narrowed: int, read: int, texts: int, left: int) -> str:

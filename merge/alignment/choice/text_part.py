@@ -13,6 +13,8 @@ from merge.alignment.pair import Pair
 
 # Parameters times tokens of a run over the whole text; below, all of the text is read for every candidate.
 LARGE_RUN = 4e11
+# Parameters of a model over which matching its units again costs more than a run over a short text.
+LARGE_MODEL = 5e7
 # The first part is one text in so many, or more: it has at least so many texts, and so many tokens where they are compared.
 ONE_IN, MIN_TEXTS, PART_TOKENS = 8, 32, 1024
 
@@ -51,7 +53,7 @@ def parts_of_text(pair: Pair) -> tuple[TextPart, ...]:
     if not shared or any("input_ids" not in batch for batch in pair.batches):
         return ()
     tokens = sum(batch["input_ids"].numel() for batch in pair.batches)
-    if tokens * sum(tensor.numel() for tensor in pair.a.values()) < LARGE_RUN:
+    if tokens * _parameters(pair) < LARGE_RUN:
         return ()
     by_token = bool(pair.text.scored) or any(name in FEATURES for name in pair.spec.outputs)
     most = min(ONE_IN, sum(sizes) // MIN_TEXTS, tokens // PART_TOKENS if by_token else ONE_IN)
@@ -63,6 +65,21 @@ def parts_of_text(pair: Pair) -> tuple[TextPart, ...]:
         parts.append(_every(pair, sizes, step // 2, step))
         step //= 2
     return tuple(parts)
+
+
+def parts_for_race(pair: Pair) -> tuple[TextPart, ...]:
+    """Return the parts of the text; the whole as the only one where the model alone is large, none where neither is.
+
+    Matching the units of a large model over every set of axes by every matcher costs as much on a short text as on a long one.
+    """
+    parts = parts_of_text(pair)
+    if parts or not pair.batches or _parameters(pair) < LARGE_MODEL:
+        return parts
+    return (TextPart(pair, dict.fromkeys(range(len(pair.batches)), slice(None))),)
+
+
+def _parameters(pair: Pair) -> int:
+    return sum(tensor.numel() for tensor in pair.a.values())
 
 
 def _every(pair: Pair, sizes: Sequence[int], first: int, step: int) -> TextPart:

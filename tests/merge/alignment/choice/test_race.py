@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from contracts.test_aligners import make_pair
 
+from merge.alignment.choice import auto as auto_module
 from merge.alignment.choice import race as race_module
 from merge.alignment.choice import text_part
 from merge.alignment.choice.auto import Auto
-from merge.alignment.choice.candidates import Candidate, unmoved
+from merge.alignment.choice.candidates import Candidate, Choice, unmoved
 from merge.alignment.choice.race import Race, mean_of, run_race
 from merge.alignment.choice.text_part import count_texts
 from merge.alignment.divergence import Divergence
@@ -96,3 +98,41 @@ def test_the_choice_in_a_race_is_that_on_the_whole_text(large: None, monkeypatch
         note.startswith("over pooler; over heads, ffn, pooler: only one matcher was tried") for note in raced.notes
     )
     assert not any("only one matcher was tried" in note for note in whole.notes)
+
+
+@pytest.mark.slow
+def test_a_short_text_costs_a_large_model_no_more_matching_than_a_long_one(
+    large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven texts are too few for parts; the control: a small model is matched by every matcher over every set."""
+    pair, back = planted(noise=0.1)
+    short = replace(pair, batches=tuple({n: t[:1] for n, t in batch.items()} for batch in pair.batches[:7]))
+    matched: list[tuple[str, int]] = []
+    plain = auto_module._alignments
+
+    def counted(compared: Pair, by: str, basis: str, sets: Sequence[frozenset[str]]) -> Iterator[Alignment]:
+        matched.append((by, len(sets)))
+        return plain(compared, by, basis, sets)
+
+    monkeypatch.setattr(auto_module, "_alignments", counted)
+
+    def sets_by_matcher(text: Pair, large_model: float) -> tuple[dict[str, int], Choice]:
+        matched.clear()
+        monkeypatch.setattr(text_part, "LARGE_MODEL", large_model)
+        choice = Auto(basis="permutation")(replace(text, batches=()), lambda: text)
+        return dict(matched), choice
+
+    assert text_part.parts_of_text(short) == ()
+    few, choice = sets_by_matcher(short, 1)
+    assert few == sets_by_matcher(pair, 1)[0] == {"activations": 3, "weights": 1, "activations+weights": 1}
+    everything, whole = sets_by_matcher(short, 1e12)
+    assert everything == {"activations": 3, "weights": 3, "activations+weights": 3}
+    indices = back.permutation.indices
+    for each in (choice, whole):
+        assert all(torch.equal(each.kept.alignment.permutation.indices[axis], indices[axis]) for axis in indices)
+    assert any(note.startswith("over pooler; over heads, ffn, pooler: only one matcher") for note in choice.notes)
+    assert not any(note.startswith("which axes move was chosen on") for note in choice.notes)
+    by_kinds = {c.alignment.kinds: c for c in whole.candidates if c.by == "activations"}
+    for candidate in choice.candidates:  # the scores are those of the whole text
+        if candidate.by == "activations":
+            assert candidate.score == pytest.approx(by_kinds[candidate.alignment.kinds].score, rel=1e-4, abs=1e-6)
