@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
+import types
+import weakref
 
 import pytest
 
@@ -25,8 +28,26 @@ def test_garbage_is_not_looked_for_inside_the_block_alone(enabled: bool) -> None
         (gc.enable if before else gc.disable)()
 
 
-def test_what_the_block_made_is_not_gone_through_again() -> None:
+def test_what_an_import_made_is_not_gone_through_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is in none of the generations that are searched."""
     with uncollected():
+        monkeypatch.setitem(sys.modules, "made", types.ModuleType("made"))
         made = [[]]
     assert not any(each is made for each in gc.get_objects())
+    gc.unfreeze()
+
+
+class Ring:
+    """Garbage that only a search finds: it holds itself."""
+
+    def __init__(self) -> None:
+        self.self = self
+
+
+def test_a_process_that_imports_nothing_more_does_not_keep_the_garbage_of_its_commands() -> None:
+    """The second run of a command in one process."""
+    ring = weakref.ref(Ring())
+    with uncollected():
+        pass
+    gc.collect()
+    assert ring() is None
