@@ -55,7 +55,11 @@ def start(
         message = str(error).removesuffix(error.picture) if error.picture else error
         click.echo(f"{name}: {on_one_line(message, state[VERBOSE])}{error.picture}", err=True)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click takes the EOFError of a library, on a file that ends too soon, for Ctrl-D.
+        if isinstance(error.__cause__, EOFError):
+            click.echo(f"{name}: {unforeseen(error.__cause__, state[VERBOSE])}", err=True)
+            sys.exit(UNFORESEEN)
         click.echo(f"{name}: interrupted; no incomplete output is left", err=True)
         sys.exit(130)
     except BrokenPipeError:

@@ -107,12 +107,20 @@ class PointStore:
             write_atomic(self.path, b"".join(whole))
 
     def add(self, at: At, values: Sequence[Value]) -> None:
-        """Keep the values of a point, on the disk before this returns."""
+        """Keep the values of a point, on the disk before this returns.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         self.values[at] = tuple(values)
-        if self.path is not None:
-            line = json.dumps(with_checksum({"at": list(at), "values": [asdict(value) for value in values]}))
+        if self.path is None:
+            return
+        line = json.dumps(with_checksum({"at": list(at), "values": [asdict(value) for value in values]}))
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {first_line(error)}") from error
 
 
 @contextmanager
@@ -139,13 +147,7 @@ def point_store(folder: Path | None, key: str, force: bool = False) -> Iterator[
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {first_line(error)}") from error
     try:
-        if force:
-            path.unlink(missing_ok=True)
-        store = PointStore(path)
-        store.read()
-        yield store
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {first_line(error)}") from error
+        yield _opened(path, force)
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -194,3 +196,19 @@ def _measured(predictor: Predictor, each: EncodedTask, label: str) -> Value:
 def score_name(values: Mapping[str, Any]) -> str:
     """Return the first score of the task's metric, which figures show."""
     return next(iter(values))
+
+
+def _opened(path: Path, force: bool) -> PointStore:
+    """Return the points of a file; none where they are to be measured again.
+
+    Raises:
+        OutputError: the file cannot be read, or replaced.
+    """
+    store = PointStore(path)
+    try:
+        if force:
+            path.unlink(missing_ok=True)
+        store.read()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be used: {first_line(error)}") from error
+    return store

@@ -124,10 +124,11 @@ def _scratch(output: Path) -> Iterator[Path]:
     scratch = target.parent / f".{target.name}.{MARKER}-candidates-{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)  # of an earlier process with our number, as in containers
     try:
-        scratch.mkdir(parents=True)
+        try:
+            scratch.mkdir(parents=True)
+        except OSError as error:
+            raise ScoreError(f"candidates cannot be written beside {output}: {error.strerror or error}.") from error
         yield scratch
-    except OSError as error:
-        raise ScoreError(f"candidates cannot be written beside {output}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         for folder in new_parents:

@@ -517,6 +517,24 @@ def test_a_fault_of_the_machine_is_one_line(run: Run, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    ("fault", "code", "word"), [(EOFError(), 70, "EOFError: this is"), (KeyboardInterrupt(), 130, "interr")]
+)
+def test_a_file_that_ends_too_soon_is_no_interrupt(
+    fault: BaseException, code: int, word: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """click takes both for the end of the user's patience."""
+    import merge.run.run
+
+    monkeypatch.setenv("MERGE_MODELS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(merge.run.run, "run", _raiser(fault))
+    answer = run("a", "b")
+    assert answer.code == code
+    assert word in answer.err
+    assert len(answer.err.split()) > 3
+    assert len(answer.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("message", "line"),
     [
         ("one", "one"),

@@ -64,3 +64,17 @@ def test_one_process_at_a_time_measures_the_points_of_a_key(tmp_path: Path) -> N
 def test_a_point_is_known_by_twelve_digits() -> None:
     assert rounded([0.1 + 0.2, -0.0]) == (0.3, 0.0)
     assert rounded([0.3 + 1e-9]) != (0.3,)
+
+
+def test_what_fails_while_points_are_measured_is_not_blamed_on_their_file(tmp_path: Path) -> None:
+    """A model that cannot be read, say; the control: a file of points that cannot be written is."""
+    with pytest.raises(FileNotFoundError, match=r"a/tokenizer\.json"), point_store(tmp_path, "k"):
+        raise FileNotFoundError(2, "No such file", "a/tokenizer.json")
+    with point_store(tmp_path, "k") as store:
+        assert store.path is not None
+        store.path.mkdir()
+        with pytest.raises(OutputError, match=r"k\.jsonl cannot be written: "):
+            store.add((0.5,), VALUES)
+    with pytest.raises(OutputError, match=r"k\.jsonl cannot be used: "), point_store(tmp_path, "k", force=True):
+        pass
+    assert [each.name for each in (tmp_path / "surface").iterdir()] == ["k.jsonl"]
