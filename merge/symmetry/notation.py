@@ -32,13 +32,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from math import prod
 
 from merge.errors import SpecError
 
 _TOKEN = re.compile(r"-?[A-Za-z_][A-Za-z_0-9]*['=]?|-|[)\]}]['=]?|[(\[{|]")
 _ROLES = {"'": "in", "=": "="}
+MAX_LINES = 2**16  # whose items a process remembers: a hundred or two a model, of its own names in a derived spec
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -160,7 +161,7 @@ def _views_inside(axis: TensorAxis, outer: View, size: int, counts: Mapping[str,
         yield from _views_inside(part, View(names, shape, strides, outer.offset + k * size), size, counts)
 
 
-@cache
+@lru_cache(maxsize=MAX_LINES)
 def parse(line: str) -> tuple[TensorAxis, ...]:
     """Return the items of a line of notation, in order.
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 MAX_SKELETONS = 256
 MAX_BUFFER_BYTES = 2**20
-# Those of this process; where there are too many, the oldest makes room.
+MAX_KEPT_BYTES = 2**26
+# Those of this process; where there are too many, or they take too much memory, the oldest makes room.
 SKELETONS: dict[Hashable, Skeleton] = {}
 KEEPING = threading.Lock()
 
@@ -56,6 +57,10 @@ class Skeleton:
     pickled: bytes
     weights: Mapping[int, Weight]
     buffers: Mapping[int, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.pickled) + sum(value.nbytes for value in self.buffers.values())
 
 
 def skeleton_key(config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype) -> Hashable:
@@ -102,10 +107,12 @@ def keep_skeleton(key: Hashable, model: Any, weights: Mapping[str, Tensor]) -> N
     buffers = {n: t.detach().clone() for n, t in enumerate(pickler.tensors) if n not in held}
     if sum(t.nbytes for t in buffers.values()) > MAX_BUFFER_BYTES:
         return
+    skeleton = Skeleton(file.getvalue(), held, buffers)
     with KEEPING:
-        while len(SKELETONS) >= MAX_SKELETONS:
-            del SKELETONS[next(iter(SKELETONS))]
-        SKELETONS[key] = Skeleton(file.getvalue(), held, buffers)
+        nbytes = skeleton.nbytes + sum(each.nbytes for each in SKELETONS.values())
+        while SKELETONS and (len(SKELETONS) >= MAX_SKELETONS or nbytes > MAX_KEPT_BYTES):
+            nbytes -= SKELETONS.pop(next(iter(SKELETONS))).nbytes
+        SKELETONS[key] = skeleton
 
 
 def from_skeleton(key: Hashable, weights: Mapping[str, Tensor]) -> Any:

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ BROKEN = 1e-6
 # position.
 HIDDEN_OUTPUTS = ("hidden_state", "hidden_states", "pooler_output", "embeds")
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")
+MAX_DERIVED = 64  # specs that a process remembers
 MAX_REASON = 120  # characters of a reason in a message
 UNREAD = "no run reads it"
 # Reasons that hold in every model, which a note leaves out.
@@ -80,7 +81,7 @@ class Derived:
 def derive(config: Mapping[str, Any]) -> Derived:
     """Return a spec for a model that has no table, proved on random parameters, with what the proof could not show.
 
-    Computed once for each config.
+    Computed once for each config; of MAX_DERIVED a process remembers the results.
 
     Raises:
         SpecError: the model cannot be run on inputs made up for it, or the proof fails; the message says which.
@@ -88,7 +89,7 @@ def derive(config: Mapping[str, Any]) -> Derived:
     return _derive(json.dumps(config, sort_keys=True))
 
 
-@cache
+@lru_cache(maxsize=MAX_DERIVED)
 def _derive(config: str) -> Derived:
     structure = structure_of(parse_json(config, "config.json", SpecError))
     specimen = specimen_of(structure).with_all_inputs()

@@ -133,6 +133,13 @@ def test_few_skeletons_are_kept(monkeypatch: pytest.MonkeyPatch, none_kept: dict
         build(bert_config(hidden_act=act), weights)
     assert len(none_kept) == 2
     assert not any("'gelu'" in repr(key) for key in none_kept)
+    most = sum(each.nbytes for each in none_kept.values())
+    monkeypatch.setattr(skeletons, "MAX_SKELETONS", 9)
+    monkeypatch.setattr(skeletons, "MAX_KEPT_BYTES", most + 100)
+    build(bert_config(hidden_act="gelu"), weights)
+    assert len(none_kept) == 2
+    assert any("'gelu'" in repr(key) for key in none_kept)
+    assert not any("'relu'" in repr(key) for key in none_kept)
     model = build(bert_config(), weights)
     none_kept.clear()
     state = dict(model.named_parameters())
