@@ -30,6 +30,8 @@ EXAMPLE = re.compile(rf"(?m)^#? +((?:{NAMES})(?: (?![ #])[^\s#\\]+|\s+\\\n\s+[^\
 # Between backquotes a command may lack arguments: it may be no more than a name.
 MENTION = re.compile(rf"`((?:{NAMES}) [^`]*)`")
 SCRIPT = re.compile(r"\b((?:benchmarks|recipes|tests|merge|evals)/[\w/]+\.(?:py|yaml))\b")
+# More options than this a reader does not look through.
+MAX_IN_A_SECTION = 15
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -75,6 +77,39 @@ def refusals(lines: list[tuple[str, str]]) -> dict[str, str]:
         except click.ClickException as error:
             refused[f"{document}: {line}"] = f"{type(error).__name__}: {error.format_message()}"
     return refused
+
+
+def help_texts() -> dict[str, str]:
+    """Return the --help of every command in a terminal of 80 columns."""
+    commands: dict[str, click.Command] = {**GROUPS, **SINGLE}
+    commands |= {f"merge-models {name}": command for name, command in COMMANDS.items()}
+    commands |= {
+        f"{name} {each}": command for name, group in GROUPS.items() for each, command in group.commands.items()
+    }
+    return {
+        name: command.get_help(command.context_class(command, info_name=name, terminal_width=80))
+        for name, command in commands.items()
+    }
+
+
+def test_every_help_fits_a_terminal_in_sections_and_cuts_no_sentence() -> None:
+    """Folded examples are still what they were: a shell reads a line that ends in a backslash with the next."""
+    texts = help_texts()
+    wide = [(name, line) for name, text in texts.items() for line in text.splitlines() if len(line) > 80]
+    cut = [
+        (name, line) for name in GROUPS for line in texts[name].partition("Commands:")[2].splitlines() if "..." in line
+    ]
+    long_lists = [
+        (name, block)
+        for name, text in texts.items()
+        for block in text.split("\n\n")
+        if block.count("\n  -") > MAX_IN_A_SECTION
+    ]
+    assert (wide, cut, long_lists) == ([], [], [])
+    examples = {" ".join(line.split()) for document, line in shown(EXAMPLE) if document.endswith("--help")}
+    flat = " ".join(" ".join(texts.values()).replace("\\\n", " ").split())
+    assert len(examples) > 20
+    assert [line for line in examples if line not in flat] == []
 
 
 def test_every_example_is_a_command_that_runs() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from evals.commands.options import SETTINGS, check_formats, eval_options, line_options
+from evals.commands.options import check_formats, eval_options, line_options, sectioned_command
 from evals.commands.show import show
 from evals.run.barrier import measure_barrier
 from merge.checkpoints.weights.arrays import check_device
@@ -14,7 +14,7 @@ from merge.commands.align_options import align_entry
 from merge.commands.terminal import set_verbosity
 
 
-@click.command(context_settings=SETTINGS, short_help="Measure the loss along the line from A to B.")
+@sectioned_command(short_help="Measure the loss along the line from A to B.")
 @click.argument("a")
 @click.argument("b")
 @click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")

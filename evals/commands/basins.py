@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.commands.options import SETTINGS, check_formats, data_options, eval_options, model_options, table_option
+from evals.commands.options import (
+    check_formats,
+    data_options,
+    eval_options,
+    model_options,
+    sectioned_command,
+    table_option,
+)
 from evals.commands.show import show_tables
 from evals.commands.surface import KEPT
 from evals.results.json_text import json_text
@@ -27,7 +34,7 @@ DISTANCES = ("line", "stitching")
 BACKENDS = ("loky", "ray", "dask")  # those of evals.clusters.sweep.workers, here without loading torch
 
 
-@click.command(context_settings=SETTINGS, short_help="Measure all pairs of many models: which are linearly connected?")
+@sectioned_command(short_help="Measure all pairs of many models: which are linearly connected?")
 @click.argument("models", nargs=-1)
 @click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")
 @click.option(

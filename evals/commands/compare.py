@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from evals.commands.options import SETTINGS, check_formats, eval_options, table_option
+from evals.commands.options import check_formats, eval_options, sectioned_command, table_option
 from evals.commands.show import show_tables
 from evals.results.json_text import json_text
 from merge.commands.terminal import common_options, set_verbosity
@@ -18,7 +18,7 @@ from merge.errors import UsageError
 FORMATS = ("table", "markdown", "csv")
 
 
-@click.command(context_settings=SETTINGS, short_help="Compare the models of a results folder, row by row.")
+@sectioned_command(short_help="Compare the models of a results folder, row by row.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("task")
 @click.option("--against", metavar="MODEL", help="Compare every other model with this one only.  [default: all pairs]")

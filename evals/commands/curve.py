@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from evals.commands.options import (
-    SETTINGS,
     check_formats,
     data_options,
     eval_options,
     model_options,
+    sectioned_command,
     table_option,
     threads_option,
 )
@@ -23,7 +23,7 @@ from merge.commands.align_options import align_entry, align_options_but
 from merge.commands.terminal import MAX_COUNT, common_options, set_verbosity
 
 
-@click.command(context_settings=SETTINGS, short_help="Train a curve of low loss from A to B.")
+@sectioned_command(short_help="Train a curve of low loss from A to B.")
 @click.argument("a")
 @click.argument("b")
 @click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")

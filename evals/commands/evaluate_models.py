@@ -25,12 +25,13 @@ from evals.commands.stitch import stitch
 from evals.predict.process_group import end_with_launcher, exit_process, has_joined, join_group, rank_and_size
 from evals.predict.workers import release_workers, run_worker
 from merge.commands.align_options import with_align_value
+from merge.commands.sections import FoldingGroup
 from merge.commands.terminal import start
 
 INTERRUPTED = 130
 
 
-@click.group(context_settings=SETTINGS, no_args_is_help=False)
+@click.group(cls=FoldingGroup, context_settings=SETTINGS, no_args_is_help=False)
 @click.version_option(package_name="merge-models", prog_name="evaluate-models")
 def evaluate() -> None:
     """Evaluate models: scores on tasks, comparisons, the loss barrier between two models; with a page of tables and figures.

@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from evals.commands.options import (
-    SETTINGS,
     TEXT_FLAGS,
     check_formats,
     data_options,
     eval_options,
     model_options,
+    sectioned_command,
     table_option,
     task_option,
     text_source,
@@ -26,7 +26,7 @@ from merge.commands.align_options import align_entry, align_options_but
 from merge.commands.terminal import common_options, set_verbosity
 
 
-@click.command(context_settings=SETTINGS, short_help="Compare features of the average with the average of features.")
+@sectioned_command(short_help="Compare features of the average with the average of features.")
 @click.argument("a")
 @click.argument("b")
 @task_option
@@ -35,8 +35,7 @@ from merge.commands.terminal import common_options, set_verbosity
     type=float,
     multiple=True,
     default=(0.5,),
-    show_default="0.5",
-    help="Interpolation coefficient, 0 at A; several give a curve each.",
+    help="Interpolation coefficient, 0 at A; several give a curve each.  [default: 0.5]",
 )
 @click.option(
     "--site",

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from evals.commands.options import SETTINGS, check_formats, eval_options
+from evals.commands.options import check_formats, eval_options, sectioned_command
 from evals.commands.study_options import asked_of, show_study, study_options
 from merge.commands.terminal import MAX_COUNT, set_verbosity
 from merge.errors import UsageError
 
 
-@click.command(context_settings=SETTINGS, short_help="Leave out, reorder and repeat the layers of a model.")
+@sectioned_command(short_help="Leave out, reorder and repeat the layers of a model.")
 @click.argument("model")
 @click.option(
     "--layers", metavar="LAYERS", help="Layers left out and repeated one at a time, such as 0-3,7.  [default: all]"

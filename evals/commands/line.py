@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.commands.options import SETTINGS, check_formats, eval_options, line_options
+from evals.commands.options import check_formats, eval_options, line_options, sectioned_command
 from evals.commands.show import show
 from evals.run.line import HEAD_NAMES, TaskData, measure_line
 from merge.checkpoints.weights.arrays import check_device
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from evals.run.options import EvalOptions
 
 
-@click.command(context_settings=SETTINGS, short_help="Summarise the line from A to B in every way of the field.")
+@sectioned_command(short_help="Summarise the line from A to B in every way of the field.")
 @click.argument("a")
 @click.argument("b")
 @click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Choice(HEAD_NAMES),
     default=("both",),
-    show_default="both",
-    help="Interpolate both classifier heads, keep that of A, or refit the last layer at every point; several give a line each.",
+    help="Interpolate both classifier heads, keep that of A, or refit the last layer at every point; several give a line each.  "
+    "[default: both]",
 )
 @click.option("--adaptive", is_flag=True, help="Measure more points where a curve bends.")
 @line_options

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from evals.commands.options import SETTINGS, check_formats, eval_options
+from evals.commands.options import check_formats, eval_options, sectioned_command
 from evals.commands.study_options import asked_of, show_study, study_options
 from merge.commands.terminal import MAX_COUNT, set_verbosity
 from merge.errors import UsageError
@@ -15,7 +15,7 @@ from merge.errors import UsageError
 FITS = ("closed", "cosine", "mse", "l2")  # those of evals.surgery.linearity, here without loading torch
 
 
-@click.command(context_settings=SETTINGS, short_help="How linear are a model's components? Do its layers commute?")
+@sectioned_command(short_help="How linear are a model's components? Do its layers commute?")
 @click.argument("model")
 @click.option(
     "--fit",

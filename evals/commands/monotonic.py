@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from evals.commands.options import (
-    SETTINGS,
     check_formats,
     data_options,
     eval_options,
     model_options,
+    sectioned_command,
     table_option,
     threads_option,
 )
@@ -23,7 +23,7 @@ from merge.checkpoints.weights.arrays import check_device
 from merge.commands.terminal import MAX_COUNT, common_options, set_verbosity
 
 
-@click.command(context_settings=SETTINGS, short_help="Does the loss fall all the way from INIT to FINAL?")
+@sectioned_command(short_help="Does the loss fall all the way from INIT to FINAL?")
 @click.argument("init")
 @click.argument("finals", nargs=-1, required=True, metavar="FINAL...")
 @click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")

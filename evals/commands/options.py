@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evals.run.options import EvalOptions
-from merge.commands.align_options import align_options
+from merge.commands.align_options import FLAGS, align_options
+from merge.commands.sections import SectionedCommand
 from merge.commands.terminal import MAX_COUNT, NAMES, common_options
 from merge.errors import UsageError
 
@@ -21,6 +22,20 @@ TABLES = ("plain", "markdown", "csv")
 # Those of options that say which text is read.
 TEXT_FLAGS = ("text", "text_column", "samples")
 SETTINGS = {"help_option_names": ["-h", "--help"]}
+# Sections of every command's --help: title -> parameter names. The options that a command has alone are its settings.
+SECTIONS = {
+    "Task and rows": ("task", "data", "labels", "limit", "max_length", "seed"),
+    "Text": TEXT_FLAGS,
+    "Settings": (),
+    "Alignment": tuple(name for name in FLAGS if name not in TEXT_FLAGS),
+    "Output": ("output", "force", "table", "as_json", "dry_run"),
+    "Run": ("device", "threads", "dtype", "no_cache", "processes", "backend", "quiet", "verbose"),
+}
+
+
+def sectioned_command(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return a decorator that makes a function a command of evaluate-models."""
+    return click.command(cls=SectionedCommand, sections=SECTIONS, context_settings=SETTINGS, **settings)
 
 
 def eval_options(options: Mapping[str, Any]) -> EvalOptions:

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from evals.commands.options import (
-    SETTINGS,
     check_formats,
     data_options,
     eval_options,
     model_options,
+    sectioned_command,
     table_option,
     threads_option,
 )
@@ -24,7 +24,7 @@ from merge.commands.align_options import align_entry, align_options_but
 from merge.commands.terminal import common_options, set_verbosity
 
 
-@click.command(context_settings=SETTINGS, short_help="Measure the loss on the plane through three models.")
+@sectioned_command(short_help="Measure the loss on the plane through three models.")
 @click.argument("models", nargs=-1)
 @click.option("--task", required=True, help="A task: evaluate-models tasks lists them, or a TASK.yaml.")
 @click.option(

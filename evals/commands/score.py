@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evals.commands.options import (
-    SETTINGS,
     check_formats,
     data_options,
     eval_options,
     model_options,
+    sectioned_command,
     table_option,
     threads_option,
 )
@@ -62,7 +62,7 @@ def _score(
     return scored
 
 
-@click.command(context_settings=SETTINGS)
+@sectioned_command()
 @click.argument("models", nargs=-1)
 @click.option(
     "--predictions", type=click.Path(path_type=Path), help="Score a prediction file (pairID,gold_label) instead."
@@ -123,7 +123,7 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: 
     show([entry.record for entry in scored], shared, "official" if official else "hans")
 
 
-@click.command(context_settings=SETTINGS, short_help="Score MODELS on a task of GLUE, on several, or on all that fit.")
+@sectioned_command(short_help="Score MODELS on a task of GLUE, on several, or on all that fit.")
 @click.argument("task")
 @click.argument("models", nargs=-1)
 @score_options
@@ -154,7 +154,7 @@ def glue(task: str, models: tuple[str, ...], **options: Any) -> None:
     show([entry.record for entry in scored], shared, "scores")
 
 
-@click.command(context_settings=SETTINGS, short_help="Score MODELS on any task, or on a file of your own.")
+@sectioned_command(short_help="Score MODELS on any task, or on a file of your own.")
 @click.argument("task")
 @click.argument("models", nargs=-1)
 @score_options
@@ -191,7 +191,7 @@ def score(task: str, models: tuple[str, ...], **options: Any) -> None:
     show(records, shared, "hans" if all(record.get("hans") for record in records) else "scores")
 
 
-@click.command(context_settings=SETTINGS, short_help="List the tasks and their classes.")
+@sectioned_command(short_help="List the tasks and their classes.")
 @table_option
 @common_options
 def tasks(**options: Any) -> None:

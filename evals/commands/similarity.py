@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from evals.commands.options import (
-    SETTINGS,
     check_formats,
     data_options,
     eval_options,
     model_options,
+    sectioned_command,
     table_option,
     task_option,
     text_options,
@@ -25,7 +25,7 @@ from merge.commands.terminal import common_options, set_verbosity
 from merge.errors import UsageError
 
 
-@click.command(context_settings=SETTINGS, short_help="Measure how alike two models represent texts, layer by layer.")
+@sectioned_command(short_help="Measure how alike two models represent texts, layer by layer.")
 @click.argument("a")
 @click.argument("b")
 @task_option

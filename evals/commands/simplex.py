@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from evals.commands.options import (
-    SETTINGS,
     check_formats,
     data_options,
     eval_options,
     model_options,
+    sectioned_command,
     table_option,
     threads_option,
 )
@@ -25,7 +25,7 @@ from merge.commands.terminal import MAX_COUNT, common_options, set_verbosity
 from merge.errors import UsageError
 
 
-@click.command(context_settings=SETTINGS, short_help="Grow simplexes of low loss from models; average predictions.")
+@sectioned_command(short_help="Grow simplexes of low loss from models; average predictions.")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--task", required=True, help="A task with classes: evaluate-models tasks lists them, or a TASK.yaml.")
 @click.option(
@@ -44,7 +44,12 @@ from merge.errors import UsageError
 )
 @click.option("--vertices", type=click.IntRange(1, 12), default=2, show_default=True, help="Vertices that are grown.")
 @click.option(
-    "--samples", type=click.IntRange(1, MAX_COUNT), default=5, show_default=True, help="Points drawn from each simplex."
+    "--samples",
+    "points_drawn",
+    type=click.IntRange(1, MAX_COUNT),
+    default=5,
+    show_default=True,
+    help="Points drawn from each simplex.",
 )
 @click.option(
     "--tolerance",
@@ -89,7 +94,7 @@ def simplex(models: tuple[str, ...], **options: Any) -> None:
     check_device(shared.device)
     data = [TaskData(find_task(options["task"]), shared.data), *_further(options["also"])]
     plan = SimplexPlan(
-        options["kind"], options["vertices"], options["samples"], options["tolerance"], options["strength"]
+        options["kind"], options["vertices"], options["points_drawn"], options["tolerance"], options["strength"]
     )
     opened, against = (list(map(open_encoder, each)) for each in (models, options["against"]))
     with kept_on_interruption(shared):

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from evals.commands.options import (
-    SETTINGS,
     check_formats,
     data_options,
     eval_options,
     model_options,
+    sectioned_command,
     table_option,
     task_option,
     text_options,
@@ -26,7 +26,7 @@ from merge.commands.stitch_models import MAPS
 from merge.commands.terminal import common_options, set_verbosity
 
 
-@click.command(context_settings=SETTINGS, short_help="Measure stitches of lower layers of A and upper layers of B.")
+@sectioned_command(short_help="Measure stitches of lower layers of A and upper layers of B.")
 @click.argument("a")
 @click.argument("b")
 @task_option

@@ -17,6 +17,7 @@ from merge.commands.layer_options import (
     text_options,
 )
 from merge.commands.prune import COMMANDS as PRUNE_COMMANDS
+from merge.commands.sections import FoldingGroup, SectionedCommand
 from merge.commands.terminal import common_options, start
 from merge.errors import UsageError
 from merge.layers.plans.numbers import format_layers, parse_layers
@@ -39,6 +40,15 @@ Examples:
   edit-layers compare m/ --strategy top,block-influence,greedy --count 1,2
 """
 HELP = {"help_option_names": ["-h", "--help"]}
+# Sections of every edit's --help: title -> parameter names. Those of no section say which layers.
+SECTIONS = {
+    "Layers": (),
+    "Score": ("score", "scorer", "metric", "lower_is_better"),
+    "Text": ("text", "text_column", "samples", "seed"),
+    "Repair": ("repair", "ridge", "heal_steps", "heal_rate"),
+    "Output": ("output", "force", "dry_run", "reports", "plot", "as_json"),
+    "Run": ("revision", "quiet", "verbose"),
+}
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,7 +72,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group(epilog=EPILOG, context_settings=HELP, no_args_is_help=False)
+@click.group(cls=FoldingGroup, epilog=EPILOG, context_settings=HELP, no_args_is_help=False)
 @click.version_option(package_name="merge-models", prog_name="edit-layers")
 def edit_command() -> None:
     """Drop, reorder, repeat, splice and merge layers of transformer models, and repair what is missing.
@@ -72,11 +82,17 @@ def edit_command() -> None:
     """
 
 
+def _command(name: str, short_help: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return a decorator that adds a function to edit-layers as a command."""
+    settings = {"cls": SectionedCommand, "sections": SECTIONS, "context_settings": HELP}
+    return edit_command.command(name, short_help=short_help, **settings)
+
+
 for prune_command in PRUNE_COMMANDS:
     edit_command.add_command(prune_command)
 
 
-@edit_command.command("drop", context_settings=HELP)
+@_command("drop", "Drop layers, listed or selected by a strategy.")
 @click.argument("model")
 @click.option("--layers", help="Layers to drop, such as 9-11,3, counted from 0.")
 @click.option("--strategy", metavar="NAME", help=f"Rule that selects the layers: {', '.join(STRATEGIES)}.")
@@ -101,7 +117,7 @@ def drop_command(model: str, **options: Any) -> None:
       angular           the block of neighbours with the smallest angle across it
       linear-fit        the block of neighbours that an affine map replaces best
       one-shot, greedy, beam, exhaustive
-                        a search by --score (agreement with the full model on --text) or --scorer
+                        a search by --score, on --text, or by --scorer
 
     A fine-tuned model that is not trained again often needs its top layers most: compare first.
 
@@ -140,7 +156,7 @@ def drop_command(model: str, **options: Any) -> None:
     _edit(model, plan, options)
 
 
-@edit_command.command("reorder", context_settings=HELP)
+@_command("reorder", "Change the order of layers.")
 @click.argument("model")
 @click.option("--order", required=True, help="All layers in the new order, such as 0,2,1,3-11.")
 @text_options
@@ -174,7 +190,7 @@ def reorder_command(model: str, order: str, **options: Any) -> None:
     _edit(model, plan, options)
 
 
-@edit_command.command("stack", context_settings=HELP)
+@_command("stack", "Take layers in any order, with repetitions.")
 @click.argument("model")
 @click.option("--layers", required=True, help="The layers of the new model in order, such as 0-7,4-11.")
 @text_options
@@ -197,7 +213,7 @@ def stack_command(model: str, layers: str, **options: Any) -> None:
     _edit(model, plan, options)
 
 
-@edit_command.command("apply", context_settings=HELP)
+@_command("apply", "Build a model by a plan of layers of several models.")
 @click.argument("models", nargs=-1, required=True)
 @click.option(
     "--plan",
@@ -234,7 +250,7 @@ def apply_command(models: tuple[str, ...], text_of_plan: str | None, align: str 
     apply_plan(models, text_of_plan, align, options)
 
 
-@edit_command.command("compare", context_settings=HELP)
+@_command("compare", "Print a table of plans and strategies with their scores.")
 @click.argument("models", nargs=-1, required=True)
 @click.option(
     "--plan", "plans", metavar="PLAN", multiple=True, help="A plan to compare, as apply takes it; repeatable."

@@ -29,8 +29,7 @@ Examples:
   merge-models run/checkpoint-* --last 5 -o averaged
   merge-models --recipe recipes/align.yaml
   merge-models org/a org/b --align weights --push-to-hub me/merged --private
-
-  merge-models ./push b/          merges a model folder with the name of a command
+  merge-models ./push b/            # a model folder with the name of a command
 """
 
 
@@ -159,12 +158,12 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
     is a standard checkpoint for from_pretrained. RECIPE.yaml in place of MODELS is a recipe.
 
     \b
-    More commands:
-      merge-models recipes [NAME]            list the recipes that come with the package, or print one
-      merge-models push FOLDER ORG/NAME      upload a merged folder to the Hub
-      merge-models card FOLDER --results F   write evaluation results into its model card
-      merge-models verify FOLDER             check a merged folder against its manifest
-      merge-models statistics MODEL --kind gram -o F   measure what regmean (or fisher) reads, into a file
+    More commands (merge-models NAME --help):
+      recipes      list or print the recipes that come with the package
+      push         upload a merged folder to the Hub
+      card         write evaluation results into a model card
+      verify       check a merged folder against its manifest
+      statistics   measure what fisher and regmean read, into a file
     """
     set_verbosity(options["verbose"], options["quiet"])
     if options["private"] and not options["push_to_hub"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from merge.commands.sections import SectionedCommand
 from merge.commands.terminal import NAMES, common_options, set_verbosity
 from merge.errors import UsageError
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from merge.text.source import TextSource
 
 HELP = {"help_option_names": ["-h", "--help"]}
+# Sections of --help: title -> parameter names. Those of no section say what is removed.
+SECTIONS = {
+    "What to remove": (),
+    "Text": ("text", "text_column", "samples", "seed", "loss", "label_column"),
+    "Output": ("output", "force", "dry_run", "as_json"),
+    "Run": ("revision", "quiet", "verbose"),
+}
 SCORE_NAMES = ("gate-gradient", "lesion", "activation", "weight-norm")
 LOSS_NAMES = ("own", "masked", "labels")
 TEXT_OPTIONS = ("text", "text_column", "samples", "seed", "loss", "label_column")
@@ -32,6 +40,11 @@ REDUNDANT_HELP = (
 )
 UNKNOWN_HELP = "Drop tokens even if a character of theirs has no token of its own; other texts may become unknown."
 WHOLE_TEXT_HELP = "Text whose tokens stay, read whole: .txt, .jsonl, .csv, .tsv (or .gz), or a Hub dataset id."
+
+
+def _command(name: str, short_help: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return a decorator that makes a function a command."""
+    return click.command(name, cls=SectionedCommand, sections=SECTIONS, short_help=short_help, context_settings=HELP)
 
 
 def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +88,7 @@ def _unit_options(what: str, one: str) -> tuple[Callable[..., Any], ...]:
     )
 
 
-@click.command("prune-heads", context_settings=HELP)
+@_command("prune-heads", "Remove attention heads, listed or by a score.")
 @click.argument("model")
 @click.argument("more", nargs=-1, metavar="")
 @click.option(
@@ -106,7 +119,7 @@ def heads_command(model: str, more: tuple[str, ...], heads: tuple[str, ...], **o
     _units(model, "heads", _listed(heads, more, "heads"), None, options)
 
 
-@click.command("prune-neurons", context_settings=HELP)
+@_command("prune-neurons", "Remove feed-forward neurons, listed or by a score.")
 @click.argument("model")
 @click.argument("more", nargs=-1, metavar="")
 @click.option(
@@ -146,7 +159,7 @@ def neurons_command(
     _units(model, "neurons", _listed(neurons, more, "neurons"), limit, options)
 
 
-@click.command("prune-embeddings", context_settings=HELP)
+@_command("prune-embeddings", "Trim the vocabulary to the tokens of a text.")
 @click.argument("model")
 @_options(
     click.option("--text", required=True, help=WHOLE_TEXT_HELP),

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from merge.commands.sections import SectionedCommand
 from merge.commands.terminal import verbose_option
 from merge.errors import OutputError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=SectionedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="ORG/NAME")
 @click.option(
@@ -33,7 +34,7 @@ def push_command(folder: Path, repo_id: str, private: bool | None, revision: str
         push_folder(folder, repo_id, private, revision)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=SectionedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--results", type=click.Path(path_type=Path), required=True, help="A results.json written by evaluate-models."
@@ -52,7 +53,7 @@ def card_command(folder: Path, results: Path) -> None:
     click.echo(f"{folder / 'README.md'}: {count} results")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=SectionedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbose_option

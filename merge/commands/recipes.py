@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from merge.commands.sections import SectionedCommand
 from merge.errors import UsageError, nearest
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=SectionedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("name", required=False)
 def recipes_command(name: str | None) -> None:
     """List the recipes that come with the package, or print one of them; `schema` prints their JSON schema.

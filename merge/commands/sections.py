@@ -1,21 +1,90 @@
-"""A command whose --help shows its options in sections."""
+"""Commands whose --help shows options in sections, and folds lines that are wider than the terminal."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
+VERBATIM = "\b"  # click's mark of a paragraph whose lines stay as they are
+# Everything up to the second column of a line that explains a name.
+FIRST_COLUMN = re.compile(r" *\S+(?: \S+)* {2,}")
+ONE_SECTION: Mapping[str, Sequence[str]] = {"Options": ()}
+WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"])+")
+
+
+def folded(line: str, width: int) -> str:
+    r"""Return a line of help in as many lines as the width needs.
+
+    A name and its explanation go on in the column of the explanation; an example of a command goes on after a backslash,
+    and is broken in front of options only.
+    """
+    if len(line) <= width:
+        return line
+    column = FIRST_COLUMN.match(line)
+    if column:
+        return click.wrap_text(line[column.end() :], width, column.group(), " " * column.end())
+    indent = " " * (len(line) - len(line.lstrip()))
+    lines = [""]
+    for part in _options_with_values(line):
+        if lines[-1] and len(f"{lines[-1]} {part}") > width - len(" \\"):
+            lines.append(f"{indent}    {part}")
+        else:
+            lines[-1] = f"{lines[-1]} {part}" if lines[-1] else indent + part
+    return " \\\n".join(lines)
+
+
+def _options_with_values(line: str) -> list[str]:
+    """Return the parts of an example: the command with its arguments, then every option with its values."""
+    words = WORD.findall(line)
+    parts: list[str] = []
+    for word in words if " ".join(words) == line.strip() else line.split():
+        if word.startswith("-") or not parts:
+            parts.append(word)
+        else:
+            parts[-1] += f" {word}"
+    return parts
+
+
+class FoldingFormatter(click.HelpFormatter):
+    """Click's formatter; lines of verbatim paragraphs are folded too."""
+
+    def write_text(self, text: str) -> None:
+        """Write paragraphs; click calls this for the text and the epilog of --help."""
+        paragraphs = []
+        for paragraph in text.split("\n\n"):
+            first, *lines = paragraph.split("\n")
+            if first.strip() == VERBATIM:
+                lines = [folded(line, self.width - self.current_indent) for line in lines]
+            paragraphs.append("\n".join([first, *lines]))
+        super().write_text("\n\n".join(paragraphs))
+
+
+class FoldingContext(click.Context):
+    """A context whose help is written by the folding formatter."""
+
+    formatter_class = FoldingFormatter
+
+
+class FoldingGroup(click.Group):
+    """A click group whose --help is folded."""
+
+    context_class = FoldingContext
+
 
 class SectionedCommand(click.Command):
-    """A click command with sections of options, in the order given; options in none end the last section.
+    """A click command with sections of options, in the order given.
 
     Args:
-        sections: title -> the parameter names of its options.
+        sections: title -> the parameter names of its options. Options of no section are those of the section without names,
+            else they end the last one; --help always does.
     """
 
-    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
+    context_class = FoldingContext
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]] = ONE_SECTION, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sections = sections
 
@@ -26,6 +95,11 @@ class SectionedCommand(click.Command):
         listed = {name for names in self.sections.values() for name in names}
         rest = [name for name in records if name not in listed]
         last = list(self.sections)[-1]
+        home = next((title for title, names in self.sections.items() if not names), last)
+        help_option = [p.name for p in options if set(p.opts) & set(ctx.help_option_names)]
         for title, names in self.sections.items():
-            with formatter.section(title):
-                formatter.write_dl([records[n] for n in (*names, *(rest if title == last else ())) if n in records])
+            own = [name for name in (*names, *(rest if title == home else ())) if name not in help_option]
+            rows = [records[name] for name in (*own, *(help_option if title == last else ())) if name in records]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)

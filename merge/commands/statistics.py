@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from merge.commands.sections import SectionedCommand
 from merge.commands.terminal import NAMES, common_options, set_verbosity
 from merge.errors import CalibrationError, OutputError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=SectionedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model")
 @click.option(
     "--kind",

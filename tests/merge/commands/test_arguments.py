@@ -106,7 +106,7 @@ def test_every_option_is_in_one_section_of_the_help() -> None:
     assert [help_text.index(f"\n{title}:\n") for title in SECTIONS] == sorted(
         help_text.index(f"\n{title}:\n") for title in SECTIONS
     )
-    assert help_text.index("merge-models push") < help_text.index("\nWhat to merge:\n")
+    assert help_text.index("\n    push ") < help_text.index("\nWhat to merge:\n")
 
 
 def test_the_recipes_of_the_package_are_listed_and_printed(
