@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # From the ground up: a folder or file imports only from those named before it.
-MERGE = "errors progress disk checkpoints text symmetry methods alignment publish layers recipe run commands entry"
+MERGE = (
+    "errors progress machine disk checkpoints text symmetry methods alignment publish layers recipe run commands entry"
+)
 EVALS = "heuristics tasks scores predict results paths inside surgery clusters report run commands"
 ORDER = {"merge": MERGE.split(), "evals": EVALS.split()}
 

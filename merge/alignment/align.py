@@ -139,7 +139,8 @@ def _aligned(task: AlignmentTask, k: int, choice: Choice, pair: Pair, carried: C
     settings, kept = task.settings, choice.kept.alignment
     quality = match_quality(pair, kept)
     for candidate in (*choice.candidates, choice.kept):
-        candidate.alignment.release_measurements()
+        if candidate.alignment.measured:
+            candidate.alignment.measured.release()
     begin_phase("proving the alignment")
     inputs = task.text.batches or random_inputs(task.reference.config, task.seed)
     transform, spec, proof = kept.transform, task.spec, _proof(pair, kept.transform, inputs)

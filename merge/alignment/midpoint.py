@@ -19,7 +19,8 @@ from torch import Tensor
 from merge.alignment.divergence import Divergence, divergence_by_text, outputs_of, scored_tokens
 from merge.alignment.pair import MAX_KEPT_BYTES, Alignment, Outputs, Pair, as_transform, in_dtype
 from merge.checkpoints.transformers_model import runs_beside_others, twin
-from merge.progress import MAX_WORKERS, begin_phase, in_parallel, track
+from merge.machine import MAX_WORKERS, in_parallel
+from merge.progress import begin_phase, track
 from merge.symmetry.permutation import Permutation, identity
 from merge.symmetry.spec import parse
 from merge.symmetry.transform import Transform, apply_transform_axes, map_axes, moved_when_read

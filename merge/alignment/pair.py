@@ -169,6 +169,23 @@ def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
 
 
+class Measurements:
+    """What a matcher measured on a pair's text, until it is released: it takes the memory of a model or more.
+
+    Attributes:
+        correlations: of a's units with those of b as it was, by view; None once released.
+        outputs: of both models as they were on each batch; None once released, or if they were too large to keep.
+    """
+
+    def __init__(self, correlations: Mapping[View, Tensor], outputs: Outputs | None) -> None:
+        self.correlations: Mapping[View, Tensor] | None = correlations
+        self.outputs = outputs
+
+    def release(self) -> None:
+        """Let both go, whoever still holds an alignment with them."""
+        self.correlations = self.outputs = None
+
+
 @dataclass(frozen=True)
 class Alignment:
     """A permutation of b's units, maps after it, and the objective they reached.
@@ -180,8 +197,7 @@ class Alignment:
         kinds: the kinds of axes that were allowed to move.
         objective: the value maximised, in [-1, 1]: at the identity, then after each sweep; never decreasing. Of `learned`,
             minus the loss on held-out texts: at its start, then after each better step.
-        correlations: of a's units with those of b as it was, by view, where the matcher measured them on the pair's text.
-        outputs: of both models as they were on each batch of the pair's text, where the matcher ran them there.
+        measured: on the pair's text, where the matcher ran the models there; compared with no other.
         notes: for the user.
     """
 
@@ -190,17 +206,12 @@ class Alignment:
     objective: tuple[float, ...]
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     reference_maps: Mapping[str, Tensor] = field(default_factory=dict)
-    correlations: Mapping[View, Tensor] | None = field(default=None, repr=False, compare=False)
-    outputs: Outputs | None = field(default=None, repr=False, compare=False)
+    measured: Measurements | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
 
     @property
     def transform(self) -> Transform:
         return Transform(self.permutation, self.maps)
-
-    def release_measurements(self) -> None:
-        """Let correlations and outputs go: they hold the memory of a model or more."""
-        self.__dict__.update(correlations=None, outputs=None)
 
 
 def as_transform(moved: Permutation | Transform) -> Transform:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from merge.progress import return_freed_memory
+from merge.machine import return_freed_memory
 
 T = TypeVar("T")
 

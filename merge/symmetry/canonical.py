@@ -22,7 +22,7 @@ from torch import Tensor
 
 from merge.checkpoints.structure import structure_of
 from merge.errors import SpecError
-from merge.progress import in_parallel
+from merge.machine import in_parallel
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import unit_positions
 from merge.symmetry.rewrites import NO_REWRITES, Rewrites

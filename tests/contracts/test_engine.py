@@ -19,9 +19,9 @@ import merge.run.engine.engine
 from merge.checkpoints.weights.arrays import NUMPY, TORCH, Array, Arrays, check_device
 from merge.checkpoints.weights.read import as_array, torch_letters
 from merge.errors import CheckpointError, MismatchError, OutputError, UsageError
+from merge.machine import in_threads
 from merge.methods import make_method
 from merge.methods.context import TensorContext, mask_generators
-from merge.progress import in_threads
 from merge.run.engine.engine import Engine
 from merge.run.engine.job import Input, Job
 

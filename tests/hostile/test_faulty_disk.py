@@ -123,6 +123,24 @@ def all_operations(scenario: Scenario, world: Path) -> int:
     return sum(disk.counts.values())
 
 
+def failures_at(tried: Sequence[int], scenario: Scenario, world: Path, repeat_every: int = 1) -> int:
+    """Let each of these operations fail in a run of its own, with each error in turn; return how many runs failed.
+
+    Args:
+        repeat_every: of so many runs, one is repeated on a disk that does not fail, and must then succeed.
+    """
+    wrong, failures = [], 0
+    for n in tried:
+        try:
+            again = n % repeat_every == 0
+            failures += attempt(scenario, world, n, ERRORS[n % len(ERRORS)], again)[1].code > 0
+        except AssertionError as error:
+            wrong.append(str(error).splitlines()[0])
+    print(f"{' '.join(scenario.words[:2])}: {len(tried)} operations, {failures} failures")  # noqa: T201
+    assert wrong == []
+    return failures
+
+
 @pytest.mark.parametrize("name", quick_on(("edit",), ("merge", "edit")))
 def test_a_disk_that_fails_once_is_one_line_and_leaves_nothing(name: str, world: Path) -> None:
     """A sample; the slow test tries every operation."""
@@ -142,19 +160,11 @@ def test_a_disk_that_fails_once_is_one_line_and_leaves_nothing(name: str, world:
 def test_every_operation_may_fail(name: str, world: Path) -> None:
     """The n-th open, read, write, fsync and rename, for every n, with each error in turn."""
     total = all_operations(SCENARIOS[name], world)
-    wrong, failures = [], 0
     # What is replaced is written as any merge is, up to the last renames. A failed run leaves the folder as it was: it need
     # not be repeated after each n to show that it then succeeds.
     first = total - 20 if SCENARIOS[name].older else 1
-    for n in range(first, total + 1):
-        try:
-            outcome = attempt(SCENARIOS[name], world, n, ERRORS[n % len(ERRORS)], again=n % 5 == 0)[1]
-            failures += outcome.code > 0
-        except AssertionError as error:
-            wrong.append(str(error).splitlines()[0])
-    print(f"{name}: {total} operations, {failures} failures")  # noqa: T201
-    assert wrong == []
-    assert failures > (total - first) // 4
+    tried = range(first, total + 1)
+    assert failures_at(tried, SCENARIOS[name], world, repeat_every=5) > len(tried) // 4
 
 
 @pytest.mark.slow
@@ -169,12 +179,4 @@ def test_an_operation_of_a_study_may_fail(name: str, world: Path) -> None:
         if STUDY_SAMPLED is None
         else [round((k + 0.5) * total / STUDY_SAMPLED) for k in range(STUDY_SAMPLED)]
     )
-    wrong, failures = [], 0
-    for n in tried:
-        try:
-            failures += attempt(STUDIES[name], world, n, ERRORS[n % len(ERRORS)])[1].code > 0
-        except AssertionError as error:
-            wrong.append(str(error).splitlines()[0])
-    print(f"{name}: {len(tried)} of {total} operations, {failures} failures")  # noqa: T201
-    assert wrong == []
-    assert failures > len(tried) // 5
+    assert failures_at(tried, STUDIES[name], world) > len(tried) // 5

@@ -31,7 +31,8 @@ from merge.alignment.midpoint import SCORES, EndpointOutputs
 from merge.alignment.pair import Alignment, Pair, Shared, check_kinds, head_kinds, in_canonical_form, streams
 from merge.checkpoints.structure import structure_of
 from merge.errors import AlignmentError, SpecError
-from merge.progress import begin_phase, return_freed_memory
+from merge.machine import return_freed_memory
+from merge.progress import begin_phase
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.canonical import fold_norms
 from merge.symmetry.transform import axis_sizes, folded_spec, restrict_transform

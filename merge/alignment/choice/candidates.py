@@ -120,7 +120,8 @@ def choose(pair: Pair, matchers: Mapping[str, Matcher], axes: frozenset[str] | N
 
 def known_outputs(candidates: Sequence[Candidate]) -> Outputs | None:
     """Return the outputs of the endpoints on the text, where a matcher has run them there."""
-    return next((c.alignment.outputs for c in candidates if c.alignment.outputs is not None), None)
+    measured = (c.alignment.measured for c in candidates)
+    return next((each.outputs for each in measured if each is not None and each.outputs is not None), None)
 
 
 def sets_of_kinds(pair: Pair) -> tuple[frozenset[str], ...]:

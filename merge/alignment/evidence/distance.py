@@ -26,7 +26,7 @@ from merge.alignment.solvers.balance import BALANCES, MIN_SINGULAR_RATIO, Rows, 
 from merge.alignment.solvers.objective import CHUNK, square_sum
 from merge.alignment.solvers.procrustes import orthogonal
 from merge.errors import AlignmentError
-from merge.progress import in_parallel
+from merge.machine import in_parallel
 from merge.symmetry.canonical import canonical_weights
 from merge.symmetry.permutation import identity
 from merge.symmetry.spec import PermutationSpec

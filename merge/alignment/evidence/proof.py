@@ -22,7 +22,7 @@ from merge.alignment.pair import Pair, as_transform, in_dtype
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import quiet, runs_beside_others
 from merge.errors import AlignmentError
-from merge.progress import in_parallel
+from merge.machine import in_parallel
 from merge.symmetry.forward.call import Run, attempted, call
 from merge.symmetry.forward.runs import find_runs
 from merge.symmetry.permutation import Permutation

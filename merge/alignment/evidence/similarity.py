@@ -57,7 +57,7 @@ def similarities(pair: Pair, alignment: Alignment) -> Iterator[Similarity]:
     if not has_activations(pair):
         yield from _cosines(pair, alignment)
         return
-    permutation, correlations = alignment.permutation, alignment.correlations
+    permutation, correlations = alignment.permutation, alignment.measured and alignment.measured.correlations
     if alignment.maps or alignment.reference_maps:
         a = apply_transform(pair.spec, _of_reference(pair, alignment), pair.a)
         b = apply_transform(pair.spec, alignment.transform, pair.b)

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from merge.alignment.pair import Alignment, Matcher, Pair, check_kinds, check_text
+from merge.alignment.pair import Alignment, Matcher, Measurements, Pair, check_kinds, check_text
 from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks
 from merge.alignment.solvers.moments import Compared, Correlations, check_seen, compare_units
 from merge.alignment.solvers.silent import settle_silent
-from merge.progress import in_parallel
+from merge.machine import in_parallel
 from merge.symmetry.permutation import Permutation, identity, view_index
 
 # Axis -> its index array.
@@ -70,8 +70,8 @@ def _solve(pair: Pair, compared: Compared, kinds: frozenset[str], solved: dict[s
     permutation, notes = settle_silent(pair, Permutation(indices, unmoved.outer), plain)
     values = [_mean_correlation(correlations, movable, p) for p in (unmoved, permutation)]
     kept = tuple(k for k in pair.kinds() if k in kinds)
-    outputs = compared.outputs
-    return Alignment(permutation, kept, tuple(values), correlations=correlations, outputs=outputs, notes=notes)
+    measured = Measurements(correlations, compared.outputs)
+    return Alignment(permutation, kept, tuple(values), measured=measured, notes=notes)
 
 
 def _mean_correlation(correlations: Correlations, movable: Sequence[str], p: Permutation) -> float:

@@ -22,7 +22,7 @@ from merge.alignment.solvers.assignment import match_axis
 from merge.alignment.solvers.blocks import match_blocks, match_inside
 from merge.alignment.solvers.circuits import circuit_gains
 from merge.alignment.solvers.objective import Objective, State, equal_states
-from merge.progress import in_parallel
+from merge.machine import in_parallel
 from merge.symmetry.permutation import Permutation
 
 MAX_SWEEPS = 50

@@ -20,7 +20,8 @@ from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watchi
 from merge.checkpoints.inputs import Batch
 from merge.checkpoints.transformers_model import runs_beside_others
 from merge.errors import AlignmentError
-from merge.progress import in_parallel, return_freed_memory, track
+from merge.machine import in_parallel, return_freed_memory
+from merge.progress import track
 from merge.symmetry.notation import View, contiguous
 from merge.symmetry.permutation import unit_positions
 from merge.symmetry.transform import axis_sizes
