@@ -57,7 +57,8 @@ def similarities(pair: Pair, alignment: Alignment) -> Iterator[Similarity]:
     if not has_activations(pair):
         yield from _cosines(pair, alignment)
         return
-    permutation, correlations = alignment.permutation, alignment.measured and alignment.measured.correlations
+    permutation, measured = alignment.permutation, alignment.measured
+    correlations = None if measured is None else measured.correlations
     if alignment.maps or alignment.reference_maps:
         a = apply_transform(pair.spec, _of_reference(pair, alignment), pair.a)
         b = apply_transform(pair.spec, alignment.transform, pair.b)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoints.weights.arrays import NUMPY, TORCH, Array, Arrays
 from merge.checkpoints.weights.read import INTEGER_DTYPES
 from merge.errors import CheckpointError, MismatchError, OutputError
-from merge.machine import in_threads
+from merge.machine import in_threads, keep_freed_memory
 from merge.methods import Method
 from merge.methods.context import TensorContext, mask_generators
-from merge.progress import begin_phase, keep_freed_memory
+from merge.progress import begin_phase
 from merge.run.engine.job import CommonRows, Input, Job
 from merge.run.engine.magnitude_ranking import SAMPLED, Visit, magnitude_thresholds, sample
 
