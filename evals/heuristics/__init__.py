@@ -1,0 +1,1 @@
+"""HANS: its grammar and vocabulary, prediction files, and scores by heuristic and subcase."""

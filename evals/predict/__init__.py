@@ -1,0 +1,1 @@
+"""Run models on rows: tokens, batches, logits, and several processes."""

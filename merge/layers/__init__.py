@@ -1,0 +1,1 @@
+"""Layers of one checkpoint or several: plans, strategies, repair, pruning and stitches."""

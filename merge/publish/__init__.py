@@ -1,0 +1,1 @@
+"""Model cards, evaluation results in them, figures, and uploads to the Hub."""

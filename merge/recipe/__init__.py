@@ -1,0 +1,1 @@
+"""Recipes: the record that flags and YAML build, and its schema."""

@@ -1,0 +1,1 @@
+"""Tables, figures and sections of the page for sweeps over many models."""

@@ -1,0 +1,1 @@
+"""Tables, figures and sections of the page for lesions and linear maps."""

@@ -1,0 +1,1 @@
+"""The mathematics that matchers share: assignment, rotations, coordinate descent, activation moments."""

@@ -1,0 +1,1 @@
+"""Names of tensors: those of old files, those that transformers writes, and the canonical ones."""

@@ -1,0 +1,1 @@
+"""Tokenizers: read, compared, united and written."""

@@ -1,0 +1,1 @@
+"""Weight files: headers and tensors read, checked and written in shards."""

@@ -1,0 +1,1 @@
+"""Plans of layers: the record, its text, and the checkpoint that it makes."""

@@ -1,0 +1,1 @@
+"""Attention heads, feed-forward neurons and tokens removed from a checkpoint."""

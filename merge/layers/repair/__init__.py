@@ -1,0 +1,1 @@
+"""Repair of a model whose layers were removed: refitted seams, fitted layers, distillation."""

@@ -1,0 +1,1 @@
+"""Stitches of two models: the map between them, and the layer that holds it."""

@@ -1,0 +1,1 @@
+"""The merge of tensors, piece by piece, in threads."""

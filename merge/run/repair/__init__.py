@@ -1,0 +1,1 @@
+"""Repair of a merged model: units rescaled to the statistics of its parents (REPAIR)."""
