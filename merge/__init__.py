@@ -6,7 +6,7 @@
     merged.save("merged/")
 
 Public names: `merge`, `align`, `edit`, `compare_layers`, `stitch`, `prune_heads`, `prune_neurons`, `prune_embeddings`,
-`load`, `push`, `MergeError`, `__version__`. They are imported when they are used, so that `import merge` is instant.
+`load`, `push`, `card`, `verify`, `statistics`, `MergeError`, `__version__`. They are imported when they are used, so that `import merge` is instant.
 Everything else is private and may change.
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from merge.errors import MergeError
     from merge.run.api import align, load, merge, push
+    from merge.run.api_files import card, statistics, verify
     from merge.run.api_layers import compare_layers, edit
     from merge.run.api_stitch import stitch
     from merge.run.pruning import prune_embeddings, prune_heads, prune_neurons
@@ -28,6 +29,7 @@ __all__ = [
     "MergeError",
     "__version__",
     "align",
+    "card",
     "compare_layers",
     "edit",
     "load",
@@ -36,12 +38,15 @@ __all__ = [
     "prune_heads",
     "prune_neurons",
     "push",
+    "statistics",
     "stitch",
+    "verify",
 ]
 
 _HOMES = {
     "MergeError": "merge.errors",
     **dict.fromkeys(("align", "load", "merge", "push"), "merge.run.api"),
+    **dict.fromkeys(("card", "statistics", "verify"), "merge.run.api_files"),
     **dict.fromkeys(("compare_layers", "edit"), "merge.run.api_layers"),
     "stitch": "merge.run.api_stitch",
     **dict.fromkeys(("prune_embeddings", "prune_heads", "prune_neurons"), "merge.run.pruning"),

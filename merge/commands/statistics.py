@@ -9,7 +9,6 @@ import click
 
 from merge.commands.sections import SectionedCommand
 from merge.commands.terminal import NAMES, common_options, set_verbosity
-from merge.errors import CalibrationError, OutputError
 
 
 @click.command(cls=SectionedCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,25 +50,18 @@ def statistics_command(
       merge-models statistics a/ --kind fisher --text train.jsonl -o a-fisher.safetensors
       merge-models statistics org/a --kind gram --text train.jsonl -o a-gram.safetensors
     """
-    from merge.checkpoints.inputs import load_tokenizer, tokenise
     from merge.checkpoints.open import open_encoder
-    from merge.methods.statistics.measure import measure
+    from merge.methods.statistics.on_text import check_output, measure_on_text
     from merge.methods.statistics.record import write_statistics
-    from merge.text.calibration import read_calibration
     from merge.text.source import TextSource
 
     set_verbosity(verbose, quiet)
-    if output.is_dir() or (output.exists() and not force):
-        raise OutputError(f"output {output} exists. Choose another -o, or --force to replace a file.")
-    checkpoint = open_encoder(model, revision)
-    if not checkpoint.has_tokenizer:
-        raise CalibrationError(f"{model} has no tokenizer. Add its tokenizer files to its folder.")
-    calibration = read_calibration(TextSource(text, text_column, samples, seed), matching=False)
-    batches, truncated = tokenise(load_tokenizer(checkpoint.folder), calibration.samples, checkpoint.config)
+    check_output(output, force)
+    source = TextSource(text, text_column, samples, seed)
+    statistics, notes = measure_on_text(open_encoder(model, revision), kind, source)
     if not quiet:
-        for note in (*calibration.notes, *truncated):
+        for note in notes:
             click.echo(f"note: {note}", err=True)
-    statistics = measure(checkpoint, kind, batches, calibration.source, seed)
     write_statistics(output, statistics)
     if as_json:
         click.echo(
@@ -77,4 +69,4 @@ def statistics_command(
         )
     else:
         size = f"{output.stat().st_size:,} bytes"
-        click.echo(f"{output}: {kind} of {len(statistics.tensors)} tensors of {model} on {calibration.source} ({size})")
+        click.echo(f"{output}: {kind} of {len(statistics.tensors)} tensors of {model} on {statistics.text} ({size})")

@@ -5,6 +5,7 @@ Our own YAML header: huggingface_hub's ModelCardData writes its keys in another 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import yaml
 
+from merge.disk.atomic import replacing
 from merge.disk.documents import front_matter, read_object
-from merge.errors import CheckpointError
+from merge.errors import CheckpointError, OutputError
 from merge.publish.model_index import model_index
 from merge.publish.model_library import Library, library_of
 from merge.publish.results_file import read_results
@@ -34,10 +36,13 @@ TAGS = ["merge", "merge-models"]
 
 def write_card(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write README.md from the facts of a run (merge.json) and evaluation results (records of results.json)."""
+    (folder / "README.md").write_text(_text(folder, facts, results), encoding="utf-8", newline="\n")
+
+
+def _text(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
     library = library_of(folder)
     front = yaml.safe_dump(metadata(facts, results, library), sort_keys=False, allow_unicode=True)
-    body = "\n".join([f"---\n{front}---", "", *_body(facts, results, library), ""])
-    (folder / "README.md").write_text(body, encoding="utf-8", newline="\n")
+    return "\n".join([f"---\n{front}---", "", *_body(facts, results, library), ""])
 
 
 def add_results(folder: Path, results_file: Path) -> int:
@@ -45,9 +50,9 @@ def add_results(folder: Path, results_file: Path) -> int:
 
     Raises:
         CheckpointError: the folder was not written by merge-models, or results.json holds no score of its model.
+        OutputError: the folder cannot be written; its card is as it was.
     """
     from merge.checkpoints.open import open_checkpoint
-    from merge.disk.hashes import file_hash
 
     facts, results = _read_manifest(folder / "merge.json"), read_results(results_file, CheckpointError)
     merged_hash = open_checkpoint(str(folder)).content_hash
@@ -59,8 +64,8 @@ def add_results(folder: Path, results_file: Path) -> int:
                 f"{results_file} holds no score of {folder}. Evaluate it first: evaluate-models hans {folder}"
             )
         recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
-        write_card(folder, {**facts, "recipe_yaml": recipe}, records)
-        facts["files"]["README.md"] = file_hash(folder / "README.md")
+        text = _text(folder, {**facts, "recipe_yaml": recipe}, records)
+        facts["files"]["README.md"] = hashlib.sha256(text.encode()).hexdigest()
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{results_file} was not written by evaluate-models, or {folder / 'merge.json'} not by merge-models "
@@ -68,9 +73,13 @@ def add_results(folder: Path, results_file: Path) -> int:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}.") from error
-    (folder / "merge.json").write_text(
-        json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
-    )
+    manifest = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+    try:
+        with replacing(folder / "README.md") as new_card, replacing(folder / "merge.json") as new_manifest:
+            new_card.write_bytes(text.encode())
+            new_manifest.write_bytes(manifest.encode())
+    except OSError as error:
+        raise OutputError(f"{folder}: its card cannot be written: {error.strerror}. It is as it was.") from error
     return len(records)
 
 
