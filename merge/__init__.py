@@ -6,8 +6,8 @@
     merged.save("merged/")
 
 Public names: `merge`, `align`, `edit`, `compare_layers`, `stitch`, `prune_heads`, `prune_neurons`, `prune_embeddings`,
-`load`, `push`, `card`, `verify`, `statistics`, `MergeError`, `__version__`. They are imported when they are used, so that `import merge` is instant.
-Everything else is private and may change.
+`load`, `push`, `card`, `verify`, `statistics`, `MergeError`, `__version__`. They are imported when they are used, so that
+`import merge` is instant. Everything else is private and may change.
 """
 
 from __future__ import annotations
