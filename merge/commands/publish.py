@@ -41,13 +41,13 @@ def push_command(folder: Path, repo_id: str, private: bool | None, revision: str
 )
 @verbose_option
 def card_command(folder: Path, results: Path) -> None:
-    """Write evaluation results into the model card (README.md) of a merged FOLDER.
+    """Write evaluation results into the model card (README.md) of a merged or edited FOLDER.
 
     \b
     Example:
       merge-models card merged/ --results report/results.json
     """
-    from merge.publish.card import add_results
+    from merge.publish.card_results import add_results
 
     count = add_results(folder, results)
     click.echo(f"{folder / 'README.md'}: {count} results")

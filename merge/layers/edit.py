@@ -152,7 +152,7 @@ def _write(folder: Path, report: EditReport) -> EditReport:
     extra = [owner.written_name(name) for name in assembly.owner_extra]
     notes = reload_check(folder, report.config, owner.folder, extra=extra)
     report = replace(report, bytes=written.bytes, notes=(*report.notes, *notes))
-    (folder / "README.md").write_text(card(report), encoding="utf-8", newline="\n")
+    (folder / "README.md").write_text(card(report, folder), encoding="utf-8", newline="\n")
     write_json(folder / report.made.manifest, manifest(report, folder, written.hashes))
     return report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from merge.layers.plans.numbers import format_layers
 from merge.layers.plans.plan import LayerPlan, PlannedTensors
 from merge.layers.stacks import layer_count
 from merge.layers.strategies.importance import LayerImportance
-from merge.publish.card import PIPELINES, licence_of
+from merge.publish.edited_card import edited_card
 
 MANIFEST = "edit.json"
 
@@ -171,44 +171,13 @@ def manifest(report: EditReport, folder: Path, hashes: Mapping[str, str]) -> dic
     return {"format": 1, **edit_facts(report), "versions": versions, "files": files}
 
 
-def card(report: EditReport) -> str:
-    """Return README.md of the output: the base model if it is a Hub id, the input's licence, and the layers."""
-    import yaml
-
-    assembly, owner = report.assembly, report.assembly.owner
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge-models"]}
-    if licence := licence_of(owner.folder / "README.md"):
-        front["license"] = licence
-    if hub := [model.source for model in assembly.models if model.commit]:
-        front["base_model"] = hub
-    pipeline = next((p for ending, p in PIPELINES.items() if owner.architecture.endswith(ending)), None)
-    if pipeline:
-        front["pipeline_tag"] = pipeline
-    inputs = [
-        f"{model.source}, commit {model.commit or 'none (local)'}, SHA-256 of its content "
-        f"`{model.encoder.content_hash[:16]}`"
-        for model in assembly.models
-    ]
-    lines = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
-        f"# {report.output.name}",
-        _made_of(report),
-        *(
-            ["\n".join(["## How it was made", "", *(f"- {line}" for line in report.made.sentences)])]
-            if report.made.sentences
-            else []
-        ),
-        f"{'Input' if len(inputs) == 1 else 'Inputs'}: {'; '.join(inputs)}. Files, versions and hashes: "
-        f"`{report.made.manifest}`.",
-    ]
-    if report.notes:
-        lines.append("\n".join(["## Notes", "", *(f"- {note}" for note in report.notes)]))
-    return "\n\n".join(lines) + "\n"
-
-
-def _how(sentences: Sequence[str]) -> list[str]:
-    """Return the section of a card on what was done beyond taking layers; none where nothing was."""
-    return ["\n".join(["## How it was made", "", *(f"- {line}" for line in sentences)])] if sentences else []
+def card(report: EditReport, folder: Path) -> str:
+    """Return README.md of the output: what its layers are, how they were made, and of what."""
+    made = [_made_of(report)]
+    if report.made.sentences:
+        made.append("\n".join(["## How it was made", "", *(f"- {line}" for line in report.made.sentences)]))
+    models, owner = report.assembly.models, report.assembly.owner
+    return edited_card(folder, made, models, owner.architecture, report.made.manifest, report.notes, report.output.name)
 
 
 def _made_of(report: EditReport) -> str:
@@ -217,7 +186,7 @@ def _made_of(report: EditReport) -> str:
     computed = len(report.tensors.sources) - report.copied
     if plan.copies and len(report.assembly.models) == 1:
         kept = format_layers([layer for ((_, layer),) in plan.layers])
-        what = f"{len(plan.layers)} layers of the {total} of {source}, in this order and counted from 0: {kept}."
+        what = f"{len(plan.layers)} layers, taken from the {total} of {source} in this order (counted from 0): {kept}."
     else:
         pairs = zip(report.made.names, report.assembly.models, strict=True)
         named = ", ".join(f"{name} = {model.source}" for name, model in pairs)

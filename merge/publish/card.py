@@ -5,20 +5,15 @@ Our own YAML header: huggingface_hub's ModelCardData writes its keys in another 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from merge.disk.atomic import replacing
-from merge.disk.documents import front_matter, read_object
-from merge.errors import CheckpointError, OutputError
+from merge.disk.documents import front_matter
 from merge.publish.model_index import model_index
 from merge.publish.model_library import Library, library_of
-from merge.publish.results_file import read_results
 
 PIPELINES = {
     "ForSequenceClassification": "text-classification",
@@ -29,70 +24,20 @@ PIPELINES = {
     "GPT2LMHeadModel": "text-generation",
     "ForImageClassification": "image-classification",
 }
-MANIFEST_KINDS = {"name": "text", "architecture": "text", "method": "text", "models": "a list", "licences": "a list"}
-MANIFEST_KINDS |= {"alignment": "a list", "notes": "a list", "files": "keys and values", "repair": "keys and values"}
+MANIFESTS = ("merge.json", "edit.json")  # of merges and stitches; of edits and prunings
 TAGS = ["merge", "merge-models"]
 
 
 def write_card(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write README.md from the facts of a run (merge.json) and evaluation results (records of results.json)."""
-    (folder / "README.md").write_text(_text(folder, facts, results), encoding="utf-8", newline="\n")
+    (folder / "README.md").write_text(card_text(folder, facts, results), encoding="utf-8", newline="\n")
 
 
-def _text(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+def card_text(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    """Return README.md of a merged folder."""
     library = library_of(folder)
     front = yaml.safe_dump(metadata(facts, results, library), sort_keys=False, allow_unicode=True)
     return "\n".join([f"---\n{front}---", "", *_body(facts, results, library), ""])
-
-
-def add_results(folder: Path, results_file: Path) -> int:
-    """Write the scores of a merged model and its inputs from results.json into its card, and return their number.
-
-    Raises:
-        CheckpointError: the folder was not written by merge-models, or results.json holds no score of its model.
-        OutputError: the folder cannot be written; its card is as it was.
-    """
-    from merge.checkpoints.open import open_checkpoint
-
-    facts, results = _read_manifest(folder / "merge.json"), read_results(results_file, CheckpointError)
-    merged_hash = open_checkpoint(str(folder)).content_hash
-    try:
-        input_hashes = {m["content_hash"] for m in facts["models"]}
-        records = [r for r in results if _concerns(r, merged_hash, input_hashes)]
-        if not any(_concerns(r, merged_hash, set()) for r in records):
-            raise CheckpointError(
-                f"{results_file} holds no score of {folder}. Evaluate it first: evaluate-models hans {folder}"
-            )
-        recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
-        text = _text(folder, {**facts, "recipe_yaml": recipe}, records)
-        facts["files"]["README.md"] = hashlib.sha256(text.encode()).hexdigest()
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{results_file} was not written by evaluate-models, or {folder / 'merge.json'} not by merge-models "
-            f"({type(error).__name__}: {error})."
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: {error.strerror}.") from error
-    manifest = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-    try:
-        with replacing(folder / "README.md") as new_card, replacing(folder / "merge.json") as new_manifest:
-            new_card.write_bytes(text.encode())
-            new_manifest.write_bytes(manifest.encode())
-    except OSError as error:
-        raise OutputError(f"{folder}: its card cannot be written: {error.strerror}. It is as it was.") from error
-    return len(records)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise CheckpointError(f"{path}: No such file. merge-models card needs a merged folder and a results.json.")
-    return read_object(path, CheckpointError, MANIFEST_KINDS)
-
-
-def _concerns(record: Mapping[str, Any], merged_hash: str, input_hashes: set[str]) -> bool:
-    if record["kind"] == "scores":
-        return record["model"].get("hash") in {merged_hash, *input_hashes}
-    return record["kind"] == "barrier" and {record["a"].get("hash"), record["b"].get("hash")} <= input_hashes
 
 
 def metadata(
@@ -104,21 +49,40 @@ def metadata(
         library: of the folder, where transformers alone does not load it.
     """
     ids = list(dict.fromkeys(m["source"] for m in facts["models"] if m["commit"]))
-    licences = set(facts["licences"])
-    out: dict[str, Any] = {"library_name": "transformers", "tags": TAGS}
-    if library is not None:
-        out = {"library_name": library.name, "tags": [*library.tags, *TAGS]}
-    if len(licences) == 1 and None not in licences:
-        out["license"] = licences.pop()
-    if ids:
-        out |= {"base_model": ids, "base_model_relation": "merge"}
-    pipeline = next((p for ending, p in PIPELINES.items() if facts["architecture"].endswith(ending)), None)
-    if library is not None or pipeline:
-        out["pipeline_tag"] = pipeline if library is None else library.pipeline
+    out = header(facts["architecture"], library, TAGS, facts["licences"], ids, "merge")
     inputs = {m["content_hash"] for m in facts["models"]}
     merged_scores = [r for r in results if r["kind"] == "scores" and r["model"]["hash"] not in inputs]
     if index := model_index(facts["name"], merged_scores):
         out["model-index"] = index
+    return out
+
+
+def header(
+    architecture: str,
+    library: Library | None,
+    tags: Sequence[str],
+    licences: Sequence[str | None],
+    base_models: Sequence[str],
+    relation: str | None = None,
+) -> dict[str, Any]:
+    """Return what the YAML header of every card states.
+
+    Args:
+        library: of the folder, where transformers alone does not load it.
+        licences: of the inputs; the card states one only if all state the same.
+        base_models: Hub ids of the inputs.
+        relation: of the model to them, as the Hub names it.
+    """
+    out: dict[str, Any] = {"library_name": "transformers", "tags": list(tags)}
+    if library is not None:
+        out = {"library_name": library.name, "tags": [*library.tags, *tags]}
+    if len(set(licences)) == 1 and licences[0] is not None:
+        out["license"] = licences[0]
+    if base_models:
+        out |= {"base_model": list(base_models)} | ({} if relation is None else {"base_model_relation": relation})
+    pipeline = next((p for ending, p in PIPELINES.items() if architecture.endswith(ending)), None)
+    if library is not None or pipeline:
+        out["pipeline_tag"] = pipeline if library is None else library.pipeline
     return out
 
 
@@ -136,15 +100,20 @@ def _body(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]], librar
     lines += [f"| {m['source']}{role} | {m['commit'] or 'local'} | `{m['content_hash'][:16]}` |" for role, m in inputs]
     lines += ["", "## Alignment", "", *(_alignment(facts) or ["No model was aligned before the merge."])]
     if results:
-        lines += ["", "## Scores", "", *_scores(results, facts)]
+        lines += ["", "## Scores", "", *score_lines(results, facts, "this merge")]
     if facts["notes"]:
         lines += ["", "## Notes", "", *(f"- {note}" for note in facts["notes"])]
     lines += ["", "## Recipe", "", "```yaml", facts["recipe_yaml"].strip(), "```", ""]
-    lines += ["Files, versions and hashes: `merge.json`. Load it with:", "", "```python"]
+    lines += ["Files, versions and hashes: `merge.json`. Load it with:", ""]
+    return lines + loading_lines(facts["name"], facts["architecture"], library)
+
+
+def loading_lines(name: str, architecture: str, library: Library | None) -> list[str]:
+    """Return the Python code that loads a model, as a block of Markdown."""
     if library is not None:
-        return [*lines, *(line.replace("{name}", repr(facts["name"])) for line in library.code), "```"]
-    auto = loading_class(facts["architecture"])
-    return [*lines, f"from transformers import {auto}", f"model = {auto}.from_pretrained({facts['name']!r})", "```"]
+        return ["```python", *(line.replace("{name}", repr(name)) for line in library.code), "```"]
+    auto = loading_class(architecture)
+    return ["```python", f"from transformers import {auto}", f"model = {auto}.from_pretrained({name!r})", "```"]
 
 
 # Endings of class names for which transformers has an AutoModel class of the same ending.
@@ -233,14 +202,15 @@ def _quality(quality: Mapping[str, Any] | None) -> list[str]:
     return [*lines, "", f"{text} Distance of canonical weights, |A - B| / |A|: {before:.3f}, aligned {after:.3f}."]
 
 
-def _scores(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[str]:
+def score_lines(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], own_name: str) -> list[str]:
+    """Return the tables of scores and barriers; the model of the card has a name of its own in them."""
     names = {m["content_hash"]: m["source"] for m in facts["models"]}
     scores = [r for r in results if r["kind"] == "scores"]
     lines = []
     if scores:
         lines += ["| model | task | rows | scores | loss |", "| --- | --- | --- | --- | --- |"]
     for r in scores:
-        model = names.get(r["model"]["hash"], "**this merge**")
+        model = names.get(r["model"]["hash"], f"**{own_name}**")
         lines.append(
             f"| {model} | {r['task']} ({r['data']}) | {r['n']} | {_named(r['scores'])} | {_figure(r['scores'].get('loss'))} |"
         )

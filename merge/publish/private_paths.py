@@ -11,8 +11,8 @@ from typing import Any
 
 from merge.disk.documents import parse_json, read_json
 from merge.errors import HubError
+from merge.publish.card import MANIFESTS
 
-MANIFESTS = ("merge.json", "edit.json")
 TEXT_SUFFIXES = (".json", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py")
 # A vocabulary holds words, not paths, and may be large.
 MAX_TEXT_BYTES = 4_000_000

@@ -43,15 +43,15 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
 
 
 def card(folder: str | os.PathLike[str], results: str | os.PathLike[str]) -> int:
-    """Write evaluation results into the model card of a merged folder: `merge-models card`.
+    """Write evaluation results into the model card of a merged or edited folder: `merge-models card`.
 
     Args:
-        folder: written by a merge; its manifest takes the hash of the new card.
+        folder: written by a merge, an edit, a stitch or a pruning; its manifest takes the hash of the new card.
         results: the results.json of an evaluation, or the folder that holds it.
     Returns:
-        How many results the card shows: those of the merged model and of its inputs.
+        How many results the card shows: those of the model and of its inputs.
     Raises:
-        CheckpointError: the folder is no merge, or no result is of its model.
+        CheckpointError: the folder has no manifest, or no result is of its model.
         OutputError: the folder cannot be written.
 
     Example:
@@ -60,7 +60,7 @@ def card(folder: str | os.PathLike[str], results: str | os.PathLike[str]) -> int
         >>> merge.card(folder, "report-of-scored")
         1
     """
-    from merge.publish.card import add_results
+    from merge.publish.card_results import add_results
 
     path = Path(results).expanduser()
     return add_results(Path(folder).expanduser(), path / "results.json" if path.is_dir() else path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.errors import MergeError, TaskError, first_line
 from merge.progress import track
-from merge.publish.card import add_results
+from merge.publish.card_results import add_results
 from merge.recipe.entries import EvaluationEntry
 from merge.recipe.recipe import Recipe
 

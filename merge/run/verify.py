@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from merge.disk.documents import read_object, shown
 from merge.disk.hashes import file_hash
 from merge.errors import CheckpointError
-
-MANIFESTS = ("merge.json", "edit.json")  # of merge-models and of edit-layers; a folder has one
+from merge.publish.card import MANIFESTS
 
 
 @dataclass(frozen=True)

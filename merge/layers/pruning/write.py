@@ -19,7 +19,7 @@ from merge.disk.hashes import file_hash
 from merge.disk.staging import copy_side_files, output_notes, staged, write_json
 from merge.errors import CheckpointError, OutputError, some
 from merge.progress import track
-from merge.publish.card import PIPELINES, licence_of
+from merge.publish.edited_card import edited_card
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ def _write(folder: Path, report: PruneReport, prove: Prove, bound: float) -> Pru
             f"{bound:g}). Nothing was written."
         )
     report = replace(report, proof=proof, error=error, notes=(*report.notes, *loaded))
-    (folder / "README.md").write_text(card(report), encoding="utf-8", newline="\n")
+    (folder / "README.md").write_text(card(report, folder), encoding="utf-8", newline="\n")
     write_json(folder / MANIFEST, manifest(report, folder))
     return report
 
@@ -225,33 +225,15 @@ def manifest(report: PruneReport, folder: Path) -> dict[str, Any]:
     return {"format": 1, **prune_facts(report), "versions": versions, "files": files}
 
 
-def card(report: PruneReport) -> str:
+def card(report: PruneReport, folder: Path) -> str:
     """Return README.md of the output: what was removed of which model, and the proof."""
-    import yaml
-
-    pruned = report.pruned
-    checkpoint = pruned.checkpoint
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge-models"]}
-    if checkpoint.modules:
-        front["library_name"] = "sentence-transformers"
-    if licence := licence_of(checkpoint.folder / "README.md"):
-        front["license"] = licence
-    if checkpoint.commit:
-        front["base_model"] = [checkpoint.source]
-    if pipeline := next((p for ending, p in PIPELINES.items() if checkpoint.architecture.endswith(ending)), None):
-        front["pipeline_tag"] = pipeline
-    parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
-        f"# {report.output.name}",
+    checkpoint, pruned = report.pruned.checkpoint, report.pruned
+    made = (
         f"{checkpoint.source}, pruned with `edit-layers {pruned.command}` of merge-models, without training.",
         "\n".join(f"- {line}" for line in pruned.lines),
         f"Proof: {report.proof} differ by at most {report.error:.2g} standard deviations.",
-        f"Input: {checkpoint.source}, commit {checkpoint.commit or 'none (local)'}, SHA-256 of its content "
-        f"`{checkpoint.encoder.content_hash[:16]}`. Files, versions and hashes: `{MANIFEST}`.",
-    ]
-    if report.notes:
-        parts.append("\n".join(["## Notes", "", *(f"- {note}" for note in report.notes)]))
-    return "\n\n".join(parts) + "\n"
+    )
+    return edited_card(folder, made, [checkpoint], checkpoint.architecture, MANIFEST, report.notes, report.output.name)
 
 
 def report_text(report: PruneReport) -> str:

@@ -392,7 +392,8 @@ def test_the_card_states_what_was_done_and_the_licence_of_the_input(run: Run, pl
     assert (stated["license"], stated["pipeline_tag"]) == ("mit", "text-classification")
     assert "base_model" not in stated  # a local folder is no Hub id
     assert (
-        "8 layers of the 6 of m, in this order and counted from 0: 0-3,2-5." in (place / "bare/README.md").read_text()
+        "8 layers, taken from the 6 of m in this order (counted from 0): 0-3,2-5."
+        in (place / "bare/README.md").read_text()
     )
     assert plan_push(place / "out", "me/out", None).card.startswith("---")
 

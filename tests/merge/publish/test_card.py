@@ -13,7 +13,8 @@ from tiny import save_checkpoint
 
 from merge.checkpoints.open import open_checkpoint
 from merge.errors import CheckpointError
-from merge.publish.card import add_results, licence_of, loading_class, metadata, write_card
+from merge.publish.card import licence_of, loading_class, metadata, write_card
+from merge.publish.card_results import add_results
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
 

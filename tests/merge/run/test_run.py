@@ -14,7 +14,7 @@ from tiny import bert_config, random_tensors, save_checkpoint, save_tokenizer, w
 
 from merge.checkpoints.open import open_checkpoint
 from merge.errors import AlignmentError, CalibrationError, MismatchError
-from merge.publish.card import add_results
+from merge.publish.card_results import add_results
 from merge.recipe.recipe import Recipe, make_recipe
 from merge.run.run import run
 from merge.symmetry.architectures import spec_for

@@ -14,7 +14,7 @@ from tiny import bert_config, save_checkpoint
 from merge.checkpoints.open import open_checkpoint
 from merge.commands.merge_models import main
 from merge.errors import CheckpointError
-from merge.publish.card import add_results
+from merge.publish.card_results import add_results
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
 from merge.run.verify import verify
