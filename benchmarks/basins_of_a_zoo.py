@@ -26,7 +26,7 @@ from command_line import existing, make_parser, parse, run_main
 
 import evals
 import merge
-from evals.report.tables import Row, plain_table
+from evals.report.table_text import Row, plain_table
 
 AVERAGES, SMALLEST = 24, 3
 QUICK_ROWS, QUICK_POINTS = 40, 5

@@ -145,7 +145,7 @@ def print_pairs(pairs: list[Pair]) -> None:
     """Print every pair, then the independent ones beside the measurement by hand, and what goes with the barrier."""
     from scipy.stats import spearmanr
 
-    from evals.report.tables import plain_table
+    from evals.report.table_text import plain_table
 
     rows: list[list[Any]] = [["pair", "barrier", *SITES, "scale of the logits"]]
     for pair in sorted(pairs, key=lambda each: each.barrier):

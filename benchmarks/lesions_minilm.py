@@ -132,7 +132,7 @@ def shuffles(bench: Bench) -> None:
 
 def linearity(bench: Bench) -> None:
     """The best linear map of each component, fitted on 800 training sentences, and models with maps in their place."""
-    from evals.report.tables import plain_table
+    from evals.report.table_text import plain_table
 
     study = evals.linearity(
         bench.folder, text=bench.text, samples=800, only=["components", "replaced"], cumulative=False

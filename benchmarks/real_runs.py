@@ -21,7 +21,8 @@ from typing import Any
 from command_line import add_data, make_parser, parse, run_main
 
 from evals.commands.evaluate_models import evaluate
-from evals.report.tables import plain_table, score_rows
+from evals.report.table_text import plain_table
+from evals.report.tables import score_rows
 from evals.results.store import load_results
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "finetune_minilm.py"

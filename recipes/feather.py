@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.report.hans_figure import PREFIXES
-from evals.report.tables import GOLDS, HEURISTICS, Row, csv_table, plain_table
+from evals.report.table_text import Row, csv_table, plain_table
+from evals.report.tables import GOLDS, HEURISTICS
 
 Record = Mapping[str, Any]
 HUB = "connectivity/feather_berts_{}"

@@ -108,7 +108,7 @@ def command(protocol: Protocol, models: Sequence[str], args: argparse.Namespace,
 def table_text(path: Path) -> str:
     """Return the published clusters against every column of the published table."""
     from evals.clusters.strategies import strategies
-    from evals.report.tables import plain_table
+    from evals.report.table_text import plain_table
     from evals.results.score_table import read_score_table
 
     table = read_score_table(path)

@@ -202,7 +202,7 @@ def tasks(**options: Any) -> None:
       evaluate-models tasks
       evaluate-models tasks --json
     """
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
     from evals.tasks import TASKS
     from evals.tasks.task import METRICS
 

@@ -14,7 +14,7 @@ from evals.run.options import EvalOptions
 from merge.errors import OutputError, first_line
 
 if TYPE_CHECKING:
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
 
 Record = dict[str, Any]
 
@@ -71,7 +71,7 @@ def show_tables(tables: Sequence[list[Row]], form: str, width: int | None = None
     Args:
         width: of text, for which wide headers take several lines.
     """
-    from evals.report.tables import csv_table, markdown_table, plain_table
+    from evals.report.table_text import csv_table, markdown_table, plain_table
 
     if form == "plain":
         click.echo("\n".join(plain_table(rows, width).rstrip("\n") for rows in tables))

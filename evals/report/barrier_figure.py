@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.report.svg import fraction_range, numbers, save_figure, short
-from evals.report.tables import show
+from evals.report.table_text import show
 from evals.results.store import Record, model_labels
 from merge.publish.figures import COLOURS, INK, MARKERS, PAPER, figure_settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.report.tables import Cell, Row
+from evals.report.table_text import Cell, Row
 
 Record = Mapping[str, Any]
 # The summaries of a pair that the terminal shows; basins.json and pairs.csv have all.

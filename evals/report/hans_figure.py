@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.report.svg import numbers, save_figure, short
-from evals.report.tables import GOLDS, HEURISTICS, show
+from evals.report.table_text import show
+from evals.report.tables import GOLDS, HEURISTICS
 from evals.results.store import Record, model_labels
 from merge.errors import TaskError
 from merge.publish.figures import COLOURS, INK, MARKERS, RULE, figure_settings

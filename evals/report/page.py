@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.report import tables
+from evals.report import table_text, tables
 from evals.results.predictions import has_predictions
 from evals.results.store import load_results, locked, model_labels, usable_basins
 from merge.disk.atomic import write_atomic
@@ -187,9 +187,9 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["show"] = tables.show
-    environment.filters["numeric_columns"] = tables.numeric_columns
-    environment.tests["span"] = lambda cell: isinstance(cell, tables.Span)
+    environment.filters["show"] = table_text.show
+    environment.filters["numeric_columns"] = table_text.numeric_columns
+    environment.tests["span"] = lambda cell: isinstance(cell, table_text.Span)
     environment.tests["numeric"] = lambda cell: isinstance(cell, int | float)
     return environment.from_string(files("evals.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
 

@@ -166,7 +166,7 @@ def write_basins(record: dict[str, Any], folder: Path) -> list[Path]:
         OutputError: the folder is not writable.
     """
     from evals.report.basins_tables import pair_rows
-    from evals.report.tables import csv_table
+    from evals.report.table_text import csv_table
     from evals.results.json_text import json_text
     from evals.results.store import BASINS
     from merge.disk.atomic import write_atomic

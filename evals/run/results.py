@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evals.clusters.pair_losses import PairLosses
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
     from evals.results.compare import Comparison
 
 
@@ -34,7 +34,7 @@ class Shown(abc.ABC):
         """Return what the command prints with --json."""
 
     def __str__(self) -> str:
-        from evals.report.tables import plain_table
+        from evals.report.table_text import plain_table
 
         return "\n".join(plain_table(rows).rstrip("\n") for rows in self.tables())
 
@@ -241,7 +241,7 @@ class Basins(Shown):
 
     def __str__(self) -> str:
         from evals.report.basins_tables import verdict_lines
-        from evals.report.tables import plain_table
+        from evals.report.table_text import plain_table
 
         return "\n".join([*verdict_lines(self.record), *(plain_table(rows).rstrip("\n") for rows in self.tables())])
 
@@ -281,7 +281,7 @@ class Comparisons(Shown):
 
 def _html_table(rows: Sequence[Row]) -> str:
     """Return a table as HTML; numbers stand to the right."""
-    from evals.report.tables import numeric_columns, show
+    from evals.report.table_text import numeric_columns, show
 
     numeric = numeric_columns(rows)
 

@@ -11,12 +11,12 @@ from evals.report.basins.heatmap import heatmap_figure
 from evals.report.basins.pair_curves import Curve, curves_figure
 from evals.report.basins.prediction import prediction_figure
 from evals.report.basins.scatter import Axis, scatter_figure
-from evals.report.tables import show
+from evals.report.table_text import show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
 
 Record = Mapping[str, Any]
 PLACES = {"inside": "inside clusters", "between": "between clusters"}
@@ -143,7 +143,7 @@ def write_basins_report(record: Record, analyses: Sequence[Record], folder: Path
         OSError: the folder is not writable.
     """
     from evals.report.svg import save_figure
-    from evals.report.tables import csv_table
+    from evals.report.table_text import csv_table
     from merge.disk.atomic import write_atomic
 
     made: list[Path] = []

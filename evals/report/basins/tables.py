@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evals.report.tables import Cell, Row, Span
+from evals.report.table_text import Cell, Row, Span
 
 Record = Mapping[str, Any]
 BASIN = {True: "yes", False: "no", None: "too few rows"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evals.report.tables import lam_text
 
 if TYPE_CHECKING:
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
 
 Record = Mapping[str, Any]
 

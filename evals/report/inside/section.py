@@ -12,14 +12,14 @@ from evals.report.inside.features_figure import features_figure
 from evals.report.inside.similarity_figure import similarity_figure
 from evals.report.inside.stitch_figure import stitch_figure
 from evals.report.svg import inline_svg, save_figure
-from evals.report.tables import csv_table
+from evals.report.table_text import csv_table
 from evals.results.store import model_labels
 from merge.disk.atomic import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
 
 Record = Mapping[str, Any]
 

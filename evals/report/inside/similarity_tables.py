@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
 
 Record = Mapping[str, Any]
 

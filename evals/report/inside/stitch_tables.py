@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
 
 Record = Mapping[str, Any]
 NAMES = ("stitched", "identity", "mean only", "random A", "reversed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from evals.report.svg import fraction_range, numbers, short
-from evals.report.tables import show
+from evals.report.table_text import show
 from evals.results.store import Record, model_labels
 from merge.publish.figures import COLOURS, INK, PAPER, figure_settings
 

@@ -11,7 +11,7 @@ from evals.results.store import Record
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
 
 # Kind of a record -> the heading of its sections, and what they show.
 KINDS = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evals.report.tables import Row, lam_text
+from evals.report.table_text import Row
+from evals.report.tables import lam_text
 from evals.results.store import Record, model_labels
 
 

@@ -73,7 +73,7 @@ def write_surgery_report(record: Record, folder: Path) -> list[Path]:
         OSError: the folder is not writable.
     """
     from evals.report.svg import save_figure
-    from evals.report.tables import csv_table
+    from evals.report.table_text import csv_table
     from merge.disk.atomic import write_atomic
 
     stem = f"{record['kind']}-{record['task']}-{record['key'].rsplit('-', 1)[-1][:8]}"

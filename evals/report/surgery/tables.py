@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from evals.report.tables import Cell, Row
+from evals.report.table_text import Cell, Row
 
 Record = Mapping[str, Any]
 Variant = Mapping[str, Any]

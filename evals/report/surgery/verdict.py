@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from evals.report.surgery.tables import COMPONENTS, Record, correlation, leading, of_part, score_of
-from evals.report.tables import show
+from evals.report.table_text import show
 
 # The share of the gradient whose path lengths are named.
 MOST = 0.9

@@ -16,7 +16,7 @@ from merge.errors import UsageError, nearest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
     from evals.run.inside.subject import Asked
     from evals.run.options import EvalOptions
     from merge.checkpoints.live import ModelLike

@@ -10,7 +10,7 @@ from evals.run.results import Measured
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from evals.report.tables import Row
+    from evals.report.table_text import Row
 
 
 @final

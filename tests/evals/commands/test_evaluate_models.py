@@ -21,7 +21,7 @@ from evals.commands.evaluate_models import evaluate, main
 from evals.heuristics.grammar import SUBCASES, generate
 from evals.heuristics.scores import HansTable
 from evals.predict import predictor
-from evals.report.tables import Row, plain_table
+from evals.report.table_text import Row, plain_table
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, restrict
 from merge.symmetry.permutation import random as random_permutation

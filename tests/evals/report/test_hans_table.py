@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evals.report.tables import SHORT_NAMES, hans_rows, plain_table
+from evals.report.table_text import plain_table
+from evals.report.tables import SHORT_NAMES, hans_rows
 
 
 def test_the_table_of_a_terminal_fits_and_every_short_name_is_explained() -> None:

@@ -15,7 +15,7 @@ import pytest
 import sklearn.metrics
 
 from evals.commands.compare import compare
-from evals.report import tables
+from evals.report import table_text, tables
 from evals.report.page import write_page
 from evals.results.compare import Comparison, by_rows, compare_models, compare_records
 from evals.results.predictions import PredictionTable, read_predictions_table, write_predictions_table
@@ -149,7 +149,7 @@ def test_a_regression_task_has_differences_but_no_rows_that_are_right(tmp_path: 
     assert [c.test for c in found] == [None] * 4
     assert all(c.difference > 0.2 and c.interval.low > 0 for c in found if c.a == "near/")
     assert all(math.isnan(c.difference) and math.isnan(c.interval.low) for c in found if c.a == "flat/")
-    assert tables.comparison_rows(found)[-1][4:] == [None, tables.Span(None, None), None, None, None]
+    assert tables.comparison_rows(found)[-1][4:] == [None, table_text.Span(None, None), None, None, None]
 
 
 def test_what_cannot_be_compared_is_said(folder: Path, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_table_of_differences_says_what_was_found(folder: Path) -> None:
     found = compare_models(folder, "mrpc", against="worse/")
     header, first, *_ = tables.comparison_rows(found)
     assert header == ["a", "b", "score", "n", "a - b", "95% interval", "only a right", "only b right", "McNemar p"]
-    span = tables.Span(found[0].interval.low, found[0].interval.high)
+    span = table_text.Span(found[0].interval.low, found[0].interval.high)
     assert first == [
         "good/",
         "worse/",
@@ -224,10 +224,10 @@ def test_the_command_prints_what_the_function_finds(folder: Path) -> None:
     """As a table, Markdown, CSV with every digit, or JSON; the note on several tests goes to stderr."""
     found = compare_models(folder, "mrpc")
     done = run(folder, "mrpc")
-    assert (done.exit_code, done.stdout) == (0, tables.plain_table(tables.comparison_rows(found)) + "\n")
+    assert (done.exit_code, done.stdout) == (0, table_text.plain_table(tables.comparison_rows(found)) + "\n")
     assert done.stderr == "note: 3 pairs are compared; the p values are not corrected for that\n"
     assert run(folder, "mrpc", "-q").stderr == ""
-    assert run(folder, "mrpc", "--table", "markdown").stdout == tables.markdown_table(tables.comparison_rows(found))
+    assert run(folder, "mrpc", "--table", "markdown").stdout == table_text.markdown_table(tables.comparison_rows(found))
     rows = list(csv.DictReader(io.StringIO(run(folder, "mrpc", "--table", "csv").stdout)))
     assert [float(row["95% interval low"]) for row in rows] == [one.interval.low for one in found]
     assert [float(row["McNemar p"]) for row in rows] == [one.test.p for one in found]

@@ -16,7 +16,7 @@ from captured_log import CapturedLog
 from quick import quick_on
 
 from evals.heuristics.scores import HansTable
-from evals.report import tables
+from evals.report import table_text, tables
 from evals.report.page import write_page
 from evals.results.predictions import METADATA, PredictionTable, read_predictions_table, write_predictions_table
 from evals.results.store import add_result, load_results
@@ -75,7 +75,7 @@ def show(results: list[dict[str, Any]]) -> None:
     shown += [tables.hans_rows(results), *(tables.part_rows(results, part) for part in ("subcases", "counts"))]
     shown += [tables.point_rows(record) for record in results if record["kind"] == "barrier"]
     for rows in filter(None, shown):
-        tables.plain_table(rows)
+        table_text.plain_table(rows)
 
 
 def stored(folder: Path, *records: Any) -> Path:

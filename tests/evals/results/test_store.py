@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from evals.report import tables
+from evals.report import table_text, tables
 from evals.report.page import write_page
 from evals.results import store as report
 from evals.results.store import add_result, find, load_results
@@ -400,7 +400,7 @@ def test_every_number_of_every_record_is_on_the_page(tmp_path: Path) -> None:
 
 def test_a_number_shows_four_decimals_and_never_a_false_zero() -> None:
     """A standard error of 0.00002 that showed as 0.0000 would be a claim; zero itself is one that holds."""
-    assert [tables.show(cell) for cell in (0.84312, 0.0, 2e-5, -0.25, 9815, None, "naive")] == [
+    assert [table_text.show(cell) for cell in (0.84312, 0.0, 2e-5, -0.25, 9815, None, "naive")] == [
         "0.8431",
         "0.0000",
         "2.0e-05",
@@ -593,7 +593,7 @@ def test_a_metric_that_a_task_lacks_is_an_empty_cell() -> None:
         "loss",
         "matthews_correlation",
     ]
-    assert mnli[4:] == [0.8431, tables.Span(0.8358, 0.8502), 0.4512, None]
+    assert mnli[4:] == [0.8431, table_text.Span(0.8358, 0.8502), 0.4512, None]
     assert cola[4:] == [0.81, None, None, 0.52]
 
 
@@ -610,10 +610,10 @@ def test_a_score_without_intervals_has_no_column_for_them() -> None:
 def test_an_interval_is_one_cell_for_people_and_two_columns_for_programs() -> None:
     """CSV keeps every digit and has nothing where there is nothing; a comma in a name does not part it."""
     rows = tables.score_rows([scores("a, b/", scores={"accuracy": 1 / 3}), scores("c/", intervals={}, scores={})])
-    assert "0.8358 to 0.8502" in tables.plain_table(rows)
-    assert "| 0.8358 to 0.8502 |" in tables.markdown_table(rows)
-    assert tables.show(tables.Span(None, None)) == "–"
-    text = tables.csv_table(rows)
+    assert "0.8358 to 0.8502" in table_text.plain_table(rows)
+    assert "| 0.8358 to 0.8502 |" in table_text.markdown_table(rows)
+    assert table_text.show(table_text.Span(None, None)) == "–"
+    text = table_text.csv_table(rows)
     assert list(csv.reader(io.StringIO(text))) == [
         ["model", "task", "split", "n", "accuracy", "accuracy, 95% interval low", "accuracy, 95% interval high"],
         ["a, b/", "mnli", "validation_matched", "9815", repr(1 / 3), "0.8358", "0.8502"],
@@ -633,7 +633,7 @@ def test_the_six_hans_cells_stand_in_the_paper_s_order() -> None:
 
 def test_a_markdown_table_keeps_its_columns_whatever_a_model_is_called() -> None:
     """A bar or a line break in a name would end the cell, and a tag would reach the model card."""
-    lines = tables.markdown_table(tables.score_rows([scores("a|b\n<i>`*_"), scores("c/")])).splitlines()
+    lines = table_text.markdown_table(tables.score_rows([scores("a|b\n<i>`*_"), scores("c/")])).splitlines()
     assert lines[1] == "| --- | --- | --- | ---: | ---: | --- | ---: |"
     assert lines[2].startswith(r"| a\|b &lt;i>\`\*\_ | mnli | validation\_matched | 9,815 | 0.8431 |")
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {8}

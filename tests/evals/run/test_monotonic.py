@@ -16,7 +16,7 @@ from tiny import NLI, bert_config, random_tensors, save_checkpoint
 import evals
 import merge
 from evals.commands.evaluate_models import evaluate
-from evals.run.surface.monotonic import read_start
+from evals.run.surface.start import read_start
 from merge.checkpoints.open import open_base, open_encoder
 from merge.errors import MergeError
 

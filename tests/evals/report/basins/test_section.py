@@ -19,7 +19,7 @@ from evals.clusters.subsets import predicted_rows
 from evals.report.basins import tables
 from evals.report.basins.section import basins_figures, basins_section, write_basins_report
 from evals.report.page import write_page
-from evals.report.tables import Span
+from evals.report.table_text import Span
 from evals.results.json_text import json_text
 from evals.results.store import load_basins
 from merge.disk.checksums import with_checksum

@@ -11,7 +11,7 @@ from evals.report.surgery.lesion_figures import lesion_figures
 from evals.report.surgery.linearity_figures import linearity_figures
 from evals.report.surgery.tables import correlation, grouped_rows, lesion_tables, linearity_tables, variant_rows
 from evals.report.surgery.verdict import span, verdict_lines
-from evals.report.tables import plain_table
+from evals.report.table_text import plain_table
 
 pytestmark = pytest.mark.usefixtures("all_drawn")
 
