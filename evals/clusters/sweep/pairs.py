@@ -54,8 +54,3 @@ def held(size: int) -> int:
 def reads(parted: Sequence[Block]) -> int:
     """Return how many times models are read: each model of a block once."""
     return sum(len({model for pair in block for model in pair}) for block in parted)
-
-
-def most_reads(count: int, size: int) -> int:
-    """Return the bound on the reads of all pairs of `count` models: ceil(N / g) N."""
-    return math.ceil(count / size) * count
