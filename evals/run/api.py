@@ -202,6 +202,7 @@ def line(
     Raises:
         MismatchError: the two models do not fit one another.
         UsageError: a head is unknown, a data set is named twice, or there are fewer than 3 points.
+    Source: of every summary, in `.records` and docs/evaluating.md; Frankle et al. 2020, arXiv:1912.05671, first of all.
 
     Example:
         >>> measured = evals.line("a/", "b/", task="mnli", data=rows, points=3)

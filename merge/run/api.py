@@ -181,6 +181,7 @@ def align(
         text: calibration text: a file, a Hub data set id, sentences or pairs of sentences.
         heads: reference or drop where the two models have other heads.
         seed: of everything random.
+        device: where models run, such as cuda.
         settings: further keys of the recipe's `align` entry, such as restarts=3 or axes=["ffn"].
     Returns:
         The aligned model: `.model` (loaded), `.transform`, `.proof`, `.quality`, `.save(folder)`.

@@ -83,6 +83,8 @@ def statistics(
     Args:
         kind: fisher (for `fisher`) or gram (for `regmean`).
         text: a file, a Hub data set or sentences, of which `samples` are drawn with `seed`; the package's own when None.
+        text_column: its column; two for text pairs; found by name when None.
+        revision: of a Hub id.
         output: a .safetensors file to write, which `statistics=` of `merge.merge` takes; `force` replaces a file.
     Returns:
         `.tensors`: canonical name -> float32, of the tensor's shape (fisher) or (d_in, d_in) (gram); `.texts`, `.mean`.

@@ -118,6 +118,7 @@ def lesion(
     Raises:
         UsageError: the layers of the family cannot be edited; a layer, an order or a name does not fit.
         TaskError, CalibrationError: rows cannot be read, or the model has no tokenizer.
+    Source: Veit et al. 2016, arXiv:1605.06431.
 
     Example:
         >>> study = evals.lesion("a/", task="mnli", data=rows, only=["layers"])
@@ -180,6 +181,7 @@ def linearity(
     Raises:
         UsageError: the layers of the family cannot be edited, or a name does not fit.
         TaskError, CalibrationError: rows cannot be read, the model has no tokenizer, or the text is too short for a fit.
+    Source: Zhao et al. 2021, arXiv:2101.04547.
 
     Example:
         >>> study = evals.linearity("a/", task="mnli", data=rows, only=["swaps"])
