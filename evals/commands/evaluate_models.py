@@ -25,40 +25,45 @@ from evals.commands.stitch import stitch
 from evals.predict.process_group import end_with_launcher, exit_process, has_joined, join_group, rank_and_size
 from evals.predict.workers import release_workers, run_worker
 from merge.commands.align_options import with_align_value
-from merge.commands.sections import FoldingGroup
+from merge.commands.sections import SectionedGroup
 from merge.commands.terminal import start
 
 INTERRUPTED = 130
 
+EPILOG = """\b
+Examples:
+  evaluate-models hans merged/ a/ b/ -o report
+  evaluate-models glue mnli merged/ a/ b/ --data dev_matched.tsv -o report
+  evaluate-models score paws_wiki merged/ a/ b/ -o report
+  evaluate-models score mytask.yaml merged/ a/ b/
+  evaluate-models glue all merged/ a/ b/ --data glue_data/ --table markdown
+  evaluate-models compare report mnli
+  evaluate-models barrier a/ b/ --task mnli --align activations --text train.jsonl -o report
+  evaluate-models line a/ b/ --task mnli --also hans --head both --head A -o report
+  evaluate-models basins zoo/* --task mnli --diagnostic hans:hans_lo -o report
+  evaluate-models plane a/ b/ c/ --task mnli -o report
+  evaluate-models curve a/ b/ --task mnli --train train.jsonl --data dev.jsonl -o report
+  evaluate-models simplex a/ b/ --task mnli --train train.jsonl --data dev.jsonl -o report
+  evaluate-models monotonic pretrained/ run/ --task mnli -o report
+  evaluate-models features a/ b/ --text sample.txt --align weights -o report
+  evaluate-models similarity a/ b/ --text sample.txt -o report
+  evaluate-models lesion model/ --task mnli --limit 500 -o report
+  evaluate-models linearity model/ --text sentences.txt -o report
+  evaluate-models stitch a/ b/ --task mnli --text sample.txt -o report
+  evaluate-models tasks
+  torchrun --standalone --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
+"""
+SECTIONS = {
+    "Scores": ("score", "glue", "hans", "compare", "tasks"),
+    "Between models": ("barrier", "line", "basins", "plane", "monotonic", "curve", "simplex"),
+    "Inside models": ("features", "similarity", "stitch", "lesion", "linearity"),
+}
 
-@click.group(cls=FoldingGroup, context_settings=SETTINGS, no_args_is_help=False)
+
+@click.group(cls=SectionedGroup, sections=SECTIONS, epilog=EPILOG, context_settings=SETTINGS, no_args_is_help=False)
 @click.version_option(package_name="merge-models", prog_name="evaluate-models")
 def evaluate() -> None:
-    """Evaluate models: scores on tasks, comparisons, the loss barrier between two models; with a page of tables and figures.
-
-    \b
-    Examples:
-      evaluate-models hans merged/ a/ b/ -o report
-      evaluate-models glue mnli merged/ a/ b/ --data dev_matched.tsv -o report
-      evaluate-models score paws_wiki merged/ a/ b/ -o report
-      evaluate-models score mytask.yaml merged/ a/ b/
-      evaluate-models glue all merged/ a/ b/ --data glue_data/ --table markdown
-      evaluate-models compare report mnli
-      evaluate-models barrier a/ b/ --task mnli --align activations --text train.jsonl -o report
-      evaluate-models line a/ b/ --task mnli --also hans --head both --head A -o report
-      evaluate-models basins zoo/* --task mnli --diagnostic hans:hans_lo -o report
-      evaluate-models plane a/ b/ c/ --task mnli -o report
-      evaluate-models curve a/ b/ --task mnli --train train.jsonl --data dev.jsonl -o report
-      evaluate-models simplex a/ b/ --task mnli --train train.jsonl --data dev.jsonl -o report
-      evaluate-models monotonic pretrained/ run/ --task mnli -o report
-      evaluate-models features a/ b/ --text sample.txt --align weights -o report
-      evaluate-models similarity a/ b/ --text sample.txt -o report
-      evaluate-models lesion model/ --task mnli --limit 500 -o report
-      evaluate-models linearity model/ --text sentences.txt -o report
-      evaluate-models stitch a/ b/ --task mnli --text sample.txt -o report
-      evaluate-models tasks
-      torchrun --standalone --nproc-per-node 4 --no-python evaluate-models hans merged/ a/ b/ -o report
-    """
+    """Evaluate models: scores on tasks, comparisons, the loss barrier between two models; with a page of tables and figures."""
     join_group()
 
 

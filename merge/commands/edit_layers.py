@@ -17,7 +17,7 @@ from merge.commands.layer_options import (
     text_options,
 )
 from merge.commands.prune import COMMANDS as PRUNE_COMMANDS
-from merge.commands.sections import FoldingGroup, SectionedCommand
+from merge.commands.sections import SectionedCommand, SectionedGroup
 from merge.commands.terminal import common_options, start
 from merge.errors import UsageError
 from merge.layers.plans.numbers import format_layers, parse_layers
@@ -50,6 +50,12 @@ SECTIONS = {
     "Run": ("revision", "quiet", "verbose"),
 }
 
+# Sections of the list of commands.
+GROUPS = {
+    "Layers": ("drop", "reorder", "stack", "apply", "compare"),
+    "Heads, neurons and tokens": ("prune-heads", "prune-neurons", "prune-embeddings"),
+}
+
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that all edits share."""
@@ -72,7 +78,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group(cls=FoldingGroup, epilog=EPILOG, context_settings=HELP, no_args_is_help=False)
+@click.group(cls=SectionedGroup, sections=GROUPS, epilog=EPILOG, context_settings=HELP, no_args_is_help=False)
 @click.version_option(package_name="merge-models", prog_name="edit-layers")
 def edit_command() -> None:
     """Drop, reorder, repeat, splice and merge layers of transformer models, and repair what is missing.

@@ -12,6 +12,7 @@ VERBATIM = "\b"  # click's mark of a paragraph whose lines stay as they are
 # Everything up to the second column of a line that explains a name.
 FIRST_COLUMN = re.compile(r" *\S+(?: \S+)* {2,}")
 ONE_SECTION: Mapping[str, Sequence[str]] = {"Options": ()}
+NO_SECTIONS: Mapping[str, Sequence[str]] = {}
 WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"])+")
 
 
@@ -68,10 +69,29 @@ class FoldingContext(click.Context):
     formatter_class = FoldingFormatter
 
 
-class FoldingGroup(click.Group):
-    """A click group whose --help is folded."""
+class SectionedGroup(click.Group):
+    """A click group whose --help shows its commands in sections, in the order given.
+
+    Args:
+        sections: title -> names of commands; those of no section are listed by name under "Commands".
+    """
 
     context_class = FoldingContext
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]] = NO_SECTIONS, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list of commands for each section; click calls this for --help."""
+        listed = {name for names in self.sections.values() for name in names}
+        rest = [name for name in self.list_commands(ctx) if name not in listed]
+        widest = max(map(len, self.commands))
+        for title, names in {**self.sections, "Commands": rest}.items():
+            rows = [(f"{n:<{widest}}", self.commands[n].get_short_help_str(formatter.width)) for n in names]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 class SectionedCommand(click.Command):
