@@ -99,8 +99,8 @@ def embed(distances: Any, scale: float | None) -> Embedding:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         points = spectral_embedding(similarity, n_components=2, drop_first=False, random_state=SEED)
-    found = KMeans(2, random_state=SEED, n_init=10).fit(points)
-    labels = ordered_labels(found.labels_)
+    kmeans = KMeans(2, random_state=SEED, n_init=10).fit(points)
+    labels = ordered_labels(kmeans.labels_)
     centres = [points[labels == label].mean(0) for label in (0, 1)]
     near, far = (np.linalg.norm(points - centre, axis=1) for centre in centres)
     return Embedding(points, near - far, tuple(labels.tolist()), scale, float(similarity.min()))

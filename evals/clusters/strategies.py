@@ -106,8 +106,8 @@ def strategies(
 def _memberships(scores: Any, labels: Any, seed: int) -> tuple[Membership, ...]:
     clusters = members(labels)
     asked = range(1, 2) if len(clusters) == 2 else range(len(clusters)) if len(clusters) > 2 else ()
-    found = (membership(scores, labels == label, label, np.random.default_rng(seed)) for label in asked)
-    return tuple(each for each in found if each is not None)
+    memberships = (membership(scores, labels == label, label, np.random.default_rng(seed)) for label in asked)
+    return tuple(each for each in memberships if each is not None)
 
 
 def membership(scores: Any, inside: Any, cluster: int, generator: np.random.Generator) -> Membership | None:

@@ -116,15 +116,15 @@ def _groups(analysis: Analysis) -> list[str]:
 
 def _difference(analysis: Analysis, cluster: int) -> str:
     """Return the diagnostic that tells a cluster from the others best, where one does."""
-    told = [
+    sentences = [
         (each.adjusted, row.diagnostic, each)
         for row in analysis.strategies
         for each in row.memberships
         if each.cluster == cluster and each.adjusted is not None and each.adjusted < SIGNIFICANT
     ]
-    if not told:
+    if not sentences:
         return ""
-    p, name, most = min(told, key=lambda entry: (entry[0], -abs(entry[2].inside - entry[2].outside)))
+    p, name, most = min(sentences, key=lambda entry: (entry[0], -abs(entry[2].inside - entry[2].outside)))
     verb = "scores" if len(analysis.clusters[cluster]) == 1 else "which scores"
     return f", {verb} {number(most.inside)} against {number(most.outside)} on {name} ({p_value(float(p))})"
 

@@ -59,8 +59,8 @@ def represent(model: Any, tokens: Tokens, sites: Sequence[Site], by: str, label:
                 out[texts] = sums / lengths
             else:
                 first = torch.searchsorted(rows.texts, torch.arange(len(texts), device=model.device))
-                place = torch.arange(len(values), device=model.device) - first[rows.texts]
-                out[starts[texts[rows.texts]] + place] = values
+                positions = torch.arange(len(values), device=model.device) - first[rows.texts]
+                out[starts[texts[rows.texts]] + positions] = values
 
         see_sites(model, batch, sites, see)
     return [Representation(site, held[site.name]) for site in sites]

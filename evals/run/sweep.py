@@ -218,8 +218,8 @@ def _swept(
         records = [stored_score(results, sweep, diagnostic, model) for model in models]
         scores[diagnostic.name] = [_score(record, diagnostic) for record in records]
     losses = tuple(collect(sweep, line, pairs) for line in sweep.lines)
-    told = (*notes, *alignment_notes(sweep, pairs))
-    return Swept(sweep, pairs, losses, scores, told, cost, time.monotonic() - begun)
+    all_notes = (*notes, *alignment_notes(sweep, pairs))
+    return Swept(sweep, pairs, losses, scores, all_notes, cost, time.monotonic() - begun)
 
 
 def measure_averages(

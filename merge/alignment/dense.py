@@ -71,7 +71,7 @@ class Matched:
 
 def dense_outputs(checkpoint: Checkpoint) -> tuple[DenseOutputs, ...]:
     """Return the outputs of every dense layer of a pipeline, in the order of its modules."""
-    modules, found = checkpoint.modules or (), []
+    modules, outputs = checkpoint.modules or (), []
     for k, module in enumerate(modules):
         if module.kind != "Dense" or f"{module.path}/linear.weight" not in checkpoint.tensors:
             continue
@@ -82,10 +82,10 @@ def dense_outputs(checkpoint: Checkpoint) -> tuple[DenseOutputs, ...]:
         signs = activation in ODD and not normed
         reason = _fixed(checkpoint, module.settings, activation, [later.kind for later in after], reader is None)
         adds = [later.path for later in after if _adds_inputs(later.settings)]
-        found.append(
+        outputs.append(
             DenseOutputs(module.path, f"dense{k}", signs, reason or (f"{adds[0]} adds its inputs" if adds else ""))
         )
-    return tuple(found)
+    return tuple(outputs)
 
 
 def _fixed(

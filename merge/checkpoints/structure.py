@@ -80,8 +80,8 @@ def structure_of(config: Mapping[str, Any], tensors: int | None = None) -> Struc
         CheckpointError: the config names no class, or none that can be built from it.
     """
     key = cache_key(FORMAT, transformers_build(), config)
-    place = os.environ.get("MERGE_MODELS_CACHE", ""), key
-    if (known := STRUCTURES.get(place)) is not None:
+    held_under = os.environ.get("MERGE_MODELS_CACHE", ""), key
+    if (known := STRUCTURES.get(held_under)) is not None:
         return known
     fields = read_cached("structures", key)
     if fields is None:
@@ -92,7 +92,7 @@ def structure_of(config: Mapping[str, Any], tensors: int | None = None) -> Struc
     listed = {key: tuple(fields[key]) for key in ("known", "vocabulary", "required")}
     if len(STRUCTURES) >= MAX_STRUCTURES:
         STRUCTURES.clear()
-    structure = STRUCTURES[place] = Structure(**{**fields, "shapes": shapes, **listed})
+    structure = STRUCTURES[held_under] = Structure(**{**fields, "shapes": shapes, **listed})
     return structure
 
 

@@ -120,8 +120,8 @@ def make_skeleton(sweep: Sweep, device: str) -> Skeleton:
 
     @cache
     def checkpoints(model: int) -> Checkpoint:
-        one = sweep.models[model]
-        return with_modules(replace(open_encoder(str(one.folder)), source=one.name))
+        swept = sweep.models[model]
+        return with_modules(replace(open_encoder(str(swept.folder)), source=swept.name))
 
     first = checkpoints(0)
     predictor = make_predictor(first, device=device, cache=sweep.cache, max_length=sweep.max_length)

@@ -92,8 +92,8 @@ class Sweep:
 
     def end_key(self, model: int) -> str:
         """Return the key of the losses of a model."""
-        one = self.models[model]
-        return record_key("ends", *self._rows_facts(one), one.hash)
+        swept = self.models[model]
+        return record_key("ends", *self._rows_facts(swept), swept.hash)
 
     def pair_key(self, line: str, pair: Pair) -> str:
         """Return the key of the losses between two models."""

@@ -85,9 +85,9 @@ def _panels(analysis: Record) -> dict[str, list[Curve]]:
     panels: dict[str, list[Curve]] = {}
     for pair in analysis["extremes"]:
         i, j = pair["models"]
-        place = PLACES[pair["where"]] if len(analysis["clusters"]) > 1 else "all models"
+        where = PLACES[pair["where"]] if len(analysis["clusters"]) > 1 else "all models"
         name = f"{pair['extreme']}: {names[i]} → {names[j]}, {summary} {show(pair['distance'])}"
-        panels.setdefault(place, []).append({"name": name, "loss": pair["loss"]})
+        panels.setdefault(where, []).append({"name": name, "loss": pair["loss"]})
     return panels
 
 

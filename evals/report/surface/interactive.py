@@ -138,10 +138,10 @@ def _cells(record: Record, pixel: Any) -> list[str]:
     return cells
 
 
-def _size(place: tuple[int, int], step: int) -> int:
+def _size(at: tuple[int, int], step: int) -> int:
     """Return the step of the coarsest lattice that a point is on."""
     size = step
-    while size > 1 and (place[0] % size or place[1] % size):
+    while size > 1 and (at[0] % size or at[1] % size):
         size //= 2
     return size
 
@@ -150,8 +150,8 @@ def _shade(value: float | None, among: Sequence[float]) -> str:
     if value is None or not among or not math.isfinite(value):
         return "#999999"
     low, high = min(among), max(among)
-    place = (value - low) / (high - low) * (len(SHADES) - 1) if high > low else 0.0
-    below = min(int(place), len(SHADES) - 2)
-    part = place - below
+    height = (value - low) / (high - low) * (len(SHADES) - 1) if high > low else 0.0
+    below = min(int(height), len(SHADES) - 2)
+    part = height - below
     ends = [[int(shade[k : k + 2], 16) for k in (1, 3, 5)] for shade in SHADES[below : below + 2]]
     return "#" + "".join(f"{round(a * (1 - part) + b * part):02x}" for a, b in zip(*ends, strict=True))

@@ -100,10 +100,10 @@ def curve_rows(record: Record) -> list[list[Row]]:
     for curve in record["curves"]:
         scores = [value for value in curve["scores"] if value is not None]
         seconds = (curve.get("training") or {}).get("cpu_seconds")
-        place = lam_text(curve["barrier_t"]) if curve["barrier"] > 0 else None
+        at = lam_text(curve["barrier_t"]) if curve["barrier"] > 0 else None
         numbers: Row = [
             curve["barrier"],
-            place,
+            at,
             curve["highest"],
             curve["mean"],
             min(scores, default=None),

@@ -94,9 +94,9 @@ def check_tokens_alike(pair: Pair) -> None:
     if tokenizers[0] is not None and tokenizers[1] is not None:
         faults, _ = compare_tokenizers(tokenizers[0], tokenizers[1])
         if faults:
-            told = faults[0].split(" Choose one")[0].split(" Rows of")[0]
+            why = faults[0].split(" Choose one")[0].split(" Rows of")[0]
             raise MismatchError(
-                f"B's layers read A's states token by token, so both models must read the same tokens: {told} stitch-models fits "
+                f"B's layers read A's states token by token, so both models must read the same tokens: {why} stitch-models fits "
                 "a map between models of two tokenizers, whose tokens it matches by characters."
             )
 

@@ -55,8 +55,10 @@ def numbered_checkpoints(source: str) -> list[tuple[int, Path]]:
     """Return (step, folder) of each checkpoint-STEP in a folder, by their steps; none where there is no such folder."""
     folder = Path(source).expanduser()
     inside = folder.iterdir() if folder.is_dir() else ()
-    found = [(int(match[1]), each) for each in inside if (match := CHECKPOINT.fullmatch(each.name)) and each.is_dir()]
-    return sorted(found)
+    numbered = [
+        (int(match[1]), each) for each in inside if (match := CHECKPOINT.fullmatch(each.name)) and each.is_dir()
+    ]
+    return sorted(numbered)
 
 
 def expanded(sources: Sequence[str]) -> list[str]:

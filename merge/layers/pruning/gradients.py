@@ -127,8 +127,8 @@ def _plain(checkpoint: Checkpoint, source: TextSource, loss: str, generator: tor
     texts = [text for batch in batches for text in _one_by_one(batch, checkpoint.architecture)]
 
     def own(output: Any, text: _Text) -> tuple[Tensor, int]:
-        found = predictions(output, text.inputs, checkpoint.config)
-        return curvature_probe(found, generator), sum(len(each.rows) for each in found)
+        predicted = predictions(output, text.inputs, checkpoint.config)
+        return curvature_probe(predicted, generator), sum(len(each.rows) for each in predicted)
 
     if loss == "own":
         return _Texts([_Text(text) for text in texts], own, phrase, notes)

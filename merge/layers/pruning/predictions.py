@@ -42,12 +42,12 @@ def predictions(
     names = shown or [name for name in outputs if name.endswith("logits")]
     several = config.get("problem_type") == "multi_label_classification"
     mask = token_mask(batch)
-    found = []
+    by_output = []
     for name in names:
         value = outputs[name].float()
         rows = value if value.ndim < 3 else token_rows(value, mask)
-        found.append(Predictions(rows, not shown and not several and rows.shape[-1] > 1))
-    return found
+        by_output.append(Predictions(rows, not shown and not several and rows.shape[-1] > 1))
+    return by_output
 
 
 def divergence(full: Sequence[Predictions], other: Sequence[Predictions]) -> tuple[float, int]:
@@ -62,7 +62,7 @@ def divergence(full: Sequence[Predictions], other: Sequence[Predictions]) -> tup
     return total, sum(len(one.rows) for one in full)
 
 
-def curvature_probe(found: Sequence[Predictions], generator: Any) -> Tensor:
+def curvature_probe(predicted: Sequence[Predictions], generator: Any) -> Tensor:
     """Return a random number whose gradient g has E[g g^T] = the second derivative of the divergence, summed over rows.
 
     For logits with probabilities p that is J^T (diag(p) - p p^T) J, and diag(p) - p p^T = B B^T with B = diag(sqrt(p)) -
@@ -71,7 +71,7 @@ def curvature_probe(found: Sequence[Predictions], generator: Any) -> Tensor:
     import torch
 
     total = torch.zeros(())
-    for one in found:
+    for one in predicted:
         signs = torch.randint(2, one.rows.shape, generator=generator).to(one.rows.dtype) * 2 - 1
         if one.classes:
             p = one.rows.detach().softmax(-1)

@@ -169,24 +169,24 @@ def _lowest_groups(layers: Sequence[UnitLayer], scores: UnitScores, kind: str, c
 def _redundant(checkpoint: Checkpoint, layers: Sequence[UnitLayer], tolerance: float) -> _Chosen:
     if not 0 <= tolerance < 1:
         raise UsageError(f"--tolerance expects a number from 0 to 1, found {tolerance:g}.")
-    found = {layer.number: find_redundant(checkpoint, layer, tolerance) for layer in layers}
-    removal = {number: each.removed for number, each in found.items() if each.removed}
+    by_layer = {layer.number: find_redundant(checkpoint, layer, tolerance) for layer in layers}
+    removal = {number: each.removed for number, each in by_layer.items() if each.removed}
     if not removal:
         raise UsageError(
             f"{checkpoint.source} has no redundant neurons: no two have the same input weights within {tolerance:g} of the "
             "largest, and all are read. Give a larger --tolerance, or choose neurons by --score."
         )
-    merged, silent = (sum(len(part) for part in parts) for parts in _parts(found))
+    merged, silent = (sum(len(part) for part in parts) for parts in _parts(by_layer))
     return _Chosen(
         removal,
         f"redundant: {merged} have the input weights of another neuron within {tolerance:g}, which takes over their outgoing "
         f"weights, and {silent} are read by nothing",
-        redundant=found,
+        redundant=by_layer,
     )
 
 
-def _parts(found: Mapping[int, Redundant]) -> tuple[list[Any], list[Any]]:
-    return [each.merged for each in found.values()], [each.silent for each in found.values()]
+def _parts(by_layer: Mapping[int, Redundant]) -> tuple[list[Any], list[Any]]:
+    return [each.merged for each in by_layer.values()], [each.silent for each in by_layer.values()]
 
 
 def _pruned(checkpoint: Checkpoint, kind: str, layers: Sequence[UnitLayer], chosen: _Chosen, shrink: bool) -> Pruned:

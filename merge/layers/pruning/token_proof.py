@@ -120,9 +120,9 @@ def outputs_with_states(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Te
 def token_ids(tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
     """Return the ids of every text, whole, with the special tokens that the tokenizer adds."""
     if len(texts[0]) == 1:
-        found = tokenizer([text[0] for text in texts], truncation=False, padding=False, verbose=False)
+        encoded = tokenizer([text[0] for text in texts], truncation=False, padding=False, verbose=False)
     else:
         first, second = (list(part) for part in zip(*texts, strict=True))
-        found = tokenizer(first, second, truncation=False, padding=False, verbose=False)
-    ids: list[list[int]] = found["input_ids"]
+        encoded = tokenizer(first, second, truncation=False, padding=False, verbose=False)
+    ids: list[list[int]] = encoded["input_ids"]
     return ids

@@ -73,16 +73,16 @@ def outputs_of(model: Any, batches: Sequence[Batch], stack: str = "") -> Outputs
 
 def floor_embeddings(live: LiveLayers, batches: Sequence[Batch]) -> Tensor:
     """Return the embeddings of a model without its layers: the mean of the states that its first layer reads."""
-    found = []
+    embeddings = []
     for batch in batches:
         mask = token_mask(batch)
         rows = states_of(live, batch, [0])[0]
         if mask is None:
-            found.append(rows.reshape(len(next(iter(batch.values()))), -1, rows.shape[-1]).mean(1))
+            embeddings.append(rows.reshape(len(next(iter(batch.values()))), -1, rows.shape[-1]).mean(1))
             continue
         texts = mask.sum(1).tolist()
-        found.append(torch.stack([part.mean(0) for part in rows.split(texts)]))
-    return torch.cat(found)
+        embeddings.append(torch.stack([part.mean(0) for part in rows.split(texts)]))
+    return torch.cat(embeddings)
 
 
 def agreement(full: Outputs, edited: Outputs, measure: str) -> float:

@@ -75,12 +75,12 @@ def _by_sample(fractions: Sequence[float], sweep: Sweep) -> tuple[float, ...] | 
         upper, within = piece >= high, piece >= low
         within ^= upper
         larger, held = int(np.count_nonzero(upper)), int(np.count_nonzero(within))
-        found = piece[within] if held and inside[model] <= MOST_COLLECTED else piece[:0]
+        magnitudes = piece[within] if held and inside[model] <= MOST_COLLECTED else piece[:0]
         with lock:
             counts[model] += len(piece)
             above[model] += larger
             inside[model] += held
-            collected[model].append(found)
+            collected[model].append(magnitudes)
 
     sweep(collect, False)
     thresholds = []

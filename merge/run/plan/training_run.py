@@ -65,8 +65,8 @@ def run_average(models: Sequence[str], last: int | None = None, ema: float | Non
     if len(ordered) == 1:
         raise UsageError(f"{where}: the run has one checkpoint, {ordered[0][1]}, so there is nothing to average.")
     if last is not None and last > len(ordered):
-        found = some([str(step) for step, _ in ordered])
-        raise UsageError(f"--last {last}: {where} has {len(ordered)} checkpoints, of steps {found}. Ask for fewer.")
+        steps = some([str(step) for step, _ in ordered])
+        raise UsageError(f"--last {last}: {where} has {len(ordered)} checkpoints, of steps {steps}. Ask for fewer.")
     kept = ordered[-last:] if last is not None else ordered
     _check_gap([step for step, _ in kept])
     return RunAverage(tuple(str(folder) for _, folder in kept), _ema_weights(len(kept), ema), notes)
