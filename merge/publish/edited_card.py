@@ -66,7 +66,7 @@ def with_scores(card: str, name: str, facts: Mapping[str, Any], results: Sequenc
     front = {key: value for key, value in (check_header(card) or {}).items() if key != "model-index"}
     if index := model_index(name, own):
         front["model-index"] = index
-    return _with_header(front, body[:at] + section + body[at:])
+    return _with_header(front, body[:at].rstrip("\n") + "\n\n" + section + body[at:])
 
 
 def _with_header(front: Mapping[str, Any], body: str) -> str:
