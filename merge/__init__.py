@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merge.errors import MergeError
-    from merge.run.api import align, load, merge, push
-    from merge.run.api_files import card, statistics, verify
-    from merge.run.api_layers import compare_layers, edit
-    from merge.run.api_stitch import stitch
-    from merge.run.pruning import prune_embeddings, prune_heads, prune_neurons
+    from merge.run.api.files import card, statistics, verify
+    from merge.run.api.layers import compare_layers, edit
+    from merge.run.api.models import align, load, merge, push
+    from merge.run.api.pruning import prune_embeddings, prune_heads, prune_neurons
+    from merge.run.api.stitch import stitch
 
 __version__ = "0.1.0"
 
@@ -45,11 +45,11 @@ __all__ = [
 
 _HOMES = {
     "MergeError": "merge.errors",
-    **dict.fromkeys(("align", "load", "merge", "push"), "merge.run.api"),
-    **dict.fromkeys(("card", "statistics", "verify"), "merge.run.api_files"),
-    **dict.fromkeys(("compare_layers", "edit"), "merge.run.api_layers"),
-    "stitch": "merge.run.api_stitch",
-    **dict.fromkeys(("prune_embeddings", "prune_heads", "prune_neurons"), "merge.run.pruning"),
+    **dict.fromkeys(("align", "load", "merge", "push"), "merge.run.api.models"),
+    **dict.fromkeys(("card", "statistics", "verify"), "merge.run.api.files"),
+    **dict.fromkeys(("compare_layers", "edit"), "merge.run.api.layers"),
+    "stitch": "merge.run.api.stitch",
+    **dict.fromkeys(("prune_embeddings", "prune_heads", "prune_neurons"), "merge.run.api.pruning"),
 }
 
 

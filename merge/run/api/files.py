@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.disk.workspace import Workspace
-from merge.run.api_inputs import open_models, text_path
+from merge.run.api.inputs import open_models, text_path
 from merge.text.source import TextSource
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.disk.workspace import Workspace
-from merge.run.api_inputs import drop_settings, layer_plan, open_models, text_path
+from merge.run.api.inputs import drop_settings, layer_plan, open_models, text_path
 from merge.text.source import TextSource
 
 if TYPE_CHECKING:

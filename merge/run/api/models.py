@@ -16,7 +16,7 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.open import open_checkpoint
 from merge.disk.workspace import Workspace
 from merge.errors import UsageError
-from merge.run.api_inputs import (
+from merge.run.api.inputs import (
     averaged_run,
     open_models,
     own_statistics,

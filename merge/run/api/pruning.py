@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from merge.disk.workspace import Workspace
 from merge.layers.pruning.prune import Choice, prune_units
 from merge.layers.pruning.write import PruneReport, prune_facts, report_text
-from merge.run.api_inputs import open_models, text_path
+from merge.run.api.inputs import open_models, text_path
 from merge.run.results import WrittenModel
 from merge.text.source import TextSource
 

@@ -1,0 +1,1 @@
+"""The Python API of merge: one function for each command, in modules by what they take; `merge` exports them."""
