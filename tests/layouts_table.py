@@ -5,10 +5,10 @@ make layouts-table
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from layouts.shelf import ENCODERS, FILES, SENTENCES
+from layouts.shelf import ENCODERS, FILES, SENTENCES, STUDIES
 
 COLUMNS = {
     "merge": "merge",
@@ -31,9 +31,31 @@ A tensor that the class does not have (a pooler beside a masked language model) 
 aligned, else left out, and that is said: `--extra-tensors keep` or `drop` decides."""
 
 
+STUDIED = """\
+## Studies and edits
+
+The same layouts with every other command that reads weights: `evaluate-models NAME` and, from stitch-models on, what writes a
+model (`edit-layers` with its own commands). ✓ means that every number, or every tensor that was written, is that of a folder with
+the same weights, tokenizer and pipeline as `save_pretrained` writes it today. A number in brackets is the line below with which
+the command ends on both: these models have no classes, or no layers that can be cut there."""
+
+
+def studies(cells: Mapping[tuple[str, str], str]) -> list[str]:
+    """Return the table of studies and edits, and below it each line that one of them ends with."""
+    numbers: dict[str, int] = {}
+    rows = [f"| layout | {' | '.join(STUDIES)} |", "| --- " * (1 + len(STUDIES)) + "|"]
+    for name in {**ENCODERS, **SENTENCES, **FILES}:
+        outcomes = [cells.get((name, command), "not run").removeprefix("refused: ") for command in STUDIES]
+        told = [o if o in ("✓", "not run") else f"[{numbers.setdefault(o, len(numbers) + 1)}]" for o in outcomes]
+        rows.append(f"| {name} | {' | '.join(told)} |")
+    return ["", STUDIED, "", *rows, "", *(f"- [{number}] {line}" for line, number in numbers.items()), ""]
+
+
 def write(path: Path, rows: Sequence[dict[str, str]]) -> None:
     """Write the page from the rows of a test run."""
     cells = {(row["layout"], row["command"]): row["outcome"] for row in rows}
+    others = {key: outcome for key, outcome in cells.items() if key[1] in STUDIES}
+    cells = {key: outcome for key, outcome in cells.items() if key not in others}
     right = sum(outcome.startswith("✓") for outcome in cells.values())
     lines = ["# Layouts", "", INTRODUCTION, ""]
     lines += [f"{len(cells)} cells, {right} right, {len(cells) - right} refused. Written by `make layouts-table`.", ""]
@@ -48,5 +70,6 @@ def write(path: Path, rows: Sequence[dict[str, str]]) -> None:
             outcomes = [cells.get((name, command), "not run").replace("|", "\\|") for command in COLUMNS]
             lines.append(f"| {name} | {layout.like} | {' | '.join(outcomes)} |")
         lines.append("")
+    lines += studies(others)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")

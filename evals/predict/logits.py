@@ -184,6 +184,17 @@ def label_notes(checkpoint: Checkpoint, stated: Sequence[str] | None) -> list[st
     ]
 
 
+def matched_label_notes(models: Sequence[Checkpoint], stated: Sequence[str] | None) -> list[str]:
+    """Return the notes on stated class names where models are averaged: the first is read by them, the others matched to it."""
+    first, *others = models
+    return label_notes(first, stated) + [
+        f"{other.source}: --labels names the classes of {first.source}, to which its own "
+        f"({', '.join(other.structure.label_names)}) are matched by their names"
+        for other in others
+        if label_notes(other, stated)
+    ]
+
+
 def task_logits(
     logits: Float[Tensor, "rows classes"], columns: Sequence[int], task: EvalTask
 ) -> tuple[Float[Tensor, "rows labels"], Tensor]:

@@ -102,7 +102,7 @@ def measure_pair_lines(
 ) -> Measured:
     """Align the two models, if the settings ask for it, and measure their lines on every data set."""
     from evals.paths.pair_lines import measure_lines
-    from evals.predict.logits import label_notes
+    from evals.predict.logits import matched_label_notes
     from evals.predict.predictor import make_predictor
     from evals.predict.regression import scale_notes
     from merge.alignment.rewrite import rewritten
@@ -120,6 +120,6 @@ def measure_pair_lines(
         )
         lines, more = measure_lines(pair, ready.models, rebased, sets, plan, predictor)
     alignment = rebased.aligned[0].to_json() if rebased.aligned else None
-    shared = (*label_notes(pair[0], options.labels), *ready.notes, *rebased.notes)
+    shared = (*matched_label_notes(pair, options.labels), *ready.notes, *rebased.notes)
     scales = [scale_notes(matched.task, pair[0]) for matched in sets]
     return Measured(lines, alignment, [(*shared, *scale, *of_set) for scale, of_set in zip(scales, more, strict=True)])

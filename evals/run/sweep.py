@@ -111,7 +111,7 @@ def _sweep(
     from evals.clusters.sweep.sweep import Sweep, SweptModel, without_reader
     from evals.clusters.sweep.transforms import check_one_reference
     from evals.predict.embeddings import embedding_facts
-    from evals.predict.logits import label_notes, match_labels
+    from evals.predict.logits import match_labels, matched_label_notes
     from evals.run.barrier import check_pair
 
     notes = check_pair(tuple(models), options)[1]
@@ -144,7 +144,7 @@ def _sweep(
         owner=os.getpid() if plan.backend == "loky" else None,
     )
     check_one_reference(sweep)
-    return sweep, (*notes, *label_notes(models[0], options.labels))
+    return sweep, (*notes, *matched_label_notes(models, options.labels))
 
 
 def _index(name: str, models: Sequence[Checkpoint], names: Sequence[str]) -> int:

@@ -31,10 +31,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "lilt": ("LiltModel", SMALL | {"channel_shrink_ratio": 2, "max_2d_position_embeddings": 30}),
     "luke": ("LukeModel", SMALL | {"entity_vocab_size": 9, "entity_emb_size": 7}),
     "big_bird": ("BigBirdModel", SMALL | {"block_size": 4, "num_random_blocks": 1}),
+    "squeezebert": ("SqueezeBertModel", SMALL | {"embedding_size": 24, "q_groups": 2, "k_groups": 2, "v_groups": 2}),
     "longformer": ("LongformerModel", SMALL | {"attention_window": 4}),
 }
 # Activations that pool tokens or fill texts up to a window do not tell padding apart; entities are in no text.
-NOT_BY_ACTIVATIONS = {"funnel": "v1", "longformer": "residual", "luke": "entity_embeddings"}
+NOT_BY_ACTIVATIONS = {"funnel": "v1", "squeezebert": "heads", "longformer": "residual", "luke": "entity_embeddings"}
 # Refused by activations, for two reasons; and aligned by weights.
 QUICK = (("funnel", "activations"), ("luke", "activations"), ("luke", "weights"))
 

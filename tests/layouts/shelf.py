@@ -81,6 +81,10 @@ BERT, BERT_MLM, BERT_CLASSES = (
 MPNET = of("mpnet", "MPNetModel", {k: v for k, v in ROBERTA.items() if k != "type_vocab_size"})
 
 ALL = ("merge", "weights", "activations", "drop", "score", "push")
+STUDIES = (
+    "barrier", "line", "basins", "plane", "curve", "simplex", "monotonic", "features", "similarity", "lesion", "linearity",
+    "stitch", "stitch-models", "apply", "prune-heads", "prune-neurons", "prune-embeddings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

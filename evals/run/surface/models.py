@@ -140,7 +140,7 @@ def prepared(asked: Asked, settings: AlignEntry, options: EvalOptions) -> Iterat
     """Yield the models with their classes in the order of the first and, if the settings ask for it, aligned to it."""
     from evals.paths.pair_lines import endpoints
     from evals.paths.walk import EncodedTask
-    from evals.predict.logits import label_notes
+    from evals.predict.logits import matched_label_notes
     from evals.predict.predictor import make_predictor
     from evals.predict.regression import scale_notes
     from evals.results.measure import reading_notes
@@ -160,7 +160,7 @@ def prepared(asked: Asked, settings: AlignEntry, options: EvalOptions) -> Iterat
             max_length=options.max_length,
         )
         encoded = tuple(EncodedTask(matched, predictor.encode(matched.rows)) for matched in asked.sets)
-        notes = (*label_notes(asked.models[0], options.labels), *ready.notes, *rebased.notes)
+        notes = (*matched_label_notes(asked.models, options.labels), *ready.notes, *rebased.notes)
         for each in encoded:
             matched = each.matched
             notes += tuple(scale_notes(matched.task, asked.models[0]))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from merge.alignment.divergence import outputs_of
 from merge.alignment.masking import with_masked_words
 from merge.alignment.pair import MAX_KEPT_BYTES, Outputs, Pair, in_dtype
 from merge.alignment.solvers.balance import BALANCES
@@ -57,7 +58,7 @@ def compare_units(pair: Pair) -> Compared:
     """Run both models of a pair over its batches once; of a pair that matchers share, once for all of them."""
 
     def compare() -> Compared:
-        outputs, group = KeptOutputs(frozenset(pair.spec.outputs)), pair.spec.group
+        outputs, group = KeptOutputs(pair), pair.spec.group
         # With maps they may be matched next.
         axes = axis_sizes(pair.spec, pair.shapes) if pair.shared is not None else ()
         mixing = frozenset(axis for axis in axes if group(axis) in MIXING_GROUPS)
@@ -131,8 +132,8 @@ def level_sizes(names: tuple[str, ...], counts: Mapping[str, int], units: int) -
 class KeptOutputs:
     """The outputs of both models on each batch, in its parts: kept as long as they are small."""
 
-    def __init__(self, names: frozenset[str]) -> None:
-        self.names, self.bytes = names, 0
+    def __init__(self, pair: Pair) -> None:
+        self.pair, self.bytes = pair, 0
         self.kept: list[tuple[dict[str, Tensor], dict[str, Tensor]]] | None = []
 
     def add(self, batch: Batch, parts: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> None:
@@ -146,8 +147,8 @@ class KeptOutputs:
             return
         sides = []
         for side in zip(*parts, strict=True):
-            names = [name for name in side[0] if name in self.names]
-            sides.append({name: torch.cat([part[name].float() for part in side]) for name in names})
+            outputs = [outputs_of(self.pair, part) for part in side]
+            sides.append({name: torch.cat([part[name] for part in outputs]) for name in outputs[0]})
         self.bytes += sum(out.nbytes for outputs in sides for out in outputs.values())
         self.kept = [*self.kept, (sides[0], sides[1])] if self.bytes <= MAX_KEPT_BYTES else None
 

@@ -38,6 +38,8 @@ MAX_CACHED_BYTES = 1 << 29
 State = tuple[Tensor, ...]
 # The names of a view's levels, outermost first.
 Names = tuple[str, ...]
+# The names and sizes of a view's levels, and the movable axes along the tensor's other items.
+Group = tuple[Names, tuple[int, ...], frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,13 @@ class Objective:
         dtypes = {side[name].dtype for side in (weights.a, weights.b) for name in self.tensor_names}
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         # Coordinate -> occurrences whose products belong together: of the same levels, with the same other axes.
-        self._groups: dict[str, dict[tuple[Names, frozenset[str]], list[Occurrence]]] = {}
+        self._groups: dict[str, dict[Group, list[Occurrence]]] = {}
         for coordinate, group in self.occurrences.items():
             groups = self._groups.setdefault(coordinate, {})
             for occurrence in group:
-                groups.setdefault((occurrence.view.names, occurrence.others), []).append(occurrence)
-        self._cache: dict[tuple[str, Names, frozenset[str]], tuple[State, Tensor]] = {}
+                view = occurrence.view
+                groups.setdefault((view.names, view.shape, occurrence.others), []).append(occurrence)
+        self._cache: dict[tuple[str, Group], tuple[State, Tensor]] = {}
 
     def term(self, name: str, p: Permutation) -> float:
         """Return one tensor's term of J, in float64."""
@@ -168,29 +171,31 @@ class Objective:
                 that has not been matched yet holds no information.
         """
         groups = self._groups[coordinate]
-        shapes = {names: group[0].view.shape for (names, _), group in groups.items()}
-        needed = 8 * len(groups) * max(math.prod(shape) for shape in shapes.values()) ** 2
-        cached = len({others for _, others in groups if others}) > 1 and needed <= MAX_CACHED_BYTES
+        levels = list(dict.fromkeys((names, shape) for names, shape, _ in groups))
+        needed = 8 * len(groups) * max(math.prod(shape) for _, shape in levels) ** 2
+        cached = len({others for *_, others in groups if others}) > 1 and needed <= MAX_CACHED_BYTES
         total: dict[Names, Tensor] = {}
-        for names in dict.fromkeys(names for names, _ in groups):
-            counted = [others for n, others in groups if n == names and (matched is None or others <= matched)]
-            shape = shapes[names]
+        for names, shape in levels:
+            counted = [g for g in groups if g[:2] == (names, shape) and (matched is None or g[2] <= matched)]
             if cached:
                 gain = torch.zeros(math.prod(shape), math.prod(shape), dtype=torch.float64)
-                for others in counted:
-                    gain += self._cached_product(coordinate, names, others, p)
+                for key in counted:
+                    gain += self._cached_product(coordinate, key, p)
             else:
-                group = [occurrence for others in counted for occurrence in groups[names, others]]
-                gain = self._product(math.prod(shape), group, p).double()
-            total[names] = gain.reshape(*shape, *shape)
+                members = [occurrence for key in counted for occurrence in groups[key]]
+                gain = self._product(math.prod(shape), members, p).double()
+            gain = gain.reshape(*shape, *shape)
+            if sum(other == names for other, _ in levels) > 1:
+                names, gain = without_fixed_level(names, gain)
+            total[names] = total[names] + gain if names in total else gain
         return total
 
-    def _cached_product(self, coordinate: str, names: Names, others: frozenset[str], p: Permutation) -> Tensor:
+    def _cached_product(self, coordinate: str, group: Group, p: Permutation) -> Tensor:
         """Return a group's gain, computed again if one of the axes it depends on has changed."""
-        key, state = (coordinate, names, others), tuple(p.indices[axis] for axis in sorted(others))
+        key, state = (coordinate, group), tuple(p.indices[axis] for axis in sorted(group[2]))
         if key not in self._cache or not equal_states(self._cache[key][0], state):
-            group = self._groups[coordinate][names, others]
-            self._cache[key] = state, self._product(math.prod(group[0].view.shape), group, p).double()
+            members = self._groups[coordinate][group]
+            self._cache[key] = state, self._product(math.prod(group[1]), members, p).double()
         return self._cache[key][1]
 
     def _product(self, units: int, group: list[Occurrence], p: Permutation) -> Tensor:
@@ -223,6 +228,15 @@ class Objective:
             dim += axis.span
         whole = math.prod(occurrence.view.shape) == math.prod(tensor.shape[units : units + span])
         return unit_rows(tensor, units, span, None if whole else unit_positions(occurrence.view))
+
+
+def without_fixed_level(names: Names, gain: Tensor) -> tuple[Names, Tensor]:
+    """Return the levels without the last one, `-`, whose units stay in their order, and the gain summed over them.
+
+    Blocks may have so many such units in one tensor and another number in another (grouped convolutions).
+    """
+    last = gain.ndim // 2 - 1
+    return names[:-1], gain.diagonal(dim1=last, dim2=gain.ndim - 1).sum(-1)
 
 
 def equal_states(left: State, right: State) -> bool:

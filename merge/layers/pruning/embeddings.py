@@ -24,7 +24,7 @@ from merge.disk.documents import read_object
 from merge.errors import CheckpointError, UsageError
 from merge.layers.pruning.token_proof import Trim, same_on_text, token_ids
 from merge.layers.pruning.tokens import Kept, kept_tokens, trimmed, unspellable
-from merge.layers.pruning.write import Pruned, PruneReport, check_input, write_pruned
+from merge.layers.pruning.write import Pruned, PruneReport, check_input, of_its_class, write_pruned
 from merge.text.calibration import read_calibration
 from merge.text.source import TextSource
 
@@ -59,7 +59,7 @@ def prune_embeddings(
     Raises:
         MergeError: a subclass for every error in text, input or output; no incomplete output is left.
     """
-    checkpoint = checkpoint.with_extra()
+    checkpoint = of_its_class(checkpoint)
     check_input(checkpoint)
     part, config = _vocabulary_part(checkpoint)
     tokenizer = _read(checkpoint)

@@ -17,7 +17,7 @@ from merge.layers.pruning.scores import SCORES, UnitScores, unit_scores
 from merge.layers.pruning.selection import Removal, check_removal, format_units, lowest
 from merge.layers.pruning.shrink import shrink_heads, shrink_neurons
 from merge.layers.pruning.units import UnitLayer, unit_layers
-from merge.layers.pruning.write import Pruned, PruneReport, check_input, write_pruned
+from merge.layers.pruning.write import Pruned, PruneReport, check_input, of_its_class, write_pruned
 from merge.symmetry.architectures import spec_note
 from merge.text.source import TextSource
 
@@ -90,7 +90,7 @@ def prune_units(
     """
     check_choice(kind, choice)
     check_edited(checkpoint)
-    checkpoint = checkpoint.with_extra()
+    checkpoint = of_its_class(checkpoint)
     check_input(checkpoint)
     layers = unit_layers(checkpoint, kind, stack)
     chosen = _chosen(checkpoint, kind, layers, choice, shrink)

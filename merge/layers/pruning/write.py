@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.modules import is_module_tensor
-from merge.checkpoints.names.canonical import expected_names, lacking_weights
+from merge.checkpoints.names.canonical import lacking_weights
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.weights.write import write_weights
 from merge.disk.hashes import file_hash
@@ -107,6 +107,18 @@ class PruneReport:
 Prove = Callable[[Path], tuple[str, float]]
 
 
+def of_its_class(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without the tensors that its class does not have, which a note names.
+
+    Which of their axes hold the units that are cut is not known, and transformers ignores them.
+    """
+    if not (names := list(checkpoint.extra)):
+        return checkpoint
+    number = "is no tensor" if len(names) == 1 else "are no tensors"
+    note = f"{checkpoint.source}: {some(names)} {number} of {checkpoint.architecture}: left out, as transformers does"
+    return replace(checkpoint, extra={}, notes=(*checkpoint.notes, note))
+
+
 def check_input(checkpoint: Checkpoint) -> None:
     """Stop where a checkpoint lacks weights of its class: they would be drawn at random.
 
@@ -152,9 +164,7 @@ def _write(folder: Path, report: PruneReport, prove: Prove, bound: float) -> Pru
     copy_side_files(checkpoint.folder, kept, folder)
     for name, content in pruned.files.items():
         (folder / name).write_bytes(content)
-    known = expected_names(checkpoint.structure)
-    extra = [checkpoint.written_name(n) for n in checkpoint.tensors if n not in known and not is_module_tensor(n)]
-    loaded = reload_check(folder, pruned.config, checkpoint.folder, extra=extra)
+    loaded = reload_check(folder, pruned.config, checkpoint.folder)
     proof, error = prove(folder)
     if not error <= bound:
         raise OutputError(

@@ -14,7 +14,15 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from merge.alignment import midpoint as agreement
-from merge.alignment.choice.candidates import NEAR_LOWEST, Candidate, Choice, best, choose, with_line_scores
+from merge.alignment.choice.candidates import (
+    NEAR_LOWEST,
+    Candidate,
+    Choice,
+    best,
+    choose,
+    known_outputs,
+    with_line_scores,
+)
 from merge.alignment.matchers import aligner
 from merge.alignment.midpoint import EndpointOutputs, score
 from merge.alignment.pair import Alignment, Pair
@@ -155,6 +163,8 @@ def test_a_logit_for_each_token_is_compared_without_padding(architecture: str, o
     assert (kind, ends.notes(1000)) == ("kl", ())
     assert values[0] == pytest.approx(expected, rel=1e-4)
     assert values[0] > 1e-3
+    matched = aligner("activations")(pair)(frozenset({"ffn"}))  # which keeps the outputs of the models
+    assert score([back], pair, EndpointOutputs(pair, known_outputs([Candidate(matched, None)]))) == (values, kind)
 
 
 def test_headless_models_are_scored_by_the_cosine_to_the_endpoints_mean() -> None:

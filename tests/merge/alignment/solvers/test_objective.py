@@ -12,6 +12,7 @@ from merge.alignment.pair import Pair
 from merge.alignment.solvers import objective as module
 from merge.alignment.solvers.objective import Objective, inner, weights_of
 from merge.symmetry.permutation import Permutation, apply, identity, random, restrict
+from merge.symmetry.spec import PermutationSpec
 
 
 def case(architecture: str = "BertForSequenceClassification") -> tuple[Pair, Objective, Permutation]:
@@ -77,6 +78,33 @@ def test_a_gain_is_what_the_objective_becomes(axis: str) -> None:
     u, v = (int(p.indices[axis][k]) for k in (i, j))
     expected = float(gain[i, v] + gain[j, u] - gain[i, u] - gain[j, v])
     assert product_of(pair, swapped(p, axis, i, j), names) - before == pytest.approx(expected, abs=1e-4)
+    assert abs(expected) > 0.05
+
+
+@pytest.mark.parametrize("bound", [0, 1 << 30])
+def test_blocks_may_hold_more_units_in_one_tensor_than_in_another(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in grouped convolutions, remembered or not: the gain of two blocks is what the objective becomes."""
+    monkeypatch.setattr(module, "MAX_CACHED_BYTES", bound)
+    lines = {
+        "narrow": "(groups -) one",
+        "wide": "(groups -) two",
+        "alone": "groups",
+        "first": "one -",
+        "second": "two -",
+    }
+    shapes = {"narrow": (6, 4), "wide": (15, 5), "alone": (3,), "first": (4, 2), "second": (5, 2)}
+    generator = torch.Generator().manual_seed(0)
+    a, b = ({n: torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in "ab")
+    spec = PermutationSpec("grouped", lines, {"groups": 3})
+    pair = Pair(spec, a, b, {"architectures": ["Grouped"]}, str, ())
+    objective = Objective(pair, weights_of(pair), ("groups", "one", "two"))
+    p = random(spec, shapes, torch.Generator().manual_seed(1))
+    gains, names = objective.gains("groups", p), list(shapes)
+    assert list(gains) == [("groups",)]
+    gain, before = gains["groups",], product_of(pair, p, names)
+    u, v = (int(p.indices["groups"][k]) for k in (0, 2))
+    expected = float(gain[0, v] + gain[2, u] - gain[0, u] - gain[2, v])
+    assert product_of(pair, swapped(p, "groups", 0, 2), names) - before == pytest.approx(expected, abs=1e-4)
     assert abs(expected) > 0.05
 
 
