@@ -23,6 +23,10 @@ XLM: dict[str, Any] = {
     "vocab_size": 18, "emb_dim": 24, "n_layers": 2, "n_heads": 4, "dropout": 0.0, "attention_dropout": 0.0,
     "max_position_embeddings": 32, "pad_token_id": 0, "pad_index": 0, "summary_first_dropout": 0.0, "n_langs": 1,
 }  # fmt: skip
+# Every command that looks inside a model answers on each: features, similarity, lesion, linearity.
+LOOKED_INSIDE = (
+    "albert", "bert", "deberta-v2", "distilbert", "electra", "gpt2", "llama", "modernbert", "mpnet", "roberta", "xlnet",
+)  # fmt: skip
 WIDE = LLAMA | {"attention_dropout": 0.0}
 
 # Model type -> what its classes' names begin with, and its sizes.

@@ -1,8 +1,9 @@
 """One pass over texts that measures LLFC, weak additivity and commutativity of two models at all sites at once.
 
-Each batch goes through A, through B and, for every lam, through the interpolated model. Memory is bounded by three models and
-the activations of one batch in two of them (`evals.inside.texts.ACTIVATION_BYTES`); per text and site eight bytes times three
-sums remain for the baseline and for every lam. Nothing grows with the tokens.
+Each batch goes through A, through B and, for every lam, through the interpolated model. Memory is bounded by three models (A and
+B are the memory that their weights are in already) and the activations of one batch in two of them
+(`evals.inside.texts.ACTIVATION_BYTES`); per text and site eight bytes times three sums remain for the baseline and for every lam.
+Nothing grows with the tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from evals.inside.sums import all_finite
 from evals.inside.texts import BYTES, unpadded_batches
 from merge.checkpoints.hooks import PaddingError, token_mask, token_rows, watching
 from merge.checkpoints.inputs import Batch, Encoded, Tokens
-from merge.checkpoints.transformers_model import set_weights
 from merge.errors import TaskError, some
 from merge.progress import track
 
@@ -99,16 +99,14 @@ def measure_pair_features(
     """Return LLFC, additivity and commutativity of two models of one architecture.
 
     Args:
-        model: of the architecture, on its device, in evaluation mode; it takes the weights of A.
+        model: of the architecture, on its device, in evaluation mode; it becomes the model between.
         weights: of A and of B, by the names that transformers writes.
         tokens: the texts, for both.
     Raises:
         UsageError: there is no such site.
         TaskError: features are not finite.
     """
-    trio = _Trio(model, copy.deepcopy(model), copy.deepcopy(model))
-    for one, tensors in zip((trio.a, trio.b), weights, strict=True):
-        set_weights(one, tensors)
+    trio = _Trio(*(_with_weights(model, tensors) for tensors in weights), model)
     sites = sites_of(model)
     kinds = {site.kind for site in sites.sites.values()}
     asked = sites.select(plan.sites or [kind for kind in MEASURED if kind in kinds])
@@ -130,6 +128,15 @@ def measure_pair_features(
         notes=(*sites.notes, *notes),
         logits=logits,
     )
+
+
+def _with_weights(model: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return a copy of a model whose parameters are these tensors themselves, so that no weight is in memory twice."""
+    state, held = model.state_dict(keep_vars=True), {}
+    for name, tensor in tensors.items():
+        old, new = state[name], tensor.detach().to(state[name])
+        held[id(old)] = torch.nn.Parameter(new, False) if isinstance(old, torch.nn.Parameter) else new
+    return copy.deepcopy(model, held)
 
 
 def _run(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from classifier_families import classifier_config
+from classifier_families import LOOKED_INSIDE, classifier_config
 from click.testing import CliRunner
 from quick import quick_on
 from tiny import NLI, bert_config, save_checkpoint, write_text
@@ -19,10 +19,7 @@ from merge.checkpoints.open import open_encoder
 from merge.symmetry.architectures import spec_for
 from merge.symmetry.permutation import apply, random
 
-FAMILIES = (
-    "albert", "bert", "deberta", "deberta-v2", "distilbert", "gpt2", "llama", "modernbert", "mpnet", "nomic_bert", "roberta",
-    "xlnet",
-)  # fmt: skip
+FAMILIES = (*LOOKED_INSIDE, "deberta", "nomic_bert")
 ROWS = [
     {"premise": f"the {word} saw a lawyer .", "hypothesis": "a lawyer helped .", "label": NLI[k % 3]}
     for k, word in enumerate(["doctor", "lawyer", "river"] * 3)
@@ -101,7 +98,7 @@ def test_a_permuted_copy_is_connected_once_it_is_aligned(zoo: Path) -> None:
 
 @pytest.mark.parametrize("family", quick_on(("distilbert",), FAMILIES))
 def test_every_family_answers(family: str, tmp_path: Path) -> None:
-    """Of the zoo of families at least ten; all sites, both other measures, and a figure."""
+    """All sites, and both other measures."""
     config = classifier_config(family)
     for seed, name in enumerate("ab"):
         save_checkpoint(tmp_path / name, config, seed=seed)

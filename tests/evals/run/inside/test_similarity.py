@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from classifier_families import classifier_config
+from classifier_families import LOOKED_INSIDE, classifier_config
 from click.testing import CliRunner
 from quick import quick_on
 from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer, write_text
@@ -19,10 +19,7 @@ from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.open import open_encoder
 from merge.checkpoints.transformers_model import build
 
-FAMILIES = (
-    "albert", "bert", "deberta", "deberta-v2", "distilbert", "gpt2", "llama", "modernbert", "mpnet", "nomic_bert", "roberta",
-    "xlnet",
-)  # fmt: skip
+FAMILIES = (*LOOKED_INSIDE, "deberta", "nomic_bert")
 
 
 @pytest.fixture

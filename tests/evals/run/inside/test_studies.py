@@ -8,6 +8,7 @@ from typing import Any
 
 import layered
 import pytest
+from classifier_families import LOOKED_INSIDE
 from click.testing import CliRunner, Result
 from slotted_models import config_of
 from tiny import NLI, bert_config, save_checkpoint, save_tokenizer, write_text
@@ -17,9 +18,7 @@ from evals.commands.evaluate_models import evaluate
 from merge.errors import MergeError, UsageError
 
 # Of every kind that the table of layers has, with one text input.
-FAMILIES = (
-    "bert", "distilbert", "electra", "albert", "deberta-v2", "mpnet", "modernbert", "xlnet", "gpt2", "gpt_neox", "gemma2",
-)  # fmt: skip
+FAMILIES = (*LOOKED_INSIDE, "gpt_neox", "gemma2")
 TEXTS = [
     "the doctor saw a lawyer .",
     "a lawyer helped",
