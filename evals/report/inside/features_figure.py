@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +31,33 @@ def features_figure(record: Record) -> Figure:
             _draw_sites(distance, scale, curve, COLOURS[at % len(COLOURS)])
         _label_sites(distance, record)
         _label_sites(scale, record)
-        distance.set(ylabel="1 - cos, mean over rows", ylim=(0, None), title="LLFC: average of features")
+        distance.set(
+            ylabel="1 - cos, mean ± s.d. over rows", title="LLFC: features of the average, average of features"
+        )
         scale.axhline(1, color=INK, linestyle="--", linewidth=0.9, label="same scale")
-        scale.set(ylabel="coefficient", title="scale against the average of features")
+        scale.set(ylabel="coefficient", title="LLFC: scale of the two")
         if by_layer:
             additive, commute = others
             _draw_layers(additive, record, ("own activation", "ReLU", "norms"), "control", "units of B in random order")
-            additive.set(title="weak additivity", ylabel="|x - y|² / (|x| |y|)", xlabel="layer", ylim=(0, None))
+            additive.set(title="weak additivity of what is not linear", ylabel="|x - y|² / (|x| |y|)", xlabel="layer")
             _draw_commutativity(commute, record)
         for axes in (distance, scale, *others):
             axes.title.set_fontsize(9)
-            axes.legend(fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
+            count = len(axes.get_legend_handles_labels()[1])
+            if axes.get_yscale() == "linear":
+                _make_room(axes, axes is not scale, 0.09 * math.ceil(count / 2))
+            axes.legend(fontsize=7, frameon=True, framealpha=0.8, edgecolor="none", loc="upper left", ncols=2)
         a, b = (short(name) for name in model_labels(record["models"]))
         title = f"A = {a},  B = {b}\n{record['data']}"
         figure.suptitle(title, x=0.012, ha="left", fontsize=9)
         return figure
+
+
+def _make_room(axes: Axes, from_zero: bool, share: float) -> None:
+    """Let the axis begin at 0 where it measures a distance, and leave a share of its height above the curves free."""
+    low, high = axes.get_ylim()
+    low = 0.0 if from_zero else low
+    axes.set_ylim(low, high + share * (high - low))
 
 
 def _draw_sites(distance: Axes, scale: Axes, curve: Record, colour: str) -> None:
@@ -78,6 +91,7 @@ def _label_sites(axes: Axes, record: Record) -> None:
     ticks = sorted({*shown, *outside})
     axes.set_xticks([at for at, _ in ticks], [name.replace(" output", " out") for _, name in ticks])
     axes.tick_params(axis="x", labelrotation=90, labelsize=7)
+    axes.set_xlabel("site; numbers are those of layers", fontsize=7)
 
 
 def _draw_layers(axes: Axes, record: Record, names: Sequence[str], control: str, label: str) -> None:
@@ -105,14 +119,25 @@ def _draw_commutativity(axes: Axes, record: Record) -> None:
     header, *rows = layer_rows(record)
     layers, width = [int(str(row[0])) for row in rows], (len(header) - 1) // len(record["curves"])
     styles = {"Dist_com": "-", "Dist_W": ":", "Dist_H": "--"}
+    words = {"Dist_W": "Dist_W, of the weights", "Dist_H": "Dist_H, of the inputs"}
     for at, curve in enumerate(record["curves"]):
         for number, (name, style) in enumerate(styles.items()):
             values = numbers([row[1 + at * width + 6 + number] for row in rows])
             prefix = f"{curve['name'].split(' (')[0]}: " if len(record["curves"]) > 1 else ""
             marker = MARKERS[at] if name == "Dist_com" else "_"  # seen where there is one layer alone
-            axes.plot(layers, values, style, color=COLOURS[at], marker=marker, markersize=4, label=f"{prefix}{name}")
-    axes.set(title="commutativity of weights and features", xlabel="layer", ylabel="mean over linear layers")
+            axes.plot(
+                layers,
+                values,
+                style,
+                color=COLOURS[at],
+                marker=marker,
+                markersize=4,
+                label=f"{prefix}{words.get(name, name)}",
+            )
+    axes.set(title="commutativity of weights and features", xlabel="layer", ylabel="distance, mean over linear layers")
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.25)  # for the legend
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda _value, _: "")
     axes.set_xticks(layers)

@@ -97,7 +97,9 @@ def _draw_counterparts(axes: Axes, record: Record, names: Sequence[str]) -> None
     shown = [at for at in x if len(sites) <= MAX_NAMED or at % 4 == 0]
     axes.set_xticks(shown, [_label(sites[at]) for at in shown])
     axes.tick_params(axis="x", labelrotation=90, labelsize=7)
-    axes.set_title("counterparts, ± 2 s.e.", fontsize=9)
+    axes.set_title("each site of A and its counterpart in B, ± 2 standard errors", fontsize=9)
+    axes.set_ylabel("similarity", fontsize=8)
+    axes.set_xlabel("site of A; numbers are those of layers", fontsize=7)
     axes.set(ylim=(min(-0.02, axes.get_ylim()[0]), 1.03))
 
 

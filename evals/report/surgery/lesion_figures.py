@@ -82,7 +82,7 @@ def _orders_figure(record: Record) -> Figure:
         for axes, (part, title, variants, place) in zip(panels, shown, strict=True):
             handles += draw_frame(record, axes)
             points = points_of(record, variants, place)
-            draw_cloud(axes, points, 0 if part == "random" else 1)
+            handles += draw_cloud(axes, points, 0 if part == "random" else 1)
             axes.set_xlabel(title)
             axes.locator_params(axis="x", nbins=6, integer=part == "random")
             if part == "orders" and (value := correlation(points)) is not None:
@@ -113,7 +113,7 @@ def _paths_figure(record: Record) -> Figure:
         (floor,) = shares.plot(
             lengths, [count / total for count in paths["counts"]], color=INK, linestyle="--", linewidth=1.0,
             marker="o", markersize=2.5,
-            label="share of paths: were all alike",
+            label="share of paths: what equal gradients would give",
         )  # fmt: skip
         shares.set(xlabel="path length", ylabel="share of the summed gradient")
         for axes in (counts, norms, shares):

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# What is below is off the axis of R2, where it would hide the differences of the other components.
+LEAST_R2 = -0.25
+
+
 def linearity_figures(record: Record) -> dict[str, tuple[Figure, str]]:
     """Return name -> figure and its description: non-linearity, replaced components, commutativity."""
     figures = {}
@@ -64,16 +68,18 @@ def _components_figure(record: Record) -> Figure:
             handles.append(_baseline(axes, rows, "of_mean", "the mean output (no skill)", ":"))
             if rows[0]["of_skip"] is not None:
                 handles.append(_baseline(axes, rows, "of_skip", "the skip connection alone", "--"))
-            axes.set_title(name, loc="left", fontsize=9)
+            axes.set_title(name.replace("ffn", "feed-forward part"), loc="left", fontsize=9)
             axes.set(xlabel="layer", ylabel="1 - cosine", ylim=(0, None))
             axes.locator_params(axis="x", integer=True)
         last = panels[len(COMPONENTS)]
         for at, name in enumerate(COMPONENTS):
             handles.append(draw_line(last, [(r["layer"], r["r2"]) for r in measured[name]], at + 1, f"R2: {name}"))
         last.axhline(0, color=INK, linestyle=":", linewidth=1.0)
-        last.set_title("R2 of the best linear map (0: no skill)", loc="left", fontsize=9)
+        least = last.get_ylim()[0]
+        cut = f", cut at {LEAST_R2:g}" if least < LEAST_R2 else ""
+        last.set_title(f"R2 of the best linear map (0: no skill{cut})", loc="left", fontsize=9)
         last.set(xlabel="layer", ylabel="R2")
-        last.set_ylim(max(-0.25, last.get_ylim()[0]), 1.03)
+        last.set_ylim(max(LEAST_R2, least), 1.03)
         last.locator_params(axis="x", integer=True)
         draw_legend(figure, handles, 4)
         return figure
@@ -100,8 +106,8 @@ def _replaced_figure(record: Record) -> Figure:
     asked = [
         ("one as a linear map", "replace", "one", "layer"),
         ("one removed", "remove", "one", "layer"),
-        ("linear maps from the front", "replace", "from the front", "layers"),
-        ("linear maps from the back", "replace", "from the back", "layers"),
+        ("linear maps from the front", "replace", "from the front", "layers replaced"),
+        ("linear maps from the back", "replace", "from the back", "layers replaced"),
     ]
     shown = [each for each in asked if any((each[1], f"{name}, {each[2]}") in kinds for name in REPLACED)]
     with figure_settings():
@@ -113,7 +119,7 @@ def _replaced_figure(record: Record) -> Figure:
                 points = [*points_of(record, kinds.get((part, f"{name}, {kind}"), []))]
                 points += _cumulative_ends(record, kinds, name, kind)
                 if points:
-                    handles.append(draw_line(axes, points, at, name))
+                    handles.append(draw_line(axes, points, at, name.replace("ffn", "feed-forward part")))
             axes.set_title(title, loc="left", fontsize=9)
             axes.set_xlabel(xlabel)
             axes.locator_params(axis="x", integer=True)
@@ -150,7 +156,7 @@ def _commutativity_figure(record: Record) -> Figure:
         for at, (axes, (title, variants, place)) in enumerate(zip(panels, shown, strict=True)):
             handles += draw_frame(record, axes)
             points = points_of(record, variants, place)
-            draw_cloud(axes, points, at)
+            handles += draw_cloud(axes, points, at)
             axes.set_xlabel(title)
             axes.locator_params(axis="x", integer=True)
             if (value := correlation(points)) is not None:

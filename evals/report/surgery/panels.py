@@ -66,8 +66,8 @@ def draw_line(axes: Axes, points: Points, at: int, label: str, **style: Any) -> 
     return line
 
 
-def draw_cloud(axes: Axes, points: Points, at: int) -> None:
-    """Draw a point for each model, and the mean at each place that has several."""
+def draw_cloud(axes: Axes, points: Points, at: int) -> list[Any]:
+    """Draw a point for each model, and the mean at each place that has several; return legend handles."""
     xs, ys = ([point[side] for point in points] for side in (0, 1))
     axes.plot(
         xs, ys, linestyle="none", marker="o", markersize=4, alpha=0.4, color=COLOURS[at], markeredgewidth=0, zorder=2
@@ -78,6 +78,13 @@ def draw_cloud(axes: Axes, points: Points, at: int) -> None:
     if len(places) < len(points):
         means = [(x, fmean(values)) for x, values in places.items()]
         draw_line(axes, means, at, "mean", marker="D", markersize=4, markeredgecolor=PAPER)
+    if len(places) == 1:
+        (place,) = places
+        axes.set_xlim(place - 1, place + 1)
+    plain = {"color": INK, "linestyle": "none"}
+    (point,) = axes.plot([], [], marker="o", markersize=4, alpha=0.4, markeredgewidth=0, label="one model", **plain)
+    (mean,) = axes.plot([], [], marker="D", markersize=4, label="mean of the models at one place", **plain)
+    return [point, mean] if len(places) < len(points) else [point]
 
 
 def points_of(

@@ -91,6 +91,16 @@ def test_independent_representations_are_near_chance() -> None:
         assert means[0] == pytest.approx(means[1], abs=0.05), name
 
 
+def test_no_row_is_its_own_neighbour_where_there_are_many() -> None:
+    """1,100 rows, which are searched in two blocks; the neighbours of the last row are those of numpy."""
+    values = random(0, rows=1100)
+    nearest = prepare(values).nearest
+    assert not bool((nearest == torch.arange(1100)[:, None]).any())
+    unit = (values - values.mean(0)).numpy()
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    assert set(nearest[-1].tolist()) == set(np.argsort(unit[:-1] @ unit[-1])[-10:].tolist())
+
+
 def test_models_of_other_widths_and_depths_are_compared_and_the_copied_site_is_told() -> None:
     """Site 1 of B is a rotation of site 2 of A; the standard error of a copy is 0."""
     a = [Representation(Site(f"a{k}", "a", k, ""), random(k)) for k in range(3)]
@@ -104,6 +114,8 @@ def test_models_of_other_widths_and_depths_are_compared_and_the_copied_site_is_t
     copied, other = compared.pairs[2].measures["cka"], compared.pairs[0].measures["cka"]
     assert (copied.value, copied.standard_error) == pytest.approx((1, 0), abs=EXACT)
     assert other.standard_error > 0.001
+    moved = compare(a[2:], b, torch.arange(ROWS), ("cka",), seed=0).pairs[0]
+    assert (moved.b, moved.best) == ("b0", "b1")  # the copy is not the counterpart by depth here
     assert compared.matrices["permutation"][0][0] is None
     assert np.array(compared.matrices["cka"]).shape == (3, 2)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import bert_config, random_tensors
 
-from evals.inside.additivity import RunningAdditivity
+from evals.inside.additivity import RunningAdditivity, normalisation
 from evals.inside.llfc import Connectivity
 from evals.inside.pair_pass import FeaturePlan, PairFeatures, measure_pair_features
 from evals.inside.rows import Rows
@@ -66,6 +66,9 @@ def test_connectivity_is_that_of_the_formula() -> None:
         assert (angle.rows.mean, angle.rows.std) == pytest.approx((np.mean(by_row), np.std(by_row)), abs=ROUNDING)
     x, y = np.concatenate(of_middle), np.concatenate(average)
     assert result.at[0].coefficient == pytest.approx((x * y).sum() / (y * y).sum(), abs=ROUNDING)
+    by_text = [(x * y).sum() / (y * y).sum() for x, y in zip(of_middle, average, strict=True)]
+    spread = result.at[0].coefficients
+    assert (spread.mean, spread.std) == pytest.approx((np.mean(by_text), np.std(by_text)), abs=ROUNDING)
     assert abs(result.at[1].coefficient - result.at[0].coefficient) > 1e-3
 
 
@@ -153,9 +156,28 @@ def test_commutativity_and_additivity_are_those_of_the_formulas() -> None:
     left, right = np.maximum(x[0], 0) + np.maximum(x[1], 0), np.maximum(x[0] + x[1], 0)
     assert relu.vanilla == pytest.approx(dist(left, right), rel=1e-4)
     assert relu.cosine == pytest.approx(distance(left, right), rel=1e-4)
+    first = measured(a, b, lams=(0.3, 0.7), sites=("pooler",)).additivity
+    relu = next(each for each in first if (each.layer, each.function) == (0, "ReLU"))
+    left = 0.7 * np.maximum(x[0], 0) + 0.3 * np.maximum(x[1], 0)
+    assert relu.vanilla == pytest.approx(dist(left, np.maximum(0.7 * x[0] + 0.3 * x[1], 0)), rel=1e-4)
     assert {each.function for each in result.additivity if each.layer == 0} == {
         "GELUActivation", "ReLU", "norm attention.output.LayerNorm", "norm output.LayerNorm",
     }  # fmt: skip
+
+
+def test_norms_are_measured_without_their_gain_and_bias() -> None:
+    """They are torch's own norms of the same name without them; a linear layer is no norm."""
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) + 2
+    for norm, own in (
+        (torch.nn.LayerNorm, torch.nn.functional.layer_norm),
+        (torch.nn.RMSNorm, torch.nn.functional.rms_norm),
+    ):
+        module = norm(6, eps=0.1)
+        torch.nn.init.constant_(module.weight, 3.0)
+        function = normalisation(module)
+        assert function is not None
+        torch.testing.assert_close(function(x), own(x, (6,), eps=0.1))
+    assert normalisation(torch.nn.Linear(6, 6)) is None
 
 
 def test_what_is_additive_is_so_in_every_order_of_units() -> None:

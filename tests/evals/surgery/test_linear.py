@@ -48,6 +48,11 @@ def test_maps_in_place_of_a_linear_component_change_nothing() -> None:
         assert (error < 1e-3) is same, component
 
 
+def gap_of(x: np.ndarray, y: np.ndarray) -> float:
+    """Return 1 - cosine, mean over rows."""
+    return float((1 - (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)).mean())
+
+
 def test_a_closed_form_is_the_least_squares_of_numpy() -> None:
     """Map and measures of every component, computed again from all rows at once on the same texts."""
     model = model_of("mpnet", 2)
@@ -75,9 +80,15 @@ def test_a_closed_form_is_the_least_squares_of_numpy() -> None:
             assert found.r2 == pytest.approx(1 - residual / spread, abs=1e-5)
             gap = np.linalg.norm(given - y_held, axis=1) / np.linalg.norm(y_held, axis=1)
             assert found.error_norm == pytest.approx(gap.mean(), abs=1e-5)
-            assert (found.of_skip is None) is ("skip" not in name and name != "layer")
+            assert found.of_mean == pytest.approx(gap_of(np.broadcast_to(y.mean(0), y_held.shape), y_held), abs=1e-5)
+            skips = "skip" in name or name == "layer"
+            assert found.of_skip == (pytest.approx(gap_of(x_held, y_held), abs=1e-5) if skips else None)
+            ratio = np.linalg.norm(y_held, axis=1) / np.linalg.norm(x_held, axis=1)
+            assert found.size == pytest.approx(ratio.mean(), rel=1e-5)
     assert fits.tokens == len(x)
     assert fits.held_out == len(x_held)
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    assert fits.tokens + fits.held_out == tokens < sum(batch["attention_mask"].numel() for batch in batches)
 
 
 def test_streams_add_up() -> None:

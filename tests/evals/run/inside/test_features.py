@@ -67,6 +67,14 @@ def test_the_command_writes_tables_figure_and_page_and_the_function_returns_the_
     assert len(json.loads((zoo / "out" / "results.json").read_text())["results"]) == 1
 
 
+def test_the_height_of_the_loss_is_above_the_line_between_its_ends(zoo: Path) -> None:
+    """A quarter of the way from A to B, so that the ends do not weigh the same."""
+    of = evals.features("a", "b", task="mnli", data=ROWS, lam=0.25, llfc_only=True).record["curves"][0]["loss"]
+    a, b, between = (of["loss"][name] for name in ("a", "b", "0.25"))
+    assert of["height"] == {"0.25": pytest.approx(between - (0.75 * a + 0.25 * b), abs=1e-9)}
+    assert abs(a - b) > 1e-3
+
+
 @pytest.mark.slow
 def test_connectivity_alone_leaves_the_other_tables_out(zoo: Path) -> None:
     """The record of connectivity alone is not taken for that of the whole command, which measures again."""

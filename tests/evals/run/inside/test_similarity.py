@@ -15,6 +15,7 @@ from tiny import WORDS, bert_config, save_checkpoint, save_tokenizer, write_text
 
 import evals
 from evals.commands.evaluate_models import evaluate
+from evals.inside import compare as evals_compare
 from merge.checkpoints.inputs import load_tokenizer
 from merge.checkpoints.open import open_encoder
 from merge.checkpoints.transformers_model import build
@@ -69,6 +70,23 @@ def test_rows_are_means_over_tokens_or_tokens(zoo: Path) -> None:
         measured = evals.similarity("a", "b", text="text.txt", rows=rows, measures=["cka"]).record
         assert measured["matrices"]["cka"][2][2] == pytest.approx(float(expected), abs=1e-5)
         assert measured["row_count"] == len(x)
+
+
+def test_whole_texts_are_resampled_by_token(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of a text are not independent: those of one have one number."""
+    seen: list[torch.Tensor] = []
+
+    def compare(a: Any, b: Any, texts: torch.Tensor, *more: Any) -> Any:
+        seen.append(texts)
+        return real(a, b, texts, *more)
+
+    real = evals_compare.compare
+    monkeypatch.setattr(evals_compare, "compare", compare)
+    evals.similarity("a", "b", text="text.txt", rows="tokens", measures=["cka"])
+    texts = (zoo / "text.txt").read_text().splitlines()
+    lengths = [len(load_tokenizer(zoo / "a")(text)["input_ids"]) for text in texts]
+    assert sorted(seen[0].bincount().tolist()) == sorted(lengths)
+    assert seen[0].tolist() == sorted(seen[0].tolist())
 
 
 @pytest.mark.parametrize("family", quick_on(("distilbert",), FAMILIES))

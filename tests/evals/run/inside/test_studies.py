@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import layered
 import pytest
+import torch
 from classifier_families import LOOKED_INSIDE
 from click.testing import CliRunner, Result
 from slotted_models import config_of
@@ -15,6 +18,12 @@ from tiny import NLI, bert_config, save_checkpoint, save_tokenizer, write_text
 
 import evals
 from evals.commands.evaluate_models import evaluate
+from evals.run.inside.subject import Subject
+from evals.surgery.slots import Pass
+from evals.tasks import find_task
+from evals.tasks.label_names import MatchedTask
+from evals.tasks.task import Rows
+from merge.checkpoints.inputs import Encoded
 from merge.errors import MergeError, UsageError
 
 # Of every kind that the table of layers has, with one text input.
@@ -71,6 +80,10 @@ def test_the_whole_model_and_the_identity_order_have_the_scores_of_the_task(mode
     gold = [row["label"] for row in ROWS]
     assert floor["name"] == "the most frequent class"
     assert floor["scores"]["accuracy"] == max(map(gold.count, NLI)) / len(gold)
+    shares = [gold.count(name) / len(gold) for name in NLI]
+    assert floor["scores"]["loss"] == pytest.approx(-sum(share * math.log(share) for share in shares))
+    for each in study.models:  # worse is larger
+        assert each["change"] == pytest.approx(each["scores"]["loss"] - study.whole["loss"], abs=1e-6)
 
 
 def test_an_edited_model_has_the_scores_of_the_model_that_edit_layers_writes(model: Path, tmp_path: Path) -> None:
@@ -85,7 +98,6 @@ def test_an_edited_model_has_the_scores_of_the_model_that_edit_layers_writes(mod
 
 def test_a_planted_layer_matters_and_a_dead_one_does_not(tmp_path: Path) -> None:
     """GPT-2, whose layer 1 writes nothing: without it the cosine is 1 exactly, and its components have nothing to map."""
-    import torch
     from tiny import random_tensors
 
     config = config_of("gpt2", 2)
@@ -200,6 +212,21 @@ def test_bad_input_of_a_lesion_study_is_one_line(
         raise done.exception
     assert "\n" not in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_gradients_of_a_task_are_those_of_the_loss_of_the_texts_of_the_batch() -> None:
+    """Of a later batch, by the labels of its own rows; those of the first batch give another loss (the control)."""
+    task = find_task("mnli")
+    rows = Rows((), (0, 1, 2, 1), task.labels, "data", "split", ())
+    matched = MatchedTask(task, rows, (0, 1, 2))
+    subject = Subject(None, Encoded((), ((0, 1), (3, 2)), 0), None, {}, (), matched)  # type: ignore[arg-type]
+    objective, words = subject.objective(1, 0)
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    done = Pass(SimpleNamespace(logits=logits), logits)
+    expected, other = (-logits.log_softmax(1)[[0, 1], gold] for gold in ([1, 2], [0, 1]))
+    torch.testing.assert_close(objective(done, {}), expected)
+    assert not torch.allclose(expected, other)
+    assert words == "the loss on mnli"
 
 
 def test_families_that_cannot_be_lesioned_are_refused_with_the_reason(tmp_path: Path) -> None:
