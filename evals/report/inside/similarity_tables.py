@@ -17,24 +17,28 @@ def measures_of(record: Record) -> list[str]:
     return list(record["matrices"])
 
 
-def pair_rows(record: Record) -> list[Row]:
-    """Return a row for each site of A beside its counterpart in B: similarity and standard error by each measure; then chance."""
+def value_rows(record: Record) -> list[Row]:
+    """Return a row for each site of A: its similarity to its counterpart in B by each measure; then chance."""
     names = measures_of(record)
-    alike = record["sites"]["a"] == record["sites"]["b"]
-    rows: list[Row] = [["site of A" if not alike else "site", *([] if alike else ["site of B"])]]
-    for name in names:
-        rows[0] += [name, "± s.e."]
-    rows[0].append("most similar of B")
+    rows: list[Row] = [["site of A", *names]]
     for pair in record["pairs"]:
-        cells: Row = [pair["a"], *([] if alike else [pair["b"]])]
-        for name in names:
-            measured = pair["measures"].get(name) or {}
-            cells += [measured.get("value"), measured.get("standard_error")]
-        rows.append([*cells, pair["best"]])
-    last: Row = ["chance: rows of B in random order", *([] if alike else [None])]
-    for name in names:
-        last += [chance(record, name), None]
-    return [*rows, [*last, None]]
+        rows.append([pair["a"], *((pair["measures"].get(name) or {}).get("value") for name in names)])
+    return [*rows, ["chance", *(chance(record, name) for name in names)]]
+
+
+def error_rows(record: Record) -> list[Row]:
+    """Return a row for each site of A: the standard errors of its similarities."""
+    names = measures_of(record)
+    rows: list[Row] = [["standard error", *names]]
+    for pair in record["pairs"]:
+        rows.append([pair["a"], *((pair["measures"].get(name) or {}).get("standard_error") for name in names)])
+    return rows
+
+
+def counterpart_rows(record: Record) -> list[Row]:
+    """Return a row for each site of A: its counterpart in B, and the site of B that is most similar."""
+    rows: list[Row] = [["site of A", "counterpart in B", "most similar of B"]]
+    return [*rows, *([pair["a"], pair["b"], pair["best"]] for pair in record["pairs"])]
 
 
 def chance(record: Record, name: str) -> float | None:
@@ -65,7 +69,7 @@ def close_rows(record: Record) -> list[Row]:
 
 def similarity_tables(record: Record) -> list[list[Row]]:
     """Return the tables that the command prints."""
-    return [pair_rows(record)]
+    return [value_rows(record), error_rows(record), counterpart_rows(record)]
 
 
 def similarity_verdict(record: Record) -> list[str]:

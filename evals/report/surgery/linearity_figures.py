@@ -68,21 +68,27 @@ def _components_figure(record: Record) -> Figure:
             handles.append(_baseline(axes, rows, "of_mean", "the mean output (no skill)", ":"))
             if rows[0]["of_skip"] is not None:
                 handles.append(_baseline(axes, rows, "of_skip", "the skip connection alone", "--"))
-            axes.set_title(name.replace("ffn", "feed-forward part"), loc="left", fontsize=9)
+            axes.set_title(_words(name), loc="left", fontsize=9)
             axes.set(xlabel="layer", ylabel="1 - cosine", ylim=(0, None))
             axes.locator_params(axis="x", integer=True)
         last = panels[len(COMPONENTS)]
         for at, name in enumerate(COMPONENTS):
-            handles.append(draw_line(last, [(r["layer"], r["r2"]) for r in measured[name]], at + 1, f"R2: {name}"))
+            handles.append(
+                draw_line(last, [(r["layer"], r["r2"]) for r in measured[name]], at + 1, f"R2: {_words(name)}")
+            )
         last.axhline(0, color=INK, linestyle=":", linewidth=1.0)
         least = last.get_ylim()[0]
-        cut = f", cut at {LEAST_R2:g}" if least < LEAST_R2 else ""
-        last.set_title(f"R2 of the best linear map (0: no skill{cut})", loc="left", fontsize=9)
+        cut = f"; cut at {LEAST_R2:g}" if least < LEAST_R2 else ""
+        last.set_title(f"R2 of the map (0: no skill{cut})", loc="left", fontsize=9)
         last.set(xlabel="layer", ylabel="R2")
         last.set_ylim(max(LEAST_R2, least), 1.03)
         last.locator_params(axis="x", integer=True)
         draw_legend(figure, handles, 4)
         return figure
+
+
+def _words(component: str) -> str:
+    return component.replace("ffn", "feed-forward part")
 
 
 def _baseline(axes: Axes, rows: Sequence[Mapping[str, Any]], measure: str, label: str, style: str) -> Any:
@@ -119,7 +125,7 @@ def _replaced_figure(record: Record) -> Figure:
                 points = [*points_of(record, kinds.get((part, f"{name}, {kind}"), []))]
                 points += _cumulative_ends(record, kinds, name, kind)
                 if points:
-                    handles.append(draw_line(axes, points, at, name.replace("ffn", "feed-forward part")))
+                    handles.append(draw_line(axes, points, at, _words(name)))
             axes.set_title(title, loc="left", fontsize=9)
             axes.set_xlabel(xlabel)
             axes.locator_params(axis="x", integer=True)

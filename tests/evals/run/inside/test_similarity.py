@@ -40,7 +40,11 @@ def run(*words: str) -> Any:
 def test_the_command_writes_its_files_and_the_function_returns_the_same(zoo: Path) -> None:
     done = run("a", "b", "--text", "text.txt", "-o", "out")
     assert done.exit_code == 0, done.output
-    assert "chance: rows of B in random order" in done.stdout
+    assert "rows in random order give" in done.stdout
+    assert "\nchance " in done.stdout
+    lines = done.stdout.splitlines()
+    first, last = (next(k for k, line in enumerate(lines) if line.startswith(word)) for word in ("site of A", "chance"))
+    assert max(map(len, lines[first : last + 1])) <= 80
     made = [path.suffix for path in (zoo / "out").iterdir()]
     assert [made.count(suffix) for suffix in (".csv", ".png", ".svg")] == [2, 1, 1]
     assert "Similarity of representations" in (zoo / "out" / "index.html").read_text()
