@@ -66,7 +66,7 @@ def _tables(records: Sequence[dict[str, Any]], kind: str, options: EvalOptions) 
 
 
 def show_tables(tables: Sequence[list[Row]], form: str, width: int | None = None) -> None:
-    """Print tables as text in columns, as Markdown or as CSV; in these two an empty line parts them.
+    """Print tables as text in columns, as Markdown or as CSV; an empty line parts them, but for text without a width.
 
     Args:
         width: of text, for which wide headers take several lines.
@@ -74,7 +74,8 @@ def show_tables(tables: Sequence[list[Row]], form: str, width: int | None = None
     from evals.report.table_text import csv_table, markdown_table, plain_table
 
     if form == "plain":
-        click.echo("\n".join(plain_table(rows, width).rstrip("\n") for rows in tables))
+        between = "\n" if width is None else "\n\n"
+        click.echo(between.join(plain_table(rows, width).rstrip("\n") for rows in tables))
     else:
         shown = {"markdown": markdown_table, "csv": csv_table}[form]
         click.echo("\n\n".join(shown(rows).rstrip("\n") for rows in tables))
