@@ -106,7 +106,8 @@ def measure_pair_features(
         UsageError: there is no such site.
         TaskError: features are not finite.
     """
-    trio = _Trio(*(_with_weights(model, tensors) for tensors in weights), model)
+    a, b = (_with_weights(model, tensors) for tensors in weights)
+    trio = _Trio(a, b, model)
     sites = sites_of(model)
     kinds = {site.kind for site in sites.sites.values()}
     asked = sites.select(plan.sites or [kind for kind in MEASURED if kind in kinds])
