@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from command_line import make_parser, parse, run_main
+
 TEXTS = 2000
 # Case -> the words of its command after `evaluate-models`; the models and the texts follow.
 CASES: dict[str, list[str]] = {
@@ -71,14 +73,14 @@ def bench(scratch: Path, case: str, texts: int) -> None:
 
 def main() -> None:
     """Make the models, run each command once, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--texts", type=int, default=TEXTS, help="how many are read (default: 2000)")
     parser.add_argument(
         "--scratch", type=Path, default=Path(tempfile.gettempdir()) / "merge-models-benchmark" / "inside"
     )
     parser.add_argument("--make", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser)
     if args.make:
         make(args.scratch)
         return
@@ -92,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
