@@ -17,7 +17,7 @@ from merge.commands.recipes import recipes_command
 from merge.commands.sections import SectionedCommand
 from merge.commands.statistics import statistics_command
 from merge.commands.terminal import NAMES, NUMBERS, common_options, set_verbosity, start
-from merge.errors import UsageError
+from merge.errors import UsageError, closest
 from merge.methods import METHODS
 from merge.run.report_text import report_text
 
@@ -166,6 +166,7 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
       statistics   measure what fisher and regmean read, into a file
     """
     set_verbosity(options["verbose"], options["quiet"])
+    check_first_word(models)
     if options["private"] and not options["push_to_hub"]:
         raise UsageError("--private has no effect without --push-to-hub ORG/NAME.")
     if options["push_to_hub"]:
@@ -205,6 +206,17 @@ def merge_command(models: tuple[str, ...], **options: Any) -> None:
             None,
             err=options["as_json"],
         )
+
+
+def check_first_word(models: tuple[str, ...]) -> None:
+    """Stop where the first argument is no folder, and nearly the name of a command.
+
+    Raises:
+        UsageError: names the command.
+    """
+    first = models[0] if models else ""
+    if first and "/" not in first and (hint := closest(first, COMMANDS)) and not Path(first).exists():
+        raise UsageError(f"{first} is neither a folder nor a command.{hint}")
 
 
 def setting_hint(option: str) -> str | None:

@@ -167,7 +167,7 @@ def _task_score(
     model: Checkpoint, predictor: Predictor, measured: Measured, options: EvalOptions
 ) -> Callable[[], dict[str, float]]:
     """Return what scores the model on the rows of a task, as it runs."""
-    from evals.predict.logits import match_labels
+    from evals.predict.logits import check_finite, match_labels
     from evals.results.measure import judge
     from evals.scores.glue import task_scores
 
@@ -176,7 +176,9 @@ def _task_score(
     columns, encoded = match_labels(task, model, options.labels), predictor.encode(measured.rows)
 
     def score() -> dict[str, float]:
-        loss, predicted = judge(predictor.logits(encoded), columns, task, measured.rows, model)
+        logits = predictor.logits(encoded)
+        check_finite(logits, f"{model.source}, whole or with layers of the other")
+        loss, predicted = judge(logits, columns, task, measured.rows, model)
         return {**task_scores(task.metric, predicted.tolist(), measured.rows.gold), "loss": float(loss.mean())}
 
     return score

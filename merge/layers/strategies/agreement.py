@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoints.hooks import token_mask
-from merge.errors import UsageError, nearest
+from merge.errors import CheckpointError, UsageError, nearest
 from merge.layers.activations import LiveLayers, live_layers, states_of
 from merge.layers.repair.heal import mean_states
 
@@ -90,7 +90,14 @@ def agreement(full: Outputs, edited: Outputs, measure: str) -> float:
 
     Raises:
         UsageError: the measure is unknown, or asks for logits that the model does not have.
+        CheckpointError: the whole model gives no numbers.
     """
+    whole = full.logits if measure == "kl" else full.embeddings
+    if whole is not None and bool(torch.isnan(whole).any() | torch.isinf(full.embeddings).any()):
+        raise CheckpointError(
+            "the whole model's outputs are NaN or infinite on this text, so that nothing can be compared with it: its numbers "
+            "overflow when it runs. Use another checkpoint."
+        )
     if measure == "cosine":
         return float(torch.cosine_similarity(full.embeddings.double(), edited.embeddings.double()).mean())
     if measure == "rsa":

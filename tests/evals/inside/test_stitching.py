@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from captured_log import CapturedLog
+from safetensors.torch import load_file
 from tiny import NLI, WORDS, bert_config, random_tensors, save_checkpoint, save_tokenizer, write_text
 
 import evals
@@ -23,7 +24,7 @@ from evals.run.inside.texts import Measured
 from evals.tasks.task import Rows
 from merge.checkpoints.inputs import encode, load_tokenizer
 from merge.checkpoints.open import open_checkpoint
-from merge.errors import CalibrationError, MismatchError, UsageError
+from merge.errors import CalibrationError, CheckpointError, MismatchError, TaskError, UsageError
 from merge.layers.activations import live_layers, live_model, states_of
 from merge.layers.stitching.live import Halves, stitched
 from merge.layers.stitching.norms import norm_of_state, normed_states
@@ -261,3 +262,10 @@ def test_what_cannot_be_measured_is_one_line(store: Path, tmp_path: Path) -> Non
         evals.stitch(store / "a", store / "b", text=["the doctor .", "a river ."])
     with pytest.raises(UsageError, match="Did you mean 'affine'"):
         evals.stitch(store / "a", store / "b", map="afine")
+    tensors = load_file(store / "b" / "model.safetensors")
+    huge = {name: torch.full_like(t, 3e38) if name == "classifier.weight" else t for name, t in tensors.items()}
+    broken = save_checkpoint(tmp_path / "broken", CONFIG, tensors=huge)
+    with pytest.raises(TaskError, match="broken, whole or .*: the logits of 24 of 24 rows are NaN"):
+        evals.stitch(store / "a", broken, task="mnli", data=store / "rows.jsonl", text=store / "text.txt", line=False)
+    with pytest.raises(CheckpointError, match="the whole model's outputs are NaN or infinite"):
+        evals.stitch(store / "a", broken, text=store / "text.txt", line=False)

@@ -86,6 +86,7 @@ def test_a_recipe_as_first_argument_is_read_and_the_second_is_the_output(
         (["a", "b", "--heads", "best"], "heads: expected"),
         (["a", "b", "-o", ""], "output: must not be empty"),
         (["recipes", "tise"], "Did you mean 'ties'?"),
+        (["statistcs", "a"], "neither a folder nor a command. Did you mean 'statistics'?"),
     ],
 )
 def test_a_wrong_argument_gets_advice_that_fits_in_one_line(
