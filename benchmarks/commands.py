@@ -5,10 +5,10 @@
     python benchmarks/commands.py --keep                # leaves models and outputs in --scratch
 
 The models are random, made once and left in --scratch: b is a moved by a random permutation of BERT's axes, with noise of
-half a tensor's standard deviation. The text is made of words of their vocabulary: about 8,192 tokens. Each command runs in
-a process of its own with an empty cache. Printed are CPU seconds (user and system, of the process and its children), wall
-seconds, the peak of resident memory (the maximum resident set size, which counts memory-mapped files that were read), and
-the share of each phase in the CPU seconds, which the command itself prints with -v.
+half a tensor's standard deviation. The text is made of words of their vocabulary: about 8,192 tokens, and 1,024 in a short
+one. Each command runs in a process of its own with an empty cache. Printed are CPU seconds (user and system, of the process
+and its children), wall seconds, the peak of resident memory (the maximum resident set size, which counts memory-mapped files
+that were read), and the share of each phase in the CPU seconds, which the command itself prints with -v.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from command_line import make_parser, parse, run_main
 
-TOKENS = 8192
+TOKENS, SHORT_TOKENS = 8192, 1024
 # Case -> (folder suffix, arguments).
 CASES: dict[str, tuple[str, list[str]]] = {
     "average": ("", []),
@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "weights, choosing axes on the text": ("", ["--align", "weights", "--text", "TEXT"]),
     "activations": ("", ["--align", "activations", "--text", "TEXT"]),
     "auto": ("", ["--align", "auto", "--text", "TEXT"]),
+    "auto, short text": ("", ["--align", "auto", "--text", "SHORT"]),
 }
 PHASE = re.compile(r"phase +([\d.]+) CPU s +([\d.]+)% +([\d.]+) s  (.*)")
 
@@ -66,7 +67,10 @@ def make(scratch: Path) -> None:
 def bench(scratch: Path, case: str) -> None:
     """Run one command and print its row and its phases."""
     suffix, arguments = CASES[case]
-    arguments = [str(scratch / "text.txt") if word == "TEXT" else word for word in arguments]
+    texts = {"TEXT": str(scratch / "text.txt"), "SHORT": str(scratch / "short.txt")}
+    lines = (scratch / "text.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    (scratch / "short.txt").write_text("".join(lines[: SHORT_TOKENS // 32]), encoding="utf-8")
+    arguments = [texts.get(word, word) for word in arguments]
     models = [str(scratch / f"{name}{suffix}") for name in "ab"]
     command = [str(Path(sys.executable).with_name("merge-models")), *models, *arguments, "-v", "--force"]
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile() as log:
