@@ -108,7 +108,7 @@ def _inside(folder: Path, source: str) -> str:
 
 
 def check_tokenizer_config(folder: Path, source: str) -> None:
-    """Stop where an entry of tokenizer_config.json that decides how texts are read is of the wrong type.
+    """Stop where an entry of tokenizer_config.json that decides how texts are read is of the wrong type, or no length.
 
     Raises:
         CheckpointError: it is, or the file is no JSON object.
@@ -119,6 +119,20 @@ def check_tokenizer_config(folder: Path, source: str) -> None:
         longest = read_object(path, CheckpointError, TOKENIZER_KINDS, name, nul=True).get("model_max_length")
         if isinstance(longest, float) and longest < NO_LIMIT:
             raise CheckpointError(f"{name}: model_max_length: expected a whole number, found {longest}.")
+        check_length(longest, "model_max_length", name)
+
+
+def check_length(longest: float | None, key: str, name: str) -> None:
+    """Stop where a file says that texts have no token, or fewer.
+
+    Args:
+        longest: how many tokens of a text are read; None for as many as there are.
+        key, name: of the entry and of the file, for the message.
+    Raises:
+        CheckpointError: it does.
+    """
+    if longest is not None and longest < 1:
+        raise CheckpointError(f"{name}: {key}: expected the tokens of the longest text, 1 or more, found {longest}.")
 
 
 def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], source: str) -> None:

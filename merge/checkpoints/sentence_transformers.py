@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.config_file import position_limit
+from merge.checkpoints.config_file import check_length, position_limit
 from merge.checkpoints.modules import LISTING, Module, activation_name, is_module_tensor
 from merge.disk.documents import read_object
 from merge.errors import CheckpointError, SpecError
@@ -105,6 +105,9 @@ def _reading_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     files = [path for path in sorted(checkpoint.folder.glob("sentence_*_config.json")) if path.is_file()]
     facts = {key: value for path in files for key, value in _optional(path).items() if key not in UNREAD}
+    check_length(
+        facts.get("max_seq_length"), "max_seq_length", f"{checkpoint.source}: {files[0].name if files else ''}"
+    )
     if facts.get("do_lower_case") is False:
         del facts["do_lower_case"]
     if facts.get("max_seq_length") is None:

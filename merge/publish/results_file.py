@@ -202,7 +202,7 @@ def read_store(path: Path, error: type[MergeError]) -> Results:
         named = isinstance(record, dict) and all(isinstance(record.get(n), str) for n in ("kind", "key"))
         checked = named and not CHECKED.isdisjoint((record["kind"], kind_of(record["key"])))
         whole = without_checksum(record) if checked else record
-        if whole is None:
+        if checked and whole is None:
             set_aside.append(record)
         else:
             results.append(whole)

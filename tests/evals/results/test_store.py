@@ -191,6 +191,7 @@ def test_a_value_that_json_cannot_hold_is_named(tmp_path: Path) -> None:
         ('{"format": 2, "results": []}', "has format 2; this version reads format 1"),
         ('{"format": 1, "results": {}}', "is not a results store"),
         ('{"format": 1, "results": [3]}', r"results\[0\] is not an object"),
+        ('{"format": 1, "results": [null]}', r"results\[0\] is not an object"),
         ('{"format": 1, "results": [{"kind": "scores"}]}', r"results\[0\] has no key"),
         ('{"format": 1, "results": [{"kind": "scores", "key": "k", "n": "9"}]}', "n should be int, found str"),
     ],

@@ -101,6 +101,19 @@ def test_an_entry_of_the_tokenizer_of_another_type_is_one_line(value: Any, tmp_p
         open_checkpoint(str(folder))
 
 
+@pytest.mark.parametrize("value", [-1, 0, -(2**70)])
+def test_a_longest_text_without_a_token_is_one_line(value: int, tmp_path: Path) -> None:
+    """transformers hands it to code in Rust, which takes no number below zero; the control: one token is a length."""
+    folder = save_checkpoint(tmp_path / "a", bert_config())
+    path = folder / "tokenizer_config.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(entries | {"model_max_length": 1}), encoding="utf-8")
+    open_checkpoint(str(folder))
+    path.write_text(json.dumps(entries | {"model_max_length": value}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"model_max_length: expected the tokens .*, 1 or more, found {value}"):
+        open_checkpoint(str(folder))
+
+
 @pytest.mark.parametrize("value", [{"": None}, {"text_config": 1}, {"": ["float32"]}])
 def test_a_dtype_of_a_part_is_text(value: Any, tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "a", bert_config(), tokenizer=False)

@@ -412,3 +412,12 @@ def test_the_real_minilm_can_spare_a_middle_layer_but_not_its_last(tmp_path: Pat
         found[layer] = float(spearmanr(cosines.numpy(), gold).statistic)
     assert found[2] > 0.9
     assert 0.7 < found[5] < found[2] - 0.05
+
+
+@pytest.mark.parametrize("value", [-1, 0])
+def test_a_pipeline_that_reads_no_token_is_one_line(value: int, pair: tuple[Path, Path]) -> None:
+    checkpoint = open_checkpoint(str(pair[0]))
+    assert pipeline_facts(checkpoint) is not None
+    write_json(pair[0] / "sentence_bert_config.json", {"max_seq_length": value})
+    with pytest.raises(CheckpointError, match=f"sentence_bert_config.json: max_seq_length: expected .*, found {value}"):
+        pipeline_facts(checkpoint)
