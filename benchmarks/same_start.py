@@ -11,10 +11,11 @@ aligner over all axes and as `choose` restricts it: the share of units that stay
 whole heads; inside heads: units in their head), and the loss barrier; then how the matched units correlate on text that
 no aligner has seen, which tells moves that the models call for from those of one sample.
 
-With --control, what learned maps win on the two fine-tunes stands beside what they win on strangers: the first and a
-classifier of its own start. Beside the barrier are the lowest accuracy on the line, and the KL half way on the text that
-was learned on and on text of another domain. A gain that strangers have too, or that other text does not show, is no
-evidence that a symmetry separates the fine-tunes.
+With --control, what learned maps win on all pairs of four fine-tunes of one start, which a high rate takes apart, stands
+beside what they win on all pairs of four strangers, each of a start of its own (four CPU minutes to train, once, and two for
+the table). Beside the barrier are the lowest accuracy on the line, and the KL half way on the text that was learned on and on
+text of another domain. A gain that strangers have too, or that other text does not show, is no evidence that a symmetry
+separates the fine-tunes.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import argparse
 import gzip
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -48,6 +51,9 @@ from merge.symmetry.transform import Transform
 
 COMMON = Training(steps=400, rate=2e-3, warm_up=120, decay=0.01)
 APART = Training(steps=300, rate=1e-3, warm_up=30, decay=0.01)
+# For --control: at a rate that takes forks of one start apart, and from random weights.
+FAR_APART = Training(steps=300, rate=3e-3, warm_up=30, decay=0.01)
+ALONE = Training(steps=700, rate=2e-3, warm_up=120, decay=0.01)
 
 
 def make_forks(folder: Path) -> tuple[Path, Path]:
@@ -83,30 +89,58 @@ def stay(pair: Pair, transform: Transform) -> dict[str, float]:
     return {kind: 1 - gone / units for kind, (gone, units) in totals.items()}
 
 
-def print_control(folder: Path, count: int, samples: int, points: int, steps: int) -> None:
-    """Print what learned maps win on two forks of one start, and on strangers."""
-    a, b = make_forks(folder)
+def control_models(folder: Path, count: int) -> dict[str, list[Path]]:
+    """Return forks of one start that a high rate takes apart, and strangers: as many classifiers of starts of their own."""
     examples = hans_examples(TRAIN_PER_SUBCASE, "train")
     tokenizer = word_tokenizer(examples.texts)
     batches, config = training_batches(tokenizer, examples, BATCH), classifier_config(len(tokenizer))
-    stranger = trained(folder / "stranger", config, COMMON, 9, batches, tokenizer=tokenizer).folder
+    start = trained(folder / "fork-start", config, COMMON, 0, batches, tokenizer=tokenizer).folder
+
+    def classifier(name: str, training: Training, seed: int, begin: Path | None = None) -> Path:
+        return trained(folder / name, config, training, seed, batches, start=begin, tokenizer=tokenizer).folder
+
+    return {
+        "one start": [classifier(f"far-{seed}", FAR_APART, seed, start) for seed in range(1, count + 1)],
+        "strangers": [classifier(f"stranger-{seed}", ALONE, seed) for seed in range(11, 11 + count)],
+    }
+
+
+def print_control(folder: Path, models: int, count: int, samples: int, points: int, steps: int) -> None:
+    """Print what learned maps win on all pairs of forks of one start, and on all pairs of strangers."""
+    folders, examples = control_models(folder, models), hans_examples(TRAIN_PER_SUBCASE, "train")
+    tokenizer: Any = load_tokenizer(folders["strangers"][0])
+    config = classifier_config(len(tokenizer))
     rows = labelled_rows(tokenizer, hans_examples(count // 30, "evaluation"))
     own = tokenise(tokenizer, examples.texts[:samples], config)[0]
     # Words of the same vocabulary in random order, by no grammar.
     words = random.Random(0)
     shuffled = [tuple(" ".join(words.sample(t.split(), len(t.split()))) for t in text) for text in examples.texts]
     other = tokenise(tokenizer, shuffled[samples : 2 * samples], config)[0]
-    print(f"{'pair':<12}{'maps':<10}{'barrier':>9}{'least accuracy':>16}{'KL, own text':>14}{'KL, other text':>16}")
-    for name, second in (("one start", b), ("strangers", stranger)):
-        pair = open_pair(a, second, own)
-        contest = Contest(pair, rows)
-        for maps, method in (("none", naive), ("learned", learned_maps(steps))):
-            measured = measure(maps, method, contest, points)
-            transform = measured.aligned.transform
-            assert transform is not None
-            values = [score([transform], replace(measured.aligned.pair, batches=text))[0][0] for text in (own, other)]
-            line = f"{name:<12}{maps:<10}{measured.raw.barrier:9.4f}{min(measured.raw.accuracy):16.3f}"
-            print(f"{line}{values[0]:14.4f}{values[1]:16.4f}", flush=True)
+    titles = ("barrier", "least accuracy", "KL, own text", "KL, other text")
+    print(f"{'':<17}" + "".join(f"{title:>17}" for title in titles))
+    print(f"{'pair':<17}" + f"{'none':>9}{'maps':>8}" * len(titles))
+    for kind, some in folders.items():
+        table = []
+        for (k, a), (n, b) in combinations(enumerate(some), 2):
+            contest = Contest(open_pair(a, b, own), rows)
+            figures = [_control_figures(contest, method, points, other) for method in (naive, learned_maps(steps))]
+            table.append([value for each in zip(*figures, strict=True) for value in each])
+            _print_control_row(f"{kind} {k}-{n}", table[-1])
+        _print_control_row("mean", [fmean(column) for column in zip(*table, strict=True)])
+
+
+def _print_control_row(name: str, figures: Sequence[float]) -> None:
+    print(f"{name:<17}" + "".join(f"{value:{9 - k % 2}.3f}" for k, value in enumerate(figures)), flush=True)
+
+
+def _control_figures(contest: Contest, method: Method, points: int, other: tuple[Batch, ...]) -> tuple[float, ...]:
+    """Return the barrier, the least accuracy on the line, and the KL half way on the pair's text and on other text."""
+    measured = measure("", method, contest, points)
+    transform = measured.aligned.transform
+    assert transform is not None
+    texts = (contest.pair.batches, other)
+    values = [score([transform], replace(contest.pair, batches=text))[0][0] for text in texts]
+    return measured.raw.barrier, min(measured.raw.accuracy), *values
 
 
 def learned_maps(steps: int) -> Method:
@@ -186,6 +220,9 @@ def main() -> None:
         "--control", action="store_true", help="learned maps on fine-tunes of one start, and on strangers"
     )
     parser.add_argument("--steps", type=int, default=100, help="with --control: of learning (default: 100)")
+    parser.add_argument(
+        "--models-each", type=int, default=4, help="with --control: of one start, and strangers (default: 4)"
+    )
     args = parse(parser)
     if args.models and not (args.rows and args.text):
         parser.error("--models needs --rows and --text")
@@ -193,7 +230,7 @@ def main() -> None:
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.control:
-        print_control(args.folder, args.count, args.samples, args.points, args.steps)
+        print_control(args.folder, args.models_each, args.count, args.samples, args.points, args.steps)
         return
     contest, other = open_contest(args)
     methods: dict[str, Method] = {"naive": naive}

@@ -36,7 +36,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "basins_of_a_zoo": ("none", "-o", "out"), "real_runs": ("--out", "out"), "shallow_classifier": ("nli",),
     "same_start": ("--models", "none", "none", "--rows", "none", "--text", "none"), "stitch_minilm": ("--l3", "none"),
     "surface_minilm": ("none",), "layer_orders": (), "layers_minilm": (), "lesions_minilm": (), "merge_minilm": (),
-    "predict_speed": (), "pretrained_pair": (), "pruning_minilm": (), "sweep_cost": (),
+    "predict_speed": (), "pretrained_pair": (), "pruning_minilm": (), "skewed_priors": (), "sweep_cost": (),
 }  # fmt: skip
 GPT2 = {
     "architectures": ["GPT2LMHeadModel"],
