@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ from merge.checkpoints.inputs import encode, load_tokenizer
 from merge.checkpoints.open import open_checkpoint
 from merge.errors import CalibrationError, CheckpointError, MismatchError, TaskError, UsageError
 from merge.layers.activations import live_layers, live_model, states_of
+from merge.layers.repair.ridge import NormalEquations
 from merge.layers.stitching.live import Halves, stitched
+from merge.layers.stitching.maps import StateMap
 from merge.layers.stitching.norms import norm_of_state, normed_states
 from merge.text.source import TextSource
 
@@ -50,7 +53,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sums_are_those_of_the_rows(store: Path) -> None:
-    """CKA and R2 of a map from sums, and the same from all rows; reversed sums are those of swapped models."""
+    """CKA and R2 of a map from sums, and the same from all rows; reversed sums are those of swapped models.
+
+    Sums of states that were read before their norms are the same.
+    """
     models = [open_checkpoint(str(store / name)) for name in "ab"]
     a, b = (live_layers(live_model(model)) for model in models)
     texts = [(line,) for line in (store / "text.txt").read_text().splitlines()]
@@ -67,6 +73,16 @@ def test_sums_are_those_of_the_rows(store: Path) -> None:
     assert (maps[0].weight - maps[1].weight).abs().max() < 1e-9
     left, spread = ((x - maps[0](y)).square().sum(), (x - x.mean(0)).square().sum())
     assert abs(float(maps[0].explained or 0) - float(1 - left / spread)) < 1e-9
+    norms = tuple(
+        {cut: norm_of_state(model, cut, live) for cut in (1, 2)} for model, live in zip(models, (a, b), strict=True)
+    )
+    before = StateSums([(1, 2)], norms).read(a, b, batches)  # type: ignore[arg-type]
+    assert abs(before.cka((1, 2)) - due) < 1e-6
+    for reverse in (False, True):
+        given, wanted = (each.equations((1, 2), reverse) for each in (before, sums))
+        for name in ("xx", "xy", "y"):
+            assert torch.allclose(getattr(given, name), getattr(wanted, name), atol=1e-4, rtol=1e-6)
+        assert abs(given.yy - wanted.yy) < 1e-3
 
 
 def with_dead_units(place: Path) -> Path:
@@ -242,11 +258,49 @@ def test_the_distance_is_the_mean_penalty_inside_and_a_gain_counts_as_none(monke
     ]
     bottoms = {id(live): name for live, name in zip(lives, "ab", strict=True)}
     monkeypatch.setattr(StateSums, "read", lambda self, *_: self)
-    monkeypatch.setattr(stitching, "fitted", lambda *_, **__: None)
-    monkeypatch.setattr(
-        stitching, "_score", lambda bottom, _top, at, _map: {"accuracy": scores[bottoms[id(bottom)], at]}
-    )
+    monkeypatch.setattr(stitching, "fitted", lambda *_, reverse=False: "b" if reverse else "a")
+    ways: set[str] = set()
+
+    def fake_score(bottom: Any, _top: Any, at: tuple[int, int], way: str) -> dict[str, float]:
+        ways.add(f"{bottoms[id(bottom)]} by the map of {way}")
+        return {"accuracy": scores[bottoms[id(bottom)], at]}
+
+    monkeypatch.setattr(stitching, "_score", fake_score)
     assert abs(stitching.stitching_distance(*sides, [], StitchPlan()) - 0.125) < 1e-12
+    assert ways == {"a by the map of a", "b by the map of b"}
+
+
+def test_the_reversed_control_is_b_below_a_and_held_against_the_score_of_a(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of A with score 1 and B with .8, cut at 2 and 1: .8 - .5 for the stitch, 1 - .7 for the reverse."""
+    scores = {("a", "b", (2, 1)): 0.5, ("blank", "b", (2, 1)): 0.1, ("b", "a", (1, 2)): 0.7}
+    a, b = (stitching.Side(name, dict, {}) for name in "ab")  # type: ignore[arg-type]
+
+    class Sums:
+        def equations(self, _at: object) -> NormalEquations:
+            return NormalEquations(3, 2)
+
+        def cka(self, _at: object) -> float:
+            return 0.4
+
+    ways: dict[str, bool] = {}
+
+    def fake_fit(_sums: Any, at: tuple[int, int], _plan: StitchPlan, reverse: bool = False) -> Any:
+        return StateMap("affine", torch.zeros(int(reverse), 1), torch.zeros(1), explained=0.9)
+
+    def fake_score(bottom: Any, top: Any, at: tuple[int, int], mapping: StateMap) -> dict[str, float]:
+        if mapping.kind == "affine":
+            ways[f"{bottom}{top.live}"] = bool(len(mapping.weight))
+        return {"accuracy": 0.0 if mapping.kind == "mean" else scores[bottom, top.live, at]}
+
+    monkeypatch.setattr(stitching, "fitted", fake_fit)
+    monkeypatch.setattr(stitching, "_score", fake_score)
+    ends = {"a": {"accuracy": 1.0}, "b": {"accuracy": 0.8}}
+    cut = stitching._measured(a, b, "blank", Sums(), Sums(), (2, 1), StitchPlan(), ends)  # type: ignore[arg-type]
+    due = {"stitched": 0.3, "mean only": 0.8, "random A": 0.7, "reversed": 0.3}
+    assert cut.penalties.keys() == due.keys()
+    assert all(abs(cut.penalties[name] - penalty) < 1e-12 for name, penalty in due.items())
+    assert ways == {"ab": False, "blankb": False, "ba": True}
+    assert (cut.cka, cut.explained) == (0.4, 0.9)
 
 
 def test_what_cannot_be_measured_is_one_line(store: Path, tmp_path: Path) -> None:
