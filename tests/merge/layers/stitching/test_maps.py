@@ -9,8 +9,8 @@ from torch import Tensor
 
 from merge.errors import CalibrationError, UsageError
 from merge.layers.repair.ridge import NormalEquations
-from merge.layers.stitching.maps import fit_map, fit_rotation, mean_map
-from merge.layers.stitching.norms import divisor
+from merge.layers.stitching.maps import Norm, fit_map, fit_rotation, mean_map
+from merge.layers.stitching.norms import divisor, rotation_before_norm
 
 UNITS, ROWS = 5, 80
 RIDGES = (1e-9,)
@@ -124,3 +124,12 @@ def test_a_gain_near_zero_is_not_divided_by() -> None:
     """The least divisor is a thousandth of the mean size, which signs do not cancel, and keeps the sign of its gain."""
     gain = torch.tensor([1.0, -1.0, 1e-9, -1e-9], dtype=torch.float64)
     assert torch.allclose(divisor(gain), torch.tensor([1.0, -1.0, 5e-4, -5e-4], dtype=torch.float64), rtol=1e-6)
+
+
+def test_a_rotation_to_a_state_is_taken_back_through_its_norm() -> None:
+    """Of a state 2 n + bias with n = x R the best rotation is 2 x R + bias, which n is reached from by R and no constant."""
+    x, turn = rows(), rotation()
+    norm = Norm(torch.full((UNITS,), 2.0), torch.arange(UNITS, dtype=torch.float32) - 1, 0.0)
+    whole, _ = sums(x, x @ turn)
+    due = torch.cat([turn, torch.zeros(1, UNITS, dtype=torch.float64)])
+    assert (rotation_before_norm(whole, norm) - due).abs().max() < 1e-9
