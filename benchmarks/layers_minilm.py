@@ -77,10 +77,10 @@ def measures(bench: Bench) -> None:
     """The measures of strategies, of one pass over all pairs; linear fit over the text of fits."""
     pairs = Pairs(bench.folder, bench.dev, bench.live)
     live = live_layers(bench.live)
-    found = measure_layers(live, pairs.encoded.batches, 2)
-    bench.row("block influence", found.block_influence, (0.135, 0.122, 0.128, 0.137, 0.185, 0.427))
-    bench.row("relative norm", found.relative_norm, (0.655, 0.478, 0.489, 0.525, 0.545, 0.845))
-    bench.row("angular, 2 layers", found.angular, (0.243, 0.225, 0.213, 0.237, 0.331))
+    measured = measure_layers(live, pairs.encoded.batches, 2)
+    bench.row("block influence", measured.block_influence, (0.135, 0.122, 0.128, 0.137, 0.185, 0.427))
+    bench.row("relative norm", measured.relative_norm, (0.655, 0.478, 0.489, 0.525, 0.545, 0.845))
+    bench.row("angular, 2 layers", measured.angular, (0.243, 0.225, 0.213, 0.237, 0.331))
     batches = read_batches(bench.models[0], bench.text, "", "a fit")[0]
     one, two = (measure_layers(live, batches, block).linear_fit for block in (1, 2))
     bench.row("linear fit R2, 1 layer", one, (0.909, 0.884, 0.894, 0.912, 0.886, 0.668))
@@ -110,9 +110,9 @@ def exhaustive(bench: Bench) -> None:
     bench.check((0, 4, 5))
     published = {5: ((0, 1, 3, 4, 5), 0.8614), 4: ((0, 2, 3, 5), 0.8408), 3: ((0, 4, 5), 0.8161), 2: ((4, 5), 0.7696)}
     for size, (kept, due) in published.items():
-        found = search_layers("exhaustive", bench.kept, LAYERS, LAYERS - size)
+        search = search_layers("exhaustive", bench.kept, LAYERS, LAYERS - size)
         bench.line(
-            f"best {size}: {found.kept}", bench.kept(found.kept), due, "" if found.kept == kept else f"due {kept}"
+            f"best {size}: {search.kept}", bench.kept(search.kept), due, "" if search.kept == kept else f"due {kept}"
         )
         for how in ("one-shot", "greedy", "beam"):
             searched = search_layers(how, bench.kept, LAYERS, LAYERS - size)

@@ -72,9 +72,9 @@ class Exam:
             outputs_of(model, each.batches).logits[torch.tensor([r for b in each.rows for r in b]).argsort()][:, columns]
             for each in (self.task, self.hans)
         )  # fmt: skip
-        said = (hans.argmax(1) == 0).tolist()
+        entailed = (hans.argmax(1) == 0).tolist()
         shares: dict[tuple[str, str], list[bool]] = {}
-        for pair, entails in zip(self.pairs, said, strict=True):
+        for pair, entails in zip(self.pairs, entailed, strict=True):
             shares.setdefault((pair.heuristic, pair.label), []).append(entails)
         mean = {key: sum(values) / len(values) for key, values in shares.items()}
         accuracy = float((task.argmax(1) == self.gold).float().mean())
@@ -87,9 +87,9 @@ class Exam:
 def chosen_layers(checkpoint: Checkpoint, text: TextSource, fewest: int) -> dict[int, tuple[int, ...]]:
     """Return for each number of layers those that a greedy search keeps, by KL to the full model."""
     score = label_free_score(checkpoint, text, "kl")[0]
-    found = search_layers("greedy", lambda kept: score(LayerPlan.keep(kept)), LAYERS, LAYERS - fewest)
+    search = search_layers("greedy", lambda kept: score(LayerPlan.keep(kept)), LAYERS, LAYERS - fewest)
     best: dict[int, tuple[float, tuple[int, ...]]] = {}
-    for kept, value in found.scores:
+    for kept, value in search.scores:
         best[len(kept)] = max(best.get(len(kept), (float("-inf"), ())), (value, tuple(kept)))
     return {size: kept for size, (_, kept) in best.items()}
 
@@ -108,14 +108,14 @@ def table(
     }
     head = "   ".join(f"{SHORT[name]:>11}" for name in HEURISTICS)
     print(f"{'':34} task    says entailment where it holds, and where not:\n{'':41}{head}")
-    found: dict[Any, Scores] = {}
+    scores: dict[Any, Scores] = {}
 
     def show(way: str, size: int, plan: LayerPlan, settings: RepairSettings | None = None) -> None:
         begun = time.process_time()
-        found[way, size] = exam.scores(repaired(models, plan, settings).assembly.build())
+        scores[way, size] = exam.scores(repaired(models, plan, settings).assembly.build())
         layers = ",".join(str(layer) for ((_, layer),) in plan.layers)
         name = f"{size} layers ({layers}) {way}"
-        print(f"{name:34}{found[way, size]}   {time.process_time() - begun:.0f} CPU s", flush=True)
+        print(f"{name:34}{scores[way, size]}   {time.process_time() - begun:.0f} CPU s", flush=True)
 
     show("full", LAYERS, LayerPlan.keep(range(LAYERS)))
     for size in sizes:
@@ -124,20 +124,20 @@ def table(
         show("greedy", size, plan)
         for way, settings in ways.items():
             show(way, size, plan, settings)
-    return found
+    return scores
 
 
-def plot(found: Mapping[Any, Scores], majority: float, path: Path) -> None:
+def plot(scores: Mapping[Any, Scores], majority: float, path: Path) -> None:
     """Draw the task's accuracy, and for each heuristic the two shares, against the number of layers."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
     axes = top.subplots()
-    ways = list(dict.fromkeys(way for way, _ in found if way != "full"))
-    full = found["full", LAYERS]
+    ways = list(dict.fromkeys(way for way, _ in scores if way != "full"))
+    full = scores["full", LAYERS]
     for way in ways:
-        points = [(size, found[w, size]) for w, size in found if w == way]
+        points = [(size, scores[w, size]) for w, size in scores if w == way]
         axes.plot([LAYERS, *(s for s, _ in points)], [full.task, *(x.task for _, x in points)], "o-", label=way)
     axes.axhline(majority, color="gray", linestyle=":", label="largest class")
     axes.set(ylabel="accuracy, SNLI", xlabel="layers", xticks=range(2, LAYERS + 1))
@@ -146,7 +146,7 @@ def plot(found: Mapping[Any, Scores], majority: float, path: Path) -> None:
     panels = bottom.subplots(1, 3, sharey=True)
     for panel, name in zip(panels, HEURISTICS, strict=True):
         for way, style in (("greedy", "--"), (ways[-1], "-")):
-            points = [(size, found[w, size]) for w, size in found if w == way]
+            points = [(size, scores[w, size]) for w, size in scores if w == way]
             for share, color in (("right", "tab:blue"), ("mistaken", "tab:red")):
                 values = [getattr(full, share)[name], *(getattr(x, share)[name] for _, x in points)]
                 words = "entailed" if share == "right" else "not entailed"
@@ -156,7 +156,7 @@ def plot(found: Mapping[Any, Scores], majority: float, path: Path) -> None:
         )
         panel.invert_xaxis()
     panels[0].set_ylabel("says entailment")
-    panels[0].legend(fontsize=7)
+    bottom.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -175,8 +175,8 @@ def main() -> None:
     source, columns = str(arguments.data / "train.subset.jsonl.gz"), ("premise", "hypothesis")
     text = TextSource(source, columns, 64 if arguments.quick else 400, 1)
     few = TextSource(source, columns, 16 if arguments.quick else 128, 2)
-    found = table(models, exam, text, few, arguments.quick)
-    plot(found, float(exam.gold.bincount().max() / len(exam.gold)), arguments.plot)
+    scores = table(models, exam, text, few, arguments.quick)
+    plot(scores, float(exam.gold.bincount().max() / len(exam.gold)), arguments.plot)
     print(f"wrote {arguments.plot}")
 
 

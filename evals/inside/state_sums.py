@@ -16,7 +16,7 @@ from torch import Tensor
 from merge.layers.activations import LiveLayers, states_of
 from merge.layers.repair.ridge import NormalEquations
 from merge.layers.stitching.maps import Norm
-from merge.layers.stitching.norms import normed_states
+from merge.layers.stitching.norms import states_before_norms
 from merge.progress import track
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _centred(gram: Tensor, rows: int) -> Tensor:
 def _states(live: LiveLayers, batch: Batch, cuts: set[int], norms: Mapping[int, Norm]) -> dict[int, Tensor]:
     """Return the wanted states, before the norm where there is one, with a constant 1 as the last unit."""
     normed = cuts & norms.keys()
-    states = normed_states(live, batch, normed) if normed else {}
+    states = states_before_norms(live, batch, normed) if normed else {}
     if cuts - normed:
         states |= states_of(live, batch, cuts - normed)
     return {

@@ -103,10 +103,8 @@ def states_of(live: LiveLayers, batch: Batch, wanted: Iterable[int]) -> dict[int
     return rows
 
 
-def see_normed(
-    live: LiveLayers, batch: Batch, wanted: Iterable[int], norm: str, see: Callable[[int, Tensor], None]
-) -> None:
-    """Run a batch and call `see(state, rows)` for every wanted state, before gain and bias of the norm that writes it.
+def normed_states(live: LiveLayers, batch: Batch, wanted: Iterable[int], norm: str) -> dict[int, Tensor]:
+    """Return the rows of wanted states of one batch, each before gain and bias of the norm that writes it.
 
     For families whose norms come last. States are read before the norm, not divided by its gain afterwards: a gain of 0
     (all-MiniLM-L6-v2 has one, 5e-33) hides a unit that the norm's statistics need.
@@ -121,25 +119,25 @@ def see_normed(
     paths = [EMBEDDING_NORM] * (0 in chosen) + [f"{live.path}.{name}.{norm}" for name in live.names]
     epsilons = {f"{path}:in": norm_epsilon(live.model.base_model.get_submodule(path)) for path in paths}
     state = 0 if 0 in chosen else 1
+    read: dict[int, tuple[Tensor, float]] = {}
 
     def show(site: str, activation: Tensor) -> None:
         nonlocal state
         if state in chosen:
-            rows = live.rows(activation, batch)
-            see(state, torch.nn.functional.layer_norm(rows, rows.shape[-1:], eps=epsilons[site]))
+            read[state] = live.rows(activation, batch), epsilons[site]
             if state == max(chosen):
                 raise EnoughError
         state += 1
 
     with torch.inference_mode(), suppress(EnoughError), watching(live.model.base_model, epsilons, show):
         live.model(**batch)
+    norm_of = torch.nn.functional.layer_norm  # outside of inference mode, so that gradients may pass what is made of it
+    return {state: norm_of(rows, rows.shape[-1:], eps=epsilon) for state, (rows, epsilon) in read.items()}
 
 
 def normed_state(live: LiveLayers, batch: Batch, state: int, norm: str) -> Tensor:
-    """Return the rows of one state as `see_normed` reads it."""
-    rows: dict[int, Tensor] = {}
-    see_normed(live, batch, [state], norm, rows.__setitem__)
-    return rows[state]
+    """Return the rows of one state as `normed_states` reads it."""
+    return normed_states(live, batch, [state], norm)[state]
 
 
 def norm_epsilon(norm: Any) -> float:

@@ -69,10 +69,10 @@ class _Parser:
         if self._peek.kind == "word" and self._peek.text == "none" and self._tokens[1].kind == "end":
             return LayerPlan.none(self._stack)
         while True:
-            place = self._peek.place
+            position = self._peek.position
             for making, sources in self._item():
                 if len(layers) >= MOST_LAYERS:
-                    raise self._fault(f"a plan has at most {MOST_LAYERS} layers", place)
+                    raise self._fault(f"a plan has at most {MOST_LAYERS} layers", position)
                 layers.append(sources)
                 makings.append(making)
             if self._peek.kind == "end":
@@ -88,13 +88,13 @@ class _Parser:
         self._next += token.kind != "end"
         return token
 
-    def _fault(self, message: str, place: int) -> PlanSyntaxError:
-        return PlanSyntaxError(self._text, place, message)
+    def _fault(self, message: str, position: int) -> PlanSyntaxError:
+        return PlanSyntaxError(self._text, position, message)
 
     def _expect(self, text: str, wanted: str) -> None:
         token = self._take()
         if token.text != text:
-            raise self._fault(f"expected {wanted}, found {shown(token)}", token.place)
+            raise self._fault(f"expected {wanted}, found {shown(token)}", token.position)
 
     def _item(self) -> list[tuple[Making | None, tuple[Source, ...]]]:
         """Return the output layers of one item of the plan, repeated where `*n` follows."""
@@ -104,18 +104,18 @@ class _Parser:
         made = self._call() if calls else [(None, (source,)) for source in self._layers()]
         if self._removes:
             if calls:
-                raise self._fault("only copies of layers lose a sublayer", self._peek.place)
-            place = self._peek.place
+                raise self._fault("only copies of layers lose a sublayer", self._peek.position)
+            position = self._peek.position
             making = Making("without", without=self._without())
             if not set(making.without) <= {*self._functions, NORM}:
-                raise self._fault("layers are merged here as they are; edit-layers apply takes sublayers out", place)
+                raise self._fault("layers are merged here as they are; edit-layers apply takes sublayers out", position)
             made = [(making, sources) for _, sources in made]
         if self._peek.text == "*":
             self._take()
-            place = self._peek.place
+            position = self._peek.position
             times = self._number("how often the layers are repeated")
             if not 0 < times * len(made) <= MOST_LAYERS:
-                raise self._fault(f"expected 1 to {MOST_LAYERS} layers by repetition", place)
+                raise self._fault(f"expected 1 to {MOST_LAYERS} layers by repetition", position)
             made = made * times
         return made
 
@@ -126,13 +126,15 @@ class _Parser:
 
     def _without(self) -> tuple[str, ...]:
         """Return the sublayers of `-attention-ffn`, and the norm of `-ffn-norm`."""
-        first, named = self._peek.place, set[str]()
+        first, named = self._peek.position, set[str]()
         while self._removes:
             self._take()
             token = self._take()
             if token.text not in (*SUBLAYERS, NORM) or token.text in named:
-                found = f"{token.text!r} twice" if token.text in named else shown(token)
-                raise self._fault(f"expected a sublayer ({', '.join((*SUBLAYERS, NORM))}), found {found}", token.place)
+                given = f"{token.text!r} twice" if token.text in named else shown(token)
+                raise self._fault(
+                    f"expected a sublayer ({', '.join((*SUBLAYERS, NORM))}), found {given}", token.position
+                )
             named.add(token.text)
         if named == {NORM}:
             raise self._fault("a norm is removed with the sublayer before it, as in A[3]-ffn-norm", first)
@@ -145,14 +147,15 @@ class _Parser:
             known = name.text in (*FUNCTIONS, "merge")
             listed = ", ".join(f"{each}(...)" for each in self._functions if each not in SUBLAYERS)
             raise self._fault(
-                f"{name.text}(...) {f'belongs to {other}' if known else 'is not known'}; here are {listed}", name.place
+                f"{name.text}(...) {f'belongs to {other}' if known else 'is not known'}; here are {listed}",
+                name.position,
             )
         self._take()
         made: list[tuple[Making | None, tuple[Source, ...]]]
         if name.text == "affine":
             made = [self._affine()]
         elif name.text == "merge":
-            made = [(None, sources) for sources in self._columns(name.place)]
+            made = [(None, sources) for sources in self._columns(name.position)]
         else:
             weights, sources = self._terms(weighed=name.text == "mean")
             if name.text == "zero":
@@ -165,7 +168,7 @@ class _Parser:
                 if making is not None:
                     making.check(chosen)
             except UsageError as error:
-                raise self._fault(str(error), name.place) from None
+                raise self._fault(str(error), name.position) from None
         return made
 
     def _columns(self, start: int) -> list[tuple[Source, ...]]:
@@ -180,7 +183,7 @@ class _Parser:
         return list(zip(*slices, strict=True))
 
     def _affine(self) -> tuple[Making, tuple[Source, ...]]:
-        first = self._peek.place
+        first = self._peek.position
         (model, start), (other, end) = self._state(), self._state(after="->")
         if model != other:
             return Making("affine", states=(start, end), reads=model), ((other, max(end - 1, 0)),)
@@ -194,8 +197,8 @@ class _Parser:
     def _state(self, after: str = "") -> Source:
         if after:
             self._expect(after, "an arrow ->")
-        model, place = self._model(), self._peek.place
-        return model, self._below(model, self._number("the number of a state"), place, "state")
+        model, position = self._model(), self._peek.position
+        return model, self._below(model, self._number("the number of a state"), position, "state")
 
     def _terms(self, weighed: bool) -> tuple[tuple[float, ...], list[Source]]:
         """Return the weights (none where none is given) and the sources inside parentheses."""
@@ -207,12 +210,12 @@ class _Parser:
             stated = token.kind == "number" and self._tokens[self._next + 1].text == "*"
             if stated:
                 if not weighed:
-                    raise self._fault("only mean(...) takes weights", token.place)
+                    raise self._fault("only mean(...) takes weights", token.position)
                 weight = float(self._take().text)
                 self._take()
             chosen = self._layers()
             if stated != bool(weights) and sources:
-                raise self._fault("either every layer of a mean has a weight, or none", token.place)
+                raise self._fault("either every layer of a mean has a weight, or none", token.position)
             weights += [weight] * len(chosen) if stated else []
             sources += chosen
             if self._peek.text != ",":
@@ -237,36 +240,36 @@ class _Parser:
         if token.kind != "word":
             if len(self._models) == 1 and token.kind == "number":
                 return 0
-            raise self._fault(f"expected a model ({', '.join(self._models)}), found {shown(token)}", token.place)
+            raise self._fault(f"expected a model ({', '.join(self._models)}), found {shown(token)}", token.position)
         self._take()
         if token.text not in self._models:
             raise self._fault(
-                f"there is no model {token.text!r}; the models are {', '.join(self._models)}", token.place
+                f"there is no model {token.text!r}; the models are {', '.join(self._models)}", token.position
             )
         return self._models.index(token.text)
 
     def _range(self, model: int) -> list[int]:
-        place = self._peek.place
-        start = self._below(model, self._number("the number of a layer"), place, "layer")
+        position = self._peek.position
+        start = self._below(model, self._number("the number of a layer"), position, "layer")
         if self._peek.text != "-" or self._removes:
             return [start]
         self._take()
-        last = self._peek.place
+        last = self._peek.position
         end = self._below(model, self._number("the last layer of a range"), last, "layer")
         if abs(end - start) >= MOST_LAYERS:
-            raise self._fault(f"a range has at most {MOST_LAYERS} layers", place)
+            raise self._fault(f"a range has at most {MOST_LAYERS} layers", position)
         return list(range(start, end + 1)) if start <= end else list(range(start, end - 1, -1))
 
-    def _below(self, model: int, number: int, place: int, what: str) -> int:
+    def _below(self, model: int, number: int, position: int, what: str) -> int:
         """Return a number that the model has a layer or state of, where the numbers of layers are known."""
         if self._totals and number >= (total := self._totals[model] + (what == "state")):
             name = self._models[model]
             known = f"{what}s 0 to {total - 1}" if total else "no layers"
-            raise self._fault(f"there is no {what} {number} of {name}, which has {known}", place)
+            raise self._fault(f"there is no {what} {number} of {name}, which has {known}", position)
         return number
 
     def _number(self, wanted: str) -> int:
         token = self._take()
         if token.kind != "number" or not token.text.isdecimal() or len(token.text) > MOST_DIGITS:
-            raise self._fault(f"expected {wanted}, found {shown(token)}", token.place)
+            raise self._fault(f"expected {wanted}, found {shown(token)}", token.position)
         return int(token.text)

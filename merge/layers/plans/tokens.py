@@ -13,20 +13,20 @@ TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d+)?)|(?P<arrow>->)|(?P<word>[A-Z
 class PlanSyntaxError(UsageError):
     """A plan that cannot be read; its message has a caret under the place."""
 
-    def __init__(self, text: str, place: int, message: str) -> None:
+    def __init__(self, text: str, position: int, message: str) -> None:
         flat = re.sub(r"\s", " ", text)
-        start = max(0, place - 60)
-        line = flat[start : place + 40]
+        start = max(0, position - 60)
+        line = flat[start : position + 40]
         shown = "".join(c if c.isprintable() else "?" for c in line)
-        self.picture = f"\n  {shown}\n  {' ' * (place - start)}^"
-        super().__init__(f"plan, character {place + 1}: {message}{self.picture}")
+        self.picture = f"\n  {shown}\n  {' ' * (position - start)}^"
+        super().__init__(f"plan, character {position + 1}: {message}{self.picture}")
 
 
 @dataclass(frozen=True)
 class Token:
     kind: str  # number, arrow, word, sign, or end
     text: str
-    place: int
+    position: int
 
 
 def split_tokens(text: str) -> list[Token]:
@@ -35,15 +35,15 @@ def split_tokens(text: str) -> list[Token]:
     Raises:
         PlanSyntaxError: a character begins no token.
     """
-    tokens, place = [], 0
-    while text[place:].strip():
-        match = TOKEN.match(text, place)
+    tokens, position = [], 0
+    while text[position:].strip():
+        match = TOKEN.match(text, position)
         if match is None:
-            start = place + len(text[place:]) - len(text[place:].lstrip())
+            start = position + len(text[position:]) - len(text[position:].lstrip())
             raise PlanSyntaxError(text, start, f"unexpected character {text[start]!r}")
         kind = str(match.lastgroup)
         tokens.append(Token(kind, match[kind], match.start(kind)))
-        place = match.end()
+        position = match.end()
     return [*tokens, Token("end", "", len(text.rstrip()))]
 
 

@@ -130,8 +130,8 @@ def _in_layer(layout: Layout, plan: LayerPlan, text: StitchText, live: tuple[Liv
         fitted = fit_added(layer, live[1], text.batches, layout.settings, ridges)
     facts, sentences = _record(layout, fitted, text)
     if layout.settings.refine != "none":
-        fitted, more, said = _refined(layout, layer, assembly, fitted, text, live[1])
-        facts, sentences = {**facts, **more}, (*sentences, *said)
+        fitted, added, words = _refined(layout, layer, assembly, fitted, text, live[1])
+        facts, sentences = {**facts, **added}, (*sentences, *words)
     return Joined(plan, {}, layer.tensors(fitted.weight, fitted.constant), facts, sentences, text.notes)
 
 

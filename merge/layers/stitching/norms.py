@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.layers.activations import EMBEDDING_NORM, LiveLayers, see_normed
+from merge.layers.activations import EMBEDDING_NORM, LiveLayers, normed_states
 from merge.layers.config import group_of
 from merge.layers.parts import parts_of
 from merge.layers.repair.ridge import NormalEquations
@@ -60,13 +60,11 @@ def norm_of_state(model: Checkpoint, state: int, live: LiveLayers) -> Norm | Non
     return Norm(gain, bias, _layer_epsilon(live))
 
 
-def normed_states(live: LiveLayers, batch: Batch, states: Iterable[int]) -> dict[int, torch.Tensor]:
+def states_before_norms(live: LiveLayers, batch: Batch, states: Iterable[int]) -> dict[int, torch.Tensor]:
     """Return the rows of states of one batch, each before gain and bias of the norm that writes it."""
     norm = parts_of(live.model.config.to_dict()).norm
     assert norm is not None
-    rows: dict[int, torch.Tensor] = {}
-    see_normed(live, batch, states, norm, rows.__setitem__)
-    return rows
+    return normed_states(live, batch, states, norm)
 
 
 def divisible_state(live: LiveLayers, batch: Batch, state: int, norm: Norm) -> torch.Tensor:
@@ -77,7 +75,7 @@ def divisible_state(live: LiveLayers, batch: Batch, state: int, norm: Norm) -> t
     Args:
         norm: that writes the state.
     """
-    return normed_states(live, batch, [state])[state] * divisor(norm.gain) + norm.bias
+    return states_before_norms(live, batch, [state])[state] * divisor(norm.gain) + norm.bias
 
 
 def rotation_before_norm(e: NormalEquations, norm: Norm) -> torch.Tensor:

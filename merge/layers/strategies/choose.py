@@ -139,9 +139,9 @@ def _searched(
     def of_layers(kept: tuple[int, ...]) -> float:
         return score(LayerPlan.keep(kept, settings.stack))
 
-    found = search_layers(strategy.name, of_layers, total, settings.count, settings.protected, settings.beam)
-    importance = LayerImportance((), source, notes, strategy.name, meaning, found.scores)
-    return LayerPlan.keep(found.kept, settings.stack), importance
+    search = search_layers(strategy.name, of_layers, total, settings.count, settings.protected, settings.beam)
+    importance = LayerImportance((), source, notes, strategy.name, meaning, search.scores)
+    return LayerPlan.keep(search.kept, settings.stack), importance
 
 
 def label_free_score(

@@ -30,7 +30,7 @@ from merge.layers.activations import live_layers, live_model, states_of
 from merge.layers.repair.ridge import NormalEquations
 from merge.layers.stitching.live import Halves, stitched
 from merge.layers.stitching.maps import StateMap
-from merge.layers.stitching.norms import norm_of_state, normed_states
+from merge.layers.stitching.norms import norm_of_state, states_before_norms
 from merge.text.source import TextSource
 
 CONFIG = bert_config(num_hidden_layers=2)
@@ -92,7 +92,7 @@ def with_dead_units(place: Path) -> Path:
     batch = {"input_ids": torch.tensor([[2, 5, 7, 9, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
     tensors = model.state_dict()
     for state in (1, 2):
-        unit = int(normed_states(live, batch, [state])[state].abs().mean(0).argmax())
+        unit = int(states_before_norms(live, batch, [state])[state].abs().mean(0).argmax())
         tensors[f"bert.encoder.layer.{state - 1}.output.LayerNorm.weight"][unit] = 0.0
     return save_checkpoint(place / "dead", WIDE, tensors=tensors)
 
