@@ -127,6 +127,16 @@ def test_a_norm_with_a_gain_of_zero_hides_no_unit_from_hooks_nor_from_a_written_
             assert (hooked - own).abs().max() > 1e-2
 
 
+def test_random_weights_are_those_of_their_seed() -> None:
+    """And drawing them leaves the generator of the process as it was."""
+    before = torch.random.get_rng_state()
+    one, again, other = (stitching.random_like(CONFIG, seed).model.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    name = "bert.encoder.layer.1.output.dense.weight"
+    assert torch.equal(one[name], again[name])
+    assert not torch.equal(one[name], other[name])
+
+
 def test_cuts_of_equal_depth() -> None:
     assert depth_cuts(3, 3) == ((0, 0), (1, 1), (2, 2), (3, 3))
     assert depth_cuts(6, 3) == ((0, 0), (2, 1), (4, 2), (6, 3))

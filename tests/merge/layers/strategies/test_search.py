@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -12,6 +13,7 @@ from layered import checkpoint_of, original_model
 
 from merge.errors import MergeError, UsageError
 from merge.layers.activations import live_layers
+from merge.layers.plans.plan import LayerPlan
 from merge.layers.strategies.agreement import Outputs, agreement, representational_similarity
 from merge.layers.strategies.choose import DropSettings, drop_plan
 from merge.layers.strategies.measures import measure_layers
@@ -44,6 +46,19 @@ def test_one_shot_greedy_and_beam_find_what_they_should() -> None:
 @pytest.mark.parametrize("how", ["one-shot", "greedy", "beam", "exhaustive"])
 def test_protected_layers_stay(how: str) -> None:
     assert {1, 3} <= set(search_layers(how, scored, 6, 3, protected=(1, 3)).kept)
+
+
+@pytest.mark.parametrize("how", ["one-shot", "greedy", "beam", "exhaustive"])
+def test_a_plan_of_a_search_keeps_protected_layers(how: str) -> None:
+    """Of four layers 0 and 1 are the cheapest by far; where 1 is protected the next one goes."""
+
+    def score(plan: LayerPlan) -> float:
+        return float(sum(10**layer for ((_, layer),) in plan.layers))
+
+    settings = DropSettings(how, 2, score=score)
+    free, held = (drop_plan(checkpoint_of("bert"), each)[0] for each in (settings, replace(settings, protected=(1,))))
+    assert free == LayerPlan.keep((2, 3))
+    assert held == LayerPlan.keep((1, 3))
 
 
 def test_what_cannot_be_searched_is_refused() -> None:
