@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from merge.disk.staging import NOT_STDOUT
+from merge.errors import OutputError
 
 if TYPE_CHECKING:
     from evals.tasks.task import EvalTask, Rows
@@ -50,15 +54,29 @@ def read_rows(task: EvalTask, options: EvalOptions) -> Rows:
 
 
 def stored_results(options: EvalOptions) -> list[dict[str, Any]]:
-    """Return the records of the results folder that need not be computed again: none with --force."""
+    """Return the records of the results folder that need not be computed again: none with --force.
+
+    Raises:
+        OutputError: results cannot be written to the folder; nothing has been computed yet.
+    """
     from evals.results.store import load_results
 
     if not options.output:
         return []
+    _check_folder(options.output)
     records = load_results(
         options.output, warn=True
     )  # with --force too: a malformed store stops the command before it computes
     return [] if options.force else records
+
+
+def _check_folder(output: Path) -> None:
+    """Stop where results cannot be written to a folder."""
+    if str(output) == "-":
+        raise OutputError(NOT_STDOUT.format(output))
+    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"output {output} cannot be written: {existing} is not a folder that can be written to.")
 
 
 def reuse_result(

@@ -18,12 +18,17 @@ MARKER = "merging"
 _BEING_WRITTEN: set[Path] = set()  # temporary folders of this process, whose id an earlier process may have had
 
 
+NOT_STDOUT = "output {} would be a folder of this name; no folder is written to stdout. Choose another -o."
+
+
 def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
     """Stop before any work where the output folder must not be written.
 
     Raises:
         OutputError: it exists (without force), holds no checkpoint that force may replace, or is one of the inputs.
     """
+    if str(output) == "-":
+        raise OutputError(NOT_STDOUT.format(output))
     target = output.resolve()
     for folder in inputs:
         source = folder.resolve()

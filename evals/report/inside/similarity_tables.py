@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -75,8 +76,8 @@ def similarity_tables(record: Record) -> list[list[Row]]:
 def similarity_verdict(record: Record) -> list[str]:
     """Return a sentence: how many sites of A are most similar to their counterpart in B, and where the two are least alike."""
     name = "debiased cka" if "debiased cka" in record["matrices"] else measures_of(record)[0]
-    own = sum(pair["best"] == pair["b"] for pair in record["pairs"])
-    measured = [pair for pair in record["pairs"] if (pair["measures"].get(name) or {}).get("value") is not None]
+    measured = [pair for pair in record["pairs"] if _is_number((pair["measures"].get(name) or {}).get("value"))]
+    own = sum(pair["best"] == pair["b"] for pair in measured)
     if not measured:
         return [f"{name}: no site of either model varies on these texts"]
     worst = min(measured, key=lambda pair: pair["measures"][name]["value"])
@@ -85,3 +86,8 @@ def similarity_verdict(record: Record) -> list[str]:
         f"{own} of {len(record['pairs'])} sites of A are most similar to their counterpart in B ({name}); the least alike is "
         f"{worst['a']}: {value:.3f}, where rows in random order give {floor:.3f}"
     ]
+
+
+def _is_number(value: float | None) -> bool:
+    """Return whether a similarity is defined: of sites that do not vary it is nan, or null in results.json."""
+    return value is not None and math.isfinite(value)

@@ -287,6 +287,13 @@ def test_an_output_that_must_not_be_written_is_refused_before_any_work(tmp_path:
     assert names(model) == ["config.json", "old"]
 
 
+def test_an_output_named_as_stdout_is_refused() -> None:
+    """The control: a folder of that name elsewhere is one."""
+    with pytest.raises(OutputError, match="no folder is written to stdout"):
+        check_output(Path("-"), False, [])
+    check_output(Path.cwd() / "-", False, [])
+
+
 def test_an_output_that_is_or_holds_an_input_is_refused(tmp_path: Path) -> None:
     """Even by another name, and even with force: the input would be gone before it is read."""
     model = existing(tmp_path / "model")
