@@ -16,9 +16,9 @@ from merge.checkpoints.open import open_checkpoint
 from merge.layers.edit import opened_whole
 from merge.layers.plans.plan import LayerPlan
 from merge.layers.plans.text import parse_plan
-from merge.layers.repair import seam
+from merge.layers.repair import heal, seam
 from merge.layers.repair.heal import distillation_loss
-from merge.layers.repair.repair import RepairSettings, repaired
+from merge.layers.repair.repair import RepairSettings, _Work, repaired
 from merge.layers.repair.ridge import Fitted
 from merge.text.source import TextSource
 
@@ -64,6 +64,19 @@ def test_auto_keeps_the_plain_model_where_a_fit_is_worse(store: Path, monkeypatc
     assert any("auto kept the plain model" in note for note in bad.notes)
 
 
+@pytest.mark.parametrize(("after", "kept"), [(0.9, False), (1.0, True), (1.1, True)])
+def test_auto_keeps_a_refit_that_is_nearer_and_no_other(
+    after: float, kept: bool, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a plain model at distance 1 from the full one; a refit that is asked for by name is kept wherever it is."""
+    models, plan = opened_whole([open_checkpoint(str(store / "m"))]), LayerPlan.keep([0, 3])
+    for kind in ("auto", "seam"):
+        distances = iter((1.0, after))
+        monkeypatch.setattr(_Work, "_distance", lambda *_, left=distances: next(left))
+        done = repaired(models, plan, RepairSettings(kind, source(store), 0.1))
+        assert bool(done.assembly.computed) != (kept and kind == "auto")
+
+
 def test_auto_says_why_it_does_nothing(store: Path) -> None:
     models = opened_whole([open_checkpoint(str(store / "m"))])
     unrepaired = repaired(models, LayerPlan.keep([2, 3]), RepairSettings("auto", source(store)))
@@ -92,6 +105,27 @@ def test_healing_lowers_the_loss_and_the_same_run_gives_the_same_bytes(store: Pa
     card = (made[0].folder / "README.md").read_text()
     assert "healed by 6 steps of distillation" in card
     assert "seam refit of output layer 0, without layers 1-2" in card
+
+
+def test_a_healed_splice_learns_from_the_model_whose_head_it_has(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "n", bert_config(num_hidden_layers=4, intermediate_size=48), 1)
+    models = opened_whole([open_checkpoint(str(folder)) for folder in (store / "m", tmp_path / "n")])
+    teachers: list[Any] = []
+
+    def watched(_student: Any, teacher: Any, *_: Any) -> heal.Healing:
+        teachers.append(teacher)
+        return heal.Healing(1, 1e-4, 1, "nothing", 0.0, 0.0)
+
+    monkeypatch.setattr(heal, "heal", watched)
+    plan = parse_plan("A[0-1], B[2-3]", ["A", "B"])
+    done = repaired(models, plan, RepairSettings("none", source(store), heal_steps=1))
+    assert "distillation from " + str(tmp_path / "n") in done.sentences[-1]
+    (teacher,) = teachers
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(teacher.state_dict()[name], models[1].tensor(name).float())
+    assert not torch.equal(teacher.state_dict()[name], models[0].tensor(name).float())
 
 
 def test_the_loss_of_logits_is_the_divergence_by_its_formula() -> None:
