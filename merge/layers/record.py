@@ -184,13 +184,14 @@ def _made_of(report: EditReport) -> str:
     """Return the sentences of a card on what the layers are."""
     plan, total, source = report.plan, report.total, report.checkpoint.source
     computed = len(report.tensors.sources) - report.copied
+    count = "1 layer" if len(plan.layers) == 1 else f"{len(plan.layers)} layers"
     if plan.copies and len(report.assembly.models) == 1:
         kept = format_layers([layer for ((_, layer),) in plan.layers])
-        what = f"{len(plan.layers)} layers, taken from the {total} of {source} in this order (counted from 0): {kept}."
+        what = f"{count}, taken from the {total} of {source} in this order (counted from 0): {kept}."
     else:
         pairs = zip(report.made.names, report.assembly.models, strict=True)
         named = ", ".join(f"{name} = {model.source}" for name, model in pairs)
-        what = f"{len(plan.layers)} layers by the plan `{format_plan(plan, report.made.names)}`, with {named}."
+        what = f"{count} by the plan `{format_plan(plan, report.made.names)}`, with {named}."
     if computed == 0:
         copies = "tensors were copied byte for byte, without training"
         return f"{what} Made with `{report.made.tool}` of merge-models; {copies}."
