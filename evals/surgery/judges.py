@@ -19,7 +19,7 @@ from evals.predict.embeddings import SentenceEncoder, cosines
 from evals.predict.logits import check_finite
 from evals.results.measure import judge as judged
 from evals.surgery.slots import Pass
-from merge.checkpoints.hooks import token_mask
+from merge.checkpoints.hooks import one_logit_a_token, token_mask
 from merge.layers.repair.heal import mean_states
 
 if TYPE_CHECKING:
@@ -199,4 +199,5 @@ def agreement_judge(model: Any, order: str, whole: Pass, batch: Batch) -> Agreem
     logits = result["logits"] if not isinstance(model, SentenceEncoder) and "logits" in result else None
     texts = batch["attention_mask"].reshape(-1, batch["attention_mask"].shape[-1]).shape
     fits = logits is not None and logits.shape[-1] > 1 and (logits.ndim == 2 or logits.shape[:2] == texts)
+    fits = fits and logits is not None and not one_logit_a_token(logits, type(model).__name__)
     return AgreementJudge(order, bool(fits and logits is not None and len(logits) == texts[0]))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from merge.alignment.pair import Pair
-from merge.checkpoints.hooks import token_mask, token_rows
+from merge.checkpoints.hooks import one_logit_a_token, token_mask, token_rows
 
 # Outputs that are hidden states or embeddings, compared by cosine.
 FEATURES = ("last_hidden_state", "text_embeds", "image_embeds")
@@ -50,14 +50,11 @@ def outputs_of(pair: Pair, output: Any) -> dict[str, Tensor]:
     against "as it was". It is returned as the two logits (0, x), whose softmax is the sigmoid of x.
     """
     outputs = {name: output[name].float() for name in pair.spec.outputs if name in output}
-    if "logits" in outputs and outputs["logits"].ndim == 2 and _is_discriminator(pair.config):
+    architecture = str(next(iter(pair.config.get("architectures") or ()), ""))
+    if "logits" in outputs and one_logit_a_token(outputs["logits"], architecture):
         x = outputs["logits"]
         outputs["logits"] = torch.stack([torch.zeros_like(x), x], -1)
     return outputs
-
-
-def _is_discriminator(config: Mapping[str, Any]) -> bool:
-    return str(next(iter(config.get("architectures") or ()), "")).endswith("ForPreTraining")
 
 
 def divergence(

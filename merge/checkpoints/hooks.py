@@ -81,6 +81,14 @@ def token_mask(batch: Mapping[str, Tensor]) -> Bool[Tensor, "texts length"] | No
     return attended(batch) if "attention_mask" in batch else None
 
 
+def one_logit_a_token(logits: Tensor, architecture: str) -> bool:
+    """Return whether logits are one number for each token, shape (texts, length), and not classes of each text.
+
+    So are those of discriminators (ElectraForPreTraining): whether a token was replaced.
+    """
+    return logits.ndim == 2 and architecture.endswith("ForPreTraining")
+
+
 def token_rows(
     activation: Tensor, mask: Bool[Tensor, "texts length"] | None, order: str = ""
 ) -> Float[Tensor, "rows units"]:

@@ -148,8 +148,9 @@ QUICK = {"stitch": "DDP of torch.compile", "apply": "shards of .bin", "prune-hea
 def cells(whole: bool) -> list[Any]:
     names = list(LAYOUTS)
     chosen = [(QUICK[c], c) for c in QUICK]
+    once_wrong = [("electra-base-discriminator", "stitch"), ("LaBSE", "features"), ("PyLate", "similarity")]
     turns = [(names[(5 * k + n * len(STUDIES)) % len(names)], c) for k, c in enumerate(STUDIES) for n in range(2)]
-    slow = [(name, c) for c in STUDIES for name in names] if whole else turns
+    slow = [(name, c) for c in STUDIES for name in names] if whole else [*turns, *once_wrong]
     marked = [(cell, ()) for cell in chosen] + [(cell, pytest.mark.slow) for cell in slow if cell not in chosen]
     return [pytest.param(*cell, id=f"{cell[1]}-{cell[0]}", marks=marks) for cell, marks in marked]
 
@@ -168,10 +169,13 @@ def test_a_layout_gives_what_its_weights_give(
         pytest.importorskip("sentencepiece")
     ours = outcomes(layout, command)
     assert "\n" not in ours.line
-    if refused := layout.refused.get("merge"):  # no model at all
+    if refused := layout.refused.get("merge") or layout.refused.get(command):  # no model at all, or not for this
         assert refused in ours.line
     else:
+        assert "does not take these tensors" not in ours.line
         expected = outcomes(plain(layout), command)
+        if "missing pooler" in layout.notes:
+            expected = Outcome({n: v for n, v in expected.numbers.items() if "pooler" not in n}, expected.line)
         assert ours.line == expected.line
         assert ours.numbers or ours.line
         assert expected.numbers.keys() <= ours.numbers.keys()

@@ -87,7 +87,7 @@ def features(
     if source.source is not None and align != "none":  # the calibration text of an alignment too, as in the command
         entry = {"text": source.source, "samples": samples, **entry}
     settings = make_align_entry(entry)
-    first, second = open_all([a, b], workspace.folder)
+    first, second = (model.encoder for model in open_all([a, b], workspace.folder))
     lams = (float(lam),) if isinstance(lam, int | float) else tuple(map(float, lam))
     on = FeatureTexts(_task(task), source)
     record = measure_features((first, second), on, settings, FeaturePlan(lams, tuple(sites), llfc_only), shared)
@@ -152,7 +152,7 @@ def similarity(
         device=device,
         no_cache=not cache,
     )
-    first, second = open_all([a, b], workspace.folder)
+    first, second = (model.encoder for model in open_all([a, b], workspace.folder))
     plan = SimilarityPlan(rows, tuple(sites), tuple(measures) or MEASURE_NAMES, max_rows)
     on = FeatureTexts(_task(task), _text(text, samples, seed, workspace))
     return Inside((measure_similarity((first, second), on, plan, shared),), Path(str(shared.output)), workspace)

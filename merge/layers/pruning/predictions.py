@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoints.hooks import token_mask, token_rows
+from merge.checkpoints.hooks import one_logit_a_token, token_mask, token_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -45,6 +45,8 @@ def predictions(
     by_output = []
     for name in names:
         value = outputs[name].float()
+        if one_logit_a_token(value, str(next(iter(config.get("architectures") or ()), ""))):
+            value = value[..., None]
         rows = value if value.ndim < 3 else token_rows(value, mask)
         by_output.append(Predictions(rows, not shown and not several and rows.shape[-1] > 1))
     return by_output

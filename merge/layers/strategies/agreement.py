@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from merge.checkpoints.hooks import token_mask
+from merge.checkpoints.hooks import one_logit_a_token, token_mask
 from merge.errors import CheckpointError, UsageError, nearest
 from merge.layers.activations import LiveLayers, live_layers, states_of
 from merge.layers.repair.heal import mean_states
@@ -64,8 +64,8 @@ def outputs_of(model: Any, batches: Sequence[Batch], stack: str = "") -> Outputs
         seconds += time.perf_counter() - begun
         states = last[-1].transpose(0, 1) if live.order == "time" else last[-1]
         embeddings.append(mean_states(states, mask).clone())
-        if "logits" in result and result["logits"].shape[-1] > 1:
-            rows = result["logits"]
+        rows = result.get("logits")
+        if rows is not None and rows.shape[-1] > 1 and not one_logit_a_token(rows, type(model).__name__):
             rows = rows[mask] if mask is not None and rows.ndim == 3 and rows.shape[:2] == mask.shape else rows
             logits.append(rows.flatten(0, -2).float().log_softmax(-1))
     return Outputs(torch.cat(embeddings), torch.cat(logits) if logits else None, seconds)

@@ -326,6 +326,10 @@ def test_what_cannot_be_measured_is_one_line(store: Path, tmp_path: Path) -> Non
         evals.stitch(store / "a", store / "b", text=["the doctor .", "a river ."])
     with pytest.raises(UsageError, match="Did you mean 'affine'"):
         evals.stitch(store / "a", store / "b", map="afine")
+
+
+@pytest.mark.slow
+def test_a_model_whose_numbers_overflow_has_no_penalties(store: Path, tmp_path: Path) -> None:
     tensors = load_file(store / "b" / "model.safetensors")
     huge = {name: torch.full_like(t, 3e38) if name == "classifier.weight" else t for name, t in tensors.items()}
     broken = save_checkpoint(tmp_path / "broken", CONFIG, tensors=huge)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from layered import checkpoint_of, original_model
 
-from merge.errors import MergeError, UsageError
+from merge.errors import CheckpointError, MergeError, UsageError
 from merge.layers.activations import live_layers
 from merge.layers.plans.plan import LayerPlan
 from merge.layers.strategies.agreement import Outputs, agreement, representational_similarity
@@ -118,6 +118,10 @@ def test_agreement_is_by_its_formulas() -> None:
     assert representational_similarity(a, b) < 0.9
     with pytest.raises(UsageError, match="kl compares the logits"):
         agreement(Outputs(a, None, 1.0), edited, "kl")
+    broken = Outputs(a.clone().fill_(float("inf")), None, 1.0)
+    for measure in ("cosine", "rsa"):
+        with pytest.raises(CheckpointError, match="the whole model's outputs are NaN or infinite"):
+            agreement(broken, edited, measure)
 
 
 def test_strategies_of_position_go_past_protected_layers() -> None:
