@@ -142,7 +142,7 @@ def plain(layout: Layout) -> Layout:
 
 
 # Slow: every command meets two layouts, in turn; quick: these. The whole grid is for the page.
-QUICK = {"stitch": "DDP of torch.compile", "apply": "shards of .bin", "prune-heads": "bert-base-uncased"}
+QUICK = {"similarity": "PyLate", "apply": "shards of .bin", "prune-heads": "bert-base-uncased"}
 
 
 def cells(whole: bool) -> list[Any]:
@@ -150,7 +150,7 @@ def cells(whole: bool) -> list[Any]:
     chosen = [(QUICK[c], c) for c in QUICK]
     once_wrong = [("electra-base-discriminator", "stitch"), ("LaBSE", "features"), ("PyLate", "similarity")]
     turns = [(names[(5 * k + n * len(STUDIES)) % len(names)], c) for k, c in enumerate(STUDIES) for n in range(2)]
-    slow = [(name, c) for c in STUDIES for name in names] if whole else [*turns, *once_wrong]
+    slow = [(name, c) for c in STUDIES for name in names] if whole else list(dict.fromkeys([*turns, *once_wrong]))
     marked = [(cell, ()) for cell in chosen] + [(cell, pytest.mark.slow) for cell in slow if cell not in chosen]
     return [pytest.param(*cell, id=f"{cell[1]}-{cell[0]}", marks=marks) for cell, marks in marked]
 
