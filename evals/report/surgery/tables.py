@@ -246,6 +246,8 @@ def cost_lines(record: Record) -> list[str]:
     share = f"{full:,} without cached prefixes ({passes / max(full, 1):.0%})"
     equal = "equal bit for bit" if not check["largest"] else f"equal to {check['largest']:.2g}"
     saved = f"{check['cached_seconds']:.2f} s against {check['full_seconds']:.2f} s"
+    if not full:
+        return [f"the model ran whole and without any layer, in {cost['seconds']:.1f} s"]
     return [
         f"{len(record['variants'])} edited models ran {passes:,} layers, {share}, in {cost['seconds']:.1f} s",
         f"on {check['rows']} rows all {check['variants']} of them are {equal} with cached prefixes and without, in {saved}",
