@@ -53,13 +53,17 @@ def _angle(angle: Record) -> list[Any]:
     return [angle["whole"], *(angle[over][name] for over in ("texts", "rows") for name in ("mean", "std"))]
 
 
+# What is measured of a layer; the first ADDITIVITY of them are distances from additive and their controls.
+LAYER_COLUMNS = ("own activation", "control", "ReLU", "control", "norms", "control", "Dist_com", "Dist_W", "Dist_H")
+ADDITIVITY = 6
+
+
 def layer_rows(record: Record) -> list[Row]:
     """Return a row for each layer, means over its parts: how far its functions are from additive, its weights from commuting."""
     curves = record["curves"]
-    names = ("own activation", "control", "ReLU", "control", "norms", "control", "Dist_com", "Dist_W", "Dist_H")
     header: Row = [
         "layer",
-        *(f"{_short(curve)}: {name}" if len(curves) > 1 else name for curve in curves for name in names),
+        *(f"{_short(curve)}: {name}" if len(curves) > 1 else name for curve in curves for name in LAYER_COLUMNS),
     ]
     layers = sorted({each["layer"] for curve in curves for part in PARTS for each in curve[part]})
     rows = [header]
@@ -139,8 +143,15 @@ def verdict(record: Record) -> list[str]:
 
 
 def features_tables(record: Record) -> list[list[Row]]:
-    """Return the tables that the command prints."""
-    return [rows for rows in (connectivity_rows(record), layer_rows(record), loss_rows(record)) if len(rows) > 1]
+    """Return the tables that the command prints; additivity and commutativity apart, so that they fit a terminal."""
+    rows, curves = layer_rows(record), len(record["curves"])
+    starts = [1 + at * len(LAYER_COLUMNS) for at in range(curves)]
+    additive, commuting = (
+        [[row[0], *(cell for start in starts for cell in row[start + first : start + last])] for row in rows]
+        for first, last in ((0, ADDITIVITY), (ADDITIVITY, len(LAYER_COLUMNS)))
+    )
+    tables = (connectivity_rows(record), additive, commuting, loss_rows(record))
+    return [table for table in tables if len(table) > 1]
 
 
 def _sites(record: Record) -> list[list[Record]]:
