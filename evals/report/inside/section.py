@@ -85,6 +85,16 @@ VIEWS: dict[str, View] = {
 }
 
 
+# Titles on the page of tables that are folded away, by the names of their CSV files.
+TITLES = {
+    "sites": "Every site: by row, by text, all rows as one vector",
+    "additivity": "Additivity of every function",
+    "commutativity": "Commutativity of every linear layer",
+    "pairs": "Every pair of sites",
+    "close": "Counterparts: value, standard error and chance by each measure",
+}
+
+
 def inside_tables(record: Record) -> list[list[Row]]:
     """Return the tables that the command prints."""
     return VIEWS[record["kind"]].tables(record)
@@ -130,7 +140,7 @@ def inside_groups(records: Sequence[Record]) -> list[dict[str, Any]]:
                     "rows": first,
                     "tables": rest,
                     "figures": [Markup(inline_svg(view.figure(record), f"{kind}{at}", label))],
-                    "folded": {name: rows for name, rows in view.folded(record).items() if len(rows) > 1},
+                    "folded": {TITLES.get(n, n): rows for n, rows in view.folded(record).items() if len(rows) > 1},
                     "notes": record.get("notes", []),
                 }
             )
