@@ -10,6 +10,7 @@ import click
 
 from merge.commands.apply_layers import write_edit
 from merge.commands.layer_options import (
+    SECTIONS,
     check_text_is_read,
     drop_settings,
     repair_options,
@@ -40,15 +41,6 @@ Examples:
   edit-layers compare m/ --strategy top,block-influence,greedy --count 1,2
 """
 HELP = {"help_option_names": ["-h", "--help"]}
-# Sections of every edit's --help: title -> parameter names. Those of no section say which layers.
-SECTIONS = {
-    "Layers": (),
-    "Score": ("score", "scorer", "metric", "lower_is_better"),
-    "Text": ("text", "text_column", "samples", "seed"),
-    "Repair": ("repair", "ridge", "heal_steps", "heal_rate"),
-    "Output": ("output", "force", "dry_run", "reports", "plot", "as_json"),
-    "Run": ("revision", "quiet", "verbose"),
-}
 
 # Sections of the list of commands.
 GROUPS = {

@@ -24,6 +24,15 @@ Command = Callable[..., Any]
 TEXT_OPTIONS = ("text", "text_column", "samples", "seed")
 KINDS = ("none", "auto", "seam", "affine")
 MEASURES = ("cosine", "rsa", "kl")
+# Sections of every edit's --help: title -> parameter names. Those of no section say which layers.
+SECTIONS = {
+    "Layers": (),
+    "Score": ("score", "scorer", "metric", "lower_is_better"),
+    "Text": ("text", "text_column", "samples", "seed"),
+    "Repair": ("repair", "ridge", "heal_steps", "heal_rate"),
+    "Output": ("output", "force", "dry_run", "reports", "plot", "as_json"),
+    "Run": ("revision", "quiet", "verbose"),
+}
 
 
 def decorated(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
