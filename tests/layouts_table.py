@@ -34,7 +34,7 @@ aligned, else left out, and that is said: `--extra-tensors keep` or `drop` decid
 STUDIED = """\
 ## Studies and edits
 
-The same layouts with every other command that reads weights: the studies of `evaluate-models` and, from stitch-models on, what writes a
+The same layouts with every other command that reads weights: `evaluate-models`, and from stitch-models on, what writes a
 model (`edit-layers` with its own commands). ✓ means that every number, or every tensor that was written, is that of a folder with
 the same weights, tokenizer and pipeline as `save_pretrained` writes it today. A number in brackets is the line below with which
 the command ends on both: these models have no classes, or no layers that can be cut there."""
