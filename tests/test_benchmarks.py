@@ -99,8 +99,7 @@ def test_what_is_missing_is_one_line(
     """No folder of data, no model, or a flag that does not exist: one line, nothing but it, and no traceback."""
     monkeypatch.setenv("MERGE_MODELS_DATA", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
-    flag = ("cost", "--no-such-flag") if script == "features_of_pairs" else ("--no-such-flag",)
-    stop = stopped(script, *NEEDED.get(script, flag))
+    stop = stopped(script, *NEEDED.get(script, ("--no-such-flag",)))
     captured = capsys.readouterr()
     says = captured.err if stop.code == 2 else f"{stop.code}\n"
     assert says.count("\n") == 1
