@@ -27,7 +27,7 @@ from evals.predict.logits import predict, token_budget
 from evals.predict.tokens import tokenise_rows
 from evals.predict.workers import WorkerGroup
 from evals.tasks.task import Rows
-from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
+from merge.checkpoints.checkpoint import Checkpoint, absent_pooler, finite_tensors, without_absent_pooler
 from merge.checkpoints.inputs import Encoded
 from merge.checkpoints.settings import setting_differences
 from merge.checkpoints.transformers_model import build, set_weights
@@ -142,7 +142,7 @@ def make_predictor(
 
 def build_written(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
     """Return a checkpoint's model."""
-    return build(checkpoint.config, _written(checkpoint), dtype)
+    return without_absent_pooler(checkpoint, build(checkpoint.config, _written(checkpoint), dtype))
 
 
 def emulated(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
@@ -209,7 +209,8 @@ def precision_change(
 
 
 def _written(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    return {checkpoint.written_name(name): tensor for name, tensor in finite_tensors(checkpoint).items()}
+    tensors = finite_tensors(checkpoint) | absent_pooler(checkpoint)
+    return {checkpoint.written_name(name): tensor for name, tensor in tensors.items()}
 
 
 def _differences(like: Checkpoint, other: Checkpoint) -> list[str]:

@@ -9,9 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from merge.alignment.choice.requested import Choices, picked
-from merge.alignment.reading import absent_pooler
 from merge.alignment.task import AlignmentTask
-from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
+from merge.checkpoints.checkpoint import Checkpoint, absent_pooler, finite_tensors
 from merge.errors import AlignmentError, CheckpointError
 from merge.progress import begin_phase
 

@@ -94,11 +94,3 @@ def _with_labels(settings: AlignEntry, column: str, seed: int, reference: Checkp
     labels = tuple(gold[list(rows)] for rows in encoded.rows)
     notes = (*examples.notes, *([cut] if encoded.cut else []))
     return AlignmentText(encoded.batches, f"{examples.source}, labels {column}", notes, labels)
-
-
-def absent_pooler(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return zeros for the pooler that transformers adds to a base model which was stored without one."""
-    import torch
-
-    shapes = {checkpoint.canonical_name(name): shape for name, shape in checkpoint.structure.shapes.items()}
-    return {n: torch.zeros(s) for n, s in shapes.items() if n not in checkpoint.tensors and ".pooler." in n}

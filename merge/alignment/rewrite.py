@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from merge.alignment.applied import keeps_canonical, rotates_stream
 from merge.alignment.choice.requested import Choices
-from merge.alignment.reading import absent_pooler
 from merge.alignment.settings import AlignEntry
-from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
+from merge.checkpoints.checkpoint import Checkpoint, absent_pooler, finite_tensors
 from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.open import open_checkpoint

@@ -8,9 +8,9 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from merge.alignment.applied import rotates_stream
-from merge.alignment.reading import NO_TEXT, AlignmentText, absent_pooler, read_alignment_text
+from merge.alignment.reading import NO_TEXT, AlignmentText, read_alignment_text
 from merge.alignment.settings import AlignEntry
-from merge.checkpoints.checkpoint import Checkpoint, finite_tensors
+from merge.checkpoints.checkpoint import Checkpoint, absent_pooler, finite_tensors
 from merge.errors import UsageError, nearest
 from merge.symmetry.architectures import spec_for
 

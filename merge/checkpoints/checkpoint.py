@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from merge.checkpoints.modules import Module, is_module_tensor, read_modules
-from merge.checkpoints.names.canonical import canonical_name
+from merge.checkpoints.names.canonical import canonical_name, is_base
 from merge.checkpoints.structure import Structure
 from merge.checkpoints.tokenizers.files import has_tokenizer, tokenizer_names
 from merge.checkpoints.weights.read import StoredTensor, as_array, open_arrays, open_weights
@@ -193,6 +193,26 @@ def finite_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
         CheckpointError: a tensor holds NaN or infinity.
     """
     return {name: finite(checkpoint, name) for name in checkpoint.tensors}
+
+
+def absent_pooler(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return zeros for the pooler that transformers adds to a base model which was stored without one.
+
+    No hidden state depends on it.
+    """
+    import torch
+
+    if not is_base(checkpoint.structure):
+        return {}
+    shapes = {checkpoint.canonical_name(name): shape for name, shape in checkpoint.structure.shapes.items()}
+    return {n: torch.zeros(s) for n, s in shapes.items() if n not in checkpoint.tensors and ".pooler." in n}
+
+
+def without_absent_pooler(checkpoint: Checkpoint, model: Any) -> Any:
+    """Return a live model without the pooler that its checkpoint was stored without, so that none is measured."""
+    if absent_pooler(checkpoint) and getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
 
 
 def finite(checkpoint: Checkpoint, name: str) -> Tensor:

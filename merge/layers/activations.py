@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from merge.checkpoints.checkpoint import absent_pooler, without_absent_pooler
 from merge.checkpoints.hooks import token_mask, token_rows, watching
 from merge.errors import CalibrationError, UsageError
 from merge.layers.stacks import layer_count, stack_of
@@ -187,8 +188,9 @@ def live_model(checkpoint: Checkpoint) -> Any:
     from merge.checkpoints.transformers_model import build
 
     encoder = checkpoint.encoder
-    tensors = {encoder.written_name(name): encoder.tensor(name) for name in encoder.tensors}
-    return build(encoder.config, tensors, torch.float32, copied=False)
+    tensors = encoder.state_dict() | absent_pooler(encoder)
+    written = {encoder.written_name(name): tensor for name, tensor in tensors.items()}
+    return without_absent_pooler(encoder, build(encoder.config, written, torch.float32, copied=False))
 
 
 def split_batches(batches: tuple[Batch, ...], share: float = 0.2) -> Iterator[tuple[Batch, bool]]:

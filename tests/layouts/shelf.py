@@ -86,9 +86,6 @@ STUDIES = (
     "stitch", "stitch-models", "apply", "prune-heads", "prune-neurons", "prune-embeddings",
 )  # fmt: skip
 
-# Commands that run the model as its class has it.
-RUNNING = ("plane", "features", "similarity", "lesion", "linearity", "prune-heads", "prune-neurons", "prune-embeddings")
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -259,7 +256,7 @@ SENTENCES = {
     ),
     "without a pooler": Layout(
         "sentence models saved by AutoModel without a pooler", BERT, (without("pooler"),),
-        beside=(pipeline("Pooling"),), notes=("missing pooler",), refused=dict.fromkeys(RUNNING, "missing pooler.dense"),
+        beside=(pipeline("Pooling"),), notes=("missing pooler",),
     ),
     "sentence-transformers 6": Layout(
         "all models saved by sentence-transformers 6", BERT,

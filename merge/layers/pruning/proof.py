@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, without_absent_pooler
 from merge.checkpoints.hooks import watching
 from merge.checkpoints.reload_check import trial_batch
 from merge.checkpoints.transformers_model import loading, model_class, quiet
@@ -44,7 +44,7 @@ def against_gated(
         model = float_model(checkpoint)
         batch = trial_batch(model)
         before = gated_outputs(checkpoint, model, gated, removal, batch)
-        after = run(loaded(folder, config), batch)
+        after = run(without_absent_pooler(checkpoint, loaded(folder, config)), batch)
         examples = len(next(iter(batch.values())))
         what = "its outputs and those of the input" + (" with the removed units multiplied by zero" if gated else "")
         return f"{what} on {examples} random inputs", largest_difference(before, after)

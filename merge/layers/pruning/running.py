@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, absent_pooler, without_absent_pooler
 from merge.errors import CalibrationError
 from merge.text.source import TextSource
 
@@ -50,8 +50,9 @@ def float_model(checkpoint: Checkpoint) -> Any:
     from merge.checkpoints.transformers_model import build
 
     encoder = checkpoint.encoder
-    tensors = {encoder.written_name(name): encoder.tensor(name) for name in encoder.tensors}
-    return in_own_memory(build(checkpoint.config, tensors, torch.float32))
+    tensors = encoder.state_dict() | absent_pooler(encoder)
+    written = {encoder.written_name(name): tensor for name, tensor in tensors.items()}
+    return without_absent_pooler(encoder, in_own_memory(build(checkpoint.config, written, torch.float32)))
 
 
 def in_own_memory(model: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, without_absent_pooler
 from merge.checkpoints.tokenizers.tokenizer import Tokenizer, load
 from merge.checkpoints.tokenizers.union import check_written
 from merge.checkpoints.transformers_model import quiet
@@ -51,7 +51,7 @@ def same_on_text(checkpoint: Checkpoint, trim: Trim, config: Mapping[str, Any]) 
         _check_same_tokens(checkpoint, trim, load(folder))
         sample = list(trim.texts[:PROOF_TEXTS])
         batches, _ = tokenise(load(checkpoint.folder), sample, checkpoint.config)
-        before, after = float_model(checkpoint), loaded(folder, config)
+        before, after = float_model(checkpoint), without_absent_pooler(checkpoint, loaded(folder, config))
         states, worst = True, 0.0
         for batch in batches:
             renamed = {**batch, "input_ids": _renumbered(batch["input_ids"], trim)}
