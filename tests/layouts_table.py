@@ -37,7 +37,8 @@ STUDIED = """\
 The same layouts with every other command that reads weights: `evaluate-models`, and from stitch-models on, what writes a
 model (`edit-layers` with its own commands). ✓ means that every number, or every tensor that was written, is that of a folder with
 the same weights, tokenizer and pipeline as `save_pretrained` writes it today. A number in brackets is the line below with which
-the command ends on both: these models have no classes, or no layers that can be cut there."""
+the command ends on both: the folder has no classes for the task, no tokenizer, not all weights of its class, or layers that
+share what layers of two models cannot."""
 
 
 def studies(cells: Mapping[tuple[str, str], str]) -> list[str]:
