@@ -10,6 +10,7 @@ is not the layer's own, and stays. Of a table of embeddings only the rows that a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -65,9 +66,23 @@ def _streamed(model: Any, config: Mapping[str, Any], weights: Mapping[str, Tenso
         buffer.data = _wide(weights.get(name, buffer.data), dtype)
     wide = _WideTensors(dtype)
     for layer, parameters in own.items():
-        layer.register_forward_pre_hook(_reader(parameters, weights, wide))
-        layer.register_forward_hook(_releaser(parameters, wide), always_call=True)
+        _run_between(layer, _reader(parameters, weights, wide), _releaser(parameters, wide))
     return model
+
+
+def _run_between(layer: nn.Module, read: Callable[[nn.Module, Any], None], release: Callable[[], None]) -> None:
+    """Let a layer read its weights before it runs and release them after: also where a model calls `forward` (SqueezeBERT)."""
+    run = layer.forward
+
+    @wraps(run)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        read(layer, args)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            release()
+
+    layer.forward = forward
 
 
 def _wide(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -143,15 +158,13 @@ def _reader(
     return read
 
 
-def _releaser(
-    parameters: Sequence[tuple[str, nn.Parameter]], wide: _WideTensors
-) -> Callable[[nn.Module, Any, Any], None]:
+def _releaser(parameters: Sequence[tuple[str, nn.Parameter]], wide: _WideTensors) -> Callable[[], None]:
     absent = [torch.full((), torch.nan, dtype=wide.dtype).expand(p.shape) for _, p in parameters]
     unusable = [a if p.is_floating_point() else p.data for a, (_, p) in zip(absent, parameters, strict=True)]
     for (_, parameter), data in zip(parameters, unusable, strict=True):
         parameter.data = data
 
-    def release(_layer: nn.Module, _inputs: Any, _output: Any) -> None:
+    def release() -> None:
         for (_, parameter), data in zip(parameters, unusable, strict=True):
             wide.give_back(parameter.data)
             parameter.data = data

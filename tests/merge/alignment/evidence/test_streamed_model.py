@@ -60,6 +60,22 @@ def test_streamed_models_are_the_whole_models(architecture: str) -> None:
     assert len(absent) > len(sides[1]) // 2
 
 
+def test_layers_whose_forward_is_called_past_the_module_read_their_weights() -> None:
+    """As SqueezeBERT calls it: no hook of the layer runs."""
+    config = CASES["BertModel"]
+    sides, _ = two_models(config)
+    model = streamed_model(config, sides[0], sides[1], torch.float64)
+    layer = model.encoder.layer[0]
+    assert absent_weights(layer)
+    with torch.inference_mode():
+        states = torch.ones(1, 3, config["hidden_size"], dtype=torch.float64)
+        past, called = layer.forward(states), layer(states)
+        past, called = (each[0] if isinstance(each, tuple) else each for each in (past, called))
+    assert torch.isfinite(past).all()
+    assert torch.equal(past, called)
+    assert absent_weights(layer)
+
+
 def absent_weights(model: nn.Module) -> set[str]:
     """Return the parameters that are not a number while their layers do not run."""
     return {name for name, each in model.named_parameters() if bool(each.isnan().all())}
