@@ -39,6 +39,8 @@ def see_sites(model: Any, batch: Batch, sites: Iterable[Site], see: Any) -> Any:
     Args:
         sites: of `sites_of`; several may share a module.
         see: takes (Site, Rows).
+    Raises:
+        UsageError: the batch has no attention mask; the model's code runs a module without calling it, past all hooks.
     """
     import torch
 
@@ -48,11 +50,13 @@ def see_sites(model: Any, batch: Batch, sites: Iterable[Site], see: Any) -> Any:
         raise UsageError("sites are rows of texts: the batch has no attention mask.")
     texts, each = mask.nonzero()[:, 0], torch.arange(len(mask), device=mask.device)
     at: dict[str, dict[int, list[Site]]] = {}
-    for site in sites:
+    unseen = {site.name: site for site in sites}
+    for site in unseen.values():
         at.setdefault(site.address, {}).setdefault(site.run, []).append(site)
     runs = dict.fromkeys(at, 0)
 
     def show(site: Site, activation: Tensor, order: str = "") -> None:
+        unseen.pop(site.name, None)
         pooled = activation.ndim == 2 and len(activation) == len(mask)
         see(site, Rows(token_rows(activation, mask, order), each if pooled else texts, pooled))
 
@@ -66,4 +70,9 @@ def see_sites(model: Any, batch: Batch, sites: Iterable[Site], see: Any) -> Any:
         output = model(**batch)
     for site in at.get("", {}).get(0, ()):
         show(site, output.logits)
+    for site in unseen.values():
+        raise UsageError(
+            f"the site {site.name!r} of {type(model).__name__} cannot be read: its code does not call the module "
+            f"{site.module}, where the activation is. Name other sites."
+        )
     return output

@@ -101,3 +101,24 @@ def test_sites_are_chosen_by_name_and_by_kind() -> None:
 def test_a_model_with_two_inputs_has_no_sites() -> None:
     with pytest.raises(UsageError, match="T5ForSequenceClassification: this works for models with one text input"):
         sites_of(live("t5"))
+
+
+def test_a_module_that_runs_without_being_called_is_named() -> None:
+    """As SqueezeBERT runs its layers: no hook sees what they read."""
+    model = live("bert")
+    layer = model.bert.encoder.layer[0]
+    model.bert.encoder.layer[0] = Uncalled(layer)
+    sites = [Site("embeddings", "embeddings", None, "bert.encoder.layer.0.layer:in")]
+    with pytest.raises(UsageError, match=r"'embeddings' .* does not call the module bert\.encoder\.layer\.0\.layer"):
+        see_sites(model, random_inputs(model.config.to_dict())[0], sites, lambda *_: None)
+
+
+class Uncalled(torch.nn.Module):
+    """Runs a layer past its hooks."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.forward(*args, **kwargs)
