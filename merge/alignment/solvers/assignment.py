@@ -104,15 +104,18 @@ def match_sparse(gain: Float[Tensor, "n n"], nudge: float = 0.0) -> Int[Tensor, 
 
 def _candidates(gain: Float[Tensor, "n n"]) -> Tensor:
     """Return a mask of every row's and every column's largest entries and of the diagonal."""
-    rounded, last = gain.float(), len(gain) - CANDIDATES
-    least = []
-    for entries in (rounded.T.contiguous().numpy(), rounded.numpy()):  # the copy first: each is reordered in place
-        entries.partition(last, axis=1)
-        least.append(torch.as_tensor(entries[:, last].copy()))
-    mask = gain >= least[1][:, None]
-    mask |= gain >= least[0]
+    mask = gain >= _least_of_largest(gain)[:, None]
+    mask |= gain >= _least_of_largest(gain.T)
     mask.fill_diagonal_(True)
     return mask
+
+
+def _least_of_largest(gain: Float[Tensor, "n n"]) -> Tensor:
+    """Return the smallest of every row's CANDIDATES largest entries, rounded to float32."""
+    entries = gain.to(torch.float32, memory_format=torch.contiguous_format).numpy()
+    last = len(gain) - CANDIDATES
+    entries.partition(last, axis=1)
+    return torch.as_tensor(entries[:, last].copy())
 
 
 def _prices(step: Tensor, source: Tensor, columns: Tensor, n: int, slack: float) -> Float[Tensor, " n"] | None:

@@ -172,7 +172,7 @@ class Objective:
         """
         groups = self._groups[coordinate]
         levels = list(dict.fromkeys((names, shape) for names, shape, _ in groups))
-        needed = 8 * len(groups) * max(math.prod(shape) for _, shape in levels) ** 2
+        needed = self.dtype.itemsize * len(groups) * max(math.prod(shape) for _, shape in levels) ** 2
         cached = len({others for *_, others in groups if others}) > 1 and needed <= MAX_CACHED_BYTES
         total: dict[Names, Tensor] = {}
         for names, shape in levels:
@@ -191,11 +191,11 @@ class Objective:
         return total
 
     def _cached_product(self, coordinate: str, group: Group, p: Permutation) -> Tensor:
-        """Return a group's gain, computed again if one of the axes it depends on has changed."""
+        """Return a group's gain as it was computed, which is done again if one of the axes it depends on has changed."""
         key, state = (coordinate, group), tuple(p.indices[axis] for axis in sorted(group[2]))
         if key not in self._cache or not equal_states(self._cache[key][0], state):
             members = self._groups[coordinate][group]
-            self._cache[key] = state, self._product(math.prod(group[1]), members, p).double()
+            self._cache[key] = state, self._product(math.prod(group[1]), members, p)
         return self._cache[key][1]
 
     def _product(self, units: int, group: list[Occurrence], p: Permutation) -> Tensor:
