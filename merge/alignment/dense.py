@@ -193,7 +193,8 @@ def _alike(a: Checkpoint, b: Checkpoint, path: str) -> bool:
         return left.shape != right.shape  # which the pre-flight refuses
     left, right = left.astype(np.float64), right.astype(np.float64)
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    correlation = (left * right).sum(1) / np.where(lengths > 0, lengths, 1.0)
+    with np.errstate(invalid="ignore"):  # of weights that are not finite, which the merge refuses
+        correlation = (left * right).sum(1) / np.where(lengths > 0, lengths, 1.0)
     return bool(correlation.mean() >= ALIKE_IN_PLACE)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from merge.checkpoints.config_file import position_limit
 from merge.checkpoints.tokenizers.files import check_listed_ids, listed_words
+from merge.checkpoints.tokenizers.tokenizer import reading_texts
 from merge.disk.documents import read_object
 from merge.errors import CalibrationError, first_line
 
@@ -102,11 +103,14 @@ def read_tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) 
     """Return the tokens of texts or pairs; longer ones than `longest` are truncated by the tokenizer."""
     first = [text[0] for text in texts]
     second = [text[1] for text in texts] if len(texts[0]) == 2 else None
-    full = dict(tokenizer(first, second, verbose=False))
+    source = getattr(tokenizer, "name_or_path", "the model")
+    with reading_texts(source):
+        full = dict(tokenizer(first, second, verbose=False))
     long = [k for k, ids in enumerate(full["input_ids"]) if len(ids) > longest]
     if long:
         pairs = None if second is None else [second[k] for k in long]
-        short = tokenizer([first[k] for k in long], pairs, truncation=True, max_length=longest)
+        with reading_texts(source):
+            short = tokenizer([first[k] for k in long], pairs, truncation=True, max_length=longest)
         for name, values in short.items():
             for k, kept in zip(long, values, strict=True):
                 full[name][k] = kept

@@ -7,7 +7,8 @@ of older tokenizers (vocab.txt, or vocab.json and merges.txt) is read as transfo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -164,6 +165,23 @@ def load_any(folder: Path) -> Any:
             )
     except Exception as error:  # the tokenizers library raises no narrower one
         raise CheckpointError(f"{folder}: transformers does not load its tokenizer ({first_line(error)}).") from error
+
+
+@contextmanager
+def reading_texts(source: str | Path) -> Iterator[None]:
+    """Name the model whose tokenizer loads but cannot read a text, as one without its unknown token.
+
+    Raises:
+        CheckpointError: it cannot; the tokenizers library raises a plain Exception for that.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise CheckpointError(
+            f"{source}: its tokenizer cannot read texts ({first_line(error)}). Correct its files, or copy them again."
+        ) from error
 
 
 def loaded_tokenizer(loaded: Any, folder: Path) -> Tokenizer:

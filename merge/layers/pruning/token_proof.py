@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint, without_absent_pooler
-from merge.checkpoints.tokenizers.tokenizer import Tokenizer, load
+from merge.checkpoints.tokenizers.tokenizer import Tokenizer, load, reading_texts
 from merge.checkpoints.tokenizers.union import check_written
 from merge.checkpoints.transformers_model import quiet
 from merge.errors import OutputError
@@ -119,10 +119,8 @@ def outputs_with_states(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Te
 
 def token_ids(tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
     """Return the ids of every text, whole, with the special tokens that the tokenizer adds."""
-    if len(texts[0]) == 1:
-        encoded = tokenizer([text[0] for text in texts], truncation=False, padding=False, verbose=False)
-    else:
-        first, second = (list(part) for part in zip(*texts, strict=True))
-        encoded = tokenizer(first, second, truncation=False, padding=False, verbose=False)
+    columns = [list(part) for part in zip(*texts, strict=True)]
+    with reading_texts(tokenizer.name_or_path):
+        encoded = tokenizer(*columns, truncation=False, padding=False, verbose=False)
     ids: list[list[int]] = encoded["input_ids"]
     return ids

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import MAX_LENGTH, load_tokenizer, positions, tokenise
+from merge.checkpoints.tokenizers.tokenizer import reading_texts
 from merge.errors import CalibrationError
 from merge.layers.activations import LiveLayers, split_batches, states_of
 from merge.progress import track
@@ -114,9 +115,10 @@ def matched_tokens(
 
 def _tokenised(tokenizer: Any, sample: tuple[str, ...], longest: int) -> tuple[list[tuple[int, int, int]], Batch]:
     """Return of every token which text of a pair it is in and its characters, and the batch of this one sample."""
-    encoded = tokenizer(
-        *sample, truncation=True, max_length=longest, return_offsets_mapping=True, return_special_tokens_mask=True
-    )
+    with reading_texts(tokenizer.name_or_path):
+        encoded = tokenizer(
+            *sample, truncation=True, max_length=longest, return_offsets_mapping=True, return_special_tokens_mask=True
+        )
     special = encoded.pop("special_tokens_mask")
     offsets = encoded.pop("offset_mapping")
     parts = encoded.sequence_ids()

@@ -24,9 +24,11 @@ from layouts.parts import (
 )
 from tiny import SPECIAL, WORDS
 
+from merge.checkpoints.inputs import read_tokens
 from merge.checkpoints.tokenizers.comparison import TokenizerOf, compare_tokenizers, double_ids
 from merge.checkpoints.tokenizers.files import has_tokenizer, ids_of, stated_ids
 from merge.checkpoints.tokenizers.probes import probe_texts
+from merge.errors import CheckpointError
 
 Write = Callable[[Path], Any]
 SENTENCES = [
@@ -290,3 +292,18 @@ def test_a_difference_of_merges_that_no_text_shows_is_said(tmp_path: Path) -> No
     assert faults == []
     assert len(notes) == 1
     assert "of their merges 2 have other ranks" in notes[0]
+
+
+def test_a_tokenizer_without_its_unknown_token_is_named(tmp_path: Path) -> None:
+    """It loads, and no text of a word that it lacks can be read: by the comparison, or by what evaluates a model."""
+    model = tokenizers.models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    folder = folder_of(tmp_path / "a", "bert", file("tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"}))
+    tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
+    loaded = tokenizer(folder)
+    with pytest.raises(
+        CheckpointError, match=r"^a: its tokenizer cannot read texts \(WordPiece error: Missing \[UNK\]"
+    ):
+        loaded.read(["zzz", WORDS[0]])
+    with pytest.raises(CheckpointError, match="its tokenizer cannot read texts"):
+        read_tokens(loaded.loaded, [("zzz",)], 8)
+    assert loaded.read([WORDS[0], WORDS[1]])[0] == ([0], [0])
