@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_run import Run, command_run
 from families_more import CASES
 from layered import checkpoint_of
 from tiny import bert_config, save_checkpoint, write_text
 
 from merge.commands.edit_layers import edit_main
 
-Run = Callable[..., tuple[int, str, str]]
 BERT: dict[str, Any] = bert_config(num_hidden_layers=3, intermediate_size=48)
 # What differs from BERT in a second model, and the words for it.
 MIXED: dict[str, tuple[dict[str, Any], str]] = {
@@ -45,22 +43,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Return a function that runs edit-layers in an empty folder: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-
-    def run_here(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["edit-layers", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            edit_main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger().level
-    yield run_here
-    signal.signal(signal.SIGTERM, handler)
-    logging.getLogger().setLevel(level)
+    with command_run("edit-layers", edit_main, monkeypatch, capsys) as run_here:
+        yield run_here
 
 
 def refused(run: Run, place: Path, words: str, *arguments: str) -> None:

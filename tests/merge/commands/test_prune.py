@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_run import Run, command_run
 from tiny import save_checkpoint, write_text
 
 from merge.commands.edit_layers import edit_main
 from merge.commands.prune import LOSS_NAMES, SCORE_NAMES
 from merge.layers.pruning.gradients import LOSSES
 from merge.layers.pruning.scores import SCORES
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -25,22 +22,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     save_checkpoint(tmp_path / "m")
     write_text(tmp_path / "t.txt", 10)
     monkeypatch.chdir(tmp_path)
-
-    def run_here(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["edit-layers", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            edit_main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger().level
-    yield run_here
-    signal.signal(signal.SIGTERM, handler)
-    logging.getLogger().setLevel(level)
+    with command_run("edit-layers", edit_main, monkeypatch, capsys) as run_here:
+        yield run_here
 
 
 def test_the_help_names_every_score_and_loss() -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_run import Run, command_run
 from layered import checkpoint_of
 from tiny import bert_config, save_checkpoint, write_text
 
 from merge.commands import stitch_models
 from merge.commands.stitch_models import stitch_main
 from merge.layers.stitching import kinds
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +33,13 @@ def run(
 ) -> Iterator[Run]:
     """Return a function that runs stitch-models in a fresh folder: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
+    with command_run("stitch-models", stitch_main, monkeypatch, capsys) as run_typed:
 
-    def run_here(*arguments: str) -> tuple[int, str, str]:
-        named = [str(store / word) if word in ("a", "b", "text.txt", "short.txt") else word for word in arguments]
-        monkeypatch.setattr(sys, "argv", ["stitch-models", *named])
-        code = 0
-        capsys.readouterr()
-        try:
-            stitch_main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        def run_here(*arguments: str) -> tuple[int, str, str]:
+            named = [str(store / word) if word in ("a", "b", "text.txt", "short.txt") else word for word in arguments]
+            return run_typed(*named)
 
-    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger().level
-    yield run_here
-    signal.signal(signal.SIGTERM, handler)
-    logging.getLogger().setLevel(level)
+        yield run_here
 
 
 def test_help_shows_the_tables_of_the_library() -> None:
