@@ -8,7 +8,7 @@ The models are random, made once and left in --scratch: b is a moved by a random
 half a tensor's standard deviation. The text is made of words of their vocabulary: about 8,192 tokens, and 1,024 in a short
 one. Each command runs in a process of its own with an empty cache. Printed are CPU seconds (user and system, of the process
 and its children), wall seconds, the peak of resident memory (the maximum resident set size, which counts memory-mapped files
-that were read), and the share of each phase in the CPU seconds, which the command itself prints with -v.
+that were read; GB are 10^9 bytes), and the share of each phase in the CPU seconds, which the command itself prints with -v.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def bench(scratch: Path, case: str) -> None:
         raise SystemExit("\n".join(lines[-20:]))
     phases = [match.groups() for match in map(PHASE.fullmatch, lines) if match]
     wall = sum(float(seconds) for _, _, seconds, _ in phases)
-    cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
+    cpu, peak = usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss / 1e9
     print(f"{case}: {cpu:.1f} CPU s, {wall:.1f} s, peak {peak:.2f} GB", flush=True)
     for seconds, share, _, name in phases:
         print(f"    {float(seconds):7.1f} CPU s  {float(share):5.1f} %  {name}", flush=True)

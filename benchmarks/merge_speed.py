@@ -113,7 +113,7 @@ def measure(command: list[str]) -> Cost:
                 except OSError:
                     return
                 if matches:
-                    peak[0] = max(peak[0], int(matches[0].split()[1]) / 1e3)
+                    peak[0] = max(peak[0], 1024 * int(matches[0].split()[1]) / 1e6)
                 time.sleep(0.01)
 
         watcher = threading.Thread(target=watch)
@@ -124,7 +124,7 @@ def measure(command: list[str]) -> Cost:
         if status:
             log.seek(0)
             raise SystemExit(f"{shlex.join(command)} failed: {log.read().decode()[-2000:]}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, peak[0], usage.ru_maxrss / 1e3)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, peak[0], 1024 * usage.ru_maxrss / 1e6)
 
 
 def commands(method: str, scratch: Path, out: Path, mergekit: str | None) -> dict[str, list[str]]:

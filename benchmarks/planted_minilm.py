@@ -87,7 +87,7 @@ def main() -> None:
             f"{name:12}  {exact:>3} of {len(wanted.indices):<2}  {proof.error:<8.1e}  {barrier(pair, aligned):<8.2g}  "
             f"{barrier(pair, broken):<11.2g}  {cpu:<6.1f}  {wall:.1f}"
         )
-    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+    print(f"peak memory of this process: {1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

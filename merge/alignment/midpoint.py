@@ -31,6 +31,8 @@ SCORES = {
     "cosine": "1 - cosine to the endpoints' mean",
 }
 
+FILLED_AT_ONCE = 32  # tensors of the model between
+
 # b's share in the models between the endpoints where a line is measured.
 ALONG = (0.25, 0.5, 0.75)
 
@@ -233,7 +235,10 @@ def _set_between(
         axes = [axis for item in pair.spec.axes(name) for axis in map_axes(item)]
         return before is not None and all(_moves_alike(t, u, axes) for t, u in zip(sides, before, strict=True))
 
-    in_parallel(fill, [name for name in pair.a if not same(name)])
+    names = [name for name in pair.a if not same(name)]
+    for start in range(0, len(names), FILLED_AT_ONCE):
+        in_parallel(fill, names[start : start + FILLED_AT_ONCE])
+        pair.release_pages()  # or both files would be in memory beside the model between
 
 
 def _moves_alike(t: Transform, u: Transform, axes: Iterable[str]) -> bool:

@@ -83,6 +83,10 @@ class Shared:
         return result
 
 
+def nothing_to_release() -> None:
+    """Release nothing: the tensors of a pair are no views of files."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """Reference a, model b and the calibration text both are run on.
@@ -98,6 +102,7 @@ class Pair:
         device: where models run and large products are computed; the tensors of the pair stay on their device.
         merged: both models' tensors as they are merged, if a and b are in canonical form; else None.
         shared: of a pair that several matchers align: what they compute alike.
+        release_pages: lets the pages of both models' files go that were touched; they are read again when they are used.
     """
 
     spec: PermutationSpec
@@ -111,6 +116,7 @@ class Pair:
     device: str = "cpu"
     merged: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
     shared: Shared | None = field(default=None, repr=False, compare=False)
+    release_pages: Callable[[], None] = field(default=nothing_to_release, repr=False, compare=False)
 
     def once(self, key: object, compute: Callable[[], T]) -> T:
         """Return what is computed from the tensors and the text: an earlier result, where matchers share the pair."""
@@ -126,7 +132,9 @@ class Pair:
     @cached_property
     def canonical(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """The tensors of both models without weights that have no effect on the outputs, computed once."""
+        self.release_pages()
         a, b = (canonical_weights(self.spec, self.config, tensors) for tensors in (self.a, self.b))
+        self.release_pages()  # half of them are of tensors that nobody reads until the canonical ones are let go
         return a, b
 
     def release_canonical(self) -> None:

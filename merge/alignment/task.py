@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 from merge.alignment.applied import rotates_stream
@@ -111,6 +111,7 @@ class AlignmentTask:
             ),
             TextFacts(text_read.labels, text_read.mask_token, text_read.special_tokens, class_shares=text_read.shares),
             self.device,
+            release_pages=partial(_release_pages, (reference, self.checkpoints[k])),
         )
 
     @cached_property
@@ -124,6 +125,11 @@ class AlignmentTask:
         tensors, labels = finite_tensors(self.checkpoints[k]), self.labels[k] if self.labels else None
         ordered = tensors if labels is None else apply(self.spec, labels, tensors)
         return ordered | absent_pooler(self.reference)
+
+
+def _release_pages(checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        checkpoint.release_pages()
 
 
 def reference_of(settings: AlignEntry, checkpoints: tuple[Checkpoint, ...]) -> int:

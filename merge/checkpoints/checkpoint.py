@@ -18,7 +18,8 @@ from merge.checkpoints.modules import Module, is_module_tensor, read_modules
 from merge.checkpoints.names.canonical import canonical_name, is_base
 from merge.checkpoints.structure import Structure
 from merge.checkpoints.tokenizers.files import has_tokenizer, tokenizer_names
-from merge.checkpoints.weights.read import StoredTensor, as_array, open_arrays, open_weights
+from merge.checkpoints.weights.pickled import load_pickle
+from merge.checkpoints.weights.read import MappedFile, StoredTensor, as_array
 from merge.disk.hashes import file_hash, remembered_hash
 from merge.errors import CheckpointError
 
@@ -115,7 +116,9 @@ class Checkpoint:
             CheckpointError: the bytes cannot be read.
         """
         stored = self._stored(name)
-        whole: Tensor = self._opened(stored.file, open_weights)(stored.stored_name)
+        if stored.offset is not None:
+            return self._opened(stored.file, MappedFile).tensor(stored)
+        whole = self._opened(stored.file, load_pickle)[stored.stored_name]
         return whole if stored.rows is None else whole[slice(*stored.rows)]
 
     def array(self, name: str) -> NDArray[Any]:
@@ -129,7 +132,7 @@ class Checkpoint:
         stored = self._stored(name)
         if stored.offset is None:
             return as_array(self.tensor(name), stored.dtype)
-        return self._opened(stored.file, open_arrays)(stored)
+        return self._opened(stored.file, MappedFile).array(stored)
 
     def _stored(self, name: str) -> StoredTensor:
         return self.tensors[name] if name in self.tensors else self.extra[name]
@@ -147,8 +150,13 @@ class Checkpoint:
         """
         stored = (*self.tensors.values(), *self.extra.values())
         for file in {each.file for each in stored if each.offset is not None}:
-            for open_file in (open_weights, open_arrays):
-                self._files.pop((file, open_file), None)
+            self._files.pop((file, MappedFile), None)
+
+    def release_pages(self) -> None:
+        """Let the pages of weight files go that were touched; tensors stay as they are, and read them again when used."""
+        for opened in self._files.values():
+            if isinstance(opened, MappedFile):
+                opened.release_pages()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return every tensor by its canonical name, memory-mapped."""

@@ -72,9 +72,9 @@ class Phases:
             import resource
         except ImportError:  # Windows
             return
-        unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        sys.stderr.write(f"peak memory {peak:,.0f} MB, memory-mapped files included\n")
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        sys.stderr.write(f"peak memory {peak / 1e6:,.0f} MB, memory-mapped files included\n")
 
     def _line(self, text: str) -> None:
         """Write a line that the next one replaces; it never wraps, as wrapped lines pile up."""

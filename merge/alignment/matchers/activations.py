@@ -57,9 +57,10 @@ def _solve(pair: Pair, compared: Compared, kinds: frozenset[str], solved: dict[s
     check_seen(movable, by_coordinate)
 
     def match(coordinate: str) -> Indices:
-        gains = {names: gain.double() for names, gain in by_coordinate[coordinate].items()}
-        alone = set(gains) == {(coordinate,)}
-        return {coordinate: match_axis(gains[coordinate,])} if alone else match_blocks(gains)
+        gains = by_coordinate[coordinate]
+        if set(gains) == {(coordinate,)}:
+            return {coordinate: match_axis(gains[coordinate,])}
+        return match_blocks({names: gain.double() for names, gain in gains.items()})
 
     new = [coordinate for coordinate in by_coordinate if coordinate not in solved]
     solved |= dict(zip(new, in_parallel(match, new), strict=True))

@@ -6,6 +6,7 @@ problem of the best candidates, proved optimal by its dual prices on the whole m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -35,7 +36,7 @@ def match_axis(gain: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
     Maximises sum_i gain[i, p[i]] exactly. Ties go to the identity.
 
     Args:
-        gain: gain[i, j] is how well unit j of B fits position i of A; float64, larger is better.
+        gain: gain[i, j] is how well unit j of B fits position i of A, larger is better. Sums are in float64, whatever its dtype.
     Returns:
         Index array p: position i takes unit p[i] of B.
     Raises:
@@ -44,14 +45,14 @@ def match_axis(gain: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
     """
     from scipy.optimize import linear_sum_assignment
 
-    if not torch.isfinite(gain.sum()):  # a NaN or an infinity anywhere ends up in the sum
+    least, most = map(float, gain.aminmax())  # NaN where there is one
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise AlignmentError(
             f"a gain matrix of size {len(gain)} holds NaN or infinity: do both models have finite weights?"
         )
-    least, most = gain.aminmax()
-    nudge = TIE_BREAK * max(-float(least), float(most))
+    nudge = TIE_BREAK * max(-least, most)
     largest, best = gain.max(1)
-    best = torch.where(gain.diagonal() + nudge >= largest, torch.arange(len(gain)), best)
+    best = torch.where(gain.diagonal().double() + nudge >= largest, torch.arange(len(gain)), best)
     if int(torch.bincount(best).max()) == 1:
         return best
     doubled = len(gain) - int((torch.bincount(best) > 0).sum())
@@ -59,7 +60,7 @@ def match_axis(gain: Float[Tensor, "n n"]) -> Int[Tensor, " n"]:
         matching = match_sparse(gain, nudge)
         if matching is not None:
             return matching
-    nudged = gain.clone()
+    nudged = gain.to(torch.float64, copy=True)
     nudged.diagonal().add_(nudge)
     return torch.as_tensor(linear_sum_assignment(nudged.numpy(), maximize=True)[1])
 
@@ -72,7 +73,7 @@ def match_sparse(gain: Float[Tensor, "n n"], nudge: float = 0.0) -> Int[Tensor, 
     gains more (linear programming duality). Where it does not, those entries become candidates too.
 
     Args:
-        gain: finite, float64.
+        gain: finite.
         nudge: added to the diagonal.
     Source: Jonker and Volgenant 1987, doi:10.1007/BF02278710 (the sparse solver, in scipy).
     """
@@ -85,7 +86,7 @@ def match_sparse(gain: Float[Tensor, "n n"], nudge: float = 0.0) -> Int[Tensor, 
         rows, columns = candidates.nonzero(as_tuple=True)
         if len(rows) > n * n // 8:
             return None
-        entries = gain[rows, columns] + nudge * (rows == columns)
+        entries = gain[rows, columns].double() + nudge * (rows == columns)
         cost = (2 * top or 1.0) - entries  # positive: to scipy a stored zero is no edge
         graph = csr_matrix((cost.numpy(), (rows.numpy(), columns.numpy())), shape=(n, n))
         try:
@@ -93,7 +94,7 @@ def match_sparse(gain: Float[Tensor, "n n"], nudge: float = 0.0) -> Int[Tensor, 
         except ValueError:  # no full matching among the candidates
             return None
         positions = torch.arange(n)
-        own = gain[positions, matched] + nudge * (positions == matched)
+        own = gain[positions, matched].double() + nudge * (positions == matched)
         price = _prices(entries - own[rows], matched[rows], columns, n, REL_SLACK * top / 10)
         if price is None:
             return None
@@ -112,10 +113,12 @@ def _candidates(gain: Float[Tensor, "n n"]) -> Tensor:
 
 def _least_of_largest(gain: Float[Tensor, "n n"]) -> Tensor:
     """Return the smallest of every row's CANDIDATES largest entries, rounded to float32."""
-    entries = gain.to(torch.float32, memory_format=torch.contiguous_format).numpy()
-    last = len(gain) - CANDIDATES
-    entries.partition(last, axis=1)
-    return torch.as_tensor(entries[:, last].copy())
+    last, least = len(gain) - CANDIDATES, torch.empty(len(gain))
+    for rows, filled in zip(gain.split(CHUNK), least.split(CHUNK), strict=True):
+        entries = rows.to(torch.float32, memory_format=torch.contiguous_format, copy=True).numpy()
+        entries.partition(last, axis=1)
+        filled.copy_(torch.as_tensor(entries[:, last]))
+    return least
 
 
 def _prices(step: Tensor, source: Tensor, columns: Tensor, n: int, slack: float) -> Float[Tensor, " n"] | None:

@@ -201,6 +201,7 @@ def collect(pair: Pair, outputs: KeptOutputs | None = None, own: Collection[str]
         if outputs is not None:
             outputs.add(batch, given)
     del models
+    pair.release_pages()
     return_freed_memory()
     return moments_of
 

@@ -164,7 +164,8 @@ class Objective:
     def gains(self, coordinate: str, p: Permutation, matched: frozenset[str] | None = None) -> dict[Names, Tensor]:
         """Return, by the names of a view's levels, the gain of each assignment of b's units to positions of this coordinate.
 
-        The arrays have the levels' sizes twice: first positions, then b's units; float64. Every other axis is as p has it.
+        The arrays have the levels' sizes twice: first positions, then b's units. They are float64, but for an axis alone whose
+        gains are one product: that stays in its own dtype, at half the memory. Every other axis is as p has it.
 
         Args:
             matched: if given, only tensors whose other axes are fixed or among these count: the order of an axis
@@ -183,7 +184,8 @@ class Objective:
                     gain += self._cached_product(coordinate, key, p)
             else:
                 members = [occurrence for key in counted for occurrence in groups[key]]
-                gain = self._product(math.prod(shape), members, p).double()
+                gain = self._product(math.prod(shape), members, p)
+                gain = gain if len(levels) == len(names) == 1 else gain.double()
             gain = gain.reshape(*shape, *shape)
             if sum(other == names for other, _ in levels) > 1:
                 names, gain = without_fixed_level(names, gain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -199,34 +199,73 @@ def _pickle_headers(path: Path) -> Iterator[Header]:
         yield name, tuple(tensor.shape), letters[tensor.dtype], None
 
 
-def open_weights(path: Path) -> Callable[[str], Tensor]:
-    """Return a function from a stored name to its tensor, memory-mapped where the file allows it."""
-    if not path.name.endswith(".safetensors"):
-        loaded = load_pickle(path)
-        return loaded.__getitem__
-    from safetensors import SafetensorError, safe_open
+class MappedFile:
+    """A memory-mapped safetensors file: a page of it is in memory once it is touched."""
 
-    try:
-        opened: Callable[[str], Tensor] = safe_open(path, framework="pt").get_tensor
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}).") from error
-    return opened
+    def __init__(self, path: Path) -> None:
+        """Raises:
+        CheckpointError: the file cannot be mapped.
+        """
+        self._path = path
+        try:
+            with path.open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch takes no read-only memory
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}).") from error
 
+    def tensor(self, stored: StoredTensor) -> Tensor:
+        """Return a tensor of the file, not to be written to.
 
-def open_arrays(path: Path) -> Callable[[StoredTensor], NDArray[Any]]:
-    """Return a function from a tensor of a safetensors file to a memory-mapped, read-only array of it."""
-    import numpy as np
+        Raises:
+            CheckpointError: the file has become shorter, or torch has no such dtype.
+        """
+        import torch
 
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}).") from error
+        dtype = _torch_dtypes().get(stored.dtype)
+        if dtype is None:
+            return self._by_library(stored)
+        if not stored.elements:
+            return torch.empty(stored.shape, dtype=dtype)
+        return torch.frombuffer(self._bytes, dtype=dtype, count=stored.elements, offset=self._offset(stored)).reshape(
+            stored.shape
+        )
 
-    def array(stored: StoredTensor) -> NDArray[Any]:
-        return np.ndarray(stored.shape, numpy_dtype(stored.dtype), mapped, stored.offset or 0)
+    def array(self, stored: StoredTensor) -> NDArray[Any]:
+        """Return a tensor of the file as a read-only array.
 
-    return array
+        Raises:
+            CheckpointError: the file has become shorter.
+        """
+        import numpy as np
+
+        array: NDArray[Any] = np.ndarray(stored.shape, numpy_dtype(stored.dtype), self._bytes, self._offset(stored))
+        array.flags.writeable = False
+        return array
+
+    def release_pages(self) -> None:
+        """Let the pages go that were touched: they are no longer memory of this process until they are touched again."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+            self._bytes.madvise(mmap.MADV_DONTNEED)
+
+    def _offset(self, stored: StoredTensor) -> int:
+        offset = stored.offset or 0
+        end, size = offset + stored.nbytes, self._bytes.size()  # of the file as it is now
+        if end > size:
+            raise CheckpointError(
+                f"{self._path}: {stored.stored_name} ends at byte {end}, and the file now at {size}: it became shorter while "
+                "it was read. Copy it again."
+            )
+        return offset
+
+    def _by_library(self, stored: StoredTensor) -> Tensor:
+        """Return a tensor of a dtype whose entries are no whole bytes, or which torch does not have."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            whole: Tensor = safe_open(self._path, framework="pt").get_tensor(stored.stored_name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self._path}: cannot be read as safetensors ({first_line(error)}).") from error
+        return whole if stored.rows is None else whole[slice(*stored.rows)]
 
 
 def numpy_dtype(letters: str) -> str:
@@ -240,6 +279,12 @@ def as_array(tensor: Tensor, dtype: str) -> NDArray[Any]:
 
     flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return flat.view(numpy_dtype(dtype)).reshape(tensor.shape)
+
+
+@cache
+def _torch_dtypes() -> dict[str, torch.dtype]:
+    """Return safetensors' letters -> torch's dtype, of dtypes whose entries are whole bytes."""
+    return {letters: dtype for dtype, letters in torch_letters().items() if dtype.itemsize == nbytes(letters, ())}
 
 
 @cache

@@ -120,6 +120,16 @@ def test_the_sparse_way_gains_what_the_dense_one_does(kind: str, seed: int) -> N
         assert float(gain.gather(1, sparse[:, None]).sum()) == pytest.approx(best, rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", quick_on(("twins",), ("unrelated", "twins", "dead", "ties")))
+@pytest.mark.parametrize("n", [60, 1100])
+def test_gains_in_float32_are_matched_as_the_same_numbers_in_float64(kind: str, n: int) -> None:
+    """They are not written to either: small gains are matched the dense way, large ones the sparse way."""
+    gain = gain_of(kind, n, 0).float()
+    before = gain.clone()
+    assert match_axis(gain).tolist() == match_axis(gain.double()).tolist()
+    assert torch.equal(gain, before)
+
+
 def test_too_few_candidates_are_widened_until_the_prices_prove_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """From two candidates each the first answer is wrong; without the check on the whole matrix it would be given."""
     gain = gain_of("unrelated", 300, 0)
