@@ -58,7 +58,7 @@ def card_command(folder: Path, results: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbose_option
 def verify_command(folder: Path, as_json: bool) -> None:
-    """Compare the files of a merged FOLDER, and its inputs, with the hashes in merge.json.
+    """Compare the files of a merged or edited FOLDER, and its inputs, with the hashes in merge.json or edit.json.
 
     Exits 1 if a file was changed, is missing or was added, or if an input that still exists has changed.
 
@@ -76,7 +76,7 @@ def verify_command(folder: Path, as_json: bool) -> None:
             for name, state in states.items():
                 click.echo(f"{kind}  {state:<19}  {name}")
     if not result.holds:
-        raise OutputError(f"{folder} or one of its inputs differs from its manifest merge.json.")
+        raise OutputError(f"{folder} or one of its inputs differs from its manifest {result.manifest}.")
 
 
 def push_folder(folder: Path, repo_id: str, private: bool | None, revision: str | None, err: bool = False) -> None:

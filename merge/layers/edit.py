@@ -109,7 +109,10 @@ def write_assembly(
         MergeError: a subclass for every error in input or output; no incomplete output is left.
     """
     begun, made = time.monotonic(), made or Made()
-    report = EditReport(assembly, output, (*made.notes, *_input_notes(assembly, made)), made, 0, 0.0)
+    notes = tuple(
+        dict.fromkeys((*made.notes, *_input_notes(assembly, made)))
+    )  # a text is read by the choice and by a repair
+    report = EditReport(assembly, output, notes, made, 0, 0.0)
     _check_space(report)
     if not dry_run:
         with staged(output, force) as folder:

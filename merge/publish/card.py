@@ -5,6 +5,7 @@ Our own YAML header: huggingface_hub's ModelCardData writes its keys in another 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,11 +217,8 @@ def score_lines(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], 
         )
     for r in results:
         if r["kind"] == "barrier":
-            lines += [
-                "",
-                f"Loss barrier on {r['task']} ({r['data']}, {r['n']} rows), {len(r['curves'][0]['lam'])} points:",
-                "",
-            ]
+            data = r["data"] if re.search(r"\d rows?\b", r["data"]) else f"{r['data']}, {r['n']} rows"
+            lines += ["", f"Loss barrier on {r['task']} ({data}), {len(r['curves'][0]['lam'])} points:", ""]
             lines += ["| path | barrier | calibrated | epsilon | convexity gap |", "| --- | --- | --- | --- | --- |"]
             lines += [
                 f"| {c['name']} | {_figure(c['barrier'])} | {_figure(c.get('calibrated_barrier'))} | {_figure(c['epsilon'])} "

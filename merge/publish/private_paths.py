@@ -16,25 +16,32 @@ from merge.publish.card import MANIFESTS
 TEXT_SUFFIXES = (".json", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py")
 # A vocabulary holds words, not paths, and may be large.
 MAX_TEXT_BYTES = 4_000_000
+# Files that merge-models wrote: they name paths as they were given. Others hold words too (a tokenizer's, class names), of
+# which one may read like a relative path.
+WRITTEN = (*MANIFESTS, "README.md", "recipe.yaml")
+# A path of at least two parts inside a sentence or a command, from the root or the home folder.
+INNER_PATH = re.compile(r"(?<![\w.:/~\\-])(?:~|/[\w.+@~-]+)(?:/[\w.+@~-]+)+")
 
 
 def public_files(folder: Path, repo_id: str) -> dict[str, bytes]:
     """Return the files of a merged folder that a push rewrites, by name: the card loads `repo_id`, and paths are names.
 
-    Every local path that the manifest holds (of models, texts, outputs) is replaced by its last component in all text
-    files, by more components where two paths would get one name. The manifest gets the hashes of the rewritten files.
+    Every local path that the manifest holds (of models, texts, outputs) is replaced by its last component, by more
+    components where two paths would get one name: in the files that merge-models wrote, and in all other text files where
+    it begins at the root or the home folder. The manifest gets the hashes of the rewritten files.
 
     Raises:
         HubError: a text file still holds a path below the home folder or the current one.
     """
     manifest = _manifest(folder)
     names = _short_names(_local_paths(manifest)) if manifest else {}
+    whole = {path: name for path, name in names.items() if _is_whole(path)}
     texts = dict(_texts(folder))
     rewritten = {}
     for name, text in texts.items():
-        public = _replace(text, names)
+        public = _replace(text, names if name in WRITTEN else whole)
         if name == "README.md" and manifest:
-            public = _with_repo_id(public, str(manifest.get("name", folder.name)), repo_id)
+            public = _with_repo_id(public, {str(manifest.get("name")), folder.resolve().name}, repo_id)
         if public != text:
             rewritten[name] = public.encode()
     _check(folder, {**texts, **{name: data.decode() for name, data in rewritten.items()}})
@@ -64,8 +71,10 @@ def _local_paths(manifest: Mapping[str, Any]) -> set[str]:
     hub_ids = {each["source"] for each in inputs if each.get("commit")}
     sources = {each["source"] for each in inputs}
     rest = {key: value for key, value in manifest.items() if key != "files"}
-    strings = {text for text in _strings(rest) if text and "\n" not in text and ("/" in text or "\\" in text)}
-    return {text for text in strings if text not in hub_ids and (text in sources or _is_local(text))}
+    strings = {text for text in _strings(rest) if "/" in text or "\\" in text} - hub_ids
+    paths = {text for text in strings if "\n" not in text and (text in sources or _is_local(text))}
+    without = dict.fromkeys(paths, "")
+    return paths | {found for text in strings - paths for found in INNER_PATH.findall(_replace(text, without))}
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -81,10 +90,17 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _is_local(text: str) -> bool:
+    """Return whether a text is a path, and not a sentence that begins with one: a path with blanks is one that exists."""
     try:
-        return Path(text).is_absolute() or text.startswith(("~", "./", "../")) or Path(text).exists()
-    except (OSError, ValueError):  # too long for a path, or with a NUL
+        begins = Path(text).is_absolute() or text.startswith(("~", "./", "../"))
+        return (begins and not re.search(r"\s", text)) or Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, with a NUL, or of a user who is not known
         return False
+
+
+def _is_whole(path: str) -> bool:
+    """Return whether a path begins at the root or the home folder, and has a folder below it."""
+    return (Path(path).is_absolute() or path.startswith("~/")) and len(Path(path).parents) > 1
 
 
 def _short_names(paths: set[str]) -> dict[str, str]:
@@ -99,14 +115,22 @@ def _short_names(paths: set[str]) -> dict[str, str]:
 
 
 def _replace(text: str, names: Mapping[str, str]) -> str:
+    """Return a text with a name for each path, in every form that a path has in prose, JSON and YAML, which folds lines."""
     for path in sorted(names, key=len, reverse=True):
-        for form in {path, json.dumps(path)[1:-1]}:
-            text = re.sub(rf"(?<![\w./~\\-]){re.escape(form)}(?![\w-])", lambda _, path=path: names[path], text)  # type: ignore[misc]
+        escaped = (json.dumps(path)[1:-1], json.dumps(path, ensure_ascii=False)[1:-1], path.replace("'", "''"))
+        for form in dict.fromkeys((path, *escaped)):
+            words = r"\s+".join(map(re.escape, form.split(" ")))
+            text = re.sub(rf"(?<![\w./~\\-]){words}(?![\w-])", lambda _, path=path: names[path], text)  # type: ignore[misc]
     return text
 
 
-def _with_repo_id(card: str, name: str, repo_id: str) -> str:
-    return card.replace(f".from_pretrained({name!r})", f".from_pretrained({repo_id!r})")
+def _with_repo_id(card: str, names: set[str], repo_id: str) -> str:
+    """Return a card whose code loads the repository: whatever class loads it, and whatever the folder was called."""
+    names |= {title[1] for title in [re.search(r"^# (.+)$", card, re.MULTILINE)] if title}
+    for name in names:
+        line = rf"^(model = [\w.]+\(){re.escape(repr(name))}\)$"
+        card = re.sub(line, lambda found: f"{found[1]}{repo_id!r})", card, flags=re.MULTILINE)
+    return card
 
 
 def _with_new_hashes(rewritten: Mapping[str, bytes], texts: Mapping[str, str]) -> dict[str, bytes]:

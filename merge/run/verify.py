@@ -21,10 +21,12 @@ class Verification:
     Attributes:
         files: file -> "same", "changed", "missing" (in the manifest only) or "not in the manifest".
         inputs: model or applied transform, by the name it was given -> "same", "changed" or "not here".
+        manifest: name of the file that states the hashes.
     """
 
     files: Mapping[str, str]
     inputs: Mapping[str, str]
+    manifest: str
 
     @property
     def holds(self) -> bool:
@@ -42,7 +44,9 @@ def verify(folder: Path) -> Verification:
     """
     path = next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
     if path is None:
-        raise CheckpointError(f"{folder} cannot be verified: it has no {MANIFESTS[0]}, which merge-models writes.")
+        raise CheckpointError(
+            f"{folder} cannot be verified: it has no {' or '.join(MANIFESTS)}, which merge-models and edit-layers write."
+        )
     stated = _read_manifest(path)
     existing = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {path.name}
     files = {}
@@ -56,7 +60,7 @@ def verify(folder: Path) -> Verification:
     inputs = [*stated.models, *([stated.base] if stated.base else [])]
     states = {model.source: _input_state(model) for model in inputs}
     states |= {path: _file_state(_expanded(path), digest) for path, digest in stated.applied.items()}
-    return Verification(files, states)
+    return Verification(files, states, path.name)
 
 
 class _Part(BaseModel):

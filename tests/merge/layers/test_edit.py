@@ -516,3 +516,12 @@ def test_help_is_light_and_shows_examples() -> None:
     assert done.returncode == 0, done.stderr
     for name in ("drop", "reorder", "stack"):
         assert done.stdout.count(f"edit-layers {name} m/") >= 2
+
+
+def test_a_note_that_two_steps_make_is_said_once(run: Run, store: Path, tmp_path: Path) -> None:
+    """A search and a refit read one text, which is short: the control is the search alone, with the same note."""
+    drop = ("drop", str(store / "m"), "--strategy", "block-influence", "--count", "1", "--text", str(store / "text.txt"))
+    for name, more in (("plain", ()), ("refitted", ("--repair", "seam"))):
+        assert run(*drop, *more, "-o", str(tmp_path / name)).code == 0
+        notes = json.loads((tmp_path / name / "edit.json").read_text(encoding="utf-8"))["notes"]
+        assert sum("the sample is small" in note for note in notes) == 1, name

@@ -13,7 +13,7 @@ from tiny import save_checkpoint
 
 from merge.checkpoints.open import open_checkpoint
 from merge.errors import CheckpointError
-from merge.publish.card import licence_of, loading_class, metadata, write_card
+from merge.publish.card import licence_of, loading_class, metadata, score_lines, write_card
 from merge.publish.card_results import add_results
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
@@ -129,6 +129,7 @@ def test_results_of_the_merge_and_its_models_enter_the_card(
     assert "| **this merge** | mnli (dev.jsonl) | 40 | accuracy 0.7500 | 0.5000 |" in text
     assert f"| {folder.parent / 'a'} | mnli (dev.jsonl) | 40 | accuracy 0.5000 | - |" in text
     assert "| naive | - | 0.1250 | 0.2500 | 0.5000 |" in text
+    assert "Loss barrier on mnli (dev.jsonl, 40 rows), 2 points:" in text
     assert "0.1000" not in text
     index = front(folder)["model-index"]
     assert [entry["metrics"] for entry in index[0]["results"]] == [
@@ -136,6 +137,14 @@ def test_results_of_the_merge_and_its_models_enter_the_card(
     ]
     manifest = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
     assert manifest["files"]["README.md"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("data", ["dev.tsv, 39 rows", "dev.tsv, 39 of 1,000 rows drawn with seed 0", "rows.tsv, 1 row"])
+def test_the_rows_of_a_barrier_are_stated_once(data: str) -> None:
+    """evaluate-models states them with the file; the control is a file alone, in the test above."""
+    curve = {"name": "naive", "lam": [0, 1], "barrier": 0.5, "epsilon": 0.25, "convexity_gap": 0.5}
+    barrier = {"kind": "barrier", "task": "mnli", "data": data, "n": 39, "curves": [curve]}
+    assert score_lines([barrier], {"models": []}, "this merge")[1] == f"Loss barrier on mnli ({data}), 2 points:"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny import save_checkpoint
 
 from merge.errors import HubError
@@ -88,3 +89,76 @@ def test_a_path_is_replaced_as_a_whole_only(tmp_path: Path) -> None:
     assert rewritten["README.md"].decode() == "a zoo/abc my/zoo/a a/config.json"
     digest = hashlib.sha256(rewritten["README.md"]).hexdigest()
     assert json.loads(rewritten["merge.json"])["files"] == {"README.md": digest}
+
+
+def as_pushed(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder by name, with the bytes that a push sends."""
+    plan = plan_push(folder, "me/pushed", None)
+    return {name: plan.rewritten.get(name, (folder / name).read_bytes()) for name, _ in plan.files}
+
+
+def written_folder(folder: Path, source: str, **more: Any) -> Path:
+    """Write a card and a manifest that name a model and hold a sentence or a command beside it."""
+    folder.mkdir()
+    record = {"name": "out", "files": {"README.md": ""}, "models": [{"source": source, "commit": None}], **more}
+    (folder / "merge.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    (folder / "README.md").write_text("\n".join(map(str, more.values())), encoding="utf-8")
+    return folder
+
+
+def test_a_tokenizer_is_pushed_as_it_is_though_a_token_reads_like_a_models_path(tmp_path: Path) -> None:
+    """`merge-models a/ b/`: the path a/ is a token of byte-level vocabularies. The card's own path is replaced: the control."""
+    folder = written_folder(tmp_path / "out", "a/", notes=["a/ scores 3"])
+    vocabulary = {"model": {"vocab": {"a/": 0, "the": 1}, "merges": [["a", "/"]]}, "label": "a/"}
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    rewritten = public_files(folder, "me/x")
+    assert "tokenizer.json" not in rewritten
+    assert rewritten["README.md"].decode() == "['a scores 3']"
+
+
+def test_a_path_of_the_inputs_is_replaced_in_their_configs_too(tmp_path: Path) -> None:
+    folder = written_folder(tmp_path / "out", f"{tmp_path}/zoo/a", notes=[])
+    (folder / "config.json").write_text(json.dumps({"_name_or_path": f"{tmp_path}/zoo/a"}), encoding="utf-8")
+    assert json.loads(public_files(folder, "me/x")["config.json"]) == {"_name_or_path": "a"}
+
+
+def test_a_sentence_that_begins_with_a_path_keeps_its_words(tmp_path: Path) -> None:
+    """A note is no path, though it begins with one and names two; a command holds paths that the manifest states nowhere."""
+    note = f"{tmp_path}/zoo/a and /opt/zoo/b were measured on one text, /opt/data/c.txt. The method wants two."
+    command = "/opt/env/bin/python ~/work/score.py {model} --task mnli/accuracy --url https://host/x/y"
+    folder = written_folder(tmp_path / "out", f"{tmp_path}/zoo/a", notes=[note], scorer=command)
+    stated = json.loads(public_files(folder, "me/x")["merge.json"])
+    assert stated["notes"] == ["a and b were measured on one text, c.txt. The method wants two."]
+    assert stated["scorer"] == "python score.py {model} --task mnli/accuracy --url https://host/x/y"
+
+
+@pytest.mark.parametrize("name", ['it\'s a "model"', "Modèles é", "two words, of which there are many more to come"])
+def test_a_path_of_any_letters_is_replaced_in_json_and_in_folded_yaml(name: str, tmp_path: Path) -> None:
+    """JSON escapes quotes, YAML doubles them and breaks long lines at blanks."""
+    parent = tmp_path / f"PRIVATE {name} {name}"
+    folder = merged(parent, "a one", "b")
+    assert b"PRIVATE" in (folder / "recipe.yaml").read_bytes()  # the control: there is something to remove
+    assert not [file for file, data in as_pushed(folder).items() if b"PRIVATE" in data]
+    models = yaml.safe_load(as_pushed(folder)["recipe.yaml"])["models"]
+    assert models == ["a one", "b"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["AutoModel.from_pretrained('out')", "SentenceTransformer('out')", "CrossEncoder('out')", "models.ColBERT('out')"],
+)
+def test_the_card_of_every_library_loads_the_repository(line: str, tmp_path: Path) -> None:
+    folder = written_folder(tmp_path / "renamed", "zoo/a", notes=[])
+    (folder / "README.md").write_text(f"# out\n\nmodel = {line}\nother = {line}\n", encoding="utf-8")
+    card = public_files(folder, "me/x")["README.md"].decode()
+    assert card == f"# out\n\nmodel = {line.replace('out', 'me/x')}\nother = {line}\n"
+
+
+def test_the_card_of_an_edited_folder_that_was_renamed_loads_the_repository(tmp_path: Path) -> None:
+    """edit.json states no name: the card's title does."""
+    folder = written_folder(tmp_path / "renamed", "zoo/a", notes=[])
+    manifest = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
+    (folder / "merge.json").unlink()
+    (folder / "edit.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "name"}), encoding="utf-8")
+    (folder / "README.md").write_text("# halved\n\nmodel = AutoModel.from_pretrained('halved')\n", encoding="utf-8")
+    assert "from_pretrained('me/x')" in public_files(folder, "me/x")["README.md"].decode()

@@ -101,6 +101,7 @@ def test_the_command_says_each_file_and_exits_1_when_it_does_not_hold(
     said = capsys.readouterr()
     assert "changed              config.json" in said.out
     assert said.err.count("\n") == 1
+    assert "its manifest merge.json" in said.err
     monkeypatch.setattr(sys, "argv", ["merge-models", "verify", str(merged.parent / "a")])
     with pytest.raises(SystemExit):
         main()
@@ -116,7 +117,8 @@ def test_an_edited_folder_is_verified_by_its_own_manifest(tmp_path: Path) -> Non
     edit_layers(source, LayerPlan.keep([1]), tmp_path / "out")
     assert verify(tmp_path / "out").holds
     (tmp_path / "out" / "config.json").write_text("{}", encoding="utf-8")
-    assert verify(tmp_path / "out").files["config.json"] == "changed"
+    found = verify(tmp_path / "out")
+    assert (found.files["config.json"], found.manifest) == ("changed", "edit.json")
 
 
 def test_the_base_is_an_input_like_the_models(tmp_path: Path) -> None:
