@@ -18,6 +18,7 @@ from families_more import CASES as UNUSUAL
 from quick import quick_on
 from random_transforms import random_transform
 
+from merge.alignment.evidence import similarity
 from merge.alignment.evidence.chance import (
     DRAWS,
     MAX_EXACT,
@@ -193,8 +194,15 @@ def test_scores_are_correlations_of_matched_units_and_shares_those_that_stay() -
     assert found["ffn1"].score < 0.99
 
 
-def test_weights_are_compared_by_the_cosine_of_all_weights_of_a_unit() -> None:
-    """Of a feed-forward unit: its row, its bias and its column, each tensor scaled to a root mean square of one."""
+@pytest.mark.parametrize("chunk", [200, 1 << 17])
+def test_weights_are_compared_by_the_cosine_of_all_weights_of_a_unit(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a feed-forward unit: its row, its bias and its column, each tensor scaled to a root mean square of one.
+
+    However few entries of the columns are taken at a time.
+    """
+    monkeypatch.setattr(similarity, "CHUNK", chunk)
     pair, _ = planted(seed=None, other=5, text=False)
     found = {one.axis: one for one in match_quality(pair, as_alignment(pair, identity(pair.spec, pair.shapes))).axes}
     sides = []
