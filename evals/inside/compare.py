@@ -7,6 +7,7 @@ drawn, as tokens of a text are not independent. Chance is the mean over random o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,13 +40,13 @@ class SitePair:
     """Two sites that are compared closely.
 
     Attributes:
-        best: the site of B that is most similar to this one of A by `by`.
+        best: the site of B that is most similar to this one of A; None where no similarity to it is defined.
     """
 
     a: str
     b: str
     measures: dict[str, Confident]
-    best: str
+    best: str | None
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,10 @@ def compare(
     partners = _partners([each.site.name for each in a], [each.site.name for each in b])
     for i, j in track(partners, "resampling"):
         measured = _confident(a[i].values, b[j].values, values[i, j], texts, generator)
-        best = max(range(len(b)), key=lambda k: values[i, k].get(judge, -1.0))
-        pairs.append(SitePair(a[i].site.name, b[j].site.name, measured, b[best].site.name))
+        similar = {b[k].site.name: values[i, k].get(judge, math.nan) for k in range(len(b))}
+        defined = {name: value for name, value in similar.items() if not math.isnan(value)}
+        best = max(defined, key=lambda name: defined[name]) if defined else None
+        pairs.append(SitePair(a[i].site.name, b[j].site.name, measured, best))
     of_a, of_b = (tuple(each.site.name for each in side) for side in (a, b))
     return Compared(of_a, of_b, matrices, tuple(pairs))
 

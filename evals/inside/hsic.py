@@ -84,4 +84,4 @@ def hsic(x: Tensor, y: Tensor) -> Hsic:
 
 def ratio(cross: float, x: float, y: float) -> float:
     """Return CKA from three HSIC; nan where a representation does not vary."""
-    return cross / math.sqrt(x * y) if x > 0 and y > 0 else math.nan
+    return cross / math.sqrt(x) / math.sqrt(y) if x > 0 and y > 0 else math.nan

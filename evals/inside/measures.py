@@ -69,7 +69,7 @@ class Prepared:
     @cached_property
     def nearest(self) -> Int[Tensor, "rows k"]:
         """The nearest other rows of each row, by cosine."""
-        unit = torch.nn.functional.normalize(self.values.float())
+        unit = torch.nn.functional.normalize(self.values).float()
         count = min(NEIGHBOURS, len(unit) - 1)
         indices = []
         for start in range(0, len(unit), 1024):

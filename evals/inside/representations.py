@@ -55,8 +55,9 @@ def represent(model: Any, tokens: Tokens, sites: Sequence[Site], by: str, label:
             out = held.setdefault(site.name, values.new_zeros(count, values.shape[1]))
             if by == BY_TEXT:
                 lengths = torch.bincount(rows.texts, minlength=len(texts))[:, None]
-                sums = values.new_zeros(len(texts), values.shape[1]).index_add_(0, rows.texts, values)
-                out[texts] = sums / lengths
+                # In float64: the mean of what is the same at every token is that, of a text of any length.
+                sums = values.new_zeros(len(texts), values.shape[1], dtype=torch.float64)
+                out[texts] = (sums.index_add_(0, rows.texts, values.double()) / lengths).float()
             else:
                 first = torch.searchsorted(rows.texts, torch.arange(len(texts), device=model.device))
                 positions = torch.arange(len(values), device=model.device) - first[rows.texts]

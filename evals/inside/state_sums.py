@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from merge.checkpoints.inputs import Batch
 
 Cut = tuple[int, int]
+# Sums of a state that does not vary leave this share of themselves about its mean, by rounding.
+ROUNDING = 1e-13
 NO_NORMS: tuple[Mapping[int, Norm], Mapping[int, Norm]] = ({}, {})
 
 
@@ -80,7 +82,8 @@ class StateSums:
         xx, yy = _square(self.aa[at[0]], norms[0]), _square(self.bb[at[1]], norms[1])
         xy = _written(_written(self.ab[at].T, norms[0]).T, norms[1])
         cross, left, right = (_centred(gram, self.rows).norm() for gram in (xy, xx, yy))
-        return float(cross**2 / (left * right)) if left * right > 0 else 0.0
+        varies = left > ROUNDING * xx.norm() and right > ROUNDING * yy.norm()
+        return float(cross / left * cross / right) if varies else 0.0
 
     def _norm(self, at: Cut, side: int) -> Norm | None:
         return self.norms[side].get(at[side])

@@ -221,5 +221,6 @@ def _line(name: str, head: str, lam: list[float], points: Sequence[Point], lengt
 def distance(ends: Ends, kept: frozenset[str] = frozenset()) -> float:
     """Return the Euclidean distance of the endpoints, over the tensors that are interpolated; summed in float64."""
     moving = (name for name, tensor in ends.a.items() if tensor.is_floating_point() and name not in kept)
-    norms = (torch.linalg.vector_norm(ends.a[name] - ends.b[name], dtype=torch.float64) for name in moving)
-    return math.sqrt(sum(float(norm) ** 2 for norm in norms))
+    # Halves, whose difference is in the range of float32 whatever the two are.
+    halves = (torch.sub(ends.a[name] * 0.5, ends.b[name], alpha=0.5) for name in moving)
+    return 2 * math.hypot(*(float(torch.linalg.vector_norm(half, dtype=torch.float64)) for half in halves))

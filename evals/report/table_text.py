@@ -20,6 +20,9 @@ class Span(NamedTuple):
     high: float | None
 
 
+# Numbers from here on are written with an exponent.
+LARGE = 1e8
+
 Cell = str | int | float | None | Span
 
 
@@ -27,7 +30,7 @@ Row = list[Cell]
 
 
 def show(cell: Cell) -> str:
-    """Return a cell as text: four decimals, two significant digits for smaller values, – for None."""
+    """Return a cell as text: four decimals, two significant digits for smaller values, an exponent for very large ones, – for None."""
     if isinstance(cell, Span):
         return "–" if cell.low is None else f"{show(cell.low)} to {show(cell.high)}"
     if cell is None:
@@ -36,6 +39,8 @@ def show(cell: Cell) -> str:
         return cell
     if isinstance(cell, int):
         return f"{cell:,}"
+    if abs(cell) >= LARGE:
+        return f"{cell:.4e}"
     return f"{cell:.4f}" if cell == 0 or abs(cell) >= 0.001 else f"{cell:.1e}"
 
 

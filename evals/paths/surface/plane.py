@@ -23,6 +23,8 @@ from merge.errors import UsageError
 
 # Three points whose third is nearer to the line of the others than this share of its distance span no plane.
 LEAST_SINE = 1e-3
+# Where one side of their triangle is shorter than this share of another, places are lost in the rounding of float64.
+LEAST_SIDE = 1e-6
 # The picture extends beyond the points on it by this share of its width and height.
 MARGIN = 0.2
 # A point bends the log loss where it is further from the mean of its neighbours than this share of the range.
@@ -67,17 +69,23 @@ def span(points: Sequence[Sequence[float]], names: Sequence[str], products: np.n
         names: of the points, for errors.
         products: of the models' differences (`gram`), shape (models, models).
     Raises:
-        UsageError: two of them are the same, or all three are on one line.
+        UsageError: two of them are the same, or too near to one another beside the third, or all three are on one line.
     """
     o, a, b = (np.asarray(point, dtype=np.float64) for point in points)
     first, second = a - o, b - o
     long = math.sqrt(max(inner(products, first, first), 0.0))
     far = math.sqrt(max(inner(products, second, second), 0.0))
     apart = math.sqrt(max(inner(products, b - a, b - a), 0.0))
-    for distance, pair in ((long, (0, 1)), (far, (0, 2)), (apart, (1, 2))):
+    for distance, (one, other, third) in ((long, (0, 1, 2)), (far, (0, 2, 1)), (apart, (1, 2, 0))):
         if distance == 0:
             raise UsageError(
-                f"{names[pair[0]]} and {names[pair[1]]} have the same weights; a plane takes three different models."
+                f"{names[one]} and {names[other]} have the same weights; a plane takes three different models."
+            )
+        if distance < LEAST_SIDE * (longest := max(long, far, apart)):
+            raise UsageError(
+                f"{names[one]} and {names[other]} are {distance:.2g} apart, and {names[third]} is {longest:.2g} away from them: "
+                "all are on one line but for rounding. A plane takes three models whose distances are of one size; does "
+                f"{names[third]} hold weights that are out of range?"
             )
     u = first / long
     v = second - inner(products, second, u) * u

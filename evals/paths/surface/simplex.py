@@ -72,8 +72,10 @@ def squared_distances_to(point: Weights, others: Sequence[Weights]) -> Tensor:
     """Return the squared distances of a point to other weights, differentiable in the point; float64, shape (others,)."""
     rows = []
     for other in others:
-        parts = [(point[n] - other[n]).square().sum(dtype=torch.float64) for n in point if point[n].is_floating_point()]
-        rows.append(torch.stack(parts).sum())
+        # Halves, whose difference is in the range of float32 whatever the two are.
+        halves = (torch.sub(point[n] * 0.5, other[n], alpha=0.5) for n in point if point[n].is_floating_point())
+        norms = [2 * torch.linalg.vector_norm(half, dtype=torch.float64) for half in halves]
+        rows.append(torch.stack(norms).square().sum())
     return torch.stack(rows)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 Weights = Mapping[str, Tensor]
 # Entries of each tensor that are widened to float64 at a time.
 BLOCK = 1 << 20
+# Two models that are nearer to one another than this share of the largest distance lose digits beside it.
+LEAST_SHARE = 1e-5
 
 
 def combine(models: Sequence[Weights], coefficients: Sequence[float]) -> dict[str, Tensor]:
@@ -39,7 +41,20 @@ def _sum(name: str, parts: Sequence[tuple[float, Weights]]) -> Tensor:
 
 
 def gram(models: Sequence[Weights]) -> Float[np.ndarray, "models models"]:
-    """Return the inner products <w_i - w_0, w_j - w_0>, summed in float64 over all tensors but those of integers."""
+    """Return the inner products <w_i - w_o, w_j - w_o>, summed in float64 over all tensors but those of integers.
+
+    Combinations with coefficients that sum to 0 do not depend on the model o. It is the first, or one of the two nearest models
+    where another is so far away that their distance would be lost in the rounding of the products.
+    """
+    products = _gram(models, 0)
+    apart = distances(products) + np.diag(np.full(len(models), np.inf))
+    nearest = np.unravel_index(apart.argmin(), apart.shape)
+    if len(models) > 1 and apart[nearest] < LEAST_SHARE * products.diagonal().max() ** 0.5:
+        products = _gram(models, int(nearest[0]))
+    return products
+
+
+def _gram(models: Sequence[Weights], origin: int) -> Float[np.ndarray, "models models"]:
     count = len(models)
     total = torch.zeros(count, count, dtype=torch.float64)
     for name, first in models[0].items():
@@ -48,7 +63,7 @@ def gram(models: Sequence[Weights]) -> Float[np.ndarray, "models models"]:
         flat = [model[name].reshape(-1) for model in models]
         for start in range(0, first.numel(), BLOCK):
             block = torch.stack([each[start : start + BLOCK].double() for each in flat])
-            block -= block[0].clone()
+            block -= block[origin].clone()
             total += block @ block.T
     return total.numpy()
 

@@ -140,3 +140,19 @@ def test_what_does_not_vary_has_no_similarity() -> None:
     constant = torch.ones(ROWS, 3, dtype=torch.float64)
     assert all(math.isnan(value) for value in similarity(prepare(constant), prepare(random(0))).values())
     assert math.isnan(ratio(1.0, 0.0, 1.0))
+
+
+def test_what_does_not_vary_is_most_similar_to_nothing() -> None:
+    """A constant site of B, named first, is no site's most similar one; a constant site of A has none."""
+    constant = torch.ones(ROWS, 3, dtype=torch.float64)
+    a = [Representation(Site("a0", "a", 0, ""), random(0)), Representation(Site("a1", "a", 1, ""), constant)]
+    b = [Representation(Site("b0", "b", 0, ""), constant), Representation(Site("b1", "b", 1, ""), random(3))]
+    assert [pair.best for pair in compare(a, b, torch.arange(ROWS), ("cka",), seed=0).pairs] == ["b1", None]
+
+
+def test_similarities_do_not_depend_on_the_size_of_the_numbers() -> None:
+    """Of numbers near the largest of float32, whose squares it cannot hold."""
+    x, y = random(0), random(1)
+    huge = [prepare(each * 1e37) for each in (x, y)]
+    due = similarity(prepare(x), prepare(y))
+    assert list(similarity(*huge).values()) == pytest.approx(list(due.values()), rel=1e-9)

@@ -337,3 +337,17 @@ def test_a_model_whose_numbers_overflow_has_no_penalties(store: Path, tmp_path: 
         evals.stitch(store / "a", broken, task="mnli", data=store / "rows.jsonl", text=store / "text.txt", line=False)
     with pytest.raises(CheckpointError, match="the whole model's outputs are NaN or infinite"):
         evals.stitch(store / "a", broken, text=store / "text.txt", line=False)
+
+
+def test_a_state_that_does_not_vary_has_a_cka_of_zero(store: Path, tmp_path: Path) -> None:
+    """A gain of 0 makes the last layer write its bias at every token; the state before it varies (control)."""
+    tensors = open_checkpoint(str(store / "a")).state_dict()
+    tensors["bert.encoder.layer.1.output.LayerNorm.weight"].zero_()
+    dead = open_checkpoint(str(save_checkpoint(tmp_path / "dead", CONFIG, tensors=tensors)))
+    a, b = live_layers(live_model(dead)), live_layers(live_model(open_checkpoint(str(store / "b"))))
+    texts = [(line,) for line in (store / "text.txt").read_text().splitlines()]
+    sums = StateSums([(1, 1), (2, 2)]).read(a, b, encode(load_tokenizer(store / "a"), texts, 32).batches)
+    assert sums.cka((2, 2)) == 0
+    assert 0 < sums.cka((1, 1)) < 1
+    both = StateSums([(2, 2)]).read(a, a, encode(load_tokenizer(store / "a"), texts, 32).batches)
+    assert both.cka((2, 2)) == 0

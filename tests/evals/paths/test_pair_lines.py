@@ -148,3 +148,16 @@ def test_an_adaptive_line_holds_the_even_grid_and_points_averaged_by_hand(models
     a, b = weights(models)
     quarter = {name: 0.75 * a[name] + 0.25 * b[name] for name in a}
     assert loss[0.25] == pytest.approx(by_hand(models[0], quarter, data), abs=1e-5)
+
+
+def test_the_distance_of_weights_at_the_ends_of_float32_is_finite(tmp_path: Path, models: tuple[Path, Path]) -> None:
+    """A position that no row reaches is 3e38 in a and -3e38 in b: their difference is beyond float32."""
+    folders = []
+    for k, value in enumerate((3e38, -3e38)):
+        tensors = weights(models)[k]
+        tensors["bert.embeddings.position_embeddings.weight"][31] = value
+        folders.append(save_checkpoint(tmp_path / str(k), tensors=tensors))
+    ((line,),) = lines((folders[0], folders[1]), [matched(6)], LinePlan(3))
+    values = {summary.name: summary.value for summary in line.summaries}
+    assert values["distance"] == pytest.approx(6e38 * math.sqrt(24), rel=1e-6)
+    assert math.isfinite(values["area"])

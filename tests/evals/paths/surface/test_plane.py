@@ -110,3 +110,21 @@ def test_a_loss_without_bends_keeps_the_even_grid() -> None:
     lattice = lattice_around([(0.0, 0.0), (1.0, 2.0)], 5, 3)
     loss = measure_lattice(lattice, lambda at: [math.exp(sum(lattice.place(*point))) for point in at])
     assert sorted(loss) == sorted(lattice.even())
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0)])
+def test_models_that_are_lost_beside_a_far_one_are_not_called_the_same(order: tuple[int, ...]) -> None:
+    """Two models are 5 apart and the third is 1e38 away, whichever is named first; at 1e3 the plane is drawn (control)."""
+    far, near = [1e38, 0.0, 0.0], [[0.0, 3.0, 0.0], [0.0, 0.0, 4.0]]
+    products = gram(models(*([far, *near][k] for k in order)))
+    assert np.sort(distances(products)[np.triu_indices(3, 1)]) == pytest.approx([5, 1e38, 1e38])
+    names = ["far", "one", "two"]
+    with pytest.raises(UsageError, match=r"one and two are 5 apart, and far is 1e\+38 away.*does far hold weights"):
+        span(SINGLE, [names[k] for k in order], products)
+    span(SINGLE, names, gram(models(*near, [1e3, 0.0, 0.0])))
+
+
+def test_distances_of_weights_at_the_ends_of_float32_are_finite() -> None:
+    """3e38 and -3e38 are 6e38 apart, which float32 cannot hold."""
+    a, b = models([3e38, 0.0, 0.0], [-3e38, 0.0, 0.0])
+    assert distances(gram([a, b]))[0, 1] == pytest.approx(6e38)

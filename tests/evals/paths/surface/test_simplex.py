@@ -106,3 +106,13 @@ def test_calibration_of_known_probabilities() -> None:
     assert made.nll == pytest.approx(-(3 * math.log(0.9) + math.log(0.1) + math.log(0.6) + math.log(0.4)) / 6, abs=1e-6)
     sure = calibration(torch.eye(2).double(), torch.tensor([0, 1]))
     assert (sure.accuracy, sure.nll, sure.ece) == (1.0, 0.0, 0.0)
+
+
+def test_squared_distances_do_not_overflow() -> None:
+    """Of weights whose squares, and whose difference, float32 cannot hold; the gradient is twice the difference."""
+    place = torch.tensor([3e38, 1.0], requires_grad=True)
+    found = squared_distances_to({"w": place}, [{"w": torch.tensor([-3e38, 1.0])}, {"w": torch.tensor([3e38, 3.0])}])
+    assert found.tolist() == pytest.approx([36e76, 4.0])
+    found[1].backward()
+    assert place.grad is not None
+    assert place.grad.tolist() == [0.0, -4.0]
