@@ -520,7 +520,8 @@ def test_help_is_light_and_shows_examples() -> None:
 
 def test_a_note_that_two_steps_make_is_said_once(run: Run, store: Path, tmp_path: Path) -> None:
     """A search and a refit read one text, which is short: the control is the search alone, with the same note."""
-    drop = ("drop", str(store / "m"), "--strategy", "block-influence", "--count", "1", "--text", str(store / "text.txt"))
+    text = ("--text", str(store / "text.txt"))
+    drop = ("drop", str(store / "m"), "--strategy", "block-influence", "--count", "1", *text)
     for name, more in (("plain", ()), ("refitted", ("--repair", "seam"))):
         assert run(*drop, *more, "-o", str(tmp_path / name)).code == 0
         notes = json.loads((tmp_path / name / "edit.json").read_text(encoding="utf-8"))["notes"]
