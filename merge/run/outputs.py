@@ -36,6 +36,7 @@ from merge.run.engine.engine import Engine
 from merge.run.engine.job import CommonRows, Input, Job
 from merge.run.manifest import manifest, report_facts
 from merge.run.options import RunOptions
+from merge.run.plan.extra_tensors import droppable_tensors
 from merge.run.plan.heads import Output
 from merge.run.plan.merge_plan import MergePlan
 from merge.run.plan.output_config import merged_config
@@ -204,7 +205,7 @@ def _engine(report: Report, arrays: Arrays) -> Engine:
     rows = None
     if plan.vocabulary is not None:
         rows = CommonRows(_row_names(report), plan.vocabulary.rows)
-    return Engine(models, base, rows, dtype, recipe.seed, arrays)
+    return Engine(models, base, rows, dtype, recipe.seed, arrays, droppable_tensors(recipe, report.models))
 
 
 def _input(

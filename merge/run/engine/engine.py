@@ -42,6 +42,7 @@ class Engine:
         dtype: of the arithmetic, F32 or F64; None for F64 where a tensor is F64, else F32.
         seed: of the random masks.
         arrays: the library and device of the arithmetic; numpy only if every method takes numpy arrays.
+        droppable: names of the tensors that --extra-tensors drop would leave out.
     """
 
     models: tuple[Input, ...]
@@ -50,6 +51,7 @@ class Engine:
     dtype: str | None = None
     seed: int = 0
     arrays: Arrays = TORCH
+    droppable: frozenset[str] = frozenset()
 
     def run(
         self,
@@ -159,11 +161,18 @@ class Engine:
 
     def _check_finite(self, tensor: Array, source: str, name: str) -> None:
         if not self.arrays.is_finite(tensor):
-            raise CheckpointError(f"{source}: {name} holds NaN or infinity. This model is broken; leave it out.")
+            advice = self._without(name) or "This model is broken; leave it out."
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity. {advice}")
+
+    def _without(self, name: str) -> str:
+        """Return the advice to merge without a tensor, if its class does not have it."""
+        droppable = name in self.droppable
+        return "It is no tensor of the model's class: --extra-tensors drop leaves it out." if droppable else ""
 
     def _finite_result(self, name: str, merged: Array) -> Array:
         if not self.arrays.is_finite(merged):
-            raise OutputError(f"{name}: the merge holds NaN or infinity. Are the weights or a scale very large?")
+            advice = self._without(name) or "Are the weights or a scale very large?"
+            raise OutputError(f"{name}: the merge holds NaN or infinity. {advice}")
         return merged
 
     def _cast(self, name: str, merged: Array, dtype: str) -> Array:
@@ -171,7 +180,8 @@ class Engine:
         cast = self.arrays.cast(merged, dtype)
         if dtype not in (*INTEGER_DTYPES, self.arrays.dtype(merged)) and not self.arrays.is_finite(cast):
             wider = "bfloat16" if dtype == "F16" else "float64"
-            raise OutputError(f"{name} does not fit into {FLOATS[dtype]}. Write another dtype: --out-dtype {wider}.")
+            advice = self._without(name) or f"Write another dtype: --out-dtype {wider}."
+            raise OutputError(f"{name} does not fit into {FLOATS[dtype]}. {advice}")
         return cast
 
     def _same_integers(self, job: Job, tensors: Sequence[Array]) -> Array:
@@ -179,7 +189,7 @@ class Engine:
             if not self.arrays.equal(tensor, tensors[0]):
                 raise MismatchError(
                     f"integer tensor {name} differs between {self.models[job.sources[0][0]].source} and "
-                    f"{self.models[model].source}; integers cannot be averaged."
+                    f"{self.models[model].source}; integers cannot be averaged. {self._without(name)}".rstrip()
                 )
         return tensors[0]
 

@@ -11,16 +11,19 @@ from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.names.canonical import expected_names
 from merge.checkpoints.structure import structure_of
+from merge.checkpoints.weights.read import StoredTensor
 from merge.errors import UsageError, some
 from merge.methods import METHODS, WEIGHED
 from merge.recipe.entries import Override, Slice
 from merge.recipe.recipe import Recipe, merged_settings
 
+WITHOUT_HEADS = ("drop", "reference")  # policies of heads by which base models are merged alone
+
 
 def settle_extra_tensors(recipe: Recipe, given: ModelSet) -> tuple[ModelSet, tuple[str, ...]]:
     """Return the models with the extra tensors that are merged, and notes on these and on those that are left out.
 
-    By default those that all models have are merged where nothing else has to know them: no alignment, no statistics.
+    By default those that all models have alike are merged where nothing else has to know them: no alignment, no statistics.
     The base keeps those that a model has, of which task vectors may be taken.
 
     Raises:
@@ -28,7 +31,7 @@ def settle_extra_tensors(recipe: Recipe, given: ModelSet) -> tuple[ModelSet, tup
     """
     models = given.models
     rule, extra = recipe.extra_tensors, [model.extra for model in models]
-    of_base = [_of_base_class(model, recipe.heads) for model in models]
+    of_base = [_of_base_class(model, recipe.heads, model.extra.keys()) for model in models]
     if rule == "keep" and recipe.align.moves and any(extra):
         first = next(model for model in models if model.extra)
         raise UsageError(
@@ -38,13 +41,15 @@ def settle_extra_tensors(recipe: Recipe, given: ModelSet) -> tuple[ModelSet, tup
     if rule == "keep":
         kept = tuple(model.with_extra() for model in models)
     else:
-        shared = _shared(models) if rule is None and not _is_measured(recipe) else frozenset()
+        shared = _shared(recipe, given) if rule is None and not _is_measured(recipe) else frozenset()
         kept = tuple(model.with_extra(shared | names) for model, names in zip(models, of_base, strict=True))
     settled = [
         (model, frozenset(model.extra) - names, whole.tensors.keys())
         for model, whole, names in zip(models, kept, of_base, strict=True)
     ]
-    notes = [*_notes(settled, carried=True), *_notes(settled, carried=False)]
+    # Where base models are merged alone, what is carried goes with the head, whose own notes say what becomes of it.
+    carried = [] if recipe.heads in WITHOUT_HEADS else _notes(settled, carried=True)
+    notes = [*carried, *_notes(settled, carried=False)]
     base = None if given.base is None else given.base.with_extra(frozenset().union(*(m.tensors for m in kept)))
     return ModelSet(kept, base), tuple(notes)
 
@@ -56,20 +61,37 @@ def _is_measured(recipe: Recipe) -> bool:
     return recipe.align.moves or any(METHODS[name].statistics is not None or name in WEIGHED for name in used)
 
 
-def _of_base_class(model: Checkpoint, heads: str | None) -> frozenset[str]:
-    """Return the extra tensors that the base model has, where base models are merged alone: its pooler."""
-    if heads not in ("drop", "reference") or not model.extra:
+def droppable_tensors(recipe: Recipe, models: Sequence[Checkpoint]) -> frozenset[str]:
+    """Return the extra tensors among those that are merged which `extra_tensors: drop` would leave out."""
+    names: frozenset[str] = frozenset()
+    for model in models:
+        carried = model.encoder.tensors.keys() - expected_names(model.structure)
+        names |= carried - _of_base_class(model, recipe.heads, carried)
+    return names
+
+
+def _of_base_class(model: Checkpoint, heads: str | None, names: Set[str]) -> frozenset[str]:
+    """Return those of a model's extra tensors that the base model has, where base models are merged alone: its pooler."""
+    if heads not in WITHOUT_HEADS or not names:
         return frozenset()
     structure = structure_of({**model.config, "architectures": [model.structure.base_architecture]})
-    return frozenset(expected_names(structure) & model.extra.keys())
+    return frozenset(expected_names(structure) & names)
 
 
-def _shared(models: tuple[Checkpoint, ...]) -> frozenset[str]:
-    first = models[0].extra
+def _shared(recipe: Recipe, given: ModelSet) -> frozenset[str]:
+    """Return the extra tensors that all models have alike, and the base in no other shape."""
+    first, *others = given.models
+    base = {} if given.base is None else {**given.base.extra, **given.base.tensors}
+
+    def alike(tensor: StoredTensor, other: StoredTensor) -> bool:
+        cast = recipe.out_dtype is not None and not (tensor.is_integer or other.is_integer)
+        return tensor.shape == other.shape and (cast or tensor.result_dtype == other.result_dtype)
+
     return frozenset(
         name
-        for name, tensor in first.items()
-        if all(name in m.extra and m.extra[name].shape == tensor.shape for m in models)
+        for name, tensor in first.extra.items()
+        if all(name in m.extra and alike(tensor, m.extra[name]) for m in others)
+        and (name not in base or base[name].shape == tensor.shape)
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.labels import class_names, label_order
+from merge.checkpoints.modules import is_module_tensor
 from merge.checkpoints.names.canonical import expected_names, lacking_weights
 from merge.checkpoints.sentence_transformers import check_edited, compare_pipelines
 from merge.checkpoints.settings import setting_differences
@@ -33,6 +34,8 @@ Tokenizers = Mapping[Path, TokenizerOf | None]
 LAYER_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_hidden_groups"}
 # The config entries that a head decides, and not the encoder.
 HEAD_KEYS = {"architectures", "num_labels", "tie_word_embeddings", "is_decoder"}
+
+EXTRAS_DROPPED = "{architecture} has no such tensors: --extra-tensors drop leaves them out."
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,9 @@ def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool) -> lis
     missing = sorted(set(a.tensors) - set(b.tensors))
     extra = sorted(set(b.tensors) - set(a.tensors))
     if missing and not allowed.depth:  # a plan of layers says itself what it takes from whom
-        faults.append(
-            f"{b.source} lacks {some(missing, separator='; ')} that {a.source} has.{_pooler_advice(a, missing)}"
-        )
+        faults.append(f"{b.source} lacks {some(missing, separator='; ')} that {a.source} has.{_advice_on(a, missing)}")
     if extra and not allowed.depth:
-        faults.append(f"{b.source} has {some(extra, separator='; ')} that {a.source} lacks.{_pooler_advice(a, extra)}")
+        faults.append(f"{b.source} has {some(extra, separator='; ')} that {a.source} lacks.{_advice_on(a, extra)}")
     faults += _shape_faults(a, b, allowed)
     mixed = [n for n in a.tensors if n in b.tensors and a.tensors[n].result_dtype != b.tensors[n].result_dtype]
     if mixed and allowed.dtype is None:
@@ -133,10 +134,17 @@ def _compare(a: Checkpoint, b: Checkpoint, allowed: Allowed, whole: bool) -> lis
     return faults
 
 
-def _pooler_advice(a: Checkpoint, names: Sequence[str]) -> str:
-    """Say what to do where a base model was saved without its pooler, as models of sentences often are."""
+def _advice_on(a: Checkpoint, names: Sequence[str]) -> str:
+    """Say what to do where a base model was saved without its pooler, as models of sentences often are, or extras are kept."""
+    if _are_extra(a, names):
+        return f" {EXTRAS_DROPPED.format(architecture=a.architecture)}"
     alone = not a.writes_prefix and all(".pooler." in name for name in names)
     return " To merge all else: --heads drop takes the pooler of the first model that has one." if alone else ""
+
+
+def _are_extra(a: Checkpoint, names: Sequence[str]) -> bool:
+    known = expected_names(a.structure)
+    return not any(name in known or is_module_tensor(name) for name in names)
 
 
 def _compare_base(a: Checkpoint, base: Checkpoint, allowed: Allowed, whole: bool) -> list[str]:
@@ -176,6 +184,8 @@ def _shape_faults(a: Checkpoint, b: Checkpoint, allowed: Allowed) -> list[str]:
         if padded
         else "Are these two models of the same size and vocabulary?"
     )
+    if _are_extra(a, shapes):
+        advice = EXTRAS_DROPPED.format(architecture=a.architecture)
     return [f"shapes differ: {some(differences, separator='; ')}. {advice}"]
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from layouts.parts import no_tokenizer, with_tensors
+from layouts.parts import Tensors, no_tokenizer, with_tensors
 from layouts.shelf import BERT_CLASSES, BERT_MLM, NSP, POOLER, SIZES, TWO, Layout, of
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merge.errors import MismatchError, UsageError
+from merge.errors import CheckpointError, MergeError, MismatchError, OutputError, UsageError
 from merge.recipe.recipe import make_recipe
 from merge.run.report import Report
 from merge.run.run import run
@@ -53,7 +54,9 @@ def test_what_one_model_has_is_left_out_or_kept_by_word(tmp_path: Path) -> None:
         out, report = merged(tmp_path, *models)
         assert not set(EXTRA) & out.keys()
         assert said(report, f"{a}: bert.pooler.dense") + said(report, f"{a}: cls.seq_relationship") == 1
-    with pytest.raises(MismatchError, match="lacks .* that .* has"):
+    with pytest.raises(
+        MismatchError, match=r"lacks .* that .* has. BertForMaskedLM has no such .* --extra-tensors drop"
+    ):
         merged(tmp_path, a, b, extra_tensors="keep")
 
 
@@ -102,3 +105,88 @@ def test_a_classifier_and_the_language_model_that_it_came_from_merge_their_poole
     assert torch.equal(out["classifier.weight"], left["classifier.weight"])
     assert said(report, "are no tensors of BertForMaskedLM: left out") == 1
     assert said(report, "BertForSequenceClassification") == 0
+
+
+NAN, HUGE = float("nan"), 1e30
+ADVICE = "--extra-tensors drop leaves it out"
+
+
+def holding(value: Tensor, name: str = "loss.scale") -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, name: value}
+
+
+def pair_of(place: Path, *values: Tensor, name: str = "loss.scale") -> list[Path]:
+    """Write a model for each value of one tensor."""
+    layouts = [Layout("", BERT_MLM, (holding(value, name),), tokenizer=no_tokenizer) for value in values]
+    return [layout.write(place / str(k), k) for k, layout in enumerate(layouts)]
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "error"),
+    [
+        ((torch.tensor([NAN]), torch.ones(1)), {}, CheckpointError),
+        ((torch.tensor([NAN]), torch.ones(1)), {"method": "slerp"}, CheckpointError),
+        ((torch.tensor([HUGE]), torch.ones(1)), {"out_dtype": "float16"}, OutputError),
+        ((torch.tensor([1]), torch.tensor([2])), {}, MismatchError),
+    ],
+    ids=["NaN", "NaN, whole tensors", "out of range", "integers"],
+)
+def test_what_a_kept_extra_tensor_stops_is_merged_without_it(
+    values: tuple[Tensor, ...], more: dict[str, Any], error: type[MergeError], tmp_path: Path
+) -> None:
+    """The advice is followed. The control: the same value in a tensor of the class has other advice."""
+    models = pair_of(tmp_path, *values)
+    with pytest.raises(error, match=ADVICE):
+        merged(tmp_path, *models, **more)
+    out, _ = merged(tmp_path, *models, extra_tensors="drop", **more)
+    assert "loss.scale" not in out
+    assert "cls.predictions.bias" in out
+
+
+def test_a_tensor_of_the_class_is_not_said_to_be_dropped(tmp_path: Path) -> None:
+    broken, whole = pair_of(
+        tmp_path, torch.full((SIZES["vocab_size"],), NAN), torch.zeros(64), name="cls.predictions.bias"
+    )
+    with pytest.raises(CheckpointError, match="holds NaN or infinity. This model is broken; leave it out.$"):
+        merged(tmp_path, broken, whole)
+    # A pooler is the base model's where base models are merged alone: dropping extra tensors would not leave it out.
+    name = "bert.pooler.dense.weight"
+    broken, whole = pair_of(tmp_path / "2", torch.full((24, 24), NAN), torch.zeros(24, 24), name=name)
+    with pytest.raises(CheckpointError, match=ADVICE):
+        merged(tmp_path, broken, whole)
+    with pytest.raises(CheckpointError, match="This model is broken; leave it out.$"):
+        merged(tmp_path, broken, whole, heads="drop")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (torch.ones(2), torch.ones(3)),
+        (torch.ones(2), torch.ones(2).half()),
+        (torch.ones(2), torch.ones(2, dtype=torch.int32)),
+    ],
+    ids=["shapes", "dtypes", "kinds"],
+)
+def test_tensors_that_are_not_alike_are_left_out(values: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    out, report = merged(tmp_path, *pair_of(tmp_path, *values))
+    assert "loss.scale" not in out
+    assert said(report, "loss.scale is no tensor of BertForMaskedLM: left out") == 1
+
+
+def test_a_base_with_another_shape_leaves_an_extra_tensor_out(tmp_path: Path) -> None:
+    a, b, base, other = pair_of(tmp_path, torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(3))
+    record = {"method": "task_arithmetic", "settings": {"weights": [0.5, 0.5]}}
+    assert "loss.scale" in merged(tmp_path, a, b, base=str(base), **record)[0]
+    assert "loss.scale" not in merged(tmp_path, a, b, base=str(other), **record)[0]
+
+
+@pytest.mark.parametrize("rule", [None, "keep"])
+def test_what_goes_with_the_head_is_said_once(rule: str | None, tmp_path: Path) -> None:
+    models = pair_of(tmp_path, torch.ones(2), torch.ones(2))
+    for heads, words in (("drop", "left out of"), ("reference", "taken from")):
+        out, report = merged(tmp_path, *models, heads=heads, extra_tensors=rule)
+        notes = [note for note in report.notes if "loss.scale" in note]
+        assert ("loss.scale" in out) == (heads == "reference")
+        assert notes
+        assert not [note for note in notes if not note.startswith(("left out of", "taken from"))]
+        assert any(note.startswith(words) for note in notes)
