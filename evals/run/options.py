@@ -71,12 +71,21 @@ def stored_results(options: EvalOptions) -> list[dict[str, Any]]:
 
 
 def _check_folder(output: Path) -> None:
-    """Stop where results cannot be written to a folder."""
+    """Stop where results cannot be written to a folder, or would be among the files that the manifest of a model states."""
+    from merge.publish.card import MANIFESTS
+
     if str(output) == "-":
         raise OutputError(NOT_STDOUT.format(output))
     existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"output {output} cannot be written: {existing} is not a folder that can be written to.")
+    target = output.resolve()
+    made = [folder for folder in (target, *target.parents) if any((folder / name).is_file() for name in MANIFESTS)]
+    if made:
+        raise OutputError(
+            f"output {output} lies in the folder of a model that merge-models made, {made[0]}: verify would find files that its "
+            f"manifest does not state, and a push would upload them. Choose another -o, such as {made[0]}-report."
+        )
 
 
 def reuse_result(

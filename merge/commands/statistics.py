@@ -58,7 +58,9 @@ def statistics_command(
     set_verbosity(verbose, quiet)
     check_output(output, force)
     source = TextSource(text, text_column, samples, seed)
-    statistics, notes = measure_on_text(open_encoder(model, revision), kind, source)
+    encoder = open_encoder(model, revision)
+    check_output(output, force, encoder.folder)
+    statistics, notes = measure_on_text(encoder, kind, source)
     if not quiet:
         for note in notes:
             click.echo(f"note: {note}", err=True)

@@ -8,7 +8,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
     """Stop before any work where the output folder must not be written.
 
     Raises:
-        OutputError: it exists (without force), holds no checkpoint that force may replace, or is one of the inputs.
+        OutputError: it exists (without force), holds no checkpoint that force may replace, is one of the inputs, or lies in
+            one.
     """
     if str(output) == "-":
         raise OutputError(NOT_STDOUT.format(output))
@@ -34,6 +35,7 @@ def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
         source = folder.resolve()
         if target == source or target in source.parents:
             raise OutputError(f"output {output} is, or holds, the input {folder}. Choose another -o.")
+    check_outside(output, inputs)
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise OutputError(f"output {output} exists and is not a folder. Choose another -o.")
     parent = next(folder for folder in target.parents if folder.exists())
@@ -45,6 +47,22 @@ def check_output(output: Path, force: bool, inputs: list[Path]) -> None:
         raise OutputError(f"output {output} exists. Choose another -o, or --force to replace it.")
     if any(output.iterdir()) and not _holds_checkpoints(output):
         raise OutputError(f"output {output} holds no checkpoint (no config.json); --force replaces only checkpoints.")
+
+
+def check_outside(output: Path, models: Iterable[Path]) -> None:
+    """Stop where an output lies in the folder of a model, whose files a push uploads and a manifest states.
+
+    Raises:
+        OutputError: says where it may lie.
+    """
+    target = output.resolve()
+    for folder in models:
+        source = folder.resolve()
+        if source in target.parents:
+            raise OutputError(
+                f"output {output} lies in the folder of the model {folder}. Choose an -o outside of it, such as "
+                f"{source.with_name(f'{source.name}-{target.name}')}."
+            )
 
 
 def output_notes(output: Path, force: bool, inputs: list[Path], dry_run: bool) -> tuple[str, ...]:

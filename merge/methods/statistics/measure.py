@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -83,15 +85,17 @@ def statistics_for(
 ) -> Statistics:
     """Return the statistics of this model, text, kind and seed from the cache; measure and store them if they are missing.
 
+    A file of the cache that cannot be read, or holds statistics of something else, is replaced.
+
     Raises:
-        StatisticsError: the cached file cannot be read, or holds statistics of something else.
         OutputError: the cache folder cannot be written to.
     """
     _check_kind(kind)
     key = statistics_key(checkpoint, kind, batches, seed)
     path = cache_folder() / "statistics" / f"{key}.safetensors"
     if path.is_file():
-        return read_statistics(path, kind, checkpoint)
+        with contextlib.suppress(StatisticsError):  # of a damaged file: it is measured again
+            return dataclasses.replace(read_statistics(path, kind, checkpoint), text=text)
     statistics = measure(checkpoint, kind, batches, text, seed)
     write_statistics(path, statistics)
     return statistics

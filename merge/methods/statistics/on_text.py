@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.disk.staging import check_outside
 from merge.errors import CalibrationError, OutputError
 from merge.methods.statistics.measure import measure
 from merge.methods.statistics.record import Statistics
@@ -31,11 +32,14 @@ def measure_on_text(checkpoint: Checkpoint, kind: str, source: TextSource) -> tu
     return statistics, (*calibration.notes, *truncated)
 
 
-def check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool, model: Path | None = None) -> None:
     """Stop where a file would be replaced unasked, before anything is measured.
 
+    Args:
+        model: the folder of the model, once it is known.
     Raises:
-        OutputError: the file exists and `force` is not set, or a folder has its name.
+        OutputError: the file exists and `force` is not set, a folder has its name, or it would be a file of the model.
     """
+    check_outside(path, () if model is None else (model,))
     if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"output {path} exists. Choose another -o, or --force to replace a file.")

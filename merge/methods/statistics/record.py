@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.disk.atomic import replacing
+from merge.disk.checksums import CHECKSUM, tensors_checksum, with_checksum, without_checksum
 from merge.disk.documents import check_regular, checked_object, parse_json
 from merge.errors import MergeError, OutputError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
+SUM = "sum"  # entry of the file's record: SHA-256 of the tensors
 # Field of the record -> kind of its value.
 KINDS = {
     **dict.fromkeys(("kind", "model", "architecture", "text", "text_hash", "version"), "text"),
@@ -78,7 +80,8 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     from safetensors import torch as safetensors
 
     # A single entry: safetensors writes several in varying order.
-    metadata = {"statistics": json.dumps(statistics.to_json(), sort_keys=True)}
+    record = with_checksum({**statistics.to_json(), SUM: tensors_checksum(statistics.tensors).hex()})
+    metadata = {"statistics": json.dumps(record, sort_keys=True)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {n: t.contiguous() for n, t in sorted(statistics.tensors.items())}
@@ -113,14 +116,19 @@ def read_statistics(path: Path, kind: str | None = None, checkpoint: Checkpoint 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping, has no __iter__
     except KeyError as error:
         raise StatisticsError(f"{path} holds no statistics: it was not written by merge-models statistics.") from error
+    except FileNotFoundError as error:
+        raise StatisticsError(f"{path} cannot be read as statistics: there is no such file.") from error
     except (OSError, SafetensorError) as error:
         raise StatisticsError(f"{path} cannot be read as statistics: {first_line(error)}") from error
-    if record.pop("format", None) != FORMAT:
+    if record.get("format") != FORMAT:
         raise StatisticsError(f"{path} has another format than {FORMAT}. Measure it again: merge-models statistics.")
-    wanted = {field.name for field in dataclasses.fields(Statistics)} - {"tensors"}
-    if record.keys() != wanted:
+    wanted = {"format", SUM} | {field.name for field in dataclasses.fields(Statistics)} - {"tensors"}
+    if record.keys() - {CHECKSUM} != wanted:
         raise StatisticsError(f"{path}: its record is not one of merge-models statistics. Measure it again.")
-    statistics = Statistics(tensors=tensors, **{**record, "transposed": tuple(record["transposed"])})
+    if without_checksum(record) is None or record[SUM] != tensors_checksum(tensors).hex():
+        raise StatisticsError(f"{path} is damaged, or was changed since it was written. Measure it again.")
+    fields = {name: value for name, value in record.items() if name not in ("format", SUM, CHECKSUM)}
+    statistics = Statistics(tensors=tensors, **{**fields, "transposed": tuple(record["transposed"])})
     _check_values(path, statistics)
     if kind is not None and statistics.kind != kind:
         raise StatisticsError(

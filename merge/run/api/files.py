@@ -107,6 +107,8 @@ def statistics(
         check_output(path, force)
     workspace = Workspace()
     (checkpoint,) = open_models([model], workspace.folder, [revision])
+    if path is not None:
+        check_output(path, force, checkpoint.folder)
     source = None if text is None else text_path(text, workspace.folder / "text")
     columns = None if text_column is None else tuple(text_column)
     measured, notes = measure_on_text(checkpoint.encoder, kind, TextSource(source, columns, samples, seed))

@@ -21,3 +21,16 @@ def test_results_go_to_a_folder_or_nothing_is_computed(
         stored_results(EvalOptions(output=Path(name)))
     assert "\n" not in str(caught.value)
     assert stored_results(EvalOptions(output=tmp_path / "new" / "report")) == []
+
+
+@pytest.mark.parametrize("manifest", ["merge.json", "edit.json"])
+def test_results_do_not_go_among_the_files_of_a_model_that_was_made(manifest: str, tmp_path: Path) -> None:
+    """verify would find them strange, and a push would upload them. The control: the folder that the line names."""
+    model = tmp_path / "m"
+    model.mkdir()
+    assert stored_results(EvalOptions(output=model / "report")) == []
+    (model / manifest).write_text("{}", encoding="utf-8")
+    for output in (model, model / "report", model / "a" / "b"):
+        with pytest.raises(OutputError, match=rf"lies in the folder of a model .*such as {model}-report\.$"):
+            stored_results(EvalOptions(output=output))
+    assert stored_results(EvalOptions(output=tmp_path / "m-report")) == []

@@ -86,3 +86,16 @@ def test_a_kind_that_does_not_exist_is_a_usage_error(
 ) -> None:
     assert typed(monkeypatch, "a", "--kind", "hessian", "-o", "s") == 2
     assert "hessian" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "fisher.safetensors"])
+def test_no_file_is_written_among_those_of_the_model(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --force too, which would put statistics in the place of the weights. The control: a file beside the folder."""
+    before = {path.name: path.read_bytes() for path in (place / "a").iterdir()}
+    words = ["a", "--kind", "gram", "--text", "text.txt", "--force", "-o"]
+    assert typed(monkeypatch, *words, f"a/{name}") == 1
+    assert "lies in the folder of the model a" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (place / "a").iterdir()} == before
+    assert typed(monkeypatch, *words, name) == 0

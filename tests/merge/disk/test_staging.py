@@ -303,3 +303,13 @@ def test_an_output_that_is_or_holds_an_input_is_refused(tmp_path: Path) -> None:
             check_output(output, True, [model])
     with pytest.raises(OutputError, match="is, or holds, the input"):
         check_output(model, True, [tmp_path / "link"])
+
+
+def test_an_output_inside_the_folder_of_a_model_is_refused(tmp_path: Path) -> None:
+    """By any name: the model's folder would hold another model. A folder beside it, which the line names, is the control."""
+    model = existing(tmp_path / "model")
+    (tmp_path / "link").symlink_to(model)
+    for output in (model / "out", tmp_path / "link" / "x" / "out", model / ".." / "model" / "out"):
+        with pytest.raises(OutputError, match=rf"lies in the folder of the model .*such as {tmp_path}/model-out\.$"):
+            check_output(output, True, [tmp_path / "other", model])
+    check_output(tmp_path / "model-out", False, [model])

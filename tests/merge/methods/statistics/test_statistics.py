@@ -90,8 +90,9 @@ def test_a_file_says_where_it_comes_from(checkpoint: Checkpoint, tmp_path: Path)
         entries = [file.get_tensor(name) for name in checkpoint.tensors]
     mean = sum(float(tensor.double().sum()) for tensor in entries) / sum(tensor.numel() for tensor in entries)
     assert record.pop("mean") == pytest.approx(mean, rel=1e-12)
+    assert len(record.pop("sum")) == len(record.pop("checksum")) == 64
     assert record == {
-        "format": 1,
+        "format": 2,
         "kind": "fisher",
         "model": checkpoint.content_hash,
         "architecture": "BertForSequenceClassification",
@@ -141,11 +142,30 @@ def test_a_file_that_holds_no_statistics_is_one_clear_error(checkpoint: Checkpoi
     write_statistics(path, dataclasses.replace(found, tensors={NAME: torch.full((24, 24), torch.nan)}))
     fails(path, f"{NAME} is not float32 and finite")
     write_statistics(path, found)
-    record = json.dumps({**found.to_json(), "format": 2})
+    record = json.dumps({**found.to_json(), "format": 1})
     save_file(load_file(path), path, {"statistics": record})
     fails(path, "another format")
-    save_file(load_file(path), path, {"statistics": json.dumps({"format": 1, "kind": "gram"})})
+    save_file(load_file(path), path, {"statistics": json.dumps({"format": 2, "kind": "gram"})})
     fails(path, "its record is not one of merge-models")
+
+
+@pytest.mark.parametrize("place", ["a tensor", "the record"])
+def test_a_file_that_was_changed_is_not_used(place: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """One bit of one number, which is a number as good as any; the control is the same file rewritten unchanged."""
+    path = tmp_path / "s.safetensors"
+    write_statistics(path, measured(checkpoint, "fisher", text="a.txt"))
+    with safe_open(path, framework="pt") as file:
+        record = file.metadata()["statistics"]
+    tensors = load_file(path)
+    save_file(tensors, path, {"statistics": record})
+    assert read_statistics(path).texts == 16
+    if place == "a tensor":
+        name = min(tensors)
+        tensors[name].view(torch.int32).view(-1)[0] ^= 1
+        save_file(tensors, path, {"statistics": record})
+    else:
+        save_file(tensors, path, {"statistics": record.replace("a.txt", "b.txt")})
+    fails(path, "is damaged, or was changed since it was written. Measure it again")
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -219,14 +239,26 @@ def test_the_two_kinds_of_one_model_lie_side_by_side(checkpoint: Checkpoint, cac
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_cached_file_of_another_model_is_not_believed(checkpoint: Checkpoint, tmp_path: Path, cache: Path) -> None:
-    """The name is only a key: what lies under it is checked as any file is."""
+@pytest.mark.parametrize("kind_of_fault", ["another model", "half a file"])
+def test_a_cached_file_that_does_not_fit_is_measured_again(
+    kind_of_fault: str, checkpoint: Checkpoint, tmp_path: Path, cache: Path
+) -> None:
+    """The name is only a key: what lies under it is checked as any file is, and nobody can be told to measure it again."""
     batches = random_inputs(checkpoint.config)
     other = open_checkpoint(str(save_checkpoint(tmp_path / "other", seed=1)))
     path = cache / f"{statistics_key(checkpoint, 'gram', batches, 0)}.safetensors"
     write_statistics(path, measure(other, "gram", batches))
-    with pytest.raises(StatisticsError, match="measured of another model"):
-        statistics_for(checkpoint, "gram", batches)
+    if kind_of_fault == "half a file":
+        path.write_bytes(path.read_bytes()[:-100])
+    found, expected = statistics_for(checkpoint, "gram", batches), measure(checkpoint, "gram", batches)
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+    assert read_statistics(path).model == checkpoint.content_hash
+
+
+def test_a_cached_file_is_named_by_the_text_of_this_run(checkpoint: Checkpoint, cache: Path) -> None:
+    batches = random_inputs(checkpoint.config)
+    assert [statistics_for(checkpoint, "gram", batches, text).text for text in ("a.txt", "b.txt")] == ["a.txt", "b.txt"]
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_the_cache_is_where_the_environment_says(
