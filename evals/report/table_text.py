@@ -30,7 +30,7 @@ Row = list[Cell]
 
 
 def show(cell: Cell) -> str:
-    """Return a cell as text: four decimals, two significant digits for smaller values, an exponent for large ones, – for None."""
+    """Return a cell as text: four decimals; two significant digits of smaller values, five of very large ones; – for None."""
     if isinstance(cell, Span):
         return "–" if cell.low is None else f"{show(cell.low)} to {show(cell.high)}"
     if cell is None:

@@ -153,6 +153,6 @@ def test_what_does_not_vary_is_most_similar_to_nothing() -> None:
 def test_similarities_do_not_depend_on_the_size_of_the_numbers() -> None:
     """Of numbers near the largest of float32, whose squares it cannot hold."""
     x, y = random(0), random(1)
-    huge = [prepare(each * 1e37) for each in (x, y)]
+    huge = prepare(x * 1e37), prepare(y * 1e37)
     due = similarity(prepare(x), prepare(y))
     assert list(similarity(*huge).values()) == pytest.approx(list(due.values()), rel=1e-9)
