@@ -21,7 +21,7 @@ from evals.predict.regression import regression_losses, scale_notes
 from evals.results.predictions import PredictionTable, predictions_file, write_predictions_table
 from evals.scores.intervals import proportion_interval, score_intervals
 from evals.scores.label_orders import order_notes
-from evals.tasks.task import EvalTask, Rows
+from evals.tasks.task import METRICS, EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
 from merge.disk.cache import cache_key
@@ -70,7 +70,7 @@ def score_model(
     dtype = predictor.model.dtype
     check_finite(raw, checkpoint.source, "" if dtype == torch.float32 else FULL_PRECISION)
     loss, predicted = judge(raw, columns, task, rows, checkpoint)
-    key = score_key(checkpoint, task, rows, stated, dtype, predictor.max_length)
+    key = score_key(checkpoint, task, rows, stated, dtype, predictor.max_length, seed)
     record = setting("scores", key, task, rows) | {
         "model": named(checkpoint),
         "seed": seed,
@@ -165,15 +165,24 @@ def score_key(
     stated: Sequence[str] | None,
     dtype: torch.dtype = torch.float32,
     max_length: int | None = None,
+    seed: int = 0,
 ) -> str:
-    """Return the key of scores, which depend on weights, rows, the matching of classes, the dtype and the longest row read."""
+    """Return the key of scores, which depend on weights, rows, the matching of classes, the dtype and the longest row read.
+
+    The ids of the rows stand beside their predictions; the seed decides the intervals that come from draws, and the rows on
+    which half precision is compared.
+    """
     columns = match_labels(task, checkpoint, stated)
     rounded = () if dtype == torch.float32 else (_dtype_name(dtype),)
     cut = () if max_length is None else (max_length,)
+    numbered = rows.ids == tuple(map(str, range(len(rows))))
+    ids = () if numbered or rows.extra else (cache_key(rows.ids),)
+    drawn = dtype != torch.float32 or set(METRICS[task.metric]) != {"accuracy"}
+    seeded = (f"seed {seed}",) if drawn and seed else ()
     parts: tuple[Any, ...] = (task.name, task.metric, rows.hash, checkpoint.content_hash, columns)
     if task.regression:
         parts = (*parts, embedding_facts(checkpoint))
-    return record_key("scores", *parts, *rounded, *cut)
+    return record_key("scores", *parts, *rounded, *cut, *ids, *seeded)
 
 
 def named(checkpoint: Checkpoint) -> dict[str, str]:

@@ -67,7 +67,7 @@ def score_all(
             rows = chosen_task.rows
             names = {"model": named(checkpoint), "data": rows.data, "split": rows.split}
             records = [*stored, *(earlier.record for earlier in scored.values())]
-            key = score_key(checkpoint, chosen_task.task, rows, options.labels, dtype, options.max_length)
+            key = score_key(checkpoint, chosen_task.task, rows, options.labels, dtype, options.max_length, options.seed)
             record = reuse_result(records, key, names, options.output)
             if record is not None and (not options.output or has_predictions(options.output, record)):
                 tables = (earlier.table for earlier in scored.values() if earlier.record["key"] == key)

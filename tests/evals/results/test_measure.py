@@ -391,7 +391,10 @@ def test_a_key_tells_values_apart_and_says_its_kind() -> None:
 def test_a_score_key_changes_with_what_decides_the_scores_and_with_nothing_else(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Where the model lies, what the data is called and labels stated as they already are decide nothing."""
+    """Where the model lies, what the data is called and labels stated as they already are decide nothing.
+
+    The seed decides nothing of an accuracy, whose interval is a formula.
+    """
     a, rows = opened(models[0]), rows_of()
     key = score_key(a, MNLI, rows, None)
     twin = opened(save_checkpoint(tmp_path / "twin", seed=1))
@@ -400,6 +403,7 @@ def test_a_score_key_changes_with_what_decides_the_scores_and_with_nothing_else(
         score_key(a, MNLI, replace(rows, data="elsewhere", split="other"), None),
         score_key(a, MNLI, rows, NLI),
         score_key(a, MNLI, rows, tuple(name.upper() for name in NLI)),
+        score_key(a, MNLI, rows, None, seed=3),
     ]
     assert set(same) == {key}
     others = [
@@ -408,8 +412,26 @@ def test_a_score_key_changes_with_what_decides_the_scores_and_with_nothing_else(
         score_key(a, MNLI, rows_of(seed=1), None),
         score_key(a, MNLI, rows.sample(39, 0), None),
         score_key(a, MNLI, rows, NLI[::-1]),
+        score_key(
+            a, MNLI, replace(rows, ids=tuple(f"row {k}" for k in range(40))), None
+        ),  # they stand in the predictions
     ]
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 7
+
+
+@pytest.mark.parametrize(("metric", "drawn"), [("mrpc", True), ("cola", True), ("mnli", False)])
+def test_scores_whose_interval_is_drawn_are_kept_by_their_seed(
+    models: tuple[Path, Path], tmp_path: Path, metric: str, drawn: bool
+) -> None:
+    """A second run with another seed into the same folder states the interval of that seed, as a run of its own does."""
+    two = bert_config(labels=("no", "yes"))
+    checkpoint = opened(save_checkpoint(tmp_path / "two", two))
+    rows = replace(rows_of(), labels=("no", "yes"), gold=tuple(k % 2 for k in range(40)))
+    task = EvalTask("two", ("no", "yes"), lambda _path, _seed: rows, metric)
+    keys = [score_key(checkpoint, task, rows, None, seed=seed) for seed in (0, 5)]
+    assert (keys[0] != keys[1]) is drawn
+    intervals = [score_model(checkpoint, task, rows, None, seed=seed)[0]["intervals"] for seed in (0, 5)]
+    assert (intervals[0] != intervals[1]) is drawn
 
 
 def test_a_barrier_key_changes_with_what_decides_the_curves_and_with_nothing_else(
