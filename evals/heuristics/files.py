@@ -9,6 +9,7 @@ from pathlib import Path
 from evals.heuristics.grammar import LABELS, HansPair
 from evals.heuristics.scores import PREDICTION_HEADER
 from merge.errors import TaskError, listed
+from merge.text.starts import header_advice
 from merge.text.table import Source, Table, file_table
 
 # The columns that make a pair, in the order of its fields, in the authors' table and as the Hub has them; parse columns are
@@ -87,7 +88,9 @@ def _pair(table: Table, number: int, columns: tuple[str, ...], row: Mapping[str,
     others = dict(zip((*TABLE_COLUMNS, *JSON_COLUMNS), (*JSON_COLUMNS, *TABLE_COLUMNS), strict=True))
     columns = tuple(column if column in row or others[column] not in row else others[column] for column in columns)
     if missing := [column for column in columns if column not in row]:
-        raise table.fault(number, f"expected columns {', '.join(columns)}, found {listed(row)}: no {listed(missing)}.")
+        found = [name for name in row if name != columns[0]]  # where ids are numbered, they are no column of the file
+        message = f"expected columns {', '.join(columns)}, found {listed(row)}: no {listed(missing)}."
+        raise table.fault(number, message + header_advice(found, missing))
     values = {}
     for field, column in zip(fields(HansPair), columns, strict=True):
         value = row[column]

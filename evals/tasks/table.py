@@ -12,6 +12,7 @@ from evals.tasks.label_names import class_names, plain
 from evals.tasks.task import EvalTask, Rows
 from merge.errors import TaskError
 from merge.text.columns import UNLABELLED
+from merge.text.starts import missing_column
 from merge.text.table import Row, Table, open_table
 
 # Columns of row ids in the published files.
@@ -203,7 +204,7 @@ class TaskTable:
     def _label(self, row: Row, table: Table, number: int) -> tuple[str, object]:
         name = next((column for column in self.label_columns if column in row), None)
         if name is None:
-            raise table.fault(number, f"expected a column {' or '.join(self.label_columns)}, found {', '.join(row)}.")
+            raise table.fault(number, missing_column(self.label_columns, tuple(row)))
         return name, row[name]
 
     def _class(self, value: object, index: int | None, column: str, table: Table, number: int) -> int:
@@ -259,7 +260,7 @@ def _label_advice(value: object) -> str:
 def _text(row: Row, names: tuple[str, ...], table: Table, number: int) -> str:
     name = next((n for n in names if n in row), None)
     if name is None:
-        raise table.fault(number, f"expected a column {' or '.join(names)}, found {', '.join(row)}.")
+        raise table.fault(number, missing_column(names, tuple(row)))
     value = row[name]
     if not isinstance(value, str) or not value.strip():
         raise TaskError(f"{_position(table, number, name)}: expected text, found {value!r}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from merge.errors import CalibrationError, brief, listed, nearest
+from merge.text.starts import header_advice
 from merge.text.table import Table
 
 TEXT_COLUMNS = ("text", "sentence", "content")
@@ -51,7 +52,7 @@ def choose_columns(table: Table, header: Sequence[str], columns: Sequence[str] |
             hints = " ".join(
                 f'no column "{brief(column)}".{nearest(brief(column), map(brief, header))}' for column in unknown
             )
-            raise CalibrationError(f"{table.source.name}: {hints}")
+            raise CalibrationError(f"{table.source.name}: {hints}{header_advice(header)}")
         return tuple(columns)
     pairs = [pair for pair in PAIR_COLUMNS if set(pair) <= set(header)]
     paired = {name for pair in pairs for name in pair}  # QNLI's sentence is half of its pair, not a text of its own
@@ -61,5 +62,5 @@ def choose_columns(table: Table, header: Sequence[str], columns: Sequence[str] |
     found = f"more than one ({', '.join(' + '.join(choice) for choice in choices)})" if choices else "none"
     raise CalibrationError(
         f"{table.source.name}: expected one well-known text column or pair, found {found}; name one column, "
-        f"or two for a pair. Its columns: {listed(header)}."
+        f"or two for a pair. Its columns: {listed(header)}.{header_advice(header)}"
     )

@@ -11,6 +11,7 @@ from merge.checkpoints.labels import class_names
 from merge.errors import CalibrationError, MismatchError, listed, nearest
 from merge.text.columns import UNLABELLED, choose_columns
 from merge.text.source import TextSource
+from merge.text.starts import header_advice
 from merge.text.table import Row, Table, open_table
 
 
@@ -88,4 +89,4 @@ def _text(value: object) -> str:
 def _check_columns(table: Table, number: int, row: Row, columns: Iterable[str]) -> None:
     for column in columns:
         if column not in row:
-            raise table.fault(number, f"no column {column!r}.{nearest(column, row)}")
+            raise table.fault(number, f"no column {column!r}.{nearest(column, row)}{header_advice(tuple(row))}")

@@ -20,6 +20,7 @@ from merge.disk.documents import check_regular, parse_json
 from merge.errors import MergeError, brief, listed
 from merge.text.class_names import class_names, named
 from merge.text.quoting import is_quoted
+from merge.text.starts import header_advice, is_object_a_line, is_utf_16
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^/:]*)(/(?P<split>\w[\w.-]*))?)?")
 MAX_FIELD = 2**24  # characters in a field of a .csv or .tsv; an unclosed quote makes one field of the rest of a file
@@ -153,6 +154,8 @@ def _lines(at: Source, open_bytes: Callable[[], AbstractContextManager[Iterable[
     try:
         with open_bytes() as stream:
             for number, line in enumerate(stream, start=1):
+                if number == 1 and is_utf_16(line):
+                    raise at.fault(1, "expected UTF-8 text, found UTF-16; save the file as UTF-8.")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         message = f"expected UTF-8 text, found byte 0x{error.object[error.start]:02x}"
@@ -187,7 +190,14 @@ def _json_rows(at: Source, lines: Iterator[str]) -> Rows:
 
 def _listed_rows(at: Source, lines: Iterator[str], *, member: str | None) -> Rows:
     """Yield the objects of one JSON list, or of the list of that name in one JSON object; counted from 1."""
-    held = parse_json("".join(lines), at.name, at.error, nul=True)
+    text = "".join(lines)
+    try:
+        held = parse_json(text, at.name, at.error, nul=True)
+    except at.error as error:
+        if is_object_a_line(text):
+            message = "expected one JSON list of objects, found an object a line; name the file .jsonl"
+            raise at.error(f"{at.name}: {message}.") from error
+        raise
     if member is not None and isinstance(held, dict):
         if member not in held:
             raise at.error(f"{at.name}: expected a list named {member!r}, found {listed(map(str, held))}.")
@@ -244,7 +254,11 @@ def _delimited_rows(
                     start,
                     f"expected fields of up to {MAX_FIELD:,} characters, found a longer one; cut it, or {advice}.",
                 ) from error
-            raise at.fault(start, f"expected a row of fields, found: {error}; {advice}.") from error
+            found = "a carriage return in a field" if "new-line character" in str(error) else str(error)
+            advice = "end lines in LF or CRLF" if found != str(error) else advice
+            raise at.fault(
+                start, f"expected a row of fields, found: {found}; {advice}.{header_advice(header or ())}"
+            ) from error
         if cells is None:
             return
         blank = not any(cell.strip() for cell in cells)
