@@ -57,7 +57,11 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'evals' has no attribute {name!r}. Public names: {', '.join(__all__)}.")
-    return getattr(importlib.import_module(_MODULES.get(name, "evals.run.api")), name)
+    from merge.run.api.arguments import checked
+
+    function = checked(getattr(importlib.import_module(_MODULES.get(name, "evals.run.api")), name))
+    globals()[name] = function
+    return function
 
 
 def __dir__() -> list[str]:

@@ -57,7 +57,13 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'merge' has no attribute {name!r}. Public names: {', '.join(__all__)}.")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    public = getattr(importlib.import_module(_HOMES[name]), name)
+    if isinstance(public, type):
+        return public
+    from merge.run.api.arguments import checked
+
+    globals()[name] = function = checked(public)
+    return function
 
 
 def __dir__() -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evals.run.arguments import line_options, names_of, open_all, rows_path, shared_options
 from merge.disk.workspace import Workspace
 from merge.errors import UsageError
+from merge.run.api.arguments import check_arguments
 
 if TYPE_CHECKING:
     from evals.run.results import Barrier, Comparisons, Line, Scores
@@ -108,6 +109,7 @@ def hans(
         >>> sorted(scores.records[0]["hans"])[:2]
         ['accuracy', 'counts']
     """
+    check_arguments(score, options)
     return score(models, "hans", data=data, **options)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.run.options import EvalOptions
-from merge.checkpoints.live import is_in_memory, open_model
+from merge.checkpoints.live import listed_models, open_model
 from merge.disk.workspace import Workspace
-from merge.errors import UsageError
+from merge.run.api.arguments import check_arguments
 
 if TYPE_CHECKING:
     from merge.checkpoints.checkpoint import Checkpoint
@@ -43,12 +44,7 @@ def rows_path(data: RowsLike | None, workspace: Path) -> Path | None:
 
 def open_all(models: ModelLike | Sequence[ModelLike], workspace: Path) -> list[Checkpoint]:
     """Open one model or several; those in memory are written to the workspace."""
-    from merge.checkpoints.checkpoint import Checkpoint
-
-    single = isinstance(models, str | os.PathLike | Checkpoint) or is_in_memory(models)
-    listed: Sequence[Any] = [models] if single else list(models)  # type: ignore[arg-type]
-    if not listed:
-        raise UsageError("no models given. Example: evals.score(['a/', 'b/'], 'mnli', data=rows)")
+    listed = listed_models(models, "evals.score(['a/', 'b/'], 'mnli', data=rows)")
     return [open_model(model, workspace, number) for number, model in enumerate(listed, 1)]
 
 
@@ -57,23 +53,32 @@ def names_of(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Options of `evals.score` that further evaluations take as well, by the same names."""
+
+    labels: Sequence[str] | None = None
+    output: str | os.PathLike[str] | None = None
+    limit: int | None = None
+    max_length: int | None = None
+    seed: int = 0
+    force: bool = False
+    device: str = "cpu"
+    cache: bool = True
+
+
 def line_options(workspace: Workspace, data: RowsLike | None, options: Mapping[str, Any]) -> EvalOptions:
     """Return the options of a line, from those of `score` that it takes.
 
     Raises:
         TypeError: it takes no option of that name, as Python says it.
+        UsageError: a value is of another type than `score` states.
     """
-    taken = {
-        "labels": None,
-        "output": None,
-        "limit": None,
-        "max_length": None,
-        "seed": 0,
-        "force": False,
-        "device": "cpu",
-    }
     for name in options:
-        if name not in (*taken, "cache"):
+        if name not in ScoreOptions.__annotations__:
             raise TypeError(f"line() got an unexpected keyword argument {name!r}")
-    others = {**taken, **{name: value for name, value in options.items() if name != "cache"}}
-    return shared_options(workspace, data, no_cache=not options.get("cache", True), **others)
+    check_arguments(ScoreOptions, options)
+    given = vars(ScoreOptions(**options))
+    return shared_options(
+        workspace, data, no_cache=not given["cache"], **{k: v for k, v in given.items() if k != "cache"}
+    )

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
@@ -65,6 +65,23 @@ def open_model(
     return replace(opened, source=folder.name, notes=(*opened.notes, *notes))
 
 
+def listed_models(models: Any, example: str) -> list[Any]:
+    """Return one model, or several, as a list.
+
+    Args:
+        example: a call that is right, for the error.
+    Raises:
+        UsageError: there is none, or they come as a mapping, whose values would be lost.
+    """
+    if isinstance(models, Mapping):
+        raise UsageError(f"expected a list of models, found a {type(models).__name__}. Example: {example}")
+    several = isinstance(models, Iterable) and not isinstance(models, str | os.PathLike) and not is_in_memory(models)
+    listed = list(models) if several else [models]
+    if not listed:
+        raise UsageError(f"no models given. Example: {example}")
+    return listed
+
+
 def is_in_memory(model: Any) -> bool:
     """Tell whether a model is a live one of transformers or sentence-transformers, with or without its tokenizer."""
     return (
@@ -90,14 +107,17 @@ def _is_a(model: Any, library: str, name: str) -> bool:
 
 
 def _write(network: Any, tokenizer: Any, folder: Path, number: int) -> None:
-    """Write one live model as its own library does."""
+    """Write one live model as its own library does, but quietly."""
+    from merge.checkpoints.transformers_model import quiet
+
     try:
-        if _is_a(network, "sentence_transformers", "SentenceTransformer"):
-            network.save(str(folder), create_model_card=False)
-        else:
-            network.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        with quiet():
+            if _is_a(network, "sentence_transformers", "SentenceTransformer"):
+                network.save(str(folder), create_model_card=False)
+            else:
+                network.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
     except (OSError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"model {number}, a {type(network).__name__}, cannot be written: {error}") from error
 

@@ -26,7 +26,8 @@ def text_file(text: TextLike, folder: Path) -> str:
     """
     if isinstance(text, str | os.PathLike):
         return os.fspath(text)
-    return str(_write_rows([_text_row(entry, number) for number, entry in enumerate(text)], folder / "sentences.jsonl"))
+    rows = [_text_row(entry, number) for number, entry in enumerate(_entries(text, "text"))]
+    return str(_write_rows(rows, folder / "sentences.jsonl"))
 
 
 def rows_file(rows: RowsLike, folder: Path) -> str:
@@ -37,7 +38,22 @@ def rows_file(rows: RowsLike, folder: Path) -> str:
     """
     if isinstance(rows, str | os.PathLike):
         return os.fspath(rows)
-    return str(_write_rows(rows, folder / "rows.jsonl"))
+    return str(_write_rows(_entries(rows, "rows"), folder / "rows.jsonl"))
+
+
+def _entries(given: Any, what: str) -> Iterable[Any]:
+    """Return what was given if it is a list of entries.
+
+    Raises:
+        UsageError: it is none: a table by columns, a mapping, a number.
+    """
+    if hasattr(given, "columns") and hasattr(given, "to_dict"):
+        raise UsageError(
+            f"{what}: expected a list, found a {type(given).__name__}. Give its rows (pandas: table.to_dict('records'))."
+        )
+    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+        raise UsageError(f"{what}: expected a file or a list of {what}, found a value of type {type(given).__name__}.")
+    return given
 
 
 def _text_row(entry: Any, number: int) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from evals.run.arguments import line_options, names_of, open_all, rows_path
 from evals.run.line import TaskData
 from evals.run.options import EvalOptions
 from evals.run.surface.results import Surface
+from merge.checkpoints.live import listed_models
 from merge.disk.workspace import Workspace
 from merge.errors import UsageError
 
@@ -65,7 +66,7 @@ def plane(
         raise UsageError(f"span is one of {', '.join(SPANS)}, found {span!r}.")
     workspace = Workspace()
     shared, data_set, settings = _common(workspace, task, data, align, options)
-    listed: list[Any] = [models] if isinstance(models, str | os.PathLike) else list(models)
+    listed = listed_models(models, "evals.plane(['a/', 'b/', 'c/'], task='mnli', data=rows)")
     of_run = False
     if all(isinstance(model, str | os.PathLike) for model in listed):
         listed, of_run = plane_sources([os.fspath(model) for model in listed])

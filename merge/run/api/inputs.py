@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.live import listed_models
 from merge.errors import UsageError
 from merge.text.source import TextSource
 
@@ -59,10 +60,20 @@ def averaged_run(
     return chosen.models, weights if chosen.weights is None else chosen.weights
 
 
+def several_models(models: Any) -> list[ModelLike]:
+    """Return the models of a merge as a list.
+
+    Raises:
+        UsageError: they are none.
+    """
+    example = "merge.merge(['a/', 'b/'], weights=[.3, .7], align='activations')"
+    if isinstance(models, str | os.PathLike):
+        raise UsageError(f"expected a list of models, found {os.fspath(models)!r}. Example: {example}")
+    return listed_models(() if models is None else models, example)
+
+
 def revisions_of(models: Sequence[ModelLike], revision: str | Sequence[str] | None) -> list[str | None]:
     """Return a revision for each model: the one that is given, or the one of each."""
-    if isinstance(models, str | os.PathLike):
-        raise UsageError(f"expected a list of models, found {os.fspath(models)!r}. Example: merge.merge(['a/', 'b/'])")
     if isinstance(revision, str) or revision is None:
         return [revision] * len(models)
     if len(revision) != len(models):

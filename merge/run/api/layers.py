@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.live import listed_models
 from merge.disk.workspace import Workspace
 from merge.run.api.inputs import drop_settings, layer_plan, open_models, text_path
 from merge.text.source import TextSource
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from merge.layers.strategies.choose import DropSettings
     from merge.run.results import EditedModel
     from merge.text.memory import TextLike
+
+EXAMPLE = "merge.edit('a/', drop='9-11')"
 
 
 def edit(
@@ -74,15 +77,14 @@ def edit(
         >>> spliced.model.config.num_hidden_layers
         2
     """
-    from merge.alignment.settings import AlignEntry
     from merge.layers.edit import edit_layers
     from merge.layers.repair.repair import RepairSettings
+    from merge.recipe.recipe import make_align_entry
     from merge.run.results import EditedModel
 
     workspace = Workspace()
     folder = workspace.folder
-    several = isinstance(model, Sequence) and not isinstance(model, str)
-    checkpoints = open_models(list(model) if several else [model], folder)  # type: ignore[arg-type]
+    checkpoints = open_models(listed_models(model, EXAMPLE), folder)
     target = folder / "edited" if output is None else Path(output).expanduser()
     source = TextSource(
         None if text is None else text_path(text, folder / "text"),
@@ -93,9 +95,8 @@ def edit(
     settings = drop_settings(checkpoints[0], strategy, count, source, stack, protect, score, beam)
     plan, importance = layer_plan(checkpoints, (layers, drop, strategy), settings)
     entry = {"by": align} if isinstance(align, str) else dict(align)
-    aligned = (
-        AlignEntry(**entry) if text is None or entry["by"] == "none" else AlignEntry(**{"text": source.source, **entry})
-    )
+    has_text = text is not None and entry.get("by") != "none"
+    aligned = make_align_entry({"text": source.source, **entry} if has_text else entry)
     repaired = RepairSettings(repair, source, ridge, heal_steps, heal_rate)
     report = edit_layers(checkpoints, plan, target, force, importance=importance, repair=repaired, align=aligned)
     return EditedModel(target, workspace, report)
@@ -144,8 +145,7 @@ def compare_layers(
 
     workspace = Workspace()
     folder = workspace.folder
-    several = isinstance(model, Sequence) and not isinstance(model, str)
-    checkpoints = opened_whole(open_models(list(model) if several else [model], folder))  # type: ignore[arg-type]
+    checkpoints = opened_whole(open_models(listed_models(model, EXAMPLE), folder))
     source = TextSource(None if text is None else text_path(text, folder / "text"), None, samples, seed)
     names = [model_letter(number) for number in range(len(checkpoints))]
     chosen = [(label, layer_plan(checkpoints, (label, None, None), _drop(checkpoints[0], stack))[0]) for label in plans]

@@ -23,6 +23,7 @@ from merge.run.api.inputs import (
     recipe_like,
     recipe_of,
     revisions_of,
+    several_models,
     statistics_entry,
     text_path,
     with_output,
@@ -131,10 +132,9 @@ def merge(
             raise UsageError("recipe holds the whole run; give it alone, or models and settings without it.")
         record, inputs = with_output(recipe_like(recipe), output, folder), None
     else:
-        if not models:
-            raise UsageError("no models given. Example: merge.merge(['a/', 'b/'], align='activations')")
         if last is not None or ema is not None:
-            models, weights = averaged_run(models, method, weights, last, ema)
+            models, weights = averaged_run(models or (), method, weights, last, ema)
+        models = several_models(models)
         revisions = revisions_of(models, revision)
         opened_base = None if base is None else open_model(base, folder / "base", is_base=True)
         inputs = ModelSet(open_models(models, folder, revisions), opened_base)
