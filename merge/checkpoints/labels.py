@@ -46,3 +46,14 @@ def label_order(reference: tuple[str, ...], other: tuple[str, ...], source: str,
             "heads: --heads average, reference, drop or keep-all."
         )
     return tuple(theirs.index(name) for name in ours)
+
+
+def numbering_notes(structure: Structure, source: str) -> tuple[str, ...]:
+    """Return a note where label2id numbers the same classes otherwise than id2label, whose order is that of the logits."""
+    names, numbers = fold(class_names(structure) or ()), structure.config.get("label2id")
+    if not isinstance(numbers, dict):
+        return ()
+    stated = {name.strip().casefold(): number for name, number in numbers.items()}
+    if stated.keys() != set(names) or all(stated[name] == place for place, name in enumerate(names)):
+        return ()
+    return (f"{source}: label2id in config.json numbers the classes otherwise than id2label, which is what was read",)

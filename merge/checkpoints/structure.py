@@ -66,9 +66,9 @@ class Structure:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The class names in the order of the logits, LABEL_0, LABEL_1, ... where the config names none."""
-        stated = self.settings["id2label"]
-        return tuple(str(stated[key]) for key in sorted(stated, key=int))
+        """The class names in the order of the logits, LABEL_0, LABEL_1, ... where the config names none for a place."""
+        stated = {int(key): str(name) for key, name in self.settings["id2label"].items()}
+        return tuple(stated.get(place, f"LABEL_{place}") for place in range(len(stated)))
 
 
 def structure_of(config: Mapping[str, Any], tensors: int | None = None) -> Structure:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.labels import class_names, is_generic, label_order
+from merge.checkpoints.labels import class_names, is_generic, label_order, numbering_notes
 from merge.checkpoints.structure import structure_of
 from merge.errors import MismatchError
 from merge.run.plan.base_model import LABEL_KEYS
@@ -56,7 +56,8 @@ def match_classes(checkpoints: Sequence[Checkpoint]) -> MatchedClasses:
 
 def _label_orders(checkpoints: Sequence[Checkpoint]) -> tuple[list[tuple[int, ...] | None], tuple[str, ...]]:
     """Return, for each model, the order that gives it the reference's classes (None where nothing moves), and notes."""
-    reference, notes = checkpoints[0], []
+    reference = checkpoints[0]
+    notes = [note for checkpoint in checkpoints for note in numbering_notes(checkpoint.structure, checkpoint.source)]
     orders: list[tuple[int, ...] | None] = [None] * len(checkpoints)
     names = class_names(reference.structure)
     if names is None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import bert_config
 
-from merge.checkpoints.labels import class_names, is_generic, label_order
+from merge.checkpoints.labels import class_names, is_generic, label_order, numbering_notes
 from merge.checkpoints.structure import structure_of
 from merge.errors import MismatchError
 
@@ -75,3 +75,29 @@ def test_a_model_without_classes_has_no_names() -> None:
         structure_of(unnamed | {"num_labels": 3, "architectures": ["BertForTokenClassification"]})
     )
     assert token_labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (("0", "1", "2"), NLI),
+        (("1", "2", "3"), ("LABEL_0", *NLI[:2])),
+        (("0", "2", "5"), (NLI[0], "LABEL_1", NLI[1])),
+    ],
+)
+def test_a_name_stands_at_the_place_that_its_number_says(keys: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    """id2label[2] is the class of logit 2, as for transformers, whatever numbers are left out. Numbers from 0 are the control."""
+    config = bert_config() | {"id2label": dict(zip(keys, NLI, strict=True)), "label2id": None}
+    assert class_names(structure_of(config)) == expected
+
+
+def test_two_numberings_that_disagree_are_said() -> None:
+    """Predictions are named by id2label; other names, such as the placeholders of a new config, contradict nothing."""
+    for label2id, count in (
+        ({name: 2 - i for i, name in enumerate(NLI)}, 1),
+        ({name.upper(): i for i, name in enumerate(NLI)}, 0),
+        ({"LABEL_0": 2, "LABEL_1": 1, "LABEL_2": 0}, 0),
+        (None, 0),
+    ):
+        config = bert_config() | {"label2id": label2id}
+        assert len(numbering_notes(structure_of(config), "a/")) == count, label2id
