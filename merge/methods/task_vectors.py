@@ -193,8 +193,10 @@ def elected_sign(task_vectors: Sequence[Tensor], weights: Sequence[float]) -> Te
     import torch
 
     total = task_vectors[0] * weights[0]
+    part = torch.empty_like(total)
     for delta, weight in zip(task_vectors[1:], weights[1:], strict=True):
-        total.add_(delta, alpha=weight)
+        # Rounded before it is added: fused with the sum, as add_(alpha=...) may be, products that cancel leave a rest.
+        total.add_(torch.mul(delta, weight, out=part))
     # A sum of -0.0 has only zero entries, which are never kept, so its sign does not matter.
     return torch.copysign(total.new_ones(()), total)
 

@@ -60,6 +60,7 @@ MERGES = {
     "task_arithmetic": Merge("task_arithmetic", {"lambda": 0.8}, (ONE, HALF)),
     "ties": Merge("ties", {}, ({"weight": 1.0, "density": 0.2}, HALF)),
     "ties summed": Merge("ties", {"normalize": False}, ({"weight": 1.0, "density": 0.9}, HALF)),
+    "ties of one weight": Merge("ties", {}, ({"weight": 0.3, "density": 0.5}, {"weight": 0.3, "density": 1.0})),
     "ties from nothing": Merge("ties", {}, ({"weight": 1.0, "density": 0.0}, HALF)),
     "dare_ties that drops nothing": Merge("dare_ties", {}, (ONE, ONE)),
     "dare_linear that drops nothing": Merge("dare_linear", {}, (ONE, ONE)),

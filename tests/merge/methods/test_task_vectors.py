@@ -177,6 +177,20 @@ def test_della_without_a_range_is_dare() -> None:
     assert not torch.allclose(wide, dare, atol=1e-3)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.3, 1 / 3, 0.7])
+def test_task_vectors_that_cancel_elect_plus(weight: float) -> None:
+    """As training's first steps leave them, all of one size: their weighted sum is 0, whatever a product is rounded to.
+
+    The control: a sum with fused products, which is not 0 for weights that are no powers of 2.
+    """
+    step = 2e-5 * torch.ones(1000) + 1e-9 * torch.arange(1000)
+    vectors = [step, -step]
+    assert bool((elected_sign(vectors, (weight, weight)) > 0).all())
+    exact = step.double() * torch.tensor(weight).double()
+    rest = (step * weight).double() - exact
+    assert bool((rest < 0).any()) is (weight != 1)
+
+
 def test_the_elected_sign_is_that_of_the_larger_mass() -> None:
     """Not that of the larger number of models; weights count; a draw is positive."""
     vectors = [torch.tensor([3.0, 1.0, 0.0]), torch.tensor([-1.0, -1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0])]
