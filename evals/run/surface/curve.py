@@ -78,7 +78,7 @@ def measure_curve(
     record |= {"train": {"data": material.rows.data, "rows": len(material.rows), **_training_facts(learning, options)}}
     record |= {"curve": plan.kind, "bends": plan.bends}
     # Of the results folder: bends are the same whatever grid they are measured on.
-    made = record_key("bends", *facts(asked, settings, options)[:-1], *trained)
+    made = record_key("bends", *facts(asked, settings, options), *trained)
     folder = f"curve-{matched.task.name}-{made.rsplit('-', 1)[-1][:8]}"
     record["checkpoints"] = folder if options.output else None
     variants = [("naive", make_align_entry({"by": "none"}))] + ([("aligned", settings)] if settings.moves else [])

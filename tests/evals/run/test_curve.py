@@ -74,6 +74,14 @@ def test_a_second_run_reads_the_bend_and_a_finer_grid_trains_nothing(
         measured(tmp_path, steps=7)
 
 
+def test_a_curve_of_shorter_rows_has_bends_of_its_own_in_the_same_folder(inside: Path, tmp_path: Path) -> None:
+    """They are trained on other tokens; beside each other, both are what each is in a folder of its own."""
+    first, cut = measured(tmp_path / "both"), measured(tmp_path / "both", max_length=4)
+    alone = measured(tmp_path / "alone", max_length=4)
+    assert cut["curves"][1]["loss"] == alone["curves"][1]["loss"] != first["curves"][1]["loss"]
+    assert cut["checkpoints"] == alone["checkpoints"] != first["checkpoints"]
+
+
 def test_a_damaged_record_is_measured_again_from_its_bends(
     inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured_log: CapturedLog
 ) -> None:
