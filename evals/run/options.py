@@ -14,6 +14,9 @@ from merge.errors import OutputError
 if TYPE_CHECKING:
     from evals.tasks.task import EvalTask, Rows
 
+LIBRARIES = ("torch", "transformers")
+OTHER_VERSIONS = "a result of the folder, computed with {}: --force computes it again"
+
 
 @dataclass(frozen=True)
 class EvalOptions:
@@ -91,7 +94,10 @@ def _check_folder(output: Path) -> None:
 def reuse_result(
     records: Sequence[dict[str, Any]], key: str, names: Mapping[str, Any], output: Path | None
 ) -> dict[str, Any] | None:
-    """Return the record with a key, or None; its names of models and data become those of this run, in the store too."""
+    """Return the record with a key, or None; its names of models and data become those of this run, in the store too.
+
+    A note that is not stored says where other versions of libraries computed it.
+    """
     from evals.results.store import add_result, find
 
     record = find(records, key)
@@ -100,7 +106,22 @@ def reuse_result(
     renamed = {**record, **names}
     if output and renamed != record:
         add_result(output, renamed)
+    if other := _other_versions(record):
+        renamed["notes"] = [*(record.get("notes") or ()), OTHER_VERSIONS.format(other)]
     return renamed
+
+
+def _other_versions(record: Mapping[str, Any]) -> str:
+    """Return the libraries of a record whose versions are not those that are installed, with both versions; "" for none."""
+    from merge.disk.versions import installed_version
+
+    held = record.get("versions")
+    found = {name: held.get(name) for name in LIBRARIES} if isinstance(held, Mapping) else {}
+    return ", ".join(
+        f"{name} {version} (installed is {installed_version(name)})"
+        for name, version in found.items()
+        if version and version != installed_version(name)
+    )
 
 
 def has_beside(output: Path | None, name: Any) -> bool:
