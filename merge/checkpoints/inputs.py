@@ -100,7 +100,11 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> En
 
 
 def read_tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) -> Tokens:
-    """Return the tokens of texts or pairs; longer ones than `longest` are truncated by the tokenizer."""
+    """Return the tokens of texts or pairs; longer ones than `longest` are truncated by the tokenizer.
+
+    Raises:
+        CalibrationError: the tokenizer does not.
+    """
     first = [text[0] for text in texts]
     second = [text[1] for text in texts] if len(texts[0]) == 2 else None
     source = getattr(tokenizer, "name_or_path", "the model")
@@ -114,6 +118,7 @@ def read_tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) 
         for name, values in short.items():
             for k, kept in zip(long, values, strict=True):
                 full[name][k] = kept
+        _check_cut(source, max(len(full["input_ids"][k]) for k in long), longest)
     return Tokens(
         fields={name: torch.tensor([v for text in values for v in text]) for name, values in full.items()},
         lengths=tuple(len(ids) for ids in full["input_ids"]),
@@ -121,6 +126,19 @@ def read_tokens(tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int) 
         cut=len(long),
         pad_left=tokenizer.padding_side == "left",
     )
+
+
+def _check_cut(source: str, found: int, longest: int) -> None:
+    """Stop where a tokenizer left a text whole, as it does where its special tokens alone are more than it may keep.
+
+    Raises:
+        CalibrationError: gives both numbers of tokens.
+    """
+    if found > longest:
+        raise CalibrationError(
+            f"{source}: its tokenizer does not cut texts to {longest} token{'s' * (longest != 1)}: it gave {found}. Special "
+            "tokens are part of each text; take more tokens."
+        )
 
 
 def batch_tokens(tokens: Tokens, budget: int, even: float = 1.0) -> Encoded:

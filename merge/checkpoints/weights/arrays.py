@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from merge.checkpoints.weights.read import StoredTensor, nbytes, torch_letters
-from merge.errors import UsageError
+from merge.errors import UsageError, brief, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -219,4 +219,4 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).add_(1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {device} cannot be used: {brief(first_line(error), 200)}") from error

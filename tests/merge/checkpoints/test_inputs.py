@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from architecture_case import CASES
 from classifier_families import CLASSIFIERS, classifier_config
 from layered import family_config
-from tiny import SPECIAL, WORDS, random_tensors, save_tokenizer
+from tiny import SPECIAL, WORDS, random_tensors, save_checkpoint, save_tokenizer
 
 from merge.checkpoints.config_file import AFTER_PADDING, position_limit
 from merge.checkpoints.inputs import (
@@ -22,6 +23,7 @@ from merge.checkpoints.inputs import (
     load_tokenizer,
     positions,
     random_inputs,
+    read_tokens,
     segment_fault,
     tokenise,
 )
@@ -250,3 +252,18 @@ def test_texts_are_padded_on_the_side_of_the_tokenizers_class(tokenizer: Any) ->
             used.__class__ = left
         mask = encode(used, texts, 32).batches[0]["attention_mask"]
         assert bool(mask[0, 0] == 0) is made_left
+
+
+@pytest.mark.parametrize(
+    ("text", "special"), [(("the doctor saw a lawyer",), 2), (("the doctor saw", "a lawyer saw"), 3)]
+)
+def test_a_limit_below_the_special_tokens_is_refused(tmp_path: Path, text: tuple[str, ...], special: int) -> None:
+    """The tokenizers library then leaves the text whole. The control: a limit that they fill is kept."""
+    tokenizer = load_tokenizer(save_checkpoint(tmp_path / "m"))
+    for longest in range(1, special):
+        with pytest.raises(
+            CalibrationError, match=rf"does not cut texts to {longest} tokens?: it gave \d\. Special tokens"
+        ):
+            read_tokens(tokenizer, [text, text], longest)
+    assert read_tokens(tokenizer, [text, text], special).lengths == (special, special)
+    assert read_tokens(tokenizer, [text, text], 99).cut == 0
