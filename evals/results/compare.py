@@ -121,12 +121,17 @@ def compare_records(
 
 
 def _predictions(folder: Path | str, record: Mapping[str, Any]) -> PredictionTable:
-    """Return the predictions of a record; a file with those of another record is an error."""
+    """Return the predictions of a record; a file with those of another record, or of other rows, is an error."""
     path = Path(folder) / record["predictions"]
     table = read_predictions_table(path)
     if (table.key, table.rows) != (record["key"], record.get("rows")):
         raise TaskError(
             f"{path} holds the predictions of another record ({table.key}, rows {table.rows[:8]}). Delete it and score "
+            f"{record['model']['name']} again with --force."
+        )
+    if len(table.ids) != record["n"]:
+        raise TaskError(
+            f"{path}: expected the predictions of {record['n']:,} rows, found {len(table.ids):,}. Delete it and score "
             f"{record['model']['name']} again with --force."
         )
     return table

@@ -84,7 +84,7 @@ def write_predictions_table(folder: Path | str, table: PredictionTable) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(Path(folder)), replacing(path) as temporary:
-            pyarrow.parquet.write_table(parquet, temporary, compression="zstd")
+            pyarrow.parquet.write_table(parquet, temporary, compression="zstd", write_page_checksum=True)
     except OSError as error:
         raise TaskError(f"{path} cannot be written: {one_line(error)}") from None
     return path
@@ -103,7 +103,7 @@ def read_predictions_table(path: Path | str) -> PredictionTable:
     try:
         check_regular(path)
         with Path(path).open("rb") as file:
-            table = pyarrow.parquet.read_table(file)
+            table = pyarrow.parquet.read_table(file, page_checksum_verification=True)
         metadata = _metadata((table.schema.metadata or {})[METADATA], path)
         labels, classes = tuple(metadata["labels"]), tuple(metadata["classes"])
         gold, predicted = (_values(table.column(name), labels) for name in ("gold", "predicted"))

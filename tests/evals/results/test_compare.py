@@ -11,6 +11,7 @@ from typing import Any
 
 import click.testing
 import numpy as np
+import pyarrow.parquet
 import pytest
 import sklearn.metrics
 
@@ -166,6 +167,29 @@ def test_what_cannot_be_compared_is_said(folder: Path, tmp_path: Path) -> None:
         compare_models(folder, "mrpc")
     worse.unlink()
     with pytest.raises(TaskError, match="has no predictions, only scores, of worse/. Score them on mrpc again"):
+        compare_models(folder, "mrpc")
+
+
+@pytest.mark.parametrize("kept", [0, ROWS - 1, ROWS])
+def test_a_file_that_lost_rows_is_one_line(kept: int, folder: Path) -> None:
+    """Rows are paired by their places: one that is gone would shift all others. The control: a file that lost none."""
+    path = folder / "predictions" / "scores-mrpc-worse.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).slice(0, kept), path)
+    if kept == ROWS:
+        assert len(compare_models(folder, "mrpc")) == 6
+        return
+    with pytest.raises(TaskError, match=f"expected the predictions of 400 rows, found {kept}. Delete it"):
+        compare_models(folder, "mrpc")
+
+
+def test_a_file_whose_bytes_changed_is_one_line(folder: Path) -> None:
+    """Each byte of the stored columns is covered by a checksum of its page."""
+    path = folder / "predictions" / "scores-mrpc-worse.parquet"
+    sound = path.read_bytes()
+    column = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).column(2)
+    at = column.data_page_offset + column.total_compressed_size // 2
+    path.write_bytes(sound[:at] + bytes([sound[at] ^ 16]) + sound[at + 1 :])
+    with pytest.raises(TaskError, match="is not a predictions file .* Delete it and score again"):
         compare_models(folder, "mrpc")
 
 
