@@ -115,6 +115,8 @@ def _agrees(model: Any, layer: Any, compute: Callable[..., First], probe: Mappin
         plain = model(**probe).logits
     except Exception:  # noqa: BLE001 (a row that the model cannot predict is named where it is predicted)
         return False
+    if not plain.isfinite().all():  # named where they are predicted; nothing can be compared with them
+        return False
     try:
         with _replaced_forward(layer, compute):
             short = model(**probe).logits

@@ -37,6 +37,8 @@ def apply_plan(models: tuple[str, ...], text_of_plan: str | None, align: str | N
         typed = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         options |= {name: value for name, value in recipe.stated().items() if name not in typed}
         plan = recipe.layer_plan()
+    elif text_of_plan is None and models and models[0].endswith((".yaml", ".yml", ".json")):
+        raise UsageError(f"recipe {models[0]} cannot be read: there is no such file.")
     elif text_of_plan is None:
         raise UsageError("give a plan. Example: edit-layers apply m/ --plan 'A[0-3], A[8-11]'")
     else:

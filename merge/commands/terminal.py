@@ -24,6 +24,7 @@ OUT_OF_MEMORY = re.compile("not enough memory|out of memory|can't allocate memor
 MAX_DEFAULT_THREADS = 8
 # Of what a command repeats (steps, points, draws): a larger number is a slip of the hand, and would never end.
 MAX_COUNT = 1_000_000
+NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?(?=\.$)")  # of click, for a value that is none
 VERBOSE = "verbose"  # entry of a command's state: whether the whole of an error is printed
 
 
@@ -49,7 +50,7 @@ def start(
         _check_arguments(arguments)
         command.main(list(arguments), prog_name=name, standalone_mode=False, obj=state)
     except click.ClickException as error:
-        click.echo(f"{name}: {_usage_message(error, name, hint)}", err=True)
+        click.echo(f"{name}: {_usage_message(error, _typed_command(command, name, arguments), hint)}", err=True)
         sys.exit(2)
     except MergeError as error:
         message = str(error).removesuffix(error.picture) if error.picture else error
@@ -86,7 +87,17 @@ def _usage_message(error: click.ClickException, name: str, hint: Callable[[str],
     else:
         message = error.format_message()
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return f"{on_one_line(message)} See {context.command_path if context else name} --help."
+    # click writes the choices of a missing option on lines of their own.
+    line = on_one_line(" ".join(message.split()))
+    line = NO_NUMBER.sub(lambda kind: "is not a whole number" if kind[1] == "integer" else "is not a number", line)
+    line = line if line.endswith((".", "?", ")", "]")) and not line.startswith("Got unexpected") else f"{line}."
+    return f"{line} See {context.command_path if context else name} --help."
+
+
+def _typed_command(command: click.Command, name: str, arguments: Sequence[str]) -> str:
+    """Return the name of a command, with that of its command that was typed: click names none for an option without its value."""
+    inner = command.commands if isinstance(command, click.Group) else {}
+    return f"{name} {arguments[0]}" if arguments and arguments[0] in inner else name
 
 
 def set_threads(arguments: Sequence[str]) -> None:

@@ -65,6 +65,16 @@ def check_outside(output: Path, models: Iterable[Path]) -> None:
             )
 
 
+def space_fault(output: Path, need: int) -> str | None:
+    """Return what is wrong where the disk of an output has fewer free bytes than will be written; None where nothing is."""
+    free = shutil.disk_usage(next(folder for folder in output.resolve().parents if folder.exists())).free
+    if need <= free:
+        return None
+    return (
+        f"the disk of {output} has {free:,} bytes free, but this needs {need:,} bytes. Choose another -o, or make room."
+    )
+
+
 def output_notes(output: Path, force: bool, inputs: list[Path], dry_run: bool) -> tuple[str, ...]:
     """Check the output folder; in a dry run, which writes nothing, a fault is returned as a note.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.sentence_transformers import check_edited
 from merge.checkpoints.tokenizers.files import tokenizer_names
 from merge.checkpoints.weights.write import Written, write_weights
-from merge.disk.staging import copy_side_files, output_notes, staged, write_json
+from merge.disk.staging import copy_side_files, output_notes, space_fault, staged, write_json
 from merge.errors import CheckpointError, OutputError, some
 from merge.layers.assembly import Assembly, assemble
 from merge.layers.plans.plan import LayerPlan, plan_notes
@@ -217,9 +216,5 @@ def _slot(assembly: Assembly, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
 def _check_space(report: EditReport) -> None:
     models = report.assembly.models
     need = sum(models[pairs[0][0]].tensors[pairs[0][1]].nbytes for pairs in report.tensors.sources.values())
-    parent = next(folder for folder in report.output.resolve().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if need > free:
-        raise OutputError(
-            f"the disk of {report.output} has {free / 1e9:.1f} GB free, but this needs {need / 1e9:.1f} GB."
-        )
+    if fault := space_fault(report.output, need):
+        raise OutputError(fault)

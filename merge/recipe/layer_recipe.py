@@ -82,9 +82,11 @@ def plan_of_file(text: str, names: list[str], stack: str) -> LayerPlan | None:
     """Return the plan of a .json file (an edit.json, or its list of layers); None where the text names no file.
 
     Raises:
-        UsageError: the file holds no plan, or is not a .json file.
+        UsageError: there is no such file, it holds no plan, or it is not a .json file.
     """
     path = Path(text)
+    if path.suffix == ".json" and not os.path.exists(text):  # noqa: PTH110 (as below)
+        raise UsageError(f"--plan {text}: there is no such file. Check the path.")
     if not path.suffix or not os.path.isfile(text):  # noqa: PTH113 (Path.is_file raises for a long plan)
         return None
     if path.suffix != ".json":

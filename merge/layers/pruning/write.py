@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from merge.checkpoints.names.canonical import lacking_weights
 from merge.checkpoints.reload_check import reload_check
 from merge.checkpoints.weights.write import write_weights
 from merge.disk.hashes import file_hash
-from merge.disk.staging import copy_side_files, output_notes, staged, write_json
+from merge.disk.staging import copy_side_files, output_notes, space_fault, staged, write_json
 from merge.errors import CheckpointError, OutputError, some
 from merge.progress import track
 from merge.publish.edited_card import edited_card
@@ -267,7 +266,5 @@ def report_text(report: PruneReport) -> str:
 
 
 def _check_space(pruned: Pruned, output: Path) -> None:
-    parent = next(folder for folder in output.resolve().parents if folder.exists())
-    free, need = shutil.disk_usage(parent).free, pruned.bytes
-    if need > free:
-        raise OutputError(f"the disk of {output} has {free / 1e9:.1f} GB free, but this needs {need / 1e9:.1f} GB.")
+    if fault := space_fault(output, pruned.bytes):
+        raise OutputError(fault)

@@ -38,8 +38,11 @@ def check_output(path: Path, force: bool, model: Path | None = None) -> None:
     Args:
         model: the folder of the model, once it is known.
     Raises:
-        OutputError: the file exists and `force` is not set, a folder has its name, or it would be a file of the model.
+        OutputError: its name does not end in .safetensors, by which a merge knows statistics from text; it exists and `force`
+            is not set; a folder has its name; or it would be a file of the model.
     """
+    if path.suffix != ".safetensors":
+        raise OutputError(f"output {path}: expected a name that ends in .safetensors.")
     check_outside(path, () if model is None else (model,))
     if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"output {path} exists. Choose another -o, or --force to replace a file.")

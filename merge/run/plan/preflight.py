@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from merge.checkpoints.tokenizers.comparison import (
 )
 from merge.checkpoints.weights.arrays import DTYPES, ITEM_SIZES
 from merge.checkpoints.weights.read import nbytes
+from merge.disk.staging import space_fault
 from merge.errors import CheckpointError, MismatchError, some
 from merge.recipe.recipe import Recipe
 from merge.run.plan.base_model import base_model
@@ -272,13 +272,8 @@ def _space_faults(heads: HeadPlan, dtype: str | None, output: Path) -> list[str]
         nbytes(t.result_dtype, t.shape) if dtype is None or t.is_integer else t.elements * ITEM_SIZES[dtype]
         for t in written
     )
-    parent = output.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if need > free:
-        return [f"the disk of {output} has {free / 1e9:.1f} GB free; the merge needs {need / 1e9:.1f} GB."]
-    return []
+    fault = space_fault(output, need)
+    return [fault] if fault else []
 
 
 def _notes(checkpoints: Sequence[Checkpoint], tokenizers: Tokenizers) -> list[str]:

@@ -170,6 +170,16 @@ def rescaled(layer: Any) -> None:
     attention.forward = forward
 
 
+def test_nothing_is_said_of_a_model_that_predicts_no_number(captured_log: CapturedLog) -> None:
+    """Logits that are NaN differ from themselves; its rows are named where they are predicted."""
+    model, batch = classifier("bert")
+    with torch.inference_mode(), captured_log.at_level(logging.WARNING):
+        model.classifier.bias.fill_(torch.nan)
+        with first_token_only(model, batch) as taken:
+            assert not taken
+    assert captured_log.messages == []
+
+
 @pytest.mark.parametrize("reason", ["it gives other logits", "'Whole' object has no attribute 'attention'"])
 def test_a_layer_made_otherwise_is_noticed(reason: str, captured_log: CapturedLog) -> None:
     """As another version of transformers might make it: then all tokens go through, the logits stay, and a line says so."""

@@ -184,6 +184,7 @@ BAD: dict[str, tuple[Callable[[], None], str, int, str]] = {
     "unknown axes": (_nothing, "a b --align weights --axes fnn", 2, "Did you mean 'ffn'?"),
     "unknown dtype": (_nothing, "a b --out-dtype float31", 2, "out_dtype: expected 'float32', 'float16', 'bfloat16' or"),
     "not a number": (_nothing, "a b --seed x", 2, "Invalid value for '--seed'"),
+    "no whole number": (_nothing, "a b --samples 1k", 2, "'1k' is not a whole number. See merge-models --help."),
     "no value": (_nothing, "a b --method", 2, "Option '--method' requires an argument"),
     "empty text": (_empty_text, "a b --align activations --text empty.txt", 1, "empty.txt"),
     "text missing": (_nothing, "a b --align weights --text none.txt", 1, "none.txt: there is no such file"),

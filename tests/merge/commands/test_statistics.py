@@ -81,6 +81,28 @@ def test_a_file_that_exists_is_kept_unless_forced(
     assert (place / "s.safetensors").read_bytes() != b"mine"
 
 
+def test_a_name_by_which_no_merge_knows_statistics_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--statistics takes a file for statistics by the end of its name, and any other for text."""
+    assert typed(monkeypatch, "a", "--kind", "fisher", "--text", "text.txt", "-o", "s.txt") == 1
+    line = "merge-models statistics: output s.txt: expected a name that ends in .safetensors.\n"
+    assert capsys.readouterr().err == line
+    assert not (place / "s.txt").exists()
+
+
+def test_a_missing_option_with_choices_is_one_plain_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """click writes the choices on lines of their own, and ends the line on extra words without a full stop."""
+    assert typed(monkeypatch, "a") == 2
+    line = "merge-models statistics: Missing option '--kind'. Choose from: fisher, gram. See merge-models statistics --help.\n"
+    assert capsys.readouterr().err == line
+    assert typed(monkeypatch, "a", "b", "c", "--kind", "gram", "-o", "s.safetensors") == 2
+    line = "merge-models statistics: Got unexpected extra arguments (b c). See merge-models statistics --help.\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_kind_that_does_not_exist_is_a_usage_error(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

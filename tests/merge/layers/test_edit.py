@@ -234,6 +234,12 @@ BAD = {
         ["drop", "m", "--layers", "1", "--text", "text.txt"],
         "--text has no effect without --strategy contribution",
     ),
+    "a plan's file is missing": (["apply", "m", "--plan", "none.json"], "--plan none.json: there is no such file"),
+    "a recipe is missing": (["apply", "none.yaml"], "recipe none.yaml cannot be read: there is no such file"),
+    "no value": (
+        ["drop", "m", "--layers"],
+        "Option '--layers' requires an argument. See edit-layers drop --help.",
+    ),
     "order lacks": (["reorder", "m", "--order", "0,2,1,3"], "lacks layers 4-5. Use edit-layers drop to drop layers"),
     "order repeats": (
         ["reorder", "m", "--order", "0-5,1"],
@@ -476,7 +482,7 @@ def test_a_full_disk_is_known_before(place: Path, monkeypatch: pytest.MonkeyPatc
     usage: Any = shutil._ntuple_diskusage(2 * size, size, size)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert edit_layers(checkpoint, LayerPlan.keep(range(6)), place / "fits", dry_run=True).bytes == 0
-    with pytest.raises(OutputError, match="GB free, but this needs"):
+    with pytest.raises(OutputError, match=f"has {size:,} bytes free, but this needs "):
         edit_layers(checkpoint, LayerPlan.keep([0, 1, 2, 3, 4, 5, 5]), place / "out", dry_run=True)
 
 

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from tiny import SPECIAL, WORDS, bert_config, random_tensors, save_tokenizer
 
-import merge.run.plan.preflight
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.model_set import ModelSet
 from merge.checkpoints.open import open_checkpoint
@@ -244,9 +243,10 @@ def test_the_disk_must_hold_what_will_be_written(
     need = size * sum(tensor.numel() for tensor in a.state_dict().values())
     usage = namedtuple("usage", "total used free")
     for free, refused in ((need, False), (need - 1, True)):
-        monkeypatch.setattr(merge.run.plan.preflight.shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
         found = faults(a, a, dtype=dtype, output=tmp_path / "not" / "yet" / "there")
-        assert ["GB free; the merge needs" in line for line in found] == [True] * refused
+        expected = f"there has {free:,} bytes free, but this needs {need:,} bytes."
+        assert [expected in line for line in found] == [True] * refused
     assert shutil.disk_usage(tmp_path).free == need - 1
 
 
