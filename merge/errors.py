@@ -71,15 +71,21 @@ def nearest(name: str, names: Iterable[str]) -> str:
     known = sorted(names)
     if not known:
         return ""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = _close(name, known, 1, 0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Known: {', '.join(known)}."
 
 
 def closest(name: str, names: Iterable[str]) -> str:
     """Return ' Did you mean X or Y?', or nothing when no name is near; for names too many to list."""
-    close = difflib.get_close_matches(name, list(names), n=2)
+    close = _close(name, names, 2, 0.6)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _close(name: str, names: Iterable[str], count: int, cutoff: float) -> list[str]:
+    """Return the names that are most like one, nearest first; in upper case or lower case alike."""
+    by_lower = {each.lower(): each for each in names}
+    return [by_lower[near] for near in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=cutoff)]
 
 
 def first_line(error: BaseException) -> str:

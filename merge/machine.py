@@ -1,13 +1,16 @@
-"""What work takes of the machine: tasks in threads, and memory that goes back to the system."""
+"""What work takes of the machine: tasks in threads, memory that goes back to the system, and files that are mapped."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from contextvars import copy_context
-from typing import TypeVar
+from functools import cache
+from typing import BinaryIO, TypeVar
 
 from merge.progress import track
 
@@ -17,6 +20,38 @@ R = TypeVar("R")
 # Pieces of work at once, at most: each holds matrices of its own.
 MAX_WORKERS = 4
 LARGEST_KEPT_BYTES = 31 << 20
+MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python 3.13 is the first to name it
+OPEN_FILES = (65536, 10240)  # macOS allows no more than the second
+
+
+def map_file(file: BinaryIO) -> mmap.mmap:
+    """Return a file in memory; what is written to it stays in this process.
+
+    Linux is told that the map is not written to: it would refuse a file that is larger than its memory.
+
+    Raises:
+        OSError, ValueError: it cannot be mapped, or is empty.
+    """
+    _allow_open_files()  # a map keeps its file open, and a model may have hundreds
+    if sys.platform == "win32":
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | MAP_NORESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+@cache
+def _allow_open_files() -> None:
+    """Let this process have as many open files as the system allows, which is often many times what it gives at first."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in OPEN_FILES:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):
+            if soft != resource.RLIM_INFINITY and wanted > soft:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return
 
 
 def in_threads(tasks: Iterable[Callable[[], None]], threads: int, label: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import mmap
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoints.weights.pickled import load_pickle
 from merge.disk.documents import LFS_POINTER, NOT_FETCHED, check_regular, parse_json, read_object
 from merge.errors import CheckpointError, first_line
+from merge.machine import map_file
 
 if TYPE_CHECKING:
     import torch
@@ -209,9 +211,11 @@ class MappedFile:
         self._path = path
         try:
             with path.open("rb") as file:
-                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch takes no read-only memory
+                self._bytes = map_file(file)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}).") from error
+            too_many = isinstance(error, OSError) and error.errno == errno.EMFILE
+            advice = " Allow more open files (ulimit -n), or save the models in fewer files." if too_many else ""
+            raise CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}).{advice}") from error
 
     def tensor(self, stored: StoredTensor) -> Tensor:
         """Return a tensor of the file, not to be written to.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -109,3 +111,43 @@ def test_a_file_that_became_shorter_is_one_line(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
         MappedFile(tmp_path / FILE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="overcommitted memory is Linux's")
+def test_a_file_larger_than_memory_is_mapped(tmp_path: Path) -> None:
+    """Its bytes are not reserved: only what is touched is read. The control: a map that may be written to is refused."""
+    rows, columns = 1 << 11, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 11
+    entry = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [0, 4 * rows * columns]}
+    header = json.dumps({"w": entry}).encode()
+    with (tmp_path / FILE).open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 4 * rows * columns)
+    stored = read_headers(tmp_path, "a")["w"]
+    mapped = MappedFile(tmp_path / FILE)
+    assert float(mapped.tensor(stored)[-1, -1]) == 0.0 == mapped.array(stored)[-1, -1]
+    if Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "0":
+        with (tmp_path / FILE).open("rb") as file, pytest.raises(OSError, match="Cannot allocate memory"):
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from merge.checkpoints.weights.read import MappedFile
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))
+maps = [MappedFile(Path(sys.argv[1])) for _ in range(80)]
+print(len(maps))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+@pytest.mark.parametrize("hard", [200, 40])
+def test_a_model_of_many_files_needs_no_ulimit(hard: int, tmp_path: Path) -> None:
+    """A map keeps its file open. The control: where the system allows no more, the line says what to do."""
+    save_file({"w": torch.ones(2)}, tmp_path / FILE)
+    words = [sys.executable, "-c", LIMITED, str(tmp_path / FILE), str(hard)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    if hard == 200:
+        assert done.stdout == "80\n", done.stderr
+    else:
+        assert "Too many open files). Allow more open files (ulimit -n), or save" in done.stderr
