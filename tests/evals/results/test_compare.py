@@ -170,14 +170,14 @@ def test_what_cannot_be_compared_is_said(folder: Path, tmp_path: Path) -> None:
         compare_models(folder, "mrpc")
 
 
-@pytest.mark.parametrize("kept", [0, ROWS - 1, ROWS])
+@pytest.mark.parametrize("kept", [0, ROWS - 1])
 def test_a_file_that_lost_rows_is_one_line(kept: int, folder: Path) -> None:
     """Rows are paired by their places: one that is gone would shift all others. The control: a file that lost none."""
     path = folder / "predictions" / "scores-mrpc-worse.parquet"
-    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).slice(0, kept), path)
-    if kept == ROWS:
-        assert len(compare_models(folder, "mrpc")) == 6
-        return
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table, path)
+    assert len(compare_models(folder, "mrpc")) == 6
+    pyarrow.parquet.write_table(table.slice(0, kept), path)
     with pytest.raises(TaskError, match=f"expected the predictions of 400 rows, found {kept}. Delete it"):
         compare_models(folder, "mrpc")
 
