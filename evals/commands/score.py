@@ -20,7 +20,7 @@ from evals.commands.options import (
 from evals.commands.show import show, show_tables
 from evals.results.json_text import json_text
 from evals.run.choose_tasks import ALL
-from evals.run.options import EvalOptions
+from evals.run.options import DTYPES, EvalOptions
 from evals.run.scoring import Scored, score_all
 from merge.checkpoints.weights.arrays import check_device
 from merge.commands.terminal import NAMES, common_options, set_verbosity
@@ -28,8 +28,6 @@ from merge.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from evals.tasks.task import EvalTask
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def score_options(command: Callable[..., Any]) -> Callable[..., Any]:

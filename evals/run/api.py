@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.run.arguments import line_options, names_of, open_all, rows_path, shared_options
+from evals.run.options import DTYPES
 from merge.disk.workspace import Workspace
-from merge.errors import UsageError
+from merge.errors import UsageError, nearest
 from merge.run.api.arguments import check_arguments
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def score(
     from evals.run.scoring import score_all
     from evals.tasks import TASKS, find_task
 
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
     names = tuple(TASKS) if task == "all" else (task,) if isinstance(task, str) else tuple(task)
     workspace = Workspace()
     options = shared_options(

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers")
 OTHER_VERSIONS = "a result of the folder, computed with {}: --force computes it again"
 
+# What models compute in.
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class EvalOptions:
@@ -29,7 +32,7 @@ class EvalOptions:
         seed: of the draw, of generated rows and of the bootstrap.
         output: the results folder; None to store nothing.
         force: compute what the results folder already holds.
-        dtype: what models compute in, by its name in torch.
+        dtype: one of DTYPES.
         max_length: tokens of a row that are read at most; None for each model's own limit.
         table: one of TABLES.
         detail: print HANS by subcase and template too.

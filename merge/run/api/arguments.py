@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import numbers
 import os
 import re
@@ -30,11 +31,36 @@ KINDS = {
     "bool": Kind(
         "True or False", "True or False", lambda value: type(value).__name__ in ("bool", "bool_")
     ),  # numpy's too
-    "int": Kind("a whole number", "whole numbers", lambda value: _is_number(value, numbers.Integral)),
+    "int": Kind("a whole number", "whole numbers", lambda value: _is_whole(value)),
     "float": Kind("a number", "numbers", lambda value: _is_number(value, numbers.Real)),
     "str": Kind("text", "texts", lambda value: isinstance(value, str)),
     "os.PathLike[str]": Kind("a path", "paths", lambda value: isinstance(value, os.PathLike)),
+    "Units": Kind(
+        "text such as '0:1,2' or a mapping of layers to lists of numbers",
+        "",
+        lambda value: (
+            isinstance(value, str)
+            or (
+                isinstance(value, Mapping)
+                and all(map(_is_list, value.values()))
+                and all(map(_is_whole, _numbers(value)))
+            )
+        ),
+    ),
+    **{
+        name: Kind(f"a result ({name})", "", lambda value, name=name: _is_of(value, name))  # type: ignore[misc]
+        for name in ("Recipe", "Scores", "WrittenModel")
+    },
     "Any": Kind("anything", "values", lambda value: True),
+}
+
+# The least value of numbers that have one name and one meaning in all functions; others are checked where they are read.
+LEAST = {
+    **dict.fromkeys(("gauss_rows", "heal_steps", "reorders", "ridge", "seed", "tolerance", "verify", "volume"), 0),
+    **dict.fromkeys(
+        ("beam", "bends", "draws", "last", "limit", "max_length", "path_texts", "paths", "processes", "rank"), 1
+    ),
+    **dict.fromkeys(("rounds", "rows_a_step", "samples", "steps", "threads", "tune_rounds", "vertices"), 1),
 }
 
 
@@ -64,8 +90,19 @@ def check_arguments(annotated: Any, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         kinds = [_kind(each) for each in _alternatives(annotated.__annotations__.get(name, "Any"))]
         if None in kinds or any(kind.holds(value) for kind in kinds if kind):
+            _check_number(name, value)
             continue
         raise UsageError(f"{name}: expected {' or '.join(kind.one for kind in kinds if kind)}, found {found(value)}.")
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Raise UsageError for a number that is below the least of its name, or none (NaN), or infinite."""
+    if not _is_number(value, numbers.Real):
+        return
+    if not math.isfinite(value):
+        raise UsageError(f"{name} must be a finite number, found {value}.")
+    if value < LEAST.get(name, value):
+        raise UsageError(f"{name} must be at least {LEAST[name]}, found {value}.")
 
 
 def found(value: Any) -> str:
@@ -102,6 +139,20 @@ def _kind(annotation: str) -> Kind | None:
 
 def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value, numbers.Integral)
+
+
+def _numbers(units: Mapping[Any, Any]) -> list[Any]:
+    """Return the layers and the numbers of units, all in one list."""
+    return [number for layer, chosen in units.items() for number in (layer, *chosen)]
+
+
+def _is_of(value: Any, name: str) -> bool:
+    """Return whether a value is of a class of ours, which need not be imported for it."""
+    return any(each.__name__ == name for each in type(value).__mro__)
 
 
 def _is_list(value: Any) -> bool:

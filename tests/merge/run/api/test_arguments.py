@@ -12,8 +12,12 @@ import pytest
 
 import evals
 import merge
+from evals.run.arguments import ScoreOptions
+from evals.run.results import Scores
 from merge.errors import UsageError
-from merge.run.api.arguments import _alternatives, _kind, check_arguments
+from merge.recipe.recipe import make_recipe
+from merge.run.api.arguments import LEAST, _alternatives, _kind, check_arguments
+from merge.run.results import MergedModel
 from merge.text.memory import rows_file, text_file
 
 # What a type takes, and what it does not: for each, values that a user might give by mistake.
@@ -34,6 +38,10 @@ TAKEN: dict[str, list[Any]] = {
     "tuple[int, int]": [(1, 2), [1, 2]],
     "Callable[[Any], float]": [len],
     "Callable[[str], None]": [print],
+    "Units": [{0: [1, 2]}, "0:1,2", {np.int64(0): range(2)}, {}],
+    "WrittenModel": [object.__new__(MergedModel)],
+    "Scores": [object.__new__(Scores)],
+    "Recipe": [make_recipe({"models": ["a", "b"], "output": "c"})],
 }
 REFUSED: dict[str, list[Any]] = {
     "None": [0],
@@ -51,6 +59,10 @@ REFUSED: dict[str, list[Any]] = {
     "tuple[int, int]": [(1,), (1, 2, 3), (1, "2"), "12", 3],
     "Callable[[Any], float]": ["len", 3],
     "Callable[[str], None]": ["print"],
+    "Units": [3, [0], {"0": [1]}, {0: 1}, {0: ["1"]}, {0: "1"}],
+    "WrittenModel": [3, {}, object()],
+    "Scores": [3, [], object()],
+    "Recipe": [3, {}, object()],
 }
 
 
@@ -108,7 +120,7 @@ def _of_ours(function: Callable[..., Any], name: str) -> bool:
 
 def test_every_type_that_a_function_states_is_checked_or_one_of_ours() -> None:
     """A type that is spelled in a new way would be checked no longer."""
-    ours = ("ModelLike", "TextLike", "RowsLike", "Recipe", "WrittenModel", "Scores", "Units", "Mapping[str, RowsLike")
+    ours = ("ModelLike", "TextLike", "RowsLike", "Mapping[str, RowsLike")
     for name, function in functions().items():
         for parameter in inspect.signature(function).parameters.values():
             for kind in _alternatives(str(parameter.annotation)):
@@ -133,6 +145,28 @@ def test_every_type_that_a_function_states_is_checked_or_one_of_ours() -> None:
 def test_what_is_no_list_of_models_is_one_line(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         merge.merge(**values)
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_a_number_below_the_least_of_its_name_is_one_line(name: str) -> None:
+    takes = [each for each in (*functions().values(), ScoreOptions) if name in each.__annotations__]
+    assert takes, f"no function has {name}"
+    least = LEAST[name]
+    for function in takes:
+        check_arguments(function, {name: least})
+        with pytest.raises(UsageError, match=f"^{name} must be at least {least}, found {least - 1}\\.$"):
+            check_arguments(function, {name: least - 1})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    with pytest.raises(UsageError, match=f"ridge must be a finite number, found {value}"):
+        merge.edit("a", "0", ridge=value)
+
+
+def test_a_dtype_that_models_do_not_compute_in_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"unknown dtype 'float33'\. Did you mean 'float32'\?"):
+        evals.score(["a"], "mnli", dtype="float33")
 
 
 def test_options_that_are_handed_on_are_checked_too() -> None:
