@@ -40,6 +40,8 @@ KINDS = {
     "type_vocab_size": "a whole number",
     "pad_token_id": "a whole number",
 }
+# Entries that say how attention is computed, and implementations that torch alone has.
+ATTENTION, EVERYWHERE = ("_attn_implementation", "attn_implementation"), ("eager", "sdpa")
 DTYPES = ("dtype", "torch_dtype")  # of the model, or of each of its parts
 NO_LIMIT = 1e9  # some programs write transformers' 10**30, which stands for no limit, as 1e+30
 TOKENIZER_KINDS = {
@@ -78,13 +80,29 @@ def read_config(folder: Path, source: str) -> dict[str, Any]:
         raise CheckpointError(f"{source} is not a checkpoint: it has no config.json. {_inside(folder, source)}")
     config = read_object(path, CheckpointError, name=f"{source}: config.json")
     if config.get("model_type") is None:
-        raise CheckpointError(f"{source}: config.json names no model_type; this is not a transformers checkpoint.")
+        of_2019 = config.get("architectures") or "num_attention_heads" in config
+        advice = (
+            'Add its family, such as "model_type": "bert".' if of_2019 else "This is not a transformers checkpoint."
+        )
+        raise CheckpointError(f"{source}: config.json names no model_type. {advice}")
     check_kinds(config, f"{source}: config.json", CheckpointError, KINDS)
     for key in DTYPES:
         for part, dtype in config[key].items() if isinstance(config.get(key), dict) else ():
             if not isinstance(dtype, str):
                 raise CheckpointError(f"{source}: config.json: {key}: {part!r}: expected text, found {shown(dtype)}.")
     return config
+
+
+def without_attention_kernel(config: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the config without a stated implementation of attention that needs a library of its own, and a note on that.
+
+    It changes no output beyond rounding, and who loads the model may state one.
+    """
+    stated = [config[key] for key in ATTENTION if config.get(key) not in (None, *EVERYWHERE)]
+    if not stated:
+        return dict(config), []
+    note = f"{source}: config.json asks for attention by {shown(stated[0])}, which not every machine has; left out"
+    return {key: value for key, value in config.items() if key not in ATTENTION}, [note]
 
 
 def _inside(folder: Path, source: str) -> str:
@@ -102,7 +120,8 @@ def _inside(folder: Path, source: str) -> str:
     )
     if steps:
         return f"Its checkpoints are inside; the last of them is {source.rstrip('/')}/{steps[-1]}."
-    if inside:
+    inside += sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob("snapshots/*/config.json"))
+    if inside:  # the last are those of a folder of the Hub's cache
         return f"Did you mean {source.rstrip('/')}/{inside[0]}?"
     return "Expected a folder as save_pretrained writes."
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.checkpoint import Checkpoint
-from merge.checkpoints.config_file import check_sizes, check_tokenizer_config, read_config
+from merge.checkpoints.config_file import check_sizes, check_tokenizer_config, read_config, without_attention_kernel
 from merge.checkpoints.hub.canonical_ids import CANONICAL_IDS
 from merge.checkpoints.hub.download import download, looks_like_hub_id
 from merge.checkpoints.modules import module_tensors
@@ -74,11 +74,12 @@ def open_encoder(source: str, revision: str | None = None, base_only: bool = Fal
     stored = read_headers(folder, source)
     check_no_adapter_tensors(stored, source)
     config, quantization_notes = without_quantization(config, stored, source)
+    config, attention_notes = without_attention_kernel(config, source)
     check_sizes(config, stored, source)
     if base_only and not config.get("architectures"):
         config = {**config, "architectures": [base_architecture(config)]}
     named = read_names(config, stored, source)
-    notes = (*quantization_notes, *named.notes)
+    notes = (*quantization_notes, *attention_notes, *named.notes)
     side, left = side_files(folder, {t.file for t in stored.values()})
     prefixed = named.structure.writes_prefix
     opened = Checkpoint(

@@ -37,7 +37,12 @@ def check_adapter(folder: Path, source: str) -> None:
     if not (folder / ADAPTER).is_file():
         return
     stated = read_object(folder / ADAPTER, CheckpointError, name=f"{source}: {ADAPTER}")
-    kind, base = stated.get("peft_type") or "adapter", stated.get("base_model_name_or_path") or "its model"
+    kind, base = stated.get("peft_type"), stated.get("base_model_name_or_path") or "its model"
+    if not kind:
+        raise CheckpointError(
+            f"{source} holds an adapter of another library than peft ({ADAPTER} names no peft_type), whose layers no class of "
+            "transformers has. Give a whole model; where its weights are in this folder too, take the adapter's files away."
+        )
     fold = f"PeftModel.from_pretrained(model, {source!r}).merge_and_unload().save_pretrained('folded')"
     files = [name for name in ADAPTER_FILES if (folder / name).is_file()]
     if not _has_weights(folder):

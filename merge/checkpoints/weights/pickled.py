@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from merge.errors import CheckpointError, brief, first_line
+from merge.errors import CheckpointError, brief, first_line, some
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +46,24 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
     ):
-        raise CheckpointError(f"{path}: expected a mapping of names to tensors, as save_pretrained wrote.")
+        raise CheckpointError(
+            f"{path}: expected a mapping of names to tensors, as save_pretrained wrote{_found_instead(loaded)}."
+        )
     return {name: _dense(value, f"{path}: {brief(name)}") for name, value in loaded.items()}
+
+
+def _found_instead(loaded: Any) -> str:
+    """Return what a file holds that is no mapping of names to tensors, and which entry of it is one."""
+    import torch
+
+    if not isinstance(loaded, dict):
+        return f", found a {type(loaded).__name__}"
+    inner = [
+        key for key, value in loaded.items()
+        if isinstance(value, dict) and value and all(isinstance(part, torch.Tensor) for part in value.values())
+    ]  # fmt: skip
+    advice = f". Save its entry {brief(str(inner[0]))} alone" if inner else ""
+    return f", found {some([brief(str(key)) for key in loaded])}{advice}"
 
 
 def _dense(tensor: Tensor, name: str) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoints.weights.pickled import load_pickle
 from merge.disk.documents import LFS_POINTER, NOT_FETCHED, check_regular, parse_json, read_object
-from merge.errors import CheckpointError, first_line
+from merge.errors import CheckpointError, first_line, some
 from merge.machine import map_file
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Header = tuple[str, tuple[int, ...], str, int | None]  # name, shape, dtype, offset
-
+# Endings of files that hold weights in other forms than are read here.
+OTHER_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".pt", ".pth", ".distcp")
 INTEGER_DTYPES = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
 NUMPY_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?"} | {
     f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)
@@ -144,8 +145,11 @@ def _weight_files(folder: Path, source: str) -> dict[str, list[str]]:
             return {single: []}
         if (folder / index).is_file():
             return _shards(folder, index, source)
+    files = (*folder.glob("*"), *folder.glob("*/*"))
+    found = sorted(path.relative_to(folder).as_posix() for path in files if path.suffix in OTHER_WEIGHTS)
     raise CheckpointError(
-        f"{source} holds no weights: expected model.safetensors, its index with shards, or pytorch_model.bin."
+        f"{source} holds no weights: expected model.safetensors, its index with shards, or pytorch_model.bin"
+        f"{f', found {some(found)}' if found else ''}."
     )
 
 

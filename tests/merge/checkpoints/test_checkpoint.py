@@ -355,7 +355,14 @@ def test_a_bad_config_is_refused_with_what_is_wrong(text: str | None, expected: 
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    assert "holds no weights: expected model.safetensors" in refusal(write_folder(tmp_path / "m", CONFIG))
+    folder = write_folder(tmp_path / "m", CONFIG)
+    assert refusal(folder).endswith(
+        "holds no weights: expected model.safetensors, its index with shards, or pytorch_model.bin."
+    )
+    (folder / "onnx").mkdir()
+    for name in ("tf_model.h5", "onnx/model.onnx", "notes.txt"):
+        (folder / name).write_bytes(b"x")
+    assert refusal(folder).endswith("or pytorch_model.bin, found onnx/model.onnx, tf_model.h5.")
     assert "holds no tensor" in refusal(write_folder(tmp_path / "e", CONFIG, {}))
 
 
@@ -471,6 +478,18 @@ def test_a_pickle_of_something_else_is_refused(content: Any, tmp_path: Path) -> 
     folder = write_folder(tmp_path / "m", CONFIG)
     torch.save(content, folder / "pytorch_model.bin")
     assert "expected a mapping of names to tensors" in refusal(folder)
+
+
+def test_a_state_dict_inside_a_trainers_file_is_named(tmp_path: Path) -> None:
+    """As training loops save it, beside the epoch. The advice is followed; an entry of numbers is the control."""
+    folder = write_folder(tmp_path / "m", CONFIG)
+    whole = {"epoch": 3, "metrics": {"loss": 0.5}, "state_dict": {name: t.clone() for name, t in TENSORS.items()}}
+    torch.save(whole, folder / "pytorch_model.bin")
+    assert refusal(folder).endswith("found epoch, metrics, state_dict. Save its entry state_dict alone.")
+    torch.save(whole["state_dict"], folder / "pytorch_model.bin")
+    assert open_checkpoint(str(folder)).architecture == CONFIG["architectures"][0]
+    torch.save({"epoch": 3, "metrics": {"loss": 0.5}}, folder / "pytorch_model.bin")
+    assert refusal(folder).endswith("found epoch, metrics.")
 
 
 def test_a_dtype_that_safetensors_lacks_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,35 @@ def test_a_dtype_of_a_part_is_text(value: Any, tmp_path: Path) -> None:
     path.write_text(json.dumps(config | {"dtype": value}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json: dtype: '\w*': expected text, found"):
         open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_an_implementation_of_attention_is_not_asked_for(key: str, model: Path, tmp_path: Path) -> None:
+    """Configs state the one of the machine they were trained on. The control: what torch alone has stays."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    for value, left_out in (("flash_attention_2", True), ("sdpa", False), ("eager", False)):
+        folder = tmp_path / value
+        shutil.copytree(model, folder)
+        (folder / "config.json").write_text(json.dumps(config | {key: value}), encoding="utf-8")
+        opened = open_checkpoint(str(folder))
+        assert (key not in opened.config) is left_out
+        assert any("asks for attention by" in note for note in opened.notes) is left_out
+
+
+def test_a_folder_of_the_hubs_cache_names_its_snapshot(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "models--org--a" / "snapshots" / "abc")
+    with pytest.raises(CheckpointError, match=r"Did you mean .*models--org--a/snapshots/abc\?$"):
+        open_checkpoint(str(tmp_path / "models--org--a"))
+
+
+def test_a_config_without_model_type_says_what_to_add_if_it_is_one(model: Path, tmp_path: Path) -> None:
+    """Models of 2019 have none; configs of other libraries have neither classes nor heads, which is the control."""
+    whole = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    for name, config, words in (
+        ("old", {k: v for k, v in whole.items() if k != "model_type"}, 'Add its family, such as "model_type": "bert"'),
+        ("timm", {"architecture": "vit_base_patch16_224"}, "This is not a transformers checkpoint"),
+    ):
+        shutil.copytree(model, tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=words):
+            open_checkpoint(str(tmp_path / name))

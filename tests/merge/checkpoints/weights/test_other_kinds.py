@@ -47,17 +47,29 @@ def config_of(folder: Path, **changes: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["LORA", "IA3", "PROMPT_TUNING", "ADALORA", None])
-def test_an_adapter_beside_a_model_is_refused_with_the_way_to_fold_it(kind: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["LORA", "IA3", "PROMPT_TUNING", "ADALORA"])
+def test_an_adapter_beside_a_model_is_refused_with_the_way_to_fold_it(kind: str, tmp_path: Path) -> None:
     """transformers would add it or not, by whether peft is installed: neither is what the folder's weights say."""
     folder = save_checkpoint(tmp_path / "a")
     (folder / "adapter_config.json").write_text(json.dumps(LORA | {"peft_type": kind}), encoding="utf-8")
     (folder / "adapter_model.safetensors").write_bytes(b"x")
     message = refusal(folder)
-    assert (
-        f"a {kind or 'adapter'} adapter (adapter_config.json, adapter_model.safetensors) beside its weights" in message
-    )
+    assert f"a {kind} adapter (adapter_config.json, adapter_model.safetensors) beside its weights" in message
     assert "merge_and_unload()" in message
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_of_another_library_is_not_sent_to_peft(alone: bool, tmp_path: Path) -> None:
+    """Folders of the adapters library have an adapter_config.json too, which names no kind that peft knows."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    if not alone:
+        save_checkpoint(folder)
+    stated = {"config": {"architecture": "pfeiffer"}, "model_class": "BertAdapterModel", "model_type": "bert"}
+    (folder / "adapter_config.json").write_text(json.dumps(stated), encoding="utf-8")
+    message = refusal(folder)
+    assert "another library than peft" in message
+    assert "merge_and_unload" not in message
 
 
 def test_an_adapter_alone_is_named_as_such(tmp_path: Path) -> None:
