@@ -36,7 +36,7 @@ def compare(folder: Path, task: str, against: str | None, old_format: str | None
       evaluate-models compare report hans --against merged/ --table csv
     """
     from evals.report.tables import comparison_rows
-    from evals.results.compare import compare_models
+    from evals.results.compare import compare_models, uncompared
 
     set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
@@ -51,6 +51,8 @@ def compare(folder: Path, task: str, against: str | None, old_format: str | None
     pairs = len({(comparison.a, comparison.b, comparison.data) for comparison in comparisons})
     if pairs > 1 and not shared.quiet:
         click.echo(f"note: {pairs} pairs are compared; the p values are not corrected for that", err=True)
+    for note in [] if shared.quiet else uncompared(folder, task, comparisons):
+        click.echo(f"note: {note}", err=True)
     if shared.as_json:
         click.echo(json_text([comparison.to_json() for comparison in comparisons]))
     else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evals.report.svg import numbers, save_figure, short
 from evals.report.table_text import show
 from evals.report.tables import GOLDS, HEURISTICS
-from evals.results.store import Record, model_labels
+from evals.results.store import Record, record_labels
 from merge.errors import TaskError
 from merge.publish.figures import COLOURS, INK, MARKERS, RULE, figure_settings
 
@@ -57,7 +57,7 @@ def hans_figure(records: Sequence[Record]) -> Figure:
 def _draw_few(axes: Axes, records: Sequence[Record], heights: Mapping[str, float]) -> dict[str, Any]:
     """Draw each model in its own colour and marker, shifted a little so that equal scores are visible."""
     handles = {}
-    for at, (record, label) in enumerate(zip(records, model_labels([r["model"] for r in records]), strict=True)):
+    for at, (record, label) in enumerate(zip(records, record_labels(records), strict=True)):
         shift = min(0.22, 0.66 / len(records)) * (at - (len(records) - 1) / 2)
         style = {"marker": MARKERS[at], "color": COLOURS[at], "markersize": 5}
         # The score comes first: a legend drops names that start with an underscore.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.report import table_text, tables
 from evals.results.predictions import has_predictions
-from evals.results.store import load_results, locked, model_labels, usable_basins
+from evals.results.store import load_results, locked, model_labels, record_labels, usable_basins
 from merge.disk.atomic import write_atomic
 from merge.errors import TaskError, one_line
 from merge.publish.results_file import FIELDS, INSIDE, SETTING, SURFACES
@@ -124,7 +124,7 @@ def _hans_section(group: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]
 
 
 def _score_section(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    labels = model_labels([record["model"] for record in group])
+    labels = record_labels(group)
     models_of_note: dict[str, list[str]] = {}
     for label, record in zip(labels, group, strict=True):
         for note in record.get("notes", []):
@@ -150,11 +150,11 @@ def _differences(group: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, 
     if len(group) < 2:
         return None
     held = [r for r in group if has_predictions(folder, r) and r.get("rows") == group[0].get("rows")]
-    out = [record["model"] for record in group if record not in held]
+    out = [record for record in group if record not in held]
     if not held or held[0] is not group[0]:
-        return {"rows": [], "out": model_labels([record["model"] for record in group])}
+        return {"rows": [], "out": record_labels(group)}
     rows = tables.comparison_rows(compare_records(folder, held, first_only=True))
-    return {"rows": rows if len(rows) > 1 else [], "out": model_labels(out)}
+    return {"rows": rows if len(rows) > 1 else [], "out": record_labels(out)}
 
 
 def _models(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from evals.report.table_text import Cell, Row, Span
-from evals.results.store import Record, model_labels
+from evals.results.store import Record, model_labels, record_labels
 
 if TYPE_CHECKING:
     from evals.results.compare import Comparison
@@ -42,7 +42,7 @@ def score_rows(results: Sequence[Record]) -> list[Row]:
     levels = {metric: _level(records, metric) for metric in metrics}
     columns = [name for m in metrics for name in ([m] if levels[m] is None else [m, f"{m}, {levels[m]:.0%} interval"])]
     rows: list[Row] = [["model", *SETTING, *columns]]
-    for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
+    for label, record in zip(record_labels(records), records, strict=True):
         cells: Row = []
         for metric in metrics:
             cells.append(record["scores"].get(metric))
@@ -66,7 +66,7 @@ def interval_rows(results: Sequence[Record]) -> list[Row]:
     columns = ["low", "high", "standard_error", "level", "method"]
     rows: list[Row] = [["model", "score", *(name.replace("_", " ") for name in columns)]]
     records = [record for record in results if record["kind"] == "scores"]
-    for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
+    for label, record in zip(record_labels(records), records, strict=True):
         for score, interval in record.get("intervals", {}).items():
             rows.append([label, score, *(interval[name] for name in columns)])
     return rows if len(rows) > 1 else []
@@ -175,7 +175,7 @@ def hans_rows(results: Sequence[Record], short: bool = False) -> list[Row]:
         for heuristic, gold in cells
     ]
     rows: list[Row] = [["model", "overall", *names]]
-    for label, record in zip(model_labels([record["model"] for record in records]), records, strict=True):
+    for label, record in zip(record_labels(records), records, strict=True):
         table = record["hans"]["heuristics"]
         values = [table.get(heuristic, {}).get(gold) for heuristic, gold in cells]
         rows.append([label, record["hans"]["accuracy"], *values])
@@ -186,7 +186,7 @@ def part_rows(results: Sequence[Record], part: str) -> list[Row]:
     """Return a row for each subcase, template or count (`part` of the HANS table), with a column for each model."""
     records = [record for record in results if record.get("hans")]
     columns = [dict(flatten(record["hans"].get(part, {}))) for record in records]
-    rows: list[Row] = [[part.rstrip("s"), *model_labels([record["model"] for record in records])]]
+    rows: list[Row] = [[part.rstrip("s"), *record_labels(records)]]
     rows += [[name, *(column.get(name) for column in columns)] for name in dict.fromkeys(n for c in columns for n in c)]
     return rows
 

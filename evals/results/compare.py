@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.heuristics.scores import HANS_LO
 from evals.results.predictions import PredictionTable, has_predictions, read_predictions_table
-from evals.results.store import model_labels
+from evals.results.store import record_labels
 from evals.scores.intervals import Interval, McNemar, mcnemar, paired_difference
 from merge.errors import TaskError, UsageError, nearest
 
@@ -89,6 +89,20 @@ def compare_models(folder: Path | str, task: str, against: str | None = None) ->
     return comparisons
 
 
+def uncompared(folder: Path | str, task: str, comparisons: Sequence[Comparison]) -> list[str]:
+    """Return a note for each of the models on a task that is in no comparison, as it was scored on other rows than the rest."""
+    from evals.results.store import load_results
+
+    named = {name for each in comparisons for name in (each.a, each.b)}
+    records = [record for record in load_results(folder) if record["kind"] == "scores" and record["task"] == task]
+    return [
+        f"{label} was scored on other rows ({record['data']}), and is not compared"
+        for group in by_rows(records)
+        for label, record in zip(record_labels(group), group, strict=True)
+        if label not in named
+    ]
+
+
 def by_rows(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Return scores records in groups of one task and the same rows."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -105,7 +119,7 @@ def compare_records(
     Args:
         first_only: compare the first record with every other one, and no other pairs.
     """
-    labels = model_labels([record["model"] for record in records])
+    labels = record_labels(records)
     predictions = [_predictions(folder, record) for record in records]
     pairs = list(combinations(range(len(records)), 2))
     if first_only:

@@ -18,10 +18,16 @@ from evals.predict.embeddings import embedding_facts
 from evals.predict.logits import check_finite, label_notes, match_labels, model_labels, task_logits
 from evals.predict.predictor import Predictor, make_predictor, precision_change
 from evals.predict.regression import regression_losses, scale_notes
-from evals.results.predictions import PredictionTable, predictions_file, write_predictions_table
+from evals.results.predictions import (
+    PredictionTable,
+    has_predictions,
+    predicted_ids,
+    predictions_file,
+    write_predictions_table,
+)
 from evals.scores.intervals import proportion_interval, score_intervals
 from evals.scores.label_orders import order_notes
-from evals.tasks.task import METRICS, EvalTask, Rows
+from evals.tasks.task import EvalTask, Rows
 from merge.checkpoints.checkpoint import Checkpoint
 from merge.checkpoints.inputs import Encoded
 from merge.disk.cache import cache_key
@@ -70,10 +76,12 @@ def score_model(
     dtype = predictor.model.dtype
     check_finite(raw, checkpoint.source, "" if dtype == torch.float32 else FULL_PRECISION)
     loss, predicted = judge(raw, columns, task, rows, checkpoint)
-    key = score_key(checkpoint, task, rows, stated, dtype, predictor.max_length, seed)
+    key = score_key(checkpoint, task, rows, stated, dtype, predictor.max_length)
     record = setting("scores", key, task, rows) | {
         "model": named(checkpoint),
         "seed": seed,
+        **({} if predictor.max_length is None else {"max_length": predictor.max_length}),
+        **({} if stated is None else {"stated": list(stated)}),
         "scores": task_scores(task.metric, predicted.tolist(), rows.gold),
         "intervals": score_intervals(task.metric, predicted.tolist(), rows.gold, seed),
     }
@@ -165,24 +173,28 @@ def score_key(
     stated: Sequence[str] | None,
     dtype: torch.dtype = torch.float32,
     max_length: int | None = None,
-    seed: int = 0,
 ) -> str:
-    """Return the key of scores, which depend on weights, rows, the matching of classes, the dtype and the longest row read.
-
-    The ids of the rows stand beside their predictions; the seed decides the intervals that come from draws, and the rows on
-    which half precision is compared.
-    """
+    """Return the key of scores, which depend on weights, rows, the matching of classes, the dtype and the longest row read."""
     columns = match_labels(task, checkpoint, stated)
     rounded = () if dtype == torch.float32 else (_dtype_name(dtype),)
     cut = () if max_length is None else (max_length,)
-    numbered = rows.ids == tuple(map(str, range(len(rows))))
-    ids = () if numbered or rows.extra else (cache_key(rows.ids),)
-    drawn = dtype != torch.float32 or set(METRICS[task.metric]) != {"accuracy"}
-    seeded = (f"seed {seed}",) if drawn and seed else ()
     parts: tuple[Any, ...] = (task.name, task.metric, rows.hash, checkpoint.content_hash, columns)
     if task.regression:
         parts = (*parts, embedding_facts(checkpoint))
-    return record_key("scores", *parts, *rounded, *cut, *ids, *seeded)
+    return record_key("scores", *parts, *rounded, *cut)
+
+
+def is_of_run(record: Mapping[str, Any], rows: Rows, seed: int, folder: Path | str | None) -> bool:
+    """Return whether a scores record with the right key is all that a run would write.
+
+    The seed decides the intervals that are drawn, and the rows on which half precision is compared; the ids of the rows stand
+    beside their predictions.
+    """
+    methods = [str((each or {}).get("method")) for each in (record.get("intervals") or {}).values()]
+    drawn = "dtype" in record or any(method.startswith("bootstrap") for method in methods)
+    if drawn and record.get("seed") != seed:
+        return False
+    return folder is None or (has_predictions(folder, record) and predicted_ids(folder, record) in (None, rows.ids))
 
 
 def named(checkpoint: Checkpoint) -> dict[str, str]:

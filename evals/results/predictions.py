@@ -62,6 +62,18 @@ def has_predictions(folder: Path | str | None, record: Mapping[str, Any]) -> boo
     return folder is not None and isinstance(name, str) and (Path(folder) / name).is_file()
 
 
+def predicted_ids(folder: Path | str, record: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the ids of the rows in the predictions file of a record; None where it cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        check_regular(path := Path(folder) / record["predictions"])
+        return tuple(pyarrow.parquet.read_table(path, columns=["id"]).column("id").to_pylist())
+    except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException):
+        return None
+
+
 def write_predictions_table(folder: Path | str, table: PredictionTable) -> Path:
     """Write a table whole or not at all and return its path.
 

@@ -161,6 +161,19 @@ def locked(folder: Path) -> Iterator[None]:
 Record = Mapping[str, Any]
 
 
+def record_labels(records: Sequence[Record]) -> list[str]:
+    """Return one label a scores record: `model_labels`, and how the model was run where one was run in several ways."""
+    labels = model_labels([record["model"] for record in records])
+    counts, whole = Counter(labels), list[str]()
+    for label, record in zip(labels, records, strict=True):
+        tokens, names = record.get("max_length"), record.get("stated")
+        how = [str(record["dtype"])] if record.get("dtype") else []
+        how += [f"--max-length {tokens}"] if tokens else []
+        how += [f"--labels {','.join(map(str, names))}"] if isinstance(names, list) else []
+        whole.append(f"{label} ({', '.join(how)})" if counts[label] > 1 and how else label)
+    return whole
+
+
 def model_labels(models: Sequence[Record]) -> list[str]:
     """Return one label a model: its name, and the start of its hash where different weights share the name."""
     weights = Counter(name for name, _ in {(model["name"], model.get("hash")) for model in models})

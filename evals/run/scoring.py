@@ -51,8 +51,7 @@ def score_all(
     import torch
 
     from evals.predict.embeddings import with_modules
-    from evals.results.measure import named, score_key
-    from evals.results.predictions import has_predictions
+    from evals.results.measure import is_of_run, named, score_key
 
     stored, checkpoints = stored_results(options), [with_modules(checkpoint) for checkpoint in checkpoints]
     chosen, left_out = choose_tasks(tasks, checkpoints, options, all_tasks)
@@ -67,9 +66,11 @@ def score_all(
             rows = chosen_task.rows
             names = {"model": named(checkpoint), "data": rows.data, "split": rows.split}
             records = [*stored, *(earlier.record for earlier in scored.values())]
-            key = score_key(checkpoint, chosen_task.task, rows, options.labels, dtype, options.max_length, options.seed)
-            record = reuse_result(records, key, names, options.output)
-            if record is not None and (not options.output or has_predictions(options.output, record)):
+            key = score_key(checkpoint, chosen_task.task, rows, options.labels, dtype, options.max_length)
+            of_run = (rows, options.seed, options.output)
+            held = [each for each in records if each["key"] == key and is_of_run(each, *of_run)]
+            record = reuse_result(held, key, names, options.output)
+            if record is not None:
                 tables = (earlier.table for earlier in scored.values() if earlier.record["key"] == key)
                 scored[t, m] = Scored(record, next(tables, None))
                 continue

@@ -99,8 +99,7 @@ def _check_part(part: str, heuristics: Collection[str], subcases: Iterable[str])
 
 def diagnostic_key(sweep: Sweep, diagnostic: Diagnostic, checkpoint: Checkpoint) -> str:
     """Return the key of the scores of a model; they are those of `evaluate-models score` on the same rows."""
-    of = (checkpoint, diagnostic.task, diagnostic.rows, sweep.labels)
-    return score_key(*of, max_length=sweep.max_length, seed=sweep.seed)
+    return score_key(checkpoint, diagnostic.task, diagnostic.rows, sweep.labels, max_length=sweep.max_length)
 
 
 def measure_diagnostic(sweep: Sweep, diagnostic: Diagnostic, checkpoint: Checkpoint, predictor: Predictor) -> None:

@@ -259,6 +259,16 @@ def test_the_command_prints_what_the_function_finds(folder: Path) -> None:
     assert len(json.loads(run(folder, "mrpc", "--json", "--against", "good/").stdout)) == 4
 
 
+def test_a_model_of_other_rows_is_named(folder: Path) -> None:
+    """It would be missing in silence; the note is for people, and not part of the table."""
+    put(folder, "half/", guesses(0.85, 3)[:200], rows="cd" * 32, data="elsewhere, 200 rows")
+    done = run(folder, "mrpc")
+    assert "note: half/ was scored on other rows (elsewhere, 200 rows), and is not compared\n" in done.stderr
+    assert "half/" not in done.stdout + run(folder, "mrpc", "-q").stderr
+    put(folder, "half too/", guesses(0.85, 4)[:200], rows="cd" * 32)
+    assert "not compared" not in run(folder, "mrpc").stderr
+
+
 def test_format_is_the_older_name_of_table(folder: Path) -> None:
     for form in ("markdown", "csv"):
         assert run(folder, "mrpc", "--format", form).stdout == run(folder, "mrpc", "--table", form).stdout

@@ -24,7 +24,7 @@ from evals.paths.barrier import barrier_key, barrier_record, measure_pair
 from evals.paths.line import Curve
 from evals.predict.logits import match_labels
 from evals.predict.predictor import Predictor
-from evals.results.measure import named, record_key, score_key, score_model
+from evals.results.measure import is_of_run, named, record_key, score_key, score_model
 from evals.results.predictions import read_predictions_table
 from evals.results.store import add_result, load_results
 from evals.tasks import TASKS
@@ -391,10 +391,7 @@ def test_a_key_tells_values_apart_and_says_its_kind() -> None:
 def test_a_score_key_changes_with_what_decides_the_scores_and_with_nothing_else(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Where the model lies, what the data is called and labels stated as they already are decide nothing.
-
-    The seed decides nothing of an accuracy, whose interval is a formula.
-    """
+    """Where the model lies, what the data is called and labels stated as they already are decide nothing."""
     a, rows = opened(models[0]), rows_of()
     key = score_key(a, MNLI, rows, None)
     twin = opened(save_checkpoint(tmp_path / "twin", seed=1))
@@ -403,7 +400,6 @@ def test_a_score_key_changes_with_what_decides_the_scores_and_with_nothing_else(
         score_key(a, MNLI, replace(rows, data="elsewhere", split="other"), None),
         score_key(a, MNLI, rows, NLI),
         score_key(a, MNLI, rows, tuple(name.upper() for name in NLI)),
-        score_key(a, MNLI, rows, None, seed=3),
     ]
     assert set(same) == {key}
     others = [
@@ -412,26 +408,34 @@ def test_a_score_key_changes_with_what_decides_the_scores_and_with_nothing_else(
         score_key(a, MNLI, rows_of(seed=1), None),
         score_key(a, MNLI, rows.sample(39, 0), None),
         score_key(a, MNLI, rows, NLI[::-1]),
-        score_key(
-            a, MNLI, replace(rows, ids=tuple(f"row {k}" for k in range(40))), None
-        ),  # they stand in the predictions
     ]
-    assert len({key, *others}) == 7
+    assert len({key, *others}) == 6
 
 
 @pytest.mark.parametrize(("metric", "drawn"), [("mrpc", True), ("cola", True), ("mnli", False)])
-def test_scores_whose_interval_is_drawn_are_kept_by_their_seed(
-    models: tuple[Path, Path], tmp_path: Path, metric: str, drawn: bool
+def test_a_record_of_another_seed_is_computed_again_where_its_intervals_are_drawn(
+    tmp_path: Path, metric: str, drawn: bool
 ) -> None:
-    """A second run with another seed into the same folder states the interval of that seed, as a run of its own does."""
-    two = bert_config(labels=("no", "yes"))
-    checkpoint = opened(save_checkpoint(tmp_path / "two", two))
+    """The interval is that of the seed asked for, as in a run of its own; that of an accuracy is a formula."""
+    checkpoint = opened(save_checkpoint(tmp_path / "two", bert_config(labels=("no", "yes"))))
     rows = replace(rows_of(), labels=("no", "yes"), gold=tuple(k % 2 for k in range(40)))
     task = EvalTask("two", ("no", "yes"), lambda _path, _seed: rows, metric)
-    keys = [score_key(checkpoint, task, rows, None, seed=seed) for seed in (0, 5)]
-    assert (keys[0] != keys[1]) is drawn
-    intervals = [score_model(checkpoint, task, rows, None, seed=seed)[0]["intervals"] for seed in (0, 5)]
-    assert (intervals[0] != intervals[1]) is drawn
+    first, second = (score_model(checkpoint, task, rows, None, seed=seed)[0] for seed in (0, 5))
+    assert first["key"] == second["key"]
+    assert (first["intervals"] != second["intervals"]) is drawn
+    assert is_of_run(first, rows, 0, None)
+    assert is_of_run(first, rows, 5, None) is not drawn
+
+
+def test_a_record_of_rows_with_other_ids_is_computed_again(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """They stand beside the predictions; without a folder no predictions are kept."""
+    checkpoint, rows = opened(models[0]), rows_of()
+    record, _ = score_model(checkpoint, MNLI, rows, None, folder=tmp_path)
+    renamed = replace(rows, ids=tuple(f"row {k}" for k in range(40)))
+    assert [is_of_run(record, of, 0, tmp_path) for of in (rows, renamed)] == [True, False]
+    assert is_of_run(record, renamed, 0, None)
+    (tmp_path / record["predictions"]).unlink()
+    assert not is_of_run(record, rows, 0, tmp_path)
 
 
 def test_a_barrier_key_changes_with_what_decides_the_curves_and_with_nothing_else(

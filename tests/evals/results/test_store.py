@@ -557,6 +557,15 @@ def test_models_of_one_name_are_told_apart_by_their_weights() -> None:
     assert tables.model_labels([models[2], models[2]]) == ["a/", "a/"]
 
 
+def test_one_model_that_was_run_in_several_ways_is_told_apart_by_how() -> None:
+    """By what was asked for; a model that was run once is named alone."""
+    model = {"name": "m/", "hash": "a"}
+    ways: list[dict[str, Any]] = [{}, {"dtype": "bfloat16"}, {"max_length": 64, "stated": ["no", "yes"]}]
+    records = [{"model": model, **way} for way in ways]
+    assert tables.record_labels(records) == ["m/", "m/ (bfloat16)", "m/ (--max-length 64, --labels no,yes)"]
+    assert tables.record_labels(records[2:]) == ["m/"]
+
+
 def test_the_midpoint_is_reported_only_where_it_was_measured() -> None:
     """An even number of points has no middle, and a value between two others would be a guess."""
     odd, even = curve("naive", 1.0), curve("naive", 1.0)
