@@ -137,14 +137,11 @@ def _check_fetched(path: Path, name: str) -> None:
 
 def _weight_files(folder: Path, source: str) -> dict[str, list[str]]:
     """Return the weight files as transformers chooses: safetensors before .bin, one whole file before an index."""
-    for single, index in (
-        ("model.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ):
+    for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).is_file():
             return {single: []}
-        if (folder / index).is_file():
-            return _shards(folder, index, source)
+        if (folder / f"{single}.index.json").is_file():
+            return _shards(folder, f"{single}.index.json", source)
     files = (*folder.glob("*"), *folder.glob("*/*"))
     found = sorted(path.relative_to(folder).as_posix() for path in files if path.suffix in OTHER_WEIGHTS)
     raise CheckpointError(
