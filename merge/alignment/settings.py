@@ -84,7 +84,9 @@ class AlignEntry(Record):
                     "apply repeats an earlier alignment. Leave out by, and the settings that belong to it."
                 )
         elif self.by == "none" and given:
-            raise ValueError(f"{', '.join(given)} {verb} to an alignment. Add by: activations or by: weights.")
+            raise ValueError(
+                f"{', '.join(given)} {verb} to an alignment. Add by: activations or by: weights (--align activations)."
+            )
         if self.label_column is not None and self.by != "learned":
             raise ValueError("label_column belongs to by: learned; other alignments read no labels. Leave it out.")
         if self.by == "learned" and self.basis == "permutation":

@@ -24,6 +24,7 @@ RECIPE_FLAGS = (
     "statistics_column", "label_column", "statistics_samples", "tokenizer", "seed", "dtype", "out_dtype", "revision",
 )
 # fmt: on
+READERS_OF_TEXT = ("fisher", "regmean", "cocktail")
 
 
 def recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe:
@@ -56,6 +57,10 @@ def _recipe_of_flags(models: tuple[str, ...], options: dict[str, Any]) -> Recipe
     if repeated:
         raise UsageError(f"setting {', '.join(sorted(repeated))} is given twice. Give it once.")
     align, label_column = align_entry(options), options["label_column"]
+    if set(align) == {"text"} and options["method"] in READERS_OF_TEXT:
+        raise UsageError(
+            f"--text is for an alignment. The text that {options['method']} reads is --statistics-text FILE."
+        )
     if align.get("by") == "learned" and label_column is not None:
         align, label_column = {**align, "label_column": label_column}, None
     own, files = _statistics(models, options["statistics"])

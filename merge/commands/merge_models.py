@@ -18,7 +18,7 @@ from merge.commands.sections import SectionedCommand
 from merge.commands.statistics import statistics_command
 from merge.commands.terminal import NAMES, NUMBERS, common_options, set_verbosity, start
 from merge.errors import UsageError, closest
-from merge.methods import METHODS
+from merge.methods import METHODS, OTHER_SETTINGS
 from merge.run.report_text import report_text
 
 EPILOG = """\b
@@ -215,15 +215,24 @@ def check_first_word(models: tuple[str, ...]) -> None:
         UsageError: names the command.
     """
     first = models[0] if models else ""
+    if first == "help" and not Path(first).exists():
+        raise UsageError("merge-models has no command help. See merge-models --help, or merge-models NAME --help.")
     if first and "/" not in first and (hint := closest(first, COMMANDS)) and not Path(first).exists():
         raise UsageError(f"{first} is neither a folder nor a command.{hint}")
 
 
 def setting_hint(option: str) -> str | None:
-    """Return advice for an unknown option that is a setting of a method, such as --density."""
+    """Return advice for an unknown option that is a setting of a method, such as --density, or another tool's name of one."""
     key = option.removeprefix("--").replace("-", "_")
-    methods = [name for name, method in METHODS.items() if key in {field.name for field in dataclasses.fields(method)}]
-    return f"{key} is a setting of {', '.join(methods)}: write --set {key}=VALUE." if methods else None
+    ours = OTHER_SETTINGS.get(key)
+    hints = []
+    for name, says in ((key, f"{key} is a setting of"), (ours, f"{key} is called {ours} in")):
+        methods = [
+            each for each, method in METHODS.items() if name in {field.name for field in dataclasses.fields(method)}
+        ]
+        if methods:
+            hints.append(f"{says} {', '.join(methods)}: write --set {name}=VALUE.")
+    return " ".join(hints) or None
 
 
 COMMANDS = {

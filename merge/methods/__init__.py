@@ -69,8 +69,24 @@ METHODS = _Methods(
     }
 )
 
+# Names of other tools and of papers, and what they are here: methods, with their settings, and settings.
+OTHER_NAMES = {
+    **dict.fromkeys(("average", "avg", "mean", "lerp", "swa", "weighted_average"), "linear"),
+    **dict.fromkeys(("soup", "model_soup"), "uniform_soup or greedy_soup"),
+    "dare": "dare_ties or dare_linear",
+    "breadcrumbs_ties": "breadcrumbs with elect=true",
+    "della_linear": "della with elect=false",
+}
+OTHER_SETTINGS = {"lambda": "scale", "t": "lam", "select_topk": "select", "weight": "weights"}
+
 # Methods that compute missing weights from scores or losses of whole models, before any tensor is merged.
 WEIGHED = ("greedy_soup", "cocktail")
+
+
+def method_advice(name: str) -> str:
+    """Return what to write in place of an unknown method: its name here, or the nearest one."""
+    ours = OTHER_NAMES.get(name.lower().replace("-", "_"))
+    return f" It is {ours} here. Known: {', '.join(sorted(METHODS))}." if ours else nearest(name, METHODS)
 
 
 def make_method(name: str, settings: Mapping[str, Any], weights: Sequence[float | None]) -> Method:
@@ -83,11 +99,15 @@ def make_method(name: str, settings: Mapping[str, Any], weights: Sequence[float 
         UsageError: unknown method or setting (the nearest name is suggested), a value out of range, or a wrong number of models.
     """
     if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}.{nearest(name, METHODS)}")
+        raise UsageError(f"unknown method {name!r}.{method_advice(name)}")
     fields = {field.name for field in dataclasses.fields(METHODS[name])}
     for key in settings:
         if key not in fields:
-            raise UsageError(f"method {name} has no setting {key!r}.{nearest(key, fields)}")
+            ours = OTHER_SETTINGS.get(key)
+            known = (
+                f" It is {ours!r} here. Known: {', '.join(sorted(fields))}." if ours in fields else nearest(key, fields)
+            )
+            raise UsageError(f"method {name} has no setting {key!r}.{known}")
     chosen = dict(settings)
     if any(weight is not None for weight in weights):
         if "weights" not in fields:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from merge.errors import UsageError, nearest
-from merge.methods import METHODS
+from merge.errors import UsageError
+from merge.methods import METHODS, method_advice
 from merge.recipe.gradient import is_gradient
 from merge.text.source import ModelStatistics, Record, as_list, model_statistics
 
@@ -155,5 +155,5 @@ class EvaluationEntry(Record):
 def known_method(method: str) -> str:
     """Return the name of a method; for an unknown method, the error suggests the nearest name."""
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}.{nearest(method, METHODS)}")
+        raise ValueError(f"unknown method {method!r}.{method_advice(method)}")
     return method

@@ -176,6 +176,11 @@ def _check_statistics(recipe: Recipe, methods: set[str]) -> None:
     given = recipe.statistics.files or len(lacking) < len(recipe.models)
     if given and not readers:
         raise ValueError(f"statistics of models are read by fisher and regmean alone, not by {recipe.method}.")
+    if recipe.statistics.text is not None and not readers and "cocktail" not in methods:
+        raise ValueError(
+            f"the text of statistics is read by fisher, regmean and cocktail alone, not by {recipe.method}. Leave it out; text "
+            "for an alignment is align: {text: ...} (--text)."
+        )
     if readers and lacking and recipe.statistics.text is None and not recipe.statistics.files:
         raise ValueError(
             f"{readers[0]} weighs every model by what it does on text of its own task, and {' and '.join(lacking)} "

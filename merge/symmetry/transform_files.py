@@ -92,6 +92,8 @@ def _opened(path: Path) -> Iterator[Any]:
         check_regular(path)
         with safe_open(path, framework="pt") as file:
             yield file
+    except FileNotFoundError as error:
+        raise SpecError(f"{path} cannot be read as a transform: there is no such file.") from error
     except (OSError, SafetensorError) as error:
         raise SpecError(f"{path} cannot be read as a transform: {error}") from error
 
@@ -100,7 +102,7 @@ def _facts(file: Any, path: Path) -> dict[str, Any]:
     facts = parse_json((file.metadata() or {}).get("transform", "null"), f"{path}: its metadata", SpecError)
     if facts is None:
         raise SpecError(
-            f"{path} is no transform: its metadata has no entry 'transform'. Was it written by save_transform?"
+            f"{path} is no transform: its metadata has no entry 'transform'. Is it the transform.safetensors of an aligned merge?"
         )
     faulty = [] if isinstance(facts, dict) else ["transform"]
     faulty = faulty or [key for key, kind in ENTRIES.items() if not isinstance(facts.get(key, OPTIONAL.get(key)), kind)]

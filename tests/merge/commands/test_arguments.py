@@ -77,6 +77,11 @@ def test_a_recipe_as_first_argument_is_read_and_the_second_is_the_output(
     ("words", "advice"),
     [
         (["a", "b", "--density", "0.3"], "--set density=VALUE"),
+        (["a", "b", "--lambda", "0.3"], "lambda is called scale in task_arithmetic, ties,"),
+        (["a", "b", "--t", "0.3"], "t is called lam in slerp: write --set lam=VALUE"),
+        (["help"], "has no command help. See merge-models --help"),
+        (["a", "b", "--method", "fisher", "--text", "t.txt"], "that fisher reads is --statistics-text FILE"),
+        (["a", "b", "--statistics-text", "t.txt"], "is read by fisher, regmean and cocktail alone, not by linear"),
         (["a", "b", "--lam", "0.3"], "--set lam=VALUE"),
         (["a", "b", "--alin"], "--align"),
         (["edit-layers", "drop", "m", "--bogus"], "See edit-layers drop --help"),

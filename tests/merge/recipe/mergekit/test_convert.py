@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from merge.errors import RecipeError
-from merge.methods import METHODS
+from merge.methods import METHODS, OTHER_NAMES, OTHER_SETTINGS
 from merge.recipe.gradient import value_at
 from merge.recipe.mergekit.counterparts import ALL_PARAMETERS, COUNTERPARTS, PAST_KEYS
 from merge.recipe.mergekit.document import Document
@@ -915,3 +915,18 @@ def test_a_file_is_mergekits_by_its_keys() -> None:
     assert not is_mergekit({"models": ["a"], "slices": [], "dtype": "float32", "tokenizer": "union"})
     assert {"merge_method", "base_model", "tokenizer_source", "parameters"} <= set(Document.model_fields)
     assert {"weight", "density", "t", "lambda", "int8_mask"} <= ALL_PARAMETERS
+
+
+def test_mergekits_names_of_methods_and_settings_are_known_as_advice() -> None:
+    """Whoever types the name of a mergekit file as a flag is told the name here: that of the counterpart."""
+    for name, counterpart in COUNTERPARTS.items():
+        if name not in METHODS:
+            method, _, setting = OTHER_NAMES[name].partition(" with ")
+            key, _, value = setting.partition("=")
+            assert (method, counterpart.settings[key]) == (counterpart.method, value == "true"), name
+    theirs = {
+        p.name: p.setting for c in COUNTERPARTS.values() for p in c.parameters if p.kind == "number" and p.setting
+    }
+    renamed = {name: ours for name, ours in theirs.items() if name != ours}
+    assert renamed.items() <= {**OTHER_SETTINGS, "t": theirs["t"]}.items()
+    assert {METHODS["slerp"].__dataclass_fields__.keys() >= {OTHER_SETTINGS["t"]}} == {True}
