@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.run.options import EvalOptions
 from merge.checkpoints.live import listed_models, open_model
+from merge.checkpoints.weights.arrays import check_device
 from merge.disk.workspace import Workspace
 from merge.run.api.arguments import check_arguments
 
@@ -26,7 +27,12 @@ def shared_options(
     output: str | os.PathLike[str] | None,
     **others: Any,
 ) -> EvalOptions:
-    """Return the options of an evaluation; rows in memory, and results without an output, go to the workspace."""
+    """Return the options of an evaluation; rows in memory, and results without an output, go to the workspace.
+
+    Raises:
+        UsageError: torch cannot compute on the device.
+    """
+    check_device(others.get("device", "cpu"))
     return EvalOptions(
         data=rows_path(data, workspace.folder),
         labels=None if labels is None else tuple(labels),

@@ -178,6 +178,12 @@ def test_options_that_are_handed_on_are_checked_too() -> None:
             call(**arguments, limit="all")
 
 
+@pytest.mark.parametrize("call", [evals.line, evals.stitch, evals.features])
+def test_a_device_that_torch_lacks_is_one_line(call: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match="--device nonsense cannot be used"):
+        call("a", "b", task="mnli", device="nonsense")
+
+
 class Frame:
     """A table by columns, as pandas has it."""
 
