@@ -31,11 +31,11 @@ def barrier(a: str, b: str, **options: Any) -> None:
     Example:
       evaluate-models barrier a/ b/ --task hans --align activations --text train.jsonl -o report
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.tasks import find_task
     from merge.checkpoints.open import open_encoder
     from merge.recipe.recipe import make_align_entry
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_device(shared.device)

@@ -121,10 +121,10 @@ def basins(models: tuple[str, ...], **options: Any) -> None:
       evaluate-models basins zoo/* --task mnli --align weights --align-to reference --processes 8 -o report
       evaluate-models basins zoo/* --task mnli --distance stitching --text sample.txt -o report
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from merge.checkpoints.open import open_encoder
     from merge.recipe.recipe import make_align_entry
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_device(shared.device)

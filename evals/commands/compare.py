@@ -35,10 +35,10 @@ def compare(folder: Path, task: str, against: str | None, old_format: str | None
       evaluate-models compare report mnli
       evaluate-models compare report hans --against merged/ --table csv
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.report.tables import comparison_rows
     from evals.results.compare import compare_models, uncompared
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     if old_format not in (None, "table"):
         if shared.table not in ("plain", old_format):

@@ -53,11 +53,11 @@ def curve(a: str, b: str, **options: Any) -> None:
       evaluate-models curve a/ b/ --task mnli --train train.jsonl --data dev.jsonl -o report
       evaluate-models curve a/ b/ --task mnli --train train.jsonl --data dev.jsonl --kind chain --align weights -o report
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.tasks import find_task
     from merge.checkpoints.open import open_encoder
     from merge.recipe.recipe import make_align_entry
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_device(shared.device)

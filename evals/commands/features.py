@@ -62,12 +62,12 @@ def features(a: str, b: str, **options: Any) -> None:
       evaluate-models features a/ b/ --text sample.txt -o report
       evaluate-models features a/ b/ --task hans --align weights --lam 0.25 --lam 0.5 -o report
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.inside.pair_pass import FeaturePlan
     from evals.tasks import find_task
     from merge.checkpoints.open import open_encoder
     from merge.recipe.recipe import make_align_entry
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_device(shared.device)

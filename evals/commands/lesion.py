@@ -62,12 +62,12 @@ def lesion(model: str, **options: Any) -> None:
       evaluate-models lesion model/ --text sentences.txt --only layers,sublayers
       evaluate-models lesion model/ --task sst2 --only orders --order 1,0,2-11
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.run.inside.lesion import measure_lesions
     from evals.surgery.lesion import PARTS, LesionSettings
     from merge.checkpoints.open import open_encoder
     from merge.layers.plans.numbers import parse_layers
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     asked = asked_of(options, shared)

@@ -52,11 +52,11 @@ def line(a: str, b: str, **options: Any) -> None:
       evaluate-models line a/ b/ --task mnli --data dev.jsonl --also hans -o report
       evaluate-models line a/ b/ --task hans --head both --head A --head refit --adaptive
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.paths.pair_lines import LinePlan
     from merge.checkpoints.open import open_encoder
     from merge.recipe.recipe import make_align_entry
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_device(shared.device)

@@ -85,11 +85,11 @@ def linearity(model: str, **options: Any) -> None:
       evaluate-models linearity model/ --fit cosine --only components
       evaluate-models linearity model/ --task sst2 --data dev.tsv --train train.tsv
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.run.inside.linearity import measure_linearity
     from evals.surgery.linearity import COMPONENTS, PARTS, REPLACED, LinearitySettings
     from merge.checkpoints.open import open_encoder
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     asked = asked_of(options, shared)

@@ -64,10 +64,10 @@ def monotonic(init: str, finals: tuple[str, ...], **options: Any) -> None:
       evaluate-models monotonic pretrained/ final/ --task mnli --data train.jsonl --limit 500 --head-seed 0 -o report
       evaluate-models monotonic run/checkpoint-100 run/ --task mnli -o report
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.tasks import find_task
     from merge.checkpoints.open import open_base, open_encoder
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_device(shared.device)

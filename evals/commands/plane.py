@@ -70,11 +70,11 @@ def plane(models: tuple[str, ...], **options: Any) -> None:
       evaluate-models plane run/ --span pca --task mnli -o report
       evaluate-models plane zoo/*/ --basins report --task mnli -o report
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.tasks import find_task
     from merge.checkpoints.open import open_encoder
     from merge.recipe.recipe import make_align_entry
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_device(shared.device)

@@ -96,9 +96,9 @@ def hans(models: tuple[str, ...], predictions: Path | None, form: str, written: 
       evaluate-models hans --predictions preds.txt
       evaluate-models hans --predictions numbers.txt --labels entailment,neutral,contradiction
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.tasks import find_task
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared, official = eval_options(options), form == "official"
     check_formats(shared, official)
     if predictions is not None:
@@ -137,9 +137,9 @@ def glue(task: str, models: tuple[str, ...], **options: Any) -> None:
       evaluate-models glue cola merged/ a/ b/ --data glue_data/
       evaluate-models glue all merged/ a/ b/ --data glue_data/ --table markdown
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.tasks import GLUE, TASK_FILE, TASKS
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     names = tuple(GLUE) if task == ALL else NAMES.split(task, "TASK")
@@ -178,9 +178,9 @@ def score(task: str, models: tuple[str, ...], **options: Any) -> None:
       evaluate-models score reviews.yaml merged/ a/ b/
       evaluate-models score snli a/ --labels contradiction,entailment,neutral
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.tasks import TASKS, find_task
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     names = tuple(TASKS) if task == ALL else NAMES.split(task, "TASK")
@@ -200,11 +200,11 @@ def tasks(**options: Any) -> None:
       evaluate-models tasks
       evaluate-models tasks --json
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.report.table_text import Row
     from evals.tasks import TASKS
     from evals.tasks.task import METRICS
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     listing = [

@@ -76,10 +76,10 @@ def similarity(a: str, b: str, **options: Any) -> None:
       evaluate-models similarity a/ b/ --text sample.txt -o report
       evaluate-models similarity a/ b/ --rows tokens --measure "debiased cka" --site "ffn hidden"
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.tasks import find_task
     from merge.checkpoints.open import open_encoder
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_one_source(options["task"], options["text"], False)

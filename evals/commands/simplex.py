@@ -85,10 +85,10 @@ def simplex(models: tuple[str, ...], **options: Any) -> None:
       evaluate-models simplex a/ --task mnli --train train.jsonl --data dev.jsonl --vertices 3 -o report
       evaluate-models simplex a/ b/ --against c/ --task hans --train t.jsonl --data dev.jsonl --also hans=all.jsonl -o report
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.tasks import find_task
     from merge.checkpoints.open import open_encoder
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_device(shared.device)

@@ -63,11 +63,11 @@ def stitch(a: str, b: str, **options: Any) -> None:
       evaluate-models stitch a/ b/ --task mnli --data dev.jsonl --text sample.txt -o report
       evaluate-models stitch a/ b/ --text sample.txt --map affine+norm --all-pairs -o report
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from evals.inside.stitching import StitchPlan
     from evals.tasks import find_task
     from merge.checkpoints.open import open_checkpoint
 
-    set_verbosity(options["verbose"], options["quiet"])
     shared = eval_options(options)
     check_formats(shared)
     check_device(shared.device)

@@ -68,13 +68,13 @@ def write_edit(
     align: str | None,
 ) -> None:
     """Open the models, write the edited checkpoint and print the report."""
+    set_verbosity(options["verbose"], options["quiet"])
     from merge.commands.layer_report import edit_text
     from merge.disk.staging import output_notes
     from merge.layers.edit import edit_layers
     from merge.layers.record import edit_facts
     from merge.layers.strategies.choose import strategy_notes
 
-    set_verbosity(options["verbose"], options["quiet"])
     output = Path(options["output"]).expanduser()
     checkpoints = opened(paths, options["revision"])
     output_notes(output, options["force"], [checkpoint.folder for checkpoint in checkpoints], options["dry_run"])

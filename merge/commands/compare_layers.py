@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 def compare(models: Sequence[str], options: Mapping[str, Any]) -> None:
     """Open the models, compare what is asked for and print the table."""
+    set_verbosity(options["verbose"], options["quiet"])
     from merge.layers.compare import compare_plans
     from merge.layers.edit import opened_whole
 
-    set_verbosity(options["verbose"], options["quiet"])
     for path in (*options["reports"], *([options["plot"]] if options["plot"] else [])):
         _check_file(Path(path), plot=path == options["plot"])
     names, paths = named_models(models)

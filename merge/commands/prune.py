@@ -262,11 +262,11 @@ def _source(options: dict[str, Any]) -> TextSource:
 
 def _run(model: str, prune: Callable[[Checkpoint, Path], PruneReport], options: dict[str, Any]) -> None:
     """Open the model, write the pruned checkpoint and print the report."""
+    set_verbosity(options["verbose"], options["quiet"])
     from merge.checkpoints.open import open_checkpoint
     from merge.disk.staging import output_notes
     from merge.layers.pruning.write import prune_facts, report_text
 
-    set_verbosity(options["verbose"], options["quiet"])
     output = Path(options["output"]).expanduser()
     checkpoint = open_checkpoint(model, options["revision"])
     output_notes(output, options["force"], [checkpoint.folder], options["dry_run"])

@@ -50,12 +50,12 @@ def statistics_command(
       merge-models statistics a/ --kind fisher --text train.jsonl -o a-fisher.safetensors
       merge-models statistics org/a --kind gram --text train.jsonl -o a-gram.safetensors
     """
+    set_verbosity(verbose, quiet)
     from merge.checkpoints.open import open_encoder
     from merge.methods.statistics.on_text import check_output, measure_on_text
     from merge.methods.statistics.record import write_statistics
     from merge.text.source import TextSource
 
-    set_verbosity(verbose, quiet)
     check_output(output, force)
     source = TextSource(text, text_column, samples, seed)
     encoder = open_encoder(model, revision)

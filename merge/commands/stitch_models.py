@@ -99,6 +99,7 @@ def stitch_command(a: str, b: str, **options: Any) -> None:
     cannot be written without one. What no standard layer can hold is refused, with the reason; evaluate-models stitch
     measures every stitch without writing it.
     """
+    set_verbosity(options["verbose"], options["quiet"])
     from merge.commands.layer_options import opened, text_source
     from merge.commands.layer_report import edit_text
     from merge.disk.staging import output_notes
@@ -106,7 +107,6 @@ def stitch_command(a: str, b: str, **options: Any) -> None:
     from merge.layers.stitching.kinds import RATE, StitchSettings, parse_cut
     from merge.layers.stitching.stitch import stitch_models
 
-    set_verbosity(options["verbose"], options["quiet"])
     _check_read(options)
     settings = StitchSettings(
         parse_cut(options["at"]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,28 @@ def test_phases_of_one_name_are_one_and_shares_add_up(capsys: pytest.CaptureFixt
     assert [line.split("  ")[-1] for line in lines] == ["starting", "matching", "merging"]
     shares = [float(re.search(r"([\d.]+)%", line)[1]) for line in lines]  # type: ignore[index]
     assert sum(shares) == pytest.approx(100, abs=0.3)
+
+
+def _before_the_first_phase(function: ast.FunctionDef) -> list[str]:
+    """Return what a command imports before it shows its first phase."""
+    nodes = list(ast.walk(function))
+    shown = [n.lineno for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "set_verbosity"]
+    imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+    return [ast.unparse(each) for each in imports if shown and each.lineno < min(shown)]
+
+
+def test_a_command_shows_that_it_starts_before_it_loads_libraries() -> None:
+    """torch and transformers take seconds to load, on a busy machine ten and more. The control: an import put before."""
+    root = Path(__file__).parents[3]
+    files = [*(root / "merge" / "commands").glob("*.py"), *(root / "evals" / "commands").glob("*.py")]
+    functions = [
+        function
+        for path in files
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef)
+    ]
+    assert sum("set_verbosity(" in ast.unparse(function) for function in functions) > 20
+    assert {f.name: found for f in functions if (found := _before_the_first_phase(f))} == {}
+    late = ast.parse("def command():\n    import torch\n    set_verbosity(True, False)").body[0]
+    assert isinstance(late, ast.FunctionDef)
+    assert _before_the_first_phase(late) == ["import torch"]
