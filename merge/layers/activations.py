@@ -182,13 +182,15 @@ def check_one_text_input(model: Any, source: str, works: str = "this works", oth
 
 
 def live_model(checkpoint: Checkpoint) -> Any:
-    """Return a checkpoint as a live model in float32, in evaluation mode."""
+    """Return a checkpoint as a live model in float32, in evaluation mode, without tensors that its class does not have."""
     import torch
 
+    from merge.checkpoints.names.canonical import expected_names
     from merge.checkpoints.transformers_model import build
 
     encoder = checkpoint.encoder
-    tensors = encoder.state_dict() | absent_pooler(encoder)
+    known = expected_names(encoder.structure)
+    tensors = {name: encoder.tensor(name) for name in encoder.tensors if name in known} | absent_pooler(encoder)
     written = {encoder.written_name(name): tensor for name, tensor in tensors.items()}
     return without_absent_pooler(encoder, build(encoder.config, written, torch.float32, copied=False))
 

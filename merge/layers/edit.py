@@ -59,15 +59,18 @@ def edit_layers(
         MergeError: a subclass for every error in plan, input or output; no incomplete output is left.
     """
     from merge.layers.aligned import align_models
+    from merge.layers.pruning.write import of_its_class
     from merge.layers.repair.repair import RepairSettings, repaired
 
     begun = time.monotonic()
     models = [checkpoint] if isinstance(checkpoint, Checkpoint) else list(checkpoint)
     faults = output_notes(output, force, [model.folder for model in models], dry_run)
-    whole = opened_whole(models)
+    aligns = align is not None and align.moves
+    # An alignment moves the tensors of a class, and knows no others.
+    whole = opened_whole([of_its_class(model) for model in models] if aligns else models)
     assemble(whole, plan)  # every fault that headers show comes before models are read
     aligned = None
-    if align is not None and align.moves:
+    if align is not None and aligns:
         aligned = align_models(whole, align, 0 if repair is None else repair.text.seed)
     done = repaired(whole, plan, repair or RepairSettings(), aligned.moved if aligned else None, dry_run)
     made = Made(

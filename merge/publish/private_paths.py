@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from merge.disk.documents import parse_json, read_json
+from merge.disk.documents import check_kinds, checked_object, parse_json, read_json
 from merge.errors import HubError
 from merge.publish.card import MANIFESTS
 
@@ -31,7 +31,7 @@ def public_files(folder: Path, repo_id: str) -> dict[str, bytes]:
     it begins at the root or the home folder. The manifest gets the hashes of the rewritten files.
 
     Raises:
-        HubError: a text file still holds a path below the home folder or the current one.
+        HubError: a text file still holds a path below the home folder or the current one, or the manifest is malformed.
     """
     manifest = _manifest(folder)
     names = _short_names(_local_paths(manifest)) if manifest else {}
@@ -53,7 +53,18 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     if path is None:
         return None
     content = read_json(path, HubError)
-    return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        return None
+    check_kinds(content, str(path), HubError, {"models": "a list", "base": "keys and values"})
+    for model in _inputs(content):
+        name = f"{path}: an input"
+        if checked_object(model, name, HubError, {"source": "text", "commit": "text"}).get("source") is None:
+            raise HubError(f"{name} has no source. Was the file edited? Merge again, or delete it.")
+    return content
+
+
+def _inputs(manifest: Mapping[str, Any]) -> list[Any]:
+    return [*(manifest.get("models") or ()), *([manifest["base"]] if manifest.get("base") else [])]
 
 
 def _texts(folder: Path) -> Iterator[tuple[str, str]]:
@@ -67,7 +78,7 @@ def _texts(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _local_paths(manifest: Mapping[str, Any]) -> set[str]:
     """Return the strings of the manifest that are paths with a folder; a bare name says nothing of the machine."""
-    inputs = [*manifest.get("models", ()), *([manifest["base"]] if manifest.get("base") else [])]
+    inputs = _inputs(manifest)
     hub_ids = {each["source"] for each in inputs if each.get("commit")}
     sources = {each["source"] for each in inputs}
     rest = {key: value for key, value in manifest.items() if key != "files"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,25 @@ def test_the_card_of_an_edited_folder_that_was_renamed_loads_the_repository(tmp_
     (folder / "edit.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "name"}), encoding="utf-8")
     (folder / "README.md").write_text("# halved\n\nmodel = AutoModel.from_pretrained('halved')\n", encoding="utf-8")
     assert "from_pretrained('me/x')" in public_files(folder, "me/x")["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"models": 3}, "merge.json: models: expected a list, found 3."),
+        ({"models": [3]}, "an input is malformed: a JSON object was expected, found 3."),
+        ({"models": [{"source": 5}]}, 'an input: source: expected text, found 5.'),
+        ({"models": [{}]}, "an input has no source."),
+        ({"base": "b"}, 'merge.json: base: expected keys and values, found "b".'),
+        ({"models": None, "base": None}, None),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_was_edited_is_one_line(entries: dict[str, Any], said: str | None, tmp_path: Path) -> None:
+    """The control: what is null is as good as absent."""
+    text = json.dumps({"files": {}, "name": "out", **entries})
+    (tmp_path / "merge.json").write_text(text, encoding="utf-8")
+    if said is None:
+        assert public_files(tmp_path, "me/merged") == {}
+    else:
+        with pytest.raises(HubError, match=re.escape(said)):
+            public_files(tmp_path, "me/merged")
