@@ -204,7 +204,7 @@ class TaskTable:
     def _label(self, row: Row, table: Table, number: int) -> tuple[str, object]:
         name = next((column for column in self.label_columns if column in row), None)
         if name is None:
-            raise table.fault(number, missing_column(self.label_columns, tuple(row)))
+            raise table.fault(number, missing_column(self.label_columns, tuple(row), table.has_columns))
         return name, row[name]
 
     def _class(self, value: object, index: int | None, column: str, table: Table, number: int) -> int:
@@ -260,7 +260,7 @@ def _label_advice(value: object) -> str:
 def _text(row: Row, names: tuple[str, ...], table: Table, number: int) -> str:
     name = next((n for n in names if n in row), None)
     if name is None:
-        raise table.fault(number, missing_column(names, tuple(row)))
+        raise table.fault(number, missing_column(names, tuple(row), table.has_columns))
     value = row[name]
     if not isinstance(value, str) or not value.strip():
         raise TaskError(f"{_position(table, number, name)}: expected text, found {value!r}.")

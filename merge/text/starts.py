@@ -36,6 +36,15 @@ def header_advice(header: Sequence[str], wanted: Sequence[str] = ()) -> str:
     return f" Rename the column {alike[0][0]!r} to {alike[0][1]!r}." if alike else ""
 
 
-def missing_column(wanted: Sequence[str], header: Sequence[str]) -> str:
-    """Return the message about a row that has none of the wanted columns."""
-    return f"expected a column {' or '.join(wanted)}, found {', '.join(header)}.{header_advice(header, wanted)}"
+def missing_column(wanted: Sequence[str], header: Sequence[str], has_columns: bool = True) -> str:
+    """Return the message about a row that has none of the wanted columns.
+
+    Args:
+        has_columns: False for plain text, whose rows have the one column `text`.
+    """
+    expected = f"expected a column {' or '.join(wanted)}"
+    if not has_columns:
+        return (
+            f"{expected}, found a line of text: a .txt file is read as one text a line. Name a file with columns .tsv."
+        )
+    return f"{expected}, found {', '.join(header)}.{header_advice(header, wanted)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from merge.errors import TaskError
-from merge.text.starts import header_advice, is_object_a_line, is_utf_16
+from merge.text.starts import header_advice, is_object_a_line, is_utf_16, missing_column
 from merge.text.table import open_table
 
 ROWS = [["sentence", "label"], ["a doctor", "1"], ["the lawyer, who saw", "0"]]
@@ -79,3 +79,10 @@ def test_json_lines_in_a_json_file_are_told_from_a_broken_list(tmp_path: Path) -
     assert not is_object_a_line('{"a": {}\n, "b": 1}\n')
     path.write_text('[{"a": 1},\n{"a": 2}]\n')
     assert not fault_of(path)
+
+
+def test_a_table_that_is_named_as_plain_text_says_how_to_name_it() -> None:
+    """As MRPC and SICK are published: msr_paraphrase_test.txt, SICK.txt."""
+    plain = missing_column(("sentence1",), ("text",), has_columns=False)
+    assert plain.endswith("a .txt file is read as one text a line. Name a file with columns .tsv.")
+    assert missing_column(("sentence1",), ("text",)) == "expected a column sentence1, found text."
