@@ -214,7 +214,7 @@ def test_a_malformed_row_is_one_line_with_its_place(tmp_path: Path, line: str, p
         ("a.csv", ["sentence,label", "good,1", '"open,0'], ("line 3", "unexpected end of data")),
         ("a.tsv", ["sentence\tlabel"], ("expected rows, found none",)),
         ("a.jsonl", [], ("expected rows, found none",)),
-        ("a.txt", ["one", "two"], ("line 1", "expected a column sentence", "found a line of text", "Name a file with columns .tsv")),
+        ("a.txt", ["one"], ("line 1", "expected a column sentence", "found a line of text", "Name a file with columns .tsv")),
         ("a.parquet", ["x"], ("a.parquet", "row 1", "cannot be read", "is parquet")),
         ("a.docx", ["x"], ("a.docx", ".jsonl, .csv, .tsv")),
     ],
