@@ -12,7 +12,7 @@ from torch import Tensor
 
 from merge.checkpoints.config_file import position_limit
 from merge.checkpoints.tokenizers.files import check_listed_ids, listed_words
-from merge.checkpoints.tokenizers.tokenizer import reading_texts
+from merge.checkpoints.tokenizers.tokenizer import reading_texts, without_dropout
 from merge.disk.documents import read_object
 from merge.errors import CalibrationError, first_line
 
@@ -50,7 +50,7 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder}: transformers ({type(tokenizer).__name__}) reads {len(tokenizer)} tokens, and not the {words} of its "
             "vocabulary file. Is the tokenizer_class the one this file is for?"
         )
-    return tokenizer
+    return without_dropout(tokenizer)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from merge.checkpoints.tokenizers.files import (
     tokenizer_names,
 )
 from merge.checkpoints.tokenizers.probes import Tables, probe_texts, table_differences, tables_of
-from merge.checkpoints.tokenizers.tokenizer import Tokenizer, load_any, reading_texts
+from merge.checkpoints.tokenizers.tokenizer import Tokenizer, load_any, reading_texts, without_dropout
 from merge.checkpoints.tokenizers.union import setting_differences
 from merge.disk.cache import cache_key, read_cached, write_cached
 from merge.disk.documents import parse_json
@@ -125,9 +125,11 @@ class TokenizerOf:
 
     def read(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Return ids and segments of each text, alone, and of the first two as a pair."""
+        # The record comes first: it is of the tokenizer as it is stored.
+        loaded = self.loaded if self.record is None else without_dropout(self.loaded)
         with reading_texts(self.source):
-            singles = [self.loaded(text) for text in texts]
-            pair = self.loaded(texts[0], texts[1])
+            singles = [loaded(text) for text in texts]
+            pair = loaded(texts[0], texts[1])
         return [
             (list(each["input_ids"]), list(each.get("token_type_ids") or [0] * len(each["input_ids"])))
             for each in (*singles, pair)

@@ -167,6 +167,14 @@ def load_any(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: transformers does not load its tokenizer ({first_line(error)}).") from error
 
 
+def without_dropout(loaded: Any) -> Any:
+    """Return a loaded tokenizer that reads a text alike each time: merges are left out at random in training alone."""
+    model = getattr(getattr(loaded, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None) is not None:
+        model.dropout = None
+    return loaded
+
+
 @contextmanager
 def reading_texts(source: str | Path) -> Iterator[None]:
     """Name the model whose tokenizer loads but cannot read a text, as one without its unknown token.

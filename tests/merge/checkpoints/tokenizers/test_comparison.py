@@ -24,7 +24,7 @@ from layouts.parts import (
 )
 from tiny import SPECIAL, WORDS
 
-from merge.checkpoints.inputs import read_tokens
+from merge.checkpoints.inputs import load_tokenizer, read_tokens
 from merge.checkpoints.tokenizers.comparison import TokenizerOf, compare_tokenizers, double_ids
 from merge.checkpoints.tokenizers.files import has_tokenizer, ids_of, stated_ids
 from merge.checkpoints.tokenizers.probes import probe_texts
@@ -307,3 +307,30 @@ def test_a_tokenizer_without_its_unknown_token_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="its tokenizer cannot read texts"):
         read_tokens(loaded.loaded, [("zzz",)], 8)
     assert loaded.read([WORDS[0], WORDS[1]])[0] == ([0], [0])
+
+
+def test_merges_that_are_left_out_at_random_are_none_where_a_text_is_read(tmp_path: Path) -> None:
+    """BPE dropout is of training, as a model's is: two copies are alike, and each reads a text alike every time.
+
+    The control: with its dropout the tokenizer reads a text in many ways.
+    """
+    folders = [folder_of(tmp_path / name, "roberta", byte_level_bpe) for name in "abc"]
+    for folder, dropout, length in zip(folders, (0.5, 0.5, None), (8, 9, 8), strict=True):
+        stated = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        stated["model"]["dropout"] = dropout
+        stated["truncation"] = {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0}
+        write_json(folder / "tokenizer.json", stated)
+        write_json(
+            folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+        )
+        for name in ("vocab.json", "merges.txt"):
+            (folder / name).unlink()
+    text = " the saw" * 20
+    loaded = transformers.AutoTokenizer.from_pretrained(str(folders[0]))
+    assert len({tuple(loaded(text)["input_ids"]) for _ in range(20)}) > 1
+    reader = load_tokenizer(folders[0])
+    assert len({tuple(reader(text)["input_ids"]) for _ in range(20)}) == 1
+    assert compare_tokenizers(tokenizer(folders[0]), tokenizer(folders[1])) == ([], [])
+    faults, notes = compare_tokenizers(tokenizer(folders[0]), tokenizer(folders[2]))
+    assert (faults, len(notes)) == ([], 1)
+    assert "model.dropout is 0.5 in a, None in c" in notes[0]
