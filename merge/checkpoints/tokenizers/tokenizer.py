@@ -169,7 +169,7 @@ def load_any(folder: Path) -> Any:
 
 def without_dropout(loaded: Any) -> Any:
     """Return a loaded tokenizer that reads a text alike each time: merges are left out at random in training alone."""
-    model = getattr(getattr(loaded, "backend_tokenizer", None), "model", None)
+    model: Any = getattr(getattr(loaded, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None) is not None:
         model.dropout = None
     return loaded
