@@ -125,6 +125,11 @@ AUTO_ENDINGS = (
 )
 # fmt: on
 
+# Classes with a head, and parts of a family's model, in whose place AutoModel loads the whole of it (T5Model for T5EncoderModel).
+PART = re.compile(
+    r"(Head|DoubleHeads|Encoder|Decoder|Text|Vision|Image|Video|Audio|Multimodal|Backbone|Base|QFormer|Causal)Model$"
+)
+
 
 def loading_class(architecture: str) -> str:
     """Return the class of transformers that loads a model with its head: an AutoModel class, or the model's class."""
@@ -133,7 +138,7 @@ def loading_class(architecture: str) -> str:
     ending = next((ending for ending in AUTO_ENDINGS if architecture.endswith(ending)), None)
     if ending:
         return f"AutoModel{ending}"
-    headless = architecture.endswith("Model") and not architecture.endswith(("HeadModel", "DoubleHeadsModel"))
+    headless = architecture.endswith("Model") and not PART.search(architecture)
     return "AutoModel" if headless else architecture
 
 

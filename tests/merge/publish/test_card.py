@@ -199,6 +199,20 @@ def test_a_folder_that_was_not_merged_is_one_line(merged: tuple[Path, tuple[str,
         add_results(merged[0].parent / "a", tmp_path / "results.json")
 
 
+def test_a_part_of_a_familys_model_is_loaded_by_its_own_class() -> None:
+    """AutoModel would load the whole, with random weights for what the part lacks. The control: classes that it gives back."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    whole = {name for names in MODEL_MAPPING_NAMES.values() for name in ((names,) if isinstance(names, str) else names)}
+    words = ("EncoderModel", "DecoderModel", "TextModel", "VisionModel", "AudioModel", "BaseModel")
+    parts = [name for name in transformers.__all__ if name.endswith(words) and name not in whole]
+    assert {"T5EncoderModel", "MT5EncoderModel", "UMT5EncoderModel"} <= set(parts)
+    assert len(parts) > 40
+    assert [name for name in parts if loading_class(name) != name] == []
+    assert {loading_class(name) for name in ("BertModel", "T5Model", "GPT2Model", "ModernBertModel")} == {"AutoModel"}
+
+
 def test_the_class_that_the_card_loads_is_that_of_the_model() -> None:
     """Every model that transformers lists under a task: the AutoModel class of the card must give back its class.
 
