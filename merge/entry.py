@@ -43,6 +43,7 @@ def evaluate_models() -> None:
 
 def _run(command: str, load: Callable[[], Callable[[], None]]) -> None:
     """Run the main function of a command; Ctrl-C during its imports exits with 130, as it does later."""
+    _open_closed_streams()
     try:
         with uncollected():
             main = load()
@@ -53,6 +54,22 @@ def _run(command: str, load: Callable[[], Callable[[], None]]) -> None:
         main()
     finally:
         gc.freeze()  # the process ends: what is left need not be searched for garbage
+
+
+def _open_closed_streams() -> None:
+    """Open the null device in place of stdin, stdout and stderr where they are closed, as by 2>&-.
+
+    The next file that is opened would take the number of a closed one, and be written what libraries print there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (for the whole process)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def _merge_main() -> Callable[[], None]:

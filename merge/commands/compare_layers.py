@@ -18,7 +18,7 @@ from merge.commands.layer_options import (
     text_source,
 )
 from merge.commands.terminal import set_verbosity
-from merge.errors import OutputError, UsageError
+from merge.errors import OutputError, UsageError, one_line
 from merge.layers.strategies.table import STRATEGIES, strategy_named
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ def compare(models: Sequence[str], options: Mapping[str, Any]) -> None:
         options["metric"] or "score",
         options["stack"],
     )
-    _write(table, options)
     if not options["quiet"]:
         for note in table.notes:
             click.echo(f"note: {note}", err=True)
     click.echo(json.dumps(table.to_json(), indent=2) if options["as_json"] else str(table))
+    _write(table, options)  # last: a disk that is full costs the files, and not the table
 
 
 def _entries(checkpoints: Sequence[Checkpoint], names: Sequence[str], options: Mapping[str, Any]) -> list[Entry]:
@@ -98,14 +98,21 @@ def _check_file(path: Path, plot: bool) -> None:
 
 
 def _write(table: Comparison, options: Mapping[str, Any]) -> None:
-    from merge.disk.atomic import write_atomic
-
     for path in options["reports"]:
         text = table.to_csv() if path.endswith(".csv") else json.dumps(table.to_json(), indent=2) + "\n"
-        write_atomic(Path(path), text)
+        _write_file(Path(path), text)
     if options["plot"]:
         from merge.publish.figures import figure_settings, rendered
 
         with figure_settings():
             figure = table.plot()
-        write_atomic(Path(options["plot"]), rendered(figure, Path(options["plot"]).suffix[1:]))
+        _write_file(Path(options["plot"]), rendered(figure, Path(options["plot"]).suffix[1:]))
+
+
+def _write_file(path: Path, data: str | bytes) -> None:
+    from merge.disk.atomic import write_atomic
+
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {one_line(error)}") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -484,6 +486,23 @@ def test_a_full_disk_is_known_before(place: Path, monkeypatch: pytest.MonkeyPatc
     assert edit_layers(checkpoint, LayerPlan.keep(range(6)), place / "fits", dry_run=True).bytes == 0
     with pytest.raises(OutputError, match=f"has {size:,} bytes free, but this needs "):
         edit_layers(checkpoint, LayerPlan.keep([0, 1, 2, 3, 4, 5, 5]), place / "out", dry_run=True)
+
+
+def test_a_full_disk_costs_the_report_of_a_comparison_and_not_its_table(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    words = ("compare", "m", "--plan", "A[0-4]", "--text", "text.txt", "--report", "r.csv", "-q")
+    sound = run(*words)
+    assert sound.code == 0
+    assert (place / "r.csv").exists()  # the control
+    monkeypatch.setattr("merge.disk.atomic.write_atomic", full)
+    answer = run(*words)
+    assert (answer.code, answer.err.count("\n")) == (1, 1)
+    assert "r.csv cannot be written: [Errno 28] No space left on device" in answer.err
+    assert "A[0-4]" in answer.out
 
 
 def test_a_model_that_lacks_a_weight_is_refused_before_anything_is_written(place: Path) -> None:
