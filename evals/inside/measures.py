@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evals.inside.hsic import Hsic, hsic, ratio
+from merge.layers.repair.ridge import NO_VARIANCE
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -80,9 +81,11 @@ class Prepared:
 
 
 def prepare(values: Float[Tensor, "rows units"]) -> Prepared:
-    """Return a representation in float64, centred."""
+    """Return a representation in float64, centred; all 0 where it varies by no more than the rounding of float32."""
     exact = values.double()
-    return Prepared(exact - exact.mean(0))
+    centred = exact - exact.mean(0)
+    varies = torch.linalg.vector_norm(centred) ** 2 > NO_VARIANCE * torch.linalg.vector_norm(exact) ** 2
+    return Prepared(centred if varies else torch.zeros_like(centred))
 
 
 def similarity(x: Prepared, y: Prepared, measures: tuple[str, ...] = MEASURES) -> dict[str, float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merge.layers.activations import LiveLayers, states_of
-from merge.layers.repair.ridge import NormalEquations
+from merge.layers.repair.ridge import NO_VARIANCE, NormalEquations
 from merge.layers.stitching.maps import Norm
 from merge.layers.stitching.norms import states_before_norms
 from merge.progress import track
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from merge.checkpoints.inputs import Batch
 
 Cut = tuple[int, int]
-# Sums of a state that does not vary leave this share of themselves about its mean, by rounding.
-ROUNDING = 1e-13
 NO_NORMS: tuple[Mapping[int, Norm], Mapping[int, Norm]] = ({}, {})
 
 
@@ -82,7 +80,7 @@ class StateSums:
         xx, yy = _square(self.aa[at[0]], norms[0]), _square(self.bb[at[1]], norms[1])
         xy = _written(_written(self.ab[at].T, norms[0]).T, norms[1])
         cross, left, right = (_centred(gram, self.rows).norm() for gram in (xy, xx, yy))
-        varies = left > ROUNDING * xx.norm() and right > ROUNDING * yy.norm()
+        varies = left > NO_VARIANCE * xx.norm() and right > NO_VARIANCE * yy.norm()
         return float(cross / left * cross / right) if varies else 0.0
 
     def _norm(self, at: Cut, side: int) -> Norm | None:

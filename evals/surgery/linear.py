@@ -36,7 +36,7 @@ from evals.surgery.sublayers import Watched
 from merge.checkpoints.hooks import token_mask, token_rows
 from merge.errors import CalibrationError
 from merge.layers.activations import split_batches
-from merge.layers.repair.ridge import NormalEquations
+from merge.layers.repair.ridge import NO_VARIANCE, NormalEquations
 from merge.progress import track
 
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ RIDGE = 1e-9
 HELD_OUT = 0.2
 LOSSES = ("cosine", "mse", "l2")
 RATE, ROUNDS = 1e-3, 3
-# The variance of what does not vary, as a share of its squares, is below this: rounding of their difference.
-ROUNDING = 1e-13
 
 Key = tuple[int, str]  # layer, component
 
@@ -263,7 +261,7 @@ class _Sums:
     def linearity(self, skipping: bool) -> Linearity:
         gap, error, of_mean, of_skip, size = (self.means / self.tokens).tolist()
         variance = self.yy - float((self.y.square() / self.tokens).sum())
-        r2 = 1 - self.error / variance if variance > ROUNDING * self.yy else float(self.error == 0)
+        r2 = 1 - self.error / variance if variance > NO_VARIANCE * self.yy else float(self.error == 0)
         return Linearity(gap, r2, error, of_mean, of_skip if skipping else None, size)
 
 

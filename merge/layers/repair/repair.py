@@ -279,16 +279,17 @@ class _Work:
         )
 
     def _distance(self, student: LiveLayers) -> float:
-        """Return sum |h' - h|^2 / sum |h - mean h|^2 of the last states on held-out text, which the fits of ridges leave out."""
+        """Return `relative_error` of the last states on held-out text, which the fits of ridges leave out."""
         import torch
+
+        from merge.layers.repair.ridge import relative_error
 
         teacher = self.teacher(self.owner)
         held = [batch for batch, is_held in split_batches(self.batches) if is_held]
         if not held:
             raise CalibrationError("a repair needs at least five texts, one of which is held out. Give more text.")
         if not self.held_states:
-            last = teacher.total
-            self.held_states = [states_of(teacher, batch, [last])[last] for batch in held]
+            self.held_states = [states_of(teacher, batch, [teacher.total])[teacher.total] for batch in held]
         gap = squares = 0.0
         total, count = torch.zeros(()), 0
         for batch, due in zip(held, (states.double() for states in self.held_states), strict=True):
@@ -296,5 +297,4 @@ class _Work:
             gap += float((given - due).square().sum())
             squares += float(due.square().sum())
             total, count = total + due.sum(0), count + len(due)
-        variance = squares - float(total.square().sum()) / count
-        return gap / variance if variance > 0 else gap
+        return relative_error(gap, squares, total, count)

@@ -23,6 +23,8 @@ from merge.errors import CalibrationError
 
 # Eigenvalues of sums of float32 products below this share of the largest are rounding.
 ROUNDING = 1e-7
+# A variance below this share of the mean square is the rounding of float32 about a value that does not vary.
+NO_VARIANCE = 1e-12
 
 
 class NormalEquations:
@@ -86,7 +88,19 @@ class NormalEquations:
     def explained(self, weights: Float[Tensor, "features targets"]) -> float:
         """Return R2, the share of the targets' variance that W explains on these rows."""
         variance = self.yy / self.rows - float((self.y / self.rows).square().sum())
-        return 1.0 - self.error(weights) / variance if variance > 0 else 1.0
+        varies = variance > NO_VARIANCE * self.yy / self.rows
+        return 1.0 - self.error(weights) / variance if varies else 1.0
+
+
+def relative_error(gap: float, squares: float, total: Float[Tensor, " units"], count: int) -> float:
+    """Return sum |h' - h|^2 / sum |h - mean h|^2; where h does not vary, it is divided by sum |h|^2.
+
+    Args:
+        gap: sum |h' - h|^2. squares: sum |h|^2. total: sum h, over `count` rows.
+    """
+    variance = squares - float(total.square().sum()) / count
+    scale = variance if variance > NO_VARIANCE * squares else squares
+    return gap / scale if scale > 0 else gap
 
 
 def check_rows(what: str, rows: int, units: int) -> None:

@@ -156,3 +156,11 @@ def test_similarities_do_not_depend_on_the_size_of_the_numbers() -> None:
     huge = prepare(x * 1e37), prepare(y * 1e37)
     due = similarity(prepare(x), prepare(y))
     assert list(similarity(*huge).values()) == pytest.approx(list(due.values()), rel=1e-9)
+
+
+def test_the_rounding_of_float32_about_a_constant_is_no_variance() -> None:
+    """As the states of every token have, above a layer that writes one vector; a thousand times as much is (control)."""
+    noise = random(4) - random(4).mean(0)
+    for size, varies in ((1e-7, False), (1e-4, True)):
+        values = similarity(prepare((3 + size * noise / noise.std()).float()), prepare(random(0)))
+        assert all(math.isnan(value) is not varies for value in values.values())

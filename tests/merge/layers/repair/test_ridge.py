@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from merge.errors import CalibrationError
-from merge.layers.repair.ridge import NormalEquations, check_rows, fit
+from merge.layers.repair.ridge import NormalEquations, check_rows, fit, relative_error
 
 
 def rows(count: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -103,3 +103,17 @@ def test_a_fit_takes_as_many_tokens_as_units() -> None:
     check_rows("a map", 24, 24)
     with pytest.raises(CalibrationError, match="a map needs text of at least 24 tokens, .* found 23"):
         check_rows("a map", 23, 24)
+
+
+def test_what_does_not_vary_is_explained_and_its_error_is_a_share_of_its_size() -> None:
+    """Its variance, which is the rounding of float32, would give any number; of rows that vary it is the variance."""
+    x, y = rows()
+    noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for due, varies in ((3 + 1e-7 * noise, False), (y, True)):
+        given = due + 0.1
+        sums = float((given - due).square().sum()), float(due.square().sum()), due.sum(0), 60
+        scale = float((due - due.mean(0) if varies else due).square().sum())
+        assert relative_error(*sums) == pytest.approx(sums[0] / scale)
+        equations = summed(x, due)
+        assert (equations.explained(torch.zeros(6, 3, dtype=torch.float64)) == 1.0) is not varies
+    assert relative_error(0.0, 0.0, torch.zeros(3), 60) == 0
