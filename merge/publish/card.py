@@ -29,6 +29,12 @@ MANIFESTS = ("merge.json", "edit.json")  # of merges and stitches; of edits and 
 TAGS = ["merge", "merge-models"]
 
 
+def models_inside(folder: Path) -> str:
+    """Return ' The models are inside: X/a, X/b.' for a folder of --heads keep-all, which holds one for each head; else ''."""
+    inside = sorted({path.parent for name in MANIFESTS for path in folder.glob(f"*/{name}")})
+    return f" The models are inside: {', '.join(map(str, inside))}." if inside else ""
+
+
 def write_card(folder: Path, facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write README.md from the facts of a run (merge.json) and evaluation results (records of results.json)."""
     (folder / "README.md").write_text(card_text(folder, facts, results), encoding="utf-8", newline="\n")

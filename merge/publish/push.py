@@ -14,6 +14,7 @@ from merge.checkpoints.hub.errors import hub_errors
 from merge.disk.documents import check_header, read_text
 from merge.disk.yaml_text import YamlFault
 from merge.errors import HubError, UsageError, one_line
+from merge.publish.card import models_inside
 from merge.publish.private_paths import public_files
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def plan_push(folder: Path, repo_id: str, private: bool | None) -> PushPlan:
     if len(files) > FILES_IN_ONE_COMMIT:
         faults.append(f"it holds {len(files)} files, more than the {FILES_IN_ONE_COMMIT} of one commit")
     if faults:
-        raise HubError(f"cannot push {folder}: {'; '.join(faults)}. Is this the folder of a merged model?")
+        advice = models_inside(folder) or " Is this the folder of a merged model?"
+        raise HubError(f"cannot push {folder}: {'; '.join(faults)}.{advice}")
     rewritten = public_files(folder, repo_id)
     sizes = tuple((name, len(rewritten[name]) if name in rewritten else size) for name, size in files)
     return PushPlan(folder, repo_id, private, sizes, rewritten, card=_read_card(folder, rewritten.get("README.md")))

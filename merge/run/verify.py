@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from merge.disk.documents import read_object, shown
 from merge.disk.hashes import file_hash
 from merge.errors import CheckpointError
-from merge.publish.card import MANIFESTS
+from merge.publish.card import MANIFESTS, models_inside
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def verify(folder: Path) -> Verification:
     if path is None:
         raise CheckpointError(
             f"{folder} cannot be verified: it has no {' or '.join(MANIFESTS)}, which merge-models and edit-layers write."
+            f"{models_inside(folder)}"
         )
     stated = _read_manifest(path)
     existing = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {path.name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from tiny import bert_config, save_checkpoint
 
 from merge.checkpoints.open import open_checkpoint
 from merge.commands.merge_models import main
-from merge.errors import CheckpointError
+from merge.errors import CheckpointError, HubError
 from merge.publish.card_results import add_results
+from merge.publish.push import plan_push
 from merge.recipe.recipe import make_recipe
 from merge.run.run import run
 from merge.run.verify import verify
@@ -154,3 +156,17 @@ def test_a_transform_that_was_applied_is_an_input(tmp_path: Path) -> None:
     found = verify(tmp_path / "out")
     assert found.holds
     assert found.inputs[str(file)] == "not here"
+
+
+def test_the_folder_of_several_heads_names_the_models_inside(tmp_path: Path) -> None:
+    """--heads keep-all writes a folder for each head. The control: a folder with nothing inside."""
+    folders = [str(save_checkpoint(tmp_path / name, seed=k)) for k, name in enumerate("ab")]
+    run(make_recipe({"models": folders, "heads": "keep-all", "output": str(tmp_path / "out")}))
+    inside = f"The models are inside: {tmp_path / 'out' / 'a'}, {tmp_path / 'out' / 'b'}."
+    with pytest.raises(CheckpointError, match=re.escape(inside)):
+        verify(tmp_path / "out")
+    with pytest.raises(HubError, match=re.escape(inside)):
+        plan_push(tmp_path / "out", "me/x", None)
+    assert verify(tmp_path / "out" / "a").holds
+    with pytest.raises(CheckpointError, match="write.$"):
+        verify(tmp_path / "a")
