@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MEASURES = ("cosine", "rsa", "kl")
 # Pairs of more texts than this are not all compared.
 MOST_TEXTS = 2000
+# Cosines of vectors that are one but for the rounding of float32 (1e-7) differ by less than this.
+LEAST_SPREAD = 1e-12
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,6 @@ def representational_similarity(a: Tensor, b: Tensor) -> float:
         cosines.append(square[upper[0], upper[1]].numpy())
     if len(cosines[0]) < 2:
         raise UsageError("rsa compares pairs of texts, and needs at least 3. Give more text, or use cosine.")
-    if any(np.ptp(values) == 0 for values in cosines):
+    if any(np.ptp(values) < LEAST_SPREAD for values in cosines):
         return 0.0
     return float(spearmanr(*cosines).statistic)

@@ -137,3 +137,12 @@ def test_every_strategy_names_its_regime() -> None:
     assert {each.regime for each in STRATEGIES.values()} == {AFTER, "no training"}
     for each in STRATEGIES.values():
         assert ("trained after" in regime_note(each)) == (each.regime == AFTER)
+
+
+def test_texts_with_one_embedding_but_for_rounding_have_no_pairs_to_rank() -> None:
+    """Both copies hold the same noise, which would agree; noise of a thousandth is what a model makes of texts (control)."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(12, 8, generator=generator)
+    for size, due in ((1e-7, 0.0), (1e-3, 1.0)):
+        embeddings = 1 + size * noise
+        assert representational_similarity(embeddings, embeddings.clone()) == pytest.approx(due)
