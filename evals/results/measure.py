@@ -34,6 +34,9 @@ from merge.disk.cache import cache_key
 
 POOLED = "classes that fold into one ({}) are pooled by their maximum in the loss; accuracy folds after the argmax"
 CONSTANT = "every row was given the same prediction: {}"
+# Numbers that differ by less than this share of the largest are equal but for the rounding of float32.
+LEAST_SPREAD = 1e-6
+NEARLY_CONSTANT = "every row was given the same prediction but for rounding, {}: its correlations are those of rounding"
 ROUNDED = (
     "computed in {}: {} of {} rows, drawn at random, are decided otherwise than in float32; logits differ by up to {}"
 )
@@ -160,10 +163,13 @@ def _hans(record: Mapping[str, Any], labels: Sequence[str], rows: Rows) -> dict[
 
 def _constant_note(predicted: Tensor, task: EvalTask) -> list[str]:
     """Return a note where all of several rows have the same prediction: no score of such a model means much."""
-    if len(predicted) < 2 or not bool((predicted == predicted[0]).all()):
+    if len(predicted) < 2:
         return []
-    value = f"{float(predicted[0]):g}" if task.regression else task.labels[int(predicted[0])]
-    return [CONSTANT.format(value)]
+    if bool((predicted == predicted[0]).all()):
+        return [CONSTANT.format(f"{float(predicted[0]):g}" if task.regression else task.labels[int(predicted[0])])]
+    if task.regression and float(predicted.max() - predicted.min()) < LEAST_SPREAD * float(predicted.abs().max()):
+        return [NEARLY_CONSTANT.format(f"{float(predicted[0]):g}")]
+    return []
 
 
 def score_key(

@@ -288,6 +288,20 @@ def test_a_model_that_says_one_class_is_said_to(models: tuple[Path, Path], tmp_p
     assert not any("same prediction" in note for note in record["notes"])
 
 
+@pytest.mark.parametrize(("size", "noted"), [(1e-7, True), (1e-3, False)])
+def test_predictions_of_a_number_that_differ_by_rounding_are_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float, noted: bool
+) -> None:
+    """As the cosines of a model that gives every text one embedding: a correlation of them would be one of rounding."""
+    checkpoint = opened(save_checkpoint(tmp_path / "one", bert_config(labels=("score",))))
+    rows = replace(rows_of(), labels=(), gold=tuple(float(k % 5) for k in range(40)))
+    task = EvalTask("number", (), lambda _path, _seed: rows, "stsb")
+    logits = 0.9 + size * torch.randn(40, 1, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(Predictor, "logits", lambda *_: logits)
+    record, _ = score_model(checkpoint, task, rows, None)
+    assert any("the same prediction but for rounding, 0.9" in note for note in record["notes"]) is noted
+
+
 def test_a_task_with_a_score_of_its_own_is_scored_by_it(models: tuple[Path, Path], tmp_path: Path) -> None:
     """Two-class paraphrases: accuracy and F1 of the stored predictions, by scikit-learn."""
     config = bert_config(labels=("no", "yes"))
