@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,12 +45,28 @@ def evaluate_models() -> None:
 def _run(command: str, load: Callable[[], Callable[[], None]]) -> None:
     """Run the main function of a command; Ctrl-C during its imports exits with 130, as it does later."""
     _open_closed_streams()
+    signals: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as under nohup
+    if handled:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         with uncollected():
             main = load()
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not signals and not isinstance(error, KeyboardInterrupt):
+            raise
+        signals.append(signal.SIGINT)
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signals:  # a library may make another error of the KeyboardInterrupt, or none
         sys.stderr.write(f"{command}: interrupted; no incomplete output is left\n")
-        raise SystemExit(130) from None
+        raise SystemExit(130)
     try:
         main()
     finally:

@@ -9,14 +9,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from merge.commands.failures import UNFORESEEN, on_one_line, unforeseen
 from merge.commands.imports import without_pydantic_plugins
 from merge.commands.phases import Phases
-from merge.errors import MergeError, UsageError
+from merge.errors import Interrupted, MergeError, UsageError
 from merge.progress import shown_by, silent
 
 RUST_PANIC = "PanicException"  # of libraries in Rust; it is no Exception
@@ -25,6 +25,7 @@ MAX_DEFAULT_THREADS = 8
 # Of what a command repeats (steps, points, draws): a larger number is a slip of the hand, and would never end.
 MAX_COUNT = 1_000_000
 NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?(?=\.$)")  # of click, for a value that is none
+_signals: list[int] = []  # that asked the command to end; a library may make an error of its own of the first
 VERBOSE = "verbose"  # entry of a command's state: whether the whole of an error is printed
 
 
@@ -44,7 +45,10 @@ def start(
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     set_threads(arguments)
     without_pydantic_plugins()
+    _signals.clear()
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
+        signal.signal(signal.SIGINT, _interrupt)
     state = {VERBOSE: False}
     try:
         _check_arguments(arguments)
@@ -53,6 +57,8 @@ def start(
         click.echo(f"{name}: {_usage_message(error, _typed_command(command, name, arguments), hint)}", err=True)
         sys.exit(2)
     except MergeError as error:
+        if _signals and not isinstance(error, Interrupted):
+            _exit_interrupted(name)
         message = str(error).removesuffix(error.picture) if error.picture else error
         click.echo(f"{name}: {on_one_line(message, state[VERBOSE])}{error.picture}", err=True)
         sys.exit(error.exit_code)
@@ -61,17 +67,20 @@ def start(
         if isinstance(error.__cause__, EOFError):
             click.echo(f"{name}: {unforeseen(error.__cause__, state[VERBOSE])}", err=True)
             sys.exit(UNFORESEEN)
-        click.echo(f"{name}: interrupted; no incomplete output is left", err=True)
-        sys.exit(130)
+        _exit_interrupted(name)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (OSError, MemoryError) as error:  # from the system: a deleted file, full memory
+        if _signals:
+            _exit_interrupted(name)
         click.echo(f"{name}: {on_one_line(f'{type(error).__name__}: {error}', state[VERBOSE])}", err=True)
         sys.exit(1)
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != RUST_PANIC:
             raise
+        if _signals:  # a library made another error of the KeyboardInterrupt
+            _exit_interrupted(name)
         if OUT_OF_MEMORY.search(str(error)):  # of torch, which raises a RuntimeError
             click.echo(f"{name}: {on_one_line(error, state[VERBOSE])}", err=True)
             sys.exit(1)
@@ -134,8 +143,14 @@ def _check_arguments(arguments: Sequence[str]) -> None:
             raise UsageError(f"expected arguments in UTF-8, found {argument!r}. Rename the file.")
 
 
-def _interrupt(_signal: int, _frame: Any) -> None:
+def _interrupt(number: int, _frame: Any) -> None:
+    _signals.append(number)
     raise KeyboardInterrupt
+
+
+def _exit_interrupted(name: str) -> NoReturn:
+    click.echo(f"{name}: interrupted; no incomplete output is left", err=True)
+    sys.exit(130)
 
 
 class CommaList(click.ParamType):

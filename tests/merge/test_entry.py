@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -45,3 +48,35 @@ def test_no_file_takes_the_number_of_a_closed_stream() -> None:
         ["sh", "-c", f'"{sys.executable}" -c "{code}" 2>&-'], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.stdout == "True\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("made", [KeyboardInterrupt(), RuntimeError("schema"), None])
+def test_ctrl_c_during_imports_is_one_line_whatever_a_library_makes_of_it(
+    made: BaseException | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The control: the same error without Ctrl-C is raised as it is."""
+
+    def load(interrupted: bool) -> Callable[[], None]:
+        try:
+            if interrupted:
+                os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        if made is not None:
+            raise made
+        return lambda: None
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            entry._run("merge-models", lambda: load(True))
+        assert stop.value.code == 130
+        assert capsys.readouterr().err == "merge-models: interrupted; no incomplete output is left\n"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if isinstance(made, RuntimeError):
+            with pytest.raises(RuntimeError, match="schema"):
+                entry._run("merge-models", lambda: load(False))
+    finally:
+        signal.signal(signal.SIGINT, before)
+        gc.unfreeze()
