@@ -8,16 +8,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from merge.errors import UsageError
+from merge.errors import UsageError, brief
+
+# Of a number in settings: sums and products of a few stay finite, and no whole number is too long for a float.
+LARGEST = 1e300
+
+
+def is_finite_number(value: Any) -> bool:
+    """Return whether a value is a number, and neither NaN nor infinite nor beyond LARGEST."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def check_number(
     method: str, key: str, value: Any, low: float = -math.inf, high: float = math.inf, above: bool = False
 ) -> None:
     """Stop unless `value` is a finite number from `low` to `high`; with `above`, `low` itself is excluded."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not low <= value <= high or (above and value == low):
-        raise UsageError(f"{method}: {key} must be {_range(low, high, above)}, found {value!r}.")
+    if not is_finite_number(value) or not low <= value <= high or (above and value == low):
+        raise UsageError(f"{method}: {key} must be {_range(low, high, above)}, found {brief(repr(value))}.")
 
 
 def _range(low: float, high: float, above: bool) -> str:
@@ -52,8 +59,8 @@ def check_weights(method: str, weights: Any, normalize: bool, can_turn_off: bool
     if not isinstance(weights, tuple):
         raise UsageError(f"{method}: weights must be a list, one number per model, found {weights!r}.")
     for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise UsageError(f"{method}: weights must be finite numbers, found {weight!r}.")
+        if not is_finite_number(weight):
+            raise UsageError(f"{method}: weights must be finite numbers, found {brief(repr(weight))}.")
     if normalize and abs(math.fsum(weights)) < 1e-12:
         advice = "Set normalize=false." if can_turn_off else "Give weights whose sum is not 0."
         raise UsageError(f"{method}: weights {list(weights)} sum to 0 and cannot be normalised. {advice}")

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from merge.errors import UsageError
+from merge.errors import UsageError, brief
 from merge.methods import METHODS, method_advice
+from merge.methods.checks import is_finite_number
 from merge.recipe.gradient import is_gradient
 from merge.text.source import ModelStatistics, Record, as_list, model_statistics
 
@@ -58,6 +59,8 @@ class ModelEntry(Record):
             raise ValueError(str(error)) from error
         if not fits or weight is False:
             raise ValueError("expected a number")
+        if isinstance(weight, int) and not is_finite_number(weight):
+            raise ValueError(f"expected a finite number, found {brief(str(weight))}")
         return float(weight) if isinstance(weight, int) else weight
 
 

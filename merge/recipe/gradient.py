@@ -6,11 +6,11 @@ another one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from merge.errors import UsageError
+from merge.errors import UsageError, brief
+from merge.methods.checks import is_finite_number
 
 # Positions of tensors before the first layer and after the last, which are at 0 and 1.
 BEFORE, AFTER = -1.0, 2.0
@@ -25,17 +25,13 @@ def is_gradient(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
     points = value.get("gradient")
-    numbers = isinstance(points, list | tuple) and all(map(_is_number, points))
-    keys = set(value) - ({"outside"} if _is_number(value.get("outside")) else set())
+    numbers = isinstance(points, list | tuple) and all(map(is_finite_number, points))
+    keys = set(value) - ({"outside"} if is_finite_number(value.get("outside")) else set())
     if keys != {"gradient"} or not numbers or not points:
         raise UsageError(
-            f"a gradient is written {{gradient: [first, ..., last]}} with finite numbers; found {value!r}."
+            f"a gradient is written {{gradient: [first, ..., last]}} with finite numbers; found {brief(repr(value), 120)}."
         )
     return True
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def value_at(value: Any, position: float) -> Any:

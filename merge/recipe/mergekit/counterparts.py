@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from merge.methods import METHODS
+from merge.methods.checks import is_finite_number
 
 REQUIRED = object()
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -97,8 +97,7 @@ def _number_of(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if is_number else None
+    return value if is_finite_number(value) else None
 
 
 def _flag_of(value: Any) -> bool | None:

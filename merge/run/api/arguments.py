@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import numbers
 import os
 import re
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from merge.errors import UsageError, brief
+from merge.methods.checks import LARGEST
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -99,8 +99,8 @@ def _check_number(name: str, value: Any) -> None:
     """Raise UsageError for a number that is below the least of its name, or none (NaN), or infinite."""
     if not _is_number(value, numbers.Real):
         return
-    if not math.isfinite(value):
-        raise UsageError(f"{name} must be a finite number, found {value}.")
+    if not abs(value) <= LARGEST:
+        raise UsageError(f"{name} must be a finite number, found {brief(str(value))}.")
     if value < LEAST.get(name, value):
         raise UsageError(f"{name} must be at least {LEAST[name]}, found {value}.")
 

@@ -111,6 +111,14 @@ FAULTS = {
         "models: [a, b]\nalign: {by: weigts}",
         "2:9: align.by: unknown alignment 'weigts'. Did you mean 'weights'?",
     ),
+    "a weight too long for a float": (
+        f"models: [{{model: a, weight: {10**400}}}, b]",
+        "1:21: models.0.weight: expected a finite number, found 1000",
+    ),
+    "a gradient too long for a float": (
+        f"models: [a, b]\nsettings: {{weights: {{gradient: [{10**400}, 1]}}}}",
+        "a gradient is written {gradient: [first, ..., last]} with finite numbers; found",
+    ),
     "unknown setting": (
         "models: [a, b]\nmethod: slerp\nsettings: {lamb: 1}",
         "3:1: method slerp has no setting 'lamb'. Did you mean 'lam'?",
