@@ -106,8 +106,8 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def found(value: Any) -> str:
-    """Return a value as an error shows it: a number or a text itself, of everything else the type."""
-    if value is None or isinstance(value, str | int | float):
+    """Return a value as an error shows it: numbers, texts and lists themselves, of everything else the type."""
+    if value is None or isinstance(value, str | bytes | int | float | list | tuple | dict | set):
         return brief(repr(value))
     return f"a value of type {type(value).__name__}"
 

@@ -119,7 +119,9 @@ def text_path(text: TextLike, workspace: Path) -> str:
     return text_file(text, workspace)
 
 
-def statistics_entry(statistics: Mapping[str, Any] | Sequence[Any] | None, workspace: Path) -> dict[str, Any] | None:
+def statistics_entry(
+    statistics: str | Mapping[str, Any] | Sequence[Any] | None, workspace: Path
+) -> dict[str, Any] | None:
     """Return the recipe's `statistics` entry, for all models; text in memory is written to the workspace."""
     if not isinstance(statistics, Mapping):
         return None
@@ -127,7 +129,9 @@ def statistics_entry(statistics: Mapping[str, Any] | Sequence[Any] | None, works
     return {**statistics, **({} if text is None else {"text": text_path(text, workspace)})}
 
 
-def own_statistics(statistics: Mapping[str, Any] | Sequence[Any] | None, models: int, workspace: Path) -> list[Any]:
+def own_statistics(
+    statistics: str | Mapping[str, Any] | Sequence[Any] | None, models: int, workspace: Path
+) -> list[Any]:
     """Return the `statistics` entry of each model, if they are given one by one; text in memory is written to the workspace.
 
     Raises:

@@ -74,7 +74,7 @@ def merge(
     tokenizer: str | None = None,
     base_lacks: str | None = None,
     extra_tensors: str | None = None,
-    statistics: Mapping[str, Any] | Sequence[Any] | None = None,
+    statistics: str | Mapping[str, Any] | Sequence[Any] | None = None,
     dtype: str | None = None,
     out_dtype: str | None = None,
     seed: int = 0,

@@ -63,7 +63,7 @@ def test_a_loss_that_is_no_parabola_is_predicted_as_one() -> None:
         (([0.1, 0.2], [[0, 0.1], [0.3, 0]]), "not symmetric"),
         (([0.1, 0.2], np.zeros((2, 2)), [2, -1]), "must not be negative"),
         (([0.1, 0.2], np.zeros((2, 2)), [0, 0]), "one must be positive"),
-        ((["x", 0.2], np.zeros((2, 2))), "losses are not numbers"),
+        ((["x", 0.2], np.zeros((2, 2))), "losses: expected a list of numbers, found "),
         (([0.1, 0.2], [[0], [1, 2]]), "midpoints are not numbers"),
     ],
 )

@@ -409,10 +409,12 @@ def test_the_command_replaces_no_file_unasked(run: Run, tmp_path: Path) -> None:
 
 def test_the_command_needs_a_tokenizer(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "bare", tokenizer=False)
-    answer = CliRunner().invoke(statistics_command, [str(folder), "--kind", "gram", "-o", str(tmp_path / "s")])
+    answer = CliRunner().invoke(
+        statistics_command, [str(folder), "--kind", "gram", "-o", str(tmp_path / "s.safetensors")]
+    )
     assert isinstance(answer.exception, CalibrationError)
     assert "has no tokenizer. Add its tokenizer files" in str(answer.exception)
-    assert not (tmp_path / "s").exists()
+    assert not (tmp_path / "s.safetensors").exists()
 
 
 @pytest.mark.parametrize("missing", [["--kind", "gram"], ["-o", "s"], ["--kind", "hessian", "-o", "s"]])
