@@ -32,8 +32,8 @@ Row = list[Cell]
 def show(cell: Cell) -> str:
     """Return a cell as text: four decimals; two significant digits of smaller values, five of very large ones; – for None."""
     if isinstance(cell, Span):
-        return "–" if cell.low is None else f"{show(cell.low)} to {show(cell.high)}"
-    if cell is None:
+        return "–" if show(cell.low) == "–" else f"{show(cell.low)} to {show(cell.high)}"
+    if cell is None or cell != cell:  # what is undefined is nan when it is measured, and null in results.json
         return "–"
     if isinstance(cell, str):
         return cell
@@ -110,7 +110,7 @@ def csv_table(rows: Sequence[Row]) -> str:
         cells: list[Cell] = []
         for cell, span in zip(row, spans, strict=True):
             cells += [cell] if not span else [cell.low, cell.high] if isinstance(cell, Span) else [None, None]
-        writer.writerow(cells)
+        writer.writerow([None if cell != cell else cell for cell in cells])
     return text.getvalue()
 
 
