@@ -227,13 +227,20 @@ def finite(checkpoint: Checkpoint, name: str) -> Tensor:
     """Return one tensor in float32 or better, integers as they are.
 
     Raises:
-        CheckpointError: it holds NaN or infinity.
+        CheckpointError: it holds NaN or infinity, or is of a dtype that torch does not compute with.
     """
     import torch
 
     tensor = checkpoint.tensor(name)
     if not tensor.is_floating_point():
         return tensor
-    if tensor.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):
+    try:
+        ends = torch.aminmax(tensor) if tensor.numel() else ()
+    except NotImplementedError:  # of two numbers in a byte
+        raise CheckpointError(
+            f"{checkpoint.source}: {name} is stored as {tensor.dtype}, which torch does not compute with. Save the model in "
+            "float32, float16 or bfloat16."
+        ) from None
+    if not all(bool(torch.isfinite(end)) for end in ends):
         raise CheckpointError(f"{checkpoint.source}: {name} holds NaN or infinity. This model is broken; leave it out.")
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -25,6 +25,7 @@ MAX_DEFAULT_THREADS = 8
 # Of what a command repeats (steps, points, draws): a larger number is a slip of the hand, and would never end.
 MAX_COUNT = 1_000_000
 NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?(?=\.$)")  # of click, for a value that is none
+NO_HOME = "Could not determine home directory."  # of pathlib, as a RuntimeError
 _signals: list[int] = []  # that asked the command to end; a library may make an error of its own of the first
 VERBOSE = "verbose"  # entry of a command's state: whether the whole of an error is printed
 
@@ -81,6 +82,10 @@ def start(
             raise
         if _signals:  # a library made another error of the KeyboardInterrupt
             _exit_interrupted(name)
+        if str(error) == NO_HOME:
+            path = "a path begins with ~, and this machine knows no home folder of that user. Write the whole path."
+            click.echo(f"{name}: {path}", err=True)
+            sys.exit(1)
         if OUT_OF_MEMORY.search(str(error)):  # of torch, which raises a RuntimeError
             click.echo(f"{name}: {on_one_line(error, state[VERBOSE])}", err=True)
             sys.exit(1)

@@ -40,8 +40,11 @@ def _checksum(whole: Mapping[str, Any]) -> str:
 
 def tensors_checksum(tensors: Mapping[str, Tensor]) -> bytes:
     """Return the SHA-256 of the names, types, shapes and bytes of tensors."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].numpy().tobytes())
+        # As bytes: numpy has no bfloat16 and no float8.
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()

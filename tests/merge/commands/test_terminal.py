@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -71,3 +72,16 @@ def test_a_signal_that_is_ignored_stays_so(capsys: pytest.CaptureFixture[str]) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert ended(CheckpointError("a: cannot be read"), signal.SIGINT) == 1
     assert capsys.readouterr().err == "a-command: a: cannot be read\n"
+
+
+def test_a_path_of_a_user_that_is_not_known_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The control is above: another RuntimeError is a fault of the program."""
+
+    @click.command()
+    def command() -> None:
+        Path("~nobody-of-this-name/a").expanduser()
+
+    with pytest.raises(SystemExit) as stop:
+        start(command, "a-command", [])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("a-command: a path begins with ~, and this machine knows no home folder")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import pytest
+import torch
 
 from merge.disk import checksums
-from merge.disk.checksums import CHECKSUM, with_checksum, without_checksum
+from merge.disk.checksums import CHECKSUM, tensors_checksum, with_checksum, without_checksum
 
 RECORD: dict[str, Any] = {
     "key": "k",
@@ -49,3 +51,15 @@ def test_a_file_of_another_layout_is_older(monkeypatch: pytest.MonkeyPatch) -> N
     stored = with_checksum(RECORD)
     monkeypatch.setattr(checksums, "LAYOUT", checksums.LAYOUT + 1)
     assert without_checksum(stored) is None
+
+
+def test_tensors_of_every_dtype_have_a_checksum_of_their_bytes() -> None:
+    """Numpy has no bfloat16 and no float8; for what it has, the sum is of the bytes that it gives."""
+    values = torch.tensor([[1.0, -2.0], [0.5, 8.0]])
+    dtypes = (torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.bool, torch.int64)
+    sums = [tensors_checksum({"w": values.to(dtype)}) for dtype in dtypes]
+    assert len(set(sums)) == len(dtypes)
+    plain = hashlib.sha256(b"w torch.float32 (2, 2)\n" + values.numpy().tobytes()).digest()
+    assert sums[2] == plain
+    assert tensors_checksum({"w": values.T.contiguous().T}) == plain  # the same rows, stored by columns
+    assert tensors_checksum({"w": torch.tensor(3.0)}) != tensors_checksum({"w": torch.tensor(4.0)})

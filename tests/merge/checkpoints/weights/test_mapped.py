@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import _TYPES, save_file
+from safetensors.torch import _TYPES, load_file, save_file
+from tiny import save_checkpoint
 from torch import Tensor
 
+from merge.checkpoints.checkpoint import finite
+from merge.checkpoints.open import open_checkpoint
 from merge.checkpoints.weights.read import MappedFile, StoredTensor, nbytes, read_headers
 from merge.errors import CheckpointError
 
@@ -151,3 +154,18 @@ def test_a_model_of_many_files_needs_no_ulimit(hard: int, tmp_path: Path) -> Non
         assert done.stdout == "80\n", done.stderr
     else:
         assert "Too many open files). Allow more open files (ulimit -n), or save" in done.stderr
+
+
+def test_weights_of_two_numbers_in_a_byte_are_refused_in_one_line(tmp_path: Path) -> None:
+    """torch stores them, and computes nothing with them. The control: bfloat16, which it computes with."""
+    folder = save_checkpoint(tmp_path / "a")
+    tensors = load_file(folder / FILE)
+    name = next(name for name in tensors if name.endswith("LayerNorm.bias"))
+    save_file({**tensors, name: tensors[name].bfloat16()}, folder / FILE, metadata={"format": "pt"})
+    assert finite(open_checkpoint(str(folder)), name).dtype == torch.float32
+    packed = torch.zeros(len(tensors[name]) // 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    save_file({**tensors, name: packed}, folder / FILE, metadata={"format": "pt"})
+    message = "is stored as torch.float4_e2m1fn_x2, which torch does not compute with"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        finite(open_checkpoint(str(folder)), name)
+    assert "\n" not in str(caught.value)
