@@ -92,8 +92,8 @@ def read_record(store: Path, key: str, rows: int) -> RowLosses | None:
         facts = _facts(table.schema)
         losses = _matrix(table["loss"], np.float32, rows)
         correct = _matrix(table["correct"], np.bool_, rows) if "correct" in table.column_names else None
-        lam = tuple(table["lam"].to_pylist())
-    except (pa.ArrowException, OSError, KeyError, ValueError, MergeError):
+        lam = tuple(map(float, table["lam"].to_pylist()))
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, MergeError):
         return None
     if not isinstance(facts, dict) or facts.get("key") != key or facts.get("format") != FORMAT:
         return None
@@ -114,8 +114,12 @@ def _matrix(column: Any, dtype: Any, rows: int) -> Any:
     """Return a column of lists as an array.
 
     Raises:
-        ValueError: its lists are not of this many rows.
+        ValueError: it has no lists, or they are not of this many rows.
     """
+    from pyarrow import types
+
+    if not (types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type)):
+        raise ValueError(f"expected lists, found {column.type}")
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
     return flat.reshape(len(column), rows)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -72,3 +73,20 @@ def test_a_damaged_record_is_not_used(tmp_path: Path) -> None:
     assert not is_stored(tmp_path, "pairs-4567")
     assert read_record(tmp_path, "pairs-4567", 5) is None
     assert not is_stored(tmp_path, KEY)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("correct", [True]), ("loss", [0.5]), ("loss", [{"a": 1}]), ("lam", [None]), ("lam", [[1.0]])],
+)
+def test_a_record_whose_columns_are_of_other_kinds_is_not_used(name: str, values: list[object], tmp_path: Path) -> None:
+    """As of a file that another program wrote anew. The control: the same file with its own columns."""
+    write_record(tmp_path, "key", record())
+    path = record_path(tmp_path, "key")
+    table = pq.read_table(path)
+    pq.write_table(table, path)
+    rows = record().losses.shape[1]
+    assert read_record(tmp_path, "key", rows) is not None
+    other = table.set_column(table.column_names.index(name), name, pa.array(values * len(table)))
+    pq.write_table(other, path)
+    assert read_record(tmp_path, "key", rows) is None
