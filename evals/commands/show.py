@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -69,13 +71,15 @@ def show_tables(tables: Sequence[list[Row]], form: str, width: int | None = None
     """Print tables as text in columns, as Markdown or as CSV; an empty line parts them, but for text without a width.
 
     Args:
-        width: of text, for which wide headers take several lines.
+        width: of text, for which wide headers take several lines; on a terminal its own, into which every table fits.
     """
     from evals.report.table_text import csv_table, markdown_table, plain_table
 
     if form == "plain":
-        between = "\n" if width is None else "\n\n"
-        click.echo(between.join(plain_table(rows, width).rstrip("\n") for rows in tables))
+        between, terminal = "\n" if width is None else "\n\n", sys.stdout.isatty()
+        if terminal:
+            width = shutil.get_terminal_size().columns
+        click.echo(between.join(plain_table(rows, width, terminal).rstrip("\n") for rows in tables))
     else:
         shown = {"markdown": markdown_table, "csv": csv_table}[form]
         click.echo("\n\n".join(shown(rows).rstrip("\n") for rows in tables))

@@ -59,21 +59,38 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
 
 
-def plain_table(rows: Sequence[Row], width: int | None = None) -> str:
+def plain_table(rows: Sequence[Row], width: int | None = None, in_blocks: bool = False) -> str:
     """Return the rows as text for a terminal: one line a row, numbers aligned right.
 
     Args:
         width: of the terminal; the header takes as many lines as it needs for the table to fit, where it can.
+        in_blocks: where it cannot, the columns go below one another, in blocks that each begin with the first column.
     """
     right = numeric_columns(rows)
     cells = [[" ".join(show(cell).split()) for cell in row] for row in rows]
     if width is not None:
         cells = [*_folded_header(cells, width), *cells[1:]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    blocks = [list(range(len(widths)))] if width is None or not in_blocks else _blocks(widths, width)
+    texts = []
+    for block in blocks:
+        lines = [
+            "  ".join(row[k].rjust(widths[k]) if right[k] else row[k].ljust(widths[k]) for k in block) for row in cells
+        ]
+        texts.append("\n".join(line.rstrip() for line in lines))
+    return "\n\n".join(texts)
+
+
+def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Return the columns of each block: the first column, and as many of the others as a line of this width has room for."""
+    blocks, used = [[0]], widths[0]
+    for k in range(1, len(widths)):
+        if used + 2 + widths[k] > width and len(blocks[-1]) > 1:
+            blocks.append([0])
+            used = widths[0]
+        blocks[-1].append(k)
+        used += 2 + widths[k]
+    return blocks
 
 
 def _folded_header(cells: Sequence[Sequence[str]], width: int) -> list[list[str]]:
