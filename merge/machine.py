@@ -41,10 +41,10 @@ def map_file(file: BinaryIO) -> mmap.mmap:
 @cache
 def _allow_open_files() -> None:
     """Let this process have as many open files as the system allows, which is often many times what it gives at first."""
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # Windows
         return
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in OPEN_FILES:
         wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -92,7 +92,7 @@ def read_record(store: Path, key: str, rows: int) -> RowLosses | None:
         facts = _facts(table.schema)
         losses = _matrix(table["loss"], np.float32, rows)
         correct = _matrix(table["correct"], np.bool_, rows) if "correct" in table.column_names else None
-        lam = tuple(map(float, table["lam"].to_pylist()))
+        lam = tuple(None if value is None else float(value) for value in table["lam"].to_pylist())
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, MergeError):
         return None
     if not isinstance(facts, dict) or facts.get("key") != key or facts.get("format") != FORMAT:

@@ -47,6 +47,14 @@ def test_the_same_measurement_gives_the_same_bytes(tmp_path: Path) -> None:
     assert files[0] == files[1] != files[2]
 
 
+def test_the_record_of_a_model_is_on_no_line(tmp_path: Path) -> None:
+    losses = np.ones((1, 5), np.float32)
+    write_record(tmp_path, "ends-0123", RowLosses((None,), losses, None))
+    read = read_record(tmp_path, "ends-0123", 5)
+    assert read is not None
+    assert read.lam == (None,)
+
+
 def test_a_damaged_record_is_not_used(tmp_path: Path) -> None:
     """Cut short, of other bytes inside, of another key, of other rows; the record as it was is used (control)."""
     write_record(tmp_path, KEY, record())
@@ -77,7 +85,7 @@ def test_a_damaged_record_is_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("correct", [True]), ("loss", [0.5]), ("loss", [{"a": 1}]), ("lam", [None]), ("lam", [[1.0]])],
+    [("correct", [True]), ("loss", [0.5]), ("loss", [{"a": 1}]), ("lam", [[1.0]])],
 )
 def test_a_record_whose_columns_are_of_other_kinds_is_not_used(name: str, values: list[object], tmp_path: Path) -> None:
     """As of a file that another program wrote anew. The control: the same file with its own columns."""
