@@ -125,8 +125,8 @@ def test_a_path_of_the_inputs_is_replaced_in_their_configs_too(tmp_path: Path) -
 
 def test_a_sentence_that_begins_with_a_path_keeps_its_words(tmp_path: Path) -> None:
     """A note is no path, though it begins with one and names two; a command holds paths that the manifest states nowhere."""
-    note = f"{tmp_path}/zoo/a and /opt/zoo/b were measured on one text, /opt/data/c.txt. The method wants two."
-    command = "/opt/env/bin/python ~/work/score.py {model} --task mnli/accuracy --url https://host/x/y"
+    note = f"{tmp_path}/zoo/a and /srv/zoo/b were measured on one text, /srv/data/c.txt. The method wants two."
+    command = "/srv/env/bin/python ~/work/score.py {model} --task mnli/accuracy --url https://host/x/y"
     folder = written_folder(tmp_path / "out", f"{tmp_path}/zoo/a", notes=[note], scorer=command)
     stated = json.loads(public_files(folder, "me/x")["merge.json"])
     assert stated["notes"] == ["a and b were measured on one text, c.txt. The method wants two."]
